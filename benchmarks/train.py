@@ -1,0 +1,250 @@
+"""Meta-trains an algorithm on a family of tasks and shows how it adapts to tasks it has not met.
+
+    python benchmarks/train.py                      # MAML on 2-D navigation
+    python benchmarks/train.py --help               # every setting
+    python benchmarks/train.py --family cartpole --output runs/cartpole
+
+Leaves config.json, metrics.jsonl, evaluation.json, checkpoints/, adaptation.png and trajectories.png in
+the output folder.
+"""
+
+import argparse
+import dataclasses
+import inspect
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import jax
+import numpy as np
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from jaxmeta import checks, evaluation, plotting, tasks, training
+from jaxmeta.adaptation import lifetime
+from jaxmeta.algorithms import ALGORITHMS
+from jaxmeta.tasks import TaskFamily, sample_tasks
+from jaxmeta.types import MetaAlgorithm
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """How the result is measured."""
+
+    eval_tasks: int = 200
+    """Held-out tasks, and as many out of distribution."""
+    eval_updates: int = 3
+    """Gradient steps that each of them is given."""
+
+    def __post_init__(self) -> None:
+        checks.at_least("eval_tasks", self.eval_tasks, 2)
+        checks.at_least("eval_updates", self.eval_updates, 1)
+
+
+def settings(argv: list[str]) -> Any:
+    """The command line as one object; algorithm and family decide which settings there are."""
+    chooser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    chooser.add_argument("--algorithm", default="maml")
+    chooser.add_argument("--family", default="navigation")
+    chosen, _ = chooser.parse_known_args(argv)
+    checks.choice("algorithm", chosen.algorithm, ALGORITHMS)
+    checks.choice("family", chosen.family, tasks.FAMILIES)
+    module = ALGORITHMS[chosen.algorithm]
+    constructor = tasks.FAMILIES[chosen.family]
+    family_settings = dataclasses.make_dataclass(
+        "FamilySettings",
+        [
+            (name, parameter.annotation, dataclasses.field(default=parameter.default))
+            for name, parameter in inspect.signature(constructor).parameters.items()
+        ],
+        frozen=True,
+    )
+    family_settings.__doc__ = constructor.__doc__
+    flat = tyro.conf.arg(name="")
+    algorithms, families = " | ".join(sorted(ALGORITHMS)), " | ".join(tasks.names())
+    fields = [
+        ("algorithm", Annotated[str, tyro.conf.arg(help=algorithms)], chosen.algorithm),
+        ("family", Annotated[str, tyro.conf.arg(help=families)], chosen.family),
+        (
+            "output",
+            Annotated[Path | None, tyro.conf.arg(help="folder; default runs/ALGORITHM-FAMILY")],
+            None,
+        ),
+        ("resume", Annotated[bool, tyro.conf.arg(help="go on from its newest checkpoint")], False),
+        ("training", Annotated[training.Config, flat], training.Config()),
+        ("config", Annotated[module.Config, flat], module.Config()),
+        ("hyper", Annotated[module.Hyper, flat], module.Hyper()),
+        ("evaluation", Annotated[Evaluation, flat], Evaluation()),
+        ("task", family_settings, family_settings()),
+    ]
+    main = dataclasses.make_dataclass(
+        "Main",
+        [(name, kind, dataclasses.field(default=default)) for name, kind, default in fields],
+        frozen=True,
+    )
+    main.__doc__ = __doc__
+    return tyro.cli(main, args=argv)
+
+
+def evaluate(
+    key: jax.Array,
+    meta: Any,
+    *,
+    algorithm: MetaAlgorithm,
+    family: TaskFamily,
+    split: str,
+    num_tasks: int,
+    num_streams: int,
+    num_updates: int,
+) -> dict[str, Any]:
+    """The adaptation curve on ``num_tasks`` tasks of a split, summarised."""
+    task_key, adapt_key, random_key, optimal_key = jax.random.split(key, 4)
+    drawn = jax.jit(lambda key: sample_tasks(key, family, num_tasks, split=split))(task_key)
+    returns = jax.jit(
+        lambda key, meta, drawn: evaluation.adaptation_returns(
+            key,
+            meta,
+            drawn,
+            learner=algorithm.learner,
+            env=family.env,
+            num_streams=num_streams,
+            num_updates=num_updates,
+            num_steps=family.horizon,
+        )
+    )(adapt_key, meta, drawn)
+    random = jax.jit(lambda key, drawn: evaluation.random_returns(key, drawn, family=family))(
+        random_key, drawn
+    )
+    optimal = None
+    if family.optimal_action is not None:
+        optimal = jax.jit(lambda key, drawn: evaluation.optimal_returns(key, drawn, family=family))(
+            optimal_key, drawn
+        )
+    return evaluation.summarize(*jax.device_get((returns, random, optimal)))
+
+
+def draw_trajectories(
+    path: Path,
+    key: jax.Array,
+    meta: Any,
+    *,
+    algorithm: MetaAlgorithm,
+    family: TaskFamily,
+    num_updates: int,
+) -> None:
+    """Paths of five episodes before and after adaptation in six held-out tasks."""
+    task_key, key = jax.random.split(key)
+    drawn = sample_tasks(task_key, family, 6, split="test")
+
+    def observations(key: jax.Array, task: Any) -> tuple[jax.Array, jax.Array]:
+        history = lifetime(
+            key,
+            meta,
+            task,
+            learner=algorithm.learner,
+            env=family.env,
+            num_streams=20,
+            num_updates=num_updates,
+            num_steps=family.horizon,
+            restart=True,
+        )
+        timestep = history.trajectories.timestep
+        return timestep.obs[:, :5], timestep.first[:, :5]
+
+    obs, first = jax.device_get(jax.jit(jax.vmap(observations))(jax.random.split(key, 6), drawn))
+    goals = np.asarray(drawn.goal) if hasattr(drawn, "goal") else None
+    labels = ("x", "y") if goals is not None else ("observation 0", "observation 1")
+    plotting.trajectories(path, obs, first, goals=goals, labels=labels)
+
+
+def print_table(console: Console, title: str, summary: dict[str, Any]) -> None:
+    table = Table(title=title)
+    for heading in ("gradient steps", "mean return", "95 % interval", "share of the gap closed"):
+        table.add_column(heading, justify="right")
+    for step, (mean, (low, high)) in enumerate(
+        zip(summary["returns"], summary["intervals"], strict=True)
+    ):
+        share = (
+            "" if summary["gap_closed"] is None else f"{100 * summary['gap_closed'][step]:.1f} %"
+        )
+        table.add_row(str(step), f"{mean:.2f}", f"{low:.2f} to {high:.2f}", share)
+    table.add_section()
+    table.add_row("random agent", f"{summary['random']:.2f}", "", "")
+    if summary["optimal"] is not None:
+        table.add_row("optimal agent", f"{summary['optimal']:.2f}", "", "")
+    console.print(table)
+
+
+def main(argv: list[str]) -> None:
+    began = time.perf_counter()
+    console = Console()
+    args = settings(argv)
+    training.enable_compilation_cache()
+    module = ALGORITHMS[args.algorithm]
+    family_settings = dataclasses.asdict(args.task)
+    family = tasks.make(args.family, **family_settings)
+    algorithm = getattr(module, args.algorithm)(family, args.config, args.hyper)
+    output = args.output or Path("runs") / f"{args.algorithm}-{args.family}"
+    device = jax.devices()[0]
+    console.print(
+        f"{args.algorithm} on {args.family}: {args.training.meta_updates} meta-updates on "
+        f"{jax.device_count()} × {device.device_kind} ({device.platform}), into {output}"
+    )
+    run = training.train(
+        algorithm,
+        family,
+        args.training,
+        folder=output,
+        resume=args.resume,
+        description={
+            "algorithm": args.algorithm,
+            "config": dataclasses.asdict(args.config),
+            "hyper": args.hyper._asdict(),
+            "family": args.family,
+            "family_settings": family_settings,
+        },
+        console=console,
+    )
+    meta = run.state.meta
+    # Keys that training, which splits the seed's own key, does not use.
+    test_key, far_key, path_key = jax.random.split(
+        jax.random.fold_in(jax.random.key(args.training.seed), 1), 3
+    )
+    num_updates = args.evaluation.eval_updates
+    how = dict(
+        algorithm=algorithm,
+        family=family,
+        num_tasks=args.evaluation.eval_tasks,
+        num_streams=args.config.num_streams,
+        num_updates=num_updates,
+    )
+    test = evaluate(test_key, meta, split="test", **how)
+    far = evaluate(far_key, meta, split="out_of_distribution", **how)
+    report = test | {"out_of_distribution": far, "num_streams": args.config.num_streams}
+    (output / "evaluation.json").write_text(json.dumps(report, indent=2) + "\n")
+    plotting.adaptation(
+        output / "adaptation.png", {"held-out tasks": test, "out of distribution": far}
+    )
+    draw_trajectories(
+        output / "trajectories.png",
+        path_key,
+        meta,
+        algorithm=algorithm,
+        family=family,
+        num_updates=num_updates,
+    )
+    print_table(console, "Held-out tasks", test)
+    print_table(console, "Out of distribution", far)
+    console.print(f"{output}: done in {time.perf_counter() - began:.0f} s")
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except (ValueError, TypeError, OSError) as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt as stop:
+        sys.exit(f"{stop or 'stopped'}: go on with --resume")

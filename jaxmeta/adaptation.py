@@ -1,0 +1,177 @@
+"""A lifetime: be born, act, learn, act again. Written for one task; callers ``vmap`` over tasks.
+
+Differentiable with respect to ``meta`` and ``agent`` through the learner's updates alone: what was seen
+is data.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxmeta.rollout import begin_stream, rollout
+from jaxmeta.types import History, Learner, Stream, Task, Trajectory
+
+
+def begin(
+    key: jax.Array, meta: Any, task: Task, *, learner: Learner, env: Any, num_streams: int
+) -> tuple[Any, Stream]:
+    """A newborn agent and its streams ``[N]`` at the start of their first episodes."""
+    agent_key, stream_key = jax.random.split(key)
+    agent = learner.init(agent_key, meta)
+    return agent, begin_streams(
+        stream_key, meta, task, learner=learner, env=env, num_streams=num_streams
+    )
+
+
+def begin_streams(
+    key: jax.Array, meta: Any, task: Task, *, learner: Learner, env: Any, num_streams: int
+) -> Stream:
+    """``num_streams`` streams at the start of an episode, ``[N]``, with fresh memories."""
+    return jax.vmap(lambda key: begin_stream(key, meta, task, learner=learner, env=env))(
+        jax.random.split(key, num_streams)
+    )
+
+
+def experience(
+    key: jax.Array,
+    meta: Any,
+    task: Task,
+    agent: Any,
+    streams: Stream,
+    *,
+    learner: Learner,
+    env: Any,
+    num_steps: int,
+    unroll: int = 1,
+) -> tuple[Stream, Trajectory]:
+    """One agent acts on all its streams for ``num_steps``: ``(streams [N], trajectories [N, T])``."""
+
+    def act(key: jax.Array, stream: Stream) -> tuple[Stream, Trajectory]:
+        return rollout(
+            key,
+            meta,
+            task,
+            agent,
+            stream,
+            learner=learner,
+            env=env,
+            num_steps=num_steps,
+            unroll=unroll,
+        )
+
+    return jax.vmap(act)(jax.random.split(key, _num_streams(streams)), streams)
+
+
+def adapt(
+    key: jax.Array,
+    meta: Any,
+    task: Task,
+    agent: Any,
+    streams: Stream,
+    *,
+    learner: Learner,
+    env: Any,
+    num_updates: int,
+    num_steps: int,
+    restart: bool = False,
+    unroll: int = 1,
+) -> tuple[Any, Stream, History]:
+    """``num_updates`` times, act for ``num_steps`` and learn from it: ``(agent, streams, history [K])``.
+
+    With ``restart``, every update and what follows the last one acts on streams that begin anew: the
+    independent episodes from the initial state that MAML assumes. Without it the streams go on where
+    they were, episodes and memories included.
+
+    The history holds the agent that acted in each round, still differentiable, beside what it saw.
+    """
+
+    def update(carry: tuple, _: None) -> tuple[tuple, History]:
+        key, agent, streams = carry
+        key, act_key, update_key, restart_key = jax.random.split(key, 4)
+        streams, trajectories = experience(
+            act_key,
+            meta,
+            task,
+            agent,
+            streams,
+            learner=learner,
+            env=env,
+            num_steps=num_steps,
+            unroll=unroll,
+        )
+        history = History(agent, trajectories)
+        agent = learner.update(update_key, meta, agent, trajectories)
+        if restart:
+            streams = begin_streams(
+                restart_key,
+                meta,
+                task,
+                learner=learner,
+                env=env,
+                num_streams=_num_streams(streams),
+            )
+        return (key, agent, streams), history
+
+    (_, agent, streams), history = jax.lax.scan(update, (key, agent, streams), length=num_updates)
+    return agent, streams, history
+
+
+def lifetime(
+    key: jax.Array,
+    meta: Any,
+    task: Task,
+    *,
+    learner: Learner,
+    env: Any,
+    num_streams: int,
+    num_updates: int,
+    num_steps: int,
+    restart: bool = False,
+    unroll: int = 1,
+) -> History:
+    """From birth to the experience after the last update: a history of ``[K + 1]`` rounds.
+
+    Round k is the agent after k updates and what it saw, so the first is the newborn's and the last is
+    what adaptation led to.
+    """
+    begin_key, adapt_key, after_key = jax.random.split(key, 3)
+    world = dict(learner=learner, env=env)
+    acting = dict(num_steps=num_steps, unroll=unroll)
+    agent, streams = begin(begin_key, meta, task, **world, num_streams=num_streams)
+    agent, streams, history = adapt(
+        adapt_key,
+        meta,
+        task,
+        agent,
+        streams,
+        **world,
+        **acting,
+        num_updates=num_updates,
+        restart=restart,
+    )
+    _, after = experience(after_key, meta, task, agent, streams, **world, **acting)
+    return jax.tree.map(
+        lambda past, now: jnp.concatenate([past, now[None]]), history, History(agent, after)
+    )
+
+
+def replay(
+    key: jax.Array, meta: Any, agent: Any, trajectories: Trajectory, *, learner: Learner
+) -> Any:
+    """The agent that ``adapt`` with the same key would have made of recorded ``trajectories [K, N, T]``.
+
+    Nothing acts, so meta-parameters that have moved since can be tried on old data (ProMP's epochs).
+    """
+
+    def update(carry: tuple, trajectories: Trajectory) -> tuple[tuple, None]:
+        key, agent = carry
+        key, _, update_key, _ = jax.random.split(key, 4)
+        return (key, learner.update(update_key, meta, agent, trajectories)), None
+
+    (_, agent), _ = jax.lax.scan(update, (key, agent), trajectories)
+    return agent
+
+
+def _num_streams(streams: Stream) -> int:
+    return streams.timestep.first.shape[0]

@@ -1,0 +1,140 @@
+"""Checkpoints of a run, by orbax, with what orbax leaves open: is this file whole, and is it ours?
+
+A checkpoint holds the run's arrays and a JSON record: the description of the run that made it and a
+SHA-256 of the arrays. Restoring compares both before anything is compiled. No code is loaded from a
+checkpoint: arrays and JSON only.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+
+FORMAT = 1
+
+
+class CheckpointError(ValueError):
+    """A checkpoint cannot be used; the message names it and says what to do."""
+
+
+def open_manager(folder: Path, *, keep: int = 3) -> ocp.CheckpointManager:
+    """A manager of the checkpoints below ``folder``, of which the last ``keep`` stay."""
+    options = ocp.CheckpointManagerOptions(
+        max_to_keep=keep, enable_async_checkpointing=False, create=True
+    )
+    return ocp.CheckpointManager(folder.absolute(), options=options)
+
+
+def save(
+    manager: ocp.CheckpointManager, step: int, run: Any, description: Mapping[str, Any]
+) -> None:
+    """Saves the pytree ``run`` as step ``step``; does nothing where that step is there already."""
+    if step in manager.all_steps():
+        return
+    record = {"format": FORMAT, "description": dict(description), "sha256": digest(run)}
+    manager.save(
+        step,
+        args=ocp.args.Composite(run=ocp.args.StandardSave(run), record=ocp.args.JsonSave(record)),
+    )
+    manager.wait_until_finished()
+
+
+def restore(
+    folder: Path, target: Any, description: Mapping[str, Any], *, ignore: tuple[str, ...] = ()
+) -> tuple[int, Any]:
+    """The newest checkpoint below ``folder``: ``(step, run)``.
+
+    Args:
+        folder: Where `open_manager` keeps its checkpoints.
+        target: A pytree of ``jax.ShapeDtypeStruct`` as the run must be.
+        description: Of the run that resumes; it must equal the saved one.
+        ignore: Dotted names in the description that may differ.
+
+    Raises:
+        CheckpointError: there is none, it is damaged, or it is of another run.
+    """
+    if not folder.is_dir():
+        raise CheckpointError(
+            f"{folder} does not exist: there is nothing to resume; leave --resume out"
+        )
+    with open_manager(folder) as manager:
+        step = manager.latest_step()
+        if step is None:
+            raise CheckpointError(f"{folder} holds no finished checkpoint to resume from")
+        path = folder / str(step)
+        advice = f"remove {path} to resume from the checkpoint before it, or start again in an empty folder"
+        try:
+            args = ocp.args.Composite(record=ocp.args.JsonRestore())
+            record = manager.restore(step, args=args)["record"]
+            saved, sha256 = record["description"], record["sha256"]
+        except Exception as error:
+            raise CheckpointError(
+                f"{path} is not a checkpoint of this library, or it is damaged ({_first_line(error)}); "
+                + advice
+            ) from error
+        if record.get("format") != FORMAT:
+            raise CheckpointError(
+                f"{path} has format {record.get('format')!r}, this version reads {FORMAT}; {advice}"
+            )
+        differences = [
+            f"{name} is {ours!r} and was {theirs!r}"
+            for name, ours, theirs in _differences(dict(description), saved)
+            if not name.startswith(ignore or ("\0",))
+        ]
+        if differences:
+            raise CheckpointError(
+                f"{path} is a checkpoint of another run: {'; '.join(differences)}. Resume with the "
+                "settings it was made with, or use another folder"
+            )
+        try:
+            args = ocp.args.Composite(run=ocp.args.StandardRestore(target))
+            run = manager.restore(step, args=args)["run"]
+        except Exception as error:
+            raise CheckpointError(f"{path} is damaged ({_first_line(error)}); {advice}") from error
+    # orbax casts where types differ, without a word.
+    if _avals(run) != _avals(target) or digest(run) != sha256:
+        raise CheckpointError(
+            f"{path} is damaged (its contents do not match their checksum); {advice}"
+        )
+    return step, run
+
+
+def digest(tree: Any) -> str:
+    """SHA-256 over the paths, types and bytes of a pytree of arrays (typed keys included)."""
+    sha = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        data = jax.random.key_data(leaf) if _is_key(leaf) else leaf
+        array = np.ascontiguousarray(np.asarray(data))
+        sha.update(f"{jax.tree_util.keystr(path)} {leaf.dtype} {array.shape}".encode())
+        sha.update(array.tobytes())
+    return sha.hexdigest()
+
+
+def _is_key(leaf: Any) -> bool:
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _avals(tree: Any) -> list[tuple]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return [(jax.tree_util.keystr(path), leaf.shape, leaf.dtype) for path, leaf in leaves]
+
+
+def _differences(ours: Any, theirs: Any, name: str = "") -> list[tuple[str, Any, Any]]:
+    if isinstance(ours, Mapping) and isinstance(theirs, Mapping):
+        keys = sorted({*ours, *theirs})
+        prefix = f"{name}." if name else ""
+        return [
+            difference
+            for key in keys
+            for difference in _differences(ours.get(key), theirs.get(key), f"{prefix}{key}")
+        ]
+    return [] if ours == theirs else [(name, ours, theirs)]
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -1,0 +1,28 @@
+"""Checks of what a user passes in: each error names the argument, its value and what would be right."""
+
+import difflib
+from collections.abc import Iterable
+
+
+def choice(name: str, value: object, choices: Iterable[str]) -> None:
+    """Raises ValueError unless ``value`` is one of ``choices``, naming the nearest of them."""
+    known = sorted(choices)
+    if value in known:
+        return
+    near = difflib.get_close_matches(str(value), known, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
+    raise ValueError(f"{name}={value!r} is unknown: {hint}known are {', '.join(map(repr, known))}")
+
+
+def at_least(name: str, value: int, minimum: int) -> None:
+    """Raises unless ``value`` is an integer of at least ``minimum``."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name}={value!r} must be an integer of at least {minimum}")
+    if value < minimum:
+        raise ValueError(f"{name}={value} must be at least {minimum}")
+
+
+def between(name: str, value: float, low: float, high: float) -> None:
+    """Raises ValueError unless ``low <= value <= high``."""
+    if not low <= value <= high:
+        raise ValueError(f"{name}={value} must lie between {low} and {high}")

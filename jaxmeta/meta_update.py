@@ -1,0 +1,72 @@
+"""One step of the slow loop: gradients task by task, their guarded mean, one optimiser update."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxmeta.types import Task
+
+TaskLoss = Callable[[Any, jax.Array, Task], tuple[jax.Array, dict[str, jax.Array]]]
+"""``(learned, key, task) -> (loss [], report)``: the meta-objective in one task, to be minimised."""
+
+
+def meta_gradient(
+    task_loss: TaskLoss, learned: Any, key: jax.Array, tasks: Task, *, tasks_per_chunk: int | None
+) -> tuple[Any, dict[str, jax.Array]]:
+    """Mean over ``tasks [M]`` of the gradient of ``task_loss``: ``(gradient, metrics)``.
+
+    Guarded: a task whose loss or gradient is not finite is left out of the mean, of every metric too,
+    and counted in ``skipped_tasks``. With no task left the gradient is zero and the reported means are
+    NaN. ``tasks_per_chunk`` bounds how many tasks are differentiated at a time; None is all on an
+    accelerator, and 5 on a CPU, where a working set that fits the cache is what counts.
+    """
+    num_tasks = jax.tree.leaves(tasks)[0].shape[0]
+    chunk = tasks_per_chunk or (5 if jax.default_backend() == "cpu" else num_tasks)
+
+    def task_gradient(key_and_task: tuple) -> tuple:
+        (loss, report), gradient = jax.value_and_grad(task_loss, has_aux=True)(
+            learned, *key_and_task
+        )
+        return gradient, {"loss": loss} | report
+
+    gradients, reports = jax.lax.map(
+        task_gradient, (jax.random.split(key, num_tasks), tasks), batch_size=min(chunk, num_tasks)
+    )
+    finite = [
+        jnp.all(jnp.isfinite(x.reshape(num_tasks, -1)), axis=1)
+        for x in jax.tree.leaves((gradients, reports["loss"]))
+    ]
+    good = jnp.stack(finite).all(axis=0)
+    num_good = jnp.sum(good)
+
+    def mean_of_good(x: jax.Array) -> jax.Array:
+        mask = good.reshape(num_tasks, *[1] * (x.ndim - 1))
+        return jnp.sum(jnp.where(mask, x, 0), axis=0) / jnp.maximum(num_good, 1)
+
+    gradient = jax.tree.map(mean_of_good, gradients)
+    metrics = {
+        name: jnp.where(num_good > 0, mean_of_good(x), jnp.nan) for name, x in reports.items()
+    }
+    return gradient, metrics | {
+        "meta_grad_norm": optax.global_norm(gradient),
+        "skipped_tasks": num_tasks - num_good,
+    }
+
+
+def guarded_update(
+    optimizer: optax.GradientTransformation,
+    gradient: Any,
+    optimizer_state: Any,
+    learned: Any,
+    *,
+    apply: jax.Array,
+) -> tuple[Any, Any]:
+    """``(learned, optimizer_state)`` after a step of ``optimizer``, or unchanged unless ``apply []``."""
+    updates, moved_state = optimizer.update(gradient, optimizer_state, learned)
+    moved = optax.apply_updates(learned, updates), moved_state
+    return jax.tree.map(
+        lambda new, old: jnp.where(apply, new, old), moved, (learned, optimizer_state)
+    )

@@ -1,0 +1,251 @@
+"""Policies and values: pure functions over nested dicts of arrays.
+
+A policy is four functions, so that feed-forward and recurrent ones are used alike. The only file that
+imports ``flax.linen``.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from gymnax.environments import spaces
+
+from jaxmeta import checks
+from jaxmeta.distributions import Categorical, DiagGaussian, Distribution
+from jaxmeta.types import Params, TimeStep
+
+
+class Policy(NamedTuple):
+    """How to act on what one stream saw."""
+
+    init: Callable[[jax.Array], Params]
+    """``(key) -> params``."""
+    memory: Callable[[], Any]
+    """``() -> memory`` at the start of a stream."""
+    step: Callable[[Params, Any, TimeStep], tuple[Distribution, Any]]
+    """``(params, memory, timestep) -> (distribution, memory)``, one step."""
+    unroll: Callable[[Params, Any, TimeStep], Distribution]
+    """``(params, memory, timesteps [T]) -> distributions [T]``: the same for a whole stream."""
+
+
+class Value(NamedTuple):
+    """An estimate of the return to come from an observation."""
+
+    init: Callable[[jax.Array], Params]
+    """``(key) -> params``."""
+    apply: Callable[[Params, jax.Array], jax.Array]
+    """``(params, obs [*batch, *obs_shape]) -> v [*batch]``."""
+
+
+def feed_forward(
+    init: Callable[[jax.Array], Params], apply: Callable[[Params, jax.Array], Distribution]
+) -> Policy:
+    """A policy without memory from ``apply: (params, obs [*obs_shape]) -> distribution``."""
+
+    def unroll(params: Params, memory: Any, timesteps: TimeStep) -> Distribution:
+        return jax.vmap(apply, in_axes=(None, 0))(params, timesteps.obs)
+
+    return Policy(
+        init=init,
+        memory=lambda: (),
+        step=lambda params, memory, timestep: (apply(params, timestep.obs), memory),
+        unroll=unroll,
+    )
+
+
+def softmax_linear(
+    features: Callable[[jax.Array], jax.Array], *, num_features: int, action_space: spaces.Space
+) -> Policy:
+    """``π(a|s) ∝ exp(φ(s, a)·θ)`` for given features; parameters are ``{"theta": [F]}``, zero at first.
+
+    Args:
+        features: ``obs [*obs_shape] -> φ(s, ·) [A, F]``.
+        num_features: F.
+        action_space: A `Discrete` space of A actions.
+    """
+    num_actions = _num_actions("softmax_linear", action_space)
+
+    def apply(params: Params, obs: jax.Array) -> Categorical:
+        phi = features(obs)
+        if phi.shape != (num_actions, num_features):
+            raise ValueError(
+                f"features(obs) has shape {phi.shape}; it must be [num_actions, num_features] = "
+                f"[{num_actions}, {num_features}]"
+            )
+        return Categorical(phi @ params["theta"])
+
+    return feed_forward(lambda key: {"theta": jnp.zeros(num_features)}, apply)
+
+
+def action_features(obs_shape: Sequence[int], num_actions: int) -> Callable[[jax.Array], jax.Array]:
+    """``φ(s, a)``: the observation and a constant in the block of action a, zeros in the others.
+
+    The features that make `softmax_linear` a multinomial logistic regression;
+    ``F = num_actions * (obs_size + 1)``.
+    """
+    size = math.prod(obs_shape) + 1
+
+    def features(obs: jax.Array) -> jax.Array:
+        row = jnp.concatenate([obs.reshape(-1), jnp.ones(1, obs.dtype)])
+        blocks = jnp.eye(num_actions, dtype=obs.dtype)[:, :, None] * row[None, None, :]
+        return blocks.reshape(num_actions, num_actions * size)
+
+    return features
+
+
+class _MLP(nn.Module):
+    hidden_sizes: tuple[int, ...]
+    num_outputs: int
+    output_scale: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        for size in self.hidden_sizes:
+            x = jnp.tanh(nn.Dense(size, kernel_init=nn.initializers.orthogonal(math.sqrt(2)))(x))
+        head = nn.Dense(self.num_outputs, kernel_init=nn.initializers.orthogonal(self.output_scale))
+        return head(x)
+
+
+def categorical_mlp(
+    obs_shape: Sequence[int], action_space: spaces.Space, hidden_sizes: Sequence[int] = (64, 64)
+) -> Policy:
+    """A tanh network to the logits of a `Discrete` action space; nearly uniform at first."""
+    mlp = _mlp(hidden_sizes, _num_actions("categorical_mlp", action_space), 0.01)
+
+    def apply(params: Params, obs: jax.Array) -> Categorical:
+        return Categorical(mlp.apply(params, obs.reshape(-1)))
+
+    return feed_forward(lambda key: mlp.init(key, jnp.zeros(math.prod(obs_shape))), apply)
+
+
+def gaussian_mlp(
+    obs_shape: Sequence[int],
+    action_space: spaces.Space,
+    hidden_sizes: Sequence[int] = (64, 64),
+    initial_std: float = 1.0,
+) -> Policy:
+    """A tanh network to the mean of a diagonal Gaussian over a `Box` action space.
+
+    The log standard deviation is a parameter that does not depend on the observation. Both are in
+    units of the space's half-width (1 where it is unbounded), so ``initial_std`` means the same for
+    torques and for metres. Draws are not clipped: environments clip, and a clipped action's
+    log-probability would not be that of the action drawn.
+    """
+    if not isinstance(action_space, spaces.Box):
+        raise ValueError(
+            f"gaussian_mlp needs a continuous action space (Box), not {action_space!r}; "
+            "use categorical_mlp or softmax_linear"
+        )
+    if not initial_std > 0:
+        raise ValueError(f"initial_std={initial_std} must be positive")
+    shape = tuple(action_space.shape)
+    low = jnp.broadcast_to(jnp.asarray(action_space.low, float), shape)
+    high = jnp.broadcast_to(jnp.asarray(action_space.high, float), shape)
+    bounded = jnp.isfinite(low) & jnp.isfinite(high)
+    scale = jnp.where(bounded, (high - low) / 2, 1.0)
+    centre = jnp.where(bounded, (high + low) / 2, 0.0)
+    mlp = _mlp(hidden_sizes, math.prod(shape), 0.01)
+
+    def init(key: jax.Array) -> Params:
+        log_std = jnp.full(shape, math.log(initial_std))
+        return {"mean": mlp.init(key, jnp.zeros(math.prod(obs_shape))), "log_std": log_std}
+
+    def apply(params: Params, obs: jax.Array) -> DiagGaussian:
+        mean = mlp.apply(params["mean"], obs.reshape(-1)).reshape(shape)
+        return DiagGaussian(centre + scale * mean, params["log_std"] + jnp.log(scale))
+
+    return feed_forward(init, apply)
+
+
+def default_policy(
+    kind: str, obs_shape: Sequence[int], action_space: spaces.Space, hidden_sizes: Sequence[int]
+) -> Policy:
+    """The policy that a configuration names: ``"mlp"``, ``"gaussian"``, ``"categorical"`` or ``"softmax_linear"``.
+
+    ``"mlp"`` is the one of the next two that fits the action space. Raises ValueError where the policy
+    does not fit it.
+    """
+    checks.choice("policy", kind, POLICIES)
+    if kind == "mlp":
+        kind = "categorical" if isinstance(action_space, spaces.Discrete) else "gaussian"
+    if kind == "categorical":
+        return categorical_mlp(obs_shape, action_space, hidden_sizes)
+    if kind == "gaussian":
+        return gaussian_mlp(obs_shape, action_space, hidden_sizes)
+    num_actions = _num_actions(kind, action_space)
+    return softmax_linear(
+        action_features(obs_shape, num_actions),
+        num_features=num_actions * (math.prod(obs_shape) + 1),
+        action_space=action_space,
+    )
+
+
+POLICIES = ("mlp", "categorical", "gaussian", "softmax_linear")
+
+
+def value_mlp(obs_shape: Sequence[int], hidden_sizes: Sequence[int] = (64, 64)) -> Value:
+    """A tanh network to a state's value."""
+    mlp = _mlp(hidden_sizes, 1, 1.0)
+    rank = len(obs_shape)
+
+    def apply(params: Params, obs: jax.Array) -> jax.Array:
+        batch = obs.shape[: obs.ndim - rank]
+        return mlp.apply(params, obs.reshape(*batch, -1))[..., 0]
+
+    return Value(lambda key: mlp.init(key, jnp.zeros(math.prod(obs_shape))), apply)
+
+
+def linear_features(obs: jax.Array, step: jax.Array, num_steps: int) -> jax.Array:
+    """The features of the MAML line of work: ``[obs, obs², u, u², u³, 1]``, ``[T, 2·obs_size + 4]``.
+
+    Args:
+        obs: ``[T, *obs_shape]``.
+        step: ``[T]``, steps since the episode started.
+        num_steps: T's scale: ``u = 2·step/num_steps - 1`` (Duan et al. 2016, "Benchmarking deep
+            reinforcement learning", use step/100; centred, the normal equations hold in float32).
+    """
+    flat = obs.reshape(obs.shape[0], -1)
+    u = (2.0 * step / num_steps - 1.0)[:, None]
+    return jnp.concatenate([flat, flat**2, u, u**2, u**3, jnp.ones_like(u)], axis=1)
+
+
+def linear_baseline(features: jax.Array, targets: jax.Array, ridge: float = 1e-4) -> jax.Array:
+    """Least-squares predictions of ``targets`` where each stream is predicted from the *others*, ``[N, T]``.
+
+    A baseline fitted to the very returns that it is subtracted from depends on the actions and biases
+    the policy gradient; leaving a stream out of its own fit keeps the baseline independent of it and
+    the gradient unbiased. Costs N solves of an F × F system. With N = 1 there is nothing to fit and
+    the baseline is 0.
+
+    Args:
+        features: ``[N, T, F]``.
+        targets: ``[N, T]``, the returns to come.
+        ridge: Regularisation, relative to the mean square of each feature.
+    """
+    gram = jnp.einsum("ntf,ntg->nfg", features, features)
+    moment = jnp.einsum("ntf,nt->nf", features, targets)
+    gram = gram.sum(0, keepdims=True) - gram
+    moment = moment.sum(0, keepdims=True) - moment
+    diagonal = jnp.diagonal(gram, axis1=-2, axis2=-1)
+    # The constant keeps the system regular where a feature is zero throughout (or N = 1).
+    penalty = ridge * diagonal + 1e-6 * features.shape[1]
+    gram = gram + jax.vmap(jnp.diag)(penalty)
+    weights = jnp.linalg.solve(gram, moment[..., None])[..., 0]
+    return jnp.einsum("ntf,nf->nt", features, weights)
+
+
+def _mlp(hidden_sizes: Sequence[int], num_outputs: int, output_scale: float) -> _MLP:
+    for size in hidden_sizes:
+        checks.at_least("hidden_sizes", size, 1)
+    return _MLP(tuple(hidden_sizes), num_outputs, output_scale)
+
+
+def _num_actions(user: str, action_space: spaces.Space) -> int:
+    if not isinstance(action_space, spaces.Discrete):
+        raise ValueError(
+            f"{user} needs a discrete action space, not {action_space!r}; use gaussian_mlp"
+        )
+    return action_space.n

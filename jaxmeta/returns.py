@@ -1,0 +1,113 @@
+"""From rewards to returns and advantages, on one stream ``[T]``.
+
+Every quantity here is one linear recurrence. Discounts, values and the values of the successors come as
+vectors, which makes termination and truncation exact without special cases:
+
+* ``discount``: γ times the trajectory's ``discount``, so 0 where the task terminated;
+* ``v_next``: the value of the true successor, also where the episode was cut by a time limit;
+* ``last``: where an episode ended; recursions do not cross it.
+
+Nothing here stops a gradient: γ, λ, rewards and values can all be meta-learned through it.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from jaxmeta.networks import linear_baseline, linear_features
+from jaxmeta.types import Trajectory
+
+
+def linear_recurrence(a: jax.Array, b: jax.Array, *, reverse: bool = False) -> jax.Array:
+    """``y_t = a_t + b_t y_{t-1}`` with ``y_{-1} = 0`` (``y_{t+1}``, ``y_T = 0`` in reverse), ``[T]``.
+
+    Runs in O(log T) parallel steps by an associative scan (Blelloch 1990, "Prefix sums").
+    """
+
+    def compose(earlier: tuple, later: tuple) -> tuple:
+        (a0, b0), (a1, b1) = earlier, later
+        return a1 + b1 * a0, b1 * b0
+
+    return jax.lax.associative_scan(compose, (a, b), reverse=reverse)[0]
+
+
+def td_errors(reward: jax.Array, discount: jax.Array, v: jax.Array, v_next: jax.Array) -> jax.Array:
+    """``δ_t = r_t + discount_t v_next_t - v_t``, all ``[T]``."""
+    return reward + discount * v_next - v
+
+
+def gae(
+    delta: jax.Array, discount: jax.Array, last: jax.Array, lambda_: jax.Array | float
+) -> jax.Array:
+    """Generalised advantages ``A_t = δ_t + discount_t λ (1 - last_t) A_{t+1}``, all ``[T]``.
+
+    Schulman et al. 2016, "High-dimensional continuous control using generalized advantage
+    estimation", eq. 16. With λ = 1 and v = 0 it is the return.
+    """
+    return linear_recurrence(delta, discount * lambda_ * (1.0 - last), reverse=True)
+
+
+def discounted_returns(
+    reward: jax.Array, discount: jax.Array, last: jax.Array, v_next: jax.Array
+) -> jax.Array:
+    """``G_t = r_t + discount_t G_{t+1}``, with ``v_next`` at an episode's and at the stream's end, ``[T]``."""
+    cut = jnp.asarray(last, reward.dtype).at[-1].set(1.0)
+    return linear_recurrence(reward + discount * cut * v_next, discount * (1.0 - cut), reverse=True)
+
+
+def cumulative_discount(discount: jax.Array, first: jax.Array) -> jax.Array:
+    """``g_t = prod_{i<t} discount_i``, restarted at 1 where an episode starts, ``[T]``.
+
+    The factor γ^t of the policy gradient of a discounted objective.
+    """
+    start = jnp.asarray(first, discount.dtype).at[0].set(1.0)
+    previous = jnp.concatenate([jnp.ones_like(discount[:1]), discount[:-1]])
+    return linear_recurrence(start, (1.0 - start) * previous)
+
+
+def episode_step(first: jax.Array) -> jax.Array:
+    """Steps since the episode started (since the stream's first step where that is later), ``[T]``."""
+    ones = jnp.ones(first.shape)
+    return linear_recurrence(ones, ones - first) - 1.0
+
+
+def first_episode_return(reward: jax.Array, last: jax.Array) -> jax.Array:
+    """Undiscounted return of the stream's first episode, ``[T] -> []``.
+
+    What evaluation reports: averaging over however many episodes fit into T steps would favour the
+    short ones.
+    """
+    ended = jnp.cumsum(last.astype(jnp.int32)) - last.astype(jnp.int32)
+    return jnp.sum(jnp.where(ended == 0, reward, 0.0))
+
+
+def baseline_td_errors(data: Trajectory, discount: jax.Array, num_steps: int) -> jax.Array:
+    """TD errors of one task's trajectories against the linear feature baseline, ``[N, T]``.
+
+    The objective is that of episodes that end with their time limit: returns stop where an episode or
+    the stream was cut, and so do the values. The baseline of a stream is fitted to the others
+    (`networks.linear_baseline`), so the policy gradient stays unbiased.
+
+    Args:
+        data: ``[N, T]``.
+        discount: ``[N, T]``, γ times ``data.discount``.
+        num_steps: The scale of the time features, an episode's length.
+    """
+    zeros = jnp.zeros_like(data.reward)
+    returns = jax.vmap(discounted_returns)(data.reward, discount, data.last, zeros)
+    features = jax.vmap(lambda obs, first: linear_features(obs, episode_step(first), num_steps))(
+        data.timestep.obs, data.timestep.first
+    )
+    v = linear_baseline(features, returns)
+    v_next = jnp.concatenate([v[:, 1:], zeros[:, :1]], axis=1) * (1.0 - data.last)
+    return td_errors(data.reward, discount, v, v_next)
+
+
+def advantage_scale(
+    delta: jax.Array, discount: jax.Array, last: jax.Array, lambda_: jax.Array | float
+) -> jax.Array:
+    """Root mean square of the advantages of ``[N, T]`` TD errors, ``[]``, never zero.
+
+    Dividing by it keeps the gradient's direction; subtracting the batch's mean would bend it.
+    """
+    advantages = jax.vmap(gae, in_axes=(0, 0, 0, None))(delta, discount, last, lambda_)
+    return jnp.sqrt(jnp.mean(advantages**2)) + 1e-8

@@ -1,0 +1,99 @@
+"""Acting: one stream of experience. Everything here is written for one stream; callers ``vmap``.
+
+Rollouts are data. Nothing that comes out of them carries a gradient: losses evaluate the policy again
+on what was recorded, and no derivative ever runs through an environment.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxmeta.types import Learner, Stream, Task, TimeStep, Trajectory
+
+
+def begin_stream(key: jax.Array, meta: Any, task: Task, *, learner: Learner, env: Any) -> Stream:
+    """A stream at the first step of an episode of ``task``, with a fresh memory."""
+    obs, env_state = env.reset_env(key, task)
+    action_space = env.action_space(env.default_params)
+    timestep = TimeStep(
+        obs=_as_float(obs),
+        action=jnp.zeros(action_space.shape, action_space.dtype),
+        reward=jnp.zeros((), _float_dtype()),
+        first=jnp.ones((), bool),
+    )
+    return Stream(jax.tree.map(_strong, env_state), timestep, learner.memory(meta))
+
+
+def rollout(
+    key: jax.Array,
+    meta: Any,
+    task: Task,
+    agent: Any,
+    stream: Stream,
+    *,
+    learner: Learner,
+    env: Any,
+    num_steps: int,
+    unroll: int = 1,
+) -> tuple[Stream, Trajectory]:
+    """Acts for ``num_steps``: ``(stream, trajectory [T])``.
+
+    Where an episode ends the environment is reset into the *same* task and the stream goes on; the
+    trajectory's ``next_obs`` is the true successor. Should an environment report termination and
+    truncation at once, termination wins (``discount`` is 0). Observations and rewards are cast to
+    float once, here. ``unroll`` is passed to ``jax.lax.scan``; 4 helps on accelerators.
+    """
+    # Stopped on the way in, so that differentiating a caller does not even trace the tangents.
+    meta, agent, stream = jax.lax.stop_gradient((meta, agent, stream))
+    act_key, step_key, reset_key = jax.random.split(key, 3)
+    # Keys and reset states are drawn for the whole rollout at once: random numbers made inside the
+    # loop are most of its cost on a CPU.
+    act_keys = jax.random.split(act_key, num_steps)
+    step_keys = jax.random.split(step_key, num_steps)
+    reset_obs, reset_states = jax.vmap(env.reset_env, in_axes=(0, None))(
+        jax.random.split(reset_key, num_steps), task
+    )
+
+    def step(stream: Stream, inputs: Any) -> tuple[Stream, Any]:
+        act_key, step_key, reset_obs, reset_state = inputs
+        timestep = stream.timestep
+        action, log_prob, memory = learner.act(act_key, meta, agent, stream.memory, timestep)
+        next_obs, env_state, reward, terminated, _ = env.step_env(
+            step_key, stream.env_state, action, task
+        )
+        next_obs, reward = _as_float(next_obs), _as_float(reward).reshape(())
+        last = jnp.logical_or(terminated, env.is_truncated(env_state, task))
+        env_state = jax.tree.map(
+            lambda reset, new, old: jnp.where(last, reset, new).astype(old.dtype),
+            reset_state,
+            env_state,
+            stream.env_state,
+        )
+        next_timestep = TimeStep(
+            obs=jnp.where(last, _as_float(reset_obs), next_obs),
+            action=jnp.where(last, jnp.zeros_like(action), action).astype(timestep.action.dtype),
+            reward=jnp.where(last, jnp.zeros_like(reward), reward),
+            first=last,
+        )
+        seen = (timestep, action, log_prob, reward, 1.0 - _as_float(terminated), last, next_obs)
+        return Stream(env_state, next_timestep, memory), seen
+
+    first_memory = stream.memory
+    stream, seen = jax.lax.scan(
+        step, stream, (act_keys, step_keys, reset_obs, reset_states), unroll=unroll
+    )
+    return jax.lax.stop_gradient((stream, Trajectory(*seen, memory=first_memory)))
+
+
+def _float_dtype() -> Any:
+    return jnp.result_type(float)
+
+
+def _as_float(x: Any) -> jax.Array:
+    return jnp.asarray(x, _float_dtype())
+
+
+def _strong(x: Any) -> jax.Array:
+    """The same value without a weak type, so that a scan's carry keeps its type."""
+    return jnp.asarray(x, jnp.asarray(x).dtype)

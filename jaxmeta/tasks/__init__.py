@@ -1,0 +1,42 @@
+"""Families of tasks: what varies from one lifetime to the next."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from jaxmeta import checks
+from jaxmeta.tasks import control, navigation
+from jaxmeta.tasks.family import SPLITS, TaskFamily, sample_tasks
+
+FAMILIES: dict[str, Callable[..., TaskFamily]] = {
+    "navigation": navigation.navigation,
+    "sparse_navigation": navigation.sparse_navigation,
+    "cartpole": control.cartpole,
+    "pendulum": control.pendulum,
+    "mountain_car": control.mountain_car,
+    "acrobot": control.acrobot,
+}
+"""Constructors by name; each takes keyword settings with defaults. Add your own under a new name."""
+
+
+def names() -> list[str]:
+    """The names that `make` knows, sorted."""
+    return sorted(FAMILIES)
+
+
+def make(name: str, **settings: Any) -> TaskFamily:
+    """The family called ``name`` with the given settings.
+
+    Raises:
+        ValueError: the name or a setting's name is unknown, with the nearest ones; or a setting's
+            value is out of range.
+    """
+    checks.choice("family", name, FAMILIES)
+    constructor = FAMILIES[name]
+    known = inspect.signature(constructor).parameters
+    for setting in settings:
+        checks.choice(f"setting of family {name!r}", setting, known)
+    return constructor(**settings)
+
+
+__all__ = ["FAMILIES", "SPLITS", "TaskFamily", "make", "names", "sample_tasks"]

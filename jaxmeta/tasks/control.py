@@ -1,0 +1,114 @@
+"""Classic control with the physics drawn per task: gymnax's CartPole, Pendulum, MountainCar, Acrobot.
+
+A task multiplies chosen physical constants by independent factors, log-uniform in [1/scale, scale] for
+train and test. Out of distribution every factor lies outside that range, on either side of it, up to a
+factor of sqrt(scale) further. The dynamics are gymnax's; the tests hold CartPole's and Pendulum's against
+gymnasium's.
+"""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import gymnax
+import jax
+import jax.numpy as jnp
+
+from jaxmeta import checks
+from jaxmeta.tasks.family import TaskFamily
+
+
+@functools.cache
+def _environment(name: str) -> Any:
+    """One environment per name: gymnax environments hash by identity, and each new one compiles anew."""
+    return gymnax.make(name)[0]
+
+
+def _factors(key: jax.Array, fields: tuple[str, ...], scale: float, outside: bool) -> jax.Array:
+    """One factor per field, ``[F]``: log-uniform within [1/scale, scale] or just outside of it."""
+    size_key, sign_key = jax.random.split(key)
+    shape, log_scale = (len(fields),), math.log(scale)
+    if outside:
+        size = jax.random.uniform(size_key, shape, minval=log_scale, maxval=1.5 * log_scale)
+        return jnp.exp(size * jax.random.rademacher(sign_key, shape, size.dtype))
+    return jnp.exp(jax.random.uniform(size_key, shape, minval=-log_scale, maxval=log_scale))
+
+
+def _family(
+    name: str,
+    env_name: str,
+    fields: tuple[str, ...],
+    *,
+    horizon: int,
+    scale: float,
+    derive: Callable[[Any], Any] = lambda params: params,
+) -> TaskFamily:
+    checks.at_least("horizon", horizon, 1)
+    if not scale >= 1:
+        raise ValueError(f"scale={scale} must be at least 1 (1 is the one standard task)")
+    env = _environment(env_name)
+    defaults = jax.tree.map(
+        lambda x: jnp.asarray(x, jnp.asarray(x).dtype),
+        env.default_params.replace(max_steps_in_episode=horizon),
+    )
+
+    def sampler(outside: bool) -> Callable[[jax.Array], Any]:
+        def sample(key: jax.Array) -> Any:
+            factors = _factors(key, fields, scale, outside)
+            drawn = {field: getattr(defaults, field) * factors[i] for i, field in enumerate(fields)}
+            return derive(defaults.replace(**drawn))
+
+        return sample
+
+    return TaskFamily(
+        name=name,
+        env=env,
+        horizon=horizon,
+        train=sampler(False),
+        test=sampler(False),
+        out_of_distribution=sampler(True),
+    )
+
+
+def _cartpole_derived(params: Any) -> Any:
+    # gymnax reads these two products instead of their factors, so they must follow them.
+    return params.replace(
+        total_mass=params.masscart + params.masspole,
+        polemass_length=params.masspole * params.length,
+    )
+
+
+def _acrobot_derived(params: Any) -> Any:
+    # A uniform rod's centre of mass is at its middle.
+    return params.replace(
+        link_com_pos_1=0.5 * params.link_length_1, link_com_pos_2=0.5 * params.link_length_2
+    )
+
+
+def cartpole(*, horizon: int = 200, scale: float = 2.0) -> TaskFamily:
+    """CartPole with gravity, both masses, the pole's length and the force drawn per task."""
+    fields = ("gravity", "masscart", "masspole", "length", "force_mag")
+    return _family(
+        "cartpole", "CartPole-v1", fields, horizon=horizon, scale=scale, derive=_cartpole_derived
+    )
+
+
+def pendulum(*, horizon: int = 200, scale: float = 1.5) -> TaskFamily:
+    """Pendulum with gravity, mass and length drawn per task; actions are torques in [-2, 2]."""
+    return _family("pendulum", "Pendulum-v1", ("g", "m", "l"), horizon=horizon, scale=scale)
+
+
+def mountain_car(*, horizon: int = 200, scale: float = 1.2) -> TaskFamily:
+    """MountainCar with gravity and the engine's force drawn per task."""
+    return _family(
+        "mountain_car", "MountainCar-v0", ("force", "gravity"), horizon=horizon, scale=scale
+    )
+
+
+def acrobot(*, horizon: int = 500, scale: float = 1.3) -> TaskFamily:
+    """Acrobot with both links' lengths and masses and their inertia drawn per task."""
+    fields = ("link_length_1", "link_length_2", "link_mass_1", "link_mass_2", "link_moi")
+    return _family(
+        "acrobot", "Acrobot-v1", fields, horizon=horizon, scale=scale, derive=_acrobot_derived
+    )

@@ -1,0 +1,60 @@
+"""What a family of tasks is."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from gymnax.environments import spaces
+
+from jaxmeta.types import Task
+
+Sampler = Callable[[jax.Array], Task]
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskFamily:
+    """A static gymnax environment and samplers of the parameters that make it one task or another.
+
+    Attributes:
+        name: The name under which `jaxmeta.tasks.make` knows it.
+        env: A gymnax environment (``reset_env``, ``step_env``, ``is_truncated``). Everything that tells
+            one task from another is a traced leaf of its parameters and nothing of it is drawn in
+            ``reset_env``, so an episode's end never changes the task.
+        horizon: The time limit of an episode, in steps.
+        train: ``key -> task``: the tasks to learn from.
+        test: ``key -> task``: held-out tasks of the same distribution.
+        out_of_distribution: ``key -> task``: tasks outside the training distribution's support.
+        optimal_action: ``(task, obs) -> action`` of an optimal policy told the task, where a closed
+            form exists.
+    """
+
+    name: str
+    env: Any
+    horizon: int
+    train: Sampler
+    test: Sampler
+    out_of_distribution: Sampler
+    optimal_action: Callable[[Task, jax.Array], jax.Array] | None = None
+
+    @property
+    def action_space(self) -> spaces.Space:
+        """The action space of the environment's default task."""
+        return self.env.action_space(self.env.default_params)
+
+    @property
+    def observation_shape(self) -> tuple[int, ...]:
+        """Shape of one observation, ``()`` for a scalar."""
+        return tuple(self.env.observation_space(self.env.default_params).shape)
+
+    def random_action(self, key: jax.Array) -> jax.Array:
+        """A uniform draw from the action space."""
+        return self.action_space.sample(key)
+
+
+SPLITS = ("train", "test", "out_of_distribution")
+
+
+def sample_tasks(key: jax.Array, family: TaskFamily, num_tasks: int, *, split: str) -> Task:
+    """``num_tasks`` independent tasks of a split (one of `SPLITS`): a pytree with leading ``[M]``."""
+    return jax.vmap(getattr(family, split))(jax.random.split(key, num_tasks))

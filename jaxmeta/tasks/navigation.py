@@ -1,0 +1,162 @@
+"""2-D navigation: a point in the plane walks to a goal that it is never shown.
+
+Finn et al. 2017, "Model-agnostic meta-learning", appendix A.2: goals uniform in [-0.5, 0.5]², the agent
+starts at the origin, observes its position, moves by an action clipped to ±0.1 per axis and is rewarded
+by minus the squared distance to the goal; episodes last 100 steps. The released code differs between
+versions (squared distance or distance; some end an episode within 0.01 of the goal): both are settings.
+"""
+
+import dataclasses
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from gymnax.environments import environment, spaces
+
+from jaxmeta import checks
+from jaxmeta.tasks.family import TaskFamily
+
+MAX_MOVE = 0.1
+GOAL_RANGE = 0.5
+OUT_OF_DISTRIBUTION_RANGE = 0.8
+
+REWARDS = ("squared_distance", "distance", "sparse")
+
+
+@struct.dataclass
+class NavigationParams:
+    """The task: where the goal is."""
+
+    goal: jax.Array  # [2]
+
+
+@struct.dataclass
+class NavigationState:
+    """Where the agent is, and the steps taken."""
+
+    position: jax.Array  # [2]
+    time: jax.Array  # [], int32
+
+
+@dataclasses.dataclass(frozen=True)
+class Navigation(environment.Environment[Any, Any]):
+    """The environment; two with equal settings are equal, so that they share compiled programs.
+
+    Attributes:
+        horizon: Time limit of an episode, in steps.
+        reward: ``"squared_distance"`` and ``"distance"`` are minus that distance after the move;
+            ``"sparse"`` is ``1 - distance / radius`` within ``radius`` of the goal and 0 elsewhere
+            (the shape of Gupta et al. 2018's sparse point task), so standing on the goal earns 1.
+        radius: Where the sparse reward begins.
+        goal_tolerance: An episode terminates within this distance of the goal, per axis; 0 never.
+    """
+
+    horizon: int = 100
+    reward: str = "squared_distance"
+    radius: float = 0.2
+    goal_tolerance: float = 0.0
+
+    @property
+    def default_params(self) -> NavigationParams:
+        return NavigationParams(goal=jnp.zeros(2))
+
+    def reset_env(self, key: jax.Array, params: NavigationParams) -> tuple[jax.Array, Any]:
+        state = NavigationState(position=jnp.zeros(2), time=jnp.zeros((), jnp.int32))
+        return state.position, state
+
+    def step_env(
+        self, key: jax.Array, state: NavigationState, action: jax.Array, params: NavigationParams
+    ) -> tuple[jax.Array, NavigationState, jax.Array, jax.Array, dict]:
+        position = state.position + jnp.clip(action, -MAX_MOVE, MAX_MOVE)
+        offset = position - params.goal
+        squared_distance = jnp.sum(offset**2)
+        if self.reward == "squared_distance":
+            reward = -squared_distance
+        elif self.reward == "distance":
+            reward = -jnp.sqrt(squared_distance)
+        else:
+            reward = jnp.maximum(1.0 - jnp.sqrt(squared_distance) / self.radius, 0.0)
+        terminated = jnp.all(jnp.abs(offset) < self.goal_tolerance)
+        state = NavigationState(position=position, time=state.time + 1)
+        return position, state, reward, terminated, {}
+
+    def is_truncated(self, state: NavigationState, params: NavigationParams) -> jax.Array:
+        return state.time >= self.horizon
+
+    @property
+    def name(self) -> str:
+        return "Navigation"
+
+    def action_space(self, params: NavigationParams | None = None) -> spaces.Box:
+        return spaces.Box(-MAX_MOVE, MAX_MOVE, (2,), jnp.float32)
+
+    def observation_space(self, params: NavigationParams) -> spaces.Box:
+        return spaces.Box(-jnp.inf, jnp.inf, (2,), jnp.float32)
+
+
+def optimal_action(task: NavigationParams, obs: jax.Array) -> jax.Array:
+    """The move that ends nearest to the goal, ``[2]``.
+
+    Moves are bounded per axis and each reward falls with the distance in either axis, so going as far
+    towards the goal as allowed on each axis is optimal at every step for every reward.
+    """
+    return jnp.clip(task.goal - obs, -MAX_MOVE, MAX_MOVE)
+
+
+def navigation(
+    *,
+    horizon: int = 100,
+    reward: Literal["squared_distance", "distance"] = "squared_distance",
+    goal_tolerance: float = 0.0,
+) -> TaskFamily:
+    """Dense 2-D navigation: goals in [-0.5, 0.5]² for train and test, in the surrounding frame up to
+    [-0.8, 0.8]² out of distribution.
+
+    Args:
+        horizon: Time limit of an episode, in steps.
+        reward: ``"squared_distance"`` (the paper) or ``"distance"``, negated.
+        goal_tolerance: End an episode within this distance of the goal per axis (0.01 in one release
+            of the paper's code); 0 never ends early. It must be 0 or positive.
+    """
+    checks.choice("reward", reward, ("squared_distance", "distance"))
+    return _family("navigation", Navigation(horizon, reward, goal_tolerance=goal_tolerance))
+
+
+def sparse_navigation(*, horizon: int = 100, radius: float = 0.2) -> TaskFamily:
+    """2-D navigation with a reward only within ``radius`` of the goal; splits as in `navigation`."""
+    if not radius > 0:
+        raise ValueError(f"radius={radius} must be positive")
+    return _family("sparse_navigation", Navigation(horizon, "sparse", radius))
+
+
+def _family(name: str, env: Navigation) -> TaskFamily:
+    checks.at_least("horizon", env.horizon, 1)
+    if env.goal_tolerance < 0:
+        raise ValueError(f"goal_tolerance={env.goal_tolerance} must be 0 or positive")
+    return TaskFamily(
+        name=name,
+        env=env,
+        horizon=env.horizon,
+        train=_uniform_goal,
+        test=_uniform_goal,
+        out_of_distribution=_frame_goal,
+        optimal_action=optimal_action,
+    )
+
+
+def _uniform_goal(key: jax.Array) -> NavigationParams:
+    return NavigationParams(
+        goal=jax.random.uniform(key, (2,), minval=-GOAL_RANGE, maxval=GOAL_RANGE)
+    )
+
+
+def _frame_goal(key: jax.Array) -> NavigationParams:
+    """Uniform over the larger square without the training square."""
+    far_key, along_key, side_key = jax.random.split(key, 3)
+    # The frame is four equal rectangles, each [-a, b] × [a, b] turned by a multiple of 90 degrees.
+    far = jax.random.uniform(far_key, minval=GOAL_RANGE, maxval=OUT_OF_DISTRIBUTION_RANGE)
+    along = jax.random.uniform(along_key, minval=-GOAL_RANGE, maxval=OUT_OF_DISTRIBUTION_RANGE)
+    turns = jnp.array([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [0.0, -1.0]])
+    cos, sin = turns[jax.random.randint(side_key, (), 0, 4)]
+    return NavigationParams(goal=jnp.stack([cos * far - sin * along, sin * far + cos * along]))

@@ -1,0 +1,332 @@
+"""The host's loop: everything around a meta-algorithm's pure ``step``.
+
+Meta-updates are compiled, many at a time, into one program that runs until the host wants to look:
+however many it is asked for, the program is the same, so a run compiles once and its numbers do not
+depend on where it was looked at, stopped or resumed.
+"""
+
+import contextlib
+import dataclasses
+import json
+import math
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from jaxmeta import checkpoints, checks
+from jaxmeta.tasks.family import TaskFamily, sample_tasks
+from jaxmeta.types import MetaAlgorithm
+
+METRICS_FILE = "metrics.jsonl"
+CONFIG_FILE = "config.json"
+CHECKPOINT_FOLDER = "checkpoints"
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """How long, on how many tasks and from which seed to train."""
+
+    meta_updates: int = 500
+    """Meta-updates in all; a resumed run may ask for more than the first did."""
+    num_tasks: int = 20
+    """Tasks in each meta-update (M)."""
+    seed: int = 0
+    """Seed of everything random."""
+    checkpoint_every: int = 100
+    """Meta-updates between checkpoints; one is written at the end in any case."""
+    report_seconds: float = 1.0
+    """About how often progress is shown and metrics are written."""
+
+    def __post_init__(self) -> None:
+        checks.at_least("meta_updates", self.meta_updates, 1)
+        checks.at_least("num_tasks", self.num_tasks, 1)
+        checks.at_least("seed", self.seed, 0)
+        checks.at_least("checkpoint_every", self.checkpoint_every, 1)
+
+
+MAY_CHANGE = ("training.meta_updates", "training.checkpoint_every", "training.report_seconds")
+"""Settings that a resumed run may change; all others must be as they were."""
+
+MAX_UPDATES_PER_CALL = 100
+
+
+class Run(NamedTuple):
+    """A training run between two meta-updates: all that it takes to go on."""
+
+    key: jax.Array
+    state: Any  # of the meta-algorithm
+    num_updates: jax.Array  # [], int32: meta-updates so far
+
+
+def begin(key: jax.Array, *, algorithm: MetaAlgorithm) -> Run:
+    """A run before its first meta-update."""
+    init_key, run_key = jax.random.split(key)
+    return Run(run_key, algorithm.init(init_key), jnp.zeros((), jnp.int32))
+
+
+def advance(
+    run: Run,
+    num_updates: jax.Array,
+    *,
+    algorithm: MetaAlgorithm,
+    family: TaskFamily,
+    num_tasks: int,
+    max_updates: int = MAX_UPDATES_PER_CALL,
+    mesh: Mesh | None = None,
+) -> tuple[Run, dict[str, jax.Array]]:
+    """``num_updates []`` meta-updates on fresh training tasks: ``(run, metrics [max_updates])``.
+
+    A pure function: ``jit`` it, and ``vmap`` it over runs for seeds or hyper-parameters. ``num_updates``
+    is traced and at most ``max_updates``; the metrics' rows beyond it are zero. With a ``mesh`` the
+    tasks are spread over its axis ``"tasks"``; the compiler turns their mean into one all-reduce.
+    """
+
+    def update(run: Run) -> tuple[Run, dict[str, jax.Array]]:
+        key, task_key, step_key = jax.random.split(run.key, 3)
+        tasks = sample_tasks(task_key, family, num_tasks, split="train")
+        if mesh is not None:
+            spread = NamedSharding(mesh, PartitionSpec("tasks"))
+            tasks = jax.lax.with_sharding_constraint(tasks, spread)
+        state, metrics = algorithm.step(step_key, run.state, tasks)
+        return Run(key, state, run.num_updates + 1), metrics
+
+    def body(i: jax.Array, carry: tuple) -> tuple:
+        run, rows = carry
+        run, metrics = update(run)
+        return run, jax.tree.map(lambda row, x: row.at[i].set(x), rows, metrics)
+
+    _, shapes = jax.eval_shape(update, run)
+    rows = jax.tree.map(lambda x: jnp.zeros((max_updates, *x.shape), x.dtype), shapes)
+    return jax.lax.fori_loop(0, num_updates, body, (run, rows))
+
+
+def train(
+    algorithm: MetaAlgorithm,
+    family: TaskFamily,
+    config: Config = Config(),
+    *,
+    folder: str | os.PathLike | None = None,
+    resume: bool = False,
+    description: Mapping[str, Any] | None = None,
+    console: Console | None = None,
+) -> Run:
+    """Meta-trains and returns the run; ``run.state.meta`` is what was learned.
+
+    Args:
+        algorithm: What to train.
+        family: Where its tasks come from.
+        config: How long, on how many tasks, from which seed.
+        folder: Where to leave ``config.json``, ``metrics.jsonl`` (a line per meta-update) and
+            checkpoints; None leaves nothing.
+        resume: Go on from the newest checkpoint in ``folder``; the result is bit-equal to that of a run
+            that was never stopped.
+        description: JSON-able settings that identify the algorithm and the family, kept in
+            ``config.json`` and in each checkpoint, and compared on resuming.
+        console: Where progress is shown; None shows it on standard error.
+
+    Raises:
+        FileExistsError: ``folder`` is not empty and ``resume`` is off.
+        checkpoints.CheckpointError: nothing to resume from, a damaged checkpoint or one of another run.
+        KeyboardInterrupt: after an interrupt (or SIGTERM), once the state is checkpointed; a second
+            interrupt stops at once.
+        ValueError: the number of devices does not divide ``config.num_tasks``.
+    """
+    description = {**(description or {}), "training": dataclasses.asdict(config)}
+    description = json.loads(json.dumps(description))  # as it will be read back
+    mesh = _mesh(config.num_tasks)
+    key = jax.random.key(config.seed)
+    output = None if folder is None else Path(folder)
+    if output is None:
+        if resume:
+            raise ValueError("resume=True needs the folder to resume from")
+        run = jax.jit(begin, static_argnames="algorithm")(key, algorithm=algorithm)
+    elif resume:
+        target = jax.eval_shape(lambda key: begin(key, algorithm=algorithm), key)
+        done, run = checkpoints.restore(
+            output / CHECKPOINT_FOLDER, target, description, ignore=MAY_CHANGE
+        )
+        _cut_metrics(output / METRICS_FILE, done)
+    else:
+        if output.is_dir() and any(output.iterdir()):
+            raise FileExistsError(
+                f"{output} is not empty: name another folder, or resume the run that is in it"
+            )
+        output.mkdir(parents=True, exist_ok=True)
+        run = jax.jit(begin, static_argnames="algorithm")(key, algorithm=algorithm)
+    if output is not None:
+        _write_json(output / CONFIG_FILE, description)
+    if mesh is not None:
+        run = jax.device_put(run, NamedSharding(mesh, PartitionSpec()))
+
+    done = int(run.num_updates)
+    if done >= config.meta_updates:
+        return run
+    with contextlib.ExitStack() as stack:
+        manager = None
+        metrics_file = None
+        if output is not None:
+            manager = stack.enter_context(checkpoints.open_manager(output / CHECKPOINT_FOLDER))
+            metrics_file = stack.enter_context(open(output / METRICS_FILE, "a", encoding="utf-8"))
+        report = stack.enter_context(_progress(console, done, config.meta_updates))
+        interrupted = stack.enter_context(_deferred_interrupts())
+        call = _compile(run, algorithm, family, config.num_tasks, mesh)
+        seconds_per_update = None
+        while done < config.meta_updates:
+            limit = min(config.meta_updates, _next_multiple(done, config.checkpoint_every))
+            count = 1
+            if seconds_per_update is not None:
+                count = int(config.report_seconds / max(seconds_per_update, 1e-6))
+            count = max(1, min(count, MAX_UPDATES_PER_CALL, limit - done))
+            began = time.perf_counter()
+            run, rows = call(run, jnp.asarray(count, jnp.int32))
+            rows = jax.device_get(rows)
+            seconds = time.perf_counter() - began
+            seconds_per_update = seconds / count
+            lines = [
+                {name: _number(column[i]) for name, column in rows.items()}
+                | {"update": done + i + 1, "seconds": round(seconds_per_update, 6)}
+                for i in range(count)
+            ]
+            done += count
+            if metrics_file is not None:
+                metrics_file.writelines(json.dumps(line, sort_keys=True) + "\n" for line in lines)
+                metrics_file.flush()
+            report(done, lines, seconds)
+            stop = interrupted()
+            if manager is not None and (done == limit or stop):
+                checkpoints.save(manager, done, run, description)
+            if stop:
+                raise KeyboardInterrupt(f"stopped after {done} meta-updates")
+    return run
+
+
+def enable_compilation_cache(folder: str | os.PathLike | None = None) -> None:
+    """Keeps compiled programs on disk, so that a second start of the same program is quick.
+
+    ``folder`` defaults to ``$JAX_COMPILATION_CACHE_DIR``, else ``~/.cache/jaxmeta``.
+    """
+    if folder is None:
+        folder = os.environ.get("JAX_COMPILATION_CACHE_DIR", Path.home() / ".cache" / "jaxmeta")
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def _compile(
+    run: Run, algorithm: MetaAlgorithm, family: TaskFamily, num_tasks: int, mesh: Mesh | None
+) -> Callable:
+    def call(run: Run, num_updates: jax.Array) -> tuple[Run, dict[str, jax.Array]]:
+        return advance(
+            run, num_updates, algorithm=algorithm, family=family, num_tasks=num_tasks, mesh=mesh
+        )
+
+    # Donated: the run's buffers are written in place, and only the new run is ever referred to.
+    return jax.jit(call, donate_argnums=0).lower(run, jnp.zeros((), jnp.int32)).compile()
+
+
+def _mesh(num_tasks: int) -> Mesh | None:
+    """All devices on one axis, ``"tasks"``; None where there is just one."""
+    devices = len(jax.devices())
+    if devices == 1:
+        return None
+    if num_tasks % devices:
+        raise ValueError(f"num_tasks={num_tasks} must be a multiple of the {devices} devices")
+    return jax.make_mesh((devices,), ("tasks",), axis_types=(AxisType.Auto,))
+
+
+@contextlib.contextmanager
+def _deferred_interrupts() -> Iterator[Callable[[], bool]]:
+    """Within it, a first SIGINT or SIGTERM is only noted: the compiled call in flight owns the state."""
+    noted = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield noted.is_set
+        return
+
+    def note(number: int, frame: Any) -> None:
+        if noted.is_set():
+            raise KeyboardInterrupt
+        noted.set()
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield noted.is_set
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _progress(
+    console: Console | None, done: int, total: int
+) -> Iterator[Callable[[int, list[dict], float], None]]:
+    bar = Progress(
+        TextColumn("meta-update"),
+        MofNCompleteColumn(),
+        BarColumn(bar_width=10),
+        TextColumn("{task.fields[returns]}"),
+        TextColumn("{task.fields[speed]}"),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=console or Console(file=sys.stderr),
+    )
+    with bar:
+        row = bar.add_task("", total=total, completed=done, returns="compiling", speed="")
+
+        def report(done: int, lines: list[dict], seconds: float) -> None:
+            before, after = (_mean(lines, f"return/{when}") for when in ("before", "after"))
+            steps = sum(line.get("env_steps") or 0 for line in lines)
+            bar.update(
+                row,
+                completed=done,
+                returns=f"return {before:.2f} → {after:.2f}",
+                speed=f"{steps / seconds / 1000:,.0f}k env steps/s",
+            )
+
+        yield report
+
+
+def _mean(lines: list[dict], name: str) -> float:
+    values = [line[name] for line in lines if line.get(name) is not None]
+    return sum(values) / len(values) if values else math.nan
+
+
+def _number(x: Any) -> float | int | None:
+    """A JSON number; None for what JSON cannot hold."""
+    value = x.item()
+    return value if math.isfinite(value) else None
+
+
+def _next_multiple(done: int, every: int) -> int:
+    return (done // every + 1) * every
+
+
+def _cut_metrics(path: Path, done: int) -> None:
+    """Drops lines past meta-update ``done``: they are about to be computed again."""
+    kept = []
+    if path.exists():
+        for line in path.read_text(encoding="utf-8").splitlines():
+            with contextlib.suppress(json.JSONDecodeError):
+                if json.loads(line)["update"] <= done:
+                    kept.append(line + "\n")
+    _replace(path, "".join(kept))
+
+
+def _write_json(path: Path, content: Any) -> None:
+    _replace(path, json.dumps(content, indent=2, sort_keys=True) + "\n")
+
+
+def _replace(path: Path, text: str) -> None:
+    """Writes all of a file or nothing of it."""
+    temporary = path.with_suffix(path.suffix + ".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
