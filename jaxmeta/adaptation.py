@@ -136,8 +136,8 @@ def lifetime(
     what adaptation led to.
     """
     begin_key, adapt_key, after_key = jax.random.split(key, 3)
-    world = dict(learner=learner, env=env)
-    acting = dict(num_steps=num_steps, unroll=unroll)
+    world: dict[str, Any] = dict(learner=learner, env=env)
+    acting: dict[str, Any] = dict(num_steps=num_steps, unroll=unroll)
     agent, streams = begin(begin_key, meta, task, **world, num_streams=num_streams)
     agent, streams, history = adapt(
         adapt_key,

@@ -22,7 +22,3 @@ def at_least(name: str, value: int, minimum: int) -> None:
         raise ValueError(f"{name}={value} must be at least {minimum}")
 
 
-def between(name: str, value: float, low: float, high: float) -> None:
-    """Raises ValueError unless ``low <= value <= high``."""
-    if not low <= value <= high:
-        raise ValueError(f"{name}={value} must lie between {low} and {high}")

@@ -102,7 +102,9 @@ def _reference_returns(
         act=act,
         update=lambda key, task, agent, trajectories: agent,
     )
-    settings = dict(num_streams=num_streams, num_updates=0, num_steps=family.horizon)
+    settings: dict[str, Any] = dict(
+        num_streams=num_streams, num_updates=0, num_steps=family.horizon
+    )
 
     def task_returns(key: jax.Array, task: Task) -> jax.Array:
         one = jax.tree.map(lambda x: x[None], task)

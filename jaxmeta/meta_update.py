@@ -10,7 +10,8 @@ import optax
 from jaxmeta.types import Task
 
 TaskLoss = Callable[[Any, jax.Array, Task], tuple[jax.Array, dict[str, jax.Array]]]
-"""``(learned, key, task) -> (loss [], report)``: the meta-objective in one task, to be minimised."""
+"""``(learned, key, task) -> (loss [], report)``: the meta-objective in one task, to be minimised. Its
+value is not reported: a surrogate's gradient means something, its value on its own data does not."""
 
 
 def meta_gradient(
@@ -30,14 +31,14 @@ def meta_gradient(
         (loss, report), gradient = jax.value_and_grad(task_loss, has_aux=True)(
             learned, *key_and_task
         )
-        return gradient, {"loss": loss} | report
+        return gradient, loss, report
 
-    gradients, reports = jax.lax.map(
+    gradients, losses, reports = jax.lax.map(
         task_gradient, (jax.random.split(key, num_tasks), tasks), batch_size=min(chunk, num_tasks)
     )
     finite = [
         jnp.all(jnp.isfinite(x.reshape(num_tasks, -1)), axis=1)
-        for x in jax.tree.leaves((gradients, reports["loss"]))
+        for x in jax.tree.leaves((gradients, losses))
     ]
     good = jnp.stack(finite).all(axis=0)
     num_good = jnp.sum(good)

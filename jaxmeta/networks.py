@@ -96,6 +96,11 @@ def action_features(obs_shape: Sequence[int], num_actions: int) -> Callable[[jax
     return features
 
 
+class _Network(NamedTuple):
+    init: Callable[[jax.Array], Params]  # (key) -> params
+    apply: Callable[[Params, jax.Array], jax.Array]  # (params, x [..., inputs]) -> [..., outputs]
+
+
 class _MLP(nn.Module):
     hidden_sizes: tuple[int, ...]
     num_outputs: int
@@ -109,16 +114,26 @@ class _MLP(nn.Module):
         return head(x)
 
 
+def _mlp(
+    obs_shape: Sequence[int], hidden_sizes: Sequence[int], num_outputs: int, output_scale: float
+) -> _Network:
+    for size in hidden_sizes:
+        checks.at_least("hidden_sizes", size, 1)
+    module = _MLP(tuple(hidden_sizes), num_outputs, output_scale)
+    example = jnp.zeros(math.prod(obs_shape))
+    return _Network(lambda key: module.init(key, example), module.apply)  # type: ignore[arg-type]
+
+
 def categorical_mlp(
     obs_shape: Sequence[int], action_space: spaces.Space, hidden_sizes: Sequence[int] = (64, 64)
 ) -> Policy:
     """A tanh network to the logits of a `Discrete` action space; nearly uniform at first."""
-    mlp = _mlp(hidden_sizes, _num_actions("categorical_mlp", action_space), 0.01)
+    mlp = _mlp(obs_shape, hidden_sizes, _num_actions("categorical_mlp", action_space), 0.01)
 
     def apply(params: Params, obs: jax.Array) -> Categorical:
         return Categorical(mlp.apply(params, obs.reshape(-1)))
 
-    return feed_forward(lambda key: mlp.init(key, jnp.zeros(math.prod(obs_shape))), apply)
+    return feed_forward(mlp.init, apply)
 
 
 def gaussian_mlp(
@@ -147,11 +162,10 @@ def gaussian_mlp(
     bounded = jnp.isfinite(low) & jnp.isfinite(high)
     scale = jnp.where(bounded, (high - low) / 2, 1.0)
     centre = jnp.where(bounded, (high + low) / 2, 0.0)
-    mlp = _mlp(hidden_sizes, math.prod(shape), 0.01)
+    mlp = _mlp(obs_shape, hidden_sizes, math.prod(shape), 0.01)
 
     def init(key: jax.Array) -> Params:
-        log_std = jnp.full(shape, math.log(initial_std))
-        return {"mean": mlp.init(key, jnp.zeros(math.prod(obs_shape))), "log_std": log_std}
+        return {"mean": mlp.init(key), "log_std": jnp.full(shape, math.log(initial_std))}
 
     def apply(params: Params, obs: jax.Array) -> DiagGaussian:
         mean = mlp.apply(params["mean"], obs.reshape(-1)).reshape(shape)
@@ -188,14 +202,14 @@ POLICIES = ("mlp", "categorical", "gaussian", "softmax_linear")
 
 def value_mlp(obs_shape: Sequence[int], hidden_sizes: Sequence[int] = (64, 64)) -> Value:
     """A tanh network to a state's value."""
-    mlp = _mlp(hidden_sizes, 1, 1.0)
+    mlp = _mlp(obs_shape, hidden_sizes, 1, 1.0)
     rank = len(obs_shape)
 
     def apply(params: Params, obs: jax.Array) -> jax.Array:
         batch = obs.shape[: obs.ndim - rank]
         return mlp.apply(params, obs.reshape(*batch, -1))[..., 0]
 
-    return Value(lambda key: mlp.init(key, jnp.zeros(math.prod(obs_shape))), apply)
+    return Value(mlp.init, apply)
 
 
 def linear_features(obs: jax.Array, step: jax.Array, num_steps: int) -> jax.Array:
@@ -235,12 +249,6 @@ def linear_baseline(features: jax.Array, targets: jax.Array, ridge: float = 1e-4
     gram = gram + jax.vmap(jnp.diag)(penalty)
     weights = jnp.linalg.solve(gram, moment[..., None])[..., 0]
     return jnp.einsum("ntf,nf->nt", features, weights)
-
-
-def _mlp(hidden_sizes: Sequence[int], num_outputs: int, output_scale: float) -> _MLP:
-    for size in hidden_sizes:
-        checks.at_least("hidden_sizes", size, 1)
-    return _MLP(tuple(hidden_sizes), num_outputs, output_scale)
 
 
 def _num_actions(user: str, action_space: spaces.Space) -> int:

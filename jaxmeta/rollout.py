@@ -55,7 +55,7 @@ def rollout(
         jax.random.split(reset_key, num_steps), task
     )
 
-    def step(stream: Stream, inputs: Any) -> tuple[Stream, Any]:
+    def step(stream: Stream, inputs: Any) -> tuple[Stream, Trajectory]:
         act_key, step_key, reset_obs, reset_state = inputs
         timestep = stream.timestep
         action, log_prob, memory = learner.act(act_key, meta, agent, stream.memory, timestep)
@@ -76,14 +76,23 @@ def rollout(
             reward=jnp.where(last, jnp.zeros_like(reward), reward),
             first=last,
         )
-        seen = (timestep, action, log_prob, reward, 1.0 - _as_float(terminated), last, next_obs)
+        seen = Trajectory(
+            timestep=timestep,
+            action=action,
+            log_prob=log_prob,
+            reward=reward,
+            discount=1.0 - _as_float(terminated),
+            last=last,
+            next_obs=next_obs,
+            memory=(),
+        )
         return Stream(env_state, next_timestep, memory), seen
 
     first_memory = stream.memory
-    stream, seen = jax.lax.scan(
+    stream, trajectory = jax.lax.scan(
         step, stream, (act_keys, step_keys, reset_obs, reset_states), unroll=unroll
     )
-    return jax.lax.stop_gradient((stream, Trajectory(*seen, memory=first_memory)))
+    return jax.lax.stop_gradient((stream, trajectory._replace(memory=first_memory)))
 
 
 def _float_dtype() -> Any:

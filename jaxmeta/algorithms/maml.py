@@ -25,7 +25,7 @@ from jaxmeta.meta_update import guarded_update, meta_gradient
 from jaxmeta.networks import Policy, default_policy
 from jaxmeta.returns import advantage_scale, baseline_td_errors, first_episode_return
 from jaxmeta.tasks.family import TaskFamily
-from jaxmeta.types import Learner, MetaAlgorithm, Params, Task, Trajectory
+from jaxmeta.types import Learner, MetaAlgorithm, Params, Task, TimeStep, Trajectory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,7 +167,9 @@ def maml(
             return jax.tree.map(lambda p, a, g: p - a * g, agent, meta.step_size, gradient)
         return jax.tree.map(lambda p, g: p - meta.step_size * g, agent, gradient)
 
-    def act(key, meta, agent, memory, timestep):
+    def act(
+        key: jax.Array, meta: Meta, agent: Params, memory: Any, timestep: TimeStep
+    ) -> tuple[jax.Array, jax.Array, Any]:
         distribution, memory = policy.step(agent, memory, timestep)
         action = distribution.sample(key)
         return action, distribution.log_prob(action), memory

@@ -1,0 +1,81 @@
+"""Environments and learners so small that the right answer is known."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from gymnax.environments import environment, spaces
+
+from jaxmeta.types import Learner
+
+
+@struct.dataclass
+class CounterParams:
+    """The task: its number, and when an episode terminates and is truncated."""
+
+    number: Any = 7.0
+    terminate_at: Any = 4
+    truncate_at: Any = 1000
+
+
+@struct.dataclass
+class CounterState:
+    time: Any
+
+
+class Counter(environment.Environment):
+    """Observes (steps taken in the episode, the task's number); the reward is the action plus that number."""
+
+    @property
+    def default_params(self):
+        return CounterParams()
+
+    def reset_env(self, key, params):
+        return self._observe(0, params), CounterState(time=0)
+
+    def step_env(self, key, state, action, params):
+        state = CounterState(time=state.time + 1)
+        reward = action + params.number
+        terminated = state.time == params.terminate_at
+        return self._observe(state.time, params), state, reward, terminated, {}
+
+    def is_truncated(self, state, params):
+        return state.time >= params.truncate_at
+
+    def _observe(self, time, params):
+        return jnp.stack([jnp.asarray(time, float), jnp.asarray(params.number, float)])
+
+    def action_space(self, params=None):
+        return spaces.Discrete(3)
+
+    def observation_space(self, params):
+        return spaces.Box(-jnp.inf, jnp.inf, (2,), jnp.float32)
+
+
+def constant_learner(action: int = 1) -> Learner:
+    """Always the same action; its memory counts the steps it was asked, its agent counts updates."""
+
+    def act(key, meta, agent, memory, timestep):
+        return jnp.asarray(action, jnp.int32), jnp.asarray(-0.5), memory + 1
+
+    return Learner(
+        init=lambda key, meta: jnp.zeros(()),
+        memory=lambda meta: jnp.zeros((), jnp.int32),
+        act=act,
+        update=lambda key, meta, agent, trajectories: agent + 1.0,
+    )
+
+
+def random_learner() -> Learner:
+    """Uniform over the three actions; each update adds a meta-scaled function of the rewards and a key."""
+
+    def act(key, meta, agent, memory, timestep):
+        return jax.random.randint(key, (), 0, 3), jnp.log(1 / 3), memory
+
+    def update(key, meta, agent, trajectories):
+        return agent * meta + trajectories.reward.mean() + jax.random.uniform(key)
+
+    return Learner(
+        init=lambda key, meta: meta * jnp.ones(()), memory=lambda meta: (), act=act, update=update
+    )

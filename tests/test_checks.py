@@ -1,0 +1,20 @@
+import pytest
+
+from jaxmeta import checks
+
+
+def test_choice_names_the_nearest():
+    checks.choice("family", "cartpole", ["cartpole", "acrobot"])
+    with pytest.raises(ValueError, match=r"family='cartpol' is unknown: did you mean 'cartpole'\?"):
+        checks.choice("family", "cartpol", ["cartpole", "acrobot"])
+    with pytest.raises(ValueError, match="known are 'acrobot', 'cartpole'"):
+        checks.choice("family", "zzz", ["cartpole", "acrobot"])
+
+
+def test_at_least():
+    checks.at_least("n", 1, 1)
+    with pytest.raises(ValueError, match="n=0 must be at least 1"):
+        checks.at_least("n", 0, 1)
+    for value in (1.5, True, "3", None):
+        with pytest.raises(TypeError, match="must be an integer of at least 1"):
+            checks.at_least("n", value, 1)

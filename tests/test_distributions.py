@@ -1,0 +1,73 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.stats
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jaxmeta.distributions import Categorical, DiagGaussian
+
+finite = st.floats(-5, 5, width=32)
+logits = st.lists(finite, min_size=2, max_size=5)
+
+
+@settings(max_examples=25, deadline=None)
+@given(logits)
+def test_categorical_matches_its_definition(row):
+    p = np.exp(row) / np.sum(np.exp(row))
+    d = Categorical(jnp.array(row))
+    np.testing.assert_allclose(
+        [d.log_prob(jnp.array(a)) for a in range(len(row))], np.log(p), atol=1e-5
+    )
+    np.testing.assert_allclose(d.entropy(), scipy.stats.entropy(p), atol=1e-5)
+    other = Categorical(jnp.zeros(len(row)))
+    np.testing.assert_allclose(d.kl(other), np.sum(p * np.log(p * len(row))), atol=1e-5)
+    assert d.mode() == np.argmax(row)
+
+
+def test_categorical_with_an_impossible_action():
+    d = Categorical(jnp.array([0.0, 0.0, -jnp.inf]))
+    np.testing.assert_allclose(d.entropy(), np.log(2), rtol=1e-6)
+    np.testing.assert_allclose(d.kl(Categorical(jnp.zeros(3))), np.log(1.5), rtol=1e-6)
+    assert d.log_prob(jnp.array(2)) == -jnp.inf
+
+
+def test_categorical_samples_follow_the_probabilities():
+    p = np.array([0.1, 0.2, 0.7])
+    draws = jax.vmap(Categorical(jnp.log(p)).sample)(jax.random.split(jax.random.key(0), 20_000))
+    assert draws.dtype == jnp.int32
+    assert scipy.stats.chisquare(np.bincount(draws), 20_000 * p).pvalue > 1e-3
+
+
+def test_gaussian_matches_scipy():
+    mean, log_std = np.array([0.3, -1.0]), np.array([-0.5, 0.4])
+    d = DiagGaussian(jnp.array(mean), jnp.array(log_std))
+    x = np.array([0.1, 0.7])
+    reference = scipy.stats.norm(mean, np.exp(log_std))
+    np.testing.assert_allclose(d.log_prob(jnp.array(x)), reference.logpdf(x).sum(), rtol=1e-5)
+    np.testing.assert_allclose(d.entropy(), reference.entropy().sum(), rtol=1e-5)
+    assert jnp.array_equal(d.mode(), d.mean)
+
+
+def test_gaussian_kl_is_the_expected_log_ratio():
+    p = DiagGaussian(jnp.array([0.3, -1.0]), jnp.array([-0.5, 0.4]))
+    q = DiagGaussian(jnp.array([0.0, -0.5]), jnp.array([0.1, 0.2]))
+    draws = jax.vmap(p.sample)(jax.random.split(jax.random.key(1), 100_000))
+    ratio = jax.vmap(lambda x: p.log_prob(x) - q.log_prob(x))(draws)
+    np.testing.assert_allclose(p.kl(q), ratio.mean(), atol=4 * float(ratio.std()) / 100_000**0.5)
+    np.testing.assert_allclose(p.kl(p), 0.0, atol=1e-6)
+
+
+def test_gaussian_samples_follow_the_density():
+    d = DiagGaussian(jnp.array([2.0]), jnp.array([-1.0]))
+    draws = jax.vmap(d.sample)(jax.random.split(jax.random.key(2), 5_000))
+    assert scipy.stats.kstest(np.asarray(draws[:, 0]), "norm", (2.0, np.exp(-1))).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("batch", [(), (3,), (2, 3)])
+def test_batch_axes_lead(batch):
+    assert Categorical(jnp.zeros((*batch, 4))).log_prob(jnp.zeros(batch, int)).shape == batch
+    gaussian = DiagGaussian(jnp.zeros((*batch, 4)), jnp.zeros((*batch, 4)))
+    assert gaussian.log_prob(jnp.zeros((*batch, 4))).shape == batch
+    assert gaussian.kl(gaussian).shape == gaussian.entropy().shape == batch

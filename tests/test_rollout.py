@@ -1,0 +1,165 @@
+import gymnax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxmeta import tasks
+from jaxmeta.rollout import begin_stream, rollout
+from jaxmeta.types import Learner
+from tests.probes import Counter, CounterParams, constant_learner, random_learner
+
+ENV = Counter()
+
+
+def act_in(env, task, learner, *, num_steps, key=0, stream=None, meta=None, agent=()):
+    begin_key, key = jax.random.split(jax.random.key(key))
+    if stream is None:
+        stream = begin_stream(begin_key, meta, task, learner=learner, env=env)
+    return jax.jit(
+        lambda key, stream: rollout(
+            key, meta, task, agent, stream, learner=learner, env=env, num_steps=num_steps
+        )
+    )(key, stream)
+
+
+def test_episode_ends_are_recorded_and_the_stream_goes_on():
+    _, data = act_in(ENV, CounterParams(), constant_learner(), num_steps=10)
+    assert data.timestep.obs[:, 0].tolist() == [0, 1, 2, 3, 0, 1, 2, 3, 0, 1]
+    assert data.next_obs[:, 0].tolist() == [1, 2, 3, 4, 1, 2, 3, 4, 1, 2]
+    assert data.last.tolist() == [0, 0, 0, 1, 0, 0, 0, 1, 0, 0]
+    assert data.discount.tolist() == [1, 1, 1, 0, 1, 1, 1, 0, 1, 1]
+    assert data.timestep.first.tolist() == [1, 0, 0, 0, 1, 0, 0, 0, 1, 0]
+    # The previous action and reward are forgotten with the episode.
+    assert data.timestep.action.tolist() == [0, 1, 1, 1, 0, 1, 1, 1, 0, 1]
+    assert data.timestep.reward.tolist() == [0, 8, 8, 8, 0, 8, 8, 8, 0, 8]
+    assert data.reward.tolist() == [8] * 10
+    assert data.memory == 0
+
+
+@pytest.mark.parametrize(
+    ("terminate_at", "truncate_at", "discounts"),
+    [(99, 3, [1, 1, 1]), (3, 99, [1, 1, 0]), (3, 3, [1, 1, 0])],
+    ids=["truncated", "terminated", "both: terminated wins"],
+)
+def test_only_termination_ends_the_discount(terminate_at, truncate_at, discounts):
+    task = CounterParams(terminate_at=terminate_at, truncate_at=truncate_at)
+    _, data = act_in(ENV, task, constant_learner(), num_steps=3)
+    assert data.discount.tolist() == discounts
+    assert data.last.tolist() == [0, 0, 1]
+
+
+def test_a_rollout_continues_where_the_last_one_stopped():
+    learner = constant_learner()
+    stream, first = act_in(ENV, CounterParams(), learner, num_steps=6)
+    stream, second = act_in(ENV, CounterParams(), learner, num_steps=6, stream=stream)
+    assert first.timestep.obs[:, 0].tolist() == [0, 1, 2, 3, 0, 1]
+    assert second.timestep.obs[:, 0].tolist() == [2, 3, 0, 1, 2, 3]
+    # This learner's memory outlives episodes; the rollout does not clear it.
+    assert second.memory == 6
+    assert stream.memory == 12
+
+
+@pytest.mark.parametrize("name", sorted(set(tasks.names())))
+def test_reset_never_changes_the_task(name):
+    """Steps on the drawn task and on the task read back after many resets agree; physics are leaves."""
+    family = tasks.make(name, horizon=3)
+    drawn = tasks.sample_tasks(jax.random.key(3), family, 4, split="train")
+
+    def visits(task):
+        learner = uniform(family)
+        stream = begin_stream(jax.random.key(0), None, task, learner=learner, env=family.env)
+        return rollout(
+            jax.random.key(1), None, task, (), stream, learner=learner, env=family.env, num_steps=12
+        )[1]
+
+    data = jax.jit(jax.vmap(visits))(drawn)
+    assert data.timestep.first.sum() >= 4 * 4
+    for m in range(4):
+        task = jax.tree.map(lambda x, m=m: x[m], drawn)
+        # Every recorded transition, before and after resets, is one of this task's own dynamics.
+        np.testing.assert_allclose(
+            replay_transitions(family.env, task, data, m), data.next_obs[m], atol=1e-5
+        )
+
+
+def uniform(family):
+    return Learner(
+        init=lambda key, meta: (),
+        memory=lambda meta: (),
+        act=lambda key, meta, agent, memory, t: (family.random_action(key), jnp.zeros(()), memory),
+        update=lambda key, meta, agent, data: agent,
+    )
+
+
+def replay_transitions(env, task, data, m):
+    """The successor that each recorded action has, stepping by hand from each episode's start."""
+    keys = jax.random.split(jax.random.split(jax.random.key(1), 3)[1], 12)
+    reset_keys = jax.random.split(jax.random.split(jax.random.key(1), 3)[2], 12)
+    successors = []
+    state = env.reset_env(jax.random.key(0), task)[1]
+    for t in range(12):
+        obs, state, _, _, _ = env.step_env(keys[t], state, data.action[m, t], task)
+        successors.append(np.asarray(obs))
+        if data.last[m, t]:
+            state = env.reset_env(reset_keys[t], task)[1]
+    return np.stack(successors)
+
+
+def test_transitions_are_those_of_gymnax_step():
+    """CartPole, stepped through gymnax's own auto-resetting ``step`` with the same actions and states."""
+    env, params = gymnax.make("CartPole-v1")
+    learner = uniform(tasks.make("cartpole"))
+    _, data = act_in(env, params, learner, num_steps=60)
+    assert int(data.last.sum()) >= 1
+    _, state = env.reset(jax.random.key(0), params)
+    for t in range(60):
+        x, x_dot, theta, theta_dot = data.timestep.obs[t]
+        state = state.replace(x=x, x_dot=x_dot, theta=theta, theta_dot=theta_dot)
+        _, state, reward, terminated, _, info = env.step(
+            jax.random.key(t), state, data.action[t], params
+        )
+        np.testing.assert_allclose(info["final_observation"], data.next_obs[t], rtol=1e-5, atol=1e-6)
+        assert reward == data.reward[t]
+        assert bool(terminated) == (data.discount[t] == 0)
+
+
+def test_no_gradient_comes_out_of_acting():
+    learner = Learner(
+        init=lambda key, meta: meta,
+        memory=lambda meta: (),
+        act=lambda key, meta, agent, memory, t: (agent * t.obs, agent.sum(), memory),
+        update=lambda key, meta, agent, data: agent,
+    )
+    family = tasks.make("navigation", horizon=5)
+    task = family.train(jax.random.key(0))
+
+    def total(agent):
+        stream = begin_stream(jax.random.key(1), agent, task, learner=learner, env=family.env)
+        _, data = rollout(
+            jax.random.key(2), agent, task, agent, stream, learner=learner, env=family.env, num_steps=5
+        )
+        return data.reward.sum() + data.log_prob.sum() + data.action.sum()
+
+    assert jnp.all(jax.grad(total)(jnp.ones(2)) == 0)
+
+
+def test_streams_and_steps_draw_different_numbers():
+    learner = random_learner()
+    _, data = act_in(ENV, CounterParams(), learner, num_steps=200)
+    _, other = act_in(ENV, CounterParams(), learner, num_steps=200, key=1)
+    counts = np.bincount(data.action, minlength=3)
+    assert counts.min() > 40
+    assert not jnp.array_equal(data.action, other.action)
+
+
+@pytest.mark.parametrize("unroll", [1, 4])
+def test_integer_observations_become_floats(unroll):
+    env, params = gymnax.make("FrozenLake-v1") if False else gymnax.make("MountainCar-v0")
+    learner = uniform(tasks.make("mountain_car"))
+    stream = begin_stream(jax.random.key(0), None, params, learner=learner, env=env)
+    stream, data = rollout(
+        jax.random.key(1), None, params, (), stream, learner=learner, env=env, num_steps=4, unroll=unroll
+    )
+    assert data.timestep.obs.dtype == data.reward.dtype == jnp.float32
+    assert data.action.dtype == jnp.int32
