@@ -20,5 +20,3 @@ def at_least(name: str, value: int, minimum: int) -> None:
         raise TypeError(f"{name}={value!r} must be an integer of at least {minimum}")
     if value < minimum:
         raise ValueError(f"{name}={value} must be at least {minimum}")
-
-

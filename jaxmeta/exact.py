@@ -61,9 +61,7 @@ def trajectories(num_states: int, num_actions: int, horizon: int) -> tuple[np.nd
     return paths[..., 0], paths[..., 1]
 
 
-def probabilities(
-    mdp: MDP, policy: jax.Array, states: jax.Array, actions: jax.Array
-) -> jax.Array:
+def probabilities(mdp: MDP, policy: jax.Array, states: jax.Array, actions: jax.Array) -> jax.Array:
     """``p(τ)`` of paths ``[n, H]`` under ``policy [S, A]``, ``[n]``.
 
     The transition after the last step is not part of a path, so over all `trajectories` it sums to 1.

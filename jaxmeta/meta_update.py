@@ -52,7 +52,7 @@ def meta_gradient(
         name: jnp.where(num_good > 0, mean_of_good(x), jnp.nan) for name, x in reports.items()
     }
     return gradient, metrics | {
-        "meta_grad_norm": optax.global_norm(gradient),
+        "meta_grad_norm": optax.tree.norm(gradient),
         "skipped_tasks": num_tasks - num_good,
     }
 

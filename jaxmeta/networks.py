@@ -108,10 +108,13 @@ class _MLP(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        for size in self.hidden_sizes:
-            x = jnp.tanh(nn.Dense(size, kernel_init=nn.initializers.orthogonal(math.sqrt(2)))(x))
-        head = nn.Dense(self.num_outputs, kernel_init=nn.initializers.orthogonal(self.output_scale))
-        return head(x)
+        sizes = (*self.hidden_sizes, self.num_outputs)
+        scales = (*[math.sqrt(2)] * len(self.hidden_sizes), self.output_scale)
+        for i, (size, scale) in enumerate(zip(sizes, scales, strict=True)):
+            initial = nn.initializers.orthogonal(scale)
+            dense = nn.Dense(size, kernel_init=initial, param_dtype=jnp.result_type(float))
+            x = dense(x if i == 0 else jnp.tanh(x))
+        return x
 
 
 def _mlp(
@@ -165,7 +168,7 @@ def gaussian_mlp(
     mlp = _mlp(obs_shape, hidden_sizes, math.prod(shape), 0.01)
 
     def init(key: jax.Array) -> Params:
-        return {"mean": mlp.init(key), "log_std": jnp.full(shape, math.log(initial_std))}
+        return {"mean": mlp.init(key), "log_std": jnp.full(shape, math.log(initial_std), float)}
 
     def apply(params: Params, obs: jax.Array) -> DiagGaussian:
         mean = mlp.apply(params["mean"], obs.reshape(-1)).reshape(shape)

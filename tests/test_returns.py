@@ -82,7 +82,11 @@ def test_truncation_bootstraps_and_termination_does_not():
         g = returns.discounted_returns(
             data.reward, 0.5 * data.discount, data.last, jnp.full(3, 100.0)
         )
-        by_hand = [8 + 0.5 * (8 + 0.5 * (8 + 0.5 * tail)), 8 + 0.5 * (8 + 0.5 * tail), 8 + 0.5 * tail]
+        by_hand = [
+            8 + 0.5 * (8 + 0.5 * (8 + 0.5 * tail)),
+            8 + 0.5 * (8 + 0.5 * tail),
+            8 + 0.5 * tail,
+        ]
         np.testing.assert_allclose(g, by_hand)
 
 
@@ -124,7 +128,9 @@ def test_discount_and_lambda_can_be_learned_through_returns(x64):
     by_gamma, by_lambda = jax.grad(loss, argnums=(0, 1))(1.0, 0.9)
     h = 1e-6
     np.testing.assert_allclose(by_gamma, (loss(1 + h, 0.9) - loss(1 - h, 0.9)) / (2 * h), rtol=1e-6)
-    np.testing.assert_allclose(by_lambda, (loss(1, 0.9 + h) - loss(1, 0.9 - h)) / (2 * h), rtol=1e-6)
+    np.testing.assert_allclose(
+        by_lambda, (loss(1, 0.9 + h) - loss(1, 0.9 - h)) / (2 * h), rtol=1e-6
+    )
     assert abs(by_gamma) > 1e-3
     assert abs(by_lambda) > 1e-3
 

@@ -119,7 +119,9 @@ def test_transitions_are_those_of_gymnax_step():
         _, state, reward, terminated, _, info = env.step(
             jax.random.key(t), state, data.action[t], params
         )
-        np.testing.assert_allclose(info["final_observation"], data.next_obs[t], rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(
+            info["final_observation"], data.next_obs[t], rtol=1e-5, atol=1e-6
+        )
         assert reward == data.reward[t]
         assert bool(terminated) == (data.discount[t] == 0)
 
@@ -137,7 +139,14 @@ def test_no_gradient_comes_out_of_acting():
     def total(agent):
         stream = begin_stream(jax.random.key(1), agent, task, learner=learner, env=family.env)
         _, data = rollout(
-            jax.random.key(2), agent, task, agent, stream, learner=learner, env=family.env, num_steps=5
+            jax.random.key(2),
+            agent,
+            task,
+            agent,
+            stream,
+            learner=learner,
+            env=family.env,
+            num_steps=5,
         )
         return data.reward.sum() + data.log_prob.sum() + data.action.sum()
 
@@ -159,7 +168,15 @@ def test_integer_observations_become_floats(unroll):
     learner = uniform(tasks.make("mountain_car"))
     stream = begin_stream(jax.random.key(0), None, params, learner=learner, env=env)
     stream, data = rollout(
-        jax.random.key(1), None, params, (), stream, learner=learner, env=env, num_steps=4, unroll=unroll
+        jax.random.key(1),
+        None,
+        params,
+        (),
+        stream,
+        learner=learner,
+        env=env,
+        num_steps=4,
+        unroll=unroll,
     )
     assert data.timestep.obs.dtype == data.reward.dtype == jnp.float32
     assert data.action.dtype == jnp.int32

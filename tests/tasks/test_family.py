@@ -1,0 +1,34 @@
+import jax
+import jax.numpy as jnp
+import pytest
+
+from jaxmeta import tasks
+
+
+@pytest.mark.parametrize("name", tasks.names())
+@pytest.mark.parametrize("split", tasks.SPLITS)
+def test_samplers_make_batches_of_typed_leaves(name, split):
+    family = tasks.make(name)
+    drawn = tasks.sample_tasks(jax.random.key(0), family, 3, split=split)
+    one = getattr(family, split)(jax.random.key(0))
+    assert jax.tree.structure(drawn) == jax.tree.structure(one)
+    for many, single in zip(jax.tree.leaves(drawn), jax.tree.leaves(one), strict=True):
+        assert many.shape == (3, *single.shape)
+        assert many.dtype == single.dtype
+        assert not many.weak_type
+    # The task varies, and every draw is a draw of its own.
+    varying = [x for x in jax.tree.leaves(drawn) if not jnp.all(x == x[:1])]
+    assert varying
+    for x in varying:
+        assert len(jnp.unique(x.reshape(3, -1)[:, 0])) == 3
+
+
+@pytest.mark.parametrize("name", tasks.names())
+def test_spaces_are_those_of_the_environment(name):
+    family = tasks.make(name)
+    obs, state = family.env.reset_env(jax.random.key(0), family.train(jax.random.key(1)))
+    assert obs.shape == family.observation_shape
+    action = family.random_action(jax.random.key(2))
+    assert action.shape == family.action_space.shape
+    assert family.action_space.contains(action)
+    assert family.name == name

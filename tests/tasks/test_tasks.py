@@ -1,0 +1,38 @@
+import pytest
+
+from jaxmeta import tasks
+
+
+def test_names_are_what_make_knows():
+    assert {"navigation", "sparse_navigation", "cartpole", "pendulum"} <= set(tasks.names())
+    for name in tasks.names():
+        assert tasks.make(name).name == name
+
+
+def test_settings_reach_the_family():
+    assert tasks.make("navigation", horizon=7).horizon == 7
+    assert tasks.make("cartpole", horizon=9).horizon == 9
+
+
+def test_unknown_names_are_answered_with_the_nearest():
+    with pytest.raises(
+        ValueError, match="family='navigatoin' is unknown: did you mean 'navigation'"
+    ):
+        tasks.make("navigatoin")
+    with pytest.raises(
+        ValueError, match="setting of family 'cartpole'='horizen' is unknown: did you mean"
+    ):
+        tasks.make("cartpole", horizen=3)
+
+
+@pytest.mark.parametrize("name", tasks.names())
+def test_a_horizon_shorter_than_a_step_is_refused(name):
+    with pytest.raises(ValueError, match="horizon=0 must be at least 1"):
+        tasks.make(name, horizon=0)
+
+
+def test_your_own_family_gets_a_name(monkeypatch):
+    monkeypatch.setitem(
+        tasks.FAMILIES, "mine", lambda *, horizon=3: tasks.make("navigation", horizon=horizon)
+    )
+    assert tasks.make("mine", horizon=5).horizon == 5

@@ -1,0 +1,132 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.stats
+
+from jaxmeta import evaluation, tasks
+from jaxmeta.algorithms.maml import Config, maml
+from tests.probes import Counter, CounterParams, constant_learner
+
+
+def test_returns_are_first_episode_s_in_task_order():
+    """Rewards of 1 + number, 4 steps an episode, rollouts of 10 steps."""
+    drawn = jax.vmap(lambda n: CounterParams(number=n))(jnp.array([0.0, 1.0, 2.0, 3.0, 4.0]))
+    returns = evaluation.adaptation_returns(
+        jax.random.key(0),
+        None,
+        drawn,
+        learner=constant_learner(),
+        env=Counter(),
+        num_streams=3,
+        num_updates=2,
+        num_steps=10,
+        tasks_per_chunk=2,
+    )
+    np.testing.assert_allclose(returns, np.tile(4 * np.arange(1, 6)[:, None], (1, 3)))
+
+
+def test_the_first_column_is_the_newborn_s():
+    """Without restarts of parameters leaking: evaluating twice gives the same first column."""
+    family = tasks.make("navigation", horizon=5)
+    algorithm = maml(family, Config(num_streams=4, hidden_sizes=(4,)))
+    meta = algorithm.init(jax.random.key(0)).meta
+    drawn = tasks.sample_tasks(jax.random.key(1), family, 3, split="test")
+
+    def returns(num_updates):
+        return evaluation.adaptation_returns(
+            jax.random.key(2),
+            meta._replace(step_size=jnp.array(5.0)),
+            drawn,
+            learner=algorithm.learner,
+            env=family.env,
+            num_streams=4,
+            num_updates=num_updates,
+            num_steps=5,
+        )
+
+    one, two = returns(1), returns(2)
+    assert one.shape == (3, 2)
+    np.testing.assert_allclose(one[:, 0], two[:, 0], rtol=1e-5)
+    assert not np.allclose(two[:, 0], two[:, 1])
+
+
+@pytest.mark.parametrize("reward", ["squared_distance", "distance"])
+def test_optimal_return_of_navigation_in_closed_form(reward):
+    """Each axis is walked at 0.1 a step; what is left after k steps is max(|goal| - 0.1 k, 0)."""
+    family = tasks.make("navigation", reward=reward, horizon=20)
+    drawn = tasks.sample_tasks(jax.random.key(0), family, 50, split="out_of_distribution")
+    left = np.maximum(np.abs(drawn.goal)[:, None] - 0.1 * np.arange(1, 21)[None, :, None], 0)
+    squared = (left**2).sum(-1)
+    expected = -(squared if reward == "squared_distance" else np.sqrt(squared)).sum(1)
+    optimal = evaluation.optimal_returns(jax.random.key(1), drawn, family=family)
+    np.testing.assert_allclose(optimal, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_no_one_beats_the_optimum():
+    family = tasks.make("sparse_navigation", horizon=20)
+    drawn = tasks.sample_tasks(jax.random.key(0), family, 20, split="test")
+    optimal = evaluation.optimal_returns(jax.random.key(1), drawn, family=family)
+    random = evaluation.random_returns(jax.random.key(1), drawn, family=family)
+    assert np.all(optimal >= random)
+    assert optimal.mean() > 10
+
+
+def test_random_return_is_that_of_a_random_walk():
+    """E|position - goal|² after t clipped uniform steps is |goal|² + 2 t var, var = 0.1² / 3."""
+    family = tasks.make("navigation", horizon=10)
+    drawn = tasks.sample_tasks(jax.random.key(0), family, 200, split="test")
+    random = evaluation.random_returns(jax.random.key(1), drawn, family=family, num_streams=50)
+    goal = (np.asarray(drawn.goal) ** 2).sum(1)
+    expected = -(10 * goal + 2 * 0.01 / 3 * np.arange(1, 11).sum())
+    np.testing.assert_allclose(random.mean(), expected.mean(), rtol=0.02)
+
+
+def test_families_without_an_optimum_say_so():
+    with pytest.raises(ValueError, match="'cartpole' has no optimal_action"):
+        evaluation.optimal_returns(jax.random.key(0), None, family=tasks.make("cartpole"))
+
+
+def test_gap_closed():
+    returns = np.array([[-10.0, -4.0, -1.0], [-20.0, -6.0, 1.0]])
+    closed = evaluation.gap_closed(returns, np.array([0.0, 0.0]))
+    np.testing.assert_allclose(closed, [0, 10 / 15, 1.0])
+
+
+def test_interquartile_mean_ignores_the_outer_quarters():
+    assert evaluation.interquartile_mean(np.array([1e9, 1.0, 2.0, 3.0, 4.0, -1e9, 2.0, 3.0])) == 2.5
+
+
+def test_bootstrap_interval_covers():
+    """95 % intervals of a mean of 50 normals: over 300 samples, close to 95 % contain the truth, and
+    they agree with the textbook's."""
+    rng = np.random.default_rng(0)
+    hits = 0
+    for i in range(300):
+        x = rng.normal(size=50)
+        low, high = evaluation.bootstrap_interval(x, seed=i)
+        hits += low < 0 < high
+    assert 0.90 < hits / 300 < 0.98
+    student = scipy.stats.t.interval(0.95, 49, x.mean(), x.std(ddof=1) / 50**0.5)
+    np.testing.assert_allclose((low, high), student, atol=0.03)
+
+
+def test_bootstrap_interval_is_reproducible_and_survives_bad_data():
+    x = np.arange(10.0)
+    assert evaluation.bootstrap_interval(x) == evaluation.bootstrap_interval(x)
+    assert evaluation.bootstrap_interval(np.ones(5)) == (1.0, 1.0)
+    assert np.isnan(evaluation.bootstrap_interval(np.array([1.0, np.nan]))).all()
+    assert np.isnan(evaluation.bootstrap_interval(np.array([1.0]))).all()
+
+
+def test_summary():
+    returns = np.array([[-10.0, -4.0], [-20.0, -6.0], [-12.0, -5.0]])
+    summary = evaluation.summarize(returns, np.full(3, -50.0), np.zeros(3))
+    assert summary["num_tasks"] == 3
+    np.testing.assert_allclose(summary["returns"], [-14, -5])
+    np.testing.assert_allclose(summary["gap_closed"], [0, 9 / 14])
+    assert summary["random"] == -50
+    for mean, (low, high) in zip(summary["returns"], summary["intervals"], strict=True):
+        assert low <= mean <= high
+    unknown = evaluation.summarize(returns, np.full(3, -50.0), None)
+    assert unknown["optimal"] is unknown["gap_closed"] is None

@@ -1,0 +1,153 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from gymnax.environments import spaces
+
+from jaxmeta import networks
+from jaxmeta.types import TimeStep
+
+DISCRETE = spaces.Discrete(3)
+BOX = spaces.Box(jnp.array([-2.0, 0.0]), jnp.array([2.0, 1.0]), (2,))
+
+
+def timesteps(obs):
+    flat = jnp.zeros(obs.shape[0])
+    return TimeStep(obs, flat, flat, flat > 0)
+
+
+@pytest.fixture(params=["categorical", "gaussian", "softmax_linear"])
+def policy(request):
+    space = BOX if request.param == "gaussian" else DISCRETE
+    return networks.default_policy(request.param, (4,), space, (8,))
+
+
+def test_unroll_is_step_by_step(policy):
+    params = policy.init(jax.random.key(0))
+    seen = timesteps(jax.random.normal(jax.random.key(1), (5, 4)))
+    together = policy.unroll(params, policy.memory(), seen)
+    for t in range(5):
+        alone, memory = policy.step(params, (), jax.tree.map(lambda x, t=t: x[t], seen))
+        assert memory == ()
+        for x, y in zip(alone, jax.tree.map(lambda x, t=t: x[t], together), strict=True):
+            np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6)
+
+
+def test_softmax_linear_is_exactly_its_formula(x64):
+    """π(a|s) ∝ exp(φ(s,a)·θ), ∇ log π(a|s) = φ(s,a) - E_π φ(s,·), ∇² log π = -Cov_π φ."""
+    table = jax.random.normal(jax.random.key(0), (3, 5))
+
+    def features(obs):
+        return table * obs[0]
+
+    policy = networks.softmax_linear(features, num_features=5, action_space=DISCRETE)
+    theta = jax.random.normal(jax.random.key(1), (5,))
+    obs = jnp.array([1.7])
+    phi = np.asarray(features(obs))
+    p = np.exp(phi @ np.asarray(theta))
+    p /= p.sum()
+
+    def log_prob(theta, action):
+        return policy.unroll({"theta": theta}, (), timesteps(obs[None])).log_prob(action[None])[0]
+
+    mean = p @ phi
+    covariance = (phi - mean).T @ np.diag(p) @ (phi - mean)
+    for a in range(3):
+        action = jnp.array(a)
+        np.testing.assert_allclose(log_prob(theta, action), np.log(p[a]), rtol=1e-12)
+        np.testing.assert_allclose(jax.grad(log_prob)(theta, action), phi[a] - mean, rtol=1e-12)
+        np.testing.assert_allclose(jax.hessian(log_prob)(theta, action), -covariance, atol=1e-12)
+
+
+def test_action_features_are_one_block_an_action():
+    phi = networks.action_features((2,), 3)(jnp.array([5.0, 7.0]))
+    expected = np.zeros((3, 9))
+    for a in range(3):
+        expected[a, 3 * a : 3 * a + 3] = [5, 7, 1]
+    np.testing.assert_array_equal(phi, expected)
+
+
+def test_wrong_feature_shape_is_named():
+    policy = networks.softmax_linear(lambda obs: obs, num_features=5, action_space=DISCRETE)
+    with pytest.raises(
+        ValueError, match=r"features\(obs\) has shape \(4,\); it must be .*\[3, 5\]"
+    ):
+        policy.unroll(policy.init(jax.random.key(0)), (), timesteps(jnp.zeros((1, 4))))
+
+
+@pytest.mark.parametrize("kind", ["categorical", "softmax_linear"])
+def test_a_discrete_policy_on_a_continuous_space_is_refused(kind):
+    with pytest.raises(ValueError, match="needs a discrete action space, not Box.*use gaussian"):
+        networks.default_policy(kind, (4,), BOX, (8,))
+
+
+def test_a_gaussian_on_a_discrete_space_is_refused():
+    with pytest.raises(ValueError, match="needs a continuous action space.*Discrete"):
+        networks.default_policy("gaussian", (4,), DISCRETE, (8,))
+
+
+def test_unknown_policy_and_sizes_are_refused():
+    with pytest.raises(ValueError, match="did you mean 'gaussian'"):
+        networks.default_policy("gausian", (4,), BOX, (8,))
+    with pytest.raises(ValueError, match="hidden_sizes=0"):
+        networks.categorical_mlp((4,), DISCRETE, (8, 0))
+    with pytest.raises(ValueError, match="initial_std=0"):
+        networks.gaussian_mlp((4,), BOX, initial_std=0)
+
+
+def test_gaussian_is_in_units_of_the_action_space():
+    policy = networks.gaussian_mlp((4,), BOX, (8,), initial_std=0.5)
+    params = policy.init(jax.random.key(0))
+    d = policy.unroll(params, (), timesteps(jnp.zeros((1, 4))))
+    np.testing.assert_allclose(d.mean[0], [0.0, 0.5], atol=1e-6)  # the centre
+    np.testing.assert_allclose(jnp.exp(d.log_std[0]), [1.0, 0.25], rtol=1e-5)  # half of half-widths
+    unbounded = spaces.Box(-jnp.inf, jnp.inf, (2,))
+    d = networks.gaussian_mlp((4,), unbounded, (8,)).unroll(
+        params, (), timesteps(jnp.zeros((1, 4)))
+    )
+    np.testing.assert_allclose(d.mean[0], 0.0, atol=1e-6)
+
+
+def test_new_policies_hardly_prefer_an_action():
+    for kind, space in (("categorical", DISCRETE), ("softmax_linear", DISCRETE)):
+        policy = networks.default_policy(kind, (4,), space, (64, 64))
+        d = policy.unroll(policy.init(jax.random.key(0)), (), timesteps(jnp.ones((1, 4))))
+        assert d.entropy()[0] > 0.999 * np.log(3)
+
+
+@pytest.mark.parametrize("shape", [(), (4,), (2, 3)])
+def test_observations_of_any_shape(shape):
+    policy = networks.default_policy("categorical", shape, DISCRETE, (8,))
+    params = policy.init(jax.random.key(0))
+    assert policy.unroll(params, (), timesteps(jnp.zeros((5, *shape)))).logits.shape == (5, 3)
+    value = networks.value_mlp(shape, (8,))
+    params = value.init(jax.random.key(0))
+    assert value.apply(params, jnp.zeros(shape)).shape == ()
+    assert value.apply(params, jnp.zeros((6, 5, *shape))).shape == (6, 5)
+
+
+def test_linear_features():
+    obs, step = jnp.array([[2.0], [3.0]]), jnp.array([0.0, 5.0])
+    phi = networks.linear_features(obs, step, 10)
+    np.testing.assert_allclose(phi, [[2, 4, -1, 1, -1, 1], [3, 9, 0, 0, 0, 1]], atol=1e-6)
+
+
+def test_linear_baseline_is_least_squares_on_the_other_streams(x64):
+    rng = np.random.default_rng(0)
+    features, targets = rng.normal(size=(4, 7, 3)), rng.normal(size=(4, 7))
+    predicted = networks.linear_baseline(jnp.array(features), jnp.array(targets), ridge=0.0)
+    for n in range(4):
+        others = [i for i in range(4) if i != n]
+        w = np.linalg.lstsq(
+            features[others].reshape(-1, 3), targets[others].reshape(-1), rcond=None
+        )[0]
+        np.testing.assert_allclose(predicted[n], features[n] @ w, atol=1e-5)
+
+
+def test_linear_baseline_survives_what_breaks_normal_equations():
+    """Collinear features, a feature that is zero throughout, large values: in float32."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(5, 50, 1)) * 100
+    features = np.concatenate([x, 2 * x, 0 * x, np.ones_like(x)], axis=2)
+    predicted = networks.linear_baseline(jnp.array(features), jnp.array(3 * x[..., 0] + 1))
+    np.testing.assert_allclose(predicted, 3 * x[..., 0] + 1, rtol=0.02, atol=1.0)
