@@ -47,7 +47,7 @@ class Main:
     """Episodes a task and update."""
     eval_tasks: int = 200
     """Held-out goals."""
-    fine_tuning_steps: tuple[float, ...] = (0.1, 0.3, 1.0, 3.0, 10.0)
+    fine_tuning_steps: tuple[float, ...] = (0.3, 1.0, 3.0, 10.0, 30.0)
     """Inner step sizes that the control may choose from."""
 
     def __post_init__(self) -> None:

@@ -109,9 +109,11 @@ class _MLP(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         sizes = (*self.hidden_sizes, self.num_outputs)
-        scales = (*[math.sqrt(2)] * len(self.hidden_sizes), self.output_scale)
+        scales = (*[1.0] * len(self.hidden_sizes), self.output_scale**2)
         for i, (size, scale) in enumerate(zip(sizes, scales, strict=True)):
-            initial = nn.initializers.orthogonal(scale)
+            # Glorot & Bengio 2010, as in MAML's code. Orthogonal matrices would take a decomposition
+            # by LAPACK, which this library stays clear of (see `_solve_positive_definite`).
+            initial = nn.initializers.variance_scaling(scale, "fan_avg", "normal")
             dense = nn.Dense(size, kernel_init=initial, param_dtype=jnp.result_type(float))
             x = dense(x if i == 0 else jnp.tanh(x))
         return x
@@ -246,12 +248,29 @@ def linear_baseline(features: jax.Array, targets: jax.Array, ridge: float = 1e-4
     moment = jnp.einsum("ntf,nt->nf", features, targets)
     gram = gram.sum(0, keepdims=True) - gram
     moment = moment.sum(0, keepdims=True) - moment
-    diagonal = jnp.diagonal(gram, axis1=-2, axis2=-1)
     # The constant keeps the system regular where a feature is zero throughout (or N = 1).
-    penalty = ridge * diagonal + 1e-6 * features.shape[1]
-    gram = gram + jax.vmap(jnp.diag)(penalty)
-    weights = jnp.linalg.solve(gram, moment[..., None])[..., 0]
+    diagonal = jnp.diagonal(gram, axis1=-2, axis2=-1)
+    penalty = jax.vmap(jnp.diag)(ridge * diagonal + 1e-6 * features.shape[1])
+    weights = jax.vmap(_solve_positive_definite)(gram + penalty, moment)
     return jnp.einsum("ntf,nf->nt", features, weights)
+
+
+def _solve_positive_definite(a: jax.Array, b: jax.Array) -> jax.Array:
+    """``x`` with ``a x = b`` for a small positive definite ``a [F, F]``, ``[F]``: Gauss-Jordan elimination.
+
+    Not ``jnp.linalg.solve``: under ``vmap`` its CPU kernel (jaxlib 0.10) waits, inside a worker of
+    XLA's thread pool, for other workers of that pool, and as many such calls as the machine has cores
+    wait for each other for ever. On a GPU a batch of tiny systems is quicker in plain arithmetic too.
+    """
+    # Positive definite systems need no pivoting; a unit diagonal keeps float32 well conditioned.
+    scale = jax.lax.rsqrt(jnp.diagonal(a))
+    rows = jnp.concatenate([a * scale[:, None] * scale[None, :], (b * scale)[:, None]], axis=1)
+
+    def eliminate(i: jax.Array, rows: jax.Array) -> jax.Array:
+        row = rows[i] / rows[i, i]
+        return (rows - rows[:, i][:, None] * row[None, :]).at[i].set(row)
+
+    return jax.lax.fori_loop(0, b.shape[0], eliminate, rows, unroll=8)[:, -1] * scale
 
 
 def _num_actions(user: str, action_space: spaces.Space) -> int:

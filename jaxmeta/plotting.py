@@ -57,16 +57,17 @@ def trajectories(
     num_tasks = len(observations)
     columns = min(num_tasks, 3)
     rows = -(-num_tasks // columns)
-    figure = Figure(figsize=(3.2 * columns, 3.2 * rows + 0.5), layout="constrained")
+    figure = Figure(figsize=(3.2 * columns, 3.2 * rows + 0.8), layout="constrained")
     panels = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).ravel()
     last = observations.shape[1] - 1
     rounds = ((0, ORANGE, "before adaptation"), (last, BLUE, f"after {last} gradient steps"))
     for task, axes in enumerate(panels[:num_tasks]):
         for which, colour, label in rounds:
             for stream in range(observations.shape[2]):
-                xy = np.array(observations[task, which, stream, :, :2], float)
-                # An episode's end is no move: lift the pen where the next one begins.
-                xy[np.flatnonzero(first[task, which, stream])[1:]] = np.nan
+                xy = np.asarray(observations[task, which, stream, :, :2], float)
+                # An episode's end is no move: lift the pen before the next one begins.
+                starts = np.flatnonzero(first[task, which, stream])
+                xy = np.insert(xy, starts, np.nan, axis=0)
                 label_once = label if stream == 0 else None
                 axes.plot(*xy.T, color=colour, alpha=0.45, linewidth=0.9, label=label_once)
         if goals is not None:
@@ -79,7 +80,9 @@ def trajectories(
     for axes in panels[num_tasks:]:
         axes.set_visible(False)
     handles, names = panels[0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside upper center", ncols=3, frameon=False)
+    legend = figure.legend(handles, names, loc="outside upper center", ncols=columns, frameon=False)
+    for handle in legend.legend_handles:
+        handle.set_alpha(1.0)
     figure.savefig(path, dpi=150)
 
 

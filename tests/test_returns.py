@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxmeta import returns
-from tests.test_rollout import ENV, act_in
 from tests.probes import CounterParams, constant_learner
+from tests.test_rollout import ENV, act_in
 
 T = 12
 

@@ -83,9 +83,9 @@ class Hyper(NamedTuple):
     """γ."""
     gae_lambda: float | jax.Array = 0.95
     """λ of the advantages; below 1 it is biased unless the baseline is exact."""
-    step_size: float | jax.Array = 1.0
+    step_size: float | jax.Array = 0.5
     """Inner step size α; where it is learned, what it starts from."""
-    learning_rate: float | jax.Array = 1e-2
+    learning_rate: float | jax.Array = 5e-3
     """Step size of the outer optimiser."""
     max_grad_norm: float | jax.Array = 10.0
     """Clips the norm of the meta-gradient."""

@@ -1,0 +1,144 @@
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxmeta import checkpoints
+from jaxmeta.checkpoints import CheckpointError
+
+
+class Carried(NamedTuple):
+    key: jax.Array
+    weights: dict
+    count: jax.Array
+
+
+DESCRIPTION = {"algorithm": "maml", "config": {"num_streams": 4, "sizes": [8]}, "steps": 10}
+
+
+def carried(seed=0):
+    key = jax.random.key(seed)
+    weights = {
+        "w": jax.random.normal(key, (40, 30)),
+        "half": jnp.array([-0.0, jnp.nan], jnp.bfloat16),
+    }
+    return Carried(key, weights, jnp.array(seed, jnp.int32))
+
+
+def target():
+    return jax.eval_shape(carried)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    folder = tmp_path / "checkpoints"
+    with checkpoints.open_manager(folder) as manager:
+        for step in (1, 2):
+            checkpoints.save(manager, step, carried(step), DESCRIPTION)
+    return folder
+
+
+def test_what_is_restored_is_bit_equal_and_the_newest(folder):
+    step, restored = checkpoints.restore(folder, target(), DESCRIPTION)
+    assert step == 2
+    assert isinstance(restored, Carried)
+    assert checkpoints.digest(restored) == checkpoints.digest(carried(2))
+    assert jnp.signbit(restored.weights["half"][0])
+    assert jnp.array_equal(jax.random.key_data(restored.key), jax.random.key_data(carried(2).key))
+
+
+def test_only_the_last_few_are_kept(tmp_path):
+    with checkpoints.open_manager(tmp_path, keep=2) as manager:
+        for step in range(4):
+            checkpoints.save(manager, step, carried(step), DESCRIPTION)
+        assert list(manager.all_steps()) == [2, 3]
+
+
+def test_a_step_is_never_overwritten(folder):
+    with checkpoints.open_manager(folder) as manager:
+        checkpoints.save(manager, 2, carried(7), DESCRIPTION)
+    _, restored = checkpoints.restore(folder, target(), DESCRIPTION)
+    assert restored.count == 2
+
+
+def test_digest_sees_every_change():
+    base = carried()
+    others = [
+        base._replace(count=base.count + 1),
+        base._replace(count=base.count.astype(jnp.int16)),
+        base._replace(key=jax.random.key(1)),
+        base._replace(weights=base.weights | {"w": base.weights["w"].reshape(30, 40)}),
+        base._replace(weights=base.weights | {"half": jnp.array([0.0, jnp.nan], jnp.bfloat16)}),
+    ]
+    digests = {checkpoints.digest(x) for x in [base, *others]}
+    assert len(digests) == 1 + len(others)
+    assert checkpoints.digest(base) == checkpoints.digest(carried())
+
+
+def test_nothing_to_resume(tmp_path):
+    with pytest.raises(CheckpointError, match="does not exist: there is nothing to resume"):
+        checkpoints.restore(tmp_path / "nowhere", target(), DESCRIPTION)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CheckpointError, match="holds no finished checkpoint"):
+        checkpoints.restore(tmp_path / "empty", target(), DESCRIPTION)
+
+
+def test_another_run_s_checkpoint_is_named_by_what_differs(folder):
+    other = DESCRIPTION | {"config": {"num_streams": 5, "sizes": [8]}, "steps": 20}
+    with pytest.raises(
+        CheckpointError, match="another run: config.num_streams is 5 and was 4; steps is 20"
+    ):
+        checkpoints.restore(folder, target(), other)
+    with pytest.raises(CheckpointError, match="config.num_streams is 5 and was 4. Resume"):
+        checkpoints.restore(folder, target(), other, ignore=("steps",))
+    allowed = DESCRIPTION | {"steps": 20}
+    assert checkpoints.restore(folder, target(), allowed, ignore=("steps",))[0] == 2
+
+
+def test_a_checkpoint_of_other_shapes_or_types_is_refused(folder):
+    shapes = target()
+    wrong_shape = shapes._replace(count=jax.ShapeDtypeStruct((3,), jnp.int32))
+    wrong_type = shapes._replace(count=jax.ShapeDtypeStruct((), jnp.float32))
+    for wrong in (wrong_shape, wrong_type):
+        with pytest.raises(CheckpointError, match=r"2 is damaged"):
+            checkpoints.restore(folder, wrong, DESCRIPTION)
+
+
+def data_files(folder):
+    files = [p for p in (folder / "2" / "run").rglob("*") if p.is_file() and "d" in p.parent.name]
+    return sorted(files, key=lambda p: -p.stat().st_size)
+
+
+@pytest.mark.parametrize("damage", ["cut", "bit", "missing"])
+def test_a_damaged_checkpoint_is_refused_by_name(folder, damage):
+    path = data_files(folder)[0]
+    content = path.read_bytes()
+    if damage == "cut":
+        path.write_bytes(content[: len(content) // 2])
+    elif damage == "bit":
+        middle = len(content) // 2
+        path.write_bytes(content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :])
+    else:
+        path.unlink()
+    with pytest.raises(
+        CheckpointError, match=r"checkpoints/2 is damaged .*remove .*checkpoints/2 to resume"
+    ):
+        checkpoints.restore(folder, target(), DESCRIPTION)
+
+
+def test_following_the_advice_works(folder):
+    import shutil
+
+    shutil.rmtree(folder / "2")
+    assert checkpoints.restore(folder, target(), DESCRIPTION)[0] == 1
+
+
+def test_a_foreign_folder_is_refused(tmp_path):
+    import orbax.checkpoint as ocp
+
+    with ocp.CheckpointManager(tmp_path.absolute()) as manager:
+        manager.save(3, args=ocp.args.StandardSave({"x": np.zeros(3)}))
+    with pytest.raises(CheckpointError, match="3 is not a checkpoint of this library"):
+        checkpoints.restore(tmp_path, target(), DESCRIPTION)
