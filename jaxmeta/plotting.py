@@ -81,7 +81,7 @@ def trajectories(
         axes.set_visible(False)
     handles, names = panels[0].get_legend_handles_labels()
     legend = figure.legend(handles, names, loc="outside upper center", ncols=columns, frameon=False)
-    for handle in legend.legend_handles:
+    for handle in filter(None, legend.legend_handles):
         handle.set_alpha(1.0)
     figure.savefig(path, dpi=150)
 

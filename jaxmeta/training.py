@@ -277,7 +277,8 @@ def _progress(
         TextColumn("{task.fields[speed]}"),
         TextColumn("left"),
         TimeRemainingColumn(),
-        console=console or Console(file=sys.stderr),
+        # Rich's notebook output needs ipywidgets; plain text does not.
+        console=console or Console(file=sys.stderr, force_jupyter=False),
     )
     with bar:
         row = bar.add_task("", total=total, completed=done, returns="compiling", speed="")

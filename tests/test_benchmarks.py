@@ -10,7 +10,22 @@ import matplotlib.image
 import pytest
 
 ROOT = Path(__file__).parent.parent
-SMALL = ["--meta-updates", "3", "--num-tasks", "2", "--num-streams", "2", "--hidden-sizes", "4", "--checkpoint-every", "2", "--eval-tasks", "4", "--eval-updates", "2"]
+SMALL = [
+    "--meta-updates",
+    "3",
+    "--num-tasks",
+    "2",
+    "--num-streams",
+    "2",
+    "--hidden-sizes",
+    "4",
+    "--checkpoint-every",
+    "2",
+    "--eval-tasks",
+    "4",
+    "--eval-updates",
+    "2",
+]
 
 
 def run(script, *arguments, cwd=None):
@@ -56,6 +71,7 @@ def test_the_main_job_leaves_what_it_promises(trained):
     assert record["family_settings"]["horizon"] == 5
     assert record["config"]["hidden_sizes"] == [4]
     assert record["training"]["meta_updates"] == 3
+    assert record["hyper"]["step_size"] == 0.3
     for name in ("adaptation.png", "trajectories.png"):
         assert min(matplotlib.image.imread(folder / name).shape[:2]) > 300
     assert "Held-out tasks" in result.stdout
@@ -126,7 +142,18 @@ def test_any_family(tmp_path):
 
 
 def test_navigation_study(tmp_path):
-    small = ["--num-seeds", "2", "--meta-updates", "2", "--num-tasks", "2", "--num-streams", "2", "--eval-tasks", "3"]
+    small = [
+        "--num-seeds",
+        "2",
+        "--meta-updates",
+        "2",
+        "--num-tasks",
+        "2",
+        "--num-streams",
+        "2",
+        "--eval-tasks",
+        "3",
+    ]
     result = run(
         "navigation.py", *small, "--fine-tuning-steps", "1.0", "--output", "out", cwd=tmp_path
     )

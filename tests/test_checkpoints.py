@@ -1,8 +1,10 @@
+import shutil
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from jaxmeta import checkpoints
@@ -129,15 +131,11 @@ def test_a_damaged_checkpoint_is_refused_by_name(folder, damage):
 
 
 def test_following_the_advice_works(folder):
-    import shutil
-
     shutil.rmtree(folder / "2")
     assert checkpoints.restore(folder, target(), DESCRIPTION)[0] == 1
 
 
 def test_a_foreign_folder_is_refused(tmp_path):
-    import orbax.checkpoint as ocp
-
     with ocp.CheckpointManager(tmp_path.absolute()) as manager:
         manager.save(3, args=ocp.args.StandardSave({"x": np.zeros(3)}))
     with pytest.raises(CheckpointError, match="3 is not a checkpoint of this library"):

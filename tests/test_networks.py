@@ -151,3 +151,14 @@ def test_linear_baseline_survives_what_breaks_normal_equations():
     features = np.concatenate([x, 2 * x, 0 * x, np.ones_like(x)], axis=2)
     predicted = networks.linear_baseline(jnp.array(features), jnp.array(3 * x[..., 0] + 1))
     np.testing.assert_allclose(predicted, 3 * x[..., 0] + 1, rtol=0.02, atol=1.0)
+
+
+@pytest.mark.parametrize("size", [1, 3, 20])
+def test_small_systems_are_solved_without_lapack(size, x64):
+    rng = np.random.default_rng(size)
+    root = rng.normal(size=(5, size, size))
+    a = root @ root.transpose(0, 2, 1) * 10.0 ** rng.uniform(-3, 3) + 1e-3 * np.eye(size)
+    b = rng.normal(size=(5, size))
+    solve = jax.jit(jax.vmap(networks._solve_positive_definite))
+    expected = np.linalg.solve(a, b[..., None])[..., 0]
+    np.testing.assert_allclose(solve(a, b), expected, rtol=1e-6, atol=1e-8)

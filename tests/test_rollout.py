@@ -163,11 +163,21 @@ def test_streams_and_steps_draw_different_numbers():
 
 
 @pytest.mark.parametrize("unroll", [1, 4])
-def test_integer_observations_become_floats(unroll):
-    env, params = gymnax.make("FrozenLake-v1") if False else gymnax.make("MountainCar-v0")
-    learner = uniform(tasks.make("mountain_car"))
+def test_integer_observations_and_rewards_become_floats(unroll):
+    """FrozenLake observes an int32 scalar; the trajectory is the same however far the loop is unrolled."""
+    env, params = gymnax.make("FrozenLake-misc")
+    learner = Learner(
+        init=lambda key, meta: (),
+        memory=lambda meta: (),
+        act=lambda key, meta, agent, memory, t: (
+            jax.random.randint(key, (), 0, 4),
+            jnp.zeros(()),
+            memory,
+        ),
+        update=lambda key, meta, agent, data: agent,
+    )
     stream = begin_stream(jax.random.key(0), None, params, learner=learner, env=env)
-    stream, data = rollout(
+    _, data = rollout(
         jax.random.key(1),
         None,
         params,
@@ -175,8 +185,32 @@ def test_integer_observations_become_floats(unroll):
         stream,
         learner=learner,
         env=env,
-        num_steps=4,
+        num_steps=30,
         unroll=unroll,
     )
-    assert data.timestep.obs.dtype == data.reward.dtype == jnp.float32
+    assert data.timestep.obs.shape == (30,)
+    assert data.timestep.obs.dtype == data.reward.dtype == data.discount.dtype == jnp.float32
     assert data.action.dtype == jnp.int32
+    assert data.last.sum() >= 1
+    # Where no episode ended, the next observation is the successor.
+    inside = ~data.last[:-1]
+    assert jnp.array_equal(data.timestep.obs[1:][inside], data.next_obs[:-1][inside])
+
+
+def test_no_key_is_used_twice():
+    family = tasks.make("cartpole", horizon=4)
+    learner = uniform(family)
+    with jax.debug_key_reuse(True):
+        task = family.train(jax.random.key(0))
+        stream = begin_stream(jax.random.key(1), None, task, learner=learner, env=family.env)
+        jax.jit(
+            lambda key, stream: rollout(
+                key, None, task, (), stream, learner=learner, env=family.env, num_steps=3
+            )
+        )(jax.random.key(2), stream)
+
+        def twice(key):
+            return jax.random.uniform(key) + jax.random.normal(key)
+
+        with pytest.raises(jax.errors.KeyReuseError):  # the checker is awake
+            jax.jit(twice)(jax.random.key(0))

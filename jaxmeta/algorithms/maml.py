@@ -77,17 +77,17 @@ class Config:
 
 
 class Hyper(NamedTuple):
-    """What may be swept, scheduled or learned: scalars, or arrays ``[]`` under a ``vmap``."""
+    """What may be swept, scheduled or learned: numbers, or arrays ``[]`` that are mapped or traced."""
 
-    discount: float | jax.Array = 0.99
+    discount: float = 0.99
     """γ."""
-    gae_lambda: float | jax.Array = 0.95
+    gae_lambda: float = 0.95
     """λ of the advantages; below 1 it is biased unless the baseline is exact."""
-    step_size: float | jax.Array = 0.5
+    step_size: float = 0.5
     """Inner step size α; where it is learned, what it starts from."""
-    learning_rate: float | jax.Array = 5e-3
+    learning_rate: float = 5e-3
     """Step size of the outer optimiser."""
-    max_grad_norm: float | jax.Array = 10.0
+    max_grad_norm: float = 10.0
     """Clips the norm of the meta-gradient."""
 
 

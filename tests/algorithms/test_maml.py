@@ -9,6 +9,8 @@ import pytest
 from jaxmeta import adaptation, evaluation, tasks, training
 from jaxmeta.algorithms import ALGORITHMS
 from jaxmeta.algorithms.maml import Config, Hyper, maml
+from jaxmeta.networks import default_policy, gaussian_mlp
+from jaxmeta.returns import baseline_td_errors
 from jaxmeta.tasks.navigation import NavigationParams
 
 SMALL = Config(num_streams=4, hidden_sizes=(8,))
@@ -52,9 +54,6 @@ def test_the_inner_step_is_minus_alpha_times_the_policy_gradient(x64, family):
     meta = algorithm.init(jax.random.key(0)).meta
     data = data_of(algorithm, family, meta)
     step = flat(adapted(algorithm, meta.params, meta, data)) - flat(meta.params)
-
-    from jaxmeta.networks import default_policy
-    from jaxmeta.returns import baseline_td_errors
 
     policy = default_policy("mlp", (2,), family.action_space, (8,))
     delta = baseline_td_errors(data, 0.9 * data.discount, 6)
@@ -213,8 +212,6 @@ def test_hyper_parameters_can_be_mapped_over(family):
 
 
 def test_any_optimizer_and_policy(family):
-    from jaxmeta.networks import gaussian_mlp
-
     policy = gaussian_mlp((2,), family.action_space, (3,), initial_std=0.2)
     algorithm = maml(family, SMALL, Hyper(learning_rate=0.5), policy=policy, optimizer=optax.sgd)
     state = algorithm.init(jax.random.key(0))

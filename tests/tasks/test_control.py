@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from jaxmeta import tasks
+from jaxmeta.tasks import control
 
 FIELDS = {
     "cartpole": ("gravity", "masscart", "masspole", "length", "force_mag"),
@@ -97,7 +98,7 @@ def test_every_drawn_field_changes_the_dynamics(name):
     """A parameter that an environment ignores would make tasks differ in name only."""
     family = tasks.make(name)
     task = drawn_task(name)
-    obs, state = family.env.reset_env(jax.random.key(0), task)
+    _, state = family.env.reset_env(jax.random.key(0), task)
     leaves, structure = jax.tree.flatten(state)
     state = jax.tree.unflatten(
         structure, [x + 0.1 if jnp.asarray(x).dtype == float else x for x in leaves]
@@ -106,17 +107,14 @@ def test_every_drawn_field_changes_the_dynamics(name):
         state = state.replace(theta=jnp.array(1.0))
     action = jnp.zeros(1) + 1.0 if name == "pendulum" else jnp.array(0)
 
+    derive = {"cartpole": control._cartpole_derived, "acrobot": control._acrobot_derived}
+
     def successor(task):
         return family.env.step_env(jax.random.key(1), state, action, task)[0]
 
     for field in FIELDS[name]:
-        constructor = tasks.FAMILIES[name]
-        assert constructor is not None
         changed = task.replace(**{field: getattr(task, field) * 1.5})
-        from jaxmeta.tasks import control
-
-        derive = {"cartpole": control._cartpole_derived, "acrobot": control._acrobot_derived}
-        changed = derive.get(name, lambda p: p)(changed)
+        changed = derive.get(name, lambda params: params)(changed)
         assert not np.allclose(successor(task), successor(changed), rtol=1e-7, atol=1e-9), field
 
 

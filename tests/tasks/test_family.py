@@ -26,7 +26,7 @@ def test_samplers_make_batches_of_typed_leaves(name, split):
 @pytest.mark.parametrize("name", tasks.names())
 def test_spaces_are_those_of_the_environment(name):
     family = tasks.make(name)
-    obs, state = family.env.reset_env(jax.random.key(0), family.train(jax.random.key(1)))
+    obs, _ = family.env.reset_env(jax.random.key(0), family.train(jax.random.key(1)))
     assert obs.shape == family.observation_shape
     action = family.random_action(jax.random.key(2))
     assert action.shape == family.action_space.shape
