@@ -3,7 +3,7 @@
 Both learn from the same number of environment steps on the same distribution of goals; both then take
 gradient steps on the same number of episodes of 200 held-out goals. The control has no inner loop in
 training (K = 0), spends the whole budget on policy gradient, and is given the best of several
-fine-tuning step sizes, chosen on the very tasks it is measured on. All seeds run as one vmap.
+fine-tuning step sizes, chosen for each number of steps on the very tasks it is measured on. All seeds run as one vmap.
 
     python benchmarks/navigation.py --output runs/navigation
 
@@ -54,6 +54,8 @@ class Main:
         for name in ("num_seeds", "meta_updates", "num_tasks", "num_streams"):
             checks.at_least(name, getattr(self, name), 1)
         checks.at_least("eval_tasks", self.eval_tasks, 2)
+        if not self.fine_tuning_steps:
+            raise ValueError("fine_tuning_steps=() must hold at least one step size")
 
 
 def train_seeds(
@@ -86,7 +88,7 @@ def adaptation_returns(
     metas: Any, algorithm: MetaAlgorithm, family: tasks.TaskFamily, main: Main, split: str
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Returns ``[S, M, 4]`` of each seed's learner on tasks of a split, random's and the optimum's ``[M]``."""
-    task_key, key, random_key = jax.random.split(jax.random.key(1_000_000), 3)
+    task_key, key, random_key, optimal_key = jax.random.split(jax.random.key(1_000_000), 4)
 
     def measure(metas: Any) -> Any:
         drawn = tasks.sample_tasks(task_key, family, main.eval_tasks, split=split)
@@ -103,7 +105,7 @@ def adaptation_returns(
             )
         )(metas)
         random = evaluation.random_returns(random_key, drawn, family=family)
-        return returns, random, evaluation.optimal_returns(random_key, drawn, family=family)
+        return returns, random, evaluation.optimal_returns(optimal_key, drawn, family=family)
 
     returns, random, optimal = jax.device_get(jax.jit(measure)(metas))
     return np.asarray(returns), np.asarray(random), np.asarray(optimal)
@@ -118,6 +120,25 @@ def report(returns: np.ndarray, random: np.ndarray, optimal: np.ndarray) -> dict
         "gap_closed_by_seed": shares.tolist(),
         "returns_by_seed": returns.mean(1).tolist(),
     }
+
+
+def best_of(tried: dict[float, dict[str, Any]]) -> dict[str, Any]:
+    """For each number of gradient steps, the report of the step size that earned most."""
+    row = dict(next(iter(tried.values())))
+    row["step_sizes"] = []
+    columns = ("returns", "intervals", "interquartile_means", "gap_closed")
+    for k in range(len(row["returns"])):
+        finite = {size: x for size, x in tried.items() if x["returns"][k] is not None}
+        size = max(finite, key=lambda size: finite[size]["returns"][k])
+        row["step_sizes"].append(size)
+        for name in columns:
+            row[name] = [*row[name][:k], finite[size][name][k], *row[name][k + 1 :]]
+        for name in ("gap_closed_by_seed", "returns_by_seed"):
+            row[name] = [
+                [*ours[:k], theirs[k], *ours[k + 1 :]]
+                for ours, theirs in zip(row[name], finite[size][name], strict=True)
+            ]
+    return row
 
 
 def table(rows: dict[str, dict[str, Any]]) -> Sequence[str]:
@@ -162,10 +183,8 @@ def main(main: Main) -> None:
             sizes = jnp.full(main.num_seeds, step_size)
             metas = runs.state.meta._replace(step_size=sizes)
             measured = adaptation_returns(metas, control, family, main, split)
-            tried[step_size] = report(*measured) | {"step_size": step_size}
-        usable = [row for row in tried.values() if np.all(np.isfinite(row["returns"]))]
-        best = max(usable, key=lambda row: row["returns"][1])
-        rows[f"fine-tuned (best step {best['step_size']:g}), {name}"] = best
+            tried[step_size] = report(*measured)
+        rows[f"fine-tuned, {name}"] = best_of(tried)
 
     main.output.mkdir(parents=True, exist_ok=True)
     result = {

@@ -26,6 +26,7 @@ from rich.table import Table
 from jaxmeta import checks, evaluation, plotting, tasks, training
 from jaxmeta.adaptation import lifetime
 from jaxmeta.algorithms import ALGORITHMS
+from jaxmeta.checkpoints import CheckpointError
 from jaxmeta.tasks import TaskFamily, sample_tasks
 from jaxmeta.types import MetaAlgorithm
 
@@ -133,9 +134,10 @@ def draw_trajectories(
     *,
     algorithm: MetaAlgorithm,
     family: TaskFamily,
+    num_streams: int,
     num_updates: int,
 ) -> None:
-    """Paths of five episodes before and after adaptation in six held-out tasks."""
+    """Paths of up to five episodes before and after adaptation in six held-out tasks."""
     task_key, key = jax.random.split(key)
     drawn = sample_tasks(task_key, family, 6, split="test")
 
@@ -146,7 +148,7 @@ def draw_trajectories(
             task,
             learner=algorithm.learner,
             env=family.env,
-            num_streams=20,
+            num_streams=num_streams,
             num_updates=num_updates,
             num_steps=family.horizon,
             restart=True,
@@ -167,10 +169,10 @@ def print_table(console: Console, title: str, summary: dict[str, Any]) -> None:
     for step, (mean, (low, high)) in enumerate(
         zip(summary["returns"], summary["intervals"], strict=True)
     ):
-        share = (
-            "" if summary["gap_closed"] is None else f"{100 * summary['gap_closed'][step]:.1f} %"
-        )
-        table.add_row(str(step), f"{mean:.2f}", f"{low:.2f} to {high:.2f}", share)
+        closed = summary["gap_closed"] and summary["gap_closed"][step]
+        share = "" if closed is None else f"{100 * closed:.1f} %"
+        interval = "" if low is None else f"{low:.2f} to {high:.2f}"
+        table.add_row(str(step), "diverged" if mean is None else f"{mean:.2f}", interval, share)
     table.add_section()
     table.add_row("random agent", f"{summary['random']:.2f}", "", "")
     if summary["optimal"] is not None:
@@ -181,70 +183,67 @@ def print_table(console: Console, title: str, summary: dict[str, Any]) -> None:
 def main(argv: list[str]) -> None:
     began = time.perf_counter()
     console = Console()
-    args = settings(argv)
+    try:
+        args = settings(argv)
+        family_settings = dataclasses.asdict(args.task)
+        family = tasks.make(args.family, **family_settings)
+        constructor = getattr(ALGORITHMS[args.algorithm], args.algorithm)
+        algorithm = constructor(family, args.config, args.hyper)
+        training.device_mesh(args.training.num_tasks)
+    except (ValueError, TypeError) as error:
+        sys.exit(f"error: {error}")
     training.enable_compilation_cache()
-    module = ALGORITHMS[args.algorithm]
-    family_settings = dataclasses.asdict(args.task)
-    family = tasks.make(args.family, **family_settings)
-    algorithm = getattr(module, args.algorithm)(family, args.config, args.hyper)
     output = args.output or Path("runs") / f"{args.algorithm}-{args.family}"
     device = jax.devices()[0]
     console.print(
         f"{args.algorithm} on {args.family}: {args.training.meta_updates} meta-updates on "
         f"{jax.device_count()} × {device.device_kind} ({device.platform}), into {output}"
     )
-    run = training.train(
-        algorithm,
-        family,
-        args.training,
-        folder=output,
-        resume=args.resume,
-        description={
-            "algorithm": args.algorithm,
-            "config": dataclasses.asdict(args.config),
-            "hyper": args.hyper._asdict(),
-            "family": args.family,
-            "family_settings": family_settings,
-        },
-        console=console,
-    )
+    try:
+        run = training.train(
+            algorithm,
+            family,
+            args.training,
+            folder=output,
+            resume=args.resume,
+            description={
+                "algorithm": args.algorithm,
+                "config": dataclasses.asdict(args.config),
+                "hyper": args.hyper._asdict(),
+                "family": args.family,
+                "family_settings": family_settings,
+            },
+            console=console,
+        )
+    except (OSError, CheckpointError) as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt as stop:
+        sys.exit(f"{stop or 'stopped'}: go on with --resume")
     meta = run.state.meta
-    # Keys that training, which splits the seed's own key, does not use.
+    # Training splits the seed's key in two, which are its folds with 0 and 1; 2 is neither.
     test_key, far_key, path_key = jax.random.split(
-        jax.random.fold_in(jax.random.key(args.training.seed), 1), 3
+        jax.random.fold_in(jax.random.key(args.training.seed), 2), 3
     )
-    num_updates = args.evaluation.eval_updates
-    how = dict(
+    how: dict[str, Any] = dict(
         algorithm=algorithm,
         family=family,
-        num_tasks=args.evaluation.eval_tasks,
         num_streams=args.config.num_streams,
-        num_updates=num_updates,
+        num_updates=args.evaluation.eval_updates,
     )
-    test = evaluate(test_key, meta, split="test", **how)
-    far = evaluate(far_key, meta, split="out_of_distribution", **how)
+    num_tasks = args.evaluation.eval_tasks
+    test = evaluate(test_key, meta, split="test", num_tasks=num_tasks, **how)
+    far = evaluate(far_key, meta, split="out_of_distribution", num_tasks=num_tasks, **how)
     report = test | {"out_of_distribution": far, "num_streams": args.config.num_streams}
-    (output / "evaluation.json").write_text(json.dumps(report, indent=2) + "\n")
+    text = json.dumps(report, indent=2, allow_nan=False)
+    (output / "evaluation.json").write_text(text + "\n", encoding="utf-8")
     plotting.adaptation(
         output / "adaptation.png", {"held-out tasks": test, "out of distribution": far}
     )
-    draw_trajectories(
-        output / "trajectories.png",
-        path_key,
-        meta,
-        algorithm=algorithm,
-        family=family,
-        num_updates=num_updates,
-    )
+    draw_trajectories(output / "trajectories.png", path_key, meta, **how)
     print_table(console, "Held-out tasks", test)
     print_table(console, "Out of distribution", far)
     console.print(f"{output}: done in {time.perf_counter() - began:.0f} s")
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except (ValueError, TypeError, OSError) as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt as stop:
-        sys.exit(f"{stop or 'stopped'}: go on with --resume")
+    main(sys.argv[1:])

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from jax.sharding import SingleDeviceSharding
 
 FORMAT = 1
 
@@ -36,7 +37,12 @@ def save(
     """Saves the pytree ``run`` as step ``step``; does nothing where that step is there already."""
     if step in manager.all_steps():
         return
-    record = {"format": FORMAT, "description": dict(description), "sha256": digest(run)}
+    record = {
+        "format": FORMAT,
+        "description": dict(description),
+        "arrays": _arrays(run),
+        "sha256": digest(run),
+    }
     manager.save(
         step,
         args=ocp.args.Composite(run=ocp.args.StandardSave(run), record=ocp.args.JsonSave(record)),
@@ -71,7 +77,7 @@ def restore(
         try:
             args = ocp.args.Composite(record=ocp.args.JsonRestore())
             record = manager.restore(step, args=args)["record"]
-            saved, sha256 = record["description"], record["sha256"]
+            saved, arrays, sha256 = record["description"], record["arrays"], record["sha256"]
         except Exception as error:
             raise CheckpointError(
                 f"{path} is not a checkpoint of this library, or it is damaged ({_first_line(error)}); "
@@ -91,13 +97,27 @@ def restore(
                 f"{path} is a checkpoint of another run: {'; '.join(differences)}. Resume with the "
                 "settings it was made with, or use another folder"
             )
+        differences = [
+            f"{name} is {ours} and was {theirs}"
+            for name, ours, theirs in _differences(_arrays(target), arrays)
+        ]
+        if differences:
+            raise CheckpointError(
+                f"{path} is a checkpoint of another program: {'; '.join(differences[:3])}. Resume with "
+                "the policy, the optimiser and the floating-point precision it was made with"
+            )
+        # Onto one device, whatever it was saved from; the caller spreads it.
+        sharding = SingleDeviceSharding(jax.devices()[0])
+        placed = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), target
+        )
         try:
-            args = ocp.args.Composite(run=ocp.args.StandardRestore(target))
+            args = ocp.args.Composite(run=ocp.args.StandardRestore(placed))
             run = manager.restore(step, args=args)["run"]
         except Exception as error:
             raise CheckpointError(f"{path} is damaged ({_first_line(error)}); {advice}") from error
     # orbax casts where types differ, without a word.
-    if _avals(run) != _avals(target) or digest(run) != sha256:
+    if _arrays(run) != arrays or digest(run) != sha256:
         raise CheckpointError(
             f"{path} is damaged (its contents do not match their checksum); {advice}"
         )
@@ -119,9 +139,10 @@ def _is_key(leaf: Any) -> bool:
     return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
-def _avals(tree: Any) -> list[tuple]:
+def _arrays(tree: Any) -> dict[str, str]:
+    """Path of each leaf to its type and shape."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return [(jax.tree_util.keystr(path), leaf.shape, leaf.dtype) for path, leaf in leaves]
+    return {jax.tree_util.keystr(path): f"{x.dtype}{list(x.shape)}" for path, x in leaves}
 
 
 def _differences(ours: Any, theirs: Any, name: str = "") -> list[tuple[str, Any, Any]]:

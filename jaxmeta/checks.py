@@ -20,3 +20,11 @@ def at_least(name: str, value: int, minimum: int) -> None:
         raise TypeError(f"{name}={value!r} must be an integer of at least {minimum}")
     if value < minimum:
         raise ValueError(f"{name}={value} must be at least {minimum}")
+
+
+def between(name: str, value: float, low: float, high: float) -> None:
+    """Raises unless ``value`` is a number with ``low <= value <= high``."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name}={value!r} must be a number between {low} and {high}")
+    if not low <= value <= high:
+        raise ValueError(f"{name}={value} must lie between {low} and {high}")

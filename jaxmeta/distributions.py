@@ -28,20 +28,27 @@ class Categorical(NamedTuple):
         return jax.nn.log_softmax(self.logits)
 
     def log_prob(self, value: jax.Array) -> jax.Array:
-        """log p(value) for integers ``value [...]``, ``[...]``."""
+        """log p(value) for integers ``value [...]``, ``[...]``; -inf outside 0 .. A-1."""
         # A one-hot product, not a gather: its gradient is dense, which an accelerator does faster.
-        one_hot = jax.nn.one_hot(value, self.logits.shape[-1], dtype=self.logits.dtype)
-        return jnp.sum(jnp.where(one_hot > 0, self.log_probs(), 0.0), axis=-1)
+        chosen = jax.nn.one_hot(value, self.logits.shape[-1], dtype=bool)
+        log_prob = jnp.sum(jnp.where(chosen, self.log_probs(), 0.0), axis=-1)
+        return jnp.where(jnp.any(chosen, axis=-1), log_prob, -jnp.inf)
 
     def entropy(self) -> jax.Array:
         """-sum_a p(a) log p(a), in nats, ``[...]``."""
-        log_probs = self.log_probs()
-        return -jnp.sum(jnp.where(jnp.isneginf(log_probs), 0.0, jnp.exp(log_probs) * log_probs), -1)
+        log_p = self.log_probs()
+        return -jnp.sum(_expected(log_p, log_p), axis=-1)
 
     def kl(self, other: "Categorical") -> jax.Array:
         """KL(self || other), in nats, ``[...]``."""
         log_p, log_q = self.log_probs(), other.log_probs()
-        return jnp.sum(jnp.where(jnp.isneginf(log_p), 0.0, jnp.exp(log_p) * (log_p - log_q)), -1)
+        return jnp.sum(_expected(log_p, log_p) - _expected(log_p, log_q), axis=-1)
+
+
+def _expected(log_p: jax.Array, x: jax.Array) -> jax.Array:
+    """``p x``, 0 with a zero derivative where p is 0 (where x is often infinite)."""
+    possible = ~jnp.isneginf(log_p)
+    return jnp.exp(log_p) * jnp.where(possible, x, 0.0)
 
 
 class DiagGaussian(NamedTuple):

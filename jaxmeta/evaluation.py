@@ -168,17 +168,22 @@ def summarize(
     Returns:
         ``returns`` (means, K + 1), ``intervals`` (95 % bootstrap over tasks), ``interquartile_means``,
         ``random``, ``optimal`` and ``gap_closed`` (None where no optimum is known), ``num_tasks``.
+        A number that is not finite is None.
     """
     returns = np.asarray(returns, np.float64)
     columns: Sequence[np.ndarray] = list(returns.T)
+    closed = None if optimal is None else gap_closed(returns, np.asarray(optimal, np.float64))
     return {
         "num_tasks": len(returns),
-        "returns": [float(x.mean()) for x in columns],
-        "intervals": [list(bootstrap_interval(x)) for x in columns],
-        "interquartile_means": [float(interquartile_mean(x)) for x in columns],
-        "random": float(np.mean(random)),
-        "optimal": None if optimal is None else float(np.mean(optimal)),
-        "gap_closed": None
-        if optimal is None
-        else [float(x) for x in gap_closed(returns, np.asarray(optimal, np.float64))],
+        "returns": [_number(x.mean()) for x in columns],
+        "intervals": [[_number(end) for end in bootstrap_interval(x)] for x in columns],
+        "interquartile_means": [_number(interquartile_mean(x)) for x in columns],
+        "random": _number(np.mean(random)),
+        "optimal": None if optimal is None else _number(np.mean(optimal)),
+        "gap_closed": None if closed is None else [_number(x) for x in closed],
     }
+
+
+def _number(x: Any) -> float | None:
+    """A JSON number; None where learning diverged, which JSON cannot hold."""
+    return float(x) if np.isfinite(x) else None

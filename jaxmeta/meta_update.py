@@ -22,10 +22,12 @@ def meta_gradient(
     Guarded: a task whose loss or gradient is not finite is left out of the mean, of every metric too,
     and counted in ``skipped_tasks``. With no task left the gradient is zero and the reported means are
     NaN. ``tasks_per_chunk`` bounds how many tasks are differentiated at a time; None is all on an
-    accelerator, and 5 on a CPU, where a working set that fits the cache is what counts.
+    accelerator or on several devices, and 5 on a single CPU, where a working set that fits the cache
+    is what counts.
     """
     num_tasks = jax.tree.leaves(tasks)[0].shape[0]
-    chunk = tasks_per_chunk or (5 if jax.default_backend() == "cpu" else num_tasks)
+    single_cpu = jax.default_backend() == "cpu" and jax.device_count() == 1
+    chunk = tasks_per_chunk or (5 if single_cpu else num_tasks)
 
     def task_gradient(key_and_task: tuple) -> tuple:
         (loss, report), gradient = jax.value_and_grad(task_loss, has_aux=True)(

@@ -162,6 +162,10 @@ def gaussian_mlp(
     if not initial_std > 0:
         raise ValueError(f"initial_std={initial_std} must be positive")
     shape = tuple(action_space.shape)
+    if len(shape) != 1:
+        raise ValueError(
+            f"gaussian_mlp needs actions of one axis, not of shape {shape}; flatten the action space"
+        )
     low = jnp.broadcast_to(jnp.asarray(action_space.low, float), shape)
     high = jnp.broadcast_to(jnp.asarray(action_space.high, float), shape)
     bounded = jnp.isfinite(low) & jnp.isfinite(high)
@@ -217,17 +221,17 @@ def value_mlp(obs_shape: Sequence[int], hidden_sizes: Sequence[int] = (64, 64)) 
     return Value(mlp.init, apply)
 
 
-def linear_features(obs: jax.Array, step: jax.Array, num_steps: int) -> jax.Array:
+def linear_features(obs: jax.Array, step: jax.Array, horizon: int) -> jax.Array:
     """The features of the MAML line of work: ``[obs, obs², u, u², u³, 1]``, ``[T, 2·obs_size + 4]``.
 
     Args:
         obs: ``[T, *obs_shape]``.
         step: ``[T]``, steps since the episode started.
-        num_steps: T's scale: ``u = 2·step/num_steps - 1`` (Duan et al. 2016, "Benchmarking deep
+        horizon: The scale of time: ``u = 2·step/horizon - 1`` (Duan et al. 2016, "Benchmarking deep
             reinforcement learning", use step/100; centred, the normal equations hold in float32).
     """
     flat = obs.reshape(obs.shape[0], -1)
-    u = (2.0 * step / num_steps - 1.0)[:, None]
+    u = (2.0 * step / horizon - 1.0)[:, None]
     return jnp.concatenate([flat, flat**2, u, u**2, u**3, jnp.ones_like(u)], axis=1)
 
 

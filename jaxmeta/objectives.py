@@ -7,7 +7,8 @@ One formula holds the family. With ``lr_t = log π(a_t|s_t) - log μ(a_t|s_t)``,
 
 on one stream ``[T]``, and an estimator is its weight ``w_k``, the trace that carries the actions up to k
 to the TD error at k. Traces restart where an episode starts. ``τ`` is the λ of generalised advantage
-estimation. All are unbiased for the first derivative where π = μ; they differ in higher derivatives:
+estimation. At τ = 1 all are unbiased for the first derivative where π = μ; they differ in higher
+derivatives:
 
 | name    | w_k                                 | Hessian                                         |
 |---------|-------------------------------------|-------------------------------------------------|

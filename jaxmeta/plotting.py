@@ -20,8 +20,8 @@ def adaptation(path: str | os.PathLike, summaries: Mapping[str, Mapping[str, Any
     figure = Figure(figsize=(0.6 + 4.2 * len(summaries), 3.6), layout="constrained")
     panels = figure.subplots(1, len(summaries), squeeze=False)[0]
     for axes, (title, summary) in zip(panels, summaries.items(), strict=True):
-        returns = np.asarray(summary["returns"])
-        low, high = np.asarray(summary["intervals"]).T
+        returns = np.asarray(summary["returns"], float)  # None becomes NaN, a gap in the line
+        low, high = np.asarray(summary["intervals"], float).T
         updates = np.arange(len(returns))
         axes.axhline(summary["random"], color=GREY, linestyle=":", label="random agent")
         if summary["optimal"] is not None:

@@ -80,21 +80,22 @@ def first_episode_return(reward: jax.Array, last: jax.Array) -> jax.Array:
     return jnp.sum(jnp.where(ended == 0, reward, 0.0))
 
 
-def baseline_td_errors(data: Trajectory, discount: jax.Array, num_steps: int) -> jax.Array:
+def baseline_td_errors(data: Trajectory, discount: jax.Array, horizon: int) -> jax.Array:
     """TD errors of one task's trajectories against the linear feature baseline, ``[N, T]``.
 
     The objective is that of episodes that end with their time limit: returns stop where an episode or
     the stream was cut, and so do the values. The baseline of a stream is fitted to the others
-    (`networks.linear_baseline`), so the policy gradient stays unbiased.
+    (`networks.linear_baseline`), so the policy gradient stays unbiased (at λ = 1; below, any value
+    function that is not exact biases it).
 
     Args:
         data: ``[N, T]``.
         discount: ``[N, T]``, γ times ``data.discount``.
-        num_steps: The scale of the time features, an episode's length.
+        horizon: An episode's time limit, the scale of the time features.
     """
     zeros = jnp.zeros_like(data.reward)
     returns = jax.vmap(discounted_returns)(data.reward, discount, data.last, zeros)
-    features = jax.vmap(lambda obs, first: linear_features(obs, episode_step(first), num_steps))(
+    features = jax.vmap(lambda obs, first: linear_features(obs, episode_step(first), horizon))(
         data.timestep.obs, data.timestep.first
     )
     v = linear_baseline(features, returns)
@@ -107,7 +108,8 @@ def advantage_scale(
 ) -> jax.Array:
     """Root mean square of the advantages of ``[N, T]`` TD errors, ``[]``, never zero.
 
-    Dividing by it keeps the gradient's direction; subtracting the batch's mean would bend it.
+    Dividing by it keeps the direction of this batch's gradient; subtracting the batch's mean would
+    bend it.
     """
     advantages = jax.vmap(gae, in_axes=(0, 0, 0, None))(delta, discount, last, lambda_)
     return jnp.sqrt(jnp.mean(advantages**2)) + 1e-8

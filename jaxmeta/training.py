@@ -52,7 +52,9 @@ class Config:
         checks.at_least("meta_updates", self.meta_updates, 1)
         checks.at_least("num_tasks", self.num_tasks, 1)
         checks.at_least("seed", self.seed, 0)
+        checks.between("seed", self.seed, 0, 2**32 - 1)
         checks.at_least("checkpoint_every", self.checkpoint_every, 1)
+        checks.between("report_seconds", self.report_seconds, 0, 3600)
 
 
 MAY_CHANGE = ("training.meta_updates", "training.checkpoint_every", "training.report_seconds")
@@ -132,19 +134,26 @@ def train(
         resume: Go on from the newest checkpoint in ``folder``; the result is bit-equal to that of a run
             that was never stopped.
         description: JSON-able settings that identify the algorithm and the family, kept in
-            ``config.json`` and in each checkpoint, and compared on resuming.
+            ``config.json`` and in each checkpoint, and compared on resuming; needed with a ``folder``.
         console: Where progress is shown; None shows it on standard error.
 
     Raises:
         FileExistsError: ``folder`` is not empty and ``resume`` is off.
-        checkpoints.CheckpointError: nothing to resume from, a damaged checkpoint or one of another run.
-        KeyboardInterrupt: after an interrupt (or SIGTERM), once the state is checkpointed; a second
-            interrupt stops at once.
-        ValueError: the number of devices does not divide ``config.num_tasks``.
+        checkpoints.CheckpointError: nothing to resume from, a damaged checkpoint or one of another run,
+            or the run has gone further than ``config.meta_updates``.
+        KeyboardInterrupt: after an interrupt (or SIGTERM), once the state is checkpointed in ``folder``
+            (without one it is gone); a second interrupt stops at once.
+        ValueError: the number of devices does not divide ``config.num_tasks``; a ``folder`` without a
+            ``description``.
     """
+    if folder is not None and description is None:
+        raise ValueError(
+            "description=None: a folder needs the settings of its algorithm and family, or a resumed "
+            "run could not be told from another"
+        )
     description = {**(description or {}), "training": dataclasses.asdict(config)}
     description = json.loads(json.dumps(description))  # as it will be read back
-    mesh = _mesh(config.num_tasks)
+    mesh = device_mesh(config.num_tasks)
     key = jax.random.key(config.seed)
     output = None if folder is None else Path(folder)
     if output is None:
@@ -156,16 +165,16 @@ def train(
         done, run = checkpoints.restore(
             output / CHECKPOINT_FOLDER, target, description, ignore=MAY_CHANGE
         )
-        _cut_metrics(output / METRICS_FILE, done)
+        if done > config.meta_updates:
+            raise checkpoints.CheckpointError(
+                f"meta_updates={config.meta_updates}, but the run in {output} has done {done}"
+            )
     else:
         if output.is_dir() and any(output.iterdir()):
             raise FileExistsError(
                 f"{output} is not empty: name another folder, or resume the run that is in it"
             )
-        output.mkdir(parents=True, exist_ok=True)
         run = jax.jit(begin, static_argnames="algorithm")(key, algorithm=algorithm)
-    if output is not None:
-        _write_json(output / CONFIG_FILE, description)
     if mesh is not None:
         run = jax.device_put(run, NamedSharding(mesh, PartitionSpec()))
 
@@ -173,14 +182,18 @@ def train(
     if done >= config.meta_updates:
         return run
     with contextlib.ExitStack() as stack:
-        manager = None
-        metrics_file = None
-        if output is not None:
-            manager = stack.enter_context(checkpoints.open_manager(output / CHECKPOINT_FOLDER))
-            metrics_file = stack.enter_context(open(output / METRICS_FILE, "a", encoding="utf-8"))
         report = stack.enter_context(_progress(console, done, config.meta_updates))
         interrupted = stack.enter_context(_deferred_interrupts())
         call = _compile(run, algorithm, family, config.num_tasks, mesh)
+        manager = metrics_file = None
+        if output is not None:
+            # Only now is the folder written to, and first with something to resume from.
+            output.mkdir(parents=True, exist_ok=True)
+            manager = stack.enter_context(checkpoints.open_manager(output / CHECKPOINT_FOLDER))
+            checkpoints.save(manager, done, run, description)
+            _write_json(output / CONFIG_FILE, description)
+            _cut_metrics(output / METRICS_FILE, done)
+            metrics_file = stack.enter_context(open(output / METRICS_FILE, "a", encoding="utf-8"))
         seconds_per_update = None
         while done < config.meta_updates:
             limit = min(config.meta_updates, _next_multiple(done, config.checkpoint_every))
@@ -234,8 +247,11 @@ def _compile(
     return jax.jit(call, donate_argnums=0).lower(run, jnp.zeros((), jnp.int32)).compile()
 
 
-def _mesh(num_tasks: int) -> Mesh | None:
-    """All devices on one axis, ``"tasks"``; None where there is just one."""
+def device_mesh(num_tasks: int) -> Mesh | None:
+    """All devices on one axis, ``"tasks"``; None where there is just one.
+
+    Raises ValueError where the number of devices does not divide ``num_tasks``.
+    """
     devices = len(jax.devices())
     if devices == 1:
         return None

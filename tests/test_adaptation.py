@@ -2,9 +2,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from gymnax.environments import spaces
 
 from jaxmeta import adaptation, tasks
 from jaxmeta.algorithms.maml import Config, maml
+from jaxmeta.types import Learner
 from tests.probes import Counter, CounterParams, constant_learner, random_learner
 
 WORLD = dict(env=Counter(), num_steps=6)
@@ -153,3 +155,52 @@ def test_streams_and_rounds_draw_different_numbers():
     _, _, (_, _, history) = lived(random_learner(), num_updates=4)
     rewards = history.trajectories.reward.reshape(16, 6)
     assert len(np.unique(np.asarray(rewards), axis=0)) == 16
+
+
+class KeyRecorder(Counter):
+    """Observes the keys that it is given, as floats that hold 48 of their bits exactly."""
+
+    def step_env(self, key, state, action, params):
+        _, state, reward, terminated, info = super().step_env(key, state, action[0], params)
+        return seen(key), state, reward, terminated, info
+
+    def reset_env(self, key, params):
+        return seen(key), super().reset_env(key, params)[1]
+
+    def action_space(self, params=None):
+        return spaces.Box(0.0, 1.0, (2,), jnp.float32)
+
+
+def seen(key):
+    return (jax.random.key_data(key) >> 8).astype(jnp.float32)
+
+
+def test_a_lifetime_uses_no_key_twice():
+    """Every key that reaches the learner or the environment, over streams, steps, rounds and restarts."""
+    learner = Learner(
+        init=lambda key, meta: jnp.stack([seen(key)]),
+        memory=lambda meta: (),
+        act=lambda key, meta, agent, memory, timestep: (seen(key), jnp.zeros(()), memory),
+        update=lambda key, meta, agent, trajectories: agent * 0 + seen(key)[None, :],
+    )
+    history = adaptation.lifetime(
+        jax.random.key(0),
+        None,
+        CounterParams(),
+        learner=learner,
+        env=KeyRecorder(),
+        num_streams=3,
+        num_updates=2,
+        num_steps=6,
+        restart=True,
+    )
+    data = history.trajectories
+    used = [
+        history.agent.reshape(-1, 2),  # the newborn's, then each update's
+        data.action.reshape(-1, 2),
+        data.next_obs.reshape(-1, 2),  # the steps'
+        data.timestep.obs[data.timestep.first],  # the resets'
+    ]
+    used = np.concatenate([np.asarray(x) for x in used])
+    assert len(used) == 3 + 2 * 3 * 3 * 6 + 3 * 3 * 2
+    assert len(np.unique(used, axis=0)) == len(used)

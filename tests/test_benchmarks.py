@@ -10,22 +10,10 @@ import matplotlib.image
 import pytest
 
 ROOT = Path(__file__).parent.parent
-SMALL = [
-    "--meta-updates",
-    "3",
-    "--num-tasks",
-    "2",
-    "--num-streams",
-    "2",
-    "--hidden-sizes",
-    "4",
-    "--checkpoint-every",
-    "2",
-    "--eval-tasks",
-    "4",
-    "--eval-updates",
-    "2",
-]
+SMALL = (
+    "--meta-updates=3 --num-tasks=2 --num-streams=2 --hidden-sizes=4 --checkpoint-every=2 "
+    "--eval-tasks=4 --eval-updates=2 --step-size=0.3"
+).split()
 
 
 def run(script, *arguments, cwd=None):
@@ -121,6 +109,18 @@ def test_help_names_every_setting():
     for option in ("meta-updates", "seed", "output", "resume", "inner-surrogate", "step-size"):
         assert f"--{option}" in text
     assert "--task.radius" in run("train.py", "--family", "sparse_navigation", "--help").stdout
+
+
+def test_a_run_that_diverges_still_reports_valid_json(tmp_path):
+    settings = [x for x in SMALL if "step-size" not in x]
+    out = tmp_path / "out"
+    result = run("train.py", *settings, "--step-size=3e5", "--task.horizon=5", "--output", str(out))
+    assert result.returncode == 0, result.stderr
+
+    def refuse(name):
+        raise AssertionError(f"{name} is not JSON")
+
+    json.loads((out / "evaluation.json").read_text(), parse_constant=refuse)
 
 
 def test_any_family(tmp_path):

@@ -18,3 +18,14 @@ def test_at_least():
     for value in (1.5, True, "3", None):
         with pytest.raises(TypeError, match="must be an integer of at least 1"):
             checks.at_least("n", value, 1)
+
+
+def test_between():
+    checks.between("x", 0, 0, 1)
+    checks.between("x", 0.5, 0, 1)
+    for value in (1.5, float("nan"), float("-inf")):
+        with pytest.raises(ValueError, match="must lie between 0 and 1"):
+            checks.between("x", value, 0, 1)
+    for value in ("a", None, True):
+        with pytest.raises(TypeError, match="must be a number between 0 and 1"):
+            checks.between("x", value, 0, 1)

@@ -30,7 +30,15 @@ def test_categorical_with_an_impossible_action():
     d = Categorical(jnp.array([0.0, 0.0, -jnp.inf]))
     np.testing.assert_allclose(d.entropy(), np.log(2), rtol=1e-6)
     np.testing.assert_allclose(d.kl(Categorical(jnp.zeros(3))), np.log(1.5), rtol=1e-6)
-    assert d.log_prob(jnp.array(2)) == -jnp.inf
+    assert (
+        d.log_prob(jnp.array(2))
+        == d.log_prob(jnp.array(3))
+        == d.log_prob(jnp.array(-1))
+        == -jnp.inf
+    )
+    for function in (Categorical.entropy, lambda d: d.kl(Categorical(jnp.zeros(3)))):
+        gradient = jax.grad(lambda logits, f=function: f(Categorical(logits)))(d.logits)
+        assert jnp.all(jnp.isfinite(gradient))
 
 
 def test_categorical_samples_follow_the_probabilities():

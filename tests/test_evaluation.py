@@ -1,3 +1,5 @@
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -130,3 +132,12 @@ def test_summary():
         assert low <= mean <= high
     unknown = evaluation.summarize(returns, np.full(3, -50.0), None)
     assert unknown["optimal"] is unknown["gap_closed"] is None
+
+
+def test_what_diverged_is_null_in_json():
+    returns = np.array([[-10.0, np.nan], [-20.0, -6.0]])
+    summary = evaluation.summarize(returns, np.full(2, -50.0), np.zeros(2))
+    assert summary["returns"] == [-15.0, None]
+    assert summary["intervals"][1] == [None, None]
+    assert summary["gap_closed"] == [0.0, None]
+    assert json.loads(json.dumps(summary, allow_nan=False)) == summary

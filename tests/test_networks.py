@@ -86,6 +86,12 @@ def test_a_gaussian_on_a_discrete_space_is_refused():
         networks.default_policy("gaussian", (4,), DISCRETE, (8,))
 
 
+@pytest.mark.parametrize("shape", [(), (2, 3)])
+def test_actions_of_another_rank_are_refused(shape):
+    with pytest.raises(ValueError, match="needs actions of one axis, not of shape"):
+        networks.gaussian_mlp((4,), spaces.Box(-1.0, 1.0, shape))
+
+
 def test_unknown_policy_and_sizes_are_refused():
     with pytest.raises(ValueError, match="did you mean 'gaussian'"):
         networks.default_policy("gausian", (4,), BOX, (8,))

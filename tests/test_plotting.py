@@ -17,6 +17,9 @@ def test_adaptation_shows_curve_random_and_optimum(tmp_path):
     unknown = evaluation.summarize(returns, np.full(20, -30.0), None)
     plotting.adaptation(tmp_path / "both.png", {"one": known, "two": known})
     plotting.adaptation(tmp_path / "unknown.png", {"one": unknown})
+    returns[0, 2] = np.nan  # diverged: the curve has a gap, and there is a figure
+    broken = evaluation.summarize(returns, np.full(20, -30.0), np.zeros(20))
+    plotting.adaptation(tmp_path / "broken.png", {"one": broken})
     seen, both = colours(tmp_path / "both.png")
     assert {plotting.BLUE, plotting.GREEN, plotting.GREY} <= seen
     seen, single = colours(tmp_path / "unknown.png")

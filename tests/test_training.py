@@ -42,6 +42,10 @@ def lines(folder):
     return [json.loads(line) for line in text.splitlines()]
 
 
+def steps(folder):
+    return sorted(int(p.name) for p in (folder / training.CHECKPOINT_FOLDER).iterdir())
+
+
 def assert_bit_equal(x, y):
     assert checkpoints.digest(x) == checkpoints.digest(y)
 
@@ -66,11 +70,7 @@ def test_a_run_leaves_its_record(whole):
     record = json.loads((folder / training.CONFIG_FILE).read_text())
     assert record["training"]["meta_updates"] == 12
     assert record["config"]["hidden_sizes"] == [4]
-    assert sorted(p.name for p in (folder / training.CHECKPOINT_FOLDER).iterdir()) == [
-        "10",
-        "12",
-        "5",
-    ]
+    assert steps(folder) == [5, 10, 12]  # the last three
 
 
 def test_resuming_is_bit_exact(whole, family, algorithm, tmp_path):
@@ -110,7 +110,7 @@ def test_another_seed_is_another_run(whole, family, algorithm):
 def test_a_non_empty_folder_is_refused(family, algorithm, tmp_path):
     (tmp_path / "precious.txt").write_text("mine")
     with pytest.raises(FileExistsError, match="is not empty: name another folder, or resume"):
-        training.train(algorithm, family, config(), folder=tmp_path)
+        training.train(algorithm, family, config(), folder=tmp_path, **QUIET)
     assert [p.name for p in tmp_path.iterdir()] == ["precious.txt"]
 
 
@@ -129,10 +129,44 @@ def test_resuming_another_run_is_refused_and_changes_nothing(whole, family, algo
 
 def test_resuming_nothing_is_refused(family, algorithm, tmp_path):
     with pytest.raises(CheckpointError, match="nothing to resume"):
-        training.train(algorithm, family, config(), folder=tmp_path / "none", resume=True)
+        training.train(algorithm, family, config(), folder=tmp_path / "none", resume=True, **QUIET)
     assert not (tmp_path / "none").exists()
     with pytest.raises(ValueError, match="needs the folder"):
         training.train(algorithm, family, config(), resume=True)
+
+
+def test_a_folder_needs_a_description(family, algorithm, tmp_path):
+    """Without one, a run could be resumed by another algorithm."""
+    with pytest.raises(ValueError, match="description=None: a folder needs the settings"):
+        training.train(algorithm, family, config(), folder=tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def test_fewer_updates_than_done_are_refused(whole, family, algorithm):
+    folder, _ = whole
+    with pytest.raises(CheckpointError, match="meta_updates=3, but the run in .* has done 12"):
+        training.train(
+            algorithm, family, config(meta_updates=3), folder=folder, resume=True, **QUIET
+        )
+    assert json.loads((folder / training.CONFIG_FILE).read_text())["training"]["meta_updates"] == 12
+
+
+def test_a_run_that_died_at_once_can_be_resumed(whole, family, algorithm, tmp_path):
+    """Killed before its first regular checkpoint: the one from before the first update is there."""
+
+    class Died(Exception):
+        pass
+
+    def die(*arguments):
+        raise Died
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "_number", die)
+        with pytest.raises(Died):
+            training.train(algorithm, family, config(), folder=tmp_path, **QUIET)
+    assert steps(tmp_path) == [0]
+    resumed = training.train(algorithm, family, config(), folder=tmp_path, resume=True, **QUIET)
+    assert_bit_equal(resumed, whole[1])
 
 
 def test_an_interrupt_leaves_a_checkpoint_to_resume_from(whole, family, algorithm, tmp_path):
@@ -146,7 +180,7 @@ def test_an_interrupt_leaves_a_checkpoint_to_resume_from(whole, family, algorith
     with pytest.raises(KeyboardInterrupt, match="stopped after"):
         training.train(algorithm, family, endless, folder=tmp_path, **QUIET)
     done = len(lines(tmp_path))
-    assert [p.name for p in (tmp_path / training.CHECKPOINT_FOLDER).iterdir()] == [str(done)]
+    assert steps(tmp_path) == [0, done]
     resumed = training.train(
         algorithm, family, config(meta_updates=done + 3), folder=tmp_path, resume=True, **QUIET
     )
@@ -195,50 +229,76 @@ def test_non_finite_metrics_are_null(family, algorithm, tmp_path):
     broken = dataclasses.replace(
         family, train=lambda key: jax.tree.map(lambda x: x * jnp.nan, family.train(key))
     )
-    training.train(algorithm, broken, config(meta_updates=2), folder=tmp_path)
+    training.train(algorithm, broken, config(meta_updates=2), folder=tmp_path, **QUIET)
     rows = lines(tmp_path)
     assert [row["return/after"] for row in rows] == [None, None]
     assert [row["skipped_updates"] for row in rows] == [1, 1]
 
 
-@pytest.mark.parametrize("name", ["meta_updates", "num_tasks", "checkpoint_every"])
-def test_bad_settings_are_named(name):
-    with pytest.raises(ValueError, match=f"{name}=0 must be at least 1"):
-        training.Config(**{name: 0})
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (dict(meta_updates=0), "meta_updates=0 must be at least 1"),
+        (dict(num_tasks=0), "num_tasks=0 must be at least 1"),
+        (dict(checkpoint_every=0), "checkpoint_every=0 must be at least 1"),
+        (dict(seed=-1), "seed=-1 must be at least 0"),
+        (dict(seed=2**32), "seed=4294967296 must lie between 0 and"),
+        (dict(report_seconds=float("inf")), "report_seconds=inf must lie between"),
+        (dict(report_seconds=float("nan")), "report_seconds=nan must lie between"),
+    ],
+)
+def test_bad_settings_are_named(settings, message):
+    with pytest.raises(ValueError, match=message):
+        training.Config(**settings)
 
 
 def test_devices_share_the_tasks_and_change_no_result(tmp_path):
-    """Four simulated devices against one: the same tasks and keys, results equal to rounding."""
+    """Four simulated devices against one: the same tasks and keys, results equal to rounding; the
+    compiled step reduces over devices and gathers nothing; a checkpoint moves from four to one."""
     script = textwrap.dedent(
         """
-        import sys, jax, numpy as np
+        import sys, jax, jax.numpy as jnp, numpy as np
+        from jax.sharding import NamedSharding, PartitionSpec
         from jaxmeta import tasks, training
         from jaxmeta.algorithms.maml import Config, maml
+        devices, folder = int(sys.argv[1]), sys.argv[2]
+        assert jax.device_count() == devices
         family = tasks.make("navigation", horizon=4)
         algorithm = maml(family, Config(num_streams=2, hidden_sizes=(4,)))
-        assert jax.device_count() == int(sys.argv[1])
-        run = training.train(algorithm, family, training.Config(meta_updates=3, num_tasks=4))
-        np.save(sys.argv[2], np.concatenate([np.ravel(x) for x in jax.tree.leaves(run.state)]))
-        try:
-            training.train(algorithm, family, training.Config(meta_updates=1, num_tasks=6))
-        except ValueError as error:
-            assert "num_tasks=6 must be a multiple of the 4 devices" in str(error), error
+        settings = dict(num_tasks=8, checkpoint_every=1)
+        run = training.train(algorithm, family, training.Config(meta_updates=3, **settings),
+                             folder=folder + "/run", resume=devices == 1, description={})
+        np.save(f"{folder}/{devices}.npy", np.concatenate([np.ravel(x) for x in jax.tree.leaves(run.state)]))
+        if devices > 1:
+            mesh = training.device_mesh(8)
+            run = jax.device_put(run, NamedSharding(mesh, PartitionSpec()))
+            text = jax.jit(lambda run: training.advance(
+                run, 1, algorithm=algorithm, family=family, num_tasks=8, mesh=mesh
+            )).lower(run).compile().as_text()
+            assert "all-reduce" in text
+            assert "all-gather" not in text
+            try:
+                training.device_mesh(6)
+            except ValueError as error:
+                assert "num_tasks=6 must be a multiple of the 4 devices" in str(error), error
+            else:
+                raise AssertionError
         else:
-            assert jax.device_count() == 1
+            run = training.train(algorithm, family, training.Config(meta_updates=3, **settings))
+            np.save(f"{folder}/alone.npy", np.concatenate([np.ravel(x) for x in jax.tree.leaves(run.state)]))
         """
     )
-    results = []
-    for devices in (1, 4):
-        path = tmp_path / f"{devices}.npy"
-        flags = f"--xla_force_host_platform_device_count={devices}"
+    for devices in (4, 1):
+        flags = os.environ["XLA_FLAGS"] + f" --xla_force_host_platform_device_count={devices}"
         subprocess.run(
-            [sys.executable, "-c", script, str(devices), str(path)],
+            [sys.executable, "-c", script, str(devices), str(tmp_path)],
             check=True,
             env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
         )
-        results.append(np.load(path))
-    np.testing.assert_allclose(*results, rtol=1e-3, atol=1e-5)
-    assert results[0].size > 20
+    four, restored, alone = (np.load(tmp_path / f"{x}.npy") for x in ("4", "1", "alone"))
+    np.testing.assert_array_equal(restored, four)
+    np.testing.assert_allclose(alone, four, rtol=1e-3, atol=1e-5)
+    assert alone.size > 20
 
 
 def test_compilation_cache_folder(monkeypatch, tmp_path):

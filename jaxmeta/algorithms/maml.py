@@ -12,6 +12,7 @@ K = 0, policy gradient on the mean task: the control that has learned everything
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -45,20 +46,22 @@ class Config:
     inner_surrogate: str = "lvc"
     """Surrogate of the inner step, by its name in `objectives.SURROGATES`."""
     outer_surrogate: str = "score"
-    """Surrogate of the meta-objective."""
+    """Surrogate of the meta-objective. It is evaluated where the adapted policy acted, and there all
+    of them have the same gradient; inside, `ppo_clip` is `lvc` for the same reason."""
     outer_updates: Literal["last", "all"] = "last"
     """Which updates the meta-objective looks at: the policy after the last one, or the mean over all K
     (the multi-step loss of Antoniou et al. 2019, "How to train your MAML")."""
     normalize: bool = False
-    """Divide each task's advantages by their standard deviation, so that step sizes do not depend on
-    the scale of its rewards."""
+    """Divide each batch's advantages by their root mean square, so that step sizes do not depend on
+    the scale of rewards; steps then do not shrink near the optimum either."""
     policy: Literal["mlp", "categorical", "gaussian", "softmax_linear"] = "mlp"
     """A tanh network, categorical or Gaussian as the action space asks, or softmax-linear."""
     hidden_sizes: tuple[int, ...] = (64, 64)
     """Widths of the hidden layers."""
     tasks_per_chunk: int | None = None
     """Tasks whose gradients are computed at a time, to bound memory; None is all of them on an
-    accelerator and 5 on a CPU, whose cache the working set should fit. Changes no result."""
+    accelerator and 5 on a single CPU, whose cache the working set should fit. Changes results by
+    rounding only. Leave it None on several devices: chunks are worked off one after the other."""
     unroll: int = 1
     """Steps a rollout's loop is unrolled by."""
 
@@ -126,12 +129,14 @@ def maml(
         optimizer: ``learning_rate -> optax.GradientTransformation`` of the outer loop.
 
     Raises:
-        ValueError: the policy does not fit the family's action space.
+        ValueError: the policy does not fit the family's action space; a value of ``hyper`` is out of
+            range.
     """
     if policy is None:
         policy = default_policy(
             config.policy, family.observation_shape, family.action_space, config.hidden_sizes
         )
+    _check(hyper)
     num_steps = config.num_steps or family.horizon
     inner_surrogate = objectives.SURROGATES[config.inner_surrogate]
     outer_surrogate = objectives.SURROGATES[config.outer_surrogate]
@@ -145,7 +150,7 @@ def maml(
         )
         log_prob = distribution.log_prob(data.action)
         discount = hyper.discount * data.discount
-        delta = baseline_td_errors(data, discount, num_steps)
+        delta = baseline_td_errors(data, discount, family.horizon)
         if config.normalize:
             delta = delta / advantage_scale(delta, discount, data.last, hyper.gae_lambda)
         delta = jax.lax.stop_gradient(delta)
@@ -153,7 +158,7 @@ def maml(
             log_prob, data.log_prob, delta, discount, data.timestep.first, hyper.gae_lambda
         )
         # A sum over time, over a constant: the realised lengths would bias it.
-        return -jnp.mean(terms) / num_steps
+        return -jnp.mean(terms) / data.reward.shape[1]
 
     # The updates are the only part of a lifetime that is differentiated, so their intermediate
     # values are what memory goes to: keep their inputs and compute the rest again.
@@ -253,3 +258,18 @@ def maml(
         ), metrics
 
     return MetaAlgorithm(init, step, learner)
+
+
+def _check(hyper: Hyper) -> None:
+    """Ranges of the values that are plain numbers; traced ones are the caller's."""
+    ranges = {
+        "discount": (0, 1),
+        "gae_lambda": (0, 1),
+        "step_size": (-1e6, 1e6),
+        "learning_rate": (0, 1e6),
+        "max_grad_norm": (1e-12, math.inf),
+    }
+    for name, (low, high) in ranges.items():
+        value = getattr(hyper, name)
+        if isinstance(value, int | float):
+            checks.between(name, value, low, high)

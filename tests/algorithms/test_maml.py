@@ -7,7 +7,6 @@ import optax
 import pytest
 
 from jaxmeta import adaptation, evaluation, tasks, training
-from jaxmeta.algorithms import ALGORITHMS
 from jaxmeta.algorithms.maml import Config, Hyper, maml
 from jaxmeta.networks import default_policy, gaussian_mlp
 from jaxmeta.returns import baseline_td_errors
@@ -98,6 +97,62 @@ def test_the_derivative_of_the_inner_step(x64, family, first_order):
     assert jnp.abs(jacobian - identity).max() > 1e-2
 
 
+@pytest.mark.parametrize("outer_updates", ["last", "all"])
+def test_the_meta_gradient_is_that_of_the_loss_after_two_updates(x64, family, outer_updates):
+    """Against the paper's algorithm written out: the lifetime's recorded data as constants, θ → φ_1 → φ_2
+    by explicit gradients, and the mean over tasks of the loss of φ_2 (or of φ_1 and φ_2)."""
+    config = dataclasses.replace(SMALL, num_updates=2, outer_updates=outer_updates)
+    hyper = Hyper(gae_lambda=1.0, step_size=0.5, discount=0.9, learning_rate=1.0, max_grad_norm=1e9)
+    algorithm = maml(family, config, hyper, optimizer=optax.sgd)
+    state = algorithm.init(jax.random.key(0))
+    drawn = tasks.sample_tasks(jax.random.key(1), family, 3, split="train")
+    after, _ = jax.jit(algorithm.step)(jax.random.key(2), state, drawn)
+    policy = default_policy("mlp", (2,), family.action_space, (8,))
+
+    def loss(params, data, inner):
+        log_prob = jax.vmap(lambda ts: policy.unroll(params, (), ts))(data.timestep)
+        log_prob = log_prob.log_prob(data.action)
+        if inner:  # LVC: the ratio to the recorded policy carries the curvature
+            log_prob = jnp.exp(log_prob - data.log_prob)
+        delta = baseline_td_errors(data, 0.9 * data.discount, 6)
+        gamma = 0.9 ** jnp.arange(6)
+        future = jnp.triu(gamma[None, :] * jnp.ones((6, 6)))  # Σ_{k≥t} γ^k δ_k
+        return -jnp.sum(log_prob * (delta @ future.T)) / (4 * 6)
+
+    def task_loss(params, key, task):
+        history = adaptation.lifetime(
+            key,
+            state.meta._replace(params=jax.lax.stop_gradient(params)),
+            task,
+            learner=algorithm.learner,
+            env=family.env,
+            num_streams=4,
+            num_updates=2,
+            num_steps=6,
+            restart=True,
+        )
+        rounds = [jax.tree.map(lambda x, k=k: x[k], history.trajectories) for k in range(3)]
+        rounds = jax.lax.stop_gradient(rounds)
+        phi, losses = params, []
+        for k in range(2):
+            gradient = jax.grad(loss)(phi, rounds[k], True)
+            phi = jax.tree.map(lambda p, g: p - 0.5 * g, phi, gradient)
+            losses.append(loss(phi, rounds[k + 1], False))
+        return losses[1] if outer_updates == "last" else (losses[0] + losses[1]) / 2
+
+    keys = jax.random.split(jax.random.key(2), 3)
+    gradients = [
+        flat(
+            jax.jit(jax.grad(task_loss))(
+                state.meta.params, keys[m], jax.tree.map(lambda x, m=m: x[m], drawn)
+            )
+        )
+        for m in range(3)
+    ]
+    moved = flat(state.meta.params) - flat(after.meta.params)
+    np.testing.assert_allclose(moved, sum(gradients) / 3, rtol=1e-7, atol=1e-11)
+
+
 def test_settings_change_what_is_learned(family):
     fixed = maml(family, SMALL).init(jax.random.key(0))
     scalar = maml(family, dataclasses.replace(SMALL, step_sizes="scalar")).init(jax.random.key(0))
@@ -125,7 +180,7 @@ VARIANTS = {
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_protocol(family, variant):
-    """init and step; the state keeps shapes, types and weak types; keys are used once."""
+    """init and step; the state keeps shapes, types and weak types; metrics have their names."""
     algorithm = maml(family, dataclasses.replace(SMALL, **VARIANTS[variant]))
     drawn = tasks.sample_tasks(jax.random.key(1), family, 3, split="train")
     state = algorithm.init(jax.random.key(0))
@@ -238,16 +293,36 @@ def test_bad_settings_are_named(settings, message):
         Config(**settings)
 
 
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (dict(discount=1.5), "discount=1.5 must lie between 0 and 1"),
+        (dict(gae_lambda=-0.1), "gae_lambda=-0.1 must lie between 0 and 1"),
+        (dict(learning_rate=-1.0), "learning_rate=-1.0 must lie between"),
+        (dict(step_size=float("nan")), "step_size=nan must lie between"),
+        (dict(max_grad_norm=0.0), "max_grad_norm=0.0 must lie between"),
+    ],
+)
+def test_bad_hyper_parameters_are_named(family, values, message):
+    with pytest.raises(ValueError, match=message):
+        maml(family, SMALL, Hyper(**values))
+
+
+def test_the_inner_step_does_not_depend_on_how_long_was_acted(x64):
+    """Trained on half an episode, evaluated on a whole one: the same rate, per step."""
+    steps = []
+    for num_steps in (None, 3):
+        family = tasks.make("navigation", horizon=6)
+        algorithm = maml(family, dataclasses.replace(SMALL, num_steps=num_steps))
+        meta = algorithm.init(jax.random.key(0)).meta
+        data = data_of(algorithm, family, meta)
+        steps.append(flat(adapted(algorithm, meta.params, meta, data)))
+    np.testing.assert_array_equal(*steps)
+
+
 def test_a_discrete_policy_on_a_continuous_family_is_refused(family):
     with pytest.raises(ValueError, match="needs a discrete action space, not Box"):
         maml(family, dataclasses.replace(SMALL, policy="categorical"))
-
-
-def test_modules_offer_what_the_script_reads():
-    for name, module in ALGORITHMS.items():
-        assert dataclasses.is_dataclass(module.Config)
-        assert hasattr(module.Hyper, "_fields")
-        assert callable(getattr(module, name))
 
 
 @pytest.mark.slow
