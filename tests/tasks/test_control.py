@@ -102,7 +102,7 @@ def test_every_drawn_field_changes_the_dynamics(name):
     leaves, structure = jax.tree.flatten(state)
     state = jax.tree.unflatten(
         structure,
-        [x + 0.1 if jnp.issubdtype(jnp.asarray(x).dtype, jnp.floating) else x for x in leaves],
+        [x + 0.01 if jnp.issubdtype(jnp.asarray(x).dtype, jnp.floating) else x for x in leaves],
     )
     if name == "pendulum":  # gravity has no effect where the rod stands straight
         state = state.replace(theta=jnp.array(1.0))
