@@ -61,7 +61,8 @@ def dice(log_ratio: jax.Array, first: jax.Array, tau: jax.Array | float = 1.0) -
 def lvc(log_ratio: jax.Array, first: jax.Array, tau: jax.Array | float = 1.0) -> jax.Array:
     """``w_k = sum_{t<=k} τ^{k-t} (ρ_t - 1)``, ``[T]``: the low-variance curvature surrogate.
 
-    Rothfuss et al. 2019, "ProMP", eq. 6 (in TD errors instead of advantages); TayPO of order 1.
+    Rothfuss et al. 2019, "ProMP: proximal meta-policy search", section 5 (here in TD errors instead
+    of advantages); TayPO of order 1.
     """
     return linear_recurrence(jnp.expm1(log_ratio), (1.0 - first) * tau)
 

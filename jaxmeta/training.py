@@ -196,7 +196,8 @@ def train(
             metrics_file = stack.enter_context(open(output / METRICS_FILE, "a", encoding="utf-8"))
         seconds_per_update = None
         while done < config.meta_updates:
-            limit = min(config.meta_updates, _next_multiple(done, config.checkpoint_every))
+            next_checkpoint = (done // config.checkpoint_every + 1) * config.checkpoint_every
+            limit = min(config.meta_updates, next_checkpoint)
             count = 1
             if seconds_per_update is not None:
                 count = int(config.report_seconds / max(seconds_per_update, 1e-6))
@@ -285,6 +286,9 @@ def _deferred_interrupts() -> Iterator[Callable[[], bool]]:
 def _progress(
     console: Console | None, done: int, total: int
 ) -> Iterator[Callable[[int, list[dict], float], None]]:
+    if console is None:
+        # In a notebook Rich would ask for ipywidgets, or fill the page with escape codes.
+        console = Console(file=sys.stderr, force_jupyter=False, force_terminal=sys.stderr.isatty())
     bar = Progress(
         TextColumn("meta-update"),
         MofNCompleteColumn(),
@@ -293,8 +297,7 @@ def _progress(
         TextColumn("{task.fields[speed]}"),
         TextColumn("left"),
         TimeRemainingColumn(),
-        # Rich's notebook output needs ipywidgets; plain text does not.
-        console=console or Console(file=sys.stderr, force_jupyter=False),
+        console=console,
     )
     with bar:
         row = bar.add_task("", total=total, completed=done, returns="compiling", speed="")
@@ -321,10 +324,6 @@ def _number(x: Any) -> float | int | None:
     """A JSON number; None for what JSON cannot hold."""
     value = x.item()
     return value if math.isfinite(value) else None
-
-
-def _next_multiple(done: int, every: int) -> int:
-    return (done // every + 1) * every
 
 
 def _cut_metrics(path: Path, done: int) -> None:

@@ -44,7 +44,8 @@ class Config:
     step_sizes: Literal["fixed", "scalar", "parameter"] = "fixed"
     """Inner step sizes: fixed, one that is learned, or one learned per parameter (Meta-SGD)."""
     inner_surrogate: str = "lvc"
-    """Surrogate of the inner step, by its name in `objectives.SURROGATES`."""
+    """Surrogate of the inner step: `score`, `dice`, `lvc`, `ppo_clip` or another name in
+    `objectives.SURROGATES`."""
     outer_surrogate: str = "score"
     """Surrogate of the meta-objective. It is evaluated where the adapted policy acted, and there all
     of them have the same gradient; inside, `ppo_clip` is `lvc` for the same reason."""
