@@ -1,70 +1,121 @@
 """Surrogates: functions of log-probabilities whose derivatives estimate policy gradients.
 
-One formula holds the family. With ``lr_t = log π(a_t|s_t) - log μ(a_t|s_t)``, the discount factor
-``g_t = prod_{i<t} discount_i`` and TD errors ``δ_t``,
+One formula holds the family. With ``lr_t = log π(a_t|s_t) - log μ(a_t|s_t)``, ``ρ_t = exp lr_t``, the
+discount factor ``g_t = prod_{i<t} discount_i`` and TD errors ``δ_t``,
 
-    L = sum_k g_k w_k(lr) δ_k
+    L = sum_k g_k w_k δ_k,    w_k = sum_{t<=k} τ^{k-t} d_t
 
-on one stream ``[T]``, and an estimator is its weight ``w_k``, the trace that carries the actions up to k
-to the TD error at k. Traces restart where an episode starts. ``τ`` is the λ of generalised advantage
-estimation. At τ = 1 all are unbiased for the first derivative where π = μ; they differ in higher
-derivatives:
+on one stream ``[T]``. The weight w_k is a trace that carries the actions up to k to the TD error at k;
+an estimator is what an action adds to it, d_t. Traces restart where an episode starts. τ is the λ of
+generalised advantage estimation. (The literature's weights are these plus 1, which no derivative sees.)
 
-| name    | w_k                                 | Hessian                                         |
-|---------|-------------------------------------|-------------------------------------------------|
-| `score` | sum_{t<=k} τ^{k-t} lr_t             | biased (the original MAML, Finn et al. 2017)    |
-| `dice`  | sum_{t<=k} τ^{k-t} (W_t - W_{t-1}), | unbiased (Foerster et al. 2018, Farquhar et al. |
-|         | W_t = prod_{i<=t} ρ_i               | 2019), where π ≠ μ too, and at every order      |
-| `lvc`   | sum_{t<=k} τ^{k-t} (ρ_t - 1)        | biased, low variance (Rothfuss et al. 2019)     |
+| estimator     | w_k + 1 at τ = 1                    | unbiased at τ = 1, any value function          |
+|---------------|-------------------------------------|------------------------------------------------|
+| `score`       | 1 + sum_{t<=k} lr_t                 | gradient on-policy (the original MAML)         |
+| `lvc`         | 1 + sum_{t<=k} (ρ_t - 1)            | gradient on-policy (ProMP; TayPO of order 1)   |
+| `taypo` n     | Taylor's expansion of `dice`'s to   | n derivatives on-policy; off-policy errors of  |
+|               | order n in (ρ - 1)                  | order n in the distance for the gradient       |
+| `dice`        | prod_{t<=k} ρ_t                     | every derivative, on- and off-policy (DiCE;    |
+|               |                                     | importance sampling; doubly robust)            |
+| `loaded_dice` | between `lvc` (λ = 0) and `dice`    | gradient on-policy; less bias in the Hessian   |
+|               | (λ = 1)                             | and more variance with λ                       |
+| `vtrace`      | prod_{t<k} min(ρ_t, c̄) min(ρ_k, ρ̄)  | as `dice` where nothing is truncated           |
 
-Nothing here stops a gradient except where a surrogate is defined by one; recorded log-probabilities are
-data already (see `rollout`).
+Nothing here stops a gradient; recorded log-probabilities are data already (see `rollout`).
 """
 
+import math
 from collections.abc import Callable
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 
+from jaxmeta import checks
 from jaxmeta.returns import cumulative_discount, gae, linear_recurrence
 
-Weights = Callable[..., jax.Array]
-"""``(log_ratio [T], first [T], tau) -> w [T]``."""
+Weights = Callable[[jax.Array, jax.Array], jax.Array]
+"""``(log_ratio [T], first [T]) -> d [T]``: what each action adds to the trace."""
 
 Surrogate = Callable[..., jax.Array]
 """``(log_prob, log_prob_mu, delta, discount, first, tau) -> []``, a value to be maximised; all ``[T]``, tau ``[]``."""
 
 
-def score(log_ratio: jax.Array, first: jax.Array, tau: jax.Array | float = 1.0) -> jax.Array:
-    """``w_k = sum_{t<=k} τ^{k-t} lr_t``, ``[T]``: REINFORCE (Williams 1992).
+def score(log_ratio: jax.Array, first: jax.Array) -> jax.Array:
+    """``d_t = lr_t``, ``[T]``: REINFORCE (Williams 1992), the inner surrogate of Finn et al. 2017.
 
     Its second derivative lacks the terms in which an action changes the distribution of what follows.
     """
-    return linear_recurrence(log_ratio, (1.0 - first) * tau)
+    return log_ratio
 
 
-def dice(log_ratio: jax.Array, first: jax.Array, tau: jax.Array | float = 1.0) -> jax.Array:
-    """``w_k = sum_{t<=k} τ^{k-t} (W_t - W_{t-1})`` with ``W_t = prod_{i<=t} ρ_i``, ``[T]``.
-
-    At τ = 1 it is ``W_k - 1``: DiCE (Foerster et al. 2018) where μ is π stopped, and per-decision
-    importance sampling elsewhere. With TD errors of any fixed value function it is the doubly robust
-    estimator (Jiang & Li 2016), unbiased for derivatives of every order. At τ < 1 it is Loaded DiCE
-    (Farquhar et al. 2019), biased unless the value function is exact.
-    """
-    keep = 1.0 - first
-    log_weight = linear_recurrence(log_ratio, keep)
-    # W_{t-1} (ρ_t - 1), not a difference of two exponentials that are nearly equal.
-    return linear_recurrence(jnp.exp(log_weight - log_ratio) * jnp.expm1(log_ratio), keep * tau)
-
-
-def lvc(log_ratio: jax.Array, first: jax.Array, tau: jax.Array | float = 1.0) -> jax.Array:
-    """``w_k = sum_{t<=k} τ^{k-t} (ρ_t - 1)``, ``[T]``: the low-variance curvature surrogate.
+def lvc(log_ratio: jax.Array, first: jax.Array) -> jax.Array:
+    """``d_t = ρ_t - 1``, ``[T]``: the low-variance curvature surrogate.
 
     Rothfuss et al. 2019, "ProMP: proximal meta-policy search", section 5 (here in TD errors instead
-    of advantages); TayPO of order 1.
+    of advantages).
     """
-    return linear_recurrence(jnp.expm1(log_ratio), (1.0 - first) * tau)
+    return jnp.expm1(log_ratio)
+
+
+def taypo(log_ratio: jax.Array, first: jax.Array, *, order: int) -> jax.Array:
+    """``d_t = x_t sum_{j<n} e_j(x_i: i < t)``, ``x = ρ - 1``, e_j elementary symmetric, ``[T]``.
+
+    Taylor expansion of the importance-sampled objective to ``order`` n: Tang et al. 2020, "Taylor
+    expansion policy optimization". Order 1 is `lvc`; order T is `dice`.
+    """
+    checks.at_least("order", order, 1)
+    x, keep = jnp.expm1(log_ratio), 1.0 - first
+    added = x  # x_t e_{j}(x before t), at j = 0
+    total = added
+    for _ in range(1, order):
+        e = linear_recurrence(added, keep)
+        added = x * keep * jnp.concatenate([jnp.zeros_like(e[:1]), e[:-1]])
+        total = total + added
+    return total
+
+
+def loaded_dice(
+    log_ratio: jax.Array, first: jax.Array, *, lambda_: jax.Array | float = 1.0
+) -> jax.Array:
+    """``d_t = exp(u_t) - exp(λ u_{t-1})`` with ``u_t = λ u_{t-1} + lr_t``, ``[T]``.
+
+    Farquhar, Whiteson & Foerster 2019, "Loaded DiCE", with their decay λ of earlier actions'
+    log-ratios. λ = 1 is DiCE (Foerster et al. 2018), which with TD errors of any fixed value function
+    is the doubly robust estimator (Jiang & Li 2016).
+    """
+    u = linear_recurrence(log_ratio, (1.0 - first) * lambda_)
+    # exp(λ u_{t-1}) (ρ_t - 1), not a difference of two exponentials that are nearly equal.
+    return jnp.exp(u - log_ratio) * jnp.expm1(log_ratio)
+
+
+def vtrace(
+    log_ratio: jax.Array,
+    first: jax.Array,
+    *,
+    rho_bar: float,
+    c_bar: float,
+    off_policy: bool = False,
+) -> jax.Array:
+    """``w_k + 1 = prod_{t<k} min(ρ_t, c̄) · min(ρ_k, ρ̄)``, as its increments ``[T]``.
+
+    The truncations of Espeholt et al. 2018, "IMPALA". As a surrogate it is biased wherever they act.
+
+    Raises:
+        ValueError: ``rho_bar`` or ``c_bar`` is at most 1 and ``off_policy`` is not set: where ρ = 1 the
+            minimum of two equal numbers has half the derivative.
+    """
+    if not off_policy and not (rho_bar > 1 and c_bar > 1):
+        raise ValueError(
+            f"rho_bar={rho_bar} and c_bar={c_bar} must exceed 1: on-policy ρ is 1, and min(1, ρ) has half "
+            "the derivative there; off_policy=True says that no ratio is"
+        )
+    keep = 1.0 - first
+    log_c = jnp.minimum(log_ratio, math.log(c_bar))
+    before = linear_recurrence(log_c, keep) - log_c
+    w = jnp.exp(before + jnp.minimum(log_ratio, math.log(rho_bar)))
+    previous = jnp.concatenate([jnp.ones_like(w[:1]), w[:-1]])
+    return w - jnp.where(first, 1.0, previous).at[0].set(1.0)
 
 
 def surrogate(
@@ -83,8 +134,9 @@ def surrogate(
     ``discount`` is γ times the trajectory's. The sum runs over time: divide by a constant, never by a
     realised length, to keep it unbiased.
     """
-    g = cumulative_discount(discount, first)
-    return jnp.sum(g * weights(log_prob - log_prob_mu, first, tau) * delta)
+    d = weights(log_prob - log_prob_mu, first)
+    w = linear_recurrence(d, (1.0 - first) * tau)
+    return jnp.sum(cumulative_discount(discount, first) * w * delta)
 
 
 def ppo_clip(
@@ -112,8 +164,10 @@ def ppo_clip(
 
 SURROGATES: dict[str, Surrogate] = {
     "score": partial(surrogate, weights=score),
-    "dice": partial(surrogate, weights=dice),
     "lvc": partial(surrogate, weights=lvc),
+    "taypo": partial(surrogate, weights=partial(taypo, order=2)),
+    "loaded_dice": partial(surrogate, weights=partial(loaded_dice, lambda_=0.5)),
+    "dice": partial(surrogate, weights=loaded_dice),
     "ppo_clip": ppo_clip,
 }
 """What a configuration may name; add your own under a new name."""

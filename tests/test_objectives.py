@@ -1,12 +1,15 @@
 """Surrogates against the exact gradient and Hessian, by enumeration in float64: no sampling."""
 
+import math
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jaxmeta import exact, objectives, returns
-from jaxmeta.objectives import SURROGATES
+from jaxmeta.objectives import SURROGATES, loaded_dice, taypo, vtrace
 
 S, A, H = 2, 2, 3
 GAMMA = 0.9
@@ -29,8 +32,8 @@ def objective(mdp, theta):
     return exact.expected_return(mdp, jnp.exp(log_policy(theta)), H)
 
 
-def expected_derivatives(surrogate, world, v, theta_mu=None, tau=1.0):
-    """E over D ~ μ of the surrogate's gradient and Hessian at θ, with values ``v [H + 1, S]``."""
+def expectation(surrogate, world, v, theta_mu=None, tau=1.0):
+    """``θ -> E_{D ~ μ}`` of the surrogate with values ``v [H + 1, S]``."""
     mdp, theta, _, (states, actions) = world
     theta_mu = theta if theta_mu is None else theta_mu
     p = exact.probabilities(mdp, jnp.exp(log_policy(theta_mu)), states, actions)
@@ -50,16 +53,29 @@ def expected_derivatives(surrogate, world, v, theta_mu=None, tau=1.0):
         )
         return p @ terms
 
-    return jax.grad(expected)(theta), jax.hessian(expected)(theta)
+    return expected
+
+
+def expected_derivatives(surrogate, world, v, **settings):
+    """The gradient and the Hessian at θ of the `expectation`."""
+    expected = expectation(surrogate, world, v, **settings)
+    return jax.grad(expected)(world[1]), jax.hessian(expected)(world[1])
 
 
 def relative_bias(estimate, truth):
     return float(jnp.linalg.norm(estimate - truth) / jnp.linalg.norm(truth))
 
 
-def biases(name, world, v, **settings):
+def of(weights, **settings):
+    """The surrogate with these weights."""
+    return partial(objectives.surrogate, weights=partial(weights, **settings))
+
+
+def biases(estimator, world, v, **settings):
+    """Relative biases of the gradient and the Hessian of a surrogate, or of the one of that name."""
     mdp, theta, _, _ = world
-    gradient, hessian = expected_derivatives(SURROGATES[name], world, v, **settings)
+    estimator = SURROGATES.get(estimator, estimator) if isinstance(estimator, str) else estimator
+    gradient, hessian = expected_derivatives(estimator, world, v, **settings)
     truth = (
         jax.grad(objective, argnums=1)(mdp, theta),
         jax.hessian(objective, argnums=1)(mdp, theta),
@@ -109,6 +125,96 @@ def test_tau_below_one_is_unbiased_with_exact_values_only(world):
         assert biases(name, world, exact_values(world), tau=0.7)[0] < 1e-11, name
         assert biases(name, world, world[2], tau=0.7)[0] > 1e-3, name
     assert biases("dice", world, exact_values(world), tau=0.7)[1] < 1e-11
+
+
+@pytest.mark.parametrize("values", ["exact", "wrong"])
+def test_loaded_dice_trades_bias_of_the_hessian(world, values):
+    """Less of it the nearer λ is to 1; never in the gradient."""
+    v = exact_values(world) if values == "exact" else world[2]
+    found = [biases(of(loaded_dice, lambda_=x), world, v) for x in (0.5, 0.95, 1.0)]
+    assert max(gradient for gradient, _ in found) < 1e-11
+    assert found[0][1] > found[1][1] > 1e-3
+    assert found[2][1] < 1e-11
+
+
+@pytest.mark.parametrize("values", ["exact", "wrong"])
+def test_taypo_on_policy_is_unbiased_up_to_its_order(world, values):
+    mdp, theta, wrong, _ = world
+    v = exact_values(world) if values == "exact" else wrong
+    third = jax.jacfwd(jax.hessian(objective, argnums=1), argnums=1)(mdp, theta)
+    for order, hessian_bias, third_bias in ((1, True, True), (2, False, True), (3, False, False)):
+        estimator = of(taypo, order=order)
+        gradient, hessian = biases(estimator, world, v)
+        assert gradient < 1e-11
+        assert (hessian > 1e-2) if hessian_bias else (hessian < 1e-11), order
+        estimated = jax.jacfwd(jax.hessian(expectation(estimator, world, v)))(theta)
+        bias = relative_bias(estimated, third)
+        assert (bias > 1e-3) if third_bias else (bias < 1e-11), order
+
+
+def test_taypo_off_policy_errs_by_its_order_in_the_distance(world):
+    """The gradient's error falls as ε^n: a tenth of the distance, 10^-n of the error (and H = 3 is exact)."""
+    direction = jax.random.normal(jax.random.key(6), (S * A,))
+    for order in (1, 2):
+        far, near = (
+            biases(of(taypo, order=order), world, world[2], theta_mu=world[1] + e * direction)[0]
+            for e in (1e-2, 1e-3)
+        )
+        np.testing.assert_allclose(np.log10(far / near), order, atol=0.1)
+    off = dict(theta_mu=world[1] + 0.3 * direction)
+    gradient, hessian = biases(of(taypo, order=H), world, world[2], **off)
+    assert gradient < 1e-11
+    assert hessian < 1e-11
+
+
+def test_vtrace_is_biased_where_it_truncates_and_nowhere_else(world):
+    off = dict(theta_mu=world[1] + 0.3 * jax.random.normal(jax.random.key(6), (S * A,)))
+    v = exact_values(world, off["theta_mu"])
+    loose = of(vtrace, rho_bar=2.0, c_bar=2.0)
+    assert max(biases(loose, world, world[2])) < 1e-11  # on-policy every ratio is 1
+    assert max(biases(of(vtrace, rho_bar=1e9, c_bar=1e9), world, v, **off)) < 1e-11
+    for rho_bar, c_bar in ((1.0, 1.0), (1e9, 1.0)):
+        truncated = of(vtrace, rho_bar=rho_bar, c_bar=c_bar, off_policy=True)
+        gradient, hessian = biases(truncated, world, v, **off)
+        assert gradient > 1e-2
+        assert hessian > 1e-2
+
+
+def test_truncating_at_the_ratio_itself_halves_the_derivative(world):
+    """Why on-policy bars of 1 are refused."""
+    half = of(vtrace, rho_bar=1.0, c_bar=1.0, off_policy=True)
+    assert biases(half, world, exact_values(world))[0] > 0.1
+    for bars in ((1.0, 2.0), (2.0, 1.0), (0.5, 0.5)):
+        with pytest.raises(ValueError, match="must exceed 1: on-policy"):
+            vtrace(jnp.zeros(3), jnp.zeros(3, bool), rho_bar=bars[0], c_bar=bars[1])
+
+
+def test_identities_hold_on_every_path(x64):
+    """Not in expectation: for any ratios, any values, two episodes in a stream."""
+    rng = np.random.default_rng(0)
+    log_ratio, delta = (jnp.array(x) for x in rng.normal(size=(2, 8)))
+    first = jnp.zeros(8, bool).at[0].set(True).at[5].set(True)
+    rows = (jnp.zeros(8), delta, jnp.full(8, GAMMA), first)
+
+    def derivatives(estimator):
+        def value(x):
+            return estimator(x, *rows)
+
+        return jax.grad(value)(log_ratio), jax.hessian(value)(log_ratio)
+
+    groups = [
+        [SURROGATES["lvc"], of(taypo, order=1), of(loaded_dice, lambda_=0.0)],
+        [
+            SURROGATES["dice"],
+            of(loaded_dice, lambda_=1.0),
+            of(taypo, order=5),  # the longer episode's length
+            of(vtrace, rho_bar=math.inf, c_bar=math.inf),
+        ],
+    ]
+    for same, *others in groups:
+        for other in others:
+            for x, y in zip(derivatives(same), derivatives(other), strict=True):
+                np.testing.assert_allclose(x, y, rtol=1e-10, atol=1e-12)
 
 
 def test_leaving_out_the_discount_factor_biases_the_gradient(world, monkeypatch):
