@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxmeta import returns
+from jaxmeta.networks import linear_baseline, linear_features
 from tests.probes import CounterParams, constant_learner
 from tests.test_rollout import ENV, act_in
 
@@ -152,6 +153,25 @@ def test_a_stream_s_baseline_does_not_depend_on_the_stream():
     # In its own stream only the rewards show, in the others the new fit does.
     np.testing.assert_allclose(moved[2], 5.0, rtol=1e-4)
     assert np.abs(np.delete(np.asarray(moved), 2, 0)).max() > 0.1
+
+
+def test_the_baseline_s_values_end_with_the_episode():
+    """Two truncated episodes in a stream: TD errors add up to the return less the value in each of them,
+    which they do only if no value of the second is carried into the first."""
+    task = CounterParams(terminate_at=99, truncate_at=4)
+    _, data = act_in(ENV, task, constant_learner(), num_steps=8)
+    data = jax.tree.map(lambda x: jnp.broadcast_to(x, (6, *x.shape)), data)
+    data = data._replace(reward=jax.random.normal(jax.random.key(0), (6, 8)))
+    discount = 0.9 * data.discount
+    assert jnp.all(discount > 0)
+    delta = returns.baseline_td_errors(data, discount, 4)
+    zeros = jnp.zeros((6, 8))
+    g = jax.vmap(returns.discounted_returns)(data.reward, discount, data.last, zeros)
+    features = jax.vmap(lambda obs, first: linear_features(obs, returns.episode_step(first), 4))(
+        data.timestep.obs, data.timestep.first
+    )
+    advantage = jax.vmap(returns.gae, in_axes=(0, 0, 0, None))(delta, discount, data.last, 1.0)
+    np.testing.assert_allclose(advantage, g - linear_baseline(features, g), atol=1e-4)
 
 
 def test_the_baseline_explains_what_time_explains():

@@ -17,6 +17,7 @@ import pytest
 from jaxmeta import checkpoints, tasks, training
 from jaxmeta.algorithms.maml import Config, maml
 from jaxmeta.checkpoints import CheckpointError
+from jaxmeta.types import MetaAlgorithm
 
 DESCRIPTION = {"algorithm": "maml", "config": {"hidden_sizes": (4,)}}
 QUIET = dict(description=DESCRIPTION)
@@ -205,6 +206,23 @@ def test_one_compilation_however_often_the_host_looks(family, algorithm):
     counted = algorithm._replace(step=chex.assert_max_traces(algorithm.step, n=2))
     # Traced once for the shapes of the metrics and once for the program.
     training.train(counted, family, config(report_seconds=0.0))
+
+
+def test_every_update_draws_tasks_and_keys_of_its_own(family):
+    def step(key, state, tasks):
+        return state, {"goal": tasks.goal, "uniform": jax.random.uniform(key)}
+
+    recorder = MetaAlgorithm(lambda key: jnp.zeros(()), step, None)
+    run = training.begin(jax.random.key(0), algorithm=recorder)
+    seen = []
+    for _ in range(2):
+        run, rows = training.advance(
+            run, 3, algorithm=recorder, family=family, num_tasks=2, max_updates=3
+        )
+        seen.append(rows)
+    goals = np.concatenate([rows["goal"] for rows in seen])
+    assert len(np.unique(goals.reshape(12, 2), axis=0)) == 12
+    assert len(np.unique(np.concatenate([rows["uniform"] for rows in seen]))) == 6
 
 
 def test_advance_can_be_mapped_over_seeds(family, algorithm):
