@@ -164,7 +164,7 @@ def test_streams_and_steps_draw_different_numbers():
 
 @pytest.mark.parametrize("unroll", [1, 4])
 def test_integer_observations_and_rewards_become_floats(unroll):
-    """FrozenLake observes an int32 scalar; the trajectory is the same however far the loop is unrolled."""
+    """FrozenLake observes an int32 scalar; the types hold with the loop unrolled, too."""
     env, params = gymnax.make("FrozenLake-misc")
     learner = Learner(
         init=lambda key, meta: (),
