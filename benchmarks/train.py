@@ -120,7 +120,7 @@ def evaluate(
         random_key, drawn
     )
     optimal = None
-    if family.optimal_action is not None:
+    if family.optimal_action is not None or family.optimal_return is not None:
         optimal = jax.jit(lambda key, drawn: evaluation.optimal_returns(key, drawn, family=family))(
             optimal_key, drawn
         )

@@ -151,26 +151,31 @@ def lifetime(
         restart=restart,
     )
     _, after = experience(after_key, meta, task, agent, streams, **world, **acting)
-    return jax.tree.map(
-        lambda past, now: jnp.concatenate([past, now[None]]), history, History(agent, after)
-    )
+    return _append(history, History(agent, after))
 
 
-def replay(
-    key: jax.Array, meta: Any, agent: Any, trajectories: Trajectory, *, learner: Learner
-) -> Any:
-    """The agent that ``adapt`` with the same key would have made of recorded ``trajectories [K, N, T]``.
+def replay(key: jax.Array, meta: Any, trajectories: Trajectory, *, learner: Learner) -> History:
+    """The history that `lifetime` with the same key would have left, had it seen ``trajectories [K + 1, N, T]``.
 
-    Nothing acts, so meta-parameters that have moved since can be tried on old data (ProMP's epochs).
+    Nothing acts, so a ``meta`` that has moved since can be tried on recorded experience (ProMP's
+    epochs, a line search): its agents are live, from birth through every update.
     """
+    begin_key, adapt_key, _ = jax.random.split(key, 3)
+    agent_key, _ = jax.random.split(begin_key)
 
-    def update(carry: tuple, trajectories: Trajectory) -> tuple[tuple, None]:
+    def update(carry: tuple, trajectories: Trajectory) -> tuple[tuple, Any]:
         key, agent = carry
         key, _, update_key, _ = jax.random.split(key, 4)
-        return (key, learner.update(update_key, meta, agent, trajectories)), None
+        return (key, learner.update(update_key, meta, agent, trajectories)), agent
 
-    (_, agent), _ = jax.lax.scan(update, (key, agent), trajectories)
-    return agent
+    learned_from = jax.tree.map(lambda x: x[:-1], trajectories)
+    newborn = learner.init(agent_key, meta)
+    (_, agent), agents = jax.lax.scan(update, (adapt_key, newborn), learned_from)
+    return History(_append(agents, agent), trajectories)
+
+
+def _append(past: Any, now: Any) -> Any:
+    return jax.tree.map(lambda past, now: jnp.concatenate([past, now[None]]), past, now)
 
 
 def _num_streams(streams: Stream) -> int:

@@ -64,26 +64,57 @@ def random_returns(
     key: jax.Array, tasks: Task, *, family: TaskFamily, num_streams: int = 20
 ) -> jax.Array:
     """Mean return of uniformly random actions in each task, ``[M]``."""
-    return _reference_returns(
+    return _controller_returns(
         key, tasks, lambda key, task, obs: family.random_action(key), family, num_streams
     )
 
 
 def optimal_returns(key: jax.Array, tasks: Task, *, family: TaskFamily) -> jax.Array:
-    """Return of the family's optimal policy, which is told the task, ``[M]``.
+    """Return of the family's optimal policy, which is told the task, ``[M]``: expected, where the
+    family computes it, else of an episode.
 
     Raises:
-        ValueError: the family has no closed-form optimum.
+        ValueError: the family's optimum is not known.
     """
+    if family.optimal_return is not None:
+        return jax.vmap(family.optimal_return)(tasks)
     optimal_action = family.optimal_action
     if optimal_action is None:
         raise ValueError(f"family {family.name!r} has no optimal_action")
-    return _reference_returns(
+    return _controller_returns(
         key, tasks, lambda key, task, obs: optimal_action(task, obs), family, num_streams=1
     )
 
 
-def _reference_returns(
+def expert_returns(
+    key: jax.Array, tasks: Task, *, family: TaskFamily, num_streams: int = 20
+) -> jax.Array:
+    """Mean return of the family's hand-written controller, which is told the task, ``[M]``.
+
+    It is good, not proven optimal: a learner may do better.
+
+    Raises:
+        ValueError: the family has no such controller.
+    """
+    expert_action = family.expert_action
+    if expert_action is None:
+        raise ValueError(f"family {family.name!r} has no expert_action")
+    return _controller_returns(
+        key, tasks, lambda key, task, obs: expert_action(task, obs), family, num_streams
+    )
+
+
+def reference_returns(key: jax.Array, tasks: Task, *, family: TaskFamily) -> jax.Array:
+    """What 1 means for `normalized`: the optimal return where it is known, else the expert's, ``[M]``.
+
+    Raises:
+        ValueError: the family has neither.
+    """
+    known = family.optimal_action or family.optimal_return
+    return (optimal_returns if known else expert_returns)(key, tasks, family=family)
+
+
+def _controller_returns(
     key: jax.Array,
     tasks: Task,
     policy: Callable[[jax.Array, Task, jax.Array], jax.Array],
@@ -114,9 +145,54 @@ def _reference_returns(
     return jax.vmap(task_returns)(jax.random.split(key, num_tasks), tasks).reshape(num_tasks)
 
 
-def interquartile_mean(x: np.ndarray, axis: int = 0) -> np.ndarray:
-    """Mean of the middle half (Agarwal et al. 2021, "Deep reinforcement learning at the edge")."""
+def normalized(returns: np.ndarray, random: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    """Returns on a scale where the random agent is 0 and the reference 1, the shape of ``returns``.
+
+    ``(R - mean R_random) / (mean R_reference - mean R_random)``. Means are over the tasks: scaled task
+    by task, one in which the reference is hardly better than chance would outweigh all others.
+
+    Args:
+        returns: Any shape.
+        random: ``[M]``, from `random_returns` on the tasks of ``returns``.
+        reference: ``[M]``, from `reference_returns` on them.
+
+    Raises:
+        ValueError: the reference is no better than random, so there is no scale.
+    """
+    zero, one = np.mean(random, dtype=np.float64), np.mean(reference, dtype=np.float64)
+    if not one > zero:
+        raise ValueError(f"mean reference return {one} must exceed the random agent's, {zero}")
+    return (np.asarray(returns, np.float64) - zero) / (one - zero)
+
+
+def interquartile_mean(x: np.ndarray, axis: int | None = 0) -> np.ndarray:
+    """Mean of the middle half (Agarwal et al. 2021, "Deep reinforcement learning at the edge of the
+    statistical precipice"); over all entries if ``axis`` is None.
+    """
     return scipy.stats.trim_mean(x, 0.25, axis=axis)
+
+
+def interquartile_interval(
+    x: np.ndarray, *, confidence: float = 0.95, num_resamples: int = 2000, seed: int = 0
+) -> tuple[float, float]:
+    """Percentile bootstrap interval of the interquartile mean of ``x [seeds, tasks]``: ``(low, high)``.
+
+    Seeds and tasks are resampled independently of each other, whole rows and whole columns (Owen 2007,
+    "The pigeonhole bootstrap"). Agarwal et al. resample seeds anew for each task, for there each entry is
+    a training run of its own; here a row is one trained agent, and their interval would be too narrow.
+    This one speaks of new seeds and new tasks, with a single seed of new tasks alone; with a handful of
+    seeds a bootstrap is still too narrow. NaN where an entry is not finite or there is only one.
+    """
+    x = np.asarray(x, np.float64)
+    if x.ndim != 2:
+        raise ValueError(f"x has shape {x.shape}; it must be [seeds, tasks]")
+    if not np.all(np.isfinite(x)) or x.size < 2:
+        return (float("nan"), float("nan"))
+    rng = np.random.default_rng(seed)
+    draws = ([rng.integers(n, size=n) for n in x.shape] for _ in range(num_resamples))
+    means = [interquartile_mean(x[np.ix_(*draw)], axis=None) for draw in draws]
+    low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return float(low), float(high)
 
 
 def bootstrap_interval(

@@ -1,7 +1,7 @@
 """One step of the slow loop: gradients task by task, their guarded mean, one optimiser update."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,20 +14,57 @@ TaskLoss = Callable[[Any, jax.Array, Task], tuple[jax.Array, dict[str, jax.Array
 value is not reported: a surrogate's gradient means something, its value on its own data does not."""
 
 
+class State(NamedTuple):
+    """What the slow loop carries."""
+
+    meta: Any  # what the learner reads
+    optimizer: Any
+    num_updates: jax.Array  # [], int32: meta-updates that were applied
+
+
+def tasks_at_once(num_tasks: int, tasks_per_chunk: int | None) -> int:
+    """How many of ``num_tasks`` to work on at a time.
+
+    ``None`` is all of them on an accelerator or on several devices, and 5 on a single CPU, where a
+    working set that fits the cache is what counts.
+    """
+    single_cpu = jax.default_backend() == "cpu" and jax.device_count() == 1
+    return min(tasks_per_chunk or (5 if single_cpu else num_tasks), num_tasks)
+
+
+def mean_of_finite(
+    function: Callable[..., Any], inputs: Any, *, tasks_per_chunk: int | None
+) -> tuple[Any, jax.Array]:
+    """Mean of ``function(input)`` over ``inputs [M]``, tasks whose result is not finite left out.
+
+    Returns:
+        The mean, zero with no task left, and the number of tasks that it is of, ``[]``.
+    """
+    num_tasks = jax.tree.leaves(inputs)[0].shape[0]
+    results = jax.lax.map(function, inputs, batch_size=tasks_at_once(num_tasks, tasks_per_chunk))
+    finite = [
+        jnp.all(jnp.isfinite(x.reshape(num_tasks, -1)), axis=1) for x in jax.tree.leaves(results)
+    ]
+    good = jnp.stack(finite).all(axis=0)
+    num_good = jnp.sum(good)
+
+    def mean(x: jax.Array) -> jax.Array:
+        mask = good.reshape(num_tasks, *[1] * (x.ndim - 1))
+        return jnp.sum(jnp.where(mask, x, 0), axis=0) / jnp.maximum(num_good, 1)
+
+    return jax.tree.map(mean, results), num_good
+
+
 def meta_gradient(
     task_loss: TaskLoss, learned: Any, key: jax.Array, tasks: Task, *, tasks_per_chunk: int | None
 ) -> tuple[Any, dict[str, jax.Array]]:
     """Mean over ``tasks [M]`` of the gradient of ``task_loss``: ``(gradient, metrics)``.
 
-    Guarded: a task whose loss or gradient is not finite is left out of the mean, of every metric too,
-    and counted in ``skipped_tasks``. With no task left the gradient is zero and the reported means are
-    NaN. ``tasks_per_chunk`` bounds how many tasks are differentiated at a time; None is all on an
-    accelerator or on several devices, and 5 on a single CPU, where a working set that fits the cache
-    is what counts.
+    Guarded: a task whose loss, report or gradient is not finite is left out of the mean, of every
+    metric too, and counted in ``skipped_tasks``. With no task left the gradient is zero and the
+    reported means are NaN. ``tasks_per_chunk`` as in `tasks_at_once`.
     """
     num_tasks = jax.tree.leaves(tasks)[0].shape[0]
-    single_cpu = jax.default_backend() == "cpu" and jax.device_count() == 1
-    chunk = tasks_per_chunk or (5 if single_cpu else num_tasks)
 
     def task_gradient(key_and_task: tuple) -> tuple:
         (loss, report), gradient = jax.value_and_grad(task_loss, has_aux=True)(
@@ -35,24 +72,10 @@ def meta_gradient(
         )
         return gradient, loss, report
 
-    gradients, losses, reports = jax.lax.map(
-        task_gradient, (jax.random.split(key, num_tasks), tasks), batch_size=min(chunk, num_tasks)
+    (gradient, _, reports), num_good = mean_of_finite(
+        task_gradient, (jax.random.split(key, num_tasks), tasks), tasks_per_chunk=tasks_per_chunk
     )
-    finite = [
-        jnp.all(jnp.isfinite(x.reshape(num_tasks, -1)), axis=1)
-        for x in jax.tree.leaves((gradients, losses))
-    ]
-    good = jnp.stack(finite).all(axis=0)
-    num_good = jnp.sum(good)
-
-    def mean_of_good(x: jax.Array) -> jax.Array:
-        mask = good.reshape(num_tasks, *[1] * (x.ndim - 1))
-        return jnp.sum(jnp.where(mask, x, 0), axis=0) / jnp.maximum(num_good, 1)
-
-    gradient = jax.tree.map(mean_of_good, gradients)
-    metrics = {
-        name: jnp.where(num_good > 0, mean_of_good(x), jnp.nan) for name, x in reports.items()
-    }
+    metrics = {name: jnp.where(num_good > 0, x, jnp.nan) for name, x in reports.items()}
     return gradient, metrics | {
         "meta_grad_norm": optax.tree.norm(gradient),
         "skipped_tasks": num_tasks - num_good,

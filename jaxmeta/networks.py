@@ -97,48 +97,64 @@ def action_features(obs_shape: Sequence[int], num_actions: int) -> Callable[[jax
 
 
 class _Network(NamedTuple):
-    init: Callable[[jax.Array], Params]  # (key) -> params
+    init: Callable[[jax.Array], Params]  # (key) -> {"body": ..., "head": ...}
     apply: Callable[[Params, jax.Array], jax.Array]  # (params, x [..., inputs]) -> [..., outputs]
 
 
-class _MLP(nn.Module):
+class _Body(nn.Module):
     hidden_sizes: tuple[int, ...]
-    num_outputs: int
-    output_scale: float
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        sizes = (*self.hidden_sizes, self.num_outputs)
-        scales = (*[1.0] * len(self.hidden_sizes), self.output_scale**2)
-        for i, (size, scale) in enumerate(zip(sizes, scales, strict=True)):
-            # Glorot & Bengio 2010, as in MAML's code. Orthogonal matrices would take a decomposition
-            # by LAPACK, which this library stays clear of (see `_solve_positive_definite`).
-            initial = nn.initializers.variance_scaling(scale, "fan_avg", "normal")
-            dense = nn.Dense(size, kernel_init=initial, param_dtype=jnp.result_type(float))
-            x = dense(x if i == 0 else jnp.tanh(x))
+        for size in self.hidden_sizes:
+            x = jnp.tanh(_dense(size, 1.0)(x))
         return x
 
 
+def _dense(size: int, scale: float) -> nn.Dense:
+    # Glorot & Bengio 2010, as in MAML's code. Orthogonal matrices would take a decomposition by
+    # LAPACK, which this library stays clear of (see `_solve_positive_definite`).
+    initial = nn.initializers.variance_scaling(scale**2, "fan_avg", "normal")
+    return nn.Dense(size, kernel_init=initial, param_dtype=jnp.result_type(float))
+
+
 def _mlp(
-    obs_shape: Sequence[int], hidden_sizes: Sequence[int], num_outputs: int, output_scale: float
+    num_inputs: int, hidden_sizes: Sequence[int], num_outputs: int, output_scale: float
 ) -> _Network:
+    """A tanh network whose last layer, the head, has parameters of its own: some methods adapt it alone."""
     for size in hidden_sizes:
         checks.at_least("hidden_sizes", size, 1)
-    module = _MLP(tuple(hidden_sizes), num_outputs, output_scale)
-    example = jnp.zeros(math.prod(obs_shape))
-    return _Network(lambda key: module.init(key, example), module.apply)  # type: ignore[arg-type]
+    body, head = _Body(tuple(hidden_sizes)), _dense(num_outputs, output_scale)
+
+    def init(key: jax.Array) -> Params:
+        body_key, head_key = jax.random.split(key)
+        hidden, body_params = body.init_with_output(body_key, jnp.zeros(num_inputs))
+        return {"body": body_params, "head": head.init(head_key, hidden)}
+
+    def apply(params: Params, x: jax.Array) -> jax.Array:
+        return head.apply(params["head"], body.apply(params["body"], x))  # type: ignore[return-value]
+
+    return _Network(init, apply)
 
 
 def categorical_mlp(
-    obs_shape: Sequence[int], action_space: spaces.Space, hidden_sizes: Sequence[int] = (64, 64)
+    obs_shape: Sequence[int],
+    action_space: spaces.Space,
+    hidden_sizes: Sequence[int] = (64, 64),
+    context_size: int = 0,
 ) -> Policy:
-    """A tanh network to the logits of a `Discrete` action space; nearly uniform at first."""
-    mlp = _mlp(obs_shape, hidden_sizes, _num_actions("categorical_mlp", action_space), 0.01)
+    """A tanh network to the logits of a `Discrete` action space; nearly uniform at first.
+
+    Parameters are ``{"body": ..., "head": ...}`` and, with ``context_size`` C > 0, ``"context" [C]``:
+    inputs beside the observation, zero at first (Zintgraf et al. 2019, CAVIA).
+    """
+    num_actions = _num_actions("categorical_mlp", action_space)
+    mlp = _mlp(math.prod(obs_shape) + context_size, hidden_sizes, num_actions, 0.01)
 
     def apply(params: Params, obs: jax.Array) -> Categorical:
-        return Categorical(mlp.apply(params, obs.reshape(-1)))
+        return Categorical(mlp.apply(params, _inputs(params, obs)))
 
-    return feed_forward(mlp.init, apply)
+    return feed_forward(lambda key: mlp.init(key) | _context(context_size), apply)
 
 
 def gaussian_mlp(
@@ -146,13 +162,15 @@ def gaussian_mlp(
     action_space: spaces.Space,
     hidden_sizes: Sequence[int] = (64, 64),
     initial_std: float = 1.0,
+    context_size: int = 0,
 ) -> Policy:
     """A tanh network to the mean of a diagonal Gaussian over a `Box` action space.
 
     The log standard deviation is a parameter that does not depend on the observation. Both are in
     units of the space's half-width (1 where it is unbounded), so ``initial_std`` means the same for
     torques and for metres. Draws are not clipped: environments clip, and a clipped action's
-    log-probability would not be that of the action drawn.
+    log-probability would not be that of the action drawn. Parameters as in `categorical_mlp`; the
+    head holds ``"mean"`` and ``"log_std"``.
     """
     if not isinstance(action_space, spaces.Box):
         raise ValueError(
@@ -171,20 +189,38 @@ def gaussian_mlp(
     bounded = jnp.isfinite(low) & jnp.isfinite(high)
     scale = jnp.where(bounded, (high - low) / 2, 1.0)
     centre = jnp.where(bounded, (high + low) / 2, 0.0)
-    mlp = _mlp(obs_shape, hidden_sizes, math.prod(shape), 0.01)
+    mlp = _mlp(math.prod(obs_shape) + context_size, hidden_sizes, math.prod(shape), 0.01)
 
     def init(key: jax.Array) -> Params:
-        return {"mean": mlp.init(key), "log_std": jnp.full(shape, math.log(initial_std), float)}
+        params = mlp.init(key)
+        log_std = jnp.full(shape, math.log(initial_std), float)
+        head = {"mean": params["head"], "log_std": log_std}
+        return {"body": params["body"], "head": head} | _context(context_size)
 
     def apply(params: Params, obs: jax.Array) -> DiagGaussian:
-        mean = mlp.apply(params["mean"], obs.reshape(-1)).reshape(shape)
-        return DiagGaussian(centre + scale * mean, params["log_std"] + jnp.log(scale))
+        network = {"body": params["body"], "head": params["head"]["mean"]}
+        mean = mlp.apply(network, _inputs(params, obs)).reshape(shape)
+        return DiagGaussian(centre + scale * mean, params["head"]["log_std"] + jnp.log(scale))
 
     return feed_forward(init, apply)
 
 
+def _context(size: int) -> Params:
+    checks.at_least("context_size", size, 0)
+    return {"context": jnp.zeros(size)} if size else {}
+
+
+def _inputs(params: Params, obs: jax.Array) -> jax.Array:
+    flat = obs.reshape(-1)
+    return jnp.concatenate([flat, params["context"]]) if "context" in params else flat
+
+
 def default_policy(
-    kind: str, obs_shape: Sequence[int], action_space: spaces.Space, hidden_sizes: Sequence[int]
+    kind: str,
+    obs_shape: Sequence[int],
+    action_space: spaces.Space,
+    hidden_sizes: Sequence[int],
+    context_size: int = 0,
 ) -> Policy:
     """The policy that a configuration names: ``"mlp"``, ``"gaussian"``, ``"categorical"`` or ``"softmax_linear"``.
 
@@ -195,9 +231,11 @@ def default_policy(
     if kind == "mlp":
         kind = "categorical" if isinstance(action_space, spaces.Discrete) else "gaussian"
     if kind == "categorical":
-        return categorical_mlp(obs_shape, action_space, hidden_sizes)
+        return categorical_mlp(obs_shape, action_space, hidden_sizes, context_size)
     if kind == "gaussian":
-        return gaussian_mlp(obs_shape, action_space, hidden_sizes)
+        return gaussian_mlp(obs_shape, action_space, hidden_sizes, context_size=context_size)
+    if context_size:
+        raise ValueError(f"context_size={context_size} must be 0: softmax_linear takes no context")
     num_actions = _num_actions(kind, action_space)
     return softmax_linear(
         action_features(obs_shape, num_actions),
@@ -211,7 +249,7 @@ POLICIES = ("mlp", "categorical", "gaussian", "softmax_linear")
 
 def value_mlp(obs_shape: Sequence[int], hidden_sizes: Sequence[int] = (64, 64)) -> Value:
     """A tanh network to a state's value."""
-    mlp = _mlp(obs_shape, hidden_sizes, 1, 1.0)
+    mlp = _mlp(math.prod(obs_shape), hidden_sizes, 1, 1.0)
     rank = len(obs_shape)
 
     def apply(params: Params, obs: jax.Array) -> jax.Array:

@@ -33,6 +33,7 @@ import jax.numpy as jnp
 
 from jaxmeta import checks
 from jaxmeta.returns import cumulative_discount, gae, linear_recurrence
+from jaxmeta.types import Params
 
 Weights = Callable[[jax.Array, jax.Array], jax.Array]
 """``(log_ratio [T], first [T]) -> d [T]``: what each action adds to the trace."""
@@ -160,6 +161,43 @@ def ppo_clip(
     clipped = jnp.clip(ratio, 1.0 - epsilon, 1.0 + epsilon)
     g = cumulative_discount(discount, first)
     return jnp.sum(g * jnp.minimum(ratio * advantage, clipped * advantage))
+
+
+def semi_gradient(value: Callable[[Params], jax.Array], params: Params, error: jax.Array) -> Params:
+    """``sum_t e_t ∇v_t``, a tree like ``params``: the direction of a TD step (Sutton & Barto 2018, eq. 9.7).
+
+    A TD step is written so, and never as the gradient of ``½ ([target] - v)²``: that is the same step,
+    but *its* derivative, which a meta-gradient takes, lacks that the targets of the next step are
+    predictions of the parameters too. Hand in live errors, nothing stopped.
+
+    Args:
+        value: ``params -> v``, ``[T]`` or any shape.
+        params: Where the step starts.
+        error: Targets less predictions, shaped like v.
+    """
+    _, pullback = jax.vjp(value, params)
+    return pullback(error)[0]
+
+
+def sampling_correction(log_prob: jax.Array, gain: jax.Array) -> jax.Array:
+    """``sum_n gain_n sum_t log π(a_t|s_t)`` of one task's streams, ``[N, T], [N] -> []``, to be maximised.
+
+    What pre-update experience D is worth: its distribution depends on the parameters too, and the
+    derivative through the update on *fixed* D leaves that out. With ``gain_n`` = (what was earned after
+    the update) - b_n, for any b_n that does not depend on stream n, the sum of the two derivatives is
+    the gradient of ``E_D J(U(θ, D))`` without bias at every N (E-MAML: Stadie et al. 2018, "Some
+    considerations on learning to explore via meta-reinforcement learning", eq. 5). A sum over streams:
+    the mean is the same bug in many codes, and loses a factor N.
+
+    Valid only beside an update whose derivative does not carry that dependence already: inner
+    surrogate `score`, never `dice` or `lvc`. Callers stop the gradient of ``gain``.
+    """
+    return jnp.sum(gain * jnp.sum(log_prob, axis=-1))
+
+
+def leave_one_out_mean(x: jax.Array) -> jax.Array:
+    """Mean of the *other* entries, ``[N] -> [N]``; 0 where N = 1: a baseline that biases nothing."""
+    return (jnp.sum(x) - x) / max(x.shape[0] - 1, 1)
 
 
 SURROGATES: dict[str, Surrogate] = {

@@ -54,6 +54,40 @@ def discounted_returns(
     return linear_recurrence(reward + discount * cut * v_next, discount * (1.0 - cut), reverse=True)
 
 
+def vtrace_targets(
+    reward: jax.Array,
+    discount: jax.Array,
+    v: jax.Array,
+    v_next: jax.Array,
+    rho: jax.Array,
+    last: jax.Array,
+    *,
+    rho_bar: float = 1.0,
+    c_bar: float = 1.0,
+    lambda_: jax.Array | float = 1.0,
+) -> jax.Array:
+    """Targets for ``v`` from a policy with ratios ``ρ_t = π/μ(a_t|s_t)`` to the one that acted, ``[T]``.
+
+    ``v_t + sum_{k>=t} (prod_{t<=i<k} discount_i c_i) min(ρ_k, ρ̄) δ_k`` with ``c_i = λ min(ρ_i, c̄)``:
+    Espeholt et al. 2018, "IMPALA", eq. 1, within an episode. The bars make it a family:
+
+    | ρ̄   | c̄   | targets                                                                          |
+    |-----|-----|----------------------------------------------------------------------------------|
+    | inf | inf | doubly robust (per-decision importance sampling at v = 0; Jiang & Li 2016): where |
+    |     |     | episodes end within the stream, ``E[target | s_t] = V^π(s_t)`` whatever v is      |
+    | inf | 0   | one-step TD with importance sampling                                             |
+    | inf | 1   | the fixed point is still V^π (the form of Retrace, Munos et al. 2016)            |
+    | 1   | 1   | V-trace; the fixed point is the value of ``π̄ ∝ min(ρ̄ μ, π)``, between μ and π    |
+
+    c̄ and λ change how fast and how noisily, never what is converged to. With ρ = 1 and bars of at
+    least 1 it is ``v`` plus the advantages of `gae`. A derivative through ρ is halved where a ratio
+    equals its bar: as in IMPALA, ratios are data.
+    """
+    delta = td_errors(reward, discount, v, v_next)
+    c = jnp.minimum(rho, c_bar)
+    return v + gae(jnp.minimum(rho, rho_bar) * delta, discount * c, last, lambda_)
+
+
 def cumulative_discount(discount: jax.Array, first: jax.Array) -> jax.Array:
     """``g_t = prod_{i<t} discount_i``, restarted at 1 where an episode starts, ``[T]``.
 

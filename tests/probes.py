@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import struct
 from gymnax.environments import environment, spaces
 
-from jaxmeta.types import Learner
+from jaxmeta.types import Learner, TimeStep, Trajectory
 
 
 @struct.dataclass
@@ -78,4 +78,27 @@ def random_learner() -> Learner:
 
     return Learner(
         init=lambda key, meta: meta * jnp.ones(()), memory=lambda meta: (), act=act, update=update
+    )
+
+
+def paths_as_data(states, actions, reward, log_policy) -> Trajectory:
+    """Enumerated paths ``[P, H]`` of a tabular MDP as what a rollout would have recorded, ``[P, H]``.
+
+    ``log_policy [S, A]`` is that of the policy that acted; a path ends with its time limit.
+    """
+    num_states = reward.shape[0]
+    first = jnp.zeros(states.shape, bool).at[:, 0].set(True)
+    obs = jax.nn.one_hot(states, num_states, dtype=reward.dtype)
+    earned = reward[states, actions]
+    before = jnp.roll(earned, 1, axis=1).at[:, 0].set(0.0)
+    timestep = TimeStep(obs, jnp.roll(actions, 1, axis=1).at[:, 0].set(0), before, first)
+    return Trajectory(
+        timestep=timestep,
+        action=actions,
+        log_prob=log_policy[states, actions],
+        reward=earned,
+        discount=jnp.ones(states.shape),
+        last=jnp.roll(first, -1, axis=1),
+        next_obs=jnp.roll(obs, -1, axis=1),
+        memory=(),
     )

@@ -18,6 +18,7 @@ ORDER = [
     "objectives",
     "adaptation",
     "meta_update",
+    "gradient_learner",
     "algorithms",
     "evaluation",
     "checkpoints",

@@ -3,9 +3,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
 
-from jaxmeta import tasks
+from jaxmeta import exact, tasks
+from jaxmeta.adaptation import lifetime
+from jaxmeta.distributions import Categorical
 from jaxmeta.rollout import begin_stream, rollout
+from jaxmeta.tasks.tabular import Tabular, TabularParams
 from jaxmeta.types import Learner
 from tests.probes import Counter, CounterParams, constant_learner, random_learner
 
@@ -214,3 +218,126 @@ def test_no_key_is_used_twice():
 
         with pytest.raises(jax.errors.KeyReuseError):  # the checker is awake
             jax.jit(twice)(jax.random.key(0))
+
+
+# The law of what is sampled: every path of a small MDP as often as its probability says.
+S, A, H, STREAMS = 2, 2, 3, 200_000
+STATES, ACTIONS = exact.trajectories(S, A, H)  # [64, H]
+# A policy [S, A] for before the update, and one for after it.
+LOGITS = jnp.array([[[0.4, -0.6], [-0.2, 0.5]], [[-0.7, 0.3], [0.6, 0.1]]])
+TASK = TabularParams(
+    transition=jnp.array([[[0.3, 0.7], [0.6, 0.4]], [[0.8, 0.2], [0.45, 0.55]]]),
+    reward=jnp.array([[1.0, -2.0], [0.5, 3.0]]),
+    initial=jnp.array([0.3, 0.7]),
+)
+
+
+def softmax_learner(draw_key):
+    """Acts by one table of logits, after an update by another; memory is the key of the first step."""
+
+    def act(key, logits, agent, memory, timestep):
+        pi = Categorical(timestep.obs @ agent)
+        memory = jnp.where(timestep.first, jax.random.key_data(key), memory)
+        action = pi.sample(draw_key(key, memory))
+        return action, pi.log_prob(action), memory
+
+    return Learner(
+        init=lambda key, logits: logits[0],
+        memory=lambda logits: jnp.zeros(2, jnp.uint32),
+        act=act,
+        update=lambda key, logits, agent, data: logits[1],
+    )
+
+
+def lived(draw_key, num_streams, restart=False):
+    """Two rounds of two episodes each: what was seen ``[2, N, 2, H]``, and the path's index ``[2, N, 2]``."""
+    history = jax.jit(
+        lambda key: lifetime(
+            key,
+            LOGITS,
+            TASK,
+            learner=softmax_learner(draw_key),
+            env=Tabular(S, A, H, reward_noise=0.0),
+            num_streams=num_streams,
+            num_updates=1,
+            num_steps=2 * H,
+            restart=restart,
+        )
+    )(jax.random.key(2))
+    data = history.trajectories
+    seen = data.timestep.obs.argmax(-1), data.action, data.reward, data.log_prob, data.last
+    seen = [np.asarray(x).reshape(2, num_streams, 2, H) for x in seen]
+    states, actions = seen[:2]
+    return seen, (states * A + actions) @ (S * A) ** np.arange(H)[::-1]
+
+
+@pytest.fixture(scope="module")
+def life():
+    return lived(lambda key, memory: key, STREAMS)
+
+
+def expected(logits):
+    mdp = exact.MDP(TASK.transition, TASK.reward, TASK.initial, jnp.ones(()))
+    p = exact.probabilities(mdp, jax.nn.softmax(logits), STATES, ACTIONS)
+    return np.asarray(p, np.float64) / np.asarray(p, np.float64).sum()
+
+
+def p_value(paths, probabilities):
+    """Pearson's chi-square test of the counts of paths."""
+    counts = np.bincount(paths.ravel(), minlength=probabilities.size)
+    assert (paths.size * probabilities).min() > 5
+    return scipy.stats.chisquare(counts, paths.size * probabilities).pvalue
+
+
+@pytest.mark.parametrize("episode", [0, 1], ids=["first episode", "after a reset"])
+@pytest.mark.parametrize("round", [0, 1], ids=["newborn", "after the update"])
+def test_paths_are_as_frequent_as_their_exact_probabilities(life, round, episode):
+    _, paths = life
+    assert p_value(paths[round, :, episode], expected(LOGITS[round])) > 1e-4
+
+
+def test_streams_that_begin_anew_have_the_law_too():
+    _, paths = lived(lambda key, memory: key, STREAMS // 4, restart=True)
+    for round, episode in np.ndindex(2, 2):
+        assert p_value(paths[round, :, episode], expected(LOGITS[round])) > 1e-4
+
+
+def test_the_law_s_test_rejects_a_policy_that_is_slightly_off(life):
+    _, paths = life
+    other = LOGITS[0].at[1, 0].add(0.05)
+    assert np.abs(jax.nn.softmax(other) - jax.nn.softmax(LOGITS[0])).max() < 0.0125
+    assert p_value(paths[0, :, 0], expected(other)) < 1e-10
+    assert p_value(paths[1, :, 0], expected(LOGITS[0])) < 1e-10
+
+
+def test_the_law_s_test_rejects_a_key_that_is_used_at_every_step():
+    _, paths = lived(lambda key, memory: jax.random.wrap_key_data(memory), STREAMS // 10)
+    assert p_value(paths[0, :, 0], expected(LOGITS[0])) < 1e-10
+
+
+def test_episodes_rounds_and_streams_are_independent(life):
+    """Counts of pairs, of first or last states and actions, against the products of their laws."""
+    _, paths = life
+    first = expected(LOGITS[0]).reshape(4, 16).sum(1)
+    last = expected(LOGITS[0]).reshape(16, 4).sum(0)
+    second = expected(LOGITS[1]).reshape(4, 16).sum(1)
+    begun, ended = paths // 16, paths % 4
+    for one, other, law in (
+        (ended[0, :, 0], begun[0, :, 1], np.outer(last, first)),  # an episode and the next
+        (begun[0, :, 0], begun[1, :, 0], np.outer(first, second)),  # a round and the next
+        (begun[0, :, 1], begun[1, :, 0], np.outer(first, second)),  # a reset and the next
+        (begun[0, ::2, 0], begun[0, 1::2, 0], np.outer(first, first)),  # a stream and the next
+    ):
+        assert p_value(4 * one + other, law.ravel()) > 1e-4
+
+
+def test_what_is_recorded_is_exact(life):
+    (states, actions, rewards, log_probs, last), _ = life
+    for round in range(2):
+        log_pi = np.asarray(jax.nn.log_softmax(LOGITS[round]))
+        np.testing.assert_allclose(
+            log_probs[round], log_pi[states[round], actions[round]], rtol=1e-5
+        )
+    np.testing.assert_array_equal(rewards, np.asarray(TASK.reward)[states, actions])
+    assert last[..., -1].all()
+    assert not last[..., :-1].any()

@@ -2,82 +2,74 @@
 
 Finn, Abbeel & Levine 2017, "Model-agnostic meta-learning for fast adaptation of deep networks",
 algorithm 3. The meta-parameters θ are an initialisation; in a task the agent φ starts there and takes K
-policy-gradient steps,
+policy-gradient steps (see `gradient_learner`), and θ climbs L_outer(φ_K; D_K), the derivative taken
+through the updates. Settings make it
 
-    φ_0 = θ,    φ_{k+1} = φ_k + α ∇ L_inner(φ_k; D_k),    D_k ~ π_{φ_k},
-
-and θ climbs L_outer(φ_K; D_K), the derivative taken through the updates. Settings make it first-order
-MAML (eq. 1 with the Hessian dropped), Meta-SGD (Li et al. 2017: α learned, per parameter) and, with
-K = 0, policy gradient on the mean task: the control that has learned everything but to adapt.
+* first-order MAML (`first_order`: eq. 1 with the Hessian dropped);
+* E-MAML (`sampling_correction`: Stadie et al. 2018), which also counts what θ does to the experience
+  that is learned from;
+* Meta-SGD (`step_sizes`: Li et al. 2017), ANIL and CAVIA (`adapts`: Raghu et al. 2020, Zintgraf et al.
+  2019);
+* with K = 0, policy gradient on the mean task: the control that has learned everything but to adapt.
 """
 
 import dataclasses
-import math
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
-from jaxmeta import checks, objectives
-from jaxmeta.adaptation import lifetime
-from jaxmeta.meta_update import guarded_update, meta_gradient
-from jaxmeta.networks import Policy, default_policy
-from jaxmeta.returns import advantage_scale, baseline_td_errors, first_episode_return
+from jaxmeta import checks, gradient_learner, objectives
+from jaxmeta.gradient_learner import GradientLearner, Meta, Optimizer
+from jaxmeta.networks import Policy
+from jaxmeta.returns import cumulative_discount
 from jaxmeta.tasks.family import TaskFamily
-from jaxmeta.types import Learner, MetaAlgorithm, Params, Task, TimeStep, Trajectory
+from jaxmeta.types import History, MetaAlgorithm, Task, Trajectory
+
+CORRECTIONS = ("none", "score", "leave_one_out")
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(gradient_learner.Config):
     """What shapes the program."""
 
-    num_streams: int = 20
-    """Parallel episodes a task and update (N)."""
-    num_steps: int | None = None
-    """Steps of each (T); None is the family's horizon, one whole episode."""
-    num_updates: int = 1
-    """Inner gradient steps (K) in meta-training; 0 trains without meta-learning."""
     first_order: bool = False
     """Treat the inner gradient as a constant (first-order MAML)."""
-    step_sizes: Literal["fixed", "scalar", "parameter"] = "fixed"
-    """Inner step sizes: fixed, one that is learned, or one learned per parameter (Meta-SGD)."""
-    inner_surrogate: str = "lvc"
-    """Surrogate of the inner step: `score`, `dice`, `lvc`, `ppo_clip` or another name in
-    `objectives.SURROGATES`."""
+    sampling_correction: Literal["none", "score", "leave_one_out"] = "none"
+    """Count what θ does to the experience that the inner steps learn from (E-MAML): `score` against
+    the mean return of the other streams, `leave_one_out` against the policy adapted without the
+    stream, whose variance falls with N (K = 1 only; N more inner steps). Both are unbiased for
+    what N streams lead to, and need `inner_surrogate='score'`."""
     outer_surrogate: str = "score"
     """Surrogate of the meta-objective. It is evaluated where the adapted policy acted, and there all
     of them have the same gradient; inside, `ppo_clip` is `lvc` for the same reason."""
     outer_updates: Literal["last", "all"] = "last"
     """Which updates the meta-objective looks at: the policy after the last one, or the mean over all K
     (the multi-step loss of Antoniou et al. 2019, "How to train your MAML")."""
-    normalize: bool = False
-    """Divide each batch's advantages by their root mean square, so that step sizes do not depend on
-    the scale of rewards; steps then do not shrink near the optimum either."""
-    policy: Literal["mlp", "categorical", "gaussian", "softmax_linear"] = "mlp"
-    """A tanh network, categorical or Gaussian as the action space asks, or softmax-linear."""
-    hidden_sizes: tuple[int, ...] = (64, 64)
-    """Widths of the hidden layers."""
-    tasks_per_chunk: int | None = None
-    """Tasks whose gradients are computed at a time, to bound memory; None is all of them on an
-    accelerator and 5 on a single CPU, whose cache the working set should fit. Changes results by
-    rounding only. Leave it None on several devices: chunks are worked off one after the other."""
-    unroll: int = 1
-    """Steps a rollout's loop is unrolled by."""
 
     def __post_init__(self) -> None:
-        checks.at_least("num_streams", self.num_streams, 1)
-        if self.num_steps is not None:
-            checks.at_least("num_steps", self.num_steps, 1)
-        checks.at_least("num_updates", self.num_updates, 0)
-        checks.choice("step_sizes", self.step_sizes, ("fixed", "scalar", "parameter"))
-        checks.choice("inner_surrogate", self.inner_surrogate, objectives.SURROGATES)
+        super().__post_init__()
+        checks.choice("sampling_correction", self.sampling_correction, CORRECTIONS)
         checks.choice("outer_surrogate", self.outer_surrogate, objectives.SURROGATES)
         checks.choice("outer_updates", self.outer_updates, ("last", "all"))
-        if self.tasks_per_chunk is not None:
-            checks.at_least("tasks_per_chunk", self.tasks_per_chunk, 1)
-        checks.at_least("unroll", self.unroll, 1)
+        if self.sampling_correction == "none":
+            return
+        correction = f"sampling_correction={self.sampling_correction!r}"
+        if self.inner_surrogate != "score":
+            raise ValueError(
+                f"inner_surrogate={self.inner_surrogate!r} must be 'score' with {correction}: the "
+                "derivatives of the others carry the experience's dependence on θ already"
+            )
+        if self.normalize:
+            raise ValueError(f"normalize must be off with {correction}: it rescales the objective")
+        if self.sampling_correction == "leave_one_out" and self.num_updates != 1:
+            raise ValueError(
+                f"num_updates={self.num_updates} must be 1 with {correction}: later experience "
+                "depends on every earlier stream"
+            )
 
 
 class Hyper(NamedTuple):
@@ -95,29 +87,13 @@ class Hyper(NamedTuple):
     """Clips the norm of the meta-gradient."""
 
 
-class Meta(NamedTuple):
-    """What the learner reads."""
-
-    params: Params  # θ
-    step_size: Any  # α: [] or a tree like params
-    hyper: Hyper
-
-
-class State(NamedTuple):
-    """What the slow loop carries."""
-
-    meta: Meta
-    optimizer: Any
-    num_updates: jax.Array  # [], int32: meta-updates that were applied
-
-
 def maml(
     family: TaskFamily,
     config: Config = Config(),
     hyper: Hyper = Hyper(),
     *,
     policy: Policy | None = None,
-    optimizer: Callable[[Any], optax.GradientTransformation] = optax.adam,
+    optimizer: Optimizer = optax.adam,
 ) -> MetaAlgorithm:
     """MAML on a family of tasks.
 
@@ -133,144 +109,84 @@ def maml(
         ValueError: the policy does not fit the family's action space; a value of ``hyper`` is out of
             range.
     """
-    if policy is None:
-        policy = default_policy(
-            config.policy, family.observation_shape, family.action_space, config.hidden_sizes
-        )
-    _check(hyper)
-    num_steps = config.num_steps or family.horizon
-    inner_surrogate = objectives.SURROGATES[config.inner_surrogate]
-    outer_surrogate = objectives.SURROGATES[config.outer_surrogate]
-
-    def policy_loss(
-        params: Params, data: Trajectory, hyper: Hyper, surrogate: objectives.Surrogate
-    ) -> jax.Array:
-        """Minus the surrogate per step of ``data [N, T]``, ``[]``."""
-        distribution = jax.vmap(policy.unroll, in_axes=(None, 0, 0))(
-            params, data.memory, data.timestep
-        )
-        log_prob = distribution.log_prob(data.action)
-        discount = hyper.discount * data.discount
-        delta = baseline_td_errors(data, discount, family.horizon)
-        if config.normalize:
-            delta = delta / advantage_scale(delta, discount, data.last, hyper.gae_lambda)
-        delta = jax.lax.stop_gradient(delta)
-        terms = jax.vmap(surrogate, in_axes=(0, 0, 0, 0, 0, None))(
-            log_prob, data.log_prob, delta, discount, data.timestep.first, hyper.gae_lambda
-        )
-        # A sum over time, over a constant: the realised lengths would bias it.
-        return -jnp.mean(terms) / data.reward.shape[1]
-
-    # The updates are the only part of a lifetime that is differentiated, so their intermediate
-    # values are what memory goes to: keep their inputs and compute the rest again.
-    @jax.checkpoint
-    def update(key: jax.Array, meta: Meta, agent: Params, data: Trajectory) -> Params:
-        del key
-        gradient = jax.grad(policy_loss)(agent, data, meta.hyper, inner_surrogate)
-        if config.first_order:
-            gradient = jax.lax.stop_gradient(gradient)
-        if config.step_sizes == "parameter":
-            return jax.tree.map(lambda p, a, g: p - a * g, agent, meta.step_size, gradient)
-        return jax.tree.map(lambda p, g: p - meta.step_size * g, agent, gradient)
-
-    def act(
-        key: jax.Array, meta: Meta, agent: Params, memory: Any, timestep: TimeStep
-    ) -> tuple[jax.Array, jax.Array, Any]:
-        distribution, memory = policy.step(agent, memory, timestep)
-        action = distribution.sample(key)
-        return action, distribution.log_prob(action), memory
-
-    learner = Learner(
-        init=lambda key, meta: meta.params,
-        memory=lambda meta: policy.memory(),
-        act=act,
-        update=update,
+    gradient_learner.check_hyper(hyper)
+    parts = gradient_learner.gradient_learner(
+        family, config, policy=policy, first_order=config.first_order
     )
+    loss = meta_loss(parts, config)
 
     def task_loss(meta: Meta, key: jax.Array, task: Task) -> tuple[jax.Array, dict]:
-        """The meta-objective in one task (to be minimised) and what to report."""
-        history = lifetime(
-            key,
-            meta,
-            task,
-            learner=learner,
-            env=family.env,
-            num_streams=config.num_streams,
-            num_updates=config.num_updates,
-            num_steps=num_steps,
-            restart=True,
-            unroll=config.unroll,
+        history = parts.live(key, meta, task)
+        return loss(meta, history), gradient_learner.report(history)
+
+    return gradient_learner.follow_meta_gradient(task_loss, parts, config, hyper, optimizer)
+
+
+def meta_loss(parts: GradientLearner, config: Config) -> Callable[[Meta, History], jax.Array]:
+    """``(meta, history [K + 1]) -> []``: a loss whose gradient in meta is the estimate of one lifetime."""
+    outer_surrogate = objectives.SURROGATES[config.outer_surrogate]
+    num_updates = config.num_updates
+
+    def loss(meta: Meta, history: History) -> jax.Array:
+        weights = _round_weights(config)
+        scored = jax.tree.map(lambda x: x[weights > 0], history)
+        losses = jax.vmap(lambda agent, data: parts.loss(agent, data, meta.hyper, outer_surrogate))(
+            scored.agent, scored.trajectories
         )
-        first_scored = 1 if config.outer_updates == "all" and config.num_updates > 0 else -1
-        scored = jax.tree.map(lambda x: x[first_scored:], history)
-        losses = jax.vmap(
-            lambda agent, data: policy_loss(agent, data, meta.hyper, outer_surrogate)
-        )(scored.agent, scored.trajectories)
-        data = history.trajectories
-        returns = jax.vmap(jax.vmap(first_episode_return))(data.reward, data.last).mean(1)
-        return jnp.mean(losses), {"return/before": returns[0], "return/after": returns[-1]}
+        total = jnp.sum(jnp.asarray(weights[weights > 0]) * losses)
+        if config.sampling_correction == "none" or num_updates == 0:
+            return total
+        gains = score_gains if config.sampling_correction == "score" else leave_one_out_gains
+        learned_from = jax.tree.map(lambda x: x[:-1], history)
+        log_prob = jax.vmap(
+            lambda agent, data: parts.distribution(agent, data).log_prob(data.action)
+        )(learned_from.agent, learned_from.trajectories)
+        gain = jax.lax.stop_gradient(gains(meta, history))
+        return total - jnp.sum(jax.vmap(objectives.sampling_correction)(log_prob, gain))
 
-    def init(key: jax.Array, hyper: Hyper = hyper) -> State:
-        hyper = jax.tree.map(lambda x: jnp.asarray(x, float), hyper)
-        params = policy.init(key)
-        step_size = hyper.step_size
-        if config.step_sizes == "parameter":
-            step_size = jax.tree.map(lambda p: jnp.full_like(p, hyper.step_size), params)
-        meta = Meta(params, step_size, hyper)
-        optimizer_state = make_optimizer(hyper).init(learned_part(meta))
-        return State(meta, optimizer_state, jnp.zeros((), jnp.int32))
+    def score_gains(meta: Meta, history: History) -> jax.Array:
+        """What follows each update, less what the other streams earned before it, ``[K, N]``."""
 
-    def make_optimizer(hyper: Hyper) -> optax.GradientTransformation:
-        return optax.chain(
-            optax.clip_by_global_norm(hyper.max_grad_norm), optimizer(hyper.learning_rate)
-        )
+        def per_step_return(data: Trajectory) -> jax.Array:
+            g = cumulative_discount(meta.hyper.discount * data.discount, data.timestep.first)
+            return jnp.mean(g * data.reward)
 
-    def learned_part(meta: Meta) -> dict:
-        learned = {"params": meta.params}
-        if config.step_sizes != "fixed":
-            learned["step_size"] = meta.step_size
-        return learned
+        earned = jax.vmap(jax.vmap(per_step_return))(history.trajectories)  # [K + 1, N]
+        weights = jnp.asarray(_round_weights(config))
+        weight_to_come = jnp.cumsum(weights[::-1])[::-1][1:]  # [K]
+        to_come = jnp.cumsum((weights * earned.mean(1))[::-1])[::-1][1:]
+        baseline = jax.vmap(objectives.leave_one_out_mean)(earned[:-1])
+        return to_come[:, None] - weight_to_come[:, None] * baseline
 
-    def step(key: jax.Array, state: State, tasks: Task) -> tuple[State, dict]:
-        meta = state.meta
-        gradient, metrics = meta_gradient(
-            lambda learned, key, task: task_loss(meta._replace(**learned), key, task),
-            learned_part(meta),
-            key,
-            tasks,
-            tasks_per_chunk=config.tasks_per_chunk,
-        )
-        num_tasks = jax.tree.leaves(tasks)[0].shape[0]
-        applied = metrics["skipped_tasks"] < num_tasks
-        learned, optimizer_state = guarded_update(
-            make_optimizer(meta.hyper),
-            gradient,
-            state.optimizer,
-            learned_part(meta),
-            apply=applied,
-        )
-        num_steps_taken = num_tasks * config.num_streams * num_steps * (config.num_updates + 1)
-        metrics |= {
-            "skipped_updates": jnp.asarray(~applied, jnp.int32),
-            "env_steps": jnp.asarray(num_steps_taken, jnp.int32),
-        }
-        return State(
-            meta._replace(**learned), optimizer_state, state.num_updates + applied
-        ), metrics
+    def leave_one_out_gains(meta: Meta, history: History) -> jax.Array:
+        """How much better the adapted policy is than the one adapted without the stream, ``[1, N]``.
 
-    return MetaAlgorithm(init, step, learner)
+        The latter does not depend on the stream, so it is a baseline; the difference of their returns
+        is an importance-weighted difference on the experience after adaptation.
+        """
+        meta, history = jax.lax.stop_gradient((meta, history))
+        before, after = (jax.tree.map(lambda x, i=i: x[i], history) for i in (0, 1))
+        num_streams = config.num_streams
+        unbiased = meta.hyper._replace(gae_lambda=1.0)
+
+        def gain(n: jax.Array) -> jax.Array:
+            agent = before.agent
+            if num_streams > 1:
+                others = (n + 1 + jnp.arange(num_streams - 1)) % num_streams
+                data = jax.tree.map(lambda x: x[others], before.trajectories)
+                agent = parts.learner.update(jax.random.key(0), meta, agent, data)
+            return parts.loss(agent, after.trajectories, unbiased, objectives.SURROGATES["dice"])
+
+        return jax.lax.map(gain, jnp.arange(num_streams))[None]
+
+    return loss
 
 
-def _check(hyper: Hyper) -> None:
-    """Ranges of the values that are plain numbers; traced ones are the caller's."""
-    ranges = {
-        "discount": (0, 1),
-        "gae_lambda": (0, 1),
-        "step_size": (-1e6, 1e6),
-        "learning_rate": (0, 1e6),
-        "max_grad_norm": (1e-12, math.inf),
-    }
-    for name, (low, high) in ranges.items():
-        value = getattr(hyper, name)
-        if isinstance(value, int | float):
-            checks.between(name, value, low, high)
+def _round_weights(config: Config) -> np.ndarray:
+    """Weights of the K + 1 rounds in the meta-objective."""
+    weights = np.zeros(config.num_updates + 1)
+    if config.outer_updates == "all" and config.num_updates > 0:
+        weights[1:] = 1 / config.num_updates
+    else:
+        weights[-1] = 1.0
+    return weights

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from jaxmeta import checks
-from jaxmeta.tasks import control, navigation
+from jaxmeta.tasks import control, navigation, tabular
 from jaxmeta.tasks.family import SPLITS, TaskFamily, sample_tasks
 
 FAMILIES: dict[str, Callable[..., TaskFamily]] = {
@@ -15,6 +15,7 @@ FAMILIES: dict[str, Callable[..., TaskFamily]] = {
     "pendulum": control.pendulum,
     "mountain_car": control.mountain_car,
     "acrobot": control.acrobot,
+    "tabular": tabular.tabular,
 }
 """Constructors by name; each takes keyword settings with defaults. Add your own under a new name."""
 

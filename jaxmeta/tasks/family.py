@@ -10,6 +10,7 @@ from gymnax.environments import spaces
 from jaxmeta.types import Task
 
 Sampler = Callable[[jax.Array], Task]
+Controller = Callable[[Task, jax.Array], jax.Array]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,9 +25,14 @@ class TaskFamily:
         horizon: The time limit of an episode, in steps.
         train: ``key -> task``: the tasks to learn from.
         test: ``key -> task``: held-out tasks of the same distribution.
-        out_of_distribution: ``key -> task``: tasks outside the training distribution's support.
+        out_of_distribution: ``key -> task``: tasks outside the training distribution's support; where
+            that is everything, tasks of another law.
         optimal_action: ``(task, obs) -> action`` of an optimal policy told the task, where a closed
             form exists.
+        optimal_return: ``task -> expected return`` of an episode under an optimal policy told the task,
+            where it is computed exactly; for families whose optimal policy needs more than ``obs``.
+        expert_action: ``(task, obs) -> action`` of a good controller told the task, where no optimum is
+            known: a mark to measure by, not a bound.
     """
 
     name: str
@@ -35,7 +41,9 @@ class TaskFamily:
     train: Sampler
     test: Sampler
     out_of_distribution: Sampler
-    optimal_action: Callable[[Task, jax.Array], jax.Array] | None = None
+    optimal_action: Controller | None = None
+    optimal_return: Callable[[Task], jax.Array] | None = None
+    expert_action: Controller | None = None
 
     @property
     def action_space(self) -> spaces.Space:

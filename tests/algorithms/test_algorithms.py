@@ -1,11 +1,232 @@
+"""The protocol that every algorithm passes through."""
+
 import dataclasses
 
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxmeta import adaptation, tasks
 from jaxmeta.algorithms import ALGORITHMS
+from jaxmeta.tasks.navigation import NavigationParams
+
+VARIANTS = {
+    "MAML": ("maml", {}),
+    "first order": ("maml", dict(first_order=True)),
+    "two updates, all scored": ("maml", dict(num_updates=2, outer_updates="all")),
+    "no adaptation": ("maml", dict(num_updates=0)),
+    "E-MAML": ("maml", dict(sampling_correction="score", inner_surrogate="score", num_updates=2)),
+    "leave-one-out": ("maml", dict(sampling_correction="leave_one_out", inner_surrogate="score")),
+    "Meta-SGD": ("maml", dict(step_sizes="parameter")),
+    "PPO outside, normalised": ("maml", dict(outer_surrogate="ppo_clip", normalize=True)),
+    "ANIL": ("maml", dict(adapts="head")),
+    "CAVIA": ("maml", dict(adapts="context", context_size=3)),
+    "ProMP": ("promp", dict(num_epochs=2)),
+    "ProMP, two updates": ("promp", dict(num_epochs=2, num_updates=2)),
+    "MAML-TRPO": ("maml_trpo", {}),
+    "Reptile": ("reptile", dict(num_updates=1)),
+    "iMAML": ("imaml", {}),
+    "iMAML of the head": ("imaml", dict(adapts="head")),
+    "ES": ("es", dict(population_size=4)),
+    "ES with CAVIA's context": ("es", dict(population_size=4, adapts="context", context_size=3)),
+}
+NUM_TASKS = 3
+METRICS = {"return/before", "return/after", "meta_grad_norm", "skipped_tasks", "skipped_updates"}
+
+
+@pytest.fixture(scope="module")
+def family():
+    return tasks.make("navigation", horizon=6)
+
+
+def make(family, variant):
+    name, settings = VARIANTS[variant]
+    module = ALGORITHMS[name]
+    config = module.Config(num_streams=4, hidden_sizes=(8,), **settings)
+    return getattr(module, name)(family, config), config
+
+
+def flat(tree):
+    return jax.flatten_util.ravel_pytree(tree)[0]
+
+
+def assert_equal_avals(after, before):
+    assert jax.tree.structure(after) == jax.tree.structure(before)
+    for x, y in zip(jax.tree.leaves(after), jax.tree.leaves(before), strict=True):
+        assert (x.shape, x.dtype, x.weak_type) == (y.shape, y.dtype, y.weak_type)
 
 
 def test_modules_offer_what_the_script_reads():
-    assert "maml" in ALGORITHMS
     for name, module in ALGORITHMS.items():
         assert dataclasses.is_dataclass(module.Config)
         assert hasattr(module.Hyper, "_fields")
         assert callable(getattr(module, name))
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_protocol(family, variant):
+    """One compilation; a state that keeps shapes, types and weak types; metrics under their names; a
+    broken task is left out and counted; with every task broken nothing changes; the learner adapts."""
+    algorithm, config = make(family, variant)
+    drawn = tasks.sample_tasks(jax.random.key(1), family, NUM_TASKS, split="train")
+    state = algorithm.init(jax.random.key(0))
+    chex.clear_trace_counter()
+    step = jax.jit(chex.assert_max_traces(algorithm.step, n=1))
+    after, metrics = step(jax.random.key(2), state, drawn)
+    assert_equal_avals(jax.eval_shape(lambda: after), jax.eval_shape(lambda: state))
+
+    assert set(metrics) >= METRICS | {"env_steps"}
+    assert all(x.shape == () for x in metrics.values())
+    members = getattr(config, "population_size", 1)
+    rounds = config.num_updates + 1
+    assert metrics["env_steps"] == members * NUM_TASKS * 4 * 6 * rounds
+    assert metrics["skipped_tasks"] == metrics["skipped_updates"] == 0
+    assert after.num_updates == 1
+    theta, moved = flat(state.meta.params), flat(after.meta.params)
+    assert jnp.all(jnp.isfinite(moved))
+    assert not jnp.allclose(theta, moved, atol=1e-7)
+    if config.adapts == "context":
+        assert jnp.all(after.meta.params["context"] == 0)
+
+    broken = NavigationParams(goal=drawn.goal.at[1].set(jnp.nan))
+    partly, metrics = step(jax.random.key(2), after, broken)
+    assert metrics["skipped_tasks"] == 1
+    assert metrics["skipped_updates"] == 0
+    assert jnp.isfinite(metrics["return/after"])
+    assert jnp.all(jnp.isfinite(flat(partly.meta.params)))
+    assert not jnp.allclose(moved, flat(partly.meta.params), atol=1e-7)
+    hopeless = NavigationParams(goal=jnp.full_like(drawn.goal, jnp.nan))
+    same, metrics = step(jax.random.key(2), partly, hopeless)
+    assert metrics["skipped_updates"] == 1
+    assert metrics["skipped_tasks"] == NUM_TASKS
+    for x, y in zip(jax.tree.leaves(same), jax.tree.leaves(partly), strict=True):
+        assert jnp.array_equal(x, y)
+
+
+@pytest.mark.parametrize("variant", ["MAML", "ProMP", "MAML-TRPO", "Reptile", "iMAML"])
+def test_every_task_counts(family, variant):
+    """The meta-update changes with any one of the tasks: none is dropped from the mean, first or last."""
+    algorithm, _ = make(family, variant)
+    drawn = tasks.sample_tasks(jax.random.key(1), family, NUM_TASKS, split="train")
+    state = algorithm.init(jax.random.key(0))
+    step = jax.jit(lambda goal: algorithm.step(jax.random.key(2), state, NavigationParams(goal))[0])
+    reference = flat(step(drawn.goal).meta.params)
+    for m in range(NUM_TASKS):
+        other = flat(step(drawn.goal.at[m].set(-drawn.goal[m])).meta.params)
+        assert jnp.max(jnp.abs(other - reference)) > 1e-6, m
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_adapted_parameters_do_not_leak(family, variant):
+    """A batch of tasks adapts as each of them alone, and every agent is born with θ itself."""
+    algorithm, config = make(family, variant)
+    meta = algorithm.init(jax.random.key(0)).meta
+    drawn = tasks.sample_tasks(jax.random.key(1), family, 2, split="train")
+    keys = jax.random.split(jax.random.key(2), 2)
+
+    def agents(key, task):
+        return adaptation.lifetime(
+            key,
+            meta,
+            task,
+            learner=algorithm.learner,
+            env=family.env,
+            num_streams=4,
+            num_updates=1,
+            num_steps=6,
+            restart=True,
+        ).agent
+
+    together = jax.jit(lambda keys, tasks: jax.lax.map(lambda x: agents(*x), (keys, tasks)))
+    both, swapped = (
+        together(keys, drawn),
+        together(keys[::-1], jax.tree.map(lambda x: x[::-1], drawn)),
+    )
+    for x, y in zip(jax.tree.leaves(both), jax.tree.leaves(swapped), strict=True):
+        np.testing.assert_allclose(x, y[::-1], rtol=1e-5, atol=1e-6)
+    for x, theta in zip(jax.tree.leaves(both), jax.tree.leaves(meta.params), strict=True):
+        np.testing.assert_array_equal(x[:, 0], jnp.stack([theta] * 2))
+    body, head = (
+        [bool(jnp.any(x[:, 1] != x[:, 0])) for x in jax.tree.leaves(both[part])]
+        for part in ("body", "head")
+    )
+    assert any(body) == (config.adapts == "all")
+    assert all(head) == (config.adapts in ("all", "head"))
+    if config.adapts == "context":
+        assert jnp.all(both["context"][:, 1] != 0)
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_hyper_parameters_can_be_mapped_over(x64, name):
+    """Two values in one vmap are two runs."""
+    module = ALGORITHMS[name]
+    swept = "learning_rate" if name == "es" else "step_size"
+    small = dict(num_streams=3, hidden_sizes=(4,)) | (
+        dict(population_size=4) if name == "es" else {}
+    )
+    family = tasks.make("navigation", horizon=4)
+    algorithm = getattr(module, name)(family, module.Config(**small))
+    drawn = tasks.sample_tasks(jax.random.key(1), family, 2, split="train")
+    hypers = [module.Hyper(**{swept: x}) for x in (0.1, 0.4)]
+    stacked = jax.tree.map(lambda *x: jnp.asarray(x, float), *hypers)
+
+    def run(hyper):
+        state = algorithm.init(jax.random.key(0), hyper)
+        return algorithm.step(jax.random.key(2), state, drawn)[0].meta.params
+
+    together = jax.jit(jax.vmap(run))(stacked)
+    for x, y in zip(
+        jax.tree.leaves(together), jax.tree.leaves(jax.jit(run)(hypers[1])), strict=True
+    ):
+        np.testing.assert_allclose(x[1], y, rtol=1e-4, atol=1e-6)
+    assert jnp.any(jnp.abs(flat(jax.tree.map(lambda x: x[0] - x[1], together))) > 1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "message"),
+    [
+        ("promp", dict(num_epochs=0), "num_epochs=0 must be at least 1"),
+        ("maml_trpo", dict(cg_steps=0), "cg_steps=0 must be at least 1"),
+        ("maml_trpo", dict(max_backtracks=-1), "max_backtracks=-1 must be at least 0"),
+        ("imaml", dict(solver_steps=0), "solver_steps=0 must be at least 1"),
+        ("imaml", dict(step_sizes="scalar"), "step_sizes='scalar' must be 'fixed'"),
+        ("reptile", dict(step_sizes="parameter"), "step_sizes='parameter' must be 'fixed'"),
+        ("es", dict(population_size=5), "population_size=5 must be even"),
+        ("es", dict(context_size=-1), "context_size=-1 must be at least 0"),
+        ("promp", dict(num_streams=0), "num_streams=0 must be at least 1"),
+    ],
+)
+def test_bad_settings_are_named(name, settings, message):
+    with pytest.raises(ValueError, match=message):
+        ALGORITHMS[name].Config(**settings)
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "message"),
+    [
+        ("promp", dict(clip=-0.1), "clip=-0.1 must lie between 0"),
+        ("promp", dict(kl_cost=-1.0), "kl_cost=-1.0 must lie between 0"),
+        ("maml_trpo", dict(max_kl=0.0), "max_kl=0.0 must lie between"),
+        ("maml_trpo", dict(damping=-1.0), "damping=-1.0 must lie between 0"),
+        ("imaml", dict(proximal=0.0), "proximal=0.0 must lie between"),
+        ("es", dict(noise_std=0.0), "noise_std=0.0 must lie between"),
+        ("reptile", dict(discount=2.0), "discount=2.0 must lie between 0 and 1"),
+    ],
+)
+def test_bad_hyper_parameters_are_named(family, name, values, message):
+    module = ALGORITHMS[name]
+    with pytest.raises(ValueError, match=message):
+        getattr(module, name)(family, hyper=module.Hyper(**values))
+
+
+def test_what_cannot_be_adapted_is_named(family):
+    module = ALGORITHMS["maml"]
+    with pytest.raises(ValueError, match="adapts='haed' is unknown: did you mean 'head'"):
+        module.maml(family, module.Config(adapts="haed"))
+    with pytest.raises(ValueError, match="adapts='context' is unknown"):
+        module.maml(family, module.Config(adapts="context"))
+    cartpole = tasks.make("cartpole")
+    with pytest.raises(ValueError, match="context_size=3 must be 0"):
+        module.maml(cartpole, module.Config(policy="softmax_linear", context_size=3))

@@ -1,4 +1,5 @@
 import dataclasses
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -6,11 +7,14 @@ import numpy as np
 import optax
 import pytest
 
-from jaxmeta import adaptation, evaluation, tasks, training
+from jaxmeta import adaptation, evaluation, exact, gradient_learner, objectives, tasks, training
+from jaxmeta.algorithms import maml as maml_module
 from jaxmeta.algorithms.maml import Config, Hyper, maml
 from jaxmeta.networks import default_policy, gaussian_mlp
 from jaxmeta.returns import baseline_td_errors
 from jaxmeta.tasks.navigation import NavigationParams
+from jaxmeta.types import TimeStep
+from tests.probes import paths_as_data
 
 SMALL = Config(num_streams=4, hidden_sizes=(8,))
 
@@ -168,42 +172,6 @@ def test_settings_change_what_is_learned(family):
         assert not jnp.allclose(flat(after.meta.params), flat(state.meta.params), atol=1e-7)
 
 
-VARIANTS = {
-    "default": {},
-    "first order": dict(first_order=True),
-    "two updates, all scored": dict(num_updates=2, outer_updates="all"),
-    "no adaptation": dict(num_updates=0),
-    "Meta-SGD": dict(step_sizes="parameter"),
-    "PPO outside, normalised": dict(outer_surrogate="ppo_clip", normalize=True),
-}
-
-
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_protocol(family, variant):
-    """init and step; the state keeps shapes, types and weak types; metrics have their names."""
-    algorithm = maml(family, dataclasses.replace(SMALL, **VARIANTS[variant]))
-    drawn = tasks.sample_tasks(jax.random.key(1), family, 3, split="train")
-    state = algorithm.init(jax.random.key(0))
-    after, metrics = jax.eval_shape(algorithm.step, jax.random.key(2), state, drawn)
-    before = jax.eval_shape(lambda: state)
-    assert jax.tree.structure(after) == jax.tree.structure(before)
-    for x, y in zip(jax.tree.leaves(after), jax.tree.leaves(before), strict=True):
-        assert (x.shape, x.dtype, x.weak_type) == (y.shape, y.dtype, y.weak_type)
-    expected = {
-        "return/before",
-        "return/after",
-        "meta_grad_norm",
-        "skipped_tasks",
-        "skipped_updates",
-    }
-    assert expected | {"env_steps"} == set(metrics)
-    assert all(x.shape == () for x in metrics.values())
-    result, metrics = jax.jit(algorithm.step)(jax.random.key(2), state, drawn)
-    assert result.num_updates == 1
-    assert metrics["env_steps"] == 3 * 4 * 6 * (1 + VARIANTS[variant].get("num_updates", 1))
-    assert all(bool(jnp.all(jnp.isfinite(x))) for x in jax.tree.leaves(result.meta))
-
-
 @pytest.mark.parametrize(
     "name", ["cartpole", "pendulum", "mountain_car", "acrobot", "sparse_navigation"]
 )
@@ -225,45 +193,6 @@ def test_softmax_linear_policy_is_meta_trained():
     state, _ = jax.jit(algorithm.step)(jax.random.key(2), algorithm.init(jax.random.key(0)), drawn)
     assert state.meta.params["theta"].shape == (10,)
     assert jnp.all(state.meta.params["theta"] != 0)
-
-
-def test_a_task_that_breaks_is_left_out_and_the_run_goes_on(family):
-    algorithm = maml(family, SMALL)
-    drawn = tasks.sample_tasks(jax.random.key(1), family, 3, split="train")
-    state = algorithm.init(jax.random.key(0))
-    step = jax.jit(algorithm.step)
-    broken = NavigationParams(goal=drawn.goal.at[1].set(jnp.nan))
-    after, metrics = step(jax.random.key(2), state, broken)
-    assert metrics["skipped_tasks"] == 1
-    assert metrics["skipped_updates"] == 0
-    assert jnp.isfinite(metrics["return/after"])
-    assert jnp.all(jnp.isfinite(flat(after.meta.params)))
-    assert not jnp.allclose(flat(after.meta.params), flat(state.meta.params))
-    hopeless = NavigationParams(goal=jnp.full_like(drawn.goal, jnp.nan))
-    same, metrics = step(jax.random.key(2), after, hopeless)
-    assert metrics["skipped_updates"] == 1
-    for x, y in zip(jax.tree.leaves(same), jax.tree.leaves(after), strict=True):
-        assert jnp.array_equal(x, y)
-
-
-def test_hyper_parameters_can_be_mapped_over(family):
-    """Two step sizes in one vmap are two runs."""
-    algorithm = maml(family, SMALL, optimizer=optax.sgd)
-    drawn = tasks.sample_tasks(jax.random.key(1), family, 2, split="train")
-    hypers = Hyper(step_size=jnp.array([0.1, 1.0]))
-    hypers = Hyper(*[jnp.broadcast_to(jnp.asarray(x, float), 2) for x in hypers])
-    states = jax.vmap(algorithm.init, in_axes=(None, 0))(jax.random.key(0), hypers)
-    together, _ = jax.jit(jax.vmap(algorithm.step, in_axes=(None, 0, None)))(
-        jax.random.key(2), states, drawn
-    )
-    alone, _ = jax.jit(algorithm.step)(
-        jax.random.key(2), algorithm.init(jax.random.key(0), Hyper(step_size=1.0)), drawn
-    )
-    for x, y in zip(jax.tree.leaves(together.meta), jax.tree.leaves(alone.meta), strict=True):
-        np.testing.assert_allclose(x[1], y, rtol=1e-4, atol=1e-5)
-    assert any(
-        bool(jnp.any(jnp.abs(x[0] - x[1]) > 1e-6)) for x in jax.tree.leaves(together.meta.params)
-    )
 
 
 def test_any_optimizer_and_policy(family):
@@ -323,6 +252,174 @@ def test_the_inner_step_does_not_depend_on_how_long_was_acted(x64):
 def test_a_discrete_policy_on_a_continuous_family_is_refused(family):
     with pytest.raises(ValueError, match="needs a discrete action space, not Box"):
         maml(family, dataclasses.replace(SMALL, policy="categorical"))
+
+
+class Enumerated:
+    """MAML on an MDP whose every lifetime can be listed: 2 states, 2 actions, 2 steps from state 0."""
+
+    def __init__(self, *, deterministic, num_streams, **settings):
+        mdp = exact.random_mdp(jax.random.key(3), num_states=2, num_actions=2, discount=0.9)
+        if deterministic:  # the first action decides on the second state: 4 paths instead of 8
+            mdp = mdp._replace(transition=jnp.eye(2)[None].repeat(2, axis=0))
+        self.mdp = mdp._replace(initial=jnp.array([1.0, 0.0]))
+        self.num_streams = num_streams
+        family = tasks.make("tabular", num_states=2, num_actions=2, horizon=2)
+        config = Config(num_streams=num_streams, policy="softmax_linear", **settings)
+        self.config = config
+        self.parts = gradient_learner.gradient_learner(
+            family, config, first_order=config.first_order
+        )
+        self.policy = default_policy("softmax_linear", (2,), family.action_space, ())
+        hyper = Hyper(discount=0.9, gae_lambda=1.0, step_size=2.0)
+        self.meta = self.parts.init(jax.random.key(0), hyper)
+        self.theta = jax.random.normal(jax.random.key(4), (6,))
+        states, actions = exact.trajectories(2, 2, 2, initial_state=0)
+        if deterministic:
+            possible = states[:, 1] == actions[:, 0]
+            states, actions = states[possible], actions[possible]
+        self.states, self.actions = jnp.asarray(states), jnp.asarray(actions)
+
+    def meta_of(self, theta):
+        return self.meta._replace(params={"theta": theta})
+
+    def log_policy(self, theta):
+        return jax.vmap(
+            lambda obs: self.policy.step({"theta": theta}, (), TimeStep(obs, 0, 0, 0))[0]
+        )(jnp.eye(2)).log_probs()
+
+    def data(self, theta, indices):
+        """The streams of a batch, as the policy at θ (a constant) recorded them, ``[N, T]``."""
+        table = jax.lax.stop_gradient(self.log_policy(theta))
+        paths = paths_as_data(self.states, self.actions, self.mdp.reward, table)
+        return jax.tree.map(lambda x: x[indices], paths)
+
+    def probabilities(self, theta):
+        policy = jnp.exp(self.log_policy(theta))
+        return exact.probabilities(self.mdp, policy, self.states, self.actions)
+
+    def update(self, theta, indices):
+        meta = self.meta_of(theta)
+        data = self.data(theta, indices)
+        return self.parts.learner.update(jax.random.key(0), meta, meta.params, data)["theta"]
+
+    def objective(self, theta):
+        """Return per step, the scale of the losses."""
+        return exact.expected_return(self.mdp, jnp.exp(self.log_policy(theta)), 2) / 2
+
+    def truth(self):
+        """The gradient of F_{N,K}, differentiated as it stands."""
+        first, *others = (
+            [self.config.num_updates]
+            if self.config.outer_updates == "last"
+            else range(1, self.config.num_updates + 1)
+        )
+
+        def objective(theta):
+            values = [
+                exact.finite_batch_objective(
+                    self.objective,
+                    self.update,
+                    self.probabilities,
+                    theta,
+                    batch_size=self.num_streams,
+                    num_updates=k,
+                )
+                for k in (first, *others)
+            ]
+            return sum(values) / len(values)
+
+        return jax.grad(objective)(self.theta)
+
+    def estimate(self):
+        """The expectation of the algorithm's meta-gradient over every lifetime."""
+        loss = maml_module.meta_loss(self.parts, self.config)
+
+        def gradient(rounds):
+            data = jax.tree.map(lambda *x: jnp.stack(x), *rounds)
+
+            def lived(theta):
+                meta = self.meta_of(theta)
+                history = adaptation.replay(
+                    jax.random.key(0), meta, data, learner=self.parts.learner
+                )
+                return -loss(meta, history)
+
+            return jax.grad(lived)(self.theta)
+
+        def expectation(theta, rounds):
+            if len(rounds) > self.config.num_updates:
+                return gradient(rounds)
+
+            def after(indices):
+                data = self.data(theta, indices)
+                return expectation(self.update(theta, indices), [*rounds, data])
+
+            return exact.batch_expectation(
+                after, self.probabilities(theta), batch_size=self.num_streams
+            )
+
+        return expectation(self.theta, [])
+
+
+def biases(*worlds):
+    """Relative bias of each one's meta-gradient for what the first one's streams lead to, compiled as one."""
+    truth, estimates = jax.jit(lambda: (worlds[0].truth(), [x.estimate() for x in worlds]))()
+    return [float(jnp.linalg.norm(x - truth) / jnp.linalg.norm(truth)) for x in estimates]
+
+
+SIZES = [(1, False), (2, False), (5, True)]
+
+
+@pytest.mark.parametrize(("num_streams", "deterministic"), SIZES)
+def test_e_maml_is_unbiased_for_every_number_of_streams(x64, num_streams, deterministic):
+    """Every lifetime of N streams before and N after the update, weighted by its probability, against
+    the derivative of the enumerated objective; with the baseline that is fitted to the other streams.
+
+    DiCE, unbiased for the Hessian, is biased for what N streams lead to, and so is all that leaves the
+    sampling out.
+    """
+    world = partial(Enumerated, deterministic=deterministic, num_streams=num_streams)
+    score = dict(inner_surrogate="score")
+    unbiased = [
+        world(sampling_correction="score", **score),
+        world(sampling_correction="leave_one_out", **score),
+    ]
+    biased = [world(inner_surrogate="dice")]
+    if num_streams < 5:
+        biased += [world(inner_surrogate="lvc"), world(**score), world(first_order=True, **score)]
+    found = biases(*unbiased, *biased)
+    assert max(found[:2]) < 1e-12
+    assert min(found[2:]) > 1e-3
+
+
+@pytest.mark.parametrize("outer_updates", ["last", "all"])
+def test_e_maml_counts_the_experience_of_every_update(x64, outer_updates):
+    settings = dict(sampling_correction="score", inner_surrogate="score", num_updates=2)
+    world = Enumerated(deterministic=True, num_streams=1, outer_updates=outer_updates, **settings)
+    assert biases(world)[0] < 1e-12
+
+
+def test_planted_bug_the_mean_instead_of_the_sum_of_the_score(x64, monkeypatch):
+    """As seen in the wild: right for one stream, wrong for two."""
+    correct = objectives.sampling_correction
+    monkeypatch.setattr(
+        objectives,
+        "sampling_correction",
+        lambda log_prob, gain: correct(log_prob, gain) / len(gain),
+    )
+    settings = dict(sampling_correction="score", inner_surrogate="score", deterministic=False)
+    assert biases(Enumerated(num_streams=1, **settings))[0] < 1e-12
+    assert biases(Enumerated(num_streams=2, **settings))[0] > 1e-2
+
+
+@pytest.mark.parametrize("surrogate", ["dice", "lvc", "taypo"])
+def test_counting_the_experience_twice_is_refused(surrogate):
+    with pytest.raises(ValueError, match=f"inner_surrogate='{surrogate}' must be 'score'"):
+        Config(sampling_correction="leave_one_out", inner_surrogate=surrogate)
+    with pytest.raises(ValueError, match="num_updates=2 must be 1"):
+        Config(sampling_correction="leave_one_out", inner_surrogate="score", num_updates=2)
+    with pytest.raises(ValueError, match="normalize must be off"):
+        Config(sampling_correction="score", inner_surrogate="score", normalize=True)
 
 
 @pytest.mark.slow

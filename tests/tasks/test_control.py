@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxmeta import tasks
+from jaxmeta import evaluation, tasks
 from jaxmeta.tasks import control
 
 FIELDS = {
@@ -117,6 +117,35 @@ def test_every_drawn_field_changes_the_dynamics(name):
         changed = task.replace(**{field: getattr(task, field) * 1.5})
         changed = derive.get(name, lambda params: params)(changed)
         assert not np.allclose(successor(task), successor(changed), rtol=1e-7, atol=1e-9), field
+
+
+@pytest.mark.parametrize(
+    ("name", "least"),
+    [("cartpole", 195), ("pendulum", -500), ("mountain_car", -150), ("acrobot", -200)],
+)
+def test_experts_are_far_better_than_random(name, least):
+    """Mean returns in and out of distribution; random agents earn about 25, -1260, -200 and -495."""
+    family = tasks.make(name)
+    splits = ("test", "out_of_distribution")
+    drawn = [tasks.sample_tasks(jax.random.key(0), family, 20, split=split) for split in splits]
+    both = jax.tree.map(lambda *x: jnp.concatenate(x), *drawn)
+    returns = jax.jit(
+        lambda tasks: evaluation.expert_returns(
+            jax.random.key(1), tasks, family=family, num_streams=2
+        )
+    )(both)
+    assert np.all(np.asarray(returns).reshape(2, 20).mean(1) > least)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_experts_act_within_the_action_space(name):
+    family = tasks.make(name)
+    task = drawn_task(name)
+    for obs in jax.random.normal(jax.random.key(0), (20, *family.observation_shape)):
+        action = family.expert_action(task, obs)
+        assert action.shape == family.action_space.shape
+        assert action.dtype == family.action_space.dtype
+        assert family.action_space.contains(action)
 
 
 def test_horizon_is_the_time_limit():

@@ -1,0 +1,219 @@
+"""Which gradient-based algorithm adapts best, and where? Every one on navigation and classic control.
+
+Each algorithm meta-trains on the same number of environment steps of each family (all seeds as one vmap),
+then adapts to held-out tasks by one gradient step. Returns are normalised: 0 is the random agent and 1 the
+reference agent, which is told the task (optimal in navigation, the best known controller elsewhere).
+
+    python benchmarks/algorithms.py --output runs/algorithms
+    python benchmarks/algorithms.py --families navigation --algorithms MAML ProMP
+
+Leaves cells/*.json (one an algorithm and family, written as soon as it is measured; `--resume` keeps those
+that are there), results.json, table.md and learning.png in the output folder.
+"""
+
+import dataclasses
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+from rich.console import Console
+
+from jaxmeta import checks, evaluation, plotting, tasks, training
+from jaxmeta.algorithms import ALGORITHMS
+from jaxmeta.tasks import TaskFamily, sample_tasks
+from jaxmeta.types import MetaAlgorithm
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """An algorithm of the table: a module of `jaxmeta.algorithms` and settings that are not its defaults."""
+
+    module: str
+    config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    hyper: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    step_scale: float = 1.0
+    """Inner step size, in units of the family's."""
+    task_share: float = 1.0
+    """Tasks in a meta-batch, in units of the others'."""
+
+
+SCORE = {"inner_surrogate": "score"}
+VARIANTS = {
+    "MAML": Variant("maml"),
+    "MAML, first order": Variant("maml", {"first_order": True}),
+    "MAML, score surrogate inside": Variant("maml", SCORE),
+    "E-MAML": Variant("maml", SCORE | {"sampling_correction": "score"}),
+    "E-MAML, leave-one-out": Variant("maml", SCORE | {"sampling_correction": "leave_one_out"}),
+    "Meta-SGD": Variant("maml", {"step_sizes": "parameter"}),
+    "ANIL": Variant("maml", {"adapts": "head"}),
+    "CAVIA": Variant("maml", {"adapts": "context", "context_size": 8}),
+    "ProMP": Variant("promp"),
+    "MAML-TRPO": Variant("maml_trpo"),
+    "Reptile": Variant("reptile"),
+    "iMAML": Variant("imaml"),
+    "ES": Variant("es", {"population_size": 16}, task_share=0.4),
+    "no adaptation": Variant("maml", {"num_updates": 0}),
+}
+FAMILIES: dict[str, tuple[dict[str, Any], float]] = {
+    "navigation": ({}, 0.5),
+    "sparse_navigation": ({}, 0.5),
+    "cartpole": ({}, 0.1),
+    "pendulum": ({}, 0.1),
+    "mountain_car": ({}, 0.1),
+    "acrobot": ({"horizon": 200}, 0.1),
+}
+"""Settings of the family and inner step size there: rewards have different scales."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Main:
+    """Gradient-based meta-learning: algorithms × families."""
+
+    output: Path = Path("runs/algorithms")
+    """Folder for the results; made anew, unless resumed."""
+    resume: bool = False
+    """Keep the cells that are in the folder and measure the others."""
+    algorithms: tuple[str, ...] = tuple(VARIANTS)
+    """Rows of the table."""
+    families: tuple[str, ...] = tuple(FAMILIES)
+    """Columns of the table."""
+    num_seeds: int = 5
+    """Seeds, trained at once."""
+    meta_updates: int = 200
+    """Meta-updates of MAML; every algorithm is given the environment steps that these take."""
+    num_tasks: int = 10
+    """Tasks in a meta-batch."""
+    num_streams: int = 10
+    """Episodes a task and update."""
+    eval_tasks: int = 100
+    """Held-out tasks."""
+    eval_updates: int = 3
+    """Gradient steps that each of them is given."""
+
+    def __post_init__(self) -> None:
+        for name in ("num_seeds", "meta_updates", "num_tasks", "num_streams", "eval_updates"):
+            checks.at_least(name, getattr(self, name), 1)
+        checks.at_least("num_seeds", self.num_seeds, 2)
+        checks.at_least("eval_tasks", self.eval_tasks, 2)
+        for name in self.algorithms:
+            checks.choice("algorithms", name, VARIANTS)
+        for name in self.families:
+            checks.choice("families", name, FAMILIES)
+
+
+def make(variant: Variant, family: TaskFamily, step_size: float, main: Main) -> MetaAlgorithm:
+    """The algorithm, its inner step scaled to the family."""
+    module = ALGORITHMS[variant.module]
+    step_size *= variant.step_scale
+    if variant.module == "imaml":
+        # The proximal pull is the reciprocal of a step; the solver's own steps are a part of it.
+        hyper = module.Hyper(step_size=step_size / 4, proximal=1 / step_size)
+    else:
+        hyper = module.Hyper(step_size=step_size)
+    config = module.Config(**{"num_streams": main.num_streams} | dict(variant.config))
+    return getattr(module, variant.module)(family, config, hyper._replace(**variant.hyper))
+
+
+def measure(name: str, family_name: str, main: Main) -> dict[str, Any]:
+    """One cell of the table."""
+    variant = VARIANTS[name]
+    settings, step_size = FAMILIES[family_name]
+    family = tasks.make(family_name, **settings)
+    algorithm = make(variant, family, step_size, main)
+    num_tasks = max(1, round(main.num_tasks * variant.task_share))
+    budget = main.meta_updates * main.num_tasks * main.num_streams * family.horizon * 2
+    keys = jax.vmap(jax.random.key)(jnp.arange(main.num_seeds))
+    runs = jax.jit(jax.vmap(lambda key: training.begin(key, algorithm=algorithm)))(keys)
+
+    def advance(run: training.Run, count: jax.Array) -> tuple[training.Run, dict]:
+        return training.advance(
+            run, count, algorithm=algorithm, family=family, num_tasks=num_tasks, max_updates=20
+        )
+
+    began = time.perf_counter()
+    count = jnp.zeros((), jnp.int32)
+    call = jax.jit(jax.vmap(advance, in_axes=(0, None)), donate_argnums=0)
+    call = call.lower(runs, count).compile()
+    compiled = time.perf_counter()
+    rows: list[dict[str, np.ndarray]] = []
+    env_steps = 0
+    while env_steps < budget:
+        chunk = 20
+        if rows:
+            per_update = int(rows[0]["env_steps"][0, 0])
+            chunk = min(20, -(-(budget - env_steps) // per_update))
+        else:
+            chunk = 1
+        runs, metrics = call(runs, count + chunk)
+        metrics = {key: np.asarray(x)[:, :chunk] for key, x in jax.device_get(metrics).items()}
+        env_steps += int(metrics["env_steps"][0].sum())
+        rows.append(metrics)
+    trained = time.perf_counter()
+    curve = {key: np.concatenate([row[key] for row in rows], axis=1) for key in rows[0]}
+
+    task_key, key = jax.random.split(jax.random.key(10**6))
+    drawn = sample_tasks(task_key, family, main.eval_tasks, split="test")
+
+    def adapted(meta: Any) -> jax.Array:
+        return evaluation.adaptation_returns(
+            key,
+            meta,
+            drawn,
+            learner=algorithm.learner,
+            env=family.env,
+            num_streams=main.num_streams,
+            num_updates=main.eval_updates,
+            num_steps=family.horizon,
+        )
+
+    returns = np.asarray(jax.jit(jax.vmap(adapted))(runs.state.meta), np.float64)
+    random, reference = references(family_name, main)
+    normalized = evaluation.normalized(returns, random, reference)  # [S, M, K + 1]
+    updates = range(main.eval_updates + 1)
+    return {
+        "algorithm": name,
+        "family": family_name,
+        "meta_updates": curve["env_steps"].shape[1],
+        "env_steps": env_steps,
+        "num_tasks": num_tasks,
+        "step_size": step_size * variant.step_scale,
+        "random": float(random.mean()),
+        "reference": float(reference.mean()),
+        "returns": [returns[..., k].mean().item() for k in updates],
+        "normalized": [evaluation.interquartile_mean(normalized[..., k].ravel()).item() for k in updates],
+        "intervals": [list(evaluation.interquartile_interval(normalized[..., k])) for k in updates],
+        "skipped_tasks": int(curve["skipped_tasks"].sum()),
+        "curve": {
+            when: curve[f"return/{when}"].tolist() for when in ("before", "after")
+        },
+        "compile_seconds": compiled - began,
+        "train_seconds": trained - compiled,
+    }
+
+
+def references(family_name: str, main: Main) -> tuple[np.ndarray, np.ndarray]:
+    """Returns of the random and of the reference agent on the held-out tasks, ``[M]`` each."""
+    family = tasks.make(family_name, **FAMILIES[family_name][0])
+    task_key, _ = jax.random.split(jax.random.key(10**6))
+    drawn = sample_tasks(task_key, family, main.eval_tasks, split="test")
+    keys = jax.random.split(jax.random.key(10**6 + 1))
+    random = jax.jit(lambda key: evaluation.random_returns(key, drawn, family=family))(keys[0])
+    reference = jax.jit(lambda key: evaluation.reference_returns(key, drawn, family=family))(keys[1])
+    return np.asarray(random, np.float64), np.asarray(reference, np.float64)
+
+
+if __name__ == "__main__":
+    cell = measure(sys.argv[1], sys.argv[2], Main(meta_updates=int(sys.argv[3])))
+    c = cell.pop("curve")
+    a = np.array(c["after"])
+    print(np.round(a.mean(0)[:: max(1, a.shape[1] // 12)], 2))
+    print(json.dumps(cell))

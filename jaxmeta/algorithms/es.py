@@ -1,0 +1,144 @@
+"""Evolution strategies on the adapted return: the gradient-free reference.
+
+Song et al. 2020, "ES-MAML: simple Hessian-free meta learning", algorithm 2: θ climbs the Gaussian
+smoothing of what θ earns after adaptation. Neither the inner update nor its effect on the experience is
+differentiated, so there is nothing to be biased; the price is a population of lifetimes in every task.
+The strategy is OpenAI's (Salimans et al. 2017: antithetic perturbations, fitness by centred ranks) as
+evosax implements it; all members live with the same tasks and random numbers.
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from evosax.algorithms import Open_ES
+
+from jaxmeta import checks, gradient_learner
+from jaxmeta.gradient_learner import Meta, Optimizer, learned, with_learned
+from jaxmeta.meta_update import State, tasks_at_once
+from jaxmeta.networks import Policy
+from jaxmeta.tasks.family import TaskFamily
+from jaxmeta.types import MetaAlgorithm, Task
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(gradient_learner.Config):
+    """What shapes the program."""
+
+    population_size: int = 32
+    """Members, in antithetic pairs; each lives once in every task of the meta-batch."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        checks.at_least("population_size", self.population_size, 2)
+        if self.population_size % 2:
+            raise ValueError(
+                f"population_size={self.population_size} must be even: members are pairs"
+            )
+
+
+class Hyper(NamedTuple):
+    """What may be swept, scheduled or learned: numbers, or arrays ``[]`` that are mapped or traced."""
+
+    discount: float = 0.99
+    """γ of the inner steps."""
+    gae_lambda: float = 0.95
+    """λ of the inner steps' advantages."""
+    step_size: float = 0.5
+    """Inner step size α; where it is learned, what it starts from."""
+    learning_rate: float = 2e-2
+    """Step size of the outer optimiser."""
+    noise_std: float = 5e-2
+    """Standard deviation of the perturbations of θ."""
+
+
+def es(
+    family: TaskFamily,
+    config: Config = Config(),
+    hyper: Hyper = Hyper(),
+    *,
+    policy: Policy | None = None,
+    optimizer: Optimizer = optax.adam,
+) -> MetaAlgorithm:
+    """Evolution strategies on a family of tasks; arguments and errors as in `maml`."""
+    gradient_learner.check_hyper(hyper, noise_std=(1e-12, 1e6))
+    parts = gradient_learner.gradient_learner(family, config, policy=policy, first_order=True)
+
+    def strategy_of(meta: Meta) -> Open_ES:
+        return Open_ES(
+            config.population_size,
+            learned(meta, config),
+            optimizer=optimizer(meta.hyper.learning_rate),
+            std_schedule=lambda _: meta.hyper.noise_std,
+        )
+
+    def init(key: jax.Array, hyper: Hyper = hyper) -> State:
+        init_key, key = jax.random.split(key)
+        meta = parts.init(init_key, hyper)
+        strategy = strategy_of(meta)
+        search = strategy.init(key, learned(meta, config), strategy.default_params)
+        return State(meta, _strong(search), jnp.zeros((), jnp.int32))
+
+    def step(key: jax.Array, state: State, tasks: Task) -> tuple[State, dict]:
+        meta = state.meta
+        ask_key, live_key, tell_key = jax.random.split(key, 3)
+        strategy = strategy_of(meta)
+        with jax.numpy_rank_promotion("allow"):  # evosax adds [D] to [P, D]
+            population, search = strategy.ask(ask_key, state.optimizer, strategy.default_params)
+        num_tasks = jax.tree.leaves(tasks)[0].shape[0]
+        task_keys = jax.random.split(live_key, num_tasks)
+
+        def returns(member: dict) -> dict[str, jax.Array]:
+            """Of one member in every task, ``[M]`` each."""
+
+            def lifetime(key_and_task: tuple) -> dict[str, jax.Array]:
+                key, task = key_and_task
+                return gradient_learner.report(
+                    parts.live(key, with_learned(meta, member, config), task)
+                )
+
+            return jax.lax.map(
+                lifetime,
+                (task_keys, tasks),
+                batch_size=tasks_at_once(num_tasks, config.tasks_per_chunk),
+            )
+
+        earned = jax.lax.map(returns, population)  # [P, M]
+        # A task that one member breaks in tells the others nothing about their rank.
+        good = jnp.stack([jnp.all(jnp.isfinite(x), axis=0) for x in earned.values()]).all(axis=0)
+        num_good = jnp.sum(good)
+        earned = {
+            name: jnp.sum(jnp.where(good, x, 0.0), axis=1) / jnp.maximum(num_good, 1)
+            for name, x in earned.items()
+        }
+        applied = num_good > 0
+        with jax.numpy_rank_promotion("allow"):
+            found, _ = strategy.tell(
+                tell_key, population, -earned["return/after"], search, strategy.default_params
+            )
+        search = jax.tree.map(
+            lambda new, old: jnp.where(applied, new, old), _strong(found), state.optimizer
+        )
+        moved = strategy.get_mean(search)
+        metrics = {name: jnp.where(applied, x.mean(), jnp.nan) for name, x in earned.items()}
+        env_steps = config.population_size * num_tasks * parts.env_steps
+        metrics |= {
+            "meta_grad_norm": optax.tree.norm(
+                jax.tree.map(jnp.subtract, moved, learned(meta, config))
+            ),
+            "skipped_tasks": num_tasks - num_good,
+            "skipped_updates": jnp.asarray(~applied, jnp.int32),
+            "env_steps": jnp.asarray(env_steps, jnp.int32),
+        }
+        return State(
+            with_learned(meta, moved, config), search, state.num_updates + applied
+        ), metrics
+
+    return MetaAlgorithm(init, step, parts.learner)
+
+
+def _strong(tree: object) -> object:
+    """The same arrays without weak types, so that a state keeps its type."""
+    return jax.tree.map(lambda x: jnp.asarray(x, jnp.asarray(x).dtype), tree)

@@ -1,0 +1,133 @@
+"""Implicit MAML: the meta-gradient of an adaptation that is solved, not unrolled.
+
+Rajeswaran, Finn, Kakade & Levine 2019, "Meta-learning with implicit gradients". An inner update solves
+
+    φ = argmin L(φ; D) + λ/2 |φ - θ|²,    so that    ∇L(φ; D) + λ (φ - θ) = 0,
+
+and by the implicit function theorem dφ/dθ = (I + ∇²L(φ; D) / λ)^-1 (eq. 6), whatever path the solver
+took and without memory for its steps. The meta-gradient applies that matrix to the outer gradient by
+conjugate gradients on Hessian-vector products (algorithm 2).
+
+In reinforcement learning the minimum is that of the importance-weighted surrogate on the experience of
+the policy before the update (`dice`: as φ moves away, its ratios follow), and λ has to exceed the most
+negative curvature of that surrogate for a minimum to be there.
+"""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.scipy.sparse.linalg import cg
+
+from jaxmeta import checks, gradient_learner, objectives
+from jaxmeta.gradient_learner import Meta, Optimizer, adapted, with_adapted
+from jaxmeta.networks import Policy
+from jaxmeta.tasks.family import TaskFamily
+from jaxmeta.types import MetaAlgorithm, Params, Task, Trajectory
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(gradient_learner.Config):
+    """What shapes the program."""
+
+    inner_surrogate: str = "dice"
+    """Surrogate of the inner problem."""
+    solver_steps: int = 8
+    """Gradient steps of size α that solve the inner problem on one batch of experience."""
+    cg_steps: int = 5
+    """Conjugate-gradient steps of the implicit derivative."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        checks.at_least("solver_steps", self.solver_steps, 1)
+        checks.at_least("cg_steps", self.cg_steps, 1)
+        if self.step_sizes != "fixed":
+            raise ValueError(
+                f"step_sizes={self.step_sizes!r} must be 'fixed': the solution of the inner problem does "
+                "not depend on how it was reached"
+            )
+
+
+class Hyper(NamedTuple):
+    """What may be swept, scheduled or learned: numbers, or arrays ``[]`` that are mapped or traced."""
+
+    discount: float = 0.99
+    """γ."""
+    gae_lambda: float = 0.95
+    """λ of the advantages; below 1 it is biased unless the baseline is exact."""
+    step_size: float = 0.2
+    """α of the inner solver."""
+    proximal: float = 2.0
+    """λ: how strongly φ is held near θ; 1/λ plays the part of MAML's step size."""
+    learning_rate: float = 5e-3
+    """Step size of the outer optimiser."""
+    max_grad_norm: float = 10.0
+    """Clips the norm of the meta-gradient."""
+
+
+def imaml(
+    family: TaskFamily,
+    config: Config = Config(),
+    hyper: Hyper = Hyper(),
+    *,
+    policy: Policy | None = None,
+    optimizer: Optimizer = optax.adam,
+) -> MetaAlgorithm:
+    """Implicit MAML on a family of tasks; arguments and errors as in `maml`."""
+    gradient_learner.check_hyper(hyper, proximal=(1e-12, 1e6))
+    parts = gradient_learner.gradient_learner(family, config, policy=policy)
+    inner_surrogate = objectives.SURROGATES[config.inner_surrogate]
+
+    def slope(part: Any, meta: Meta, agent: Params, data: Trajectory) -> Any:
+        """Zero where φ solves the inner problem; ``part`` is what is adapted of φ."""
+
+        def loss(part: Any) -> jax.Array:
+            phi = with_adapted(agent, part, config)
+            return parts.loss(phi, data, meta.hyper, inner_surrogate)
+
+        def pulled(gradient: jax.Array, p: jax.Array, centre: jax.Array) -> jax.Array:
+            return gradient + meta.hyper.proximal * (p - centre)
+
+        return jax.tree.map(pulled, jax.grad(loss)(part), part, adapted(meta.params, config))
+
+    @jax.custom_vjp
+    def solution(meta: Meta, agent: Params, data: Trajectory) -> Any:
+        """What gradient descent from ``agent`` finds, as a function of θ and of what is not adapted."""
+
+        def step(_: jax.Array, part: Any) -> Any:
+            move = slope(part, meta, agent, data)
+            return jax.tree.map(lambda p, g: p - meta.step_size * g, part, move)
+
+        return jax.lax.fori_loop(0, config.solver_steps, step, adapted(agent, config))
+
+    def forward(meta: Meta, agent: Params, data: Trajectory) -> tuple[Any, tuple]:
+        part = solution(meta, agent, data)
+        return part, (part, meta, agent, data)
+
+    def backward(residuals: tuple, outer_gradient: Any) -> tuple:
+        """The implicit function theorem: ``-(∂ slope/∂φ)^-T`` between the outer gradient and ∂ slope."""
+        part, meta, agent, data = residuals
+
+        def curvature(v: Any) -> Any:
+            return jax.jvp(lambda part: slope(part, meta, agent, data), (part,), (v,))[1]
+
+        solved, _ = cg(curvature, outer_gradient, tol=1e-10, maxiter=config.cg_steps)
+        _, pull_back = jax.vjp(lambda meta, agent: slope(part, meta, agent, data), meta, agent)
+        return (*pull_back(jax.tree.map(jnp.negative, solved)), None)
+
+    solution.defvjp(forward, backward)
+
+    def update(key: jax.Array, meta: Meta, agent: Params, data: Trajectory) -> Params:
+        return with_adapted(agent, solution(meta, agent, data), config)
+
+    parts = parts._replace(learner=parts.learner._replace(update=update))
+
+    def task_loss(meta: Meta, key: jax.Array, task: Task) -> tuple[jax.Array, dict]:
+        history = parts.live(key, meta, task)
+        agent, data = jax.tree.map(lambda x: x[-1], (history.agent, history.trajectories))
+        loss = parts.loss(agent, data, meta.hyper, objectives.SURROGATES["score"])
+        return loss, gradient_learner.report(history)
+
+    return gradient_learner.follow_meta_gradient(task_loss, parts, config, hyper, optimizer)

@@ -1,0 +1,167 @@
+"""MAML with a trust region around the outer step.
+
+Finn et al. 2017, section 5.3, as its authors ran it: the meta-gradient g is followed under trust-region
+policy optimisation (Schulman et al. 2015). With D(θ) the mean over tasks of KL(π_{φ_K(θ_o)}, π_{φ_K(θ)})
+on experience after adaptation and F its Hessian at θ_o,
+
+    θ = θ_o - 2^-i sqrt(2 δ / x·F x) x,    F x = g,
+
+for the first i at which the surrogate loss falls and D stays below δ. F is never formed. Because D has
+neither value nor slope at θ_o, its Hessian is exactly J^T M J, J the derivative of the adapted policy's
+distributions in θ (through the inner updates) and M the divergence's Hessian in the distributions: first
+derivatives of the adaptation suffice where the Hessian of D by automatic differentiation takes third.
+"""
+
+import dataclasses
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.scipy.sparse.linalg import cg
+
+from jaxmeta import adaptation, checks, gradient_learner, objectives
+from jaxmeta.distributions import Distribution
+from jaxmeta.gradient_learner import Meta, learned, mean_kl, with_learned
+from jaxmeta.meta_update import State, mean_of_finite, meta_gradient
+from jaxmeta.networks import Policy
+from jaxmeta.tasks.family import TaskFamily
+from jaxmeta.types import History, MetaAlgorithm, Params, Task, Trajectory
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(gradient_learner.Config):
+    """What shapes the program."""
+
+    cg_steps: int = 10
+    """Conjugate-gradient steps for the direction."""
+    max_backtracks: int = 15
+    """Halvings of the step before it is given up."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        checks.at_least("cg_steps", self.cg_steps, 1)
+        checks.at_least("max_backtracks", self.max_backtracks, 0)
+
+
+class Hyper(NamedTuple):
+    """What may be swept, scheduled or learned: numbers, or arrays ``[]`` that are mapped or traced."""
+
+    discount: float = 0.99
+    """γ."""
+    gae_lambda: float = 0.95
+    """λ of the advantages; below 1 it is biased unless the baseline is exact."""
+    step_size: float = 0.5
+    """Inner step size α; where it is learned, what it starts from."""
+    max_kl: float = 0.01
+    """δ: how far a meta-update may move the adapted policies, in nats per step."""
+    damping: float = 1e-2
+    """Added to F's diagonal: F is of low rank, and float32 cannot follow how flat it is elsewhere."""
+
+
+def maml_trpo(
+    family: TaskFamily,
+    config: Config = Config(),
+    hyper: Hyper = Hyper(),
+    *,
+    policy: Policy | None = None,
+) -> MetaAlgorithm:
+    """MAML-TRPO on a family of tasks; arguments and errors as in `maml`, without an optimiser."""
+    gradient_learner.check_hyper(hyper, max_kl=(1e-12, 1e6), damping=(0, 1e6))
+    parts = gradient_learner.gradient_learner(family, config, policy=policy)
+    # Off the recorded policy all that matters is the ratio of each action to the one that acted.
+    surrogate = objectives.SURROGATES["lvc"]
+
+    def last_round(history: History) -> tuple[Params, Trajectory]:
+        return jax.tree.map(lambda x: x[-1], (history.agent, history.trajectories))
+
+    def adapted(meta: Meta, key: jax.Array, recorded: History) -> Params:
+        """What ``meta`` would have made of the recorded experience."""
+        return last_round(
+            adaptation.replay(key, meta, recorded.trajectories, learner=parts.learner)
+        )[0]
+
+    def surrogate_and_kl(meta: Meta, key: jax.Array, recorded: History) -> tuple:
+        """The loss in one task and how far its adapted policy is from the one that acted."""
+        agent = adapted(meta, key, recorded)
+        old, data = last_round(recorded)
+        loss = parts.loss(agent, data, meta.hyper, surrogate)
+        return loss, mean_kl(parts.distribution(old, data), parts.distribution(agent, data))
+
+    def init(key: jax.Array, hyper: Hyper = hyper) -> State:
+        return State(parts.init(key, hyper), (), jnp.zeros((), jnp.int32))
+
+    def step(key: jax.Array, state: State, tasks: Task) -> tuple[State, dict]:
+        hyper, theta = state.meta.hyper, learned(state.meta, config)
+        lived = gradient_learner.record(key, state.meta, tasks, parts, config)
+        mean = partial(mean_of_finite, inputs=lived, tasks_per_chunk=config.tasks_per_chunk)
+
+        def meta(theta: dict) -> Meta:
+            return with_learned(state.meta, theta, config)
+
+        def task_loss(theta: dict, _: jax.Array, lived: tuple) -> tuple[jax.Array, dict]:
+            return surrogate_and_kl(meta(theta), *lived)[0], gradient_learner.report(lived[1])
+
+        gradient, metrics = meta_gradient(
+            task_loss, theta, key, lived, tasks_per_chunk=config.tasks_per_chunk
+        )
+
+        def fisher_product(v: dict) -> dict:
+            """``F v``, damped."""
+
+            def of_task(lived: tuple) -> dict:
+                key, recorded = lived
+
+                def policies(theta: dict) -> Distribution:
+                    agent = adapted(meta(theta), key, recorded)
+                    return parts.distribution(agent, last_round(recorded)[1])
+
+                old, moved = jax.jvp(policies, (theta,), (v,))  # J v
+                slope = jax.grad(partial(mean_kl, jax.lax.stop_gradient(old)))
+                _, curved = jax.jvp(slope, (old,), (moved,))  # M J v
+                return jax.vjp(policies, theta)[1](curved)[0]  # J^T M J v
+
+            product, _ = mean(of_task)
+            return jax.tree.map(lambda p, x: p + hyper.damping * x, product, v)
+
+        direction, _ = cg(fisher_product, gradient, tol=1e-10, maxiter=config.cg_steps)
+        length = optax.tree.vdot(direction, fisher_product(direction))
+        scale = jnp.sqrt(2 * hyper.max_kl / jnp.maximum(length, 1e-30))
+
+        def moved(backtracks: jax.Array) -> dict:
+            step = scale * 0.5**backtracks
+            return jax.tree.map(lambda p, x: p - step * x, theta, direction)
+
+        def measure(theta: dict) -> tuple[jax.Array, jax.Array, jax.Array]:
+            (loss, kl), num_good = mean(lambda lived: surrogate_and_kl(meta(theta), *lived))
+            return loss, kl, num_good
+
+        loss_before, _, num_good_before = measure(theta)
+
+        def acceptable(loss: jax.Array, kl: jax.Array, num_good: jax.Array) -> jax.Array:
+            # A step that breaks a task must not pass for having left its loss out.
+            return (loss < loss_before) & (kl <= hyper.max_kl) & (num_good == num_good_before)
+
+        def halve(search: tuple) -> tuple:
+            backtracks = search[0] + 1
+            return (backtracks, *measure(moved(backtracks)))
+
+        backtracks, *found = jax.lax.while_loop(
+            lambda search: ~acceptable(*search[1:]) & (search[0] < config.max_backtracks),
+            halve,
+            (jnp.zeros((), jnp.int32), *measure(moved(jnp.zeros((), jnp.int32)))),
+        )
+        applied = acceptable(*found)
+        theta = jax.tree.map(
+            lambda new, old: jnp.where(applied, new, old), moved(backtracks), theta
+        )
+        metrics |= {
+            "kl": jnp.where(applied, found[1], 0.0),
+            "backtracks": backtracks,
+            "skipped_updates": jnp.asarray(~applied, jnp.int32),
+            "env_steps": jnp.asarray(len(lived[0]) * parts.env_steps, jnp.int32),
+        }
+        return State(meta(theta), (), state.num_updates + applied), metrics
+
+    return MetaAlgorithm(init, step, parts.learner)

@@ -1,0 +1,117 @@
+"""Proximal meta-policy search.
+
+Rothfuss et al. 2019, "ProMP: proximal meta-policy search", algorithm 1. Experience of one lifetime a
+task is recorded under θ_o, then used for several steps on
+
+    J^ProMP(θ) = J^CLIP(θ) - η KL(π_{θ_o}, π_θ)    (eq. 11 and 12)
+
+with the likelihood-ratio objective J^LR inside (the surrogate `lvc`, whose curvature has low variance),
+PPO's clipped objective outside and the Kullback-Leibler divergence, on pre-update experience, of the
+policies that acted before each inner update, summed over updates. Ratios are to the recorded policies in both; the inner
+update is taken anew from the moved θ at every step.
+"""
+
+import dataclasses
+import math
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxmeta import adaptation, checks, gradient_learner, objectives
+from jaxmeta.gradient_learner import Meta, Optimizer, learned, mean_kl, with_learned
+from jaxmeta.meta_update import State, meta_gradient
+from jaxmeta.networks import Policy
+from jaxmeta.tasks.family import TaskFamily
+from jaxmeta.types import History, MetaAlgorithm, Params, Task, Trajectory
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(gradient_learner.Config):
+    """What shapes the program."""
+
+    num_epochs: int = 5
+    """Outer gradient steps on the same experience."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        checks.at_least("num_epochs", self.num_epochs, 1)
+
+
+class Hyper(NamedTuple):
+    """What may be swept, scheduled or learned: numbers, or arrays ``[]`` that are mapped or traced."""
+
+    discount: float = 0.99
+    """γ."""
+    gae_lambda: float = 0.95
+    """λ of the advantages; below 1 it is biased unless the baseline is exact."""
+    step_size: float = 0.5
+    """Inner step size α; where it is learned, what it starts from."""
+    learning_rate: float = 5e-3
+    """Step size of the outer optimiser, an epoch."""
+    max_grad_norm: float = 10.0
+    """Clips the norm of the meta-gradient."""
+    clip: float = 0.3
+    """ε: ratios beyond 1 ± ε earn nothing more."""
+    kl_cost: float = 5e-4
+    """η, in return per step for one nat per step."""
+
+
+def promp(
+    family: TaskFamily,
+    config: Config = Config(),
+    hyper: Hyper = Hyper(),
+    *,
+    policy: Policy | None = None,
+    optimizer: Optimizer = optax.adam,
+) -> MetaAlgorithm:
+    """ProMP on a family of tasks; arguments and errors as in `maml`."""
+    gradient_learner.check_hyper(hyper, clip=(0, math.inf), kl_cost=(0, math.inf))
+    parts = gradient_learner.gradient_learner(family, config, policy=policy)
+
+    def epoch_loss(meta: Meta, key: jax.Array, recorded: History) -> tuple[jax.Array, dict]:
+        """Minus J^ProMP in one task (to be minimised) on its recorded lifetime ``[K + 1]``."""
+        data = recorded.trajectories
+        agents = adaptation.replay(key, meta, data, learner=parts.learner).agent
+        clipped = partial(objectives.ppo_clip, epsilon=meta.hyper.clip)
+        last_agent, last_data = jax.tree.map(lambda x: x[-1], (agents, data))
+        loss = parts.loss(last_agent, last_data, meta.hyper, clipped)
+
+        def divergence(old: Params, new: Params, data: Trajectory) -> jax.Array:
+            return mean_kl(parts.distribution(old, data), parts.distribution(new, data))
+
+        acted = jax.tree.map(lambda x: x[:-1], (recorded.agent, agents, data))
+        kl = jnp.sum(jax.vmap(divergence)(*acted))
+        return loss + meta.hyper.kl_cost * kl, {"kl": kl} | gradient_learner.report(recorded)
+
+    def init(key: jax.Array, hyper: Hyper = hyper) -> State:
+        return gradient_learner.first_state(parts.init(key, hyper), config, optimizer)
+
+    def step(key: jax.Array, state: State, tasks: Task) -> tuple[State, dict]:
+        keys, recorded = gradient_learner.record(key, state.meta, tasks, parts, config)
+
+        def epoch(state: State, _: None) -> tuple[State, dict]:
+            gradient, metrics = meta_gradient(
+                lambda learned, _, lived: epoch_loss(
+                    with_learned(state.meta, learned, config), *lived
+                ),
+                learned(state.meta, config),
+                key,
+                (keys, recorded),
+                tasks_per_chunk=config.tasks_per_chunk,
+            )
+            applied = metrics["skipped_tasks"] < len(keys)
+            state = gradient_learner.descend(state, gradient, config, optimizer, apply=applied)
+            metrics["skipped_updates"] = jnp.asarray(~applied, jnp.int32)
+            return state, metrics
+
+        before = state.num_updates
+        state, rows = jax.lax.scan(epoch, state, length=config.num_epochs)
+        metrics = jax.tree.map(lambda row: row[-1], rows)
+        metrics["skipped_tasks"] = jnp.max(rows["skipped_tasks"])
+        metrics["env_steps"] = jnp.asarray(len(keys) * parts.env_steps, jnp.int32)
+        return state._replace(num_updates=jnp.minimum(state.num_updates, before + 1)), metrics
+
+    return MetaAlgorithm(init, step, parts.learner)

@@ -1,0 +1,82 @@
+"""Reptile: move the initialisation towards where adaptation leads.
+
+Nichol, Achiam & Schulman 2018, "On first-order meta-learning algorithms", algorithm 2:
+
+    θ ← θ + ε mean_i (φ_i - θ),
+
+φ_i what a few policy-gradient steps in task i make of θ. No derivative of the adaptation is taken. The
+direction θ - φ_i goes through the outer optimiser as a gradient, so plain SGD with learning rate ε is the
+formula and Adam a variant that the paper allows.
+
+With one update in all (K = 0) this is joint training; what is learned beyond it lies in the second and
+later updates. The experience after the K updates is learned from as well, as an update more: there is
+nothing else to use it for.
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxmeta import gradient_learner
+from jaxmeta.gradient_learner import Meta, Optimizer
+from jaxmeta.networks import Policy
+from jaxmeta.tasks.family import TaskFamily
+from jaxmeta.types import MetaAlgorithm, Task
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(gradient_learner.Config):
+    """What shapes the program."""
+
+    num_updates: int = 2
+    """Inner gradient steps (K) before the last round, whose experience makes one more."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.step_sizes != "fixed":
+            raise ValueError(
+                f"step_sizes={self.step_sizes!r} must be 'fixed': Reptile learns no step size"
+            )
+
+
+class Hyper(NamedTuple):
+    """What may be swept, scheduled or learned: numbers, or arrays ``[]`` that are mapped or traced."""
+
+    discount: float = 0.99
+    """γ."""
+    gae_lambda: float = 0.95
+    """λ of the advantages; below 1 it is biased unless the baseline is exact."""
+    step_size: float = 0.5
+    """Inner step size α."""
+    learning_rate: float = 0.3
+    """ε, or the outer optimiser's step size."""
+    max_grad_norm: float = 100.0
+    """Clips the norm of the outer step."""
+
+
+def reptile(
+    family: TaskFamily,
+    config: Config = Config(),
+    hyper: Hyper = Hyper(),
+    *,
+    policy: Policy | None = None,
+    optimizer: Optimizer = optax.sgd,
+) -> MetaAlgorithm:
+    """Reptile on a family of tasks; arguments and errors as in `maml`."""
+    gradient_learner.check_hyper(hyper)
+    parts = gradient_learner.gradient_learner(family, config, policy=policy, first_order=True)
+
+    def task_loss(meta: Meta, key: jax.Array, task: Task) -> tuple[jax.Array, dict]:
+        """A linear function of θ whose gradient is θ - φ."""
+        constant = jax.lax.stop_gradient(meta)
+        live_key, update_key = jax.random.split(key)
+        history = parts.live(live_key, constant, task)
+        agent, data = jax.tree.map(lambda x: x[-1], (history.agent, history.trajectories))
+        adapted = parts.learner.update(update_key, constant, agent, data)
+        direction = jax.tree.map(jnp.subtract, constant.params, adapted)
+        return optax.tree.vdot(meta.params, direction), gradient_learner.report(history)
+
+    return gradient_learner.follow_meta_gradient(task_loss, parts, config, hyper, optimizer)

@@ -1,0 +1,354 @@
+"""The fast loop of the gradient-based family: a policy that is adapted by policy-gradient steps.
+
+In a task the agent φ is a set of policy parameters. It starts at the meta-learned θ and takes K steps
+
+    φ_0 = θ,    φ_{k+1} = φ_k - α ∇ L(φ_k; D_k),    D_k ~ π_{φ_k},
+
+on a surrogate loss L of `objectives`. MAML, ProMP, MAML-TRPO, Reptile and evolution strategies share it
+and differ in how θ is learned; their settings narrow what is adapted (ANIL, CAVIA) and what else is
+learned (Meta-SGD).
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxmeta import adaptation, checks, objectives
+from jaxmeta.distributions import Distribution
+from jaxmeta.meta_update import State, guarded_update, meta_gradient, tasks_at_once
+from jaxmeta.networks import Policy, default_policy
+from jaxmeta.objectives import Surrogate
+from jaxmeta.returns import advantage_scale, baseline_td_errors, first_episode_return
+from jaxmeta.tasks.family import TaskFamily
+from jaxmeta.types import History, Learner, MetaAlgorithm, Params, Task, TimeStep, Trajectory
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What shapes the program of the fast loop; algorithms add their own settings to it."""
+
+    num_streams: int = 20
+    """Parallel episodes a task and update (N)."""
+    num_steps: int | None = None
+    """Steps of each (T); None is the family's horizon, one whole episode."""
+    num_updates: int = 1
+    """Inner gradient steps (K) in meta-training; 0 trains without meta-learning."""
+    step_sizes: Literal["fixed", "scalar", "parameter"] = "fixed"
+    """Inner step sizes: fixed, one that is learned, or one learned per parameter (Meta-SGD: Li et al.
+    2017)."""
+    adapts: str = "all"
+    """What the inner steps change: `all` parameters; the `head`, a network's last layer (ANIL: Raghu et
+    al. 2020); the `context`, inputs that start at zero and are not meta-learned (CAVIA: Zintgraf et al.
+    2019; set `context_size`); or another top-level entry of the policy's parameters."""
+    inner_surrogate: str = "lvc"
+    """Surrogate of the inner step: `score`, `dice`, `lvc`, `ppo_clip` or another name in
+    `objectives.SURROGATES`."""
+    normalize: bool = False
+    """Divide each batch's advantages by their root mean square, so that step sizes do not depend on
+    the scale of rewards; steps then do not shrink near the optimum either."""
+    policy: Literal["mlp", "categorical", "gaussian", "softmax_linear"] = "mlp"
+    """A tanh network, categorical or Gaussian as the action space asks, or softmax-linear."""
+    hidden_sizes: tuple[int, ...] = (64, 64)
+    """Widths of the hidden layers."""
+    context_size: int = 0
+    """Entries of the context, fed to the network beside the observation."""
+    rematerialize: bool = True
+    """Compute an inner step's intermediate values again in the backward pass rather than keep them:
+    at K = 3 about a quarter of the memory. `benchmarks/second_order.py` measures it."""
+    tasks_per_chunk: int | None = None
+    """Tasks that are worked on at a time, to bound memory; None is all of them on an accelerator and
+    5 on a single CPU, whose cache the working set should fit. Changes results by rounding only.
+    Leave it None on several devices: chunks are worked off one after the other."""
+    unroll: int = 1
+    """Steps a rollout's loop is unrolled by."""
+
+    def __post_init__(self) -> None:
+        checks.at_least("num_streams", self.num_streams, 1)
+        if self.num_steps is not None:
+            checks.at_least("num_steps", self.num_steps, 1)
+        checks.at_least("num_updates", self.num_updates, 0)
+        checks.choice("step_sizes", self.step_sizes, ("fixed", "scalar", "parameter"))
+        checks.choice("inner_surrogate", self.inner_surrogate, objectives.SURROGATES)
+        checks.at_least("context_size", self.context_size, 0)
+        if self.tasks_per_chunk is not None:
+            checks.at_least("tasks_per_chunk", self.tasks_per_chunk, 1)
+        checks.at_least("unroll", self.unroll, 1)
+
+
+class Meta(NamedTuple):
+    """What the learner reads."""
+
+    params: Params  # θ
+    step_size: Any  # α: [] or a tree like params
+    hyper: Any  # the algorithm's Hyper, with at least discount, gae_lambda, step_size
+
+
+class GradientLearner(NamedTuple):
+    """The learner and what the outer losses need of it; everything is of one task."""
+
+    learner: Learner
+    init: Callable[[jax.Array, Any], Meta]
+    """``(key, hyper) -> meta``."""
+    distribution: Callable[[Params, Trajectory], Distribution]
+    """``(params, data [N, T]) -> the policy's action distributions [N, T]``."""
+    loss: Callable[[Params, Trajectory, Any, Surrogate], jax.Array]
+    """``(params, data [N, T], hyper, surrogate) -> []``: minus the surrogate per step, to be minimised."""
+    lifetime: Callable[..., History]
+    """`adaptation.lifetime` with the configured sizes."""
+    env_steps: int
+    """Steps of one lifetime: N T (K + 1)."""
+
+    def live(self, key: jax.Array, meta: Meta, task: Task) -> History:
+        """A lifetime of the configured sizes, ``[K + 1]``."""
+        return self.lifetime(key, meta, task, learner=self.learner)
+
+
+def gradient_learner(
+    family: TaskFamily,
+    config: Config,
+    *,
+    policy: Policy | None = None,
+    first_order: bool = False,
+) -> GradientLearner:
+    """The learner that ``config`` describes, on tasks of ``family``.
+
+    Args:
+        family: Where the environment, its spaces and the horizon come from.
+        config: What shapes the program.
+        policy: The policy that adapts; None builds the one that ``config.policy`` names.
+        first_order: Treat the inner gradient as a constant: φ_K depends on θ as θ itself does.
+
+    Raises:
+        ValueError: the policy does not fit the family's action space; it has no parameters of the name
+            ``config.adapts``.
+    """
+    if policy is None:
+        policy = default_policy(
+            config.policy,
+            family.observation_shape,
+            family.action_space,
+            config.hidden_sizes,
+            config.context_size,
+        )
+    if config.adapts != "all":
+        shapes = jax.eval_shape(policy.init, jax.random.key(0))
+        checks.choice(
+            "adapts", config.adapts, ["all", *(shapes if isinstance(shapes, dict) else ())]
+        )
+    num_steps = config.num_steps or family.horizon
+    inner_surrogate = objectives.SURROGATES[config.inner_surrogate]
+
+    def distribution(params: Params, data: Trajectory) -> Distribution:
+        return jax.vmap(policy.unroll, in_axes=(None, 0, 0))(params, data.memory, data.timestep)
+
+    def loss(params: Params, data: Trajectory, hyper: Any, surrogate: Surrogate) -> jax.Array:
+        log_prob = distribution(params, data).log_prob(data.action)
+        discount = hyper.discount * data.discount
+        delta = baseline_td_errors(data, discount, family.horizon)
+        if config.normalize:
+            delta = delta / advantage_scale(delta, discount, data.last, hyper.gae_lambda)
+        delta = jax.lax.stop_gradient(delta)
+        terms = jax.vmap(surrogate, in_axes=(0, 0, 0, 0, 0, None))(
+            log_prob, data.log_prob, delta, discount, data.timestep.first, hyper.gae_lambda
+        )
+        # A sum over time, over a constant: the realised lengths would bias it.
+        return -jnp.mean(terms) / data.reward.shape[1]
+
+    def update(key: jax.Array, meta: Meta, agent: Params, data: Trajectory) -> Params:
+        del key
+        part = adapted(agent, config)
+        gradient = jax.grad(
+            lambda part: loss(with_adapted(agent, part, config), data, meta.hyper, inner_surrogate)
+        )(part)
+        if first_order:
+            gradient = jax.lax.stop_gradient(gradient)
+        if config.step_sizes == "parameter":
+            step_size = adapted(meta.step_size, config)
+        else:
+            step_size = jax.tree.map(lambda _: meta.step_size, part)
+        moved = jax.tree.map(lambda p, a, g: p - a * g, part, step_size, gradient)
+        return with_adapted(agent, moved, config)
+
+    def act(
+        key: jax.Array, meta: Meta, agent: Params, memory: Any, timestep: TimeStep
+    ) -> tuple[jax.Array, jax.Array, Any]:
+        distribution, memory = policy.step(agent, memory, timestep)
+        action = distribution.sample(key)
+        return action, distribution.log_prob(action), memory
+
+    learner = Learner(
+        init=lambda key, meta: meta.params,
+        memory=lambda meta: policy.memory(),
+        act=act,
+        # The updates are the only part of a lifetime that is differentiated, so their intermediate
+        # values are what memory goes to: keep their inputs and compute the rest again.
+        update=jax.checkpoint(update) if config.rematerialize else update,
+    )
+
+    lifetime = partial(
+        adaptation.lifetime,
+        env=family.env,
+        num_streams=config.num_streams,
+        num_updates=config.num_updates,
+        num_steps=num_steps,
+        restart=True,
+        unroll=config.unroll,
+    )
+
+    def init(key: jax.Array, hyper: Any) -> Meta:
+        hyper = jax.tree.map(lambda x: jnp.asarray(x, float), hyper)
+        params = policy.init(key)
+        step_size = hyper.step_size
+        if config.step_sizes == "parameter":
+            step_size = jax.tree.map(lambda p: jnp.full_like(p, hyper.step_size), params)
+        return Meta(params, step_size, hyper)
+
+    env_steps = config.num_streams * num_steps * (config.num_updates + 1)
+    return GradientLearner(learner, init, distribution, loss, lifetime, env_steps)
+
+
+def adapted(params: Params, config: Config) -> Any:
+    """The part of a policy's parameters that inner steps change."""
+    return params if config.adapts == "all" else params[config.adapts]
+
+
+def with_adapted(params: Params, part: Any, config: Config) -> Params:
+    """The parameters with another adapted ``part``."""
+    return part if config.adapts == "all" else {**params, config.adapts: part}
+
+
+def learned(meta: Meta, config: Config) -> dict[str, Any]:
+    """The part of ``meta`` that is meta-learned.
+
+    A context is not: it starts where no task has moved it, at zero. Learning its start too would only be
+    a bias of the first layer under another name.
+    """
+    params = meta.params
+    if config.adapts == "context":
+        params = {name: x for name, x in params.items() if name != "context"}
+    if config.step_sizes == "fixed":
+        return {"params": params}
+    return {"params": params, "step_size": meta.step_size}
+
+
+def with_learned(meta: Meta, learned: dict[str, Any], config: Config) -> Meta:
+    """``meta`` with another `learned` part."""
+    if config.adapts == "context":
+        learned = learned | {"params": {**meta.params, **learned["params"]}}
+    return meta._replace(**learned)
+
+
+def mean_kl(old: Distribution, new: Distribution) -> jax.Array:
+    """KL(old || new) in nats, its mean over the batch ``[N, T]``, ``[]``."""
+    return jnp.mean(old.kl(new))  # type: ignore[arg-type]
+
+
+def report(history: History) -> dict[str, jax.Array]:
+    """Mean undiscounted return of the newborn and of the adapted agent, of a history ``[K + 1]``."""
+    data = history.trajectories
+    returns = jax.vmap(jax.vmap(first_episode_return))(data.reward, data.last).mean(1)
+    return {"return/before": returns[0], "return/after": returns[-1]}
+
+
+def record(
+    key: jax.Array, meta: Meta, tasks: Task, parts: GradientLearner, config: Config
+) -> tuple[jax.Array, History]:
+    """One lifetime in each of ``tasks [M]`` as data: ``(keys [M], histories [M, K + 1])``.
+
+    For outer loops that look at the same experience more than once: ``replay`` with a lifetime's key.
+    """
+    num_tasks = jax.tree.leaves(tasks)[0].shape[0]
+    keys = jax.random.split(key, num_tasks)
+    histories = jax.lax.map(
+        lambda key_and_task: parts.live(key_and_task[0], meta, key_and_task[1]),
+        (keys, tasks),
+        batch_size=tasks_at_once(num_tasks, config.tasks_per_chunk),
+    )
+    return keys, jax.lax.stop_gradient(histories)
+
+
+Optimizer = Callable[[Any], optax.GradientTransformation]
+"""``learning_rate -> optax.GradientTransformation``."""
+
+
+def outer_optimizer(optimizer: Optimizer, hyper: Any) -> optax.GradientTransformation:
+    """``optimizer`` at ``hyper.learning_rate``, after the gradient's norm is cut to ``hyper.max_grad_norm``."""
+    return optax.chain(
+        optax.clip_by_global_norm(hyper.max_grad_norm), optimizer(hyper.learning_rate)
+    )
+
+
+def first_state(meta: Meta, config: Config, optimizer: Optimizer) -> State:
+    """The state before the first meta-update, for algorithms that follow a meta-gradient."""
+    optimizer_state = outer_optimizer(optimizer, meta.hyper).init(learned(meta, config))
+    return State(meta, optimizer_state, jnp.zeros((), jnp.int32))
+
+
+def descend(
+    state: State, gradient: Any, config: Config, optimizer: Optimizer, *, apply: jax.Array
+) -> State:
+    """The state after one step of the outer optimiser down ``gradient``; unchanged unless ``apply []``."""
+    moved, optimizer_state = guarded_update(
+        outer_optimizer(optimizer, state.meta.hyper),
+        gradient,
+        state.optimizer,
+        learned(state.meta, config),
+        apply=apply,
+    )
+    meta = with_learned(state.meta, moved, config)
+    return State(meta, optimizer_state, state.num_updates + apply)
+
+
+def follow_meta_gradient(
+    task_loss: Callable[[Meta, jax.Array, Task], tuple[jax.Array, dict]],
+    parts: GradientLearner,
+    config: Config,
+    hyper: Any,
+    optimizer: Optimizer,
+) -> MetaAlgorithm:
+    """The outer loop that most share: one step of the optimiser down the mean over tasks of the gradient
+    of ``task_loss: (meta, key, task) -> (loss [], report)``."""
+
+    def init(key: jax.Array, hyper: Any = hyper) -> State:
+        return first_state(parts.init(key, hyper), config, optimizer)
+
+    def step(key: jax.Array, state: State, tasks: Task) -> tuple[State, dict]:
+        gradient, metrics = meta_gradient(
+            lambda learned, key, task: task_loss(
+                with_learned(state.meta, learned, config), key, task
+            ),
+            learned(state.meta, config),
+            key,
+            tasks,
+            tasks_per_chunk=config.tasks_per_chunk,
+        )
+        num_tasks = jax.tree.leaves(tasks)[0].shape[0]
+        applied = metrics["skipped_tasks"] < num_tasks
+        state = descend(state, gradient, config, optimizer, apply=applied)
+        return state, metrics | {
+            "skipped_updates": jnp.asarray(~applied, jnp.int32),
+            "env_steps": jnp.asarray(num_tasks * parts.env_steps, jnp.int32),
+        }
+
+    return MetaAlgorithm(init, step, parts.learner)
+
+
+def check_hyper(hyper: Any, **ranges: tuple[float, float]) -> None:
+    """Checks the values of ``hyper`` that are plain numbers against ``name=(low, high)``; traced ones are
+    the caller's. The fields that all algorithms share are known."""
+    known = {
+        "discount": (0, 1),
+        "gae_lambda": (0, 1),
+        "step_size": (-1e6, 1e6),
+        "learning_rate": (0, 1e6),
+        "max_grad_norm": (1e-12, math.inf),
+    }
+    for name, value in hyper._asdict().items():
+        if isinstance(value, int | float):
+            checks.between(name, value, *(known | ranges)[name])

@@ -1,0 +1,163 @@
+"""Random finite MDPs: a new table of transitions and rewards per task.
+
+Duan et al. 2016, "RL²: fast reinforcement learning via slow reinforcement learning", section 3.1.2: 10
+states, 5 actions, episodes of 10 steps from the first state; transitions flat Dirichlet, mean rewards
+N(1, 1), rewards N(mean, 1).
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from gymnax.environments import environment, spaces
+
+from jaxmeta import checks
+from jaxmeta.tasks.family import TaskFamily
+
+OUT_OF_DISTRIBUTION_CONCENTRATION = 0.1
+
+
+@struct.dataclass
+class TabularParams:
+    """The task: the MDP itself."""
+
+    transition: jax.Array  # [S, A, S], p(s' | s, a)
+    reward: jax.Array  # [S, A], mean reward
+    initial: jax.Array  # [S], law of an episode's first state
+
+
+@struct.dataclass
+class TabularState:
+    """The MDP's state, and the steps taken."""
+
+    state: jax.Array  # [], int32
+    time: jax.Array  # [], int32
+
+
+@dataclasses.dataclass(frozen=True)
+class Tabular(environment.Environment[Any, Any]):
+    """The environment; two with equal settings are equal, so that they share compiled programs.
+
+    The state is observed one-hot, ``[S]``. An episode never terminates: it is cut off at the horizon.
+
+    Attributes:
+        num_states: S.
+        num_actions: A.
+        horizon: Time limit of an episode, in steps.
+        reward_noise: Standard deviation of a reward around its mean.
+    """
+
+    num_states: int = 10
+    num_actions: int = 5
+    horizon: int = 10
+    reward_noise: float = 1.0
+
+    @property
+    def default_params(self) -> TabularParams:
+        shape = (self.num_states, self.num_actions)
+        return TabularParams(
+            transition=jnp.full((*shape, self.num_states), 1 / self.num_states),
+            reward=jnp.zeros(shape),
+            initial=_first_state(self.num_states),
+        )
+
+    def reset_env(self, key: jax.Array, params: TabularParams) -> tuple[jax.Array, Any]:
+        return self._observed(_draw(key, params.initial), jnp.zeros((), jnp.int32))
+
+    def step_env(
+        self, key: jax.Array, state: TabularState, action: jax.Array, params: TabularParams
+    ) -> tuple[jax.Array, TabularState, jax.Array, jax.Array, dict]:
+        state_key, noise_key = jax.random.split(key)
+        mean = params.reward[state.state, action]
+        reward = mean + self.reward_noise * jax.random.normal(noise_key, dtype=mean.dtype)
+        successor = _draw(state_key, params.transition[state.state, action])
+        return *self._observed(successor, state.time + 1), reward, jnp.zeros((), bool), {}
+
+    def _observed(self, state: jax.Array, time: jax.Array) -> tuple[jax.Array, TabularState]:
+        return jax.nn.one_hot(state, self.num_states), TabularState(state=state, time=time)
+
+    def is_truncated(self, state: TabularState, params: TabularParams) -> jax.Array:
+        return state.time >= self.horizon
+
+    @property
+    def name(self) -> str:
+        return "Tabular"
+
+    def action_space(self, params: TabularParams | None = None) -> spaces.Discrete:
+        return spaces.Discrete(self.num_actions)
+
+    def observation_space(self, params: TabularParams) -> spaces.Box:
+        return spaces.Box(0.0, 1.0, (self.num_states,), jnp.float32)
+
+
+def optimal_return(task: TabularParams, *, horizon: int) -> jax.Array:
+    """Expected return of an episode under the best policy told the task, ``[]``.
+
+    Backward induction: ``V_t(s) = max_a R(s, a) + sum_s' p(s'|s, a) V_{t+1}(s')``. That policy looks at
+    the time as well, so it is no function of the observation.
+    """
+
+    def backup(_: int, v: jax.Array) -> jax.Array:
+        return jnp.max(task.reward + task.transition @ v, axis=1)
+
+    return task.initial @ jax.lax.fori_loop(0, horizon, backup, jnp.zeros_like(task.initial))
+
+
+def tabular(
+    *, num_states: int = 10, num_actions: int = 5, horizon: int = 10, reward_noise: float = 1.0
+) -> TaskFamily:
+    """Random MDPs, those of RL² by default: flat-Dirichlet transitions for train and test.
+
+    Out of distribution, transitions are Dirichlet with concentration 0.1: towards deterministic ones.
+    With 10 states the likeliest successor has a probability of 0.66 on average, of 0.29 in training.
+    The support is that of training, all MDPs: the shift is in which of them are likely. Rewards are
+    drawn alike in every split.
+
+    Args:
+        num_states: S, at least 1.
+        num_actions: A, at least 1.
+        horizon: Time limit of an episode, in steps.
+        reward_noise: Standard deviation of a reward around its mean, 0 or positive.
+    """
+    sizes = dict(num_states=num_states, num_actions=num_actions, horizon=horizon)
+    for name, size in sizes.items():
+        checks.at_least(name, size, 1)
+    if not reward_noise >= 0:
+        raise ValueError(f"reward_noise={reward_noise} must be 0 or positive")
+
+    def sampler(concentration: float) -> Callable[[jax.Array], TabularParams]:
+        def sample(key: jax.Array) -> TabularParams:
+            transition_key, reward_key = jax.random.split(key)
+            shape = (num_states, num_actions)
+            return TabularParams(
+                transition=jax.random.dirichlet(
+                    transition_key, jnp.full(num_states, concentration), shape
+                ),
+                reward=1.0 + jax.random.normal(reward_key, shape),
+                initial=_first_state(num_states),
+            )
+
+        return sample
+
+    return TaskFamily(
+        name="tabular",
+        env=Tabular(num_states, num_actions, horizon, reward_noise),
+        horizon=horizon,
+        train=sampler(1.0),
+        test=sampler(1.0),
+        out_of_distribution=sampler(OUT_OF_DISTRIBUTION_CONCENTRATION),
+        optimal_return=functools.partial(optimal_return, horizon=horizon),
+    )
+
+
+def _first_state(num_states: int) -> jax.Array:
+    return jax.nn.one_hot(0, num_states)
+
+
+def _draw(key: jax.Array, probabilities: jax.Array) -> jax.Array:
+    """An index drawn with the given ``probabilities [S]``, int32 ``[]``."""
+    return jax.random.categorical(key, jnp.log(probabilities)).astype(jnp.int32)

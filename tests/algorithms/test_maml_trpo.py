@@ -1,0 +1,105 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxmeta import gradient_learner, tasks
+from jaxmeta.adaptation import replay
+from jaxmeta.algorithms.maml_trpo import Config, Hyper, maml_trpo
+from jaxmeta.objectives import SURROGATES
+from jaxmeta.tasks.navigation import NavigationParams
+
+SMALL = dict(num_streams=3, hidden_sizes=(2,))
+NUM_TASKS = 2
+
+
+@pytest.fixture(scope="module")
+def family():
+    return tasks.make("navigation", horizon=4)
+
+
+class Written:
+    """Loss and divergence of the meta-batch as functions of θ, for derivatives by plain autodiff."""
+
+    def __init__(self, family, config):
+        self.algorithm = maml_trpo(family, config)
+        self.step = jax.jit(self.algorithm.step)
+        self.drawn = tasks.sample_tasks(jax.random.key(1), family, NUM_TASKS, split="train")
+        self.parts = gradient_learner.gradient_learner(family, config)
+        self.meta = self.algorithm.init(jax.random.key(0)).meta
+        self.theta, self.unravel = jax.flatten_util.ravel_pytree(self.meta.params)
+        self.keys, self.lived = gradient_learner.record(
+            jax.random.key(2), self.meta, self.drawn, self.parts, config
+        )
+
+    def __call__(self, theta):
+        """Means at θ of the loss, of KL(old || new) of the adapted policies and of the ratio's loss."""
+        meta = self.meta._replace(params=self.unravel(theta))
+
+        def of_task(key, history):
+            again = replay(key, meta, history.trajectories, learner=self.parts.learner)
+            data, old, new = jax.tree.map(
+                lambda x: x[-1], (history.trajectories, history.agent, again.agent)
+            )
+            loss = self.parts.loss(new, data, meta.hyper, SURROGATES["score"])
+            divergence = self.parts.distribution(old, data).kl(self.parts.distribution(new, data))
+            ratio = self.parts.loss(new, data, meta.hyper, SURROGATES["lvc"])
+            return loss, divergence.mean(), ratio
+
+        return jax.tree.map(jnp.mean, jax.vmap(of_task)(self.keys, self.lived))
+
+    def moved(self, hyper):
+        state = self.algorithm.init(jax.random.key(0), hyper)
+        after, metrics = self.step(jax.random.key(2), state, self.drawn)
+        return jax.flatten_util.ravel_pytree(after.meta.params)[0], metrics
+
+
+def test_the_step_is_the_natural_meta_gradient(x64, family):
+    """Against F by twice differentiating the divergence through the adaptation, and a dense solve."""
+    hyper = Hyper(max_kl=1e-6, damping=1e-2)  # so short that no halving is needed
+    written = Written(family, Config(cg_steps=60, **SMALL))
+
+    @jax.jit
+    def derivatives(theta):
+        gradient = jax.grad(lambda theta: written(theta)[0])(theta)
+        return gradient, jax.hessian(lambda theta: written(theta)[1])(theta)
+
+    gradient, fisher = derivatives(written.theta)
+    damped = fisher + hyper.damping * jnp.eye(written.theta.size)
+    direction = jnp.linalg.solve(damped, gradient)
+    step = jnp.sqrt(2 * hyper.max_kl / (direction @ damped @ direction)) * direction
+    theta, metrics = written.moved(hyper)
+    assert metrics["backtracks"] == 0
+    np.testing.assert_allclose(written.theta - theta, step, rtol=1e-6, atol=1e-9)
+
+
+def test_the_trust_region_holds_and_the_loss_falls(x64, family):
+    written = Written(family, Config(**SMALL))
+    measure = jax.jit(written)
+    for max_kl in (1e-3, 0.3, 30.0):
+        theta, metrics = written.moved(Hyper(max_kl=max_kl, damping=1e-3))
+        _, kl, loss = measure(theta)
+        np.testing.assert_allclose(kl, metrics["kl"], rtol=1e-6)
+        assert 0 < kl <= max_kl
+        assert loss < measure(written.theta)[2]
+    assert metrics["backtracks"] > 0  # the quadratic model does not hold so far away
+
+
+def test_a_step_that_is_never_acceptable_is_not_taken(x64, family):
+    """With no halving allowed and a region far beyond where the model holds."""
+    written = Written(family, Config(max_backtracks=0, **SMALL))
+    theta, metrics = written.moved(Hyper(max_kl=300.0))
+    np.testing.assert_array_equal(theta, written.theta)
+    assert metrics["skipped_updates"] == 1
+    assert metrics["kl"] == 0
+
+
+def test_a_broken_task_is_in_neither_gradient_nor_curvature_nor_search(family):
+    algorithm = maml_trpo(family, Config(**SMALL))
+    state = algorithm.init(jax.random.key(0))
+    goal = jnp.array([[0.3, 0.1], [jnp.nan, 0.0]])
+    after, metrics = jax.jit(algorithm.step)(jax.random.key(2), state, NavigationParams(goal))
+    assert metrics["skipped_tasks"] == 1
+    assert metrics["skipped_updates"] == 0
+    assert metrics["kl"] > 0
+    assert all(bool(jnp.all(jnp.isfinite(x))) for x in jax.tree.leaves(after.meta.params))

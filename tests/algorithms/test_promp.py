@@ -1,0 +1,120 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxmeta import adaptation, tasks
+from jaxmeta.algorithms.maml import Config as MamlConfig
+from jaxmeta.algorithms.maml import Hyper as MamlHyper
+from jaxmeta.algorithms.maml import maml
+from jaxmeta.algorithms.promp import Config, Hyper, promp
+from jaxmeta.networks import default_policy
+from jaxmeta.returns import baseline_td_errors
+
+SMALL = dict(num_streams=3, hidden_sizes=(4,))
+RATES = dict(learning_rate=0.3, max_grad_norm=1e9, gae_lambda=1.0, discount=0.9)
+NUM_TASKS = 2
+
+
+@pytest.fixture(scope="module")
+def family():
+    return tasks.make("navigation", horizon=5)
+
+
+def after(algorithm, family):
+    state = algorithm.init(jax.random.key(0))
+    drawn = tasks.sample_tasks(jax.random.key(1), family, NUM_TASKS, split="train")
+    moved, metrics = jax.jit(algorithm.step)(jax.random.key(2), state, drawn)
+    return state.meta.params, moved.meta.params, metrics
+
+
+def assert_trees_close(a, b, **tolerance):
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_allclose(x, y, **tolerance)
+
+
+def test_the_first_epoch_is_maml_with_the_likelihood_ratio_inside(x64, family):
+    """Where θ = θ_o no ratio is clipped and the divergence has no slope."""
+    one_epoch = promp(family, Config(num_epochs=1, **SMALL), Hyper(**RATES), optimizer=optax.sgd)
+    reference = maml(
+        family, MamlConfig(inner_surrogate="lvc", **SMALL), MamlHyper(**RATES), optimizer=optax.sgd
+    )
+    assert_trees_close(after(one_epoch, family)[1], after(reference, family)[1], rtol=1e-10)
+
+
+@pytest.mark.parametrize("num_updates", [1, 2])
+def test_later_epochs_climb_the_paper_s_objective(x64, family, num_updates):
+    """Three epochs against equations 11 and 12 written out on the recorded lifetimes: J^LR inside with
+    ratios to the recorded policies, min(ρ A, clip(ρ) A) outside, minus η times the KL of each policy
+    that acted before an update."""
+    clip, kl_cost, rate = 0.05, 2.0, 0.3
+    config = Config(num_epochs=3, num_updates=num_updates, **SMALL)
+    hyper = Hyper(clip=clip, kl_cost=kl_cost, **RATES)
+    algorithm = promp(family, config, hyper, optimizer=optax.sgd)
+    before, found, metrics = after(algorithm, family)
+    policy = default_policy("mlp", (2,), family.action_space, (4,))
+    meta = algorithm.init(jax.random.key(0)).meta
+    drawn = tasks.sample_tasks(jax.random.key(1), family, NUM_TASKS, split="train")
+
+    def live(key, task):
+        return adaptation.lifetime(
+            key,
+            meta,
+            task,
+            learner=algorithm.learner,
+            env=family.env,
+            num_streams=3,
+            num_updates=num_updates,
+            num_steps=5,
+            restart=True,
+        )
+
+    lived = jax.vmap(live)(jax.random.split(jax.random.key(2), NUM_TASKS), drawn)
+
+    def policies(params, data):
+        return jax.vmap(lambda timestep: policy.unroll(params, (), timestep))(data.timestep)
+
+    def advantages(data):
+        """γ^t A_t, the discount of the objective included."""
+        delta = baseline_td_errors(data, 0.9 * data.discount, 5)
+        gamma = 0.9 ** jnp.arange(5)
+        return jnp.flip(jnp.cumsum(jnp.flip(gamma[None, :] * delta, 1), 1), 1)
+
+    def objective(theta, history):
+        rounds = [jax.tree.map(lambda x, k=k: x[k], history) for k in range(num_updates + 1)]
+        phi, divergence = theta, 0.0
+        for lived in rounds[:-1]:
+            data = lived.trajectories
+            divergence += policies(lived.agent, data).kl(policies(phi, data)).mean()
+
+            def likelihood_ratio(phi, data=data):
+                ratio = jnp.exp(policies(phi, data).log_prob(data.action) - data.log_prob)
+                return jnp.mean(ratio * advantages(data))
+
+            gradient = jax.grad(likelihood_ratio)(phi)
+            phi = jax.tree.map(lambda p, g: p + 0.5 * g, phi, gradient)
+        data = rounds[-1].trajectories
+        ratio = jnp.exp(policies(phi, data).log_prob(data.action) - data.log_prob)
+        a = advantages(data)
+        clipped = jnp.minimum(ratio * a, jnp.clip(ratio, 1 - clip, 1 + clip) * a)
+        return jnp.mean(clipped) - kl_cost * divergence
+
+    theta = before
+    for _ in range(3):
+        gradient = jax.jit(jax.grad(lambda t: jax.vmap(objective, (None, 0))(t, lived).mean()))(
+            theta
+        )
+        theta = jax.tree.map(lambda p, g: p + rate * g, theta, gradient)
+    assert_trees_close(found, theta, rtol=1e-7, atol=1e-10)
+    assert metrics["kl"] > 0
+
+
+def test_a_meta_update_counts_once_and_its_experience_too(family):
+    algorithm = promp(family, Config(num_epochs=4, **SMALL))
+    state = algorithm.init(jax.random.key(0))
+    drawn = tasks.sample_tasks(jax.random.key(1), family, NUM_TASKS, split="train")
+    moved, metrics = jax.jit(algorithm.step)(jax.random.key(2), state, drawn)
+    assert moved.num_updates == 1
+    assert moved.optimizer[1][0].count == 4  # Adam's: an epoch each
+    assert metrics["env_steps"] == NUM_TASKS * 3 * 5 * 2

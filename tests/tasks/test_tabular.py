@@ -1,0 +1,136 @@
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.stats
+
+from jaxmeta import tasks
+from jaxmeta.rollout import begin_stream, rollout
+from jaxmeta.tasks.tabular import Tabular, TabularState
+from tests.probes import constant_learner
+
+S, A, DRAWS = 3, 2, 20_000
+
+
+def drawn_task(key=0):
+    """A task of three states and two actions, with a first state that is drawn, too."""
+    family = tasks.make("tabular", num_states=S, num_actions=A)
+    return family.train(jax.random.key(key)).replace(initial=jnp.array([0.2, 0.5, 0.3]))
+
+
+def test_transitions_and_rewards_have_the_law_of_the_task():
+    env, task = Tabular(S, A, reward_noise=0.7), drawn_task()
+    states, actions = jnp.array(list(itertools.product(range(S), range(A)))).T
+
+    def step(state, action, key):
+        state = TabularState(state=state, time=jnp.array(4))
+        return env.step_env(key, state, action, task)
+
+    keys = jax.random.split(jax.random.key(1), (S * A, DRAWS))
+    obs, successors, rewards, terminated, _ = jax.jit(
+        jax.vmap(jax.vmap(step, (None, None, 0)), (0, 0, 0))
+    )(states, actions, keys)
+
+    assert not terminated.any()
+    assert jnp.all(successors.time == 5)
+    assert jnp.array_equal(obs, jax.nn.one_hot(successors.state, S))
+    observed = np.stack([np.bincount(row, minlength=S) for row in np.asarray(successors.state)])
+    expected = DRAWS * np.asarray(task.transition, np.float64).reshape(S * A, S)
+    statistic = ((observed - expected) ** 2 / expected).sum()
+    assert scipy.stats.chi2.sf(statistic, S * A * (S - 1)) > 1e-4
+    noise = (rewards - task.reward.reshape(-1, 1)) / 0.7
+    assert scipy.stats.kstest(np.asarray(noise).ravel(), "norm").pvalue > 1e-4
+    # Where a step leads says nothing about the noise of its reward.
+    for row, state in zip(np.asarray(noise), np.asarray(successors.state), strict=True):
+        assert abs(np.corrcoef(row, state)[0, 1]) < 4 / DRAWS**0.5
+
+
+def test_first_states_have_the_law_of_the_task():
+    env, task = Tabular(S, A), drawn_task()
+    keys = jax.random.split(jax.random.key(1), DRAWS)
+    obs, state = jax.jit(jax.vmap(env.reset_env, (0, None)))(keys, task)
+    assert jnp.array_equal(obs, jax.nn.one_hot(state.state, S))
+    assert jnp.all(state.time == 0)
+    expected = DRAWS * np.array([0.2, 0.5, 0.3])
+    assert scipy.stats.chisquare(np.bincount(state.state), expected).pvalue > 1e-4
+
+
+def test_without_noise_rewards_are_the_table_s():
+    env, task = Tabular(S, A, reward_noise=0.0), drawn_task()
+    state = TabularState(state=jnp.array(2), time=jnp.array(0))
+    reward = env.step_env(jax.random.key(0), state, jnp.array(1), task)[2]
+    assert reward == task.reward[2, 1]
+
+
+def test_an_episode_ends_at_the_horizon():
+    env, task = Tabular(horizon=3), Tabular(horizon=3).default_params
+    at = lambda time: TabularState(state=jnp.array(0), time=jnp.array(time))  # noqa: E731
+    assert not env.is_truncated(at(2), task)
+    assert env.is_truncated(at(3), task)
+
+
+def test_tasks_of_each_split():
+    """Of a Dirichlet with concentration α each entry is Beta(α, α (S - 1)); rewards are N(1, 1)."""
+    family = tasks.make("tabular")
+    for split, concentration in (("train", 1.0), ("test", 1.0), ("out_of_distribution", 0.1)):
+        task = tasks.sample_tasks(jax.random.key(0), family, 200, split=split)
+        assert task.transition.shape == (200, 10, 5, 10)
+        np.testing.assert_allclose(task.transition.sum(-1), 1, atol=1e-6)
+        law = scipy.stats.beta(concentration, 9 * concentration).cdf
+        one = np.asarray(task.transition[..., 3]).ravel()
+        assert scipy.stats.kstest(one, law).pvalue > 1e-4
+        assert scipy.stats.kstest(task.reward.ravel(), scipy.stats.norm(1).cdf).pvalue > 1e-4
+        assert jnp.all(task.initial == jnp.eye(10)[:1])
+
+
+def test_optimal_return_is_that_of_the_best_policy_of_all():
+    """Two states, two actions, three steps: 64 policies that may look at the time."""
+    family = tasks.make("tabular", num_states=2, num_actions=2, horizon=3)
+    drawn = family.train(jax.random.key(3))
+    task = jax.tree.map(np.asarray, drawn)
+
+    def earned(policy):
+        occupancy, total = task.initial, 0.0
+        for actions in policy:
+            total += occupancy @ task.reward[[0, 1], actions]
+            occupancy = occupancy @ task.transition[[0, 1], actions]
+        return total
+
+    rules = itertools.product(range(2), repeat=2)
+    best = max(earned(policy) for policy in itertools.product(list(rules), repeat=3))
+    np.testing.assert_allclose(family.optimal_return(drawn), best, rtol=1e-6)
+
+
+def test_everything_is_float64_where_float_is(x64):
+    family = tasks.make("tabular", num_states=S, num_actions=A, horizon=2)
+    task = family.train(jax.random.key(0))
+    assert {x.dtype for x in jax.tree.leaves(task)} == {jnp.dtype(jnp.float64)}
+    learner = constant_learner()
+    stream = begin_stream(jax.random.key(1), None, task, learner=learner, env=family.env)
+    _, data = rollout(
+        jax.random.key(2), None, task, (), stream, learner=learner, env=family.env, num_steps=5
+    )
+    assert data.reward.dtype == data.timestep.obs.dtype == data.next_obs.dtype == jnp.float64
+    assert data.last.tolist() == [False, True, False, True, False]
+    assert family.optimal_return(task).dtype == jnp.float64
+
+
+def test_equal_settings_are_equal_environments():
+    assert Tabular(horizon=5) == Tabular(horizon=5)
+    assert hash(Tabular(horizon=5)) == hash(Tabular(horizon=5))
+    assert Tabular(horizon=5) != Tabular(horizon=6)
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        (dict(num_states=0), ValueError, "num_states=0 must be at least 1"),
+        (dict(num_actions=2.5), TypeError, "num_actions=2.5 must be an integer of at least 1"),
+        (dict(reward_noise=-1.0), ValueError, "reward_noise=-1.0 must be 0 or positive"),
+    ],
+)
+def test_bad_settings_are_named(settings, error, message):
+    with pytest.raises(error, match=message):
+        tasks.make("tabular", **settings)

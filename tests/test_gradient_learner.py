@@ -1,0 +1,106 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxmeta import gradient_learner, tasks
+from jaxmeta.algorithms.maml import Config, Hyper, maml
+from jaxmeta.distributions import Categorical, DiagGaussian
+from jaxmeta.gradient_learner import Meta, descend, first_state, learned, with_learned
+
+META = Meta({"body": jnp.ones(2), "context": jnp.zeros(3)}, jnp.asarray(0.5), Hyper())
+
+
+@pytest.fixture(scope="module")
+def family():
+    return tasks.make("navigation", horizon=4)
+
+
+def test_what_is_learned_and_put_back():
+    everything = Config()
+    assert learned(META, everything) == {"params": META.params}
+    steps = dataclasses.replace(everything, step_sizes="scalar")
+    assert set(learned(META, steps)) == {"params", "step_size"}
+    assert with_learned(META, {"params": META.params, "step_size": 2.0}, steps).step_size == 2.0
+
+
+def test_a_context_is_adapted_but_not_learned():
+    config = Config(adapts="context", context_size=3)
+    assert set(learned(META, config)["params"]) == {"body"}
+    moved = with_learned(META, {"params": {"body": jnp.zeros(2)}}, config)
+    assert jnp.all(moved.params["body"] == 0)
+    assert moved.params["context"] is META.params["context"]
+    assert gradient_learner.adapted(META.params, config) is META.params["context"]
+    part = gradient_learner.with_adapted(META.params, jnp.ones(3), config)
+    assert part["body"] is META.params["body"]
+    assert jnp.all(part["context"] == 1)
+
+
+def test_descent_goes_down_the_gradient_and_is_clipped():
+    hyper = Hyper(learning_rate=0.1, max_grad_norm=1.0)
+    meta = Meta({"w": jnp.array([3.0, 4.0])}, jnp.asarray(0.5), hyper)
+    state = first_state(meta, Config(), optax.sgd)
+    gradient = {"params": {"w": jnp.array([30.0, 40.0])}}
+    after = descend(state, gradient, Config(), optax.sgd, apply=jnp.asarray(True))
+    np.testing.assert_allclose(after.meta.params["w"], [3.0 - 0.06, 4.0 - 0.08], rtol=1e-6)
+    assert after.num_updates == 1
+    same = descend(state, gradient, Config(), optax.sgd, apply=jnp.asarray(False))
+    np.testing.assert_array_equal(same.meta.params["w"], meta.params["w"])
+    assert same.num_updates == 0
+
+
+@pytest.mark.parametrize("kind", ["Categorical", "DiagGaussian"])
+def test_mean_kl_is_that_of_the_old_to_the_new(kind):
+    rows = jnp.linspace(-1.0, 1.0, 12).reshape(2, 3, 2)
+    if kind == "Categorical":
+        old, new = Categorical(rows), Categorical(-2.0 * rows)
+    else:
+        old, new = DiagGaussian(rows, 0.1 * rows), DiagGaussian(-rows, 0.0 * rows)
+    np.testing.assert_allclose(gradient_learner.mean_kl(old, new), old.kl(new).mean(), rtol=1e-6)
+    assert gradient_learner.mean_kl(old, old) == 0
+    assert gradient_learner.mean_kl(old, new) != gradient_learner.mean_kl(new, old)
+
+
+def test_records_are_the_lifetimes_that_a_meta_gradient_would_live(family):
+    config = Config(num_streams=2, hidden_sizes=(3,), num_updates=2)
+    parts = gradient_learner.gradient_learner(family, config)
+    meta = parts.init(jax.random.key(0), Hyper())
+    drawn = tasks.sample_tasks(jax.random.key(1), family, 3, split="train")
+    keys, histories = gradient_learner.record(jax.random.key(2), meta, drawn, parts, config)
+    assert histories.trajectories.reward.shape == (3, 3, 2, 4)
+    one = parts.live(keys[1], meta, jax.tree.map(lambda x: x[1], drawn))
+    for x, y in zip(jax.tree.leaves(histories), jax.tree.leaves(one), strict=True):
+        np.testing.assert_allclose(x[1], y, rtol=2e-5, atol=1e-6)
+
+    def total(params):
+        _, histories = gradient_learner.record(
+            jax.random.key(2), meta._replace(params=params), drawn, parts, config
+        )
+        return sum(jnp.sum(x) for x in jax.tree.leaves(histories.agent))
+
+    gradient = jax.grad(total)(meta.params)
+    assert all(bool(jnp.all(x == 0)) for x in jax.tree.leaves(gradient))  # they are data
+
+
+def test_rematerializing_changes_nothing_but_memory(x64, family):
+    """The same meta-gradient, whether an inner step's intermediate values are kept or computed again."""
+    drawn = tasks.sample_tasks(jax.random.key(1), family, 2, split="train")
+    found = []
+    for rematerialize in (True, False):
+        config = Config(
+            num_streams=2, hidden_sizes=(3,), num_updates=3, rematerialize=rematerialize
+        )
+        algorithm = maml(family, config, optimizer=optax.sgd)
+        state = algorithm.init(jax.random.key(0))
+        found.append(jax.jit(algorithm.step)(jax.random.key(2), state, drawn)[0].meta.params)
+    for x, y in zip(jax.tree.leaves(found[0]), jax.tree.leaves(found[1]), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-10)
+
+
+def test_checks_know_the_fields_of_every_algorithm():
+    with pytest.raises(ValueError, match="discount=1.5 must lie between 0 and 1"):
+        gradient_learner.check_hyper(Hyper(discount=1.5))
+    gradient_learner.check_hyper(Hyper(discount=jnp.asarray(1.5)))  # traced: the caller's
