@@ -40,8 +40,6 @@ class Variant:
     module: str
     config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     hyper: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    step_scale: float = 1.0
-    """Inner step size, in units of the family's."""
     task_share: float = 1.0
     """Tasks in a meta-batch, in units of the others'."""
 
@@ -57,21 +55,36 @@ VARIANTS = {
     "ANIL": Variant("maml", {"adapts": "head"}),
     "CAVIA": Variant("maml", {"adapts": "context", "context_size": 8}),
     "ProMP": Variant("promp"),
-    "MAML-TRPO": Variant("maml_trpo"),
+    "MAML-TRPO": Variant("maml_trpo", {"cg_steps": 5}),
     "Reptile": Variant("reptile"),
     "iMAML": Variant("imaml"),
     "ES": Variant("es", {"population_size": 16}, task_share=0.4),
-    "no adaptation": Variant("maml", {"num_updates": 0}),
+    "no meta-learning": Variant("maml", {"num_updates": 0}),
 }
-FAMILIES: dict[str, tuple[dict[str, Any], float]] = {
-    "navigation": ({}, 0.5),
-    "sparse_navigation": ({}, 0.5),
-    "cartpole": ({}, 0.1),
-    "pendulum": ({}, 0.1),
-    "mountain_car": ({}, 0.1),
-    "acrobot": ({"horizon": 200}, 0.1),
+
+
+@dataclasses.dataclass(frozen=True)
+class Column:
+    """A family of the table."""
+
+    settings: Mapping[str, Any]
+    step_size: float
+    """Inner step size: rewards have different scales."""
+    share: float
+    """Meta-updates, in units of navigation's: some need fewer, or learn nothing in any number."""
+    learning_rate: float | None = None
+    """Of the outer Adam; None is each algorithm's default."""
+
+
+FAMILIES = {
+    "navigation": Column({}, 0.5, 1.0),
+    # Adam turns the noise that a sparse reward leaves of a gradient into steps of full size.
+    "sparse_navigation": Column({}, 0.5, 1.0, learning_rate=1e-3),
+    "cartpole": Column({"horizon": 100}, 0.1, 0.3),
+    "pendulum": Column({"horizon": 100}, 0.01, 0.6),
+    "mountain_car": Column({}, 0.1, 0.1),
+    "acrobot": Column({"horizon": 100}, 0.1, 0.5),
 }
-"""Settings of the family and inner step size there: rewards have different scales."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,8 +101,9 @@ class Main:
     """Columns of the table."""
     num_seeds: int = 5
     """Seeds, trained at once."""
-    meta_updates: int = 200
-    """Meta-updates of MAML; every algorithm is given the environment steps that these take."""
+    meta_updates: int = 100
+    """Meta-updates of MAML on navigation; every algorithm is given the environment steps that these
+    take. Families that need fewer get a share of them."""
     num_tasks: int = 10
     """Tasks in a meta-batch."""
     num_streams: int = 10
@@ -110,15 +124,17 @@ class Main:
             checks.choice("families", name, FAMILIES)
 
 
-def make(variant: Variant, family: TaskFamily, step_size: float, main: Main) -> MetaAlgorithm:
+def make(variant: Variant, family: TaskFamily, column: Column, main: Main) -> MetaAlgorithm:
     """The algorithm, its inner step scaled to the family."""
     module = ALGORITHMS[variant.module]
-    step_size *= variant.step_scale
+    step_size = column.step_size
     if variant.module == "imaml":
         # The proximal pull is the reciprocal of a step; the solver's own steps are a part of it.
-        hyper = module.Hyper(step_size=step_size / 4, proximal=1 / step_size)
+        hyper = module.Hyper(step_size=step_size / 4, proximal=2 / step_size)
     else:
         hyper = module.Hyper(step_size=step_size)
+    if column.learning_rate is not None and variant.module in ("maml", "promp", "imaml"):
+        hyper = hyper._replace(learning_rate=column.learning_rate)
     config = module.Config(**{"num_streams": main.num_streams} | dict(variant.config))
     return getattr(module, variant.module)(family, config, hyper._replace(**variant.hyper))
 
@@ -126,11 +142,12 @@ def make(variant: Variant, family: TaskFamily, step_size: float, main: Main) -> 
 def measure(name: str, family_name: str, main: Main) -> dict[str, Any]:
     """One cell of the table."""
     variant = VARIANTS[name]
-    settings, step_size = FAMILIES[family_name]
-    family = tasks.make(family_name, **settings)
-    algorithm = make(variant, family, step_size, main)
+    column = FAMILIES[family_name]
+    family = tasks.make(family_name, **column.settings)
+    algorithm = make(variant, family, column, main)
     num_tasks = max(1, round(main.num_tasks * variant.task_share))
-    budget = main.meta_updates * main.num_tasks * main.num_streams * family.horizon * 2
+    meta_updates = max(1, round(main.meta_updates * column.share))
+    budget = meta_updates * main.num_tasks * main.num_streams * family.horizon * 2
     keys = jax.vmap(jax.random.key)(jnp.arange(main.num_seeds))
     runs = jax.jit(jax.vmap(lambda key: training.begin(key, algorithm=algorithm)))(keys)
 
@@ -185,16 +202,16 @@ def measure(name: str, family_name: str, main: Main) -> dict[str, Any]:
         "meta_updates": curve["env_steps"].shape[1],
         "env_steps": env_steps,
         "num_tasks": num_tasks,
-        "step_size": step_size * variant.step_scale,
+        "step_size": column.step_size,
         "random": float(random.mean()),
         "reference": float(reference.mean()),
         "returns": [returns[..., k].mean().item() for k in updates],
-        "normalized": [evaluation.interquartile_mean(normalized[..., k].ravel()).item() for k in updates],
+        "normalized": [
+            float(evaluation.interquartile_mean(normalized[..., k], axis=None)) for k in updates
+        ],
         "intervals": [list(evaluation.interquartile_interval(normalized[..., k])) for k in updates],
         "skipped_tasks": int(curve["skipped_tasks"].sum()),
-        "curve": {
-            when: curve[f"return/{when}"].tolist() for when in ("before", "after")
-        },
+        "curve": {when: curve[f"return/{when}"].tolist() for when in ("before", "after")},
         "compile_seconds": compiled - began,
         "train_seconds": trained - compiled,
     }
@@ -202,18 +219,129 @@ def measure(name: str, family_name: str, main: Main) -> dict[str, Any]:
 
 def references(family_name: str, main: Main) -> tuple[np.ndarray, np.ndarray]:
     """Returns of the random and of the reference agent on the held-out tasks, ``[M]`` each."""
-    family = tasks.make(family_name, **FAMILIES[family_name][0])
+    family = tasks.make(family_name, **FAMILIES[family_name].settings)
     task_key, _ = jax.random.split(jax.random.key(10**6))
     drawn = sample_tasks(task_key, family, main.eval_tasks, split="test")
     keys = jax.random.split(jax.random.key(10**6 + 1))
     random = jax.jit(lambda key: evaluation.random_returns(key, drawn, family=family))(keys[0])
-    reference = jax.jit(lambda key: evaluation.reference_returns(key, drawn, family=family))(keys[1])
+    reference = jax.jit(lambda key: evaluation.reference_returns(key, drawn, family=family))(
+        keys[1]
+    )
     return np.asarray(random, np.float64), np.asarray(reference, np.float64)
 
 
+def updates_to_close(cell: Mapping[str, Any], share: float = 0.8, window: int = 10) -> list[float]:
+    """Meta-updates until one lifetime closes ``share`` of the gap from the unadapted policy to the reference.
+
+    By the mean of ``window`` meta-updates on their own (fresh) training tasks; of each seed, infinite
+    where it never happens.
+    """
+    found = []
+    for before, after in zip(cell["curve"]["before"], cell["curve"]["after"], strict=True):
+        mean = np.ones(window) / window
+        before, after = (np.convolve(x, mean, mode="valid") for x in (before, after))
+        closed = (after - before) / (cell["reference"] - before) >= share
+        found.append(float(np.argmax(closed) + window) if closed.any() else float("inf"))
+    return found
+
+
+def table(cells: Mapping[str, Mapping[str, Any]], main: Main) -> list[str]:
+    """Normalised return after one gradient step (IQM and interval), algorithms by families."""
+    names = {name: name.replace("_", " ") for name in main.families}
+    lines = [
+        f"| algorithm | {' | '.join(names.values())} |",
+        f"|---|{'---|' * len(names)}",
+    ]
+    for algorithm in main.algorithms:
+        row = []
+        for family in main.families:
+            cell = cells[cell_name(algorithm, family)]
+            low, high = cell["intervals"][1]
+            row.append(f"{cell['normalized'][1]:.3f} ({low:.3f}, {high:.3f})")
+        lines.append(f"| {algorithm} | {' | '.join(row)} |")
+    return lines
+
+
+def speed_table(cells: Mapping[str, Mapping[str, Any]], main: Main) -> list[str]:
+    """Meta-updates to 80 % of the gap on dense navigation, and what a cell took."""
+    lines = [
+        "| algorithm | meta-updates to 80 % of the gap, median (each seed) | of | seconds |",
+        "|---|---|---|---|",
+    ]
+    for algorithm in main.algorithms:
+        cell = cells[cell_name(algorithm, "navigation")]
+        seeds = updates_to_close(cell)
+        shown = ", ".join("never" if x == float("inf") else f"{x:.0f}" for x in seeds)
+        median = np.median(seeds)
+        middle = "never" if median == float("inf") else f"{median:.0f}"
+        lines.append(
+            f"| {algorithm} | {middle} ({shown}) | {cell['meta_updates']} | {cell['train_seconds']:.0f} |"
+        )
+    return lines
+
+
+def cell_name(algorithm: str, family: str) -> str:
+    return f"{algorithm}-{family}".replace(",", "").replace(" ", "_").lower()
+
+
+def main(main: Main) -> None:
+    if not main.resume and main.output.is_dir() and any(main.output.iterdir()):
+        raise FileExistsError(f"{main.output} is not empty: name another folder, or --resume")
+    training.enable_compilation_cache()
+    console = Console(stderr=True)
+    settings = json.loads(json.dumps(dataclasses.asdict(main), default=str))
+    for name in ("output", "resume", "algorithms", "families"):
+        del settings[name]
+    folder = main.output / "cells"
+    folder.mkdir(parents=True, exist_ok=True)
+    cells: dict[str, dict[str, Any]] = {}
+    for family in main.families:
+        for algorithm in main.algorithms:
+            name = cell_name(algorithm, family)
+            path = folder / f"{name}.json"
+            if path.exists():
+                cell = json.loads(path.read_text())
+                if cell["settings"] != settings:
+                    raise FileExistsError(
+                        f"{path} was measured with other settings: {cell['settings']}"
+                    )
+            else:
+                cell = measure(algorithm, family, main) | {"settings": settings}
+                text = json.dumps(cell)
+                temporary = path.with_suffix(".tmp")
+                temporary.write_text(text + "\n")
+                temporary.replace(path)
+            cells[name] = cell
+            console.print(
+                f"{algorithm} on {family}: normalised return after 0, 1, ... steps "
+                f"{np.round(cell['normalized'], 3).tolist()}, {cell['meta_updates']} meta-updates in "
+                f"{cell['train_seconds']:.0f} s"
+            )
+    lines = table(cells, main)
+    if "navigation" in main.families:
+        lines += ["", *speed_table(cells, main)]
+    machine = (
+        f"{jax.device_count()} × {jax.devices()[0].device_kind}, {os.cpu_count()} CPU cores, "
+        f"Python {platform.python_version()}, jax {jax.__version__}"
+    )
+    results = {"settings": settings, "machine": machine, "cells": cells}
+    (main.output / "results.json").write_text(json.dumps(results) + "\n")
+    (main.output / "table.md").write_text("\n".join(lines) + "\n")
+    plotting.learning(
+        main.output / "learning.png",
+        {
+            family.replace("_", " "): {
+                algorithm: cells[cell_name(algorithm, family)] for algorithm in main.algorithms
+            }
+            for family in main.families
+        },
+    )
+    print("\n".join(lines))
+    console.print(f"{machine}; results in {main.output}")
+
+
 if __name__ == "__main__":
-    cell = measure(sys.argv[1], sys.argv[2], Main(meta_updates=int(sys.argv[3])))
-    c = cell.pop("curve")
-    a = np.array(c["after"])
-    print(np.round(a.mean(0)[:: max(1, a.shape[1] // 12)], 2))
-    print(json.dumps(cell))
+    try:
+        main(tyro.cli(Main, description=__doc__))
+    except (ValueError, TypeError, OSError) as error:
+        sys.exit(f"error: {error}")

@@ -59,12 +59,36 @@ def test_streams_go_on_or_begin_anew(restart, starts):
     assert streams.timestep.first.all() == restart
 
 
-def test_replay_of_its_own_history_is_adaptation():
-    agent, key, (adapted, _, history) = lived(random_learner())
-    again = jax.jit(
-        lambda data: adaptation.replay(key, 0.5, agent, data, learner=random_learner())
-    )(history.trajectories)
-    np.testing.assert_allclose(again, adapted, rtol=1e-6)
+def test_a_replayed_lifetime_is_the_lifetime():
+    """Same key, same experience: the same agents, birth and random updates included; and live ones."""
+    settings = dict(learner=random_learner(), num_streams=4, num_updates=3, restart=True, **WORLD)
+    key, meta = jax.random.key(0), jnp.asarray(0.5)
+    history = jax.jit(lambda: adaptation.lifetime(key, meta, CounterParams(), **settings))()
+
+    def again(meta):
+        return adaptation.replay(key, meta, history.trajectories, learner=random_learner())
+
+    replayed = jax.jit(again)(meta)
+    np.testing.assert_allclose(replayed.agent, history.agent, rtol=1e-6)
+    assert replayed.agent.shape == (4,)
+    assert replayed.trajectories is not None
+    # φ_1 = θ·θ + c: its slope is 2θ, and that of φ_0 = θ is 1.
+    slopes = jax.jacobian(lambda meta: again(meta).agent)(meta)
+    np.testing.assert_allclose(slopes[:2], [1.0, 2 * meta], rtol=1e-6)
+
+
+def test_a_replay_without_updates_is_the_newborn():
+    data = adaptation.lifetime(
+        jax.random.key(0),
+        0.5,
+        CounterParams(),
+        learner=random_learner(),
+        num_streams=2,
+        num_updates=0,
+        **WORLD,
+    ).trajectories
+    replayed = adaptation.replay(jax.random.key(0), 0.25, data, learner=random_learner())
+    np.testing.assert_allclose(replayed.agent, [0.25])
 
 
 def test_no_update_leaves_the_newborn():

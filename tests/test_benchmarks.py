@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import matplotlib.image
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).parent.parent
@@ -164,3 +165,95 @@ def test_navigation_study(tmp_path):
         assert len(row["gap_closed_by_seed"]) == 2
     assert "| MAML |" in (tmp_path / "out" / "table.md").read_text()
     assert "is not empty" in run("navigation.py", *small, "--output", "out", cwd=tmp_path).stderr
+
+
+def test_algorithms_study(tmp_path):
+    small = "--num-seeds 2 --meta-updates 2 --num-tasks 2 --num-streams 2 --eval-tasks 3 --eval-updates 1"
+    cells = ["--algorithms", "MAML", "ES", "--families", "navigation"]
+    arguments = [*small.split(), *cells, "--output", "out"]
+    result = run("algorithms.py", *arguments, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    report = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert sorted(report["cells"]) == ["es-navigation", "maml-navigation"]
+    maml, es = report["cells"]["maml-navigation"], report["cells"]["es-navigation"]
+    assert maml["env_steps"] == 2 * 2 * 2 * 100 * 2
+    assert maml["meta_updates"] == 2
+    assert es["env_steps"] >= maml["env_steps"]
+    for cell in (maml, es):
+        assert len(cell["normalized"]) == len(cell["intervals"]) == 2
+        low, high = cell["intervals"][1]
+        assert low <= cell["normalized"][1] <= high
+        assert np.shape(cell["curve"]["after"]) == (2, cell["meta_updates"])
+    assert "| MAML |" in result.stdout
+    assert (tmp_path / "out" / "learning.png").stat().st_size > 10_000
+
+    assert "is not empty" in run("algorithms.py", *arguments, cwd=tmp_path).stderr
+    before = (tmp_path / "out" / "cells" / "es-navigation.json").read_text()
+    assert run("algorithms.py", *arguments, "--resume", cwd=tmp_path).returncode == 0
+    assert (tmp_path / "out" / "cells" / "es-navigation.json").read_text() == before
+    other = [x if x != "3" else "4" for x in arguments]
+    refused = run("algorithms.py", *other, "--resume", cwd=tmp_path)
+    assert "other settings" in refused.stderr
+    assert "Traceback" not in refused.stderr
+    unknown = run("algorithms.py", "--algorithms", "MAMML", cwd=tmp_path).stderr
+    assert "algorithms='MAMML' is unknown: did you mean 'MAML'" in unknown
+
+
+def test_second_order_study(tmp_path):
+    small = "--num-updates 1 2 --num-tasks 2 --num-streams 2 --repeats 1 --output out"
+    result = run("second_order.py", *small.split(), cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    report = json.loads((tmp_path / "out" / "results.json").read_text())["results"]
+    assert list(report) == ["1", "2"]
+    for rows in report.values():
+        assert list(rows) == ["kept", "rematerialised", "first order"]
+        assert rows["kept"]["memory_bytes"] > rows["rematerialised"]["memory_bytes"]
+    assert "| 2 | rematerialised |" in result.stdout
+    assert "is not empty" in run("second_order.py", "--output", "out", cwd=tmp_path).stderr
+
+
+@pytest.mark.parametrize("algorithm", ["promp", "es"])
+def test_any_algorithm(algorithm, tmp_path):
+    """One more on the common state, and the one whose state is another library's."""
+    settings = [x for x in SMALL if "step-size" not in x]
+    arguments = ["--algorithm", algorithm, "--task.horizon", "5", "--output", "out"]
+    if algorithm == "es":
+        arguments += ["--population-size", "4"]
+    result = run("train.py", *settings, *arguments, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    record = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert record["algorithm"] == algorithm
+    resumed = run("train.py", *settings, *arguments, "--resume", "--meta-updates=4", cwd=tmp_path)
+    assert resumed.returncode == 0, resumed.stderr
+
+
+def test_estimators_study(tmp_path):
+    small = "--num-states 2 --num-actions 2 --horizon 3 --num-features 3 --cost-steps 3".split()
+    small += "--distance 0.3 --values wrong --meta-batch-sizes 1 3 --output out".split()
+    result = run("estimators.py", *small, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    report = json.loads((tmp_path / "out" / "results.json").read_text())
+    rows = report["estimators"]
+    for unbiased in ("dice", "taypo 3", "vtrace (2, 2)"):
+        assert max(rows[unbiased][kind]["bias"] for kind in ("gradient", "hessian")) < 1e-11
+    for biased in ("score", "lvc", "taypo 2", "loaded_dice 0.5", "vtrace (1, 1)", "ppo_clip"):
+        assert rows[biased]["hessian"]["bias"] > 1e-4
+    assert rows["taypo 2"]["gradient"]["bias"] < rows["taypo 1"]["gradient"]["bias"]
+    assert all(row["microseconds"] > 0 for row in rows.values())
+    for column in report["meta_gradients"].values():
+        for name, row in column.items():
+            assert (row["bias"] < 1e-11) == ("E-MAML" in name), name
+    one, three = (report["meta_gradients"][size] for size in ("1", "3"))
+    assert three["dice"]["bias"] < one["dice"]["bias"]
+    left_out = "naive + E-MAML, leave one out"
+    assert three[left_out]["std"] < one[left_out]["std"]
+    table = (tmp_path / "out" / "table.md").read_text()
+    assert "| dice | 0 |" in table
+    assert "| meta-gradient | N = 1 | N = 3 |" in table
+    for name in ("estimators.png", "meta_gradients.png"):
+        assert min(matplotlib.image.imread(tmp_path / "out" / name).shape[:2]) > 300
+    assert "is not empty" in run("estimators.py", *small, cwd=tmp_path).stderr
+    refused = run("estimators.py", "--horizon", "9", cwd=tmp_path)
+    assert "num_states=4, num_actions=3 and horizon=9 make 5159780352" in refused.stderr
+    assert "Traceback" not in refused.stderr
+    assert not (tmp_path / "runs").exists()

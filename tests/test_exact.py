@@ -191,6 +191,13 @@ def test_two_updates_are_a_double_loop(adaptation):
     np.testing.assert_allclose(gradient @ h, slope / 2, rtol=1e-7)
 
 
+def test_three_updates_are_one_and_two(adaptation):
+    a = adaptation
+    p, update, twice = (jax.jit(f) for f in (a.probabilities, a.update, a.finite(1, 2)))
+    total = sum(p(a.theta)[i] * twice(update(a.theta, np.array([i]))) for i in range(8))
+    np.testing.assert_allclose(jax.jit(a.finite(1, 3))(a.theta), total, rtol=1e-13)
+
+
 def test_no_updates_are_the_objective(adaptation):
     assert adaptation.finite(3, 0)(adaptation.theta) == adaptation.objective(adaptation.theta)
     assert adaptation.limit(0)(adaptation.theta) == adaptation.objective(adaptation.theta)

@@ -4,7 +4,7 @@ import numpy as np
 import optax
 import pytest
 
-from jaxmeta.meta_update import guarded_update, meta_gradient
+from jaxmeta.meta_update import guarded_update, mean_of_finite, meta_gradient, tasks_at_once
 
 LEARNED = {"w": jnp.array([1.0, 2.0]), "b": jnp.array(3.0)}
 
@@ -75,3 +75,22 @@ def test_guarded_update():
     for result, right in ((moved, expected), (kept, (LEARNED, before))):
         for x, y in zip(jax.tree.leaves(result), jax.tree.leaves(right), strict=True):
             assert jnp.array_equal(x, y)
+
+
+def test_the_mean_is_over_what_is_finite():
+    rows = jnp.array([[1.0, 2.0], [jnp.nan, 5.0], [3.0, 6.0]])
+    mean, count = mean_of_finite(lambda x: {"x": x, "y": 2 * x[0]}, rows, tasks_per_chunk=2)
+    np.testing.assert_allclose(mean["x"], [2.0, 4.0])
+    np.testing.assert_allclose(mean["y"], 4.0)
+    assert count == 2
+    mean, count = mean_of_finite(lambda x: x / 0.0, rows, tasks_per_chunk=None)
+    np.testing.assert_array_equal(mean, [0.0, 0.0])
+    assert count == 0
+
+
+def test_how_many_tasks_at_once():
+    assert tasks_at_once(20, 7) == 7
+    assert tasks_at_once(3, 7) == 3
+    if jax.default_backend() == "cpu" and jax.device_count() == 1:
+        assert tasks_at_once(20, None) == 5
+        assert tasks_at_once(2, None) == 2

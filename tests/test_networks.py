@@ -168,3 +168,28 @@ def test_small_systems_are_solved_without_lapack(size, x64):
     solve = jax.jit(jax.vmap(networks._solve_positive_definite))
     expected = np.linalg.solve(a, b[..., None])[..., 0]
     np.testing.assert_allclose(solve(a, b), expected, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("kind", ["categorical", "gaussian"])
+def test_a_context_is_an_input_that_starts_at_zero(kind):
+    space = DISCRETE if kind == "categorical" else BOX
+    policy = networks.default_policy(kind, (4,), space, (8,), context_size=3)
+    params = policy.init(jax.random.key(0))
+    assert set(params) == {"body", "head", "context"}
+    np.testing.assert_array_equal(params["context"], jnp.zeros(3))
+    obs = jax.random.normal(jax.random.key(1), (1, 4))
+    without = policy.unroll(params, (), timesteps(obs))
+    moved = policy.unroll({**params, "context": jnp.ones(3)}, (), timesteps(obs))
+    assert not jnp.allclose(without[0], moved[0], atol=1e-6)
+    assert set(networks.default_policy(kind, (4,), space, (8,)).init(jax.random.key(0))) == {
+        "body",
+        "head",
+    }
+
+
+def test_the_head_is_the_last_layer_with_its_spread():
+    params = networks.gaussian_mlp((4,), BOX, (8, 6)).init(jax.random.key(0))
+    shapes = sorted(x.shape for x in jax.tree.leaves(params["head"]))
+    assert shapes == [(2,), (2,), (6, 2)]  # bias, log_std, kernel
+    params = networks.categorical_mlp((4,), DISCRETE, ()).init(jax.random.key(0))
+    assert sorted(x.shape for x in jax.tree.leaves(params)) == [(3,), (4, 3)]

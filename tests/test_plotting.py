@@ -1,5 +1,9 @@
+import itertools
+
 import matplotlib.image
 import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from jaxmeta import evaluation, plotting
 
@@ -54,3 +58,75 @@ def test_trajectories_draw_goals_and_any_number_of_tasks(tmp_path):
     plotting.trajectories(tmp_path / "free.png", obs, first, labels=("a", "b"))
     assert (tmp_path / "goals.png").stat().st_size > 10_000
     assert (tmp_path / "free.png").stat().st_size > 10_000
+
+
+def test_learning_curves_of_any_number_of_families(tmp_path):
+    def cell(level):
+        after = np.full((2, 20), level) + np.linspace(0, 1, 20)[None, :]
+        return {
+            "curve": {"after": after},
+            "env_steps": 2_000_000,
+            "random": -10.0,
+            "reference": 0.0,
+        }
+
+    many = {f"algorithm {i}": cell(-9.0 + i) for i in range(8)}
+    plotting.learning(tmp_path / "many.png", {f"family {i}": many for i in range(4)})
+    plotting.learning(tmp_path / "one.png", {"family": {"algorithm": cell(-5.0)}})
+    seen, _ = colours(tmp_path / "many.png")
+    assert set(plotting.PALETTE) <= seen
+    seen, _ = colours(tmp_path / "one.png")
+    assert plotting.BLUE in seen
+    assert plotting.ORANGE not in seen
+
+
+def test_second_order_shows_every_variant(tmp_path):
+    row = {"memory_bytes": 2e8, "median_seconds": 0.5}
+    results = {k: {"kept": row, "first order": row | {"memory_bytes": 1e8}} for k in (1, 3)}
+    plotting.second_order(tmp_path / "figure.png", results)
+    seen, _ = colours(tmp_path / "figure.png")
+    assert {plotting.BLUE, plotting.ORANGE} <= seen
+
+
+def test_estimators_show_who_is_unbiased(tmp_path):
+    """Blue without bias, orange with it, and no trouble where all are at one point."""
+
+    def row(bias, std):
+        return {"gradient": {"bias": 0.0, "std": 2.0}, "hessian": {"bias": bias, "std": std}}
+
+    rows = {"a": row(1e-15, 5.0), "b": row(1e-15, 5.0), "c": row(0.4, 2.0), "d": row(1e-4, 1.0)}
+    plotting.estimators(tmp_path / "both.png", rows, title="on-policy")
+    plotting.estimators(tmp_path / "unbiased.png", {"a": rows["a"]})
+    seen, _ = colours(tmp_path / "both.png")
+    assert {plotting.BLUE, plotting.ORANGE} <= seen
+    seen, _ = colours(tmp_path / "unbiased.png")
+    assert plotting.BLUE in seen
+    assert plotting.ORANGE not in seen
+
+
+def test_labels_beside_points_do_not_overlap():
+    """Five points at one height, and one below: their names take a line each."""
+    figure = Figure(figsize=(6, 4))
+    axes = figure.subplots()
+    axes.set_xlim(0, 6)
+    axes.set_ylim(0, 1)
+    labels = {(float(x), 0.02): f"point {x}" for x in range(5)} | {(5.0, 0.01): "two\nlines"}
+    plotting._label_beside(axes, labels)
+    figure.draw_without_rendering()
+    boxes = [Text.get_window_extent(text) for text in axes.texts]  # without the lines to the points
+    boxes.sort(key=lambda box: box.y0)
+    assert len(boxes) == len(labels)
+    for below, above in itertools.pairwise(boxes):
+        assert below.y1 <= above.y0
+
+
+def test_meta_gradients_draw_every_estimator(tmp_path):
+    def column(scale):
+        rows = {"unbiased": 0.0, "biased": 0.1}
+        return {
+            name: {"bias": x, "bias_limit": 0.3 * scale, "std": scale} for name, x in rows.items()
+        }
+
+    plotting.meta_gradients(tmp_path / "meta.png", {1: column(1.0), 10: column(0.1)})
+    seen, _ = colours(tmp_path / "meta.png")
+    assert {plotting.BLUE, plotting.ORANGE} <= seen

@@ -1,3 +1,6 @@
+import math
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -5,9 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxmeta import returns
+from jaxmeta import exact, returns
 from jaxmeta.networks import linear_baseline, linear_features
+from jaxmeta.objectives import semi_gradient
+from jaxmeta.returns import vtrace_targets
 from tests.probes import CounterParams, constant_learner
+from tests.test_objectives import UNBIASED, make_world, relative_bias
 from tests.test_rollout import ENV, act_in
 
 T = 12
@@ -73,6 +79,29 @@ def test_gae_at_lambda_one_is_the_return_less_the_value(seed):
     np.testing.assert_allclose(
         returns.gae(delta, s["discount"], s["last"], 1.0), g - s["v"], rtol=1e-4, atol=1e-4
     )
+
+
+@settings(max_examples=20, deadline=None)
+@given(seeds, st.sampled_from([(math.inf, math.inf), (1.0, 1.0), (1.5, 0.5), (math.inf, 0.0)]))
+def test_vtrace_targets_are_their_sum(seed, bars):
+    """Espeholt et al. 2018, eq. 1, up to where the episode ends."""
+    s, lambda_ = streams(seed), 0.9
+    rho = np.exp(np.random.default_rng(seed).normal(size=T))
+    reward, discount, v, v_next, last = (
+        np.asarray(s[x]) for x in ("reward", "discount", "v", "v_next", "last")
+    )
+    expected = v.copy()
+    for t in range(T):
+        product = 1.0
+        for k in range(t, T):
+            delta = reward[k] + discount[k] * v_next[k] - v[k]
+            expected[t] += product * min(rho[k], bars[0]) * delta
+            product *= discount[k] * lambda_ * min(rho[k], bars[1])
+            if last[k]:
+                break
+    columns = (s["reward"], s["discount"], s["v"], s["v_next"], jnp.asarray(rho), s["last"])
+    result = vtrace_targets(*columns, rho_bar=bars[0], c_bar=bars[1], lambda_=lambda_)
+    np.testing.assert_allclose(result, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_truncation_bootstraps_and_termination_does_not():
@@ -196,3 +225,198 @@ def test_few_streams_are_no_trouble(num_streams):
     assert jnp.all(jnp.isfinite(delta))
     if num_streams == 1:  # nothing to fit a baseline to
         np.testing.assert_allclose(delta, data.reward, atol=1e-5)
+
+
+# The value side, by enumeration: what targets say on average, and what a meta-gradient through the
+# updates that are made of them says.
+
+UNTRUNCATED = dict(rho_bar=math.inf, c_bar=math.inf)
+TD = dict(rho_bar=math.inf, c_bar=0.0)
+
+
+@pytest.fixture(scope="module")
+def off_policy():
+    """Three steps from any of two states; μ is some way from π."""
+    with jax.enable_x64(True):
+        world = make_world(4, sizes=(2, 2, 3), num_features=3)
+        return world._replace(theta_mu=world.theta + 3.0 * (world.theta_mu - world.theta))
+
+
+def columns(world, v, path):
+    """What `vtrace_targets` takes of one path ``[H]``, which terminates at H; values ``v [H]``."""
+    ratio = jnp.exp(world.log_prob(world.theta)[path] - world.log_prob(world.theta_mu)[path])
+    last = jnp.zeros(world.horizon, bool).at[-1].set(True)
+    discount = world.mdp.discount * (1.0 - last)
+    # Nothing but its discount of 0 keeps out what is said to follow the last step.
+    v_next = jnp.append(v[1:], 100.0)
+    return world.rewards[path], discount, v, v_next, ratio, last
+
+
+def expected_targets(world, v, targets):
+    """``E_μ[target_t | s_t = s]``, ``[H, S]``, for values ``v [H + 1, S]``."""
+    time, num_paths = np.arange(world.horizon), len(world.states)
+
+    @jax.jit
+    def found(world, v):
+        def on(path):
+            return targets(*columns(world, v[time, world.states[path]], path))
+
+        there = jax.nn.one_hot(world.states, v.shape[1])
+        p = world.probabilities(world.theta_mu)
+        sums = jnp.einsum("p,pts,pt->ts", p, there, jax.vmap(on)(jnp.arange(num_paths)))
+        return sums / jnp.einsum("p,pts->ts", p, there)
+
+    return found(world, v)
+
+
+def check_unbiased_targets(world, targets):
+    """The values of π, whatever values the targets are made with."""
+    v = exact.values(world.mdp, world.policy(world.theta), world.horizon)[:-1]
+    for guess in (world.wrong, jnp.zeros_like(world.wrong)):
+        np.testing.assert_allclose(expected_targets(world, guess, targets), v, rtol=1e-12)
+
+
+def test_untruncated_targets_are_unbiased(x64, off_policy):
+    check_unbiased_targets(off_policy, partial(vtrace_targets, **UNTRUNCATED))
+
+
+@pytest.mark.parametrize("bug", ["c of the step before", "inverted mask", "no correction"])
+def test_planted_wrong_targets(bug, x64, off_policy):
+    def mutant(reward, discount, v, v_next, rho, last):
+        if bug == "inverted mask":
+            discount = 1.0 - discount
+        if bug == "no correction":
+            rho = jnp.ones_like(rho)
+        delta = returns.td_errors(reward, discount, v, v_next)
+        c = jnp.roll(rho, 1).at[0].set(1.0) if bug == "c of the step before" else rho
+        return v + returns.gae(rho * delta, discount * c, last, 1.0)
+
+    with pytest.raises(AssertionError):
+        check_unbiased_targets(off_policy, mutant)
+
+
+@pytest.mark.parametrize(
+    ("rho_bar", "c_bar", "lambda_"),
+    [(1.0, 1.0, 1.0), (1.0, 0.3, 0.9), (1.1, 1.0, 1.0), (math.inf, 1.0, 0.9), (math.inf, 0.0, 1.0)],
+)
+def test_the_fixed_point_of_truncated_targets(rho_bar, c_bar, lambda_, x64, off_policy):
+    """The values of π̄ ∝ min(ρ̄ μ, π), whatever c̄ and λ: those of π without a bar, and else not."""
+    world = off_policy
+    policy, mu = world.policy(world.theta), world.policy(world.theta_mu)
+    bounded = jnp.minimum(rho_bar * mu, policy)
+    bounded = bounded / bounded.sum(axis=1, keepdims=True)
+    targets = partial(vtrace_targets, rho_bar=rho_bar, c_bar=c_bar, lambda_=lambda_)
+    fixed, v = (exact.values(world.mdp, x, world.horizon) for x in (bounded, policy))
+    np.testing.assert_allclose(expected_targets(world, fixed, targets), fixed[:-1], rtol=1e-12)
+    moved = jnp.abs(expected_targets(world, v, targets) - v[:-1]).max()
+    assert (moved < 1e-12) if rho_bar == math.inf else (moved > 1e-3)
+
+
+def test_the_meta_gradient_of_values_that_are_learned_from_off_policy_data(x64, off_policy):
+    """Three TD(0) updates on a path D, the squared error after them on another path D'.
+
+    Unbiased for the error to V^π where μ goes, if the targets of D' are (given D) and if nothing is
+    stopped in the updates.
+    """
+    world, num_updates, step_size = off_policy, 3, 0.5
+    horizon, num_paths = world.horizon, len(world.states)
+    x = jax.random.normal(jax.random.key(8), (horizon, 2, 4))  # features of time and state
+    w = jax.random.normal(jax.random.key(9), (4,))
+
+    def values(w, path):
+        return x[np.arange(horizon), world.states[path]] @ w
+
+    def targets(w, path, **bars):
+        return vtrace_targets(*columns(world, values(w, path), path), **bars)
+
+    def td_update(w, path):
+        error = targets(w, path, **TD) - values(w, path)
+        return w + step_size * semi_gradient(partial(values, path=path), w, error) / horizon
+
+    def planted_td_update(w, path):
+        """The same step as the gradient of a loss with a stop in it."""
+        goal = jax.lax.stop_gradient(targets(w, path, **TD))
+        loss = jax.grad(lambda w: 0.5 * jnp.mean((goal - values(w, path)) ** 2))
+        return w - step_size * loss(w)
+
+    def first_order_td_update(w, path):
+        return w + jax.lax.stop_gradient(td_update(w, path) - w)
+
+    def squared_error(w, path, goal, weight=1.0):
+        return 0.5 * jnp.mean(weight * (values(w, path) - jax.lax.stop_gradient(goal)) ** 2)
+
+    def with_targets(w, path, **bars):
+        return squared_error(w, path, targets(w, path, **bars))
+
+    def per_decision(w, path):
+        return squared_error(w, path, targets(jnp.zeros_like(w), path, **UNTRUNCATED))
+
+    def weighted(w, path, correct=True):
+        """Returns as they are; the error weighted by the ratio of all that led to them."""
+        reward, discount, _, v_next, rho, last = columns(world, values(w, path), path)
+        weight = jnp.cumprod(rho[::-1])[::-1] if correct else 1.0
+        goal = returns.discounted_returns(reward, discount, last, v_next)
+        return squared_error(w, path, goal, weight)
+
+    doubly_robust = partial(with_targets, **UNTRUNCATED)
+    unbiased = {
+        "per-decision importance sampling": (td_update, per_decision),
+        "doubly robust": (td_update, doubly_robust),
+        "weighted error": (td_update, weighted),
+    }
+    biased = {
+        "V-trace (1, 1)": (td_update, partial(with_targets, rho_bar=1.0, c_bar=1.0)),
+        "bootstrapped": (td_update, partial(with_targets, **TD)),
+        "uncorrected": (td_update, partial(weighted, correct=False)),
+        "stopped inner targets": (planted_td_update, per_decision),
+        "first-order": (first_order_td_update, per_decision),
+    }
+    same_path = {"per-decision": (td_update, per_decision), "DR": (td_update, doubly_robust)}
+
+    def adapted(update, w, path):
+        for _ in range(num_updates):
+            w = update(w, path)
+        return w
+
+    p = world.probabilities(world.theta_mu)
+    paths = jnp.arange(num_paths)
+
+    @jax.jit
+    def meta_gradients(w):
+        def independent(row, w):
+            update, loss = row
+            after = jax.vmap(partial(adapted, update, w))(paths)
+            return p @ jax.vmap(lambda w: jax.vmap(partial(loss, w))(paths))(after) @ p
+
+        def dependent(row, w):
+            update, loss = row
+            return p @ jax.vmap(lambda path: loss(adapted(update, w, path), path))(paths)
+
+        rows = [partial(independent, row) for row in (*unbiased.values(), *biased.values())]
+        rows += [partial(dependent, row) for row in same_path.values()]
+        return jax.jacrev(lambda w: jnp.stack([row(w) for row in rows]))(w)
+
+    # The truth in closed form: updates are affine in w.
+    v = exact.values(world.mdp, world.policy(world.theta), horizon)[:-1]
+    there = jax.nn.one_hot(world.states, 2)  # [P, H, S]
+    visits = jnp.einsum("p,pts->ts", p, there) / horizon
+    rho = np.exp(world.log_prob(world.theta) - world.log_prob(world.theta_mu))
+    truth = np.zeros(4)
+    for path in range(num_paths):
+        now = np.asarray(x[np.arange(horizon), world.states[path]])
+        after = 0.95 * np.vstack([now[1:], np.zeros(4)])
+        a = np.einsum("t,tf,tg->fg", rho[path], now, now - after) / horizon
+        b = (rho[path] * world.rewards[path]) @ now / horizon
+        once = np.eye(4) - step_size * a
+        w_k = np.asarray(w)
+        for _ in range(num_updates):
+            w_k = once @ w_k + step_size * b
+        error = visits * (x @ w_k - v)
+        pulled_back = np.linalg.matrix_power(once.T, num_updates)
+        truth += p[path] * pulled_back @ np.einsum("tsf,ts->f", x, error)
+
+    found = [relative_bias(gradient, truth) for gradient in meta_gradients(w)]
+    for name, bias in zip(unbiased, found, strict=False):
+        assert bias < UNBIASED, name
+    for name, bias in zip((*biased, *same_path), found[len(unbiased) :], strict=True):
+        assert bias > 1e-2, name

@@ -8,9 +8,9 @@ and by the implicit function theorem dφ/dθ = (I + ∇²L(φ; D) / λ)^-1 (eq. 
 took and without memory for its steps. The meta-gradient applies that matrix to the outer gradient by
 conjugate gradients on Hessian-vector products (algorithm 2).
 
-In reinforcement learning the minimum is that of the importance-weighted surrogate on the experience of
-the policy before the update (`dice`: as φ moves away, its ratios follow), and λ has to exceed the most
-negative curvature of that surrogate for a minimum to be there.
+In reinforcement learning L is a surrogate on the experience of the policy before the update, in ratios to
+that policy: as φ moves away they follow. λ has to exceed its most negative curvature for a minimum to be
+there.
 """
 
 import dataclasses
@@ -32,8 +32,9 @@ from jaxmeta.types import MetaAlgorithm, Params, Task, Trajectory
 class Config(gradient_learner.Config):
     """What shapes the program."""
 
-    inner_surrogate: str = "dice"
-    """Surrogate of the inner problem."""
+    inner_surrogate: str = "lvc"
+    """Surrogate of the inner problem. `dice` is unbiased, but its ratios of whole paths explode over
+    long episodes as φ moves away from the policy that acted."""
     solver_steps: int = 8
     """Gradient steps of size α that solve the inner problem on one batch of experience."""
     cg_steps: int = 5
@@ -57,9 +58,9 @@ class Hyper(NamedTuple):
     """γ."""
     gae_lambda: float = 0.95
     """λ of the advantages; below 1 it is biased unless the baseline is exact."""
-    step_size: float = 0.2
+    step_size: float = 0.125
     """α of the inner solver."""
-    proximal: float = 2.0
+    proximal: float = 4.0
     """λ: how strongly φ is held near θ; 1/λ plays the part of MAML's step size."""
     learning_rate: float = 5e-3
     """Step size of the outer optimiser."""
