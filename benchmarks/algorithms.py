@@ -2,7 +2,9 @@
 
 Each algorithm meta-trains on the same number of environment steps of each family (all seeds as one vmap),
 then adapts to held-out tasks by one gradient step. Returns are normalised: 0 is the random agent and 1 the
-reference agent, which is told the task (optimal in navigation, the best known controller elsewhere).
+reference agent, which is told the task (optimal in navigation, a good hand-written controller elsewhere).
+Settings are the defaults but for the inner step size, which is chosen for a family by MAML's sake and then
+everybody's; ES is last to profit from a budget that is measured in environment steps.
 
     python benchmarks/algorithms.py --output runs/algorithms
     python benchmarks/algorithms.py --families navigation --algorithms MAML ProMP
@@ -13,6 +15,7 @@ that are there), results.json, table.md and learning.png in the output folder.
 
 import dataclasses
 import json
+import math
 import os
 import platform
 import sys
@@ -56,7 +59,7 @@ VARIANTS = {
     "CAVIA": Variant("maml", {"adapts": "context", "context_size": 8}),
     "ProMP": Variant("promp"),
     "MAML-TRPO": Variant("maml_trpo", {"cg_steps": 5}),
-    "Reptile": Variant("reptile"),
+    "Reptile": Variant("reptile", {"num_updates": 1}),
     "iMAML": Variant("imaml"),
     "ES": Variant("es", {"population_size": 16}, task_share=0.4),
     "no meta-learning": Variant("maml", {"num_updates": 0}),
@@ -237,9 +240,12 @@ def updates_to_close(cell: Mapping[str, Any], share: float = 0.8, window: int = 
     where it never happens.
     """
     found = []
+    window = min(window, cell["meta_updates"])
+    mean = np.ones(window) / window
     for before, after in zip(cell["curve"]["before"], cell["curve"]["after"], strict=True):
-        mean = np.ones(window) / window
-        before, after = (np.convolve(x, mean, mode="valid") for x in (before, after))
+        before, after = (
+            np.convolve(np.asarray(x, float), mean, mode="valid") for x in (before, after)
+        )
         closed = (after - before) / (cell["reference"] - before) >= share
         found.append(float(np.argmax(closed) + window) if closed.any() else float("inf"))
     return found
@@ -256,8 +262,9 @@ def table(cells: Mapping[str, Mapping[str, Any]], main: Main) -> list[str]:
         row = []
         for family in main.families:
             cell = cells[cell_name(algorithm, family)]
-            low, high = cell["intervals"][1]
-            row.append(f"{cell['normalized'][1]:.3f} ({low:.3f}, {high:.3f})")
+            numbers = [cell["normalized"][1], *cell["intervals"][1]]
+            mean, low, high = ("diverged" if x is None else f"{x:.3f}" for x in numbers)
+            row.append(f"{mean} ({low}, {high})")
         lines.append(f"| {algorithm} | {' | '.join(row)} |")
     return lines
 
@@ -265,19 +272,33 @@ def table(cells: Mapping[str, Mapping[str, Any]], main: Main) -> list[str]:
 def speed_table(cells: Mapping[str, Mapping[str, Any]], main: Main) -> list[str]:
     """Meta-updates to 80 % of the gap on dense navigation, and what a cell took."""
     lines = [
-        "| algorithm | meta-updates to 80 % of the gap, median (each seed) | of | seconds |",
-        "|---|---|---|---|",
+        "| algorithm | meta-updates to 80 % of the gap, median (each seed) | of | env steps, thousands | seconds |",
+        "|---|---|---|---|---|",
     ]
     for algorithm in main.algorithms:
+        if VARIANTS[algorithm].config.get("num_updates") == 0:
+            continue  # one lifetime of it has no update in it
         cell = cells[cell_name(algorithm, "navigation")]
         seeds = updates_to_close(cell)
         shown = ", ".join("never" if x == float("inf") else f"{x:.0f}" for x in seeds)
         median = np.median(seeds)
         middle = "never" if median == float("inf") else f"{median:.0f}"
+        steps = median * cell["env_steps"] / cell["meta_updates"] / 1000
+        thousands = "never" if median == float("inf") else f"{steps:.0f}"
         lines.append(
-            f"| {algorithm} | {middle} ({shown}) | {cell['meta_updates']} | {cell['train_seconds']:.0f} |"
+            f"| {algorithm} | {middle} ({shown}) | {cell['meta_updates']} | {thousands} "
+            f"| {cell['train_seconds']:.0f} |"
         )
     return lines
+
+
+def finite(tree: Any) -> Any:
+    """The same with None for the numbers of a run that diverged, which JSON cannot hold."""
+    if isinstance(tree, dict):
+        return {name: finite(x) for name, x in tree.items()}
+    if isinstance(tree, list):
+        return [finite(x) for x in tree]
+    return None if isinstance(tree, float) and not math.isfinite(tree) else tree
 
 
 def cell_name(algorithm: str, family: str) -> str:
@@ -299,22 +320,26 @@ def main(main: Main) -> None:
         for algorithm in main.algorithms:
             name = cell_name(algorithm, family)
             path = folder / f"{name}.json"
+            described = settings | {
+                "variant": dataclasses.asdict(VARIANTS[algorithm]),
+                "column": dataclasses.asdict(FAMILIES[family]),
+            }
             if path.exists():
                 cell = json.loads(path.read_text())
-                if cell["settings"] != settings:
+                if cell["settings"] != described:
                     raise FileExistsError(
                         f"{path} was measured with other settings: {cell['settings']}"
                     )
             else:
-                cell = measure(algorithm, family, main) | {"settings": settings}
-                text = json.dumps(cell)
+                cell = finite(measure(algorithm, family, main) | {"settings": described})
+                text = json.dumps(cell, allow_nan=False)
                 temporary = path.with_suffix(".tmp")
                 temporary.write_text(text + "\n")
                 temporary.replace(path)
             cells[name] = cell
             console.print(
                 f"{algorithm} on {family}: normalised return after 0, 1, ... steps "
-                f"{np.round(cell['normalized'], 3).tolist()}, {cell['meta_updates']} meta-updates in "
+                f"{np.round(np.asarray(cell['normalized'], float), 3).tolist()}, {cell['meta_updates']} meta-updates in "
                 f"{cell['train_seconds']:.0f} s"
             )
     lines = table(cells, main)
@@ -325,7 +350,7 @@ def main(main: Main) -> None:
         f"Python {platform.python_version()}, jax {jax.__version__}"
     )
     results = {"settings": settings, "machine": machine, "cells": cells}
-    (main.output / "results.json").write_text(json.dumps(results) + "\n")
+    (main.output / "results.json").write_text(json.dumps(results, allow_nan=False) + "\n")
     (main.output / "table.md").write_text("\n".join(lines) + "\n")
     plotting.learning(
         main.output / "learning.png",

@@ -24,7 +24,12 @@ from jaxmeta.distributions import Distribution
 from jaxmeta.meta_update import State, guarded_update, meta_gradient, tasks_at_once
 from jaxmeta.networks import Policy, default_policy
 from jaxmeta.objectives import Surrogate
-from jaxmeta.returns import advantage_scale, baseline_td_errors, first_episode_return
+from jaxmeta.returns import (
+    advantage_scale,
+    baseline_td_errors,
+    first_episode_return,
+    in_first_episode,
+)
 from jaxmeta.tasks.family import TaskFamily
 from jaxmeta.types import History, Learner, MetaAlgorithm, Params, Task, TimeStep, Trajectory
 
@@ -36,7 +41,8 @@ class Config:
     num_streams: int = 20
     """Parallel episodes a task and update (N)."""
     num_steps: int | None = None
-    """Steps of each (T); None is the family's horizon, one whole episode."""
+    """Steps of each (T); None is the family's horizon, one whole episode. An episode that ends sooner is
+    followed by others, which are not learned from: a stream is one episode."""
     num_updates: int = 1
     """Inner gradient steps (K) in meta-training; 0 trains without meta-learning."""
     step_sizes: Literal["fixed", "scalar", "parameter"] = "fixed"
@@ -98,7 +104,8 @@ class GradientLearner(NamedTuple):
     distribution: Callable[[Params, Trajectory], Distribution]
     """``(params, data [N, T]) -> the policy's action distributions [N, T]``."""
     loss: Callable[[Params, Trajectory, Any, Surrogate], jax.Array]
-    """``(params, data [N, T], hyper, surrogate) -> []``: minus the surrogate per step, to be minimised."""
+    """``(params, data [N, T], hyper, surrogate) -> []``: minus the surrogate of the streams' first
+    episodes, per step of T, to be minimised."""
     lifetime: Callable[..., History]
     """`adaptation.lifetime` with the configured sizes."""
     env_steps: int
@@ -153,11 +160,11 @@ def gradient_learner(
         delta = baseline_td_errors(data, discount, family.horizon)
         if config.normalize:
             delta = delta / advantage_scale(delta, discount, data.last, hyper.gae_lambda)
-        delta = jax.lax.stop_gradient(delta)
+        delta = jnp.where(jax.vmap(in_first_episode)(data.last), jax.lax.stop_gradient(delta), 0.0)
         terms = jax.vmap(surrogate, in_axes=(0, 0, 0, 0, 0, None))(
             log_prob, data.log_prob, delta, discount, data.timestep.first, hyper.gae_lambda
         )
-        # A sum over time, over a constant: the realised lengths would bias it.
+        # A sum over one episode, over a constant: the realised lengths would bias it.
         return -jnp.mean(terms) / data.reward.shape[1]
 
     def update(key: jax.Array, meta: Meta, agent: Params, data: Trajectory) -> Params:
@@ -305,6 +312,11 @@ def descend(
     return State(meta, optimizer_state, state.num_updates + apply)
 
 
+def is_applicable(metrics: dict[str, jax.Array], num_tasks: int) -> jax.Array:
+    """Whether a meta-gradient says anything: of at least one task, and of a norm that is finite, ``[]``."""
+    return (metrics["skipped_tasks"] < num_tasks) & jnp.isfinite(metrics["meta_grad_norm"])
+
+
 def follow_meta_gradient(
     task_loss: Callable[[Meta, jax.Array, Task], tuple[jax.Array, dict]],
     parts: GradientLearner,
@@ -319,17 +331,17 @@ def follow_meta_gradient(
         return first_state(parts.init(key, hyper), config, optimizer)
 
     def step(key: jax.Array, state: State, tasks: Task) -> tuple[State, dict]:
+        num_tasks = jax.tree.leaves(tasks)[0].shape[0]
         gradient, metrics = meta_gradient(
             lambda learned, key, task: task_loss(
                 with_learned(state.meta, learned, config), key, task
             ),
             learned(state.meta, config),
-            key,
+            jax.random.split(key, num_tasks),
             tasks,
             tasks_per_chunk=config.tasks_per_chunk,
         )
-        num_tasks = jax.tree.leaves(tasks)[0].shape[0]
-        applied = metrics["skipped_tasks"] < num_tasks
+        applied = is_applicable(metrics, num_tasks)
         state = descend(state, gradient, config, optimizer, apply=applied)
         return state, metrics | {
             "skipped_updates": jnp.asarray(~applied, jnp.int32),

@@ -7,11 +7,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxmeta.types import Task
-
-TaskLoss = Callable[[Any, jax.Array, Task], tuple[jax.Array, dict[str, jax.Array]]]
-"""``(learned, key, task) -> (loss [], report)``: the meta-objective in one task, to be minimised. Its
-value is not reported: a surrogate's gradient means something, its value on its own data does not."""
+TaskLoss = Callable[[Any, jax.Array, Any], tuple[jax.Array, dict[str, jax.Array]]]
+"""``(learned, key, task) -> (loss [], report)``: the meta-objective in one task (or on what was recorded
+in it), to be minimised. Its value is not reported: a surrogate's gradient means something, its value on
+its own data does not."""
 
 
 class State(NamedTuple):
@@ -56,15 +55,14 @@ def mean_of_finite(
 
 
 def meta_gradient(
-    task_loss: TaskLoss, learned: Any, key: jax.Array, tasks: Task, *, tasks_per_chunk: int | None
+    task_loss: TaskLoss, learned: Any, keys: jax.Array, tasks: Any, *, tasks_per_chunk: int | None
 ) -> tuple[Any, dict[str, jax.Array]]:
-    """Mean over ``tasks [M]`` of the gradient of ``task_loss``: ``(gradient, metrics)``.
+    """Mean over ``tasks [M]`` of the gradient of ``task_loss``, a key each: ``(gradient, metrics)``.
 
     Guarded: a task whose loss, report or gradient is not finite is left out of the mean, of every
     metric too, and counted in ``skipped_tasks``. With no task left the gradient is zero and the
     reported means are NaN. ``tasks_per_chunk`` as in `tasks_at_once`.
     """
-    num_tasks = jax.tree.leaves(tasks)[0].shape[0]
 
     def task_gradient(key_and_task: tuple) -> tuple:
         (loss, report), gradient = jax.value_and_grad(task_loss, has_aux=True)(
@@ -73,12 +71,12 @@ def meta_gradient(
         return gradient, loss, report
 
     (gradient, _, reports), num_good = mean_of_finite(
-        task_gradient, (jax.random.split(key, num_tasks), tasks), tasks_per_chunk=tasks_per_chunk
+        task_gradient, (keys, tasks), tasks_per_chunk=tasks_per_chunk
     )
     metrics = {name: jnp.where(num_good > 0, x, jnp.nan) for name, x in reports.items()}
     return gradient, metrics | {
         "meta_grad_norm": optax.tree.norm(gradient),
-        "skipped_tasks": num_tasks - num_good,
+        "skipped_tasks": len(keys) - num_good,
     }
 
 

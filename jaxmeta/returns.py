@@ -110,8 +110,16 @@ def first_episode_return(reward: jax.Array, last: jax.Array) -> jax.Array:
     What evaluation reports: averaging over however many episodes fit into T steps would favour the
     short ones.
     """
-    ended = jnp.cumsum(last.astype(jnp.int32)) - last.astype(jnp.int32)
-    return jnp.sum(jnp.where(ended == 0, reward, 0.0))
+    return jnp.sum(jnp.where(in_first_episode(last), reward, 0.0))
+
+
+def in_first_episode(last: jax.Array) -> jax.Array:
+    """Which steps of a stream belong to its first episode, bool ``[T]``.
+
+    Counting that one alone keeps a stream one draw of an episode: what begins after it begins the
+    sooner the earlier it ended, so a sum over all of them is the rate of reward and not the return.
+    """
+    return jnp.cumsum(last.astype(jnp.int32)) == last.astype(jnp.int32)
 
 
 def baseline_td_errors(data: Trajectory, discount: jax.Array, horizon: int) -> jax.Array:

@@ -17,7 +17,11 @@ def task_loss(learned, key, task):
 def gradient_of(tasks, chunk=None):
     return jax.jit(
         lambda tasks: meta_gradient(
-            task_loss, LEARNED, jax.random.key(0), tasks, tasks_per_chunk=chunk
+            task_loss,
+            LEARNED,
+            jax.random.split(jax.random.key(0), len(tasks)),
+            tasks,
+            tasks_per_chunk=chunk,
         )
     )(jnp.asarray(tasks))
 
@@ -41,7 +45,7 @@ def test_tasks_have_their_own_keys():
     seen = meta_gradient(
         lambda learned, key, task: (learned * task, {"u": jax.random.uniform(key) ** 2}),
         jnp.ones(()),
-        jax.random.key(0),
+        jax.random.split(jax.random.key(0), 1000),
         jnp.ones(1000),
         tasks_per_chunk=None,
     )[1]["u"]

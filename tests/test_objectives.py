@@ -58,24 +58,22 @@ class World(NamedTuple):
 
 
 def make_world(seed, *, sizes, num_features, initial_state=None):
+    """Drawn by numpy, which compiles nothing."""
     num_states, num_actions, horizon = sizes
-
-    @jax.jit
-    def drawn(key):
-        mdp_key, features_key, theta_key, values_key = jax.random.split(key, 4)
-        mdp = exact.random_mdp(
-            mdp_key, num_states=num_states, num_actions=num_actions, discount=0.95
-        )
-        if initial_state is not None:
-            mdp = mdp._replace(initial=jnp.eye(num_states)[initial_state])
-        features = jax.random.normal(features_key, (num_states, num_actions, num_features))
-        theta, direction = 0.5 * jax.random.normal(theta_key, (2, num_features))
-        theta_mu = theta + 0.3 * direction / jnp.linalg.norm(direction)
-        wrong = jax.random.normal(values_key, (horizon + 1, num_states)).at[horizon].set(0.0)
-        return mdp, features, theta, theta_mu, wrong
-
+    rng = np.random.default_rng(seed)
+    transition = rng.dirichlet(np.ones(num_states), (num_states, num_actions))
+    reward = rng.normal(size=(num_states, num_actions))
+    initial = rng.dirichlet(np.ones(num_states))
+    if initial_state is not None:
+        initial = np.eye(num_states)[initial_state]
+    features = rng.normal(size=(num_states, num_actions, num_features))
+    theta, direction = 0.5 * rng.normal(size=(2, num_features))
+    theta_mu = theta + 0.3 * direction / np.linalg.norm(direction)
+    wrong = rng.normal(size=(horizon + 1, num_states))
+    wrong[horizon] = 0.0
+    mdp = exact.MDP(*map(jnp.asarray, (transition, reward, initial, 0.95)))
     paths = exact.trajectories(*sizes, initial_state=initial_state)
-    return World(*drawn(jax.random.key(seed)), *map(jnp.asarray, paths))
+    return World(mdp, *map(jnp.asarray, (features, theta, theta_mu, wrong, *paths)))
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +87,7 @@ def small_world():
 def large_world():
     """248 832 paths."""
     with jax.enable_x64(True):
-        return make_world(1, sizes=(4, 3, 5), num_features=6)
+        return make_world(0, sizes=(4, 3, 5), num_features=6)
 
 
 @pytest.fixture

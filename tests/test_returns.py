@@ -238,7 +238,7 @@ TD = dict(rho_bar=math.inf, c_bar=0.0)
 def off_policy():
     """Three steps from any of two states; μ is some way from π."""
     with jax.enable_x64(True):
-        world = make_world(4, sizes=(2, 2, 3), num_features=3)
+        world = make_world(0, sizes=(2, 2, 3), num_features=3)
         return world._replace(theta_mu=world.theta + 3.0 * (world.theta_mu - world.theta))
 
 

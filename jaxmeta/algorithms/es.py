@@ -28,11 +28,16 @@ class Config(gradient_learner.Config):
     """What shapes the program."""
 
     population_size: int = 32
-    """Members, in antithetic pairs; each lives once in every task of the meta-batch."""
+    """Members, in antithetic pairs; each lives once in every task of the meta-batch, and so does θ."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         checks.at_least("population_size", self.population_size, 2)
+        if self.step_sizes != "fixed":
+            raise ValueError(
+                f"step_sizes={self.step_sizes!r} must be 'fixed': perturbations of weights are too large "
+                "for step sizes, which they would turn negative"
+            )
         if self.population_size % 2:
             raise ValueError(
                 f"population_size={self.population_size} must be even: members are pairs"
@@ -47,7 +52,7 @@ class Hyper(NamedTuple):
     gae_lambda: float = 0.95
     """λ of the inner steps' advantages."""
     step_size: float = 0.5
-    """Inner step size α; where it is learned, what it starts from."""
+    """Inner step size α."""
     learning_rate: float = 2e-2
     """Step size of the outer optimiser."""
     noise_std: float = 5e-2
@@ -105,27 +110,31 @@ def es(
                 batch_size=tasks_at_once(num_tasks, config.tasks_per_chunk),
             )
 
-        earned = jax.lax.map(returns, population)  # [P, M]
-        # A task that one member breaks in tells the others nothing about their rank.
-        good = jnp.stack([jnp.all(jnp.isfinite(x), axis=0) for x in earned.values()]).all(axis=0)
+        own = returns(learned(meta, config))  # what is reported is θ's, not its perturbations'
+        earned = jax.lax.map(lambda member: returns(member)["return/after"], population)  # [P, M]
+        # A task that breaks most members is left out; a member that breaks in another ranks last.
+        good = jnp.mean(jnp.isfinite(earned), axis=0) >= 0.5
+        good &= jnp.stack([jnp.isfinite(x) for x in own.values()]).all(axis=0)
         num_good = jnp.sum(good)
-        earned = {
-            name: jnp.sum(jnp.where(good, x, 0.0), axis=1) / jnp.maximum(num_good, 1)
-            for name, x in earned.items()
-        }
+
+        def mean_of_good(x: jax.Array) -> jax.Array:
+            return jnp.sum(jnp.where(good, x, 0.0)) / jnp.maximum(num_good, 1)
+
+        fitness = jax.vmap(mean_of_good)(earned)
+        fitness = jnp.where(jnp.isfinite(fitness), fitness, -jnp.finfo(fitness.dtype).max)
         applied = num_good > 0
         with jax.numpy_rank_promotion("allow"):
             found, _ = strategy.tell(
-                tell_key, population, -earned["return/after"], search, strategy.default_params
+                tell_key, population, -fitness, search, strategy.default_params
             )
         search = jax.tree.map(
             lambda new, old: jnp.where(applied, new, old), _strong(found), state.optimizer
         )
         moved = strategy.get_mean(search)
-        metrics = {name: jnp.where(applied, x.mean(), jnp.nan) for name, x in earned.items()}
-        env_steps = config.population_size * num_tasks * parts.env_steps
+        metrics = {name: jnp.where(applied, mean_of_good(x), jnp.nan) for name, x in own.items()}
+        env_steps = (config.population_size + 1) * num_tasks * parts.env_steps
         metrics |= {
-            "meta_grad_norm": optax.tree.norm(
+            "update_norm": optax.tree.norm(
                 jax.tree.map(jnp.subtract, moved, learned(meta, config))
             ),
             "skipped_tasks": num_tasks - num_good,

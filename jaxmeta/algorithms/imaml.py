@@ -10,7 +10,8 @@ conjugate gradients on Hessian-vector products (algorithm 2).
 
 In reinforcement learning L is a surrogate on the experience of the policy before the update, in ratios to
 that policy: as φ moves away they follow. λ has to exceed its most negative curvature for a minimum to be
-there.
+there. A task where it does not, as far as conjugate gradients can tell, counts among the `skipped_tasks`;
+`inner_residual` says how nearly the inner problems were solved. (`rematerialize` has nothing to do here.)
 """
 
 import dataclasses
@@ -25,7 +26,7 @@ from jaxmeta import checks, gradient_learner, objectives
 from jaxmeta.gradient_learner import Meta, Optimizer, adapted, with_adapted
 from jaxmeta.networks import Policy
 from jaxmeta.tasks.family import TaskFamily
-from jaxmeta.types import MetaAlgorithm, Params, Task, Trajectory
+from jaxmeta.types import History, MetaAlgorithm, Params, Task, Trajectory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,6 +116,12 @@ def imaml(
             return jax.jvp(lambda part: slope(part, meta, agent, data), (part,), (v,))[1]
 
         solved, _ = cg(curvature, outer_gradient, tol=1e-10, maxiter=config.cg_steps)
+        applied = curvature(solved)
+        error = optax.tree.norm(jax.tree.map(jnp.subtract, applied, outer_gradient))
+        # Where λ does not exceed the negative curvature, φ is no minimum and conjugate gradients
+        # return numbers without a meaning: such a task is to be left out and counted.
+        sound = (optax.tree.vdot(solved, applied) >= 0) & (error <= optax.tree.norm(outer_gradient))
+        solved = jax.tree.map(lambda x: jnp.where(sound, x, jnp.nan), solved)
         _, pull_back = jax.vjp(lambda meta, agent: slope(part, meta, agent, data), meta, agent)
         return (*pull_back(jax.tree.map(jnp.negative, solved)), None)
 
@@ -129,6 +136,22 @@ def imaml(
         history = parts.live(key, meta, task)
         agent, data = jax.tree.map(lambda x: x[-1], (history.agent, history.trajectories))
         loss = parts.loss(agent, data, meta.hyper, objectives.SURROGATES["score"])
-        return loss, gradient_learner.report(history)
+        return loss, gradient_learner.report(history) | {"inner_residual": residual(meta, history)}
+
+    def residual(meta: Meta, history: History) -> jax.Array:
+        """Slope that the last update's solver left, as a share of what it started from; 0 is solved."""
+        if config.num_updates == 0:
+            return jnp.zeros(())
+        (before, after), data = jax.lax.stop_gradient(
+            (
+                [jax.tree.map(lambda x, k=k: x[k], history.agent) for k in (-2, -1)],
+                jax.tree.map(lambda x: x[-2], history.trajectories),
+            )
+        )
+        left, first = (
+            optax.tree.norm(slope(adapted(phi, config), meta, before, data))
+            for phi in (after, before)
+        )
+        return left / jnp.maximum(first, 1e-30)
 
     return gradient_learner.follow_meta_gradient(task_loss, parts, config, hyper, optimizer)

@@ -25,9 +25,9 @@ import optax
 from jaxmeta import checks, gradient_learner, objectives
 from jaxmeta.gradient_learner import GradientLearner, Meta, Optimizer
 from jaxmeta.networks import Policy
-from jaxmeta.returns import cumulative_discount
+from jaxmeta.returns import cumulative_discount, in_first_episode
 from jaxmeta.tasks.family import TaskFamily
-from jaxmeta.types import History, MetaAlgorithm, Task, Trajectory
+from jaxmeta.types import History, MetaAlgorithm, Params, Task, Trajectory
 
 CORRECTIONS = ("none", "score", "leave_one_out")
 
@@ -41,8 +41,8 @@ class Config(gradient_learner.Config):
     sampling_correction: Literal["none", "score", "leave_one_out"] = "none"
     """Count what θ does to the experience that the inner steps learn from (E-MAML): `score` against
     the mean return of the other streams, `leave_one_out` against the policy adapted without the
-    stream, whose variance falls with N (K = 1 only; N more inner steps). Both are unbiased for
-    what N streams lead to, and need `inner_surrogate='score'`."""
+    stream, whose variance falls with N (K = 1 only; N more inner steps). With `gae_lambda=1` both
+    are unbiased for what N streams lead to. They need `inner_surrogate='score'`."""
     outer_surrogate: str = "score"
     """Surrogate of the meta-objective. It is evaluated where the adapted policy acted, and there all
     of them have the same gradient; inside, `ppo_clip` is `lvc` for the same reason."""
@@ -65,6 +65,11 @@ class Config(gradient_learner.Config):
             )
         if self.normalize:
             raise ValueError(f"normalize must be off with {correction}: it rescales the objective")
+        if self.first_order:
+            raise ValueError(
+                f"first_order must be off with {correction}: the correction is one half of a gradient, "
+                "the derivative through the update the other"
+            )
         if self.sampling_correction == "leave_one_out" and self.num_updates != 1:
             raise ValueError(
                 f"num_updates={self.num_updates} must be 1 with {correction}: later experience "
@@ -138,9 +143,12 @@ def meta_loss(parts: GradientLearner, config: Config) -> Callable[[Meta, History
             return total
         gains = score_gains if config.sampling_correction == "score" else leave_one_out_gains
         learned_from = jax.tree.map(lambda x: x[:-1], history)
-        log_prob = jax.vmap(
-            lambda agent, data: parts.distribution(agent, data).log_prob(data.action)
-        )(learned_from.agent, learned_from.trajectories)
+
+        def first_episodes(agent: Params, data: Trajectory) -> jax.Array:
+            log_prob = parts.distribution(agent, data).log_prob(data.action)
+            return jnp.where(jax.vmap(in_first_episode)(data.last), log_prob, 0.0)
+
+        log_prob = jax.vmap(first_episodes)(learned_from.agent, learned_from.trajectories)
         gain = jax.lax.stop_gradient(gains(meta, history))
         return total - jnp.sum(jax.vmap(objectives.sampling_correction)(log_prob, gain))
 
@@ -149,7 +157,7 @@ def meta_loss(parts: GradientLearner, config: Config) -> Callable[[Meta, History
 
         def per_step_return(data: Trajectory) -> jax.Array:
             g = cumulative_discount(meta.hyper.discount * data.discount, data.timestep.first)
-            return jnp.mean(g * data.reward)
+            return jnp.mean(jnp.where(in_first_episode(data.last), g * data.reward, 0.0))
 
         earned = jax.vmap(jax.vmap(per_step_return))(history.trajectories)  # [K + 1, N]
         weights = jnp.asarray(_round_weights(config))
@@ -174,6 +182,7 @@ def meta_loss(parts: GradientLearner, config: Config) -> Callable[[Meta, History
             if num_streams > 1:
                 others = (n + 1 + jnp.arange(num_streams - 1)) % num_streams
                 data = jax.tree.map(lambda x: x[others], before.trajectories)
+                # The key is for learners that draw in their updates; this one does not.
                 agent = parts.learner.update(jax.random.key(0), meta, agent, data)
             return parts.loss(agent, after.trajectories, unbiased, objectives.SURROGATES["dice"])
 

@@ -4,7 +4,7 @@ Finn et al. 2017, section 5.3, as its authors ran it: the meta-gradient g is fol
 policy optimisation (Schulman et al. 2015). With D(θ) the mean over tasks of KL(π_{φ_K(θ_o)}, π_{φ_K(θ)})
 on experience after adaptation and F its Hessian at θ_o,
 
-    θ = θ_o - 2^-i sqrt(2 δ / x·F x) x,    F x = g,
+    θ = θ_o - 2^-i sqrt(2 δ / x·F x) x,    F x = g    (F damped, throughout)
 
 for the first i at which the surrogate loss falls and D stays below δ. F is never formed. Because D has
 neither value nor slope at θ_o, its Hessian is exactly J^T M J, J the derivative of the adapted policy's
@@ -94,17 +94,19 @@ def maml_trpo(
 
     def step(key: jax.Array, state: State, tasks: Task) -> tuple[State, dict]:
         hyper, theta = state.meta.hyper, learned(state.meta, config)
-        lived = gradient_learner.record(key, state.meta, tasks, parts, config)
+        keys, recorded = lived = gradient_learner.record(key, state.meta, tasks, parts, config)
         mean = partial(mean_of_finite, inputs=lived, tasks_per_chunk=config.tasks_per_chunk)
 
         def meta(theta: dict) -> Meta:
             return with_learned(state.meta, theta, config)
 
-        def task_loss(theta: dict, _: jax.Array, lived: tuple) -> tuple[jax.Array, dict]:
-            return surrogate_and_kl(meta(theta), *lived)[0], gradient_learner.report(lived[1])
+        def task_loss(theta: dict, key: jax.Array, recorded: History) -> tuple[jax.Array, dict]:
+            return surrogate_and_kl(meta(theta), key, recorded)[0], gradient_learner.report(
+                recorded
+            )
 
         gradient, metrics = meta_gradient(
-            task_loss, theta, key, lived, tasks_per_chunk=config.tasks_per_chunk
+            task_loss, theta, keys, recorded, tasks_per_chunk=config.tasks_per_chunk
         )
 
         def fisher_product(v: dict) -> dict:
@@ -148,7 +150,9 @@ def maml_trpo(
             return (backtracks, *measure(moved(backtracks)))
 
         backtracks, *found = jax.lax.while_loop(
-            lambda search: ~acceptable(*search[1:]) & (search[0] < config.max_backtracks),
+            lambda search: (
+                ~acceptable(*search[1:]) & (search[0] < config.max_backtracks) & (length > 0)
+            ),
             halve,
             (jnp.zeros((), jnp.int32), *measure(moved(jnp.zeros((), jnp.int32)))),
         )
@@ -160,7 +164,7 @@ def maml_trpo(
             "kl": jnp.where(applied, found[1], 0.0),
             "backtracks": backtracks,
             "skipped_updates": jnp.asarray(~applied, jnp.int32),
-            "env_steps": jnp.asarray(len(lived[0]) * parts.env_steps, jnp.int32),
+            "env_steps": jnp.asarray(len(keys) * parts.env_steps, jnp.int32),
         }
         return State(meta(theta), (), state.num_updates + applied), metrics
 

@@ -68,7 +68,7 @@ def promp(
     optimizer: Optimizer = optax.adam,
 ) -> MetaAlgorithm:
     """ProMP on a family of tasks; arguments and errors as in `maml`."""
-    gradient_learner.check_hyper(hyper, clip=(0, math.inf), kl_cost=(0, math.inf))
+    gradient_learner.check_hyper(hyper, clip=(1e-6, math.inf), kl_cost=(0, math.inf))
     parts = gradient_learner.gradient_learner(family, config, policy=policy)
 
     def epoch_loss(meta: Meta, key: jax.Array, recorded: History) -> tuple[jax.Array, dict]:
@@ -94,15 +94,15 @@ def promp(
 
         def epoch(state: State, _: None) -> tuple[State, dict]:
             gradient, metrics = meta_gradient(
-                lambda learned, _, lived: epoch_loss(
-                    with_learned(state.meta, learned, config), *lived
+                lambda learned, key, recorded: epoch_loss(
+                    with_learned(state.meta, learned, config), key, recorded
                 ),
                 learned(state.meta, config),
-                key,
-                (keys, recorded),
+                keys,
+                recorded,
                 tasks_per_chunk=config.tasks_per_chunk,
             )
-            applied = metrics["skipped_tasks"] < len(keys)
+            applied = gradient_learner.is_applicable(metrics, len(keys))
             state = gradient_learner.descend(state, gradient, config, optimizer, apply=applied)
             metrics["skipped_updates"] = jnp.asarray(~applied, jnp.int32)
             return state, metrics
@@ -111,6 +111,7 @@ def promp(
         state, rows = jax.lax.scan(epoch, state, length=config.num_epochs)
         metrics = jax.tree.map(lambda row: row[-1], rows)
         metrics["skipped_tasks"] = jnp.max(rows["skipped_tasks"])
+        metrics["skipped_updates"] = jnp.min(rows["skipped_updates"])
         metrics["env_steps"] = jnp.asarray(len(keys) * parts.env_steps, jnp.int32)
         return state._replace(num_updates=jnp.minimum(state.num_updates, before + 1)), metrics
 

@@ -40,6 +40,10 @@ class Config(gradient_learner.Config):
             raise ValueError(
                 f"step_sizes={self.step_sizes!r} must be 'fixed': Reptile learns no step size"
             )
+        if self.adapts != "all":
+            raise ValueError(
+                f"adapts={self.adapts!r} must be 'all': Reptile learns only what is adapted"
+            )
 
 
 class Hyper(NamedTuple):

@@ -43,12 +43,14 @@ class World:
         return jax.flatten_util.ravel_pytree(adapted)[0]
 
     def loss(self, theta):
-        return self.parts.loss(self.unravel(theta), self.data, HYPER, SURROGATES["dice"])
+        return self.parts.loss(
+            self.unravel(theta), self.data, HYPER, SURROGATES[self.config.inner_surrogate]
+        )
 
 
-@pytest.fixture
-def world(x64):
-    return World()
+@pytest.fixture(params=["lvc", "dice"])
+def world(x64, request):
+    return World(inner_surrogate=request.param)
 
 
 def test_the_update_solves_the_proximal_problem(world):

@@ -255,14 +255,18 @@ def test_a_discrete_policy_on_a_continuous_family_is_refused(family):
 
 
 class Enumerated:
-    """MAML on an MDP whose every lifetime can be listed: 2 states, 2 actions, 2 steps from state 0."""
+    """MAML on an MDP whose every lifetime can be listed: 2 states, 2 actions, 2 steps from state 0.
 
-    def __init__(self, *, deterministic, num_streams, **settings):
+    With ``terminating`` the second action ends the episode, and the stream's second step belongs to
+    another one, which must not count.
+    """
+
+    def __init__(self, *, deterministic, num_streams, terminating=False, **settings):
         mdp = exact.random_mdp(jax.random.key(3), num_states=2, num_actions=2, discount=0.9)
         if deterministic:  # the first action decides on the second state: 4 paths instead of 8
             mdp = mdp._replace(transition=jnp.eye(2)[None].repeat(2, axis=0))
         self.mdp = mdp._replace(initial=jnp.array([1.0, 0.0]))
-        self.num_streams = num_streams
+        self.num_streams, self.terminating = num_streams, terminating
         family = tasks.make("tabular", num_states=2, num_actions=2, horizon=2)
         config = Config(num_streams=num_streams, policy="softmax_linear", **settings)
         self.config = config
@@ -275,7 +279,8 @@ class Enumerated:
         self.theta = jax.random.normal(jax.random.key(4), (6,))
         states, actions = exact.trajectories(2, 2, 2, initial_state=0)
         if deterministic:
-            possible = states[:, 1] == actions[:, 0]
+            # terminating: action 0 leads to state 1, action 1 to the end and to state 0 again
+            possible = states[:, 1] == (1 - actions[:, 0] if terminating else actions[:, 0])
             states, actions = states[possible], actions[possible]
         self.states, self.actions = jnp.asarray(states), jnp.asarray(actions)
 
@@ -291,10 +296,20 @@ class Enumerated:
         """The streams of a batch, as the policy at θ (a constant) recorded them, ``[N, T]``."""
         table = jax.lax.stop_gradient(self.log_policy(theta))
         paths = paths_as_data(self.states, self.actions, self.mdp.reward, table)
+        if self.terminating:
+            ended = self.actions[:, :1] == 1
+            first = paths.timestep.first.at[:, 1:].set(ended)
+            paths = paths._replace(
+                timestep=paths.timestep._replace(first=first),
+                last=paths.last.at[:, :1].set(ended),
+                discount=paths.discount.at[:, :1].set(1.0 - ended),
+            )
         return jax.tree.map(lambda x: x[indices], paths)
 
     def probabilities(self, theta):
         policy = jnp.exp(self.log_policy(theta))
+        if self.terminating:
+            return jnp.prod(policy[self.states, self.actions], axis=1)
         return exact.probabilities(self.mdp, policy, self.states, self.actions)
 
     def update(self, theta, indices):
@@ -303,7 +318,11 @@ class Enumerated:
         return self.parts.learner.update(jax.random.key(0), meta, meta.params, data)["theta"]
 
     def objective(self, theta):
-        """Return per step, the scale of the losses."""
+        """Return of an episode per step of a stream, the scale of the losses."""
+        if self.terminating:
+            policy, reward = jnp.exp(self.log_policy(theta)), self.mdp.reward
+            second = policy[1] @ reward[1]
+            return (policy[0] @ reward[0] + policy[0, 0] * 0.9 * second) / 2
         return exact.expected_return(self.mdp, jnp.exp(self.log_policy(theta)), 2) / 2
 
     def truth(self):
@@ -392,6 +411,19 @@ def test_e_maml_is_unbiased_for_every_number_of_streams(x64, num_streams, determ
     assert min(found[2:]) > 1e-3
 
 
+def test_e_maml_is_unbiased_where_episodes_end_early(x64):
+    """What a stream does after its first episode belongs neither to the gain nor to the score."""
+    world = partial(Enumerated, deterministic=True, terminating=True, inner_surrogate="score")
+    for num_streams in (1, 2):
+        found = biases(
+            *(
+                world(num_streams=num_streams, sampling_correction=correction)
+                for correction in ("score", "leave_one_out")
+            )
+        )
+        assert max(found) < 1e-12
+
+
 @pytest.mark.parametrize("outer_updates", ["last", "all"])
 def test_e_maml_counts_the_experience_of_every_update(x64, outer_updates):
     settings = dict(sampling_correction="score", inner_surrogate="score", num_updates=2)
@@ -418,6 +450,8 @@ def test_counting_the_experience_twice_is_refused(surrogate):
         Config(sampling_correction="leave_one_out", inner_surrogate=surrogate)
     with pytest.raises(ValueError, match="num_updates=2 must be 1"):
         Config(sampling_correction="leave_one_out", inner_surrogate="score", num_updates=2)
+    with pytest.raises(ValueError, match="first_order must be off"):
+        Config(sampling_correction="score", inner_surrogate="score", first_order=True)
     with pytest.raises(ValueError, match="normalize must be off"):
         Config(sampling_correction="score", inner_surrogate="score", normalize=True)
 
