@@ -157,10 +157,11 @@ def gradient_learner(
     def loss(params: Params, data: Trajectory, hyper: Any, surrogate: Surrogate) -> jax.Array:
         log_prob = distribution(params, data).log_prob(data.action)
         discount = hyper.discount * data.discount
-        delta = baseline_td_errors(data, discount, family.horizon)
+        counted = jax.vmap(in_first_episode)(data.last)
+        delta = baseline_td_errors(data, discount, family.horizon, counted)
         if config.normalize:
             delta = delta / advantage_scale(delta, discount, data.last, hyper.gae_lambda)
-        delta = jnp.where(jax.vmap(in_first_episode)(data.last), jax.lax.stop_gradient(delta), 0.0)
+        delta = jnp.where(counted, jax.lax.stop_gradient(delta), 0.0)
         terms = jax.vmap(surrogate, in_axes=(0, 0, 0, 0, 0, None))(
             log_prob, data.log_prob, delta, discount, data.timestep.first, hyper.gae_lambda
         )

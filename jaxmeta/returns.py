@@ -122,7 +122,9 @@ def in_first_episode(last: jax.Array) -> jax.Array:
     return jnp.cumsum(last.astype(jnp.int32)) == last.astype(jnp.int32)
 
 
-def baseline_td_errors(data: Trajectory, discount: jax.Array, horizon: int) -> jax.Array:
+def baseline_td_errors(
+    data: Trajectory, discount: jax.Array, horizon: int, counted: jax.Array | None = None
+) -> jax.Array:
     """TD errors of one task's trajectories against the linear feature baseline, ``[N, T]``.
 
     The objective is that of episodes that end with their time limit: returns stop where an episode or
@@ -134,12 +136,17 @@ def baseline_td_errors(data: Trajectory, discount: jax.Array, horizon: int) -> j
         data: ``[N, T]``.
         discount: ``[N, T]``, γ times ``data.discount``.
         horizon: An episode's time limit, the scale of the time features.
+        counted: bool ``[N, T]``, the steps that the baseline is fitted to and predicts; None is all.
+            Where only some steps are learned from, the others must not speak through the baseline.
     """
     zeros = jnp.zeros_like(data.reward)
     returns = jax.vmap(discounted_returns)(data.reward, discount, data.last, zeros)
     features = jax.vmap(lambda obs, first: linear_features(obs, episode_step(first), horizon))(
         data.timestep.obs, data.timestep.first
     )
+    if counted is not None:
+        features = jnp.where(counted[..., None], features, 0.0)
+        returns = jnp.where(counted, returns, 0.0)
     v = linear_baseline(features, returns)
     v_next = jnp.concatenate([v[:, 1:], zeros[:, :1]], axis=1) * (1.0 - data.last)
     return td_errors(data.reward, discount, v, v_next)
