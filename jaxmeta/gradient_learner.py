@@ -160,7 +160,7 @@ def gradient_learner(
         counted = jax.vmap(in_first_episode)(data.last)
         delta = baseline_td_errors(data, discount, family.horizon, counted)
         if config.normalize:
-            delta = delta / advantage_scale(delta, discount, data.last, hyper.gae_lambda)
+            delta = delta / advantage_scale(delta, discount, data.last, hyper.gae_lambda, counted)
         delta = jnp.where(counted, jax.lax.stop_gradient(delta), 0.0)
         terms = jax.vmap(surrogate, in_axes=(0, 0, 0, 0, 0, None))(
             log_prob, data.log_prob, delta, discount, data.timestep.first, hyper.gae_lambda

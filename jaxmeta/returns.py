@@ -153,7 +153,11 @@ def baseline_td_errors(
 
 
 def advantage_scale(
-    delta: jax.Array, discount: jax.Array, last: jax.Array, lambda_: jax.Array | float
+    delta: jax.Array,
+    discount: jax.Array,
+    last: jax.Array,
+    lambda_: jax.Array | float,
+    counted: jax.Array | None = None,
 ) -> jax.Array:
     """Root mean square of the advantages of ``[N, T]`` TD errors, ``[]``, never zero.
 
@@ -161,4 +165,4 @@ def advantage_scale(
     bend it.
     """
     advantages = jax.vmap(gae, in_axes=(0, 0, 0, None))(delta, discount, last, lambda_)
-    return jnp.sqrt(jnp.mean(advantages**2)) + 1e-8
+    return jnp.sqrt(jnp.mean(advantages**2, where=counted)) + 1e-8

@@ -12,6 +12,7 @@ from jaxmeta import exact, returns
 from jaxmeta.networks import linear_baseline, linear_features
 from jaxmeta.objectives import semi_gradient
 from jaxmeta.returns import vtrace_targets
+from jaxmeta.types import TimeStep, Trajectory
 from tests.probes import CounterParams, constant_learner
 from tests.test_objectives import UNBIASED, make_world, relative_bias
 from tests.test_rollout import ENV, act_in
@@ -420,3 +421,33 @@ def test_the_meta_gradient_of_values_that_are_learned_from_off_policy_data(x64, 
         assert bias < UNBIASED, name
     for name, bias in zip((*biased, *same_path), found[len(unbiased) :], strict=True):
         assert bias > 1e-2, name
+
+
+def test_only_the_first_episode_is_counted():
+    last = jnp.array([0, 0, 1, 0, 1, 0], bool)
+    np.testing.assert_array_equal(returns.in_first_episode(last), [1, 1, 1, 0, 0, 0])
+    np.testing.assert_array_equal(returns.in_first_episode(jnp.zeros(3, bool)), [1, 1, 1])
+
+
+def test_what_is_not_counted_changes_neither_baseline_nor_scale():
+    """A second episode in a stream: whatever it holds, the first one's TD errors and scale stay."""
+    rng = np.random.default_rng(0)
+    first = np.zeros((3, 6), bool)
+    first[:, [0, 4]] = True
+    last = jnp.asarray(np.roll(first, -1, axis=1))
+    reward, obs = (jnp.asarray(x, jnp.float32) for x in rng.normal(size=(2, 3, 6)))
+    discount = 0.9 * (1.0 - last)
+
+    def results(later, counted):
+        seen = obs.at[:, 4:].set(later)[..., None]
+        earned = reward.at[:, 4:].set(later)
+        timestep = TimeStep(seen, reward, reward, jnp.asarray(first))
+        data = Trajectory(timestep, reward, reward, earned, discount, last, seen, ())
+        delta = returns.baseline_td_errors(data, discount, 6, counted)
+        return delta[:, :4], returns.advantage_scale(delta, discount, last, 0.9, counted)
+
+    counted = jax.vmap(returns.in_first_episode)(last)
+    for x, y in zip(results(0.0, counted), results(50.0, counted), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6)
+    for x, y in zip(results(0.0, None), results(50.0, None), strict=True):
+        assert jnp.max(jnp.abs(x - y)) > 1e-2  # and it is the mask that does it
