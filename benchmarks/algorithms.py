@@ -210,6 +210,7 @@ def measure(name: str, family_name: str, main: Main) -> dict[str, Any]:
         "random": float(random.mean()),
         "reference": float(reference.mean()),
         "returns": [returns[..., k].mean().item() for k in updates],
+        "returns_by_seed": returns.mean(1).tolist(),
         "normalized": [
             float(evaluation.interquartile_mean(normalized[..., k], axis=None)) for k in updates
         ],
@@ -302,6 +303,26 @@ def finite(tree: Any) -> Any:
     return None if isinstance(tree, float) and not math.isfinite(tree) else tree
 
 
+def mean_table(cells: Mapping[str, Mapping[str, Any]], family: str, main: Main) -> list[str]:
+    """Mean return on a family after each gradient step, with an interval over seeds.
+
+    Where most tasks earn nothing the interquartile mean is of those.
+    """
+    steps = " | ".join(f"{k} steps" for k in range(main.eval_updates + 1))
+    lines = [
+        f"| {family.replace('_', ' ')} | {steps} |",
+        f"|---|{'---|' * (main.eval_updates + 1)}",
+    ]
+    for algorithm in main.algorithms:
+        by_seed = np.asarray(cells[cell_name(algorithm, family)]["returns_by_seed"], float)
+        row = []
+        for column in by_seed.T:
+            low, high = evaluation.bootstrap_interval(column)
+            row.append(f"{column.mean():.1f} ({low:.1f}, {high:.1f})")
+        lines.append(f"| {algorithm} | {' | '.join(row)} |")
+    return lines
+
+
 def cell_name(algorithm: str, family: str) -> str:
     return f"{algorithm}-{family}".replace(",", "").replace(" ", "_").lower()
 
@@ -346,6 +367,8 @@ def main(main: Main) -> None:
     lines = table(cells, main)
     if "navigation" in main.families:
         lines += ["", *speed_table(cells, main)]
+    if "sparse_navigation" in main.families:
+        lines += ["", *mean_table(cells, "sparse_navigation", main)]
     machine = (
         f"{jax.device_count()} × {jax.devices()[0].device_kind}, {os.cpu_count()} CPU cores, "
         f"Python {platform.python_version()}, jax {jax.__version__}"
