@@ -451,7 +451,7 @@ def test_sampled_meta_gradients_scatter_around_the_exact_one(x64):
         return jnp.max(jnp.abs((means.mean(0) - truth) / (means.std(0, ddof=1) / jnp.sqrt(40))))
 
     assert largest_z("score") < 4
-    assert largest_z("none") > 20  # and it would have seen what is missing
+    assert largest_z("none") > 7  # and it would have seen what is missing
 
 
 @pytest.mark.parametrize("outer_updates", ["last", "all"])
