@@ -308,7 +308,7 @@ def mean_table(cells: Mapping[str, Mapping[str, Any]], family: str, main: Main) 
 
     Where most tasks earn nothing the interquartile mean is of those.
     """
-    steps = " | ".join(f"{k} steps" for k in range(main.eval_updates + 1))
+    steps = " | ".join(f"{k} step{'' if k == 1 else 's'}" for k in range(main.eval_updates + 1))
     lines = [
         f"| {family.replace('_', ' ')} | {steps} |",
         f"|---|{'---|' * (main.eval_updates + 1)}",
