@@ -16,8 +16,6 @@ that are there), results.json, table.md and learning.png in the output folder.
 import dataclasses
 import json
 import math
-import os
-import platform
 import sys
 import time
 from collections.abc import Mapping
@@ -30,7 +28,7 @@ import numpy as np
 import tyro
 from rich.console import Console
 
-from jaxmeta import checks, evaluation, plotting, tasks, training
+from jaxmeta import checks, evaluation, plotting, reports, tasks, training
 from jaxmeta.algorithms import ALGORITHMS
 from jaxmeta.tasks import TaskFamily, sample_tasks
 from jaxmeta.types import MetaAlgorithm
@@ -328,8 +326,8 @@ def cell_name(algorithm: str, family: str) -> str:
 
 
 def main(main: Main) -> None:
-    if not main.resume and main.output.is_dir() and any(main.output.iterdir()):
-        raise FileExistsError(f"{main.output} is not empty: name another folder, or --resume")
+    if not main.resume:
+        reports.refuse_to_overwrite(main.output)
     training.enable_compilation_cache()
     console = Console(stderr=True)
     settings = json.loads(json.dumps(dataclasses.asdict(main), default=str))
@@ -369,10 +367,7 @@ def main(main: Main) -> None:
         lines += ["", *speed_table(cells, main)]
     if "sparse_navigation" in main.families:
         lines += ["", *mean_table(cells, "sparse_navigation", main)]
-    machine = (
-        f"{jax.device_count()} × {jax.devices()[0].device_kind}, {os.cpu_count()} CPU cores, "
-        f"Python {platform.python_version()}, jax {jax.__version__}"
-    )
+    machine = reports.machine()
     results = {"settings": settings, "machine": machine, "cells": cells}
     (main.output / "results.json").write_text(json.dumps(results, allow_nan=False) + "\n")
     (main.output / "table.md").write_text("\n".join(lines) + "\n")

@@ -13,8 +13,6 @@ Leaves results.json, table.md, estimators.png and meta_gradients.png in the outp
 import dataclasses
 import json
 import math
-import os
-import platform
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -28,7 +26,7 @@ import numpy as np
 import tyro
 from rich.console import Console
 
-from jaxmeta import checks, exact, objectives, plotting, returns, training
+from jaxmeta import checks, exact, objectives, plotting, reports, returns, training
 from jaxmeta.objectives import Surrogate
 
 MAX_PATHS = 1_000_000
@@ -356,8 +354,7 @@ def meta_gradient_table(columns: dict[int, dict[str, dict[str, float]]]) -> Sequ
 
 
 def main(main: Main) -> None:
-    if main.output.is_dir() and any(main.output.iterdir()):
-        raise FileExistsError(f"{main.output} is not empty: name another folder")
+    reports.refuse_to_overwrite(main.output)
     jax.config.update("jax_enable_x64", True)
     training.enable_compilation_cache()
     console = Console()
@@ -381,8 +378,7 @@ def main(main: Main) -> None:
     main.output.mkdir(parents=True, exist_ok=True)
     result = {
         "settings": {**dataclasses.asdict(main), "output": str(main.output)},
-        "machine": f"{jax.device_count()} × {jax.devices()[0].device_kind}, {os.cpu_count()} CPU cores, "
-        f"Python {platform.python_version()}, jax {jax.__version__}",
+        "machine": reports.machine(),
         "estimators": rows,
         "meta_gradients": columns,
     }

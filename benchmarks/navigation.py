@@ -12,8 +12,6 @@ Leaves results.json, table.md and adaptation.png in the output folder.
 
 import dataclasses
 import json
-import os
-import platform
 import sys
 import time
 from collections.abc import Sequence
@@ -26,7 +24,7 @@ import numpy as np
 import tyro
 from rich.console import Console
 
-from jaxmeta import checks, evaluation, plotting, tasks, training
+from jaxmeta import checks, evaluation, plotting, reports, tasks, training
 from jaxmeta.algorithms import maml
 from jaxmeta.types import MetaAlgorithm
 
@@ -159,8 +157,7 @@ def table(rows: dict[str, dict[str, Any]]) -> Sequence[str]:
 
 
 def main(main: Main) -> None:
-    if main.output.is_dir() and any(main.output.iterdir()):
-        raise FileExistsError(f"{main.output} is not empty: name another folder")
+    reports.refuse_to_overwrite(main.output)
     training.enable_compilation_cache()
     console = Console()
     family = tasks.make("navigation")
@@ -189,8 +186,7 @@ def main(main: Main) -> None:
     main.output.mkdir(parents=True, exist_ok=True)
     result = {
         "settings": {**dataclasses.asdict(main), "output": str(main.output)},
-        "machine": f"{jax.device_count()} × {jax.devices()[0].device_kind}, {os.cpu_count()} CPU cores, "
-        f"Python {platform.python_version()}, jax {jax.__version__}",
+        "machine": reports.machine(),
         "training_seconds": seconds,
         "rows": rows,
     }

@@ -11,8 +11,6 @@ taken in turns. Leaves results.json, table.md and second_order.png in the output
 
 import dataclasses
 import json
-import os
-import platform
 import statistics
 import sys
 import time
@@ -23,7 +21,7 @@ from typing import Any
 import jax
 import tyro
 
-from jaxmeta import checks, plotting, tasks, training
+from jaxmeta import checks, plotting, reports, tasks, training
 from jaxmeta.algorithms import maml
 
 VARIANTS: dict[str, dict[str, bool]] = {
@@ -111,17 +109,13 @@ def table(results: dict[int, dict[str, Any]]) -> list[str]:
 
 
 def main(main: Main) -> None:
-    if main.output.is_dir() and any(main.output.iterdir()):
-        raise FileExistsError(f"{main.output} is not empty: name another folder")
+    reports.refuse_to_overwrite(main.output)
     training.enable_compilation_cache()
     results = {}
     for num_updates in main.num_updates:
         results[num_updates] = measure(main, num_updates)
         print(f"K = {num_updates} measured", file=sys.stderr, flush=True)
-    machine = (
-        f"{jax.device_count()} × {jax.devices()[0].device_kind}, {os.cpu_count()} CPU cores, "
-        f"Python {platform.python_version()}, jax {jax.__version__}"
-    )
+    machine = reports.machine()
     settings = {**dataclasses.asdict(main), "output": str(main.output)}
     main.output.mkdir(parents=True, exist_ok=True)
     text = json.dumps({"settings": settings, "machine": machine, "results": results}, indent=2)

@@ -3,9 +3,10 @@
     python benchmarks/train.py                      # MAML on 2-D navigation
     python benchmarks/train.py --help               # every setting
     python benchmarks/train.py --family cartpole --output runs/cartpole
+    python benchmarks/train.py --algorithm rl2 --family gridnavi --num-episodes 4 --num-tasks 256
 
-Leaves config.json, metrics.jsonl, evaluation.json, checkpoints/, adaptation.png and trajectories.png in
-the output folder.
+Leaves config.json, metrics.jsonl, evaluation.json, checkpoints/, adaptation.png and, for learners that
+adapt by gradient steps, trajectories.png in the output folder.
 """
 
 import argparse
@@ -23,7 +24,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from jaxmeta import checks, evaluation, plotting, tasks, training
+from jaxmeta import checks, evaluation, memory_learner, plotting, tasks, training
 from jaxmeta.adaptation import lifetime
 from jaxmeta.algorithms import ALGORITHMS
 from jaxmeta.checkpoints import CheckpointError
@@ -38,7 +39,7 @@ class Evaluation:
     eval_tasks: int = 200
     """Held-out tasks, and as many out of distribution."""
     eval_updates: int = 3
-    """Gradient steps that each of them is given."""
+    """Gradient steps that each of them is given; learners with memory have the episodes of a trial."""
 
     def __post_init__(self) -> None:
         checks.at_least("eval_tasks", self.eval_tasks, 2)
@@ -98,24 +99,32 @@ def evaluate(
     family: TaskFamily,
     split: str,
     num_tasks: int,
-    num_streams: int,
+    config: Any,
     num_updates: int,
 ) -> dict[str, Any]:
-    """The adaptation curve on ``num_tasks`` tasks of a split, summarised."""
+    """The adaptation curve on ``num_tasks`` tasks of a split, summarised: returns after each update or,
+    for a learner with memory, of each episode of a trial."""
     task_key, adapt_key, random_key, optimal_key = jax.random.split(key, 4)
     drawn = jax.jit(lambda key: sample_tasks(key, family, num_tasks, split=split))(task_key)
-    returns = jax.jit(
-        lambda key, meta, drawn: evaluation.adaptation_returns(
+    acting: dict[str, Any] = dict(learner=algorithm.learner, env=family.env)
+
+    def adapted(key: jax.Array, meta: Any, drawn: Any) -> jax.Array:
+        if isinstance(config, memory_learner.Config):
+            num_steps = config.num_episodes * family.horizon
+            trials = evaluation.trials(key, meta, drawn, **acting, num_steps=num_steps)
+            by_episode = trials.reward.reshape(num_tasks, config.num_episodes, family.horizon)
+            return by_episode.sum(axis=2)
+        return evaluation.adaptation_returns(
             key,
             meta,
             drawn,
-            learner=algorithm.learner,
-            env=family.env,
-            num_streams=num_streams,
+            **acting,
+            num_streams=config.num_streams,
             num_updates=num_updates,
             num_steps=family.horizon,
         )
-    )(adapt_key, meta, drawn)
+
+    returns = jax.jit(adapted)(adapt_key, meta, drawn)
     random = jax.jit(lambda key, drawn: evaluation.random_returns(key, drawn, family=family))(
         random_key, drawn
     )
@@ -162,9 +171,9 @@ def draw_trajectories(
     plotting.trajectories(path, obs, first, goals=goals, labels=labels)
 
 
-def print_table(console: Console, title: str, summary: dict[str, Any]) -> None:
+def print_table(console: Console, title: str, summary: dict[str, Any], unit: str) -> None:
     table = Table(title=title)
-    for heading in ("gradient steps", "mean return", "95 % interval", "share of the gap closed"):
+    for heading in (f"{unit}s", "mean return", "95 % interval", "share of the gap closed"):
         table.add_column(heading, justify="right")
     for step, (mean, (low, high)) in enumerate(
         zip(summary["returns"], summary["intervals"], strict=True)
@@ -224,24 +233,25 @@ def main(argv: list[str]) -> None:
     test_key, far_key, path_key = jax.random.split(
         jax.random.fold_in(jax.random.key(args.training.seed), 2), 3
     )
+    has_memory = isinstance(args.config, memory_learner.Config)
+    unit = "earlier episode" if has_memory else "gradient step"
     how: dict[str, Any] = dict(
-        algorithm=algorithm,
-        family=family,
-        num_streams=args.config.num_streams,
-        num_updates=args.evaluation.eval_updates,
+        algorithm=algorithm, family=family, num_updates=args.evaluation.eval_updates
     )
-    num_tasks = args.evaluation.eval_tasks
-    test = evaluate(test_key, meta, split="test", num_tasks=num_tasks, **how)
-    far = evaluate(far_key, meta, split="out_of_distribution", num_tasks=num_tasks, **how)
+    measured: dict[str, Any] = how | dict(config=args.config, num_tasks=args.evaluation.eval_tasks)
+    test = evaluate(test_key, meta, split="test", **measured)
+    far = evaluate(far_key, meta, split="out_of_distribution", **measured)
     report = test | {"out_of_distribution": far, "num_streams": args.config.num_streams}
     text = json.dumps(report, indent=2, allow_nan=False)
     (output / "evaluation.json").write_text(text + "\n", encoding="utf-8")
     plotting.adaptation(
-        output / "adaptation.png", {"held-out tasks": test, "out of distribution": far}
+        output / "adaptation.png", {"held-out tasks": test, "out of distribution": far}, unit=unit
     )
-    draw_trajectories(output / "trajectories.png", path_key, meta, **how)
-    print_table(console, "Held-out tasks", test)
-    print_table(console, "Out of distribution", far)
+    if not has_memory:
+        path = output / "trajectories.png"
+        draw_trajectories(path, path_key, meta, num_streams=args.config.num_streams, **how)
+    print_table(console, "Held-out tasks", test, unit)
+    print_table(console, "Out of distribution", far, unit)
     console.print(f"{output}: done in {time.perf_counter() - began:.0f} s")
 
 

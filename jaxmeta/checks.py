@@ -1,7 +1,9 @@
 """Checks of what a user passes in: each error names the argument, its value and what would be right."""
 
 import difflib
+import math
 from collections.abc import Iterable
+from typing import Any
 
 
 def choice(name: str, value: object, choices: Iterable[str]) -> None:
@@ -28,3 +30,23 @@ def between(name: str, value: float, low: float, high: float) -> None:
         raise TypeError(f"{name}={value!r} must be a number between {low} and {high}")
     if not low <= value <= high:
         raise ValueError(f"{name}={value} must lie between {low} and {high}")
+
+
+def hyper(values: Any, **ranges: tuple[float, float]) -> None:
+    """Checks the fields of an algorithm's ``Hyper`` that are plain numbers against ``name=(low, high)``; traced ones are
+    the caller's. The fields that several share are known."""
+    known = {
+        "discount": (0, 1),
+        "gae_lambda": (0, 1),
+        "step_size": (-1e6, 1e6),
+        "learning_rate": (0, 1e6),
+        "max_grad_norm": (1e-12, math.inf),
+        "anneal_updates": (1, math.inf),
+        "clip": (1e-6, math.inf),
+        "entropy_cost": (0, math.inf),
+        "value_cost": (0, math.inf),
+        "kl_cost": (0, math.inf),
+    }
+    for name, value in values._asdict().items():
+        if isinstance(value, int | float):
+            between(name, value, *(known | ranges)[name])

@@ -4,7 +4,7 @@ The functions of keys and tasks are pure; statistics are scipy's.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -55,6 +55,54 @@ def adaptation_returns(
     num_tasks = jax.tree.leaves(tasks)[0].shape[0]
     return jax.lax.map(
         returns,
+        (jax.random.split(key, num_tasks), tasks),
+        batch_size=min(tasks_per_chunk, num_tasks),
+    )
+
+
+class Trials(NamedTuple):
+    """What was done and earned, a row a trial."""
+
+    action: jax.Array  # [M, T, *action_shape]
+    reward: jax.Array  # [M, T]
+
+
+def trials(
+    key: jax.Array,
+    meta: Any,
+    tasks: Task,
+    *,
+    learner: Learner,
+    env: Any,
+    num_steps: int,
+    num_updates: int = 0,
+    tasks_per_chunk: int = 1000,
+) -> Trials:
+    """One trial in each task, ``[M, (K + 1) T]``: what learners with memory are judged by.
+
+    A trial is ``num_steps`` T of one stream that is never begun anew, so memory outlives episodes. With
+    ``num_updates`` K > 0 it is K + 1 times as long, with an update of the learner's every T steps
+    (posterior sampling learns between episodes).
+    """
+
+    def trial(key_and_task: tuple) -> Trials:
+        history = lifetime(
+            key_and_task[0],
+            meta,
+            key_and_task[1],
+            learner=learner,
+            env=env,
+            num_streams=1,
+            num_updates=num_updates,
+            num_steps=num_steps,
+        )
+        data = history.trajectories  # [K + 1, 1, T]
+        seen = Trials(data.action, data.reward)
+        return jax.tree.map(lambda x: x.reshape(-1, *x.shape[3:]), seen)
+
+    num_tasks = jax.tree.leaves(tasks)[0].shape[0]
+    return jax.lax.map(
+        trial,
         (jax.random.split(key, num_tasks), tasks),
         batch_size=min(tasks_per_chunk, num_tasks),
     )
@@ -191,6 +239,28 @@ def interquartile_interval(
     rng = np.random.default_rng(seed)
     draws = ([rng.integers(n, size=n) for n in x.shape] for _ in range(num_resamples))
     means = [interquartile_mean(x[np.ix_(*draw)], axis=None) for draw in draws]
+    low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return float(low), float(high)
+
+
+def mean_interval(
+    x: np.ndarray, *, confidence: float = 0.95, num_resamples: int = 2000, seed: int = 0
+) -> tuple[float, float]:
+    """Percentile bootstrap interval of the mean of ``x [seeds, tasks]``: ``(low, high)``.
+
+    Resampled as in `interquartile_interval`, whole rows and whole columns; for many tasks.
+    """
+    x = np.asarray(x, np.float64)
+    if x.ndim != 2:
+        raise ValueError(f"x has shape {x.shape}; it must be [seeds, tasks]")
+    if not np.all(np.isfinite(x)) or x.size < 2:
+        return (float("nan"), float("nan"))
+    rng = np.random.default_rng(seed)
+    means = []
+    for _ in range(num_resamples):
+        # How often each row and column is drawn: sums instead of copies.
+        rows, columns = (rng.multinomial(n, np.full(n, 1 / n)) / n for n in x.shape)
+        means.append(rows @ x @ columns)
     low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
     return float(low), float(high)
 

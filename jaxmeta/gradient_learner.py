@@ -10,7 +10,6 @@ learned (Meta-SGD).
 """
 
 import dataclasses
-import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal, NamedTuple
@@ -350,18 +349,3 @@ def follow_meta_gradient(
         }
 
     return MetaAlgorithm(init, step, parts.learner)
-
-
-def check_hyper(hyper: Any, **ranges: tuple[float, float]) -> None:
-    """Checks the values of ``hyper`` that are plain numbers against ``name=(low, high)``; traced ones are
-    the caller's. The fields that all algorithms share are known."""
-    known = {
-        "discount": (0, 1),
-        "gae_lambda": (0, 1),
-        "step_size": (-1e6, 1e6),
-        "learning_rate": (0, 1e6),
-        "max_grad_norm": (1e-12, math.inf),
-    }
-    for name, value in hyper._asdict().items():
-        if isinstance(value, int | float):
-            checks.between(name, value, *(known | ranges)[name])

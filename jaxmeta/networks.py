@@ -137,6 +137,77 @@ def _mlp(
     return _Network(init, apply)
 
 
+class Head(NamedTuple):
+    """A policy of the features it is given, whatever they are."""
+
+    init: Callable[[jax.Array], Params]
+    """``(key) -> params``, ``{"body": ..., "head": ...}``."""
+    apply: Callable[[Params, jax.Array], Distribution]
+    """``(params, x [*batch, F]) -> distributions [*batch]``."""
+
+
+def action_head(
+    num_features: int,
+    action_space: spaces.Space,
+    hidden_sizes: Sequence[int] = (),
+    initial_std: float = 1.0,
+) -> Head:
+    """A tanh network to the action distribution that fits the space: `Categorical` or `DiagGaussian`."""
+    if isinstance(action_space, spaces.Discrete):
+        return _categorical_head(num_features, action_space, hidden_sizes)
+    return _gaussian_head("action_head", num_features, action_space, hidden_sizes, initial_std)
+
+
+def _categorical_head(
+    num_features: int, action_space: spaces.Discrete, hidden_sizes: Sequence[int]
+) -> Head:
+    mlp = _mlp(num_features, hidden_sizes, action_space.n, 0.01)
+    return Head(mlp.init, lambda params, x: Categorical(mlp.apply(params, x)))
+
+
+def _gaussian_head(
+    user: str,
+    num_features: int,
+    action_space: spaces.Space,
+    hidden_sizes: Sequence[int],
+    initial_std: float,
+) -> Head:
+    if not isinstance(action_space, spaces.Box):
+        raise ValueError(
+            f"{user} needs a continuous action space (Box), not {action_space!r}; "
+            "use categorical_mlp or softmax_linear"
+        )
+    if not initial_std > 0:
+        raise ValueError(f"initial_std={initial_std} must be positive")
+    shape = tuple(action_space.shape)
+    if len(shape) != 1:
+        raise ValueError(
+            f"{user} needs actions of one axis, not of shape {shape}; flatten the action space"
+        )
+    low = jnp.broadcast_to(jnp.asarray(action_space.low, float), shape)
+    high = jnp.broadcast_to(jnp.asarray(action_space.high, float), shape)
+    bounded = jnp.isfinite(low) & jnp.isfinite(high)
+    scale = jnp.where(bounded, (high - low) / 2, 1.0)
+    centre = jnp.where(bounded, (high + low) / 2, 0.0)
+    mlp = _mlp(num_features, hidden_sizes, math.prod(shape), 0.01)
+
+    def init(key: jax.Array) -> Params:
+        params = mlp.init(key)
+        log_std = jnp.full(shape, math.log(initial_std), float)
+        return {"body": params["body"], "head": {"mean": params["head"], "log_std": log_std}}
+
+    def apply(params: Params, x: jax.Array) -> DiagGaussian:
+        mean = mlp.apply({"body": params["body"], "head": params["head"]["mean"]}, x)
+        batch = (1,) * (mean.ndim - 1)
+        log_std = params["head"]["log_std"] + jnp.log(scale)
+        return DiagGaussian(
+            centre.reshape(*batch, -1) + scale.reshape(*batch, -1) * mean,
+            jnp.broadcast_to(log_std, mean.shape),
+        )
+
+    return Head(init, apply)
+
+
 def categorical_mlp(
     obs_shape: Sequence[int],
     action_space: spaces.Space,
@@ -148,13 +219,9 @@ def categorical_mlp(
     Parameters are ``{"body": ..., "head": ...}`` and, with ``context_size`` C > 0, ``"context" [C]``:
     inputs beside the observation, zero at first (Zintgraf et al. 2019, CAVIA).
     """
-    num_actions = _num_actions("categorical_mlp", action_space)
-    mlp = _mlp(math.prod(obs_shape) + context_size, hidden_sizes, num_actions, 0.01)
-
-    def apply(params: Params, obs: jax.Array) -> Categorical:
-        return Categorical(mlp.apply(params, _inputs(params, obs)))
-
-    return feed_forward(lambda key: mlp.init(key) | _context(context_size), apply)
+    _num_actions("categorical_mlp", action_space)
+    head = _categorical_head(math.prod(obs_shape) + context_size, action_space, hidden_sizes)
+    return _with_context(head, context_size)
 
 
 def gaussian_mlp(
@@ -172,37 +239,17 @@ def gaussian_mlp(
     log-probability would not be that of the action drawn. Parameters as in `categorical_mlp`; the
     head holds ``"mean"`` and ``"log_std"``.
     """
-    if not isinstance(action_space, spaces.Box):
-        raise ValueError(
-            f"gaussian_mlp needs a continuous action space (Box), not {action_space!r}; "
-            "use categorical_mlp or softmax_linear"
-        )
-    if not initial_std > 0:
-        raise ValueError(f"initial_std={initial_std} must be positive")
-    shape = tuple(action_space.shape)
-    if len(shape) != 1:
-        raise ValueError(
-            f"gaussian_mlp needs actions of one axis, not of shape {shape}; flatten the action space"
-        )
-    low = jnp.broadcast_to(jnp.asarray(action_space.low, float), shape)
-    high = jnp.broadcast_to(jnp.asarray(action_space.high, float), shape)
-    bounded = jnp.isfinite(low) & jnp.isfinite(high)
-    scale = jnp.where(bounded, (high - low) / 2, 1.0)
-    centre = jnp.where(bounded, (high + low) / 2, 0.0)
-    mlp = _mlp(math.prod(obs_shape) + context_size, hidden_sizes, math.prod(shape), 0.01)
+    num_features = math.prod(obs_shape) + context_size
+    head = _gaussian_head("gaussian_mlp", num_features, action_space, hidden_sizes, initial_std)
+    return _with_context(head, context_size)
 
-    def init(key: jax.Array) -> Params:
-        params = mlp.init(key)
-        log_std = jnp.full(shape, math.log(initial_std), float)
-        head = {"mean": params["head"], "log_std": log_std}
-        return {"body": params["body"], "head": head} | _context(context_size)
 
-    def apply(params: Params, obs: jax.Array) -> DiagGaussian:
-        network = {"body": params["body"], "head": params["head"]["mean"]}
-        mean = mlp.apply(network, _inputs(params, obs)).reshape(shape)
-        return DiagGaussian(centre + scale * mean, params["head"]["log_std"] + jnp.log(scale))
-
-    return feed_forward(init, apply)
+def _with_context(head: Head, context_size: int) -> Policy:
+    """``head`` on the observation and a context of its parameters."""
+    return feed_forward(
+        lambda key: head.init(key) | _context(context_size),
+        lambda params, obs: head.apply(params, _inputs(params, obs)),
+    )
 
 
 def _context(size: int) -> Params:
@@ -247,14 +294,19 @@ def default_policy(
 POLICIES = ("mlp", "categorical", "gaussian", "softmax_linear")
 
 
-def value_mlp(obs_shape: Sequence[int], hidden_sizes: Sequence[int] = (64, 64)) -> Value:
-    """A tanh network to a state's value."""
-    mlp = _mlp(math.prod(obs_shape), hidden_sizes, 1, 1.0)
+def value_mlp(
+    obs_shape: Sequence[int],
+    hidden_sizes: Sequence[int] = (64, 64),
+    num_outputs: int | None = None,
+) -> Value:
+    """A tanh network to a state's value, or to ``[num_outputs]`` predictions."""
+    mlp = _mlp(math.prod(obs_shape), hidden_sizes, num_outputs or 1, 1.0)
     rank = len(obs_shape)
 
     def apply(params: Params, obs: jax.Array) -> jax.Array:
         batch = obs.shape[: obs.ndim - rank]
-        return mlp.apply(params, obs.reshape(*batch, -1))[..., 0]
+        outputs = mlp.apply(params, obs.reshape(*batch, -1))
+        return outputs[..., 0] if num_outputs is None else outputs
 
     return Value(mlp.init, apply)
 

@@ -157,10 +157,17 @@ def ppo_clip(
     """
     last = jnp.concatenate([first[1:], jnp.zeros_like(first[:1])])
     advantage = gae(delta, discount, last, tau)
-    ratio = jnp.exp(log_prob - log_prob_mu)
-    clipped = jnp.clip(ratio, 1.0 - epsilon, 1.0 + epsilon)
     g = cumulative_discount(discount, first)
-    return jnp.sum(g * jnp.minimum(ratio * advantage, clipped * advantage))
+    return jnp.sum(g * clipped_ratio(log_prob - log_prob_mu, advantage, epsilon))
+
+
+def clipped_ratio(
+    log_ratio: jax.Array, advantage: jax.Array, epsilon: jax.Array | float
+) -> jax.Array:
+    """``min(ρ A, clip(ρ, 1 - ε, 1 + ε) A)`` for each entry, the shape of both."""
+    ratio = jnp.exp(log_ratio)
+    clipped = jnp.clip(ratio, 1.0 - epsilon, 1.0 + epsilon)
+    return jnp.minimum(ratio * advantage, clipped * advantage)
 
 
 def semi_gradient(value: Callable[[Params], jax.Array], params: Params, error: jax.Array) -> Params:

@@ -15,12 +15,18 @@ PALETTE = (BLUE, ORANGE, GREEN, "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 LINE_STYLES = ("-", "--", ":")
 
 
-def adaptation(path: str | os.PathLike, summaries: Mapping[str, Mapping[str, Any]]) -> None:
+def adaptation(
+    path: str | os.PathLike,
+    summaries: Mapping[str, Mapping[str, Any]],
+    *,
+    unit: str = "gradient step",
+) -> None:
     """Mean return with its interval after each update, with the random and the optimal agent as lines.
 
     Args:
         path: The image to write.
         summaries: Title of a panel to what `evaluation.summarize` returned for it.
+        unit: What a learner has had k of, in the singular.
     """
     figure = Figure(figsize=(0.6 + 4.2 * len(summaries), 3.6), layout="constrained")
     panels = figure.subplots(1, len(summaries), squeeze=False)[0]
@@ -34,7 +40,7 @@ def adaptation(path: str | os.PathLike, summaries: Mapping[str, Mapping[str, Any
         axes.fill_between(updates, low, high, color=BLUE, alpha=0.25, linewidth=0)
         axes.plot(updates, returns, color=BLUE, marker="o", label="adapted, 95 % interval")
         axes.set_xticks(updates)
-        axes.set_xlabel("gradient steps in the new task")
+        axes.set_xlabel(f"{unit}s in the new task")
         axes.set_ylabel("mean return")
         axes.set_title(f"{title} ({summary['num_tasks']} tasks)")
         _tidy(axes)

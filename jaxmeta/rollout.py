@@ -72,8 +72,8 @@ def rollout(
         )
         next_timestep = TimeStep(
             obs=jnp.where(last, _as_float(reset_obs), next_obs),
-            action=jnp.where(last, jnp.zeros_like(action), action).astype(timestep.action.dtype),
-            reward=jnp.where(last, jnp.zeros_like(reward), reward),
+            action=action.astype(timestep.action.dtype),
+            reward=reward,
             first=last,
         )
         seen = Trajectory(

@@ -24,8 +24,10 @@ class TimeStep(NamedTuple):
     """What a policy may look at before it acts."""
 
     obs: jax.Array  # [*obs_shape], float
-    action: jax.Array  # [*action_shape], the previous action; zeros when an episode begins
-    reward: jax.Array  # [], the previous reward; zero when an episode begins
+    action: (
+        jax.Array
+    )  # [*action_shape], the previous action, of the episode before too; zeros at birth
+    reward: jax.Array  # [], the previous reward, likewise: the last of an episode says the most
     first: jax.Array  # [], bool: first step of an episode
 
 

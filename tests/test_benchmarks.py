@@ -257,3 +257,60 @@ def test_estimators_study(tmp_path):
     assert "num_states=4, num_actions=3 and horizon=9 make 5159780352" in refused.stderr
     assert "Traceback" not in refused.stderr
     assert not (tmp_path / "runs").exists()
+
+
+SMALL_REPRODUCTIONS = {
+    "bandits": (["--meta-updates=2"], ["random", "Gittins", "Thompson", "UCB1", "greedy", "RL²"]),
+    "dependent_bandits": (
+        ["--meta-updates=2", "--num-tasks=4", "--kinds=easy"],
+        ["Thompson, independent priors", "RL²"],
+    ),
+    "tabular": (["--meta-updates=2", "--num-tasks=4"], ["random", "PSRL", "RL²"]),
+    "gridnavi": (
+        ["--meta-updates=2", "--num-tasks=4"],
+        ["VariBAD", "RL²", "told the goal", "straight to the goal"],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SMALL_REPRODUCTIONS)
+def test_reproductions(name, tmp_path):
+    small, agents = SMALL_REPRODUCTIONS[name]
+    arguments = [*small, "--num-seeds=2", "--eval-tasks=50", "--output", "out"]
+    result = run(f"reproduce/{name}.py", *arguments, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    report = json.loads((tmp_path / "out" / "results.json").read_text())
+    rows = {row["agent"]: row for row in report["rows"]}
+    assert [*rows][: len(agents)] == agents
+    exact = report["rows"][-1]
+    assert "exact" in exact["agent"]
+    for row in report["rows"]:
+        assert np.isfinite(row["mean"])
+        if row["tasks"] is not None:
+            assert row["tasks"] == 50
+            assert row["low"] <= row["mean"] <= row["high"]
+    learned = rows["RL²"]
+    assert learned["seeds"] == 2
+    assert learned["seconds"] > 0
+    if name == "dependent_bandits":
+        assert learned["mean"] > exact["mean"] > 0
+    else:
+        assert learned["mean"] < exact["mean"]
+    header = (tmp_path / "out" / "table.csv").read_text().splitlines()[0]
+    assert header.startswith("setting,agent,mean,low,high,")
+    assert "| RL² |" in (tmp_path / "out" / "table.md").read_text()
+    assert "is not empty" in run(f"reproduce/{name}.py", "--output", "out", cwd=tmp_path).stderr
+
+
+def test_a_learner_with_memory_from_the_command_line(tmp_path):
+    small = "--meta-updates=2 --num-tasks=4 --memory-size=4 --num-episodes=3 --eval-tasks=3"
+    arguments = ["--algorithm=rl2", "--family=gridnavi", "--task.horizon=4", *small.split()]
+    result = run("train.py", *arguments, "--output=out", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    report = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    assert len(report["returns"]) == 3  # a return an episode
+    assert (tmp_path / "out" / "adaptation.png").exists()
+    resumed = run(
+        "train.py", *arguments, "--output=out", "--resume", "--meta-updates=3", cwd=tmp_path
+    )
+    assert resumed.returncode == 0, resumed.stderr

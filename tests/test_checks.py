@@ -1,3 +1,6 @@
+from typing import NamedTuple
+
+import jax.numpy as jnp
 import pytest
 
 from jaxmeta import checks
@@ -29,3 +32,16 @@ def test_between():
     for value in ("a", None, True):
         with pytest.raises(TypeError, match="must be a number between 0 and 1"):
             checks.between("x", value, 0, 1)
+
+
+def test_hyper_knows_shared_fields_and_is_told_the_others():
+    class Hyper(NamedTuple):
+        discount: float = 0.99
+        own: float = 1.0
+
+    checks.hyper(Hyper(), own=(0, 2))
+    with pytest.raises(ValueError, match="discount=1.5 must lie between 0 and 1"):
+        checks.hyper(Hyper(discount=1.5), own=(0, 2))
+    with pytest.raises(ValueError, match="own=3 must lie between 0 and 2"):
+        checks.hyper(Hyper(own=3), own=(0, 2))
+    checks.hyper(Hyper(discount=jnp.asarray(1.5)), own=(0, 2))  # traced: the caller's

@@ -209,3 +209,47 @@ def test_what_diverged_is_null_in_json():
     assert summary["intervals"][1] == [None, None]
     assert summary["gap_closed"] == [0.0, None]
     assert json.loads(json.dumps(summary, allow_nan=False)) == summary
+
+
+def test_trials_are_one_stream_from_birth_to_end():
+    """Nothing begins anew in it but episodes: memory counts all steps, and the learner its updates."""
+    learner = constant_learner()
+    drawn = jax.vmap(lambda n: CounterParams(number=n, terminate_at=3))(jnp.array([7.0, 1.0]))
+    memory_as_action = learner._replace(
+        act=lambda key, meta, agent, memory, timestep: (
+            memory + 100 * agent.astype(jnp.int32),
+            jnp.zeros(()),
+            memory + 1,
+        )
+    )
+    found = evaluation.trials(
+        jax.random.key(0),
+        None,
+        drawn,
+        learner=memory_as_action,
+        env=Counter(),
+        num_steps=4,
+        num_updates=1,
+        tasks_per_chunk=1,
+    )
+    expected = [0, 1, 2, 3, 104, 105, 106, 107]
+    assert found.action.tolist() == [expected, expected]
+    assert found.reward.tolist() == [[x + n for x in expected] for n in (7, 1)]
+
+
+def test_mean_interval_covers_new_seeds_and_new_tasks():
+    """In 95 % of studies, about, with effects of seeds and of tasks; of tasks alone where seeds agree."""
+    rng = np.random.default_rng(0)
+    covered = 0
+    for _ in range(100):
+        x = rng.normal(size=(12, 1)) + rng.normal(size=(1, 40)) + rng.normal(size=(12, 40))
+        low, high = evaluation.mean_interval(x, num_resamples=200)
+        assert low < x.mean() < high
+        covered += low < 0 < high
+    assert 85 <= covered <= 100
+    x = np.repeat(rng.normal(size=(1, 400)), 3, axis=0)
+    low, high = evaluation.mean_interval(x)
+    assert high - low == pytest.approx(2 * 1.96 * x[0].std() / 20, rel=0.1)
+    assert np.isnan(evaluation.mean_interval(np.array([[1.0, np.nan]]))).all()
+    with pytest.raises(ValueError, match="must be .seeds, tasks."):
+        evaluation.mean_interval(np.ones(3))

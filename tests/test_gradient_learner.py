@@ -98,9 +98,3 @@ def test_rematerializing_changes_nothing_but_memory(x64, family):
         found.append(jax.jit(algorithm.step)(jax.random.key(2), state, drawn)[0].meta.params)
     for x, y in zip(jax.tree.leaves(found[0]), jax.tree.leaves(found[1]), strict=True):
         np.testing.assert_allclose(x, y, rtol=1e-10)
-
-
-def test_checks_know_the_fields_of_every_algorithm():
-    with pytest.raises(ValueError, match="discount=1.5 must lie between 0 and 1"):
-        gradient_learner.check_hyper(Hyper(discount=1.5))
-    gradient_learner.check_hyper(Hyper(discount=jnp.asarray(1.5)))  # traced: the caller's

@@ -10,8 +10,10 @@ import jaxmeta
 ORDER = [
     "types",
     "checks",
+    "reports",
     "distributions",
     "networks",
+    "memories",
     "tasks",
     "rollout",
     "returns",
@@ -19,13 +21,14 @@ ORDER = [
     "adaptation",
     "meta_update",
     "gradient_learner",
+    "memory_learner",
     "algorithms",
     "evaluation",
     "checkpoints",
     "training",
     "plotting",
 ]
-ALONE = {"exact": {"tasks"}}
+ALONE = {"exact": {"tasks"}, "optimal": {"types", "checks", "tasks"}}
 ROOT = Path(jaxmeta.__file__).parent
 
 

@@ -1,3 +1,5 @@
+import inspect
+
 import gymnax
 import jax
 import jax.numpy as jnp
@@ -34,9 +36,9 @@ def test_episode_ends_are_recorded_and_the_stream_goes_on():
     assert data.last.tolist() == [0, 0, 0, 1, 0, 0, 0, 1, 0, 0]
     assert data.discount.tolist() == [1, 1, 1, 0, 1, 1, 1, 0, 1, 1]
     assert data.timestep.first.tolist() == [1, 0, 0, 0, 1, 0, 0, 0, 1, 0]
-    # The previous action and reward are forgotten with the episode.
-    assert data.timestep.action.tolist() == [0, 1, 1, 1, 0, 1, 1, 1, 0, 1]
-    assert data.timestep.reward.tolist() == [0, 8, 8, 8, 0, 8, 8, 8, 0, 8]
+    # The previous action and reward are shown across the end of an episode too.
+    assert data.timestep.action.tolist() == [0] + [1] * 9
+    assert data.timestep.reward.tolist() == [0] + [8] * 9
     assert data.reward.tolist() == [8] * 10
     assert data.memory == 0
 
@@ -67,7 +69,9 @@ def test_a_rollout_continues_where_the_last_one_stopped():
 @pytest.mark.parametrize("name", sorted(set(tasks.names())))
 def test_reset_never_changes_the_task(name):
     """Steps on the drawn task and on the task read back after many resets agree; physics are leaves."""
-    family = tasks.make(name, horizon=3)
+    settings = inspect.signature(tasks.FAMILIES[name]).parameters
+    limits = {"horizon": 3, "num_pulls": 3, "length": 2}
+    family = tasks.make(name, **{x: limits[x] for x in limits.keys() & settings})
     drawn = tasks.sample_tasks(jax.random.key(3), family, 4, split="train")
 
     def visits(task):

@@ -68,7 +68,7 @@ def es(
     optimizer: Optimizer = optax.adam,
 ) -> MetaAlgorithm:
     """Evolution strategies on a family of tasks; arguments and errors as in `maml`."""
-    gradient_learner.check_hyper(hyper, noise_std=(1e-12, 1e6))
+    checks.hyper(hyper, noise_std=(1e-12, 1e6))
     parts = gradient_learner.gradient_learner(family, config, policy=policy, first_order=True)
 
     def strategy_of(meta: Meta) -> Open_ES:

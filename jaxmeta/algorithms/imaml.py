@@ -78,7 +78,7 @@ def imaml(
     optimizer: Optimizer = optax.adam,
 ) -> MetaAlgorithm:
     """Implicit MAML on a family of tasks; arguments and errors as in `maml`."""
-    gradient_learner.check_hyper(hyper, proximal=(1e-12, 1e6))
+    checks.hyper(hyper, proximal=(1e-12, 1e6))
     parts = gradient_learner.gradient_learner(family, config, policy=policy)
     inner_surrogate = objectives.SURROGATES[config.inner_surrogate]
 

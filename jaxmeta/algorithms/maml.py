@@ -114,7 +114,7 @@ def maml(
         ValueError: the policy does not fit the family's action space; a value of ``hyper`` is out of
             range.
     """
-    gradient_learner.check_hyper(hyper)
+    checks.hyper(hyper)
     parts = gradient_learner.gradient_learner(
         family, config, policy=policy, first_order=config.first_order
     )

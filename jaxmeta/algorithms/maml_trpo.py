@@ -68,7 +68,7 @@ def maml_trpo(
     policy: Policy | None = None,
 ) -> MetaAlgorithm:
     """MAML-TRPO on a family of tasks; arguments and errors as in `maml`, without an optimiser."""
-    gradient_learner.check_hyper(hyper, max_kl=(1e-12, 1e6), damping=(0, 1e6))
+    checks.hyper(hyper, max_kl=(1e-12, 1e6), damping=(0, 1e6))
     parts = gradient_learner.gradient_learner(family, config, policy=policy)
     # Off the recorded policy all that matters is the ratio of each action to the one that acted.
     surrogate = objectives.SURROGATES["lvc"]

@@ -12,7 +12,6 @@ update is taken anew from the moved θ at every step.
 """
 
 import dataclasses
-import math
 from functools import partial
 from typing import NamedTuple
 
@@ -68,7 +67,7 @@ def promp(
     optimizer: Optimizer = optax.adam,
 ) -> MetaAlgorithm:
     """ProMP on a family of tasks; arguments and errors as in `maml`."""
-    gradient_learner.check_hyper(hyper, clip=(1e-6, math.inf), kl_cost=(0, math.inf))
+    checks.hyper(hyper)
     parts = gradient_learner.gradient_learner(family, config, policy=policy)
 
     def epoch_loss(meta: Meta, key: jax.Array, recorded: History) -> tuple[jax.Array, dict]:

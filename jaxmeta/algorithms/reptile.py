@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxmeta import gradient_learner
+from jaxmeta import checks, gradient_learner
 from jaxmeta.gradient_learner import Meta, Optimizer
 from jaxmeta.networks import Policy
 from jaxmeta.tasks.family import TaskFamily
@@ -70,7 +70,7 @@ def reptile(
     optimizer: Optimizer = optax.sgd,
 ) -> MetaAlgorithm:
     """Reptile on a family of tasks; arguments and errors as in `maml`."""
-    gradient_learner.check_hyper(hyper)
+    checks.hyper(hyper)
     parts = gradient_learner.gradient_learner(family, config, policy=policy, first_order=True)
 
     def task_loss(meta: Meta, key: jax.Array, task: Task) -> tuple[jax.Array, dict]:

@@ -187,10 +187,14 @@ def test_hyper_parameters_can_be_mapped_over(x64, name):
     """Two values in one vmap are two runs."""
     module = ALGORITHMS[name]
     # What Adam does not scale away, and the solver of an inner problem does not either.
-    swept = "learning_rate" if name in ("es", "imaml") else "step_size"
-    small = dict(num_streams=3, hidden_sizes=(4,)) | (
-        dict(population_size=4) if name == "es" else {}
-    )
+    swept = "step_size" if "step_size" in module.Hyper._fields else "learning_rate"
+    swept = "learning_rate" if name in ("es", "imaml") else swept
+    own = {
+        "es": dict(population_size=4),
+        "rl2": dict(memory_size=4, num_minibatches=2),
+        "varibad": dict(memory_size=4, num_minibatches=2),
+    }
+    small = dict(num_streams=3, hidden_sizes=(4,)) | own.get(name, {})
     family = tasks.make("navigation", horizon=4)
     algorithm = getattr(module, name)(family, module.Config(**small))
     drawn = tasks.sample_tasks(jax.random.key(1), family, 2, split="train")

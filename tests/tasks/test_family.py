@@ -4,23 +4,27 @@ import pytest
 
 from jaxmeta import tasks
 
+FEW = {"dependent_bandit", "gridnavi", "t_maze"}
+"""Families of so few tasks, in one split at least, that a few draws may coincide."""
+
 
 @pytest.mark.parametrize("name", tasks.names())
 @pytest.mark.parametrize("split", tasks.SPLITS)
 def test_samplers_make_batches_of_typed_leaves(name, split):
     family = tasks.make(name)
-    drawn = tasks.sample_tasks(jax.random.key(0), family, 3, split=split)
+    drawn = tasks.sample_tasks(jax.random.key(0), family, 12, split=split)
     one = getattr(family, split)(jax.random.key(0))
     assert jax.tree.structure(drawn) == jax.tree.structure(one)
     for many, single in zip(jax.tree.leaves(drawn), jax.tree.leaves(one), strict=True):
-        assert many.shape == (3, *single.shape)
+        assert many.shape == (12, *single.shape)
         assert many.dtype == single.dtype
         assert not many.weak_type
     # The task varies, and every draw is a draw of its own.
     varying = [x for x in jax.tree.leaves(drawn) if not jnp.all(x == x[:1])]
     assert varying
-    for x in varying:
-        assert len(jnp.unique(x.reshape(3, -1)[:, 0])) == 3
+    if name not in FEW:
+        for x in varying:
+            assert len(jnp.unique(x.reshape(12, -1)[:, 0])) == 12
 
 
 @pytest.mark.parametrize("name", tasks.names())

@@ -1,0 +1,148 @@
+"""RL² and classical agents on Bernoulli bandits: Duan et al. 2016, "RL²", table 1.
+
+    python benchmarks/reproduce/bandits.py                    # 5 arms, 10 pulls
+    python benchmarks/reproduce/bandits.py --full             # all six settings
+    python benchmarks/reproduce/bandits.py --settings 5,10 5,100 --no-learned
+
+Means of arms are U(0, 1); a score is the sum of the means of the arms that were pulled in a trial. Shares
+are of the Bayes-optimal agent, where that can be computed, else of the Gittins index. Leaves table.md,
+table.csv and results.json in the output folder.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import NamedTuple
+
+import common
+import jax
+import jax.numpy as jnp
+from common import Row, Study
+
+from jaxmeta import checks, optimal, tasks
+from jaxmeta.algorithms.rl2 import Config, rl2
+from jaxmeta.evaluation import Trials
+from jaxmeta.memory_learner import Hyper
+from jaxmeta.tasks.bandits import BanditParams
+
+
+class Setting(NamedTuple):
+    """A row of the published table, and how RL² is trained for it."""
+
+    published: tuple[float, ...]  # in the order of AGENTS
+    exploration: float  # UCB1's c, the best of 0.1, 0.2, 0.3
+    meta_updates: int
+    num_tasks: int
+    config: Config
+    hyper: Hyper
+
+
+AGENTS = ("random", "Gittins", "Thompson", "UCB1", "greedy", "RL²")
+
+
+def trained(meta_updates: int, num_tasks: int, size: int, **hyper: float) -> tuple:
+    """RL²'s settings; what is not said is what worked on the smallest setting."""
+    shared = dict(discount=1.0, gae_lambda=0.9, entropy_cost=0.02, anneal_updates=meta_updates)
+    return meta_updates, num_tasks, Config(memory_size=size), Hyper(**(shared | hyper))
+
+
+SETTINGS = {
+    "5,10": Setting(
+        (5.0, 6.6, 5.7, 6.7, 6.6, 6.7), 0.1, *trained(400, 2048, 32, learning_rate=3e-3)
+    ),
+    "50,10": Setting(
+        (5.1, 6.5, 5.2, 6.6, 6.5, 6.8), 0.1, *trained(2000, 4096, 128, learning_rate=1e-3)
+    ),
+    "5,100": Setting(
+        (49.9, 78.3, 74.7, 78.0, 74.8, 78.7), 0.2, *trained(800, 512, 32, learning_rate=2e-3)
+    ),
+    "50,100": Setting(
+        (49.8, 85.2, 64.5, 84.3, 78.0, 84.9), 0.2, *trained(4000, 4096, 128, learning_rate=1e-3)
+    ),
+    "10,500": Setting((249.0, 437.8, 429.5, 437.1, 395.0, 432.5), 0.3, *trained(4000, 2048, 256)),
+    "50,500": Setting((249.6, 463.7, 427.2, 457.6, 402.8, 438.9), 0.3, *trained(4000, 2048, 256)),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Bandits(Study):
+    """Bernoulli bandits."""
+
+    output: Path = Path("runs/reproduce-bandits")
+    """Folder for the results; made anew."""
+    settings: tuple[str, ...] = ()
+    """Arms and pulls, as in `5,10`; none is the smallest, or all with `--full`."""
+    learned: bool = True
+    """Train RL²; else measure the classical agents alone."""
+    meta_updates: int | None = None
+    """Meta-updates of RL²; None is each setting's own."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in self.settings:
+            checks.choice("settings", name, SETTINGS)
+        if self.meta_updates is not None:
+            checks.at_least("meta_updates", self.meta_updates, 1)
+
+
+def expected_total(task: BanditParams, trials: Trials) -> jax.Array:
+    """Means of the arms that were pulled, their sum, ``[M]``: less noisy than what they happened to pay."""
+    return jnp.sum(jnp.take_along_axis(task.mean, trials.action, axis=1), axis=1)
+
+
+def best_total(num_arms: int, num_pulls: int) -> float | None:
+    """Of the Bayes-optimal agent; None where that is out of reach."""
+    try:
+        return optimal.bayes_optimal_bandit(num_arms=num_arms, num_pulls=num_pulls)
+    except ValueError:
+        return None
+
+
+def main(study: Bandits) -> None:
+    rows = []
+    for name in study.settings or (tuple(SETTINGS) if study.full else ("5,10",)):
+        setting = SETTINGS[name]
+        num_arms, num_pulls = map(int, name.split(","))
+        family = tasks.make("bernoulli_bandit", num_arms=num_arms, num_pulls=num_pulls)
+        drawn = common.held_out(family, study)
+        published = dict(zip(AGENTS, setting.published, strict=True))
+        arms = dict(num_arms=num_arms)
+        agents = {
+            "random": optimal.random_agent(num_actions=num_arms),
+            "Gittins": optimal.gittins(**arms, num_pulls=num_pulls, discount=0.99),
+            "Thompson": optimal.thompson(**arms),
+            "UCB1": optimal.ucb1(**arms, exploration=setting.exploration),
+            "greedy": optimal.greedy(**arms),
+        }
+        scored = {}
+        for agent, learner in agents.items():
+            scores, seconds = common.measure(
+                expected_total, (), drawn, learner=learner, family=family, num_steps=num_pulls
+            )
+            scored[agent] = scores[None], seconds
+        if study.learned:
+            meta_updates = study.meta_updates or setting.meta_updates
+            hyper = setting.hyper._replace(anneal_updates=meta_updates)
+            scored["RL²"] = common.train_and_measure(
+                expected_total,
+                rl2(family, setting.config, hyper),
+                drawn,
+                study,
+                family=family,
+                num_steps=num_pulls,
+                meta_updates=meta_updates,
+                num_tasks=setting.num_tasks,
+                name=f"RL² on {name}",
+            )
+        best = best_total(num_arms, num_pulls)
+        mark = best or float(scored["Gittins"][0].mean())
+        rows += [
+            Row(name, agent, scores, mark, published[agent], seconds)
+            for agent, (scores, seconds) in scored.items()
+        ]
+        if best is not None:
+            rows.append(Row(name, "Bayes-optimal (exact)", None, best, None, 0.0))
+    common.write(study.output, rows, study, share="share of best", digits=3)
+
+
+if __name__ == "__main__":
+    common.run(Bandits, main, __doc__)

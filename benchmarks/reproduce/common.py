@@ -1,0 +1,209 @@
+"""What the scripts of this folder share: seeds trained one after the other, agents measured alike, one table."""
+
+import dataclasses
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+
+from jaxmeta import checks, evaluation, reports, tasks, training
+from jaxmeta.evaluation import Trials
+from jaxmeta.tasks import TaskFamily
+from jaxmeta.types import Learner, MetaAlgorithm, Task
+
+EVALUATION_SEED = 10**6  # not that of a run
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """What every script can be told."""
+
+    full: bool = False
+    """All rows of the published table, for an accelerator; else the smallest, for two CPU cores."""
+    num_seeds: int = 3
+    """Runs of each learner."""
+    eval_tasks: int = 10_000
+    """Held-out tasks, the same for all agents."""
+
+    def __post_init__(self) -> None:
+        checks.at_least("num_seeds", self.num_seeds, 1)
+        checks.at_least("eval_tasks", self.eval_tasks, 2)
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One agent in one setting."""
+
+    setting: str
+    agent: str
+    scores: np.ndarray | None  # [seeds, tasks]; None for what is exact, which is `best` itself
+    best: float  # what shares are of
+    published: float | None
+    seconds: float
+
+    def cells(self, share: str) -> dict[str, Any]:
+        """Numbers by column; the interval is over seeds and tasks."""
+        mean, low, high, seeds, num_tasks = self.best, None, None, None, None
+        if self.scores is not None:
+            mean = float(self.scores.mean())
+            low, high = evaluation.mean_interval(self.scores)
+            seeds, num_tasks = self.scores.shape
+        return {
+            "setting": self.setting,
+            "agent": self.agent,
+            "mean": mean,
+            "low": low,
+            "high": high,
+            share: mean / self.best,
+            "published": self.published,
+            "seeds": seeds,
+            "tasks": num_tasks,
+            "seconds": self.seconds,
+            "machine": reports.machine(),
+        }
+
+
+def held_out(family: TaskFamily, study: Study) -> Task:
+    """The tasks that every agent is measured on."""
+    key = jax.random.key(EVALUATION_SEED)
+    return jax.jit(lambda key: tasks.sample_tasks(key, family, study.eval_tasks, split="test"))(key)
+
+
+def measure(
+    score: Callable[[Task, Trials], jax.Array],
+    meta: Any,
+    drawn: Task,
+    *,
+    learner: Learner,
+    family: TaskFamily,
+    num_steps: int,
+    num_updates: int = 0,
+) -> tuple[np.ndarray, float]:
+    """``score(tasks, trials) [M]`` of one trial in each task, and the seconds it took without compiling."""
+
+    def run(key: jax.Array, meta: Any, drawn: Task) -> jax.Array:
+        trials = evaluation.trials(
+            key,
+            meta,
+            drawn,
+            learner=learner,
+            env=family.env,
+            num_steps=num_steps,
+            num_updates=num_updates,
+        )
+        return score(drawn, trials)
+
+    key = jax.random.key(EVALUATION_SEED + 1)
+    call = jax.jit(run).lower(key, meta, drawn).compile()
+    began = time.perf_counter()
+    scores = np.asarray(call(key, meta, drawn), np.float64)
+    return scores, time.perf_counter() - began
+
+
+def train_and_measure(
+    score: Callable[[Task, Trials], jax.Array],
+    algorithm: MetaAlgorithm,
+    drawn: Task,
+    study: Study,
+    *,
+    family: TaskFamily,
+    num_steps: int,
+    meta_updates: int,
+    num_tasks: int,
+    name: str,
+) -> tuple[np.ndarray, float]:
+    """Scores ``[seeds, M]`` of trained learners, and the mean seconds of a training run without compiling."""
+    begin = jax.jit(lambda key: training.begin(key, algorithm=algorithm))
+    run = begin(jax.random.key(0))
+    chunk = max(1, meta_updates // 10)
+
+    def advance(run: training.Run, count: jax.Array) -> tuple[training.Run, dict]:
+        return training.advance(
+            run,
+            count,
+            algorithm=algorithm,
+            family=family,
+            num_tasks=num_tasks,
+            max_updates=chunk,
+        )
+
+    call = jax.jit(advance, donate_argnums=0).lower(run, jnp.zeros((), jnp.int32)).compile()
+    scores, seconds = [], []
+    for seed in range(study.num_seeds):
+        run = jax.block_until_ready(begin(jax.random.key(seed)))
+        began = time.perf_counter()
+        done = 0
+        while done < meta_updates:
+            count = min(chunk, meta_updates - done)
+            run, metrics = call(run, jnp.asarray(count, jnp.int32))
+            done += count
+            earned = float(np.mean(np.asarray(metrics["return/trial"])[:count]))
+            spent = time.perf_counter() - began
+            print(
+                f"{name}, seed {seed}: {done} of {meta_updates} meta-updates in {spent:.0f} s, "
+                f"training return {earned:.3f}",
+                file=sys.stderr,
+                flush=True,
+            )
+        seconds.append(time.perf_counter() - began)
+        measured, _ = measure(
+            score,
+            run.state.meta,
+            drawn,
+            learner=algorithm.learner,
+            family=family,
+            num_steps=num_steps,
+        )
+        scores.append(measured)
+    return np.stack(scores), float(np.mean(seconds))
+
+
+def write(output: Path, rows: list[Row], study: Study, *, share: str, digits: int) -> None:
+    """Prints the table and leaves table.md, table.csv and results.json in ``output``."""
+    output.mkdir(parents=True, exist_ok=True)
+    cells = [row.cells(share) for row in rows]
+    shown = []
+    for cell in cells:
+        published = cell["published"]
+        interval = ""
+        if cell["low"] is not None:
+            interval = f" ({cell['low']:.{digits}f}, {cell['high']:.{digits}f})"
+        shown.append(
+            {
+                "setting": cell["setting"],
+                "agent": cell["agent"],
+                "mean (95 % interval)": f"{cell['mean']:.{digits}f}{interval}",
+                share: f"{cell[share]:.4f}",
+                "published": "" if published is None else f"{published:g}",
+                "seeds": "" if cell["seeds"] is None else str(cell["seeds"]),
+                "seconds": f"{cell['seconds']:.1f}",
+            }
+        )
+    lines = reports.markdown(shown)
+    machine = reports.machine()
+    (output / "table.md").write_text("\n".join([*lines, "", machine]) + "\n", encoding="utf-8")
+    reports.write_csv(output / "table.csv", cells)
+    settings = {name: str(x) for name, x in dataclasses.asdict(study).items()}
+    results = {"settings": settings, "machine": machine, "rows": cells}
+    text = json.dumps(results, indent=2, allow_nan=False)
+    (output / "results.json").write_text(text + "\n", encoding="utf-8")
+    print("\n".join(lines))
+    print(f"{machine}; results in {output}", file=sys.stderr)
+
+
+def run(kind: type, main: Callable[[Any], None], description: str | None) -> None:
+    """The command line of a script."""
+    try:
+        study = tyro.cli(kind, description=description)
+        reports.refuse_to_overwrite(study.output)
+        training.enable_compilation_cache()
+        main(study)
+    except (ValueError, TypeError, OSError) as error:
+        sys.exit(f"error: {error}")

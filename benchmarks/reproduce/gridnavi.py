@@ -1,0 +1,112 @@
+"""VariBAD and RL² on GridNavi: Zintgraf et al. 2020, "VariBAD", section 5.1.
+
+    python benchmarks/reproduce/gridnavi.py
+    python benchmarks/reproduce/gridnavi.py --full            # more training, for an accelerator
+
+A score is the total reward of a trial of four episodes of 15 steps. Shares are of the Bayes-optimal agent,
+computed exactly; *told the goal* is a feed-forward policy that sees the task, an upper bound. Leaves
+table.md, table.csv and results.json in the output folder.
+"""
+
+import dataclasses
+from pathlib import Path
+
+import common
+import jax
+import jax.numpy as jnp
+from common import Row, Study
+
+from jaxmeta import checks, evaluation, optimal, tasks
+from jaxmeta.algorithms import rl2, varibad
+from jaxmeta.evaluation import Trials
+from jaxmeta.tasks.informed import informed
+from jaxmeta.types import Task
+
+EPISODES = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class GridNavi(Study):
+    """GridNavi."""
+
+    output: Path = Path("runs/reproduce-gridnavi")
+    """Folder for the results; made anew."""
+    num_seeds: int = 2
+    """Runs of each learner."""
+    eval_tasks: int = 2100
+    """Held-out tasks; there are 21 goals."""
+    meta_updates: int | None = None
+    """Meta-updates of each learner; None is 400, or 2 000 with `--full`."""
+    num_tasks: int = 256
+    """Trials in a meta-update."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        checks.at_least("num_tasks", self.num_tasks, 1)
+        if self.meta_updates is not None:
+            checks.at_least("meta_updates", self.meta_updates, 1)
+
+
+def total_reward(task: Task, trials: Trials) -> jax.Array:
+    """``[M]``."""
+    return jnp.sum(trials.reward, axis=1)
+
+
+def main(study: GridNavi) -> None:
+    family = tasks.make("gridnavi")
+    drawn = common.held_out(family, study)
+    num_steps = EPISODES * family.horizon
+    meta_updates = study.meta_updates or (2000 if study.full else 400)
+    best = optimal.bayes_optimal_gridnavi(num_episodes=EPISODES, num_steps=family.horizon)
+    trained = dict(discount=0.99, gae_lambda=0.9, learning_rate=2e-3, anneal_updates=meta_updates)
+    told = informed(family)
+    learners = {
+        "VariBAD": (
+            family,
+            varibad.varibad(
+                family,
+                varibad.Config(num_episodes=EPISODES),
+                varibad.Hyper(**trained, entropy_cost=0.02),
+            ),
+        ),
+        "RL²": (
+            family,
+            rl2.rl2(
+                family,
+                rl2.Config(num_episodes=EPISODES, memory_size=64),
+                rl2.Hyper(**trained, entropy_cost=0.02),
+            ),
+        ),
+        "told the goal": (
+            told,
+            rl2.rl2(
+                told,
+                rl2.Config(num_episodes=EPISODES, memory="none", hidden_sizes=(64,)),
+                rl2.Hyper(**trained, entropy_cost=0.02),
+            ),
+        ),
+    }
+    rows = []
+    for agent, (its_family, algorithm) in learners.items():
+        scores, seconds = common.train_and_measure(
+            total_reward,
+            algorithm,
+            drawn,
+            study,
+            family=its_family,
+            num_steps=num_steps,
+            meta_updates=meta_updates,
+            num_tasks=study.num_tasks,
+            name=agent,
+        )
+        rows.append(Row("4 episodes", agent, scores, best, None, seconds))
+    known = jax.jit(
+        lambda drawn: evaluation.optimal_returns(jax.random.key(0), drawn, family=family)
+    )(drawn)
+    rows.append(Row("4 episodes", "straight to the goal", EPISODES * known[None], best, None, 0.0))
+    rows.append(Row("4 episodes", "Bayes-optimal (exact)", None, best, None, 0.0))
+    common.write(study.output, rows, study, share="share of Bayes-optimal", digits=2)
+
+
+if __name__ == "__main__":
+    common.run(GridNavi, main, __doc__)

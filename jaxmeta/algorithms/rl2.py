@@ -1,0 +1,108 @@
+"""RL²: a recurrent policy whose memory, kept through all episodes of a trial, does the learning.
+
+Duan et al. 2016, "RL²: fast reinforcement learning via slow reinforcement learning", and Wang et al. 2016,
+"Learning to reinforcement learn". The network sees the observation, the previous action and reward and
+whether an episode begins; it is trained for the return of whole trials by PPO (Duan et al. used TRPO) or
+A2C (Wang et al.). See `memory_learner`; memories are those of `memories`.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxmeta import checks, memories, memory_learner
+from jaxmeta.distributions import Distribution
+from jaxmeta.memory_learner import ActorCritic, Hyper, Inputs, Loss
+from jaxmeta.tasks.family import TaskFamily
+from jaxmeta.types import MetaAlgorithm, Params
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(memory_learner.Config):
+    """What shapes the program."""
+
+    memory: Literal["gru", "lstm", "linear", "transformer", "none"] = "gru"
+    """What remembers; `none` is the control that does not."""
+    memory_size: int = 64
+    """Width of the memory."""
+    loss: Literal["ppo", "a2c"] = "ppo"
+    """How the policy is improved; `a2c` takes one step on a batch: set `num_epochs` and
+    `num_minibatches` to 1."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        checks.choice("memory", self.memory, memories.MEMORIES)
+        checks.at_least("memory_size", self.memory_size, 1)
+        checks.choice("loss", self.loss, ("ppo", "a2c"))
+        if self.loss == "a2c" and (self.num_epochs, self.num_minibatches) != (1, 1):
+            raise ValueError(
+                f"num_epochs={self.num_epochs} and num_minibatches={self.num_minibatches} must be 1 with "
+                "loss='a2c': its gradient is right only where the policy has not moved"
+            )
+
+
+def rl2(
+    family: TaskFamily,
+    config: Config = Config(),
+    hyper: Hyper = Hyper(),
+    *,
+    network: ActorCritic | None = None,
+    optimizer: Callable[[Any], optax.GradientTransformation] = optax.adam,
+) -> MetaAlgorithm:
+    """RL² on a family of tasks.
+
+    Args:
+        family: The tasks' family; ``step`` is given its tasks.
+        config: What shapes the program.
+        hyper: Defaults of ``init(key, hyper)``; kept in ``state.meta.hyper``, so runs over different
+            values can be vmapped.
+        network: The policy and value with their memory; None builds what ``config`` names.
+        optimizer: ``learning_rate -> optax.GradientTransformation``.
+
+    Raises:
+        ValueError: a value of ``hyper`` is out of range; in ``step``, the number of trials is no multiple
+            of ``config.num_minibatches``.
+    """
+    checks.hyper(hyper)
+    if network is None:
+        network = recurrent_actor_critic(family, config)
+    objective = {"ppo": memory_learner.ppo, "a2c": memory_learner.a2c}[config.loss]
+    return memory_learner.learn_from_trials(
+        family, config, hyper, network, Loss(objective), optimizer
+    )
+
+
+def recurrent_actor_critic(family: TaskFamily, config: Config) -> ActorCritic:
+    """A policy and a value on one memory of all inputs."""
+    memory = memories.make(
+        config.memory,
+        num_inputs=sum(memory_learner.input_sizes(family)),
+        size=config.memory_size,
+        context=config.num_episodes * family.horizon,
+    )
+    policy, value = memory_learner.heads(config.memory_size, family, config)
+
+    def init(key: jax.Array) -> Params:
+        memory_key, policy_key, value_key = jax.random.split(key, 3)
+        return {
+            "memory": memory.init(memory_key),
+            "policy": policy.init(policy_key),
+            "value": value.init(value_key),
+        }
+
+    def joined(inputs: Inputs) -> jax.Array:
+        return jnp.concatenate([inputs.obs, inputs.past, inputs.time], axis=-1)
+
+    def step(params: Params, state: Any, inputs: Inputs) -> tuple[Distribution, Any]:
+        y, state = memory.step(params["memory"], state, joined(inputs), inputs.reset)
+        return policy.apply(params["policy"], y), state
+
+    def unroll(params: Params, state: Any, inputs: Inputs) -> tuple[Distribution, jax.Array]:
+        y, _ = memory.unroll(params["memory"], state, joined(inputs), inputs.reset)
+        return policy.apply(params["policy"], y), value.apply(params["value"], y)
+
+    return ActorCritic(init, memory.initial, step, unroll)

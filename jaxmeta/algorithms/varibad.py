@@ -1,0 +1,178 @@
+"""VariBAD: a policy that acts on a learned belief about the task.
+
+Zintgraf et al. 2020, "VariBAD: a very good method for Bayes-adaptive deep RL via meta-learning". A recurrent
+encoder turns what was seen up to step t into a posterior over a latent m that stands for the task,
+``q(m | τ_:t) = N(μ_t, σ_t²)``. It is trained with decoders of rewards and successors on
+
+    ELBO_t = E_{m ~ q(m | τ_:t)} sum_{i<T} log p(r_i, s_{i+1} | s_i, a_i, m) - KL(q(m | τ_:t) || q(m | τ_:t-1))
+
+(eq. 8 and 9: the past is reconstructed and the future predicted; the first prior is N(0, I)), the policy by
+PPO on the observation and (μ_t, log σ_t²) together, with no gradient from it into the encoder (section 3.3).
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxmeta import checks, memories, memory_learner
+from jaxmeta.distributions import DiagGaussian, Distribution
+from jaxmeta.memory_learner import ActorCritic, Inputs, Loss
+from jaxmeta.networks import value_mlp
+from jaxmeta.tasks.family import TaskFamily
+from jaxmeta.types import MetaAlgorithm, Params, Trajectory
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(memory_learner.Config):
+    """What shapes the program."""
+
+    hidden_sizes: tuple[int, ...] = (64,)
+    """Widths of the policy's and the value's hidden layers."""
+    memory: Literal["gru", "lstm", "linear", "transformer"] = "gru"
+    """The encoder's memory."""
+    memory_size: int = 64
+    """Its width."""
+    latent_size: int = 5
+    """Entries of m."""
+    decoder_sizes: tuple[int, ...] = (32, 32)
+    """Widths of the decoders' hidden layers."""
+    elbo_terms: int | None = 16
+    """Steps t of a trial whose ELBO is evaluated, drawn anew for each minibatch; None is all T."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        checks.choice("memory", self.memory, [x for x in memories.MEMORIES if x != "none"])
+        checks.at_least("memory_size", self.memory_size, 1)
+        checks.at_least("latent_size", self.latent_size, 1)
+        if self.elbo_terms is not None:
+            checks.at_least("elbo_terms", self.elbo_terms, 1)
+
+
+class Hyper(NamedTuple):
+    """What may be swept, scheduled or learned: numbers, or arrays ``[]`` that are mapped or traced."""
+
+    discount: float = 0.99
+    """γ, to steady the advantages: what is wanted is the trial's undiscounted return."""
+    gae_lambda: float = 0.95
+    """λ of the advantages."""
+    learning_rate: float = 1e-3
+    """Step size of the optimiser, a minibatch."""
+    anneal_updates: float = math.inf
+    """Meta-updates in which the step size and the weight of the entropy fall to zero in a straight line;
+    infinite keeps them."""
+    max_grad_norm: float = 1.0
+    """Clips the norm of the gradient."""
+    clip: float = 0.2
+    """ε: ratios beyond 1 ± ε earn nothing more."""
+    entropy_cost: float = 0.01
+    """Weight of the policy's entropy, in nats a step."""
+    value_cost: float = 0.5
+    """Weight of the squared error of values, in units of the spread of returns."""
+    reward_cost: float = 1.0
+    """Weight of the squared error of rewards."""
+    state_cost: float = 0.0
+    """Weight of the squared error of successors, a mean over their entries; for families whose dynamics
+    vary from task to task."""
+    kl_cost: float = 0.01
+    """Weight of the divergence of a posterior from the one before, in nats."""
+
+
+def varibad(
+    family: TaskFamily,
+    config: Config = Config(),
+    hyper: Hyper = Hyper(),
+    *,
+    optimizer: Callable[[Any], optax.GradientTransformation] = optax.adam,
+) -> MetaAlgorithm:
+    """VariBAD on a family of tasks; arguments and errors as in `rl2`."""
+    checks.hyper(hyper, reward_cost=(0, math.inf), state_cost=(0, math.inf))
+    obs_size, past_size, time_size = memory_learner.input_sizes(family)
+    latent_size = config.latent_size
+    encoder = memories.make(
+        config.memory,
+        num_inputs=obs_size + past_size + time_size,
+        size=config.memory_size,
+        context=config.num_episodes * family.horizon,
+    )
+    posterior = value_mlp((config.memory_size,), (), 2 * latent_size)
+    policy, value = memory_learner.heads(obs_size + time_size + 2 * latent_size, family, config)
+    transition_size = 2 * obs_size + past_size - 1
+    rewards = value_mlp((transition_size + latent_size,), config.decoder_sizes)
+    states = value_mlp((transition_size - obs_size + latent_size,), config.decoder_sizes, obs_size)
+
+    def init(key: jax.Array) -> Params:
+        keys = jax.random.split(key, 6)
+        return {
+            "encoder": encoder.init(keys[0]),
+            "posterior": posterior.init(keys[1]),
+            "policy": policy.init(keys[2]),
+            "value": value.init(keys[3]),
+            "rewards": rewards.init(keys[4]),
+            "states": states.init(keys[5]),
+        }
+
+    def joined(inputs: Inputs) -> jax.Array:
+        return jnp.concatenate([inputs.obs, inputs.past, inputs.time], axis=-1)
+
+    def seen_by_policy(params: Params, inputs: Inputs, y: jax.Array) -> jax.Array:
+        belief = posterior.apply(params["posterior"], y)
+        return jnp.concatenate([inputs.obs, inputs.time, jax.lax.stop_gradient(belief)], axis=-1)
+
+    def step(params: Params, state: Any, inputs: Inputs) -> tuple[Distribution, Any]:
+        y, state = encoder.step(params["encoder"], state, joined(inputs), inputs.reset)
+        return policy.apply(params["policy"], seen_by_policy(params, inputs, y)), state
+
+    def unroll(params: Params, state: Any, inputs: Inputs) -> tuple[Distribution, jax.Array]:
+        y, _ = encoder.unroll(params["encoder"], state, joined(inputs), inputs.reset)
+        x = seen_by_policy(params, inputs, y)
+        return policy.apply(params["policy"], x), value.apply(params["value"], x)
+
+    def negative_elbo(
+        params: Params, key: jax.Array, data: Trajectory, inputs: Inputs, hyper: Hyper
+    ) -> tuple[jax.Array, dict]:
+        """Minus the mean over t of ELBO_t / T, of one trial ``[T]``."""
+        num_steps = data.reward.shape[0]
+        y, _ = encoder.unroll(params["encoder"], data.memory.state, joined(inputs), inputs.reset)
+        belief = posterior.apply(params["posterior"], y)
+        q = DiagGaussian(belief[:, :latent_size], 0.5 * belief[:, latent_size:])
+        first = jnp.zeros((1, latent_size))
+        before = jax.tree.map(lambda x: jnp.concatenate([first, x[:-1]]), q)
+        kl = q.kl(before)
+
+        choose_key, draw_key = jax.random.split(key)
+        terms = min(config.elbo_terms or num_steps, num_steps)
+        at = jax.random.permutation(choose_key, num_steps)[:terms]
+        m = jax.tree.map(lambda x: x[at], q).sample(draw_key)  # [terms, L]
+
+        obs = inputs.obs
+        next_obs = data.next_obs.reshape(num_steps, -1)
+        action = memory_learner.action_features(data.action, family)
+        transition = jnp.concatenate([obs, action, next_obs], axis=-1)
+
+        def errors(m: jax.Array) -> tuple[jax.Array, jax.Array]:
+            """Mean squared errors of what is decoded from one draw of the latent."""
+            copies = jnp.broadcast_to(m, (num_steps, latent_size))
+            reward = rewards.apply(
+                params["rewards"], jnp.concatenate([transition, copies], axis=-1)
+            )
+            cause = transition[:, : transition_size - obs_size]
+            successor = states.apply(params["states"], jnp.concatenate([cause, copies], axis=-1))
+            return jnp.mean((reward - data.reward) ** 2), jnp.mean((successor - next_obs) ** 2)
+
+        reward_error, state_error = jax.tree.map(jnp.mean, jax.vmap(errors)(m))
+        loss = (
+            hyper.reward_cost * reward_error
+            + hyper.state_cost * state_error
+            + hyper.kl_cost * jnp.mean(kl) / num_steps
+        )
+        report = {"reward_error": reward_error, "state_error": state_error, "belief_kl": kl.sum()}
+        return loss, report
+
+    network = ActorCritic(init, encoder.initial, step, unroll)
+    loss = Loss(memory_learner.ppo, negative_elbo)
+    return memory_learner.learn_from_trials(family, config, hyper, network, loss, optimizer)

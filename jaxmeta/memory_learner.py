@@ -1,0 +1,418 @@
+"""The fast loop of learners with memory: what is learned in a task is in a recurrent network's state.
+
+A *trial* is one stream of a task: E episodes of H steps, one after the other, and the memory lasts from
+the first step to the last. It is not cleared where an episode ends, for what one episode taught is for
+the next; that, and seeing the previous action and reward, is all that makes a recurrent policy a
+meta-learner (Duan et al. 2016, "RL²: fast reinforcement learning via slow reinforcement learning"; Wang et
+al. 2016, "Learning to reinforcement learn"). The objective is the return of the whole trial: values and
+advantages cross the ends of episodes too.
+
+RL² and VariBAD share it and differ in the network.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from gymnax.environments import spaces
+
+from jaxmeta import adaptation, checks, objectives
+from jaxmeta.distributions import Distribution
+from jaxmeta.meta_update import State, guarded_update
+from jaxmeta.networks import Head, Value, action_head, value_mlp
+from jaxmeta.returns import first_episode_return, gae, td_errors
+from jaxmeta.tasks.family import TaskFamily
+from jaxmeta.types import Learner, MetaAlgorithm, Params, Task, TimeStep, Trajectory
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What shapes the program; algorithms add their own settings to it."""
+
+    num_episodes: int = 1
+    """Episodes in a trial (E), with one memory."""
+    num_streams: int = 1
+    """Trials of a task in a meta-update (N)."""
+    remembers: Literal["trial", "episode"] = "trial"
+    """Where the memory is cleared: at the start of a `trial`; or of every `episode`, which is the control
+    that does not learn from one to the next."""
+    sees_time: bool = True
+    """Show the network how much of the trial has passed: the best way to explore depends on it, and
+    values even more."""
+    hidden_sizes: tuple[int, ...] = ()
+    """Widths of hidden layers between what is remembered and the policy's and the value's outputs."""
+    num_epochs: int = 4
+    """Passes over a batch of trials."""
+    num_minibatches: int = 4
+    """Gradient steps in a pass; the number of trials must be a multiple of it."""
+    normalize: bool = True
+    """Scale each minibatch's advantages to mean 0 and standard deviation 1."""
+    unroll: int = 1
+    """Steps a rollout's loop is unrolled by."""
+
+    def __post_init__(self) -> None:
+        for name in ("num_episodes", "num_streams", "num_epochs", "num_minibatches", "unroll"):
+            checks.at_least(name, getattr(self, name), 1)
+        checks.choice("remembers", self.remembers, ("trial", "episode"))
+
+
+class Hyper(NamedTuple):
+    """What may be swept, scheduled or learned: numbers, or arrays ``[]`` that are mapped or traced."""
+
+    discount: float = 0.99
+    """γ, to steady the advantages: what is wanted is the trial's undiscounted return."""
+    gae_lambda: float = 0.95
+    """λ of the advantages."""
+    learning_rate: float = 1e-3
+    """Step size of the optimiser, a minibatch."""
+    anneal_updates: float = math.inf
+    """Meta-updates in which the step size and the weight of the entropy fall to zero in a straight line;
+    infinite keeps them."""
+    max_grad_norm: float = 1.0
+    """Clips the norm of the gradient."""
+    clip: float = 0.2
+    """ε: ratios beyond 1 ± ε earn nothing more."""
+    entropy_cost: float = 0.01
+    """Weight of the policy's entropy, in nats a step."""
+    value_cost: float = 0.5
+    """Weight of the squared error of values, in units of the spread of returns."""
+
+
+class Meta(NamedTuple):
+    """What the learner reads."""
+
+    params: Params
+    value_scale: jax.Array  # [2], running mean and standard deviation of the returns to come
+    hyper: Any
+
+
+class TrialMemory(NamedTuple):
+    """What a stream carries."""
+
+    state: Any  # of the network
+    time: jax.Array  # [], int32: steps since the trial began
+
+
+class Inputs(NamedTuple):
+    """What the network is shown at a step; with leading ``[T]`` for a stream."""
+
+    obs: jax.Array  # [O], flat
+    past: (
+        jax.Array
+    )  # [A + 1], previous action (one-hot if discrete) and reward; zeros after a reset
+    time: jax.Array  # [2], first step of an episode; share of the trial that has passed
+    reset: jax.Array  # [], bool: forget everything before this step
+
+
+class ActorCritic(NamedTuple):
+    """A policy and a value that share what they remember."""
+
+    init: Callable[[jax.Array], Params]
+    """``(key) -> params``."""
+    initial: Callable[[], Any]
+    """``() -> state`` at the start of a trial."""
+    step: Callable[[Params, Any, Inputs], tuple[Distribution, Any]]
+    """``(params, state, inputs) -> (distribution, state)``, one step."""
+    unroll: Callable[[Params, Any, Inputs], tuple[Distribution, jax.Array]]
+    """``(params, state, inputs [T]) -> (distributions [T], v [T])``; v is in units of `Meta.value_scale`."""
+
+
+class MemoryLearner(NamedTuple):
+    """The learner and what the outer losses need of it."""
+
+    learner: Learner
+    inputs: Callable[[Trajectory], Inputs]
+    """``(data [T]) -> inputs [T]``."""
+    num_steps: int
+    """Steps of a trial, T = E H."""
+
+
+def heads(num_features: int, family: TaskFamily, config: Config) -> tuple[Head, Value]:
+    """The policy and the value of ``num_features`` numbers."""
+    policy = action_head(num_features, family.action_space, config.hidden_sizes)
+    return policy, value_mlp((num_features,), config.hidden_sizes)
+
+
+def input_sizes(family: TaskFamily) -> tuple[int, int, int]:
+    """Lengths of `Inputs.obs`, `Inputs.past` and `Inputs.time`."""
+    space = family.action_space
+    action_size = space.n if isinstance(space, spaces.Discrete) else math.prod(space.shape)
+    return math.prod(family.observation_shape), action_size + 1, 2
+
+
+def action_features(action: jax.Array, family: TaskFamily) -> jax.Array:
+    """Actions as numbers: one-hot where they are discrete, ``[T, *action_shape] -> [T, A]``."""
+    space = family.action_space
+    if isinstance(space, spaces.Discrete):
+        return jax.nn.one_hot(action, space.n)
+    return action.reshape(action.shape[0], -1)
+
+
+def memory_learner(family: TaskFamily, config: Config, network: ActorCritic) -> MemoryLearner:
+    """The learner that acts by ``network`` and remembers as ``config`` says, on tasks of ``family``."""
+    num_steps = config.num_episodes * family.horizon
+
+    def look(timestep: TimeStep, time: jax.Array) -> Inputs:
+        """What is shown at one step."""
+        reset = time == 0
+        if config.remembers == "episode":
+            reset = reset | timestep.first
+        past = jnp.append(action_features(timestep.action[None], family)[0], timestep.reward)
+        passed = (time / num_steps) if config.sees_time else jnp.zeros_like(timestep.reward)
+        return Inputs(
+            obs=timestep.obs.reshape(-1),
+            past=jnp.where(reset, 0.0, past),
+            time=jnp.stack([timestep.first.astype(past.dtype), passed.astype(past.dtype)]),
+            reset=reset,
+        )
+
+    def act(
+        key: jax.Array, meta: Meta, agent: tuple, memory: TrialMemory, timestep: TimeStep
+    ) -> tuple[jax.Array, jax.Array, TrialMemory]:
+        shown = look(timestep, memory.time)
+        distribution, state = network.step(meta.params, memory.state, shown)
+        action = distribution.sample(key)
+        return action, distribution.log_prob(action), TrialMemory(state, memory.time + 1)
+
+    def inputs(data: Trajectory) -> Inputs:
+        time = data.memory.time + jnp.arange(data.reward.shape[0], dtype=jnp.int32)
+        return jax.vmap(look)(data.timestep, time)
+
+    learner = Learner(
+        init=lambda key, meta: (),
+        memory=lambda meta: TrialMemory(network.initial(), jnp.zeros((), jnp.int32)),
+        act=act,
+        update=lambda key, meta, agent, trajectories: agent,
+    )
+    return MemoryLearner(learner, inputs, num_steps)
+
+
+def values_to_come(v: jax.Array) -> jax.Array:
+    """``v_{t+1}``, and 0 after the trial, ``[T]``: ends of episodes within it are not ends of anything."""
+    return jnp.append(v[1:], jnp.zeros_like(v[:1]))
+
+
+def advantages(reward: jax.Array, v: jax.Array, hyper: Any) -> jax.Array:
+    """Generalised advantages over one whole trial ``[T]``, across the ends of its episodes."""
+    discount = jnp.full_like(reward, hyper.discount)
+    delta = td_errors(reward, discount, v, values_to_come(v))
+    return gae(delta, discount, jnp.zeros_like(reward), hyper.gae_lambda)
+
+
+class Loss(NamedTuple):
+    """How one minibatch of trials is learned from."""
+
+    policy: Callable[[jax.Array, jax.Array, Any], jax.Array]
+    """``(log_ratio [T], advantage [T], hyper) -> [T]``, to be maximised."""
+    auxiliary: Callable[..., tuple[jax.Array, dict]] | None = None
+    """``(params, key, data [T], inputs [T], hyper) -> (loss [], report)`` of one trial, to be minimised
+    beside it."""
+
+
+def ppo(log_ratio: jax.Array, advantage: jax.Array, hyper: Any) -> jax.Array:
+    """PPO's clipped objective at each step (Schulman et al. 2017, eq. 7), ``[T]``."""
+    return objectives.clipped_ratio(log_ratio, advantage, hyper.clip)
+
+
+def a2c(log_ratio: jax.Array, advantage: jax.Array, hyper: Any) -> jax.Array:
+    """The policy gradient at each step (Mnih et al. 2016), ``[T]``; for data of the policy itself."""
+    return log_ratio * advantage
+
+
+def learn_from_trials(
+    family: TaskFamily,
+    config: Config,
+    hyper: Any,
+    network: ActorCritic,
+    loss: Loss,
+    optimizer: Callable[[Any], optax.GradientTransformation],
+) -> MetaAlgorithm:
+    """The outer loop: trials on new tasks, then some passes over them by minibatches.
+
+    A trial with a number in it that is not finite is left out and counted in ``skipped_tasks``; a
+    minibatch without a good trial or a finite gradient changes nothing; ``skipped_updates`` is 1 where
+    that was true of all.
+    """
+    parts = memory_learner(family, config, network)
+
+    def outer_optimizer(hyper: Any) -> optax.GradientTransformation:
+        return optax.chain(
+            optax.clip_by_global_norm(hyper.max_grad_norm), optimizer(hyper.learning_rate)
+        )
+
+    def init(key: jax.Array, hyper: Any = hyper) -> State:
+        hyper = jax.tree.map(lambda x: jnp.asarray(x, float), hyper)
+        params = network.init(key)
+        value_scale = jnp.array([0.0, 1.0])
+        optimizer_state = outer_optimizer(hyper).init(params)
+        return State(Meta(params, value_scale, hyper), optimizer_state, jnp.zeros((), jnp.int32))
+
+    def trials(key: jax.Array, meta: Meta, tasks: Task) -> Trajectory:
+        """``[B, T]``, the streams of all tasks."""
+
+        def trial(key: jax.Array, task: Task) -> Trajectory:
+            history = adaptation.lifetime(
+                key,
+                meta,
+                task,
+                learner=parts.learner,
+                env=family.env,
+                num_streams=config.num_streams,
+                num_updates=0,
+                num_steps=parts.num_steps,
+                unroll=config.unroll,
+            )
+            return jax.tree.map(lambda x: x[0], history.trajectories)
+
+        num_tasks = jax.tree.leaves(tasks)[0].shape[0]
+        data = jax.vmap(trial)(jax.random.split(key, num_tasks), tasks)
+        return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), data)
+
+    def batch_loss(params: Params, key: jax.Array, batch: tuple, hyper: Any) -> tuple:
+        data, inputs, advantage, target, counted = batch
+        steps = counted[:, None] * jnp.ones_like(advantage)
+        if config.normalize:
+            mean = jnp.mean(advantage, where=steps > 0)
+            advantage = (advantage - mean) / (jnp.std(advantage, where=steps > 0) + 1e-8)
+        distribution, v = jax.vmap(network.unroll, in_axes=(None, 0, 0))(
+            params, data.memory.state, inputs
+        )
+        log_ratio = distribution.log_prob(data.action) - data.log_prob
+        num_steps = jnp.maximum(jnp.sum(steps), 1.0)
+
+        def mean_step(x: jax.Array) -> jax.Array:
+            return jnp.sum(jnp.where(steps > 0, x, 0.0)) / num_steps
+
+        gain = mean_step(loss.policy(log_ratio, advantage, hyper))
+        entropy = mean_step(distribution.entropy())
+        error = mean_step((v - target) ** 2)
+        report = {
+            "entropy": entropy,
+            "value_loss": error,
+            "kl": mean_step(jnp.expm1(log_ratio) - log_ratio),
+        }
+        total = hyper.value_cost * error - gain - hyper.entropy_cost * entropy
+        if loss.auxiliary is not None:
+            keys = jax.random.split(key, counted.shape[0])
+            more, its_report = jax.vmap(loss.auxiliary, in_axes=(None, 0, 0, 0, None))(
+                params, keys, data, inputs, hyper
+            )
+            weight = counted / jnp.maximum(jnp.sum(counted), 1.0)
+            total = total + jnp.sum(weight * more)
+            report |= {name: jnp.sum(weight * x) for name, x in its_report.items()}
+        return total, report
+
+    def step(key: jax.Array, state: State, tasks: Task) -> tuple[State, dict]:
+        act_key, learn_key = jax.random.split(key)
+        meta = state.meta
+        left = jnp.maximum(1.0 - state.num_updates / meta.hyper.anneal_updates, 0.0)
+        hyper = meta.hyper._replace(
+            learning_rate=left * meta.hyper.learning_rate,
+            entropy_cost=left * meta.hyper.entropy_cost,
+        )
+        recorded = trials(act_key, meta, tasks)
+        data, counted = _without_bad_trials(recorded)
+        num_trials = counted.shape[0]
+        _check_minibatches(num_trials, config)
+        inputs = jax.vmap(parts.inputs)(data)
+        mean, spread = meta.value_scale
+        _, v = jax.vmap(network.unroll, in_axes=(None, 0, 0))(
+            meta.params, data.memory.state, inputs
+        )
+        v = mean + spread * v
+        advantage = jax.vmap(advantages, in_axes=(0, 0, None))(data.reward, v, hyper)
+        returns = advantage + v
+        mean, spread = _moved_scale(meta.value_scale, returns, counted, state.num_updates)
+        target = (returns - mean) / spread
+        meta = meta._replace(value_scale=jnp.stack([mean, spread]))
+        batch = (data, inputs, advantage, target, counted)
+        transform = outer_optimizer(hyper)
+
+        def minibatch_step(carry: tuple, key_and_rows: tuple) -> tuple:
+            params, optimizer_state = carry
+            key, rows = key_and_rows
+            (_, report), gradient = jax.value_and_grad(batch_loss, has_aux=True)(
+                params, key, jax.tree.map(lambda x: x[rows], batch), hyper
+            )
+            norm = optax.tree.norm(gradient)
+            applied = jnp.isfinite(norm) & jnp.any(counted[rows] > 0)
+            moved = guarded_update(transform, gradient, optimizer_state, params, apply=applied)
+            return moved, report | {"meta_grad_norm": norm, "skipped_updates": ~applied}
+
+        def epoch(carry: tuple, key: jax.Array) -> tuple:
+            order_key, key = jax.random.split(key)
+            order = jax.random.permutation(order_key, num_trials)
+            rows = order.reshape(config.num_minibatches, -1)
+            keys = jax.random.split(key, config.num_minibatches)
+            return jax.lax.scan(minibatch_step, carry, (keys, rows))
+
+        carry = (meta.params, state.optimizer)
+        reports: dict[str, jax.Array]
+        (params, optimizer_state), reports = jax.lax.scan(
+            epoch, carry, jax.random.split(learn_key, config.num_epochs)
+        )
+        metrics = {name: x[-1, -1] for name, x in reports.items()}
+        metrics |= _returns(recorded, counted, family.horizon)
+        metrics["skipped_updates"] = jnp.all(reports["skipped_updates"]).astype(jnp.int32)
+        metrics["skipped_tasks"] = num_trials - jnp.sum(counted, dtype=jnp.int32)
+        metrics["env_steps"] = jnp.asarray(num_trials * parts.num_steps, jnp.int32)
+        done = state.num_updates + 1 - metrics["skipped_updates"]
+        return State(meta._replace(params=params), optimizer_state, done), metrics
+
+    return MetaAlgorithm(init, step, parts.learner)
+
+
+def _without_bad_trials(data: Trajectory) -> tuple[Trajectory, jax.Array]:
+    """The trials ``[B, T]`` with zeros in place of those that are not finite, and which are good, ``[B]``.
+
+    Zeros, not a mask alone: a NaN that is only masked comes back through the derivative.
+    """
+    num_trials = data.reward.shape[0]
+    watched = (data.timestep, data.action, data.log_prob, data.reward)
+    finite = [
+        jnp.all(jnp.isfinite(x.reshape(num_trials, -1)), axis=1) for x in jax.tree.leaves(watched)
+    ]
+    good = jnp.stack(finite).all(axis=0)
+
+    def clean(x: jax.Array) -> jax.Array:
+        mask = good.reshape(num_trials, *[1] * (x.ndim - 1))
+        return jnp.where(mask, x, jnp.zeros_like(x))
+
+    return jax.tree.map(clean, data), good.astype(data.reward.dtype)
+
+
+def _moved_scale(
+    scale: jax.Array, returns: jax.Array, counted: jax.Array, num_updates: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Running mean and standard deviation of returns to come: the first batch's, then slowly moving."""
+    where = (counted[:, None] > 0) & jnp.ones_like(returns, bool)
+    some = jnp.any(where)
+    batch = jnp.stack([jnp.mean(returns, where=where), jnp.std(returns, where=where)])
+    rate = jnp.where(num_updates == 0, 1.0, 0.01)
+    moved = jnp.where(some, scale + rate * (batch - scale), scale)
+    return moved[0], jnp.maximum(moved[1], 1e-3)
+
+
+def _returns(data: Trajectory, counted: jax.Array, horizon: int) -> dict[str, jax.Array]:
+    """Mean undiscounted returns: of the trial, of its first episode and of its last ``horizon`` steps."""
+
+    def mean(x: jax.Array) -> jax.Array:
+        return jnp.mean(x, where=counted > 0)
+
+    return {
+        "return/before": mean(jax.vmap(first_episode_return)(data.reward, data.last)),
+        "return/after": mean(jnp.sum(data.reward[:, -horizon:], axis=1)),
+        "return/trial": mean(jnp.sum(data.reward, axis=1)),
+    }
+
+
+def _check_minibatches(num_trials: int, config: Config) -> None:
+    if num_trials % config.num_minibatches:
+        raise ValueError(
+            f"num_minibatches={config.num_minibatches} must divide the number of trials, "
+            f"num_tasks × num_streams = {num_trials}"
+        )

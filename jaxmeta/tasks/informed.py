@@ -1,0 +1,89 @@
+"""Any family with the task told in the observation: the agent that has nothing to find out.
+
+The oracle of Zintgraf et al. 2020, "VariBAD: a very good method for Bayes-adaptive deep RL via
+meta-learning", section 5: a policy trained on it is an upper bound for one that must infer the task.
+"""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from gymnax.environments import environment, spaces
+
+from jaxmeta.tasks.family import Controller, TaskFamily
+from jaxmeta.types import Task
+
+
+@dataclasses.dataclass(frozen=True)
+class Informed(environment.Environment[Any, Any]):
+    """An environment whose observation is followed by the task; two around equal ones are equal.
+
+    Observations are ``[O + P]`` float: the inner one flattened, then every leaf of the parameters
+    flattened, in the order of ``jax.tree.leaves``, those that all tasks share included.
+
+    Attributes:
+        env: The environment within.
+    """
+
+    env: Any
+
+    @property
+    def default_params(self) -> Any:
+        return self.env.default_params
+
+    def reset_env(self, key: jax.Array, params: Task) -> tuple[jax.Array, Any]:
+        obs, state = self.env.reset_env(key, params)
+        return _flat((obs, params)), state
+
+    def step_env(
+        self, key: jax.Array, state: Any, action: jax.Array, params: Task
+    ) -> tuple[jax.Array, Any, jax.Array, jax.Array, dict]:
+        obs, *rest = self.env.step_env(key, state, action, params)
+        return _flat((obs, params)), *rest
+
+    def is_truncated(self, state: Any, params: Task) -> jax.Array:
+        return self.env.is_truncated(state, params)
+
+    @property
+    def name(self) -> str:
+        return f"Informed{self.env.name}"
+
+    def action_space(self, params: Task | None = None) -> spaces.Space:
+        return self.env.action_space(params)
+
+    def observation_space(self, params: Task) -> spaces.Box:
+        # The sizes are those of any task's; a batch of them would pretend to be larger.
+        default = self.default_params
+        told = sum(math.prod(jnp.shape(leaf)) for leaf in jax.tree.leaves(default))
+        seen = math.prod(self.env.observation_space(default).shape)
+        return spaces.Box(-jnp.inf, jnp.inf, (seen + told,), jnp.float32)
+
+
+def informed(family: TaskFamily) -> TaskFamily:
+    """The same tasks, told to the agent: ``family`` with its environment in `Informed`.
+
+    Horizon, samplers, optima and controllers are those of ``family``; the name is its, after
+    ``informed_``.
+    """
+    shape = family.observation_shape
+
+    def uninformed(controller: Controller | None) -> Controller | None:
+        if controller is None:
+            return None
+        return lambda task, obs: controller(task, obs[: math.prod(shape)].reshape(shape))
+
+    return dataclasses.replace(
+        family,
+        name=f"informed_{family.name}",
+        env=Informed(family.env),
+        optimal_action=uninformed(family.optimal_action),
+        expert_action=uninformed(family.expert_action),
+    )
+
+
+def _flat(tree: Any) -> jax.Array:
+    """All leaves in one float vector."""
+    leaves = jax.tree.leaves(tree)
+    return jnp.concatenate([jnp.ravel(jnp.asarray(leaf, float)) for leaf in leaves])

@@ -1,0 +1,226 @@
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxmeta import adaptation, memory_learner, tasks
+from jaxmeta.algorithms import rl2
+from jaxmeta.distributions import Categorical
+from jaxmeta.memory_learner import ActorCritic, Hyper, Loss, advantages
+from jaxmeta.tasks.family import TaskFamily
+from tests.probes import Counter, CounterParams
+
+HORIZON, EPISODES = 4, 3
+MEMORIES = ("gru", "lstm", "linear", "transformer")
+
+
+@pytest.fixture(scope="module")
+def family():
+    """Episodes that terminate before their time limit, with a reward that names the task."""
+
+    def sample(key):
+        return CounterParams(number=jax.random.normal(key), terminate_at=3, truncate_at=HORIZON)
+
+    return TaskFamily("counter", Counter(), HORIZON, sample, sample, sample)
+
+
+def trial(family, algorithm, key=0):
+    """``(meta, data [T])`` of one trial."""
+    meta = algorithm.init(jax.random.key(0)).meta
+    task = family.train(jax.random.key(1))
+
+    def act(key):
+        history = adaptation.lifetime(
+            key,
+            meta,
+            task,
+            learner=algorithm.learner,
+            env=family.env,
+            num_streams=1,
+            num_updates=0,
+            num_steps=EPISODES * HORIZON,
+        )
+        return jax.tree.map(lambda x: x[0, 0], history.trajectories)
+
+    return meta, jax.jit(act)(jax.random.key(key))
+
+
+@pytest.mark.parametrize("remembers", ["trial", "episode"])
+@pytest.mark.parametrize("memory", MEMORIES)
+def test_what_is_trained_is_what_acted_and_it_remembers_the_trial(family, memory, remembers):
+    """Log-probabilities of the whole-sequence pass are those of acting. What the first episode paid
+    changes what is done in the next, and only where the trial is remembered: a memory that is cleared
+    at the end of an episode, or never, fails one of the two."""
+    config = rl2.Config(
+        num_episodes=EPISODES, memory=memory, memory_size=8, remembers=remembers, hidden_sizes=(8,)
+    )
+    network = rl2.recurrent_actor_critic(family, config)
+    parts = memory_learner.memory_learner(family, config, network)
+    algorithm = rl2.rl2(family, config)
+    meta, data = trial(family, algorithm)
+    # Not the nearly uniform policy of a newborn, which would hide what it looks at.
+    params = jax.tree.map(lambda x: 3.0 * x, meta.params)
+
+    @jax.jit
+    def log_probs(params, data):
+        distribution, v = network.unroll(params, data.memory.state, parts.inputs(data))
+        return distribution.log_prob(data.action), distribution.log_probs(), v
+
+    np.testing.assert_allclose(log_probs(meta.params, data)[0], data.log_prob, atol=1e-5)
+    _, usual, v = log_probs(params, data)
+    changed = data.timestep.reward.at[1].add(2.0)  # seen in the first episode
+    other = data._replace(timestep=data.timestep._replace(reward=changed))
+    _, unusual, other_v = log_probs(params, other)
+    second_episode = slice(int(jnp.argmax(data.last)) + 1, None)
+    difference = float(jnp.max(jnp.abs(usual - unusual)[second_episode]))
+    value_difference = float(jnp.max(jnp.abs(v - other_v)[second_episode]))
+    if remembers == "trial":
+        assert difference > 1e-4
+        assert value_difference > 1e-4
+    else:
+        assert difference == value_difference == 0
+    assert jnp.max(jnp.abs(usual - unusual)[: second_episode.start]) > 1e-4
+
+
+def test_inputs_show_the_past_and_the_time(family):
+    config = rl2.Config(num_episodes=EPISODES, memory_size=4)
+    parts = memory_learner.memory_learner(
+        family, config, rl2.recurrent_actor_critic(family, config)
+    )
+    _, data = trial(family, rl2.rl2(family, config))
+    inputs = parts.inputs(data)
+    num_steps = EPISODES * HORIZON
+    assert parts.num_steps == num_steps
+    assert inputs.reset.tolist() == [True] + [False] * (num_steps - 1)
+    assert jnp.all(inputs.past[0] == 0)  # nothing was done before birth
+    np.testing.assert_array_equal(inputs.past[1:, :3], jax.nn.one_hot(data.action[:-1], 3))
+    # Across the ends of episodes too: the last reward of an episode is the one that tells most.
+    np.testing.assert_allclose(inputs.past[1:, 3], data.reward[:-1])
+    assert jnp.sum(data.last) > 1
+    np.testing.assert_array_equal(inputs.time[:, 0], data.timestep.first)
+    np.testing.assert_allclose(inputs.time[:, 1], np.arange(num_steps) / num_steps)
+    np.testing.assert_array_equal(inputs.obs, data.timestep.obs)
+
+    blind = rl2.Config(num_episodes=EPISODES, memory_size=4, sees_time=False)
+    parts = memory_learner.memory_learner(family, blind, rl2.recurrent_actor_critic(family, blind))
+    assert jnp.all(parts.inputs(data).time[:, 1] == 0)
+
+
+def test_advantages_are_of_the_whole_trial():
+    reward, v = jax.random.normal(jax.random.key(0), (2, 7))
+    gamma, lambda_ = 0.9, 0.7
+    found = advantages(reward, v, Hyper(discount=gamma, gae_lambda=lambda_))
+    delta = [reward[t] + gamma * (v[t + 1] if t < 6 else 0) - v[t] for t in range(7)]
+    expected = [sum((gamma * lambda_) ** (k - t) * delta[k] for k in range(t, 7)) for t in range(7)]
+    np.testing.assert_allclose(found, np.array(expected), rtol=1e-5, atol=1e-6)
+
+
+NUM_TRIALS = 60_000
+
+
+@pytest.mark.parametrize("objective", [memory_learner.ppo, memory_learner.a2c])
+def test_a_step_climbs_the_return_of_the_whole_trial(objective):
+    """Two pulls of a two-armed bandit, each an episode of its own, by a policy that is a table over
+    histories: the step of plain gradient ascent is the exact gradient, to four standard errors. That of
+    the first pull is zero but for what it teaches the second, in the next episode."""
+    family = tasks.make("bernoulli_bandit", num_arms=2, num_pulls=1)
+    # What a history is: nothing, or the first arm and its reward.
+    logits = jnp.array([[0.3, -0.2], [0.5, 0.1], [-0.4, 0.2], [0.0, 0.6], [0.7, -0.1]])
+
+    def index(inputs):
+        arm, reward = jnp.argmax(inputs.past[:2]), inputs.past[2]
+        return jnp.where(inputs.reset, 0, 1 + 2 * arm + reward.astype(jnp.int32))
+
+    def unroll(params, state, inputs):
+        rows = params[jax.vmap(index)(inputs)]
+        return Categorical(rows), jnp.zeros(rows.shape[0])
+
+    network = ActorCritic(
+        init=lambda key: logits,
+        initial=lambda: (),
+        step=lambda params, state, inputs: (Categorical(params[index(inputs)]), ()),
+        unroll=unroll,
+    )
+    config = memory_learner.Config(num_episodes=2, num_epochs=1, num_minibatches=1, normalize=False)
+    # Advantages are the returns to come; what is not wanted in them is switched off.
+    hyper = Hyper(
+        discount=1.0,
+        gae_lambda=1.0,
+        entropy_cost=0.0,
+        value_cost=0.0,
+        max_grad_norm=1e9,
+        learning_rate=1.0,
+    )
+    algorithm = memory_learner.learn_from_trials(
+        family, config, hyper, network, Loss(objective), optax.sgd
+    )
+
+    def expected_return(params):
+        """Arms' means are U(0, 1): a first success has probability 1/2, another on the same arm 2/3."""
+        pi = jax.nn.softmax(params)
+        total = 0.5
+        for arm, reward in itertools.product((0, 1), (0, 1)):
+            again = 2 / 3 if reward else 1 / 3
+            mean = jnp.array([again if a == arm else 0.5 for a in (0, 1)])
+            total += pi[0, arm] * 0.5 * (pi[1 + 2 * arm + reward] @ mean)
+        return total
+
+    state = algorithm.init(jax.random.key(0))
+    drawn = tasks.sample_tasks(jax.random.key(1), family, NUM_TRIALS, split="train")
+    after, metrics = jax.jit(algorithm.step)(jax.random.key(2), state, drawn)
+    # The loss is a mean over the two steps of a trial.
+    found = 2 * (after.meta.params - logits)
+    exact = jax.grad(expected_return)(logits)
+    error = 2.0 / np.sqrt(NUM_TRIALS)  # a trial's term is at most 2 in size
+    assert jnp.max(jnp.abs(exact[0])) < 0.01 < jnp.max(jnp.abs(exact[1:]))
+    np.testing.assert_allclose(found, exact, atol=4 * error)
+    trial_return = float(metrics["return/trial"])
+    assert abs(trial_return - float(expected_return(logits))) < 4 * 0.8 / np.sqrt(NUM_TRIALS)
+
+
+def test_the_scale_of_values_is_the_first_batch_s_and_then_moves_slowly():
+    move = memory_learner._moved_scale
+    returns = jnp.array([[1.0, 3.0], [5.0, 7.0], [1e6, -1e6]])
+    counted = jnp.array([1.0, 1.0, 0.0])
+    born = jnp.array([0.0, 1.0])
+    np.testing.assert_allclose(move(born, returns, counted, 0), [4.0, 5**0.5], rtol=1e-6)
+    moved = move(jnp.array([2.0, 1.0]), returns, counted, 1)
+    np.testing.assert_allclose(moved, [2.02, 1 + 0.01 * (5**0.5 - 1)], rtol=1e-6)
+    np.testing.assert_array_equal(move(jnp.array([2.0, 1.0]), returns, 0 * counted, 1), [2.0, 1.0])
+    constant = move(born, jnp.ones((2, 2)), jnp.ones(2), 0)
+    assert constant[1] > 0  # it is divided by
+
+
+def test_trials_that_are_not_finite_leave_no_trace(family):
+    """A step with a broken task is the step in which its trial does not count, derivative and all."""
+    config = rl2.Config(
+        num_episodes=2, memory_size=4, num_epochs=1, num_minibatches=1, normalize=True
+    )
+    algorithm = rl2.rl2(family, config, optimizer=optax.sgd)
+    state = algorithm.init(jax.random.key(0))
+    step = jax.jit(algorithm.step)
+    drawn = tasks.sample_tasks(jax.random.key(1), family, 4, split="train")
+    broken = drawn.replace(number=drawn.number.at[2].set(jnp.nan))
+    also_broken = drawn.replace(number=drawn.number.at[2].set(jnp.inf))
+    after, metrics = step(jax.random.key(2), state, broken)
+    other, _ = step(jax.random.key(2), state, also_broken)
+    assert metrics["skipped_tasks"] == 1
+    assert metrics["skipped_updates"] == 0
+    assert jnp.isfinite(metrics["return/trial"])
+    learned, others = (s.meta._replace(hyper=()) for s in (after, other))
+    for x, y in zip(jax.tree.leaves(learned), jax.tree.leaves(others), strict=True):
+        assert jnp.all(jnp.isfinite(x))
+        np.testing.assert_array_equal(x, y)
+
+
+def test_minibatches_must_divide_the_trials(family):
+    algorithm = rl2.rl2(family, rl2.Config(num_minibatches=4))
+    state = algorithm.init(jax.random.key(0))
+    drawn = tasks.sample_tasks(jax.random.key(1), family, 6, split="train")
+    with pytest.raises(
+        ValueError, match="num_minibatches=4 must divide the number of trials, .* = 6"
+    ):
+        jax.eval_shape(algorithm.step, jax.random.key(2), state, drawn)

@@ -1,0 +1,32 @@
+import csv
+
+import jax
+import pytest
+
+from jaxmeta import reports
+
+
+def test_machine_says_what_figures_depend_on():
+    assert f"jax {jax.__version__}" in reports.machine()
+    assert "CPU cores" in reports.machine()
+
+
+def test_what_is_there_is_not_overwritten(tmp_path):
+    reports.refuse_to_overwrite(tmp_path)
+    reports.refuse_to_overwrite(tmp_path / "new")
+    (tmp_path / "results.json").write_text("{}")
+    with pytest.raises(FileExistsError, match="is not empty: name another folder"):
+        reports.refuse_to_overwrite(tmp_path)
+
+
+def test_tables(tmp_path):
+    rows = [{"agent": "RL²", "mean": "1.0"}, {"mean": "2, or so", "agent": "greedy"}]
+    assert reports.markdown(rows) == [
+        "| agent | mean |",
+        "|---|---|",
+        "| RL² | 1.0 |",
+        "| greedy | 2, or so |",
+    ]
+    reports.write_csv(tmp_path / "table.csv", rows)
+    with open(tmp_path / "table.csv", newline="", encoding="utf-8") as file:
+        assert list(csv.DictReader(file)) == rows
