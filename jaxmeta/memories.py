@@ -135,13 +135,17 @@ def linear_recurrence(
     """A gated linear recurrence, which runs in O(log T) parallel steps. The state is a tuple of ``h [H]``.
 
     Each layer is a minimal GRU (Feng et al. 2024, "Were RNNs all we needed?", sec. 3.1), whose gates
-    see the input alone, mixed by a small residual network that sees the memory::
+    see the input alone, read by a tanh layer that sees the input too::
 
-        h_t = a_t h_{t-1} + (1 - a_t) c_t                     a_t = σ(W_a x_t), c_t = W_c x_t
-        y_t = tanh(W_s x_t + h_t + W_u silu(W_d h_t))         with H/4 units between W_d and W_u
+        h_t = a_t h_{t-1} + (1 - a_t) c_t            a_t = σ(W_a x_t), c_t = W_c x_t
+        y_t = tanh(h_t + W_s x_t)
 
-    Half-lives at birth are spread over the scales that memory may need (after Tallec & Ollivier 2018,
-    "Can recurrent neural networks warp time?").
+    A unit writes any direction of the inputs it opens for, so a linear function of y is a network with
+    one hidden layer over what is remembered. Units meet in the layer above, if there is one: a product
+    of H numbers at every step is what this memory saves.
+
+    Time scales at birth are spread over those that memory may need (after Tallec & Ollivier 2018, "Can
+    recurrent neural networks warp time?").
 
     Args:
         num_inputs: D.
@@ -156,16 +160,10 @@ def linear_recurrence(
     names = [f"layer_{i}" for i in range(num_layers)]
 
     def init_layer(key: jax.Array, inputs: int) -> Params:
-        input_key, down_key, up_key = jax.random.split(key, 3)
-        units = max(1, size // 4)
-        given = _dense(input_key, inputs, size, 3)
+        params = _dense(key, inputs, size, 3)
         scale = jnp.exp(jnp.linspace(math.log(2.0), math.log(LONGEST_MEMORY), size))
-        given["bias"] = given["bias"].at[:size].set(jnp.log(scale - 1.0))  # a = 1 - 1/scale
-        return {
-            "input": given,
-            "down": _dense(down_key, size, units),
-            "up": _dense(up_key, units, size),
-        }
+        params["bias"] = params["bias"].at[:size].set(jnp.log(scale - 1.0))  # a = 1 - 1/scale
+        return params
 
     def init(key: jax.Array) -> Params:
         keys = jax.random.split(key, num_layers)
@@ -176,13 +174,10 @@ def linear_recurrence(
         return tuple(jnp.zeros(size) for _ in names)
 
     def read(params: Params, x: jax.Array, reset: jax.Array) -> tuple:
-        gate, candidate, skip = jnp.split(_affine(params["input"], x), 3)
-        decay = jnp.where(reset, 0.0, jax.nn.sigmoid(gate))
-        return decay, jax.nn.sigmoid(-gate) * candidate, skip
-
-    def mix(params: Params, h: jax.Array, skip: jax.Array) -> jax.Array:
-        hidden = jax.nn.silu(_affine(params["down"], h))
-        return jnp.tanh(skip + h + _affine(params["up"], hidden))
+        """``x -> (a, (1 - a) c, W_s x)``, where a is 0 if nothing before counts."""
+        keep, candidate, skip = jnp.split(_affine(params, x), 3)
+        keep = jax.nn.sigmoid(keep)
+        return jnp.where(reset, 0.0, keep), (1.0 - keep) * candidate, skip
 
     def step(params: Params, state: tuple, x: jax.Array, reset: jax.Array) -> tuple:
         after = []
@@ -190,7 +185,7 @@ def linear_recurrence(
             decay, new, skip = read(params[name], x, reset)
             h = decay * h + new
             after.append(h)
-            x = mix(params[name], h, skip)
+            x = jnp.tanh(h + skip)
         return x, tuple(after)
 
     def unroll_parallel(params: Params, state: tuple, x: jax.Array, reset: jax.Array) -> tuple:
@@ -199,7 +194,7 @@ def linear_recurrence(
             decay, new, skip = jax.vmap(read, (None, 0, 0))(params[name], x, reset)
             h = _solve_recurrence(decay, new.at[0].add(decay[0] * h))
             after.append(h[-1])
-            x = jax.vmap(mix, (None, 0, 0))(params[name], h, skip)
+            x = jnp.tanh(h + skip)
         return x, tuple(after)
 
     def unroll_sequential(params: Params, state: tuple, x: jax.Array, reset: jax.Array) -> tuple:

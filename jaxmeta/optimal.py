@@ -27,8 +27,10 @@ from jaxmeta.types import Learner, TimeStep, Trajectory
 MAX_STATES = 3_000_000
 """States of knowledge that `bayes_optimal_bandit` may look at: seconds and 1 GB."""
 
-BEAM = 5_000
 MAX_SIZE = 7
+"""Cells along the side of a grid for `bayes_optimal_gridnavi`."""
+
+BEAM = 5_000
 
 
 # Bandits: Bayes-optimal values
@@ -391,7 +393,9 @@ def gittins_indices(*, num_pulls: int, discount: float, resolution: int = 2000) 
     checks.between("discount", discount, 0.0, 1.0)
     checks.at_least("resolution", resolution, 2)
     if discount == 1:
-        raise ValueError("discount=1 must be below 1: without discounting no index exists")
+        raise ValueError(
+            f"discount={discount} must be below 1: without discounting no index exists"
+        )
     successes, failures = np.indices((num_pulls + 1, num_pulls + 1))
     table = (successes + 1) / (successes + failures + 2)
     ahead = 500 if discount == 0 else min(500, math.ceil(math.log(1e-8) / math.log(discount)))

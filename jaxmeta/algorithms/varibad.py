@@ -41,14 +41,22 @@ class Config(memory_learner.Config):
     """Entries of m."""
     decoder_sizes: tuple[int, ...] = (32, 32)
     """Widths of the decoders' hidden layers."""
-    elbo_terms: int | None = 16
-    """Steps t of a trial whose ELBO is evaluated, drawn anew for each minibatch; None is all T."""
+    decodes: tuple[Literal["rewards", "states"], ...] = ("rewards",)
+    """What is predicted from the latent: `rewards`, `states` (successors) where the dynamics vary from
+    task to task, or both."""
+    elbo_terms: int | None = 4
+    """Steps t of a trial whose ELBO is evaluated, drawn anew for each minibatch; None is all T. Each costs
+    T decoded transitions."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         checks.choice("memory", self.memory, [x for x in memories.MEMORIES if x != "none"])
         checks.at_least("memory_size", self.memory_size, 1)
         checks.at_least("latent_size", self.latent_size, 1)
+        for name in self.decodes:
+            checks.choice("decodes", name, ("rewards", "states"))
+        if not self.decodes:
+            raise ValueError("decodes=() must name 'rewards', 'states' or both")
         if self.elbo_terms is not None:
             checks.at_least("elbo_terms", self.elbo_terms, 1)
 
@@ -75,9 +83,8 @@ class Hyper(NamedTuple):
     """Weight of the squared error of values, in units of the spread of returns."""
     reward_cost: float = 1.0
     """Weight of the squared error of rewards."""
-    state_cost: float = 0.0
-    """Weight of the squared error of successors, a mean over their entries; for families whose dynamics
-    vary from task to task."""
+    state_cost: float = 1.0
+    """Weight of the squared error of successors, a mean over their entries."""
     kl_cost: float = 0.01
     """Weight of the divergence of a posterior from the one before, in nats."""
 
@@ -101,20 +108,26 @@ def varibad(
     )
     posterior = value_mlp((config.memory_size,), (), 2 * latent_size)
     policy, value = memory_learner.heads(obs_size + time_size + 2 * latent_size, family, config)
-    transition_size = 2 * obs_size + past_size - 1
-    rewards = value_mlp((transition_size + latent_size,), config.decoder_sizes)
-    states = value_mlp((transition_size - obs_size + latent_size,), config.decoder_sizes, obs_size)
+    cause_size = obs_size + past_size - 1 + latent_size
+    decoders = {
+        "rewards": value_mlp((cause_size + obs_size,), config.decoder_sizes),
+        "states": value_mlp((cause_size,), config.decoder_sizes, obs_size),
+    }
 
     def init(key: jax.Array) -> Params:
         keys = jax.random.split(key, 6)
-        return {
+        heads = {
             "encoder": encoder.init(keys[0]),
             "posterior": posterior.init(keys[1]),
             "policy": policy.init(keys[2]),
             "value": value.init(keys[3]),
-            "rewards": rewards.init(keys[4]),
-            "states": states.init(keys[5]),
         }
+        decoding = {
+            name: decoders[name].init(key)
+            for key, name in zip(keys[4:], sorted(decoders), strict=True)
+            if name in config.decodes
+        }
+        return heads | decoding
 
     def joined(inputs: Inputs) -> jax.Array:
         return jnp.concatenate([inputs.obs, inputs.past, inputs.time], axis=-1)
@@ -149,29 +162,26 @@ def varibad(
         at = jax.random.permutation(choose_key, num_steps)[:terms]
         m = jax.tree.map(lambda x: x[at], q).sample(draw_key)  # [terms, L]
 
-        obs = inputs.obs
         next_obs = data.next_obs.reshape(num_steps, -1)
         action = memory_learner.action_features(data.action, family)
-        transition = jnp.concatenate([obs, action, next_obs], axis=-1)
 
-        def errors(m: jax.Array) -> tuple[jax.Array, jax.Array]:
-            """Mean squared errors of what is decoded from one draw of the latent."""
+        def errors(m: jax.Array) -> dict[str, jax.Array]:
+            """Mean squared errors of what is decoded from one draw of the latent ``[L]``."""
             copies = jnp.broadcast_to(m, (num_steps, latent_size))
-            reward = rewards.apply(
-                params["rewards"], jnp.concatenate([transition, copies], axis=-1)
-            )
-            cause = transition[:, : transition_size - obs_size]
-            successor = states.apply(params["states"], jnp.concatenate([cause, copies], axis=-1))
-            return jnp.mean((reward - data.reward) ** 2), jnp.mean((successor - next_obs) ** 2)
+            cause = jnp.concatenate([copies, inputs.obs, action], axis=-1)
+            shown = {"rewards": jnp.concatenate([cause, next_obs], axis=-1), "states": cause}
+            truth = {"rewards": data.reward, "states": next_obs}
+            return {
+                name: jnp.mean((decoders[name].apply(params[name], shown[name]) - truth[name]) ** 2)
+                for name in config.decodes
+            }
 
-        reward_error, state_error = jax.tree.map(jnp.mean, jax.vmap(errors)(m))
-        loss = (
-            hyper.reward_cost * reward_error
-            + hyper.state_cost * state_error
-            + hyper.kl_cost * jnp.mean(kl) / num_steps
-        )
-        report = {"reward_error": reward_error, "state_error": state_error, "belief_kl": kl.sum()}
-        return loss, report
+        error = jax.tree.map(jnp.mean, jax.vmap(errors)(m))
+        costs = {"rewards": hyper.reward_cost, "states": hyper.state_cost}
+        loss = hyper.kl_cost * jnp.mean(kl) / num_steps
+        loss += sum(costs[name] * x for name, x in error.items())
+        report = {f"error/{name}": x for name, x in error.items()}
+        return loss, report | {"belief_kl": jnp.sum(kl)}
 
     network = ActorCritic(init, encoder.initial, step, unroll)
     loss = Loss(memory_learner.ppo, negative_elbo)

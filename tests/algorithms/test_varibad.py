@@ -9,7 +9,7 @@ from jaxmeta.algorithms.varibad import Config, Hyper, varibad
 
 SMALL = dict(
     num_episodes=2, memory_size=6, hidden_sizes=(8,), decoder_sizes=(8,), latent_size=3,
-    num_epochs=1, num_minibatches=1,
+    num_epochs=1, num_minibatches=1, decodes=("rewards", "states"),
 )  # fmt: skip
 NOTHING = dict(reward_cost=0.0, state_cost=0.0, kl_cost=0.0)
 
@@ -53,7 +53,7 @@ def test_who_learns_from_what(family):
 
 def test_metrics(family):
     _, metrics = moved(family, Hyper())
-    for name in ("reward_error", "state_error", "belief_kl", "entropy", "return/trial"):
+    for name in ("error/rewards", "error/states", "belief_kl", "entropy", "return/trial"):
         assert jnp.isfinite(metrics[name]), name
     assert metrics["belief_kl"] > 0
     assert metrics["env_steps"] == 6 * 2 * 4
@@ -77,7 +77,7 @@ def test_the_belief_finds_the_goal():
     state, metrics = jax.jit(lambda state, keys: jax.lax.scan(update, state, keys))(
         state, jax.random.split(jax.random.key(1), 150)
     )
-    errors = np.asarray(metrics["reward_error"])
+    errors = np.asarray(metrics["error/rewards"])
     returns = np.asarray(metrics["return/after"])
     assert errors[-20:].mean() < 0.5 * errors[5:15].mean()
     assert returns[-20:].mean() > returns[:20].mean() + 1.0
@@ -89,6 +89,8 @@ def test_the_belief_finds_the_goal():
         (dict(memory="none"), "memory='none' is unknown"),
         (dict(latent_size=0), "latent_size=0 must be at least 1"),
         (dict(elbo_terms=0), "elbo_terms=0 must be at least 1"),
+        (dict(decodes=("reward",)), "decodes='reward' is unknown: did you mean 'rewards'"),
+        (dict(decodes=()), "decodes=.. must name 'rewards', 'states' or both"),
     ],
 )
 def test_bad_settings_are_named(settings, message):
