@@ -258,9 +258,8 @@ def transformer(
     """A causal transformer over the last ``context`` steps, this one included, since the last reset.
 
     Vaswani et al. 2017, with normalisation before each sub-layer (Xiong et al. 2020) and rotary
-    positions (Su et al. 2021), counted since the reset: a trial is the same wherever it starts. The
-    window is one of every layer, so ``num_layers`` of them reach back further. The state is a
-    `TransformerState`.
+    positions (Su et al. 2021): only distances count, and counting from the reset keeps angles small.
+    The window is that of one layer; several reach back further. The state is a `TransformerState`.
 
     Args:
         num_inputs: D.

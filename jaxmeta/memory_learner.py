@@ -392,7 +392,7 @@ def _moved_scale(
     where = (counted[:, None] > 0) & jnp.ones_like(returns, bool)
     some = jnp.any(where)
     batch = jnp.stack([jnp.mean(returns, where=where), jnp.std(returns, where=where)])
-    rate = jnp.where(num_updates == 0, 1.0, 0.01)
+    rate = jnp.where(num_updates == 0, 1.0, 0.1)
     moved = jnp.where(some, scale + rate * (batch - scale), scale)
     return moved[0], jnp.maximum(moved[1], 1e-3)
 

@@ -355,8 +355,8 @@ def thompson(*, num_arms: int, optimistic: bool = False) -> Learner:
 def gittins(*, num_arms: int, num_pulls: int, discount: float) -> Learner:
     """Pulls the arm of the highest Gittins index: optimal for discounted rewards without an end.
 
-    For a fixed number of pulls it is a heuristic and ``discount`` is to be tuned: an agent that looks
-    as far ahead as there is left to pull would lower it as time goes by.
+    For a fixed number of pulls n it is a heuristic and ``discount`` is to be tuned. Best are 0.8 for 10
+    pulls and 0.98 for 100, whether of 5 arms or 50: about 1 - 2 / n.
 
     Args:
         num_arms: A, at least 1.
@@ -489,7 +489,7 @@ def psrl(
     E - 1 updates of ``horizon`` steps in one stream.
 
     The figures of RL² (138.1 in 10 episodes, 408.8 in 25) are those of a prior mean of 0, which is not
-    the law of its tasks. With theirs, 1, posterior sampling earns less, 134 and 403: it explores what
+    the law of its tasks. With theirs, 1, posterior sampling earns less, 133 and 403: it explores what
     it does not know for its own sake, and that is more the higher it rates it.
 
     Args:

@@ -263,8 +263,9 @@ def test_five_arms_and_ten_pulls(learner, expected):
         (optimal.greedy(num_arms=50), 78.4),
         (optimal.thompson(num_arms=50), 64.5),
         (optimal.ucb1(num_arms=50, exploration=0.2), 84.8),
+        (optimal.gittins(num_arms=50, num_pulls=100, discount=0.98), 85.2),
     ],
-    ids=["greedy", "thompson", "ucb1"],
+    ids=["greedy", "thompson", "ucb1", "gittins"],
 )
 def test_fifty_arms_and_a_hundred_pulls(learner, expected):
     family = tasks.make("bernoulli_bandit", num_arms=50, num_pulls=100)

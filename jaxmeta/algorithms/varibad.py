@@ -39,14 +39,11 @@ class Config(memory_learner.Config):
     """Its width."""
     latent_size: int = 5
     """Entries of m."""
-    decoder_sizes: tuple[int, ...] = (32, 32)
-    """Widths of the decoders' hidden layers."""
+    decoder_sizes: tuple[int, ...] = (32,)
+    """Widths of the decoders' hidden layers; the last is their rank."""
     decodes: tuple[Literal["rewards", "states"], ...] = ("rewards",)
     """What is predicted from the latent: `rewards`, `states` (successors) where the dynamics vary from
     task to task, or both."""
-    elbo_terms: int | None = 4
-    """Steps t of a trial whose ELBO is evaluated, drawn anew for each minibatch; None is all T. Each costs
-    T decoded transitions."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -57,8 +54,8 @@ class Config(memory_learner.Config):
             checks.choice("decodes", name, ("rewards", "states"))
         if not self.decodes:
             raise ValueError("decodes=() must name 'rewards', 'states' or both")
-        if self.elbo_terms is not None:
-            checks.at_least("elbo_terms", self.elbo_terms, 1)
+        if not self.decoder_sizes:
+            raise ValueError("decoder_sizes=() must have at least one width")
 
 
 class Hyper(NamedTuple):
@@ -81,11 +78,11 @@ class Hyper(NamedTuple):
     """Weight of the policy's entropy, in nats a step."""
     value_cost: float = 0.5
     """Weight of the squared error of values, in units of the spread of returns."""
-    reward_cost: float = 1.0
+    reward_cost: float = 10.0
     """Weight of the squared error of rewards."""
     state_cost: float = 1.0
     """Weight of the squared error of successors, a mean over their entries."""
-    kl_cost: float = 0.01
+    kl_cost: float = 0.3
     """Weight of the divergence of a posterior from the one before, in nats."""
 
 
@@ -108,26 +105,31 @@ def varibad(
     )
     posterior = value_mlp((config.memory_size,), (), 2 * latent_size)
     policy, value = memory_learner.heads(obs_size + time_size + 2 * latent_size, family, config)
-    cause_size = obs_size + past_size - 1 + latent_size
-    decoders = {
-        "rewards": value_mlp((cause_size + obs_size,), config.decoder_sizes),
-        "states": value_mlp((cause_size,), config.decoder_sizes, obs_size),
+    # What is decoded is a product of a code of the latent and features of a transition. The posteriors of
+    # all steps are held against all transitions, T² pairs; so either network runs only T times.
+    *hidden, rank = config.decoder_sizes
+    code = value_mlp((latent_size,), hidden, rank)
+    cause_size = obs_size + past_size - 1
+    features = {
+        "rewards": value_mlp((cause_size + obs_size,), hidden, rank),
+        "states": value_mlp((cause_size,), hidden, rank * obs_size),
     }
 
     def init(key: jax.Array) -> Params:
         keys = jax.random.split(key, 6)
-        heads = {
+        params = {
             "encoder": encoder.init(keys[0]),
             "posterior": posterior.init(keys[1]),
             "policy": policy.init(keys[2]),
             "value": value.init(keys[3]),
         }
-        decoding = {
-            name: decoders[name].init(key)
-            for key, name in zip(keys[4:], sorted(decoders), strict=True)
-            if name in config.decodes
-        }
-        return heads | decoding
+        for key, name in zip(keys[4:], config.decodes, strict=False):
+            code_key, features_key = jax.random.split(key)
+            params[name] = {
+                "code": code.init(code_key),
+                "features": features[name].init(features_key),
+            }
+        return params
 
     def joined(inputs: Inputs) -> jax.Array:
         return jnp.concatenate([inputs.obs, inputs.past, inputs.time], axis=-1)
@@ -157,26 +159,20 @@ def varibad(
         before = jax.tree.map(lambda x: jnp.concatenate([first, x[:-1]]), q)
         kl = q.kl(before)
 
-        choose_key, draw_key = jax.random.split(key)
-        terms = min(config.elbo_terms or num_steps, num_steps)
-        at = jax.random.permutation(choose_key, num_steps)[:terms]
-        m = jax.tree.map(lambda x: x[at], q).sample(draw_key)  # [terms, L]
-
+        m = q.sample(key)  # [T, L]
         next_obs = data.next_obs.reshape(num_steps, -1)
-        action = memory_learner.action_features(data.action, family)
-
-        def errors(m: jax.Array) -> dict[str, jax.Array]:
-            """Mean squared errors of what is decoded from one draw of the latent ``[L]``."""
-            copies = jnp.broadcast_to(m, (num_steps, latent_size))
-            cause = jnp.concatenate([copies, inputs.obs, action], axis=-1)
-            shown = {"rewards": jnp.concatenate([cause, next_obs], axis=-1), "states": cause}
-            truth = {"rewards": data.reward, "states": next_obs}
-            return {
-                name: jnp.mean((decoders[name].apply(params[name], shown[name]) - truth[name]) ** 2)
-                for name in config.decodes
-            }
-
-        error = jax.tree.map(jnp.mean, jax.vmap(errors)(m))
+        cause = jnp.concatenate(
+            [inputs.obs, memory_learner.action_features(data.action, family)], 1
+        )
+        shown = {"rewards": jnp.concatenate([cause, next_obs], axis=1), "states": cause}
+        truth = {"rewards": data.reward[:, None], "states": next_obs}
+        error = {}
+        for name in config.decodes:
+            codes = code.apply(params[name]["code"], m)  # [T, rank]
+            of_transition = features[name].apply(params[name]["features"], shown[name])
+            of_transition = of_transition.reshape(num_steps, rank, -1)
+            decoded = jnp.einsum("tr,iro->tio", codes, of_transition) / math.sqrt(rank)
+            error[name] = jnp.mean((decoded - truth[name][None]) ** 2)
         costs = {"rewards": hyper.reward_cost, "states": hyper.state_cost}
         loss = hyper.kl_cost * jnp.mean(kl) / num_steps
         loss += sum(costs[name] * x for name, x in error.items())

@@ -88,7 +88,7 @@ def test_the_belief_finds_the_goal():
     [
         (dict(memory="none"), "memory='none' is unknown"),
         (dict(latent_size=0), "latent_size=0 must be at least 1"),
-        (dict(elbo_terms=0), "elbo_terms=0 must be at least 1"),
+        (dict(decoder_sizes=()), "decoder_sizes=.. must have at least one width"),
         (dict(decodes=("reward",)), "decodes='reward' is unknown: did you mean 'rewards'"),
         (dict(decodes=()), "decodes=.. must name 'rewards', 'states' or both"),
     ],
