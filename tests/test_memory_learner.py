@@ -1,5 +1,6 @@
 import itertools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +8,7 @@ import optax
 import pytest
 
 from jaxmeta import adaptation, memory_learner, tasks
-from jaxmeta.algorithms import rl2
+from jaxmeta.algorithms import rl2, varibad
 from jaxmeta.distributions import Categorical
 from jaxmeta.memory_learner import ActorCritic, Hyper, Loss, advantages
 from jaxmeta.tasks.family import TaskFamily
@@ -188,7 +189,7 @@ def test_the_scale_of_values_is_the_first_batch_s_and_then_moves_slowly():
     born = jnp.array([0.0, 1.0])
     np.testing.assert_allclose(move(born, returns, counted, 0), [4.0, 5**0.5], rtol=1e-6)
     moved = move(jnp.array([2.0, 1.0]), returns, counted, 1)
-    np.testing.assert_allclose(moved, [2.02, 1 + 0.01 * (5**0.5 - 1)], rtol=1e-6)
+    np.testing.assert_allclose(moved, [2.2, 1 + 0.1 * (5**0.5 - 1)], rtol=1e-6)
     np.testing.assert_array_equal(move(jnp.array([2.0, 1.0]), returns, 0 * counted, 1), [2.0, 1.0])
     constant = move(born, jnp.ones((2, 2)), jnp.ones(2), 0)
     assert constant[1] > 0  # it is divided by
@@ -224,3 +225,51 @@ def test_minibatches_must_divide_the_trials(family):
         ValueError, match="num_minibatches=4 must divide the number of trials, .* = 6"
     ):
         jax.eval_shape(algorithm.step, jax.random.key(2), state, drawn)
+
+
+PROTOCOL = {
+    "RL²": (rl2, {}),
+    "RL² by A2C": (rl2, dict(loss="a2c", num_epochs=1, num_minibatches=1)),
+    "RL², linear": (rl2, dict(memory="linear", num_streams=2)),
+    "no memory": (rl2, dict(memory="none", remembers="episode")),
+    "VariBAD": (varibad, dict(decodes=("rewards", "states"))),
+}
+
+
+@pytest.mark.parametrize("variant", PROTOCOL)
+def test_protocol(family, variant):
+    """One compilation; a state that keeps shapes, types and weak types; metrics under their names; with
+    every task broken nothing changes."""
+    module, settings = PROTOCOL[variant]
+    defaults = dict(num_episodes=2, memory_size=4, hidden_sizes=(4,), num_minibatches=2)
+    config = module.Config(**defaults | settings)
+    algorithm = getattr(module, module.__name__.rsplit(".")[-1])(family, config)
+    state = algorithm.init(jax.random.key(0))
+    drawn = tasks.sample_tasks(jax.random.key(1), family, 4, split="train")
+    chex.clear_trace_counter()
+    step = jax.jit(chex.assert_max_traces(algorithm.step, n=1))
+    after, metrics = step(jax.random.key(2), state, drawn)
+    assert jax.tree.structure(after) == jax.tree.structure(state)
+    for x, y in zip(jax.tree.leaves(after), jax.tree.leaves(state), strict=True):
+        assert (x.shape, x.dtype, x.weak_type) == (y.shape, y.dtype, y.weak_type)
+    names = {"return/before", "return/after", "return/trial", "entropy", "value_loss", "kl"}
+    names |= {"meta_grad_norm", "skipped_tasks", "skipped_updates", "env_steps"}
+    assert set(metrics) >= names
+    assert all(x.shape == () for x in metrics.values())
+    assert metrics["env_steps"] == 4 * config.num_streams * 2 * HORIZON
+    assert metrics["skipped_tasks"] == metrics["skipped_updates"] == 0
+    assert after.num_updates == 1
+    changed = [
+        bool(jnp.any(x != y))
+        for x, y in zip(
+            jax.tree.leaves(after.meta.params), jax.tree.leaves(state.meta.params), strict=True
+        )
+    ]
+    assert all(changed)
+
+    hopeless = drawn.replace(number=jnp.full(4, jnp.nan))
+    same, metrics = step(jax.random.key(2), after, hopeless)
+    assert metrics["skipped_tasks"] == 4 * config.num_streams
+    assert metrics["skipped_updates"] == 1
+    for x, y in zip(jax.tree.leaves(same), jax.tree.leaves(after), strict=True):
+        np.testing.assert_array_equal(x, y)

@@ -34,7 +34,9 @@ class DependentBandits(Study):
     """Folder for the results; made anew."""
     kinds: tuple[str, ...] = ()
     """What is trained and tested on; none is `easy` and `uniform`, or all with `--full`."""
-    meta_updates: int = 300
+    num_seeds: int = 2
+    """Runs of RL²."""
+    meta_updates: int = 400
     """Meta-updates of RL²."""
     num_tasks: int = 512
     """Trials in a meta-update."""
@@ -71,7 +73,7 @@ def main(study: DependentBandits) -> None:
         hyper = Hyper(
             discount=1.0,
             gae_lambda=0.9,
-            learning_rate=2e-3,
+            learning_rate=3e-3,
             entropy_cost=0.02,
             anneal_updates=study.meta_updates,
         )

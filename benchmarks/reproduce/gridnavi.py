@@ -58,7 +58,7 @@ def main(study: GridNavi) -> None:
     num_steps = EPISODES * family.horizon
     meta_updates = study.meta_updates or (2000 if study.full else 400)
     best = optimal.bayes_optimal_gridnavi(num_episodes=EPISODES, num_steps=family.horizon)
-    trained = dict(discount=0.99, gae_lambda=0.9, learning_rate=2e-3, anneal_updates=meta_updates)
+    trained = dict(discount=0.99, gae_lambda=0.9, learning_rate=3e-3, anneal_updates=meta_updates)
     told = informed(family)
     learners = {
         "VariBAD": (
@@ -66,7 +66,7 @@ def main(study: GridNavi) -> None:
             varibad.varibad(
                 family,
                 varibad.Config(num_episodes=EPISODES),
-                varibad.Hyper(**trained, entropy_cost=0.02),
+                varibad.Hyper(**trained, entropy_cost=0.03),
             ),
         ),
         "RL²": (
@@ -74,7 +74,7 @@ def main(study: GridNavi) -> None:
             rl2.rl2(
                 family,
                 rl2.Config(num_episodes=EPISODES, memory_size=64),
-                rl2.Hyper(**trained, entropy_cost=0.02),
+                rl2.Hyper(**trained, entropy_cost=0.03),
             ),
         ),
         "told the goal": (
@@ -82,7 +82,7 @@ def main(study: GridNavi) -> None:
             rl2.rl2(
                 told,
                 rl2.Config(num_episodes=EPISODES, memory="none", hidden_sizes=(64,)),
-                rl2.Hyper(**trained, entropy_cost=0.02),
+                rl2.Hyper(**trained, entropy_cost=0.03),
             ),
         ),
     }

@@ -31,13 +31,14 @@ from jaxmeta.types import MetaAlgorithm, Params, Trajectory
 class Config(memory_learner.Config):
     """What shapes the program."""
 
-    hidden_sizes: tuple[int, ...] = (64,)
-    """Widths of the policy's and the value's hidden layers."""
+    hidden_sizes: tuple[int, ...] = (128, 64)
+    """Widths of the policy's and the value's hidden layers; what to do about a belief is for them alone to
+    find out."""
     memory: Literal["gru", "lstm", "linear", "transformer"] = "gru"
     """The encoder's memory."""
     memory_size: int = 64
     """Its width."""
-    latent_size: int = 5
+    latent_size: int = 8
     """Entries of m."""
     decoder_sizes: tuple[int, ...] = (32,)
     """Widths of the decoders' hidden layers; the last is their rank."""
@@ -82,7 +83,7 @@ class Hyper(NamedTuple):
     """Weight of the squared error of rewards."""
     state_cost: float = 1.0
     """Weight of the squared error of successors, a mean over their entries."""
-    kl_cost: float = 0.3
+    kl_cost: float = 0.1
     """Weight of the divergence of a posterior from the one before, in nats."""
 
 
@@ -134,9 +135,14 @@ def varibad(
     def joined(inputs: Inputs) -> jax.Array:
         return jnp.concatenate([inputs.obs, inputs.past, inputs.time], axis=-1)
 
+    def posteriors(params: Params, y: jax.Array) -> DiagGaussian:
+        mean, log_std = jnp.split(posterior.apply(params["posterior"], y), 2, axis=-1)
+        return DiagGaussian(mean, log_std)
+
     def seen_by_policy(params: Params, inputs: Inputs, y: jax.Array) -> jax.Array:
-        belief = posterior.apply(params["posterior"], y)
-        return jnp.concatenate([inputs.obs, inputs.time, jax.lax.stop_gradient(belief)], axis=-1)
+        # The standard deviation, not its logarithm, which grows without bound as a belief sharpens.
+        q = jax.lax.stop_gradient(posteriors(params, y))
+        return jnp.concatenate([inputs.obs, inputs.time, q.mean, jnp.exp(q.log_std)], axis=-1)
 
     def step(params: Params, state: Any, inputs: Inputs) -> tuple[Distribution, Any]:
         y, state = encoder.step(params["encoder"], state, joined(inputs), inputs.reset)
@@ -153,8 +159,7 @@ def varibad(
         """Minus the mean over t of ELBO_t / T, of one trial ``[T]``."""
         num_steps = data.reward.shape[0]
         y, _ = encoder.unroll(params["encoder"], data.memory.state, joined(inputs), inputs.reset)
-        belief = posterior.apply(params["posterior"], y)
-        q = DiagGaussian(belief[:, :latent_size], 0.5 * belief[:, latent_size:])
+        q = posteriors(params, y)
         first = jnp.zeros((1, latent_size))
         before = jax.tree.map(lambda x: jnp.concatenate([first, x[:-1]]), q)
         kl = q.kl(before)
