@@ -112,8 +112,7 @@ def evaluate(
         if isinstance(config, memory_learner.Config):
             num_steps = config.num_episodes * family.horizon
             trials = evaluation.trials(key, meta, drawn, **acting, num_steps=num_steps)
-            by_episode = trials.reward.reshape(num_tasks, config.num_episodes, family.horizon)
-            return by_episode.sum(axis=2)
+            return evaluation.episode_returns(trials, config.num_episodes)
         return evaluation.adaptation_returns(
             key,
             meta,
@@ -241,7 +240,8 @@ def main(argv: list[str]) -> None:
     measured: dict[str, Any] = how | dict(config=args.config, num_tasks=args.evaluation.eval_tasks)
     test = evaluate(test_key, meta, split="test", **measured)
     far = evaluate(far_key, meta, split="out_of_distribution", **measured)
-    report = test | {"out_of_distribution": far, "num_streams": args.config.num_streams}
+    streams = 1 if has_memory else args.config.num_streams
+    report = test | {"out_of_distribution": far, "num_streams": streams}
     text = json.dumps(report, indent=2, allow_nan=False)
     (output / "evaluation.json").write_text(text + "\n", encoding="utf-8")
     plotting.adaptation(

@@ -12,7 +12,7 @@ import numpy as np
 import scipy.stats
 
 from jaxmeta.adaptation import lifetime
-from jaxmeta.returns import first_episode_return
+from jaxmeta.returns import episode_index, first_episode_return
 from jaxmeta.tasks.family import TaskFamily
 from jaxmeta.types import Learner, Task, TimeStep
 
@@ -65,6 +65,7 @@ class Trials(NamedTuple):
 
     action: jax.Array  # [M, T, *action_shape]
     reward: jax.Array  # [M, T]
+    last: jax.Array  # [M, T], bool: an episode ended here
 
 
 def trials(
@@ -97,7 +98,7 @@ def trials(
             num_steps=num_steps,
         )
         data = history.trajectories  # [K + 1, 1, T]
-        seen = Trials(data.action, data.reward)
+        seen = Trials(data.action, data.reward, data.last)
         return jax.tree.map(lambda x: x.reshape(-1, *x.shape[3:]), seen)
 
     num_tasks = jax.tree.leaves(tasks)[0].shape[0]
@@ -106,6 +107,19 @@ def trials(
         (jax.random.split(key, num_tasks), tasks),
         batch_size=min(tasks_per_chunk, num_tasks),
     )
+
+
+def episode_returns(trials: Trials, num_episodes: int) -> jax.Array:
+    """Undiscounted return of each of the first E episodes of every trial, ``[M, E]``.
+
+    An episode that the trial is too short for counts as far as it went.
+    """
+
+    def returns(reward: jax.Array, last: jax.Array) -> jax.Array:
+        episode = jax.nn.one_hot(episode_index(last), num_episodes, dtype=reward.dtype)
+        return reward @ episode
+
+    return jax.vmap(returns)(trials.reward, trials.last)
 
 
 def random_returns(

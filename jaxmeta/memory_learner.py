@@ -1,7 +1,8 @@
 """The fast loop of learners with memory: what is learned in a task is in a recurrent network's state.
 
-A *trial* is one stream of a task: E episodes of H steps, one after the other, and the memory lasts from
-the first step to the last. It is not cleared where an episode ends, for what one episode taught is for
+A *trial* is one stream of a task: E episodes of at most H steps, one after the other, and the memory lasts
+from the first step to the last. (Where episodes end sooner the stream goes on for E H steps; what follows
+the E-th episode counts for nothing: else those would earn most who fail soonest.) It is not cleared where an episode ends, for what one episode taught is for
 the next; that, and seeing the previous action and reward, is all that makes a recurrent policy a
 meta-learner (Duan et al. 2016, "RL²: fast reinforcement learning via slow reinforcement learning"; Wang et
 al. 2016, "Learning to reinforcement learn"). The objective is the return of the whole trial: values and
@@ -24,7 +25,7 @@ from jaxmeta import adaptation, checks, objectives
 from jaxmeta.distributions import Distribution
 from jaxmeta.meta_update import State, guarded_update
 from jaxmeta.networks import Head, Value, action_head, value_mlp
-from jaxmeta.returns import first_episode_return, gae, td_errors
+from jaxmeta.returns import episode_index, gae, td_errors
 from jaxmeta.tasks.family import TaskFamily
 from jaxmeta.types import Learner, MetaAlgorithm, Params, Task, TimeStep, Trajectory
 
@@ -58,6 +59,8 @@ class Config:
         for name in ("num_episodes", "num_streams", "num_epochs", "num_minibatches", "unroll"):
             checks.at_least(name, getattr(self, name), 1)
         checks.choice("remembers", self.remembers, ("trial", "episode"))
+        for size in self.hidden_sizes:
+            checks.at_least("hidden_sizes", size, 1)
 
 
 class Hyper(NamedTuple):
@@ -73,7 +76,7 @@ class Hyper(NamedTuple):
     """Meta-updates in which the step size and the weight of the entropy fall to zero in a straight line;
     infinite keeps them."""
     max_grad_norm: float = 1.0
-    """Clips the norm of the gradient."""
+    """Clips the norm of the gradient, of all that is learned together."""
     clip: float = 0.2
     """ε: ratios beyond 1 ± ε earn nothing more."""
     entropy_cost: float = 0.01
@@ -197,7 +200,10 @@ def values_to_come(v: jax.Array) -> jax.Array:
 
 
 def advantages(reward: jax.Array, v: jax.Array, hyper: Any) -> jax.Array:
-    """Generalised advantages over one whole trial ``[T]``, across the ends of its episodes."""
+    """Generalised advantages over one whole trial ``[T]``, across the ends of its episodes.
+
+    Rewards and values after the trial's last episode must be 0.
+    """
     discount = jnp.full_like(reward, hyper.discount)
     delta = td_errors(reward, discount, v, values_to_come(v))
     return gae(delta, discount, jnp.zeros_like(reward), hyper.gae_lambda)
@@ -235,7 +241,8 @@ def learn_from_trials(
 
     A trial with a number in it that is not finite is left out and counted in ``skipped_tasks``; a
     minibatch without a good trial or a finite gradient changes nothing; ``skipped_updates`` is 1 where
-    that was true of all.
+    that was true of all. On several devices the tasks are shared for acting; minibatches are drawn from
+    all of them, so learning gathers its trials and is not shared.
     """
     parts = memory_learner(family, config, network)
 
@@ -273,19 +280,18 @@ def learn_from_trials(
         return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), data)
 
     def batch_loss(params: Params, key: jax.Array, batch: tuple, hyper: Any) -> tuple:
-        data, inputs, advantage, target, counted = batch
-        steps = counted[:, None] * jnp.ones_like(advantage)
+        data, inputs, advantage, target, steps = batch
         if config.normalize:
-            mean = jnp.mean(advantage, where=steps > 0)
-            advantage = (advantage - mean) / (jnp.std(advantage, where=steps > 0) + 1e-8)
+            mean = jnp.mean(advantage, where=steps)
+            advantage = (advantage - mean) / (jnp.std(advantage, where=steps) + 1e-8)
         distribution, v = jax.vmap(network.unroll, in_axes=(None, 0, 0))(
             params, data.memory.state, inputs
         )
         log_ratio = distribution.log_prob(data.action) - data.log_prob
-        num_steps = jnp.maximum(jnp.sum(steps), 1.0)
+        num_steps = jnp.maximum(jnp.sum(steps), 1)
 
         def mean_step(x: jax.Array) -> jax.Array:
-            return jnp.sum(jnp.where(steps > 0, x, 0.0)) / num_steps
+            return jnp.sum(jnp.where(steps, x, 0.0)) / num_steps
 
         gain = mean_step(loss.policy(log_ratio, advantage, hyper))
         entropy = mean_step(distribution.entropy())
@@ -297,11 +303,12 @@ def learn_from_trials(
         }
         total = hyper.value_cost * error - gain - hyper.entropy_cost * entropy
         if loss.auxiliary is not None:
-            keys = jax.random.split(key, counted.shape[0])
+            keys = jax.random.split(key, steps.shape[0])
             more, its_report = jax.vmap(loss.auxiliary, in_axes=(None, 0, 0, 0, None))(
                 params, keys, data, inputs, hyper
             )
-            weight = counted / jnp.maximum(jnp.sum(counted), 1.0)
+            good = jnp.any(steps, axis=1)
+            weight = good / jnp.maximum(jnp.sum(good), 1)
             total = total + jnp.sum(weight * more)
             report |= {name: jnp.sum(weight * x) for name, x in its_report.items()}
         return total, report
@@ -315,21 +322,24 @@ def learn_from_trials(
             entropy_cost=left * meta.hyper.entropy_cost,
         )
         recorded = trials(act_key, meta, tasks)
-        data, counted = _without_bad_trials(recorded)
-        num_trials = counted.shape[0]
+        data, good = _without_bad_trials(recorded)
+        num_trials = good.shape[0]
         _check_minibatches(num_trials, config)
         inputs = jax.vmap(parts.inputs)(data)
         mean, spread = meta.value_scale
         _, v = jax.vmap(network.unroll, in_axes=(None, 0, 0))(
             meta.params, data.memory.state, inputs
         )
-        v = mean + spread * v
-        advantage = jax.vmap(advantages, in_axes=(0, 0, None))(data.reward, v, hyper)
+        within = jax.vmap(episode_index)(data.last) < config.num_episodes
+        steps = good[:, None] & within  # [B, T]: what is learned from
+        v = jnp.where(within, mean + spread * v, 0.0)
+        reward = jnp.where(within, data.reward, 0.0)
+        advantage = jax.vmap(advantages, in_axes=(0, 0, None))(reward, v, hyper)
         returns = advantage + v
-        mean, spread = _moved_scale(meta.value_scale, returns, counted, state.num_updates)
+        mean, spread = _moved_scale(meta.value_scale, returns, steps, state.num_updates)
         target = (returns - mean) / spread
         meta = meta._replace(value_scale=jnp.stack([mean, spread]))
-        batch = (data, inputs, advantage, target, counted)
+        batch = (data, inputs, advantage, target, steps)
         transform = outer_optimizer(hyper)
 
         def minibatch_step(carry: tuple, key_and_rows: tuple) -> tuple:
@@ -339,9 +349,9 @@ def learn_from_trials(
                 params, key, jax.tree.map(lambda x: x[rows], batch), hyper
             )
             norm = optax.tree.norm(gradient)
-            applied = jnp.isfinite(norm) & jnp.any(counted[rows] > 0)
+            applied = jnp.isfinite(norm) & jnp.any(steps[rows])
             moved = guarded_update(transform, gradient, optimizer_state, params, apply=applied)
-            return moved, report | {"meta_grad_norm": norm, "skipped_updates": ~applied}
+            return moved, (report | {"meta_grad_norm": norm}, applied)
 
         def epoch(carry: tuple, key: jax.Array) -> tuple:
             order_key, key = jax.random.split(key)
@@ -352,13 +362,14 @@ def learn_from_trials(
 
         carry = (meta.params, state.optimizer)
         reports: dict[str, jax.Array]
-        (params, optimizer_state), reports = jax.lax.scan(
+        applied: jax.Array
+        (params, optimizer_state), (reports, applied) = jax.lax.scan(
             epoch, carry, jax.random.split(learn_key, config.num_epochs)
         )
-        metrics = {name: x[-1, -1] for name, x in reports.items()}
-        metrics |= _returns(recorded, counted, family.horizon)
-        metrics["skipped_updates"] = jnp.all(reports["skipped_updates"]).astype(jnp.int32)
-        metrics["skipped_tasks"] = num_trials - jnp.sum(counted, dtype=jnp.int32)
+        metrics = jax.tree.map(lambda x: jnp.mean(x, where=applied), reports)
+        metrics |= _returns(recorded, steps, config.num_episodes)
+        metrics["skipped_updates"] = 1 - jnp.any(applied).astype(jnp.int32)
+        metrics["skipped_tasks"] = num_trials - jnp.sum(good, dtype=jnp.int32)
         metrics["env_steps"] = jnp.asarray(num_trials * parts.num_steps, jnp.int32)
         done = state.num_updates + 1 - metrics["skipped_updates"]
         return State(meta._replace(params=params), optimizer_state, done), metrics
@@ -367,14 +378,14 @@ def learn_from_trials(
 
 
 def _without_bad_trials(data: Trajectory) -> tuple[Trajectory, jax.Array]:
-    """The trials ``[B, T]`` with zeros in place of those that are not finite, and which are good, ``[B]``.
+    """The trials ``[B, T]`` with zeros in place of those that are not finite, and which are good, bool ``[B]``.
 
     Zeros, not a mask alone: a NaN that is only masked comes back through the derivative.
     """
     num_trials = data.reward.shape[0]
-    watched = (data.timestep, data.action, data.log_prob, data.reward)
     finite = [
-        jnp.all(jnp.isfinite(x.reshape(num_trials, -1)), axis=1) for x in jax.tree.leaves(watched)
+        jnp.all(jnp.isfinite(x.reshape(num_trials, -1)), axis=1)
+        for x in jax.tree.leaves(data._replace(memory=()))
     ]
     good = jnp.stack(finite).all(axis=0)
 
@@ -382,31 +393,32 @@ def _without_bad_trials(data: Trajectory) -> tuple[Trajectory, jax.Array]:
         mask = good.reshape(num_trials, *[1] * (x.ndim - 1))
         return jnp.where(mask, x, jnp.zeros_like(x))
 
-    return jax.tree.map(clean, data), good.astype(data.reward.dtype)
+    return jax.tree.map(clean, data), good
 
 
 def _moved_scale(
-    scale: jax.Array, returns: jax.Array, counted: jax.Array, num_updates: jax.Array
+    scale: jax.Array, returns: jax.Array, steps: jax.Array, num_updates: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Running mean and standard deviation of returns to come: the first batch's, then slowly moving."""
-    where = (counted[:, None] > 0) & jnp.ones_like(returns, bool)
-    some = jnp.any(where)
-    batch = jnp.stack([jnp.mean(returns, where=where), jnp.std(returns, where=where)])
+    """Running mean and standard deviation of the returns to come ``[B, T]`` at ``steps``: the first batch's,
+    then a tenth of each batch's."""
+    batch = jnp.stack([jnp.mean(returns, where=steps), jnp.std(returns, where=steps)])
     rate = jnp.where(num_updates == 0, 1.0, 0.1)
-    moved = jnp.where(some, scale + rate * (batch - scale), scale)
+    moved = jnp.where(jnp.any(steps), scale + rate * (batch - scale), scale)
     return moved[0], jnp.maximum(moved[1], 1e-3)
 
 
-def _returns(data: Trajectory, counted: jax.Array, horizon: int) -> dict[str, jax.Array]:
-    """Mean undiscounted returns: of the trial, of its first episode and of its last ``horizon`` steps."""
+def _returns(data: Trajectory, steps: jax.Array, num_episodes: int) -> dict[str, jax.Array]:
+    """Mean undiscounted returns: of the first and of the last episode, and of the trial."""
+    good = jnp.any(steps, axis=1)
+    episode = jax.vmap(episode_index)(data.last)
 
-    def mean(x: jax.Array) -> jax.Array:
-        return jnp.mean(x, where=counted > 0)
+    def mean(which: jax.Array) -> jax.Array:
+        return jnp.mean(jnp.sum(jnp.where(which, data.reward, 0.0), axis=1), where=good)
 
     return {
-        "return/before": mean(jax.vmap(first_episode_return)(data.reward, data.last)),
-        "return/after": mean(jnp.sum(data.reward[:, -horizon:], axis=1)),
-        "return/trial": mean(jnp.sum(data.reward, axis=1)),
+        "return/before": mean(episode == 0),
+        "return/after": mean(episode == num_episodes - 1),
+        "return/trial": mean(episode < num_episodes),
     }
 
 

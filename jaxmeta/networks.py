@@ -150,12 +150,13 @@ def action_head(
     num_features: int,
     action_space: spaces.Space,
     hidden_sizes: Sequence[int] = (),
-    initial_std: float = 1.0,
 ) -> Head:
     """A tanh network to the action distribution that fits the space: `Categorical` or `DiagGaussian`."""
     if isinstance(action_space, spaces.Discrete):
         return _categorical_head(num_features, action_space, hidden_sizes)
-    return _gaussian_head("action_head", num_features, action_space, hidden_sizes, initial_std)
+    if not isinstance(action_space, spaces.Box):
+        raise ValueError(f"action_space={action_space!r} must be Discrete or Box")
+    return _gaussian_head("action_head", num_features, action_space, hidden_sizes, 1.0)
 
 
 def _categorical_head(
@@ -300,7 +301,9 @@ def value_mlp(
     num_outputs: int | None = None,
 ) -> Value:
     """A tanh network to a state's value, or to ``[num_outputs]`` predictions."""
-    mlp = _mlp(math.prod(obs_shape), hidden_sizes, num_outputs or 1, 1.0)
+    size = 1 if num_outputs is None else num_outputs
+    checks.at_least("num_outputs", size, 1)
+    mlp = _mlp(math.prod(obs_shape), hidden_sizes, size, 1.0)
     rank = len(obs_shape)
 
     def apply(params: Params, obs: jax.Array) -> jax.Array:

@@ -119,7 +119,13 @@ def in_first_episode(last: jax.Array) -> jax.Array:
     Counting that one alone keeps a stream one draw of an episode: what begins after it begins the
     sooner the earlier it ended, so a sum over all of them is the rate of reward and not the return.
     """
-    return jnp.cumsum(last.astype(jnp.int32)) == last.astype(jnp.int32)
+    return episode_index(last) == 0
+
+
+def episode_index(last: jax.Array) -> jax.Array:
+    """Which episode of its stream a step belongs to, from 0, int32 ``[T]``."""
+    ended = last.astype(jnp.int32)
+    return jnp.cumsum(ended) - ended
 
 
 def baseline_td_errors(

@@ -291,7 +291,7 @@ def test_reproductions(name, tmp_path):
             assert row["low"] <= row["mean"] <= row["high"]
     learned = rows["RL²"]
     assert learned["seeds"] == 2
-    assert learned["seconds"] > 0
+    assert learned["training_seconds"] > 0
     if name == "dependent_bandits":
         assert learned["mean"] > exact["mean"] > 0
     else:

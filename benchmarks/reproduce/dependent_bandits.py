@@ -36,7 +36,7 @@ class DependentBandits(Study):
     """What is trained and tested on; none is `easy` and `uniform`, or all with `--full`."""
     num_seeds: int = 2
     """Runs of RL²."""
-    meta_updates: int = 400
+    meta_updates: int = 600
     """Meta-updates of RL²."""
     num_tasks: int = 512
     """Trials in a meta-update."""
@@ -61,7 +61,7 @@ def main(study: DependentBandits) -> None:
         family = tasks.make("dependent_bandit", kind=kind, num_pulls=NUM_PULLS)
         drawn = common.held_out(family, study)
         best = optimal.bayes_optimal_dependent_bandit(kind=kind, num_pulls=NUM_PULLS)
-        scores, seconds = common.measure(
+        scores = common.measure(
             expected_regret,
             (),
             drawn,
@@ -69,7 +69,7 @@ def main(study: DependentBandits) -> None:
             family=family,
             num_steps=NUM_PULLS,
         )
-        rows.append(Row(kind, "Thompson, independent priors", scores[None], best, None, seconds))
+        rows.append(Row(kind, "Thompson, independent priors", scores[None], best, None))
         hyper = Hyper(
             discount=1.0,
             gae_lambda=0.9,
@@ -77,9 +77,10 @@ def main(study: DependentBandits) -> None:
             entropy_cost=0.02,
             anneal_updates=study.meta_updates,
         )
+        config = Config(memory_size=32)
         scores, seconds = common.train_and_measure(
             expected_regret,
-            rl2(family, Config(memory_size=32), hyper),
+            rl2(family, config, hyper),
             drawn,
             study,
             family=family,
@@ -88,8 +89,8 @@ def main(study: DependentBandits) -> None:
             num_tasks=study.num_tasks,
             name=f"RL² on {kind}",
         )
-        rows.append(Row(kind, "RL²", scores, best, None, seconds))
-        rows.append(Row(kind, "Bayes-optimal (exact)", None, best, None, 0.0))
+        rows.append(Row(kind, "RL²", scores, best, None, seconds, (config, hyper)))
+        rows.append(Row(kind, "Bayes-optimal (exact)", None, best, None))
     common.write(study.output, rows, study, share="× Bayes-optimal", digits=3)
 
 

@@ -82,11 +82,10 @@ def main(study: Tabular) -> None:
             "PSRL": (psrl, optimal.psrl()),
         }
         for agent, (published, learner) in scored.items():
-            scores, seconds = common.measure(
+            scores = common.measure(
                 total_reward, (), drawn, learner=learner, family=family, **lived
             )
-            row = Row(setting, agent, scores[None], best.mean(), published, seconds)
-            rows.append(row)
+            rows.append(Row(setting, agent, scores[None], best.mean(), published))
         if study.learned:
             meta_updates = study.meta_updates or (5000 if study.full else 600)
             hyper = Hyper(
@@ -108,8 +107,8 @@ def main(study: Tabular) -> None:
                 num_tasks=study.num_tasks,
                 name=f"RL² on {setting}",
             )
-            rows.append(Row(setting, "RL²", scores, best.mean(), learned, seconds))
-        rows.append(Row(setting, "told the MDP (exact)", best[None], best.mean(), None, 0.0))
+            rows.append(Row(setting, "RL²", scores, best.mean(), learned, seconds, (config, hyper)))
+        rows.append(Row(setting, "told the MDP (exact)", best[None], best.mean(), None))
     common.write(study.output, rows, study, share="share of told", digits=1)
 
 

@@ -31,12 +31,16 @@ class Config(memory_learner.Config):
     """Width of the memory."""
     loss: Literal["ppo", "a2c"] = "ppo"
     """How the policy is improved; `a2c` takes one step on a batch: set `num_epochs` and
-    `num_minibatches` to 1."""
+    `num_minibatches` to 1. It has no use for `clip`."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         checks.choice("memory", self.memory, memories.MEMORIES)
         checks.at_least("memory_size", self.memory_size, 1)
+        if self.memory == "transformer" and self.memory_size % 8:
+            raise ValueError(
+                f"memory_size={self.memory_size} must be a multiple of 8 with memory='transformer'"
+            )
         checks.choice("loss", self.loss, ("ppo", "a2c"))
         if self.loss == "a2c" and (self.num_epochs, self.num_minibatches) != (1, 1):
             raise ValueError(
@@ -60,7 +64,8 @@ def rl2(
         config: What shapes the program.
         hyper: Defaults of ``init(key, hyper)``; kept in ``state.meta.hyper``, so runs over different
             values can be vmapped.
-        network: The policy and value with their memory; None builds what ``config`` names.
+        network: The policy and value with their memory; None builds what ``config`` names: ``memory``,
+            ``memory_size``, ``hidden_sizes``.
         optimizer: ``learning_rate -> optax.GradientTransformation``.
 
     Raises:

@@ -6,8 +6,10 @@ encoder turns what was seen up to step t into a posterior over a latent m that s
 
     ELBO_t = E_{m ~ q(m | τ_:t)} sum_{i<T} log p(r_i, s_{i+1} | s_i, a_i, m) - KL(q(m | τ_:t) || q(m | τ_:t-1))
 
-(eq. 8 and 9: the past is reconstructed and the future predicted; the first prior is N(0, I)), the policy by
-PPO on the observation and (μ_t, log σ_t²) together, with no gradient from it into the encoder (section 3.3).
+(eq. 8 and 9: the past is reconstructed and the future predicted; the first prior is N(0, I)), with weights on
+its terms, the policy by PPO on the observation and (μ_t, σ_t) together, with no gradient from it into the
+encoder (section 3.3). Both learn from the same trials, in the same steps of one optimiser; so what PPO calls
+a change of policy holds changes of the belief as well.
 """
 
 import dataclasses
@@ -57,6 +59,12 @@ class Config(memory_learner.Config):
             raise ValueError("decodes=() must name 'rewards', 'states' or both")
         if not self.decoder_sizes:
             raise ValueError("decoder_sizes=() must have at least one width")
+        for size in self.decoder_sizes:
+            checks.at_least("decoder_sizes", size, 1)
+        if self.memory == "transformer" and self.memory_size % 8:
+            raise ValueError(
+                f"memory_size={self.memory_size} must be a multiple of 8 with memory='transformer'"
+            )
 
 
 class Hyper(NamedTuple):
@@ -96,6 +104,16 @@ def varibad(
 ) -> MetaAlgorithm:
     """VariBAD on a family of tasks; arguments and errors as in `rl2`."""
     checks.hyper(hyper, reward_cost=(0, math.inf), state_cost=(0, math.inf))
+    network, negative_elbo = belief_actor_critic(family, config)
+    loss = Loss(memory_learner.ppo, negative_elbo)
+    return memory_learner.learn_from_trials(family, config, hyper, network, loss, optimizer)
+
+
+def belief_actor_critic(
+    family: TaskFamily, config: Config
+) -> tuple[ActorCritic, Callable[..., tuple[jax.Array, dict]]]:
+    """A policy and a value on a belief, and the loss ``(params, key, data [T], inputs [T], hyper) ->
+    (loss [], report)`` of one trial by which the belief is learned."""
     obs_size, past_size, time_size = memory_learner.input_sizes(family)
     latent_size = config.latent_size
     encoder = memories.make(
@@ -156,12 +174,16 @@ def varibad(
     def negative_elbo(
         params: Params, key: jax.Array, data: Trajectory, inputs: Inputs, hyper: Hyper
     ) -> tuple[jax.Array, dict]:
-        """Minus the mean over t of ELBO_t / T, of one trial ``[T]``."""
+        """Minus the mean over t of ELBO_t / T, its terms weighted, of one trial ``[T]``."""
         num_steps = data.reward.shape[0]
         y, _ = encoder.unroll(params["encoder"], data.memory.state, joined(inputs), inputs.reset)
         q = posteriors(params, y)
         first = jnp.zeros((1, latent_size))
-        before = jax.tree.map(lambda x: jnp.concatenate([first, x[:-1]]), q)
+        before = jax.tree.map(
+            # After a reset nothing is known, as at the beginning.
+            lambda x: jnp.where(inputs.reset[:, None], 0.0, jnp.concatenate([first, x[:-1]])),
+            q,
+        )
         kl = q.kl(before)
 
         m = q.sample(key)  # [T, L]
@@ -184,6 +206,4 @@ def varibad(
         report = {f"error/{name}": x for name, x in error.items()}
         return loss, report | {"belief_kl": jnp.sum(kl)}
 
-    network = ActorCritic(init, encoder.initial, step, unroll)
-    loss = Loss(memory_learner.ppo, negative_elbo)
-    return memory_learner.learn_from_trials(family, config, hyper, network, loss, optimizer)
+    return ActorCritic(init, encoder.initial, step, unroll), negative_elbo

@@ -4,8 +4,8 @@ import numpy as np
 import optax
 import pytest
 
-from jaxmeta import tasks
-from jaxmeta.algorithms.varibad import Config, Hyper, varibad
+from jaxmeta import adaptation, memories, memory_learner, tasks
+from jaxmeta.algorithms.varibad import Config, Hyper, belief_actor_critic, varibad
 
 SMALL = dict(
     num_episodes=2, memory_size=6, hidden_sizes=(8,), decoder_sizes=(8,), latent_size=3,
@@ -59,10 +59,77 @@ def test_metrics(family):
     assert metrics["env_steps"] == 6 * 2 * 4
 
 
+def test_the_loss_is_the_weighted_elbo_of_the_paper():
+    """Written out in numpy for one trial with a reset in its middle: each posterior against the one before,
+    or N(0, I) where nothing was known, and each held against all transitions."""
+    family = tasks.make("gridnavi", size=3, horizon=2)
+    config = Config(**SMALL | {"remembers": "episode"})
+    hyper = Hyper(reward_cost=2.0, state_cost=3.0, kl_cost=5.0)
+    network, negative_elbo = belief_actor_critic(family, config)
+    parts = memory_learner.memory_learner(family, config, network)
+    meta = varibad(family, config, hyper).init(jax.random.key(0)).meta
+    history = adaptation.lifetime(
+        jax.random.key(1),
+        meta,
+        family.train(jax.random.key(2)),
+        learner=parts.learner,
+        env=family.env,
+        num_streams=1,
+        num_updates=0,
+        num_steps=4,
+    )
+    data = jax.tree.map(lambda x: x[0, 0], history.trajectories)
+    inputs = parts.inputs(data)
+    assert inputs.reset.tolist() == [True, False, True, False]
+    params = jax.tree.map(lambda x: 2.0 * x, meta.params)
+    key = jax.random.key(3)
+    loss, report = negative_elbo(params, key, data, inputs, hyper)
+
+    plain = jax.tree.map(np.asarray, params)
+    data, inputs = jax.tree.map(np.asarray, (data, inputs))
+
+    def mlp(part, x):
+        for name in sorted(part["body"]["params"]) if part["body"] else ():
+            layer = part["body"]["params"][name]
+            x = np.tanh(x @ layer["kernel"] + layer["bias"])
+        head = part["head"]["params"]
+        return x @ head["kernel"] + head["bias"]
+
+    memory = memories.gru(num_inputs=9 + 6 + 2, size=6)
+    seen = np.concatenate([inputs.obs, inputs.past, inputs.time], axis=1)
+    y, _ = memory.unroll(params["encoder"], memory.initial(), seen, inputs.reset)
+    belief = mlp(plain["posterior"], np.asarray(y))
+    mean, std = belief[:, :3], np.exp(belief[:, 3:])
+    kl = np.zeros(4)
+    for t in range(4):
+        m0, s0 = (0.0, 1.0) if t in (0, 2) else (mean[t - 1], std[t - 1])
+        terms = np.log(s0 / std[t]) + (std[t] ** 2 + (mean[t] - m0) ** 2) / (2 * s0**2) - 0.5
+        kl[t] = terms.sum()
+    m = mean + std * np.asarray(jax.random.normal(key, (4, 3)))
+    action = np.eye(5)[np.asarray(data.action)]
+    errors = {"rewards": [], "states": []}
+    for t in range(4):
+        for i in range(4):
+            cause = np.concatenate([data.timestep.obs[i], action[i]])
+            rank = 8
+            code = mlp(plain["rewards"]["code"], m[t])
+            features = mlp(plain["rewards"]["features"], np.append(cause, data.next_obs[i]))
+            errors["rewards"].append((code @ features / rank**0.5 - data.reward[i]) ** 2)
+            code = mlp(plain["states"]["code"], m[t])
+            features = mlp(plain["states"]["features"], cause).reshape(rank, -1)
+            errors["states"].append(np.mean((code @ features / rank**0.5 - data.next_obs[i]) ** 2))
+    reward_error, state_error = (np.mean(errors[name]) for name in ("rewards", "states"))
+    np.testing.assert_allclose(report["belief_kl"], kl.sum(), rtol=1e-4)
+    np.testing.assert_allclose(report["error/rewards"], reward_error, rtol=1e-4)
+    np.testing.assert_allclose(report["error/states"], state_error, rtol=1e-4)
+    expected = 2.0 * reward_error + 3.0 * state_error + 5.0 * kl.mean() / 4
+    np.testing.assert_allclose(loss, expected, rtol=1e-4)
+
+
 @pytest.mark.slow
 def test_the_belief_finds_the_goal():
-    """Decoded rewards tell the goal's cell from the others once it is found: their error falls below that
-    of the best guess that does not depend on what was seen."""
+    """It finds the goal in the first episode and walks straight to it in the second, and the decoded rewards
+    say where it is."""
     family = tasks.make("gridnavi", size=3, horizon=8)
     config = Config(num_episodes=2, num_epochs=2, num_minibatches=2)
     algorithm = varibad(family, config, Hyper(learning_rate=3e-3))
