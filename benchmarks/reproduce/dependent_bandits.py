@@ -36,7 +36,7 @@ class DependentBandits(Study):
     """What is trained and tested on; none is `easy` and `uniform`, or all with `--full`."""
     num_seeds: int = 2
     """Runs of RL²."""
-    meta_updates: int = 600
+    meta_updates: int = 400
     """Meta-updates of RL²."""
     num_tasks: int = 512
     """Trials in a meta-update."""
@@ -74,7 +74,7 @@ def main(study: DependentBandits) -> None:
             discount=1.0,
             gae_lambda=0.9,
             learning_rate=3e-3,
-            entropy_cost=0.02,
+            entropy_cost=0.06,
             anneal_updates=study.meta_updates,
         )
         config = Config(memory_size=32)
