@@ -319,7 +319,7 @@ def epsilon_greedy(*, num_arms: int, epsilon: float) -> Learner:
 def ucb1(*, num_arms: int, exploration: float) -> Learner:
     """Pulls the arm of the highest upper confidence bound ``mean + c sqrt(2 log t / n)``.
 
-    UCB1 of Auer et al. 2002 as RL² compares with it (Duan et al. 2016, section 3.1.1): every arm begins
+    UCB1 of Auer et al. 2002 as RL² compares with it (Duan et al. 2016, section 3.1): every arm begins
     with one success and one failure, counted in n and in the mean, and c is tuned. Best are 0.1 for 10
     pulls and 0.2 for 100.
 

@@ -1,6 +1,6 @@
 """Random finite MDPs: a new table of transitions and rewards per task.
 
-Duan et al. 2016, "RL²: fast reinforcement learning via slow reinforcement learning", section 3.1.2: 10
+Duan et al. 2016, "RL²: fast reinforcement learning via slow reinforcement learning", section 3.2: 10
 states, 5 actions, episodes of 10 steps from the first state; transitions flat Dirichlet, mean rewards
 N(1, 1), rewards N(mean, 1).
 """
