@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import tyro
 
-from jaxmeta import adaptation, checks, memories, memory_learner, reports, tasks, training
+from jaxmeta import checks, memories, memory_learner, reports, tasks, training
 from jaxmeta.algorithms import rl2
 from jaxmeta.types import Trajectory
 
@@ -65,22 +65,6 @@ def steps(main: Memory, memory: str, size: int, num_trials: int) -> dict[str, Ca
     meta = rl2.rl2(family, config).init(jax.random.key(0)).meta
     drawn = tasks.sample_tasks(jax.random.key(1), family, num_trials, split="train")
 
-    def act(meta: Any) -> Trajectory:
-        def trial(key: jax.Array, task: Any) -> Trajectory:
-            history = adaptation.lifetime(
-                key,
-                meta,
-                task,
-                learner=parts.learner,
-                env=family.env,
-                num_streams=1,
-                num_updates=0,
-                num_steps=parts.num_steps,
-            )
-            return jax.tree.map(lambda x: x[0, 0], history.trajectories)
-
-        return jax.vmap(trial)(jax.random.split(jax.random.key(2), num_trials), drawn)
-
     def loss(params: Any, data: Trajectory) -> jax.Array:
         distribution, v = jax.vmap(network.unroll, in_axes=(None, 0, 0))(
             params, data.memory.state, jax.vmap(parts.inputs)(data)
@@ -88,10 +72,14 @@ def steps(main: Memory, memory: str, size: int, num_trials: int) -> dict[str, Ca
         gain = jnp.exp(distribution.log_prob(data.action) - data.log_prob) * data.reward
         return jnp.mean(v**2) - jnp.mean(gain)
 
-    acting = jax.jit(act).lower(meta).compile()
-    data = jax.block_until_ready(acting(meta))
+    key = jax.random.key(2)
+    acting = jax.jit(parts.trials).lower(key, meta, drawn).compile()
+    data = jax.block_until_ready(acting(key, meta, drawn))
     learning = jax.jit(jax.grad(loss)).lower(meta.params, data).compile()
-    return {"acting": lambda: acting(meta), "learning": lambda: learning(meta.params, data)}
+    return {
+        "acting": lambda: acting(key, meta, drawn),
+        "learning": lambda: learning(meta.params, data),
+    }
 
 
 def measure(main: Memory, size: int, num_trials: int) -> list[dict[str, Any]]:

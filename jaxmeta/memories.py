@@ -7,7 +7,7 @@ matrices with shared weights.
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -407,6 +407,16 @@ def _check_sizes(num_inputs: int, size: int) -> None:
 
 
 MEMORIES = ("gru", "lstm", "linear", "transformer", "none")
+
+
+def check(memory: str, memory_size: int, choices: Sequence[str] = MEMORIES) -> None:
+    """Raises ValueError unless a configuration's ``memory`` is one of ``choices`` and ``memory_size`` fits it."""
+    checks.choice("memory", memory, choices)
+    checks.at_least("memory_size", memory_size, 1)
+    if memory == "transformer" and memory_size % 8:
+        raise ValueError(
+            f"memory_size={memory_size} must be a multiple of 8 with memory='transformer'"
+        )
 
 
 def make(kind: str, *, num_inputs: int, size: int, context: int) -> Memory:

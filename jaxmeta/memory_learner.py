@@ -111,6 +111,11 @@ class Inputs(NamedTuple):
     reset: jax.Array  # [], bool: forget everything before this step
 
 
+def joined(inputs: Inputs) -> jax.Array:
+    """All that is shown, in one row: ``[O + A + 1 + 2]``, `input_sizes` together."""
+    return jnp.concatenate([inputs.obs, inputs.past, inputs.time], axis=-1)
+
+
 class ActorCritic(NamedTuple):
     """A policy and a value that share what they remember."""
 
@@ -130,6 +135,8 @@ class MemoryLearner(NamedTuple):
     learner: Learner
     inputs: Callable[[Trajectory], Inputs]
     """``(data [T]) -> inputs [T]``."""
+    trials: Callable[[jax.Array, Any, Task], Trajectory]
+    """``(key, meta, tasks [M]) -> [M N, T]``: the trials of all streams of all tasks."""
     num_steps: int
     """Steps of a trial, T = E H."""
 
@@ -191,7 +198,27 @@ def memory_learner(family: TaskFamily, config: Config, network: ActorCritic) -> 
         act=act,
         update=lambda key, meta, agent, trajectories: agent,
     )
-    return MemoryLearner(learner, inputs, num_steps)
+
+    def trials(key: jax.Array, meta: Meta, tasks: Task) -> Trajectory:
+        def trial(key: jax.Array, task: Task) -> Trajectory:
+            history = adaptation.lifetime(
+                key,
+                meta,
+                task,
+                learner=learner,
+                env=family.env,
+                num_streams=config.num_streams,
+                num_updates=0,
+                num_steps=num_steps,
+                unroll=config.unroll,
+            )
+            return jax.tree.map(lambda x: x[0], history.trajectories)
+
+        num_tasks = jax.tree.leaves(tasks)[0].shape[0]
+        data = jax.vmap(trial)(jax.random.split(key, num_tasks), tasks)
+        return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), data)
+
+    return MemoryLearner(learner, inputs, trials, num_steps)
 
 
 def values_to_come(v: jax.Array) -> jax.Array:
@@ -258,27 +285,6 @@ def learn_from_trials(
         optimizer_state = outer_optimizer(hyper).init(params)
         return State(Meta(params, value_scale, hyper), optimizer_state, jnp.zeros((), jnp.int32))
 
-    def trials(key: jax.Array, meta: Meta, tasks: Task) -> Trajectory:
-        """``[B, T]``, the streams of all tasks."""
-
-        def trial(key: jax.Array, task: Task) -> Trajectory:
-            history = adaptation.lifetime(
-                key,
-                meta,
-                task,
-                learner=parts.learner,
-                env=family.env,
-                num_streams=config.num_streams,
-                num_updates=0,
-                num_steps=parts.num_steps,
-                unroll=config.unroll,
-            )
-            return jax.tree.map(lambda x: x[0], history.trajectories)
-
-        num_tasks = jax.tree.leaves(tasks)[0].shape[0]
-        data = jax.vmap(trial)(jax.random.split(key, num_tasks), tasks)
-        return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), data)
-
     def batch_loss(params: Params, key: jax.Array, batch: tuple, hyper: Any) -> tuple:
         data, inputs, advantage, target, steps = batch
         if config.normalize:
@@ -321,7 +327,7 @@ def learn_from_trials(
             learning_rate=left * meta.hyper.learning_rate,
             entropy_cost=left * meta.hyper.entropy_cost,
         )
-        recorded = trials(act_key, meta, tasks)
+        recorded = parts.trials(act_key, meta, tasks)
         data, good = _without_bad_trials(recorded)
         num_trials = good.shape[0]
         _check_minibatches(num_trials, config)

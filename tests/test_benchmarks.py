@@ -314,3 +314,17 @@ def test_a_learner_with_memory_from_the_command_line(tmp_path):
         "train.py", *arguments, "--output=out", "--resume", "--meta-updates=3", cwd=tmp_path
     )
     assert resumed.returncode == 0, resumed.stderr
+
+
+def test_memory_throughput(tmp_path):
+    small = "--memories gru linear --num-steps 20 --sizes 8 --num-trials 4 --repeats 2 --output out"
+    result = run("throughput.py", "memory", *small.split(), cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    rows = json.loads((tmp_path / "out" / "results.json").read_text())["rows"]
+    assert [row["memory"] for row in rows] == ["gru", "linear"]
+    assert all(row["learning_seconds"] > 0 and row["acting_seconds"] > 0 for row in rows)
+    assert rows[0]["learning_speedup"] == 1
+    assert "× as fast as gru" in result.stdout
+    refused = run("throughput.py", "memory", "--sizes", "0", cwd=tmp_path)
+    assert "sizes=0 must be at least 1" in refused.stderr
+    assert "Traceback" not in refused.stderr

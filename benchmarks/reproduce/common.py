@@ -82,6 +82,11 @@ def held_out(family: TaskFamily, study: Study) -> Task:
     return jax.jit(lambda key: tasks.sample_tasks(key, family, study.eval_tasks, split="test"))(key)
 
 
+def total_reward(task: Task, trials: Trials) -> jax.Array:
+    """``[M]``."""
+    return jnp.sum(trials.reward, axis=1)
+
+
 def measure(
     score: Callable[[Task, Trials], jax.Array],
     meta: Any,

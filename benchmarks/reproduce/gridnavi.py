@@ -14,14 +14,11 @@ from pathlib import Path
 
 import common
 import jax
-import jax.numpy as jnp
 from common import Row, Study
 
 from jaxmeta import checks, evaluation, optimal, tasks
 from jaxmeta.algorithms import rl2, varibad
-from jaxmeta.evaluation import Trials
 from jaxmeta.tasks.informed import informed
-from jaxmeta.types import Task
 
 EPISODES = 4
 
@@ -46,11 +43,6 @@ class GridNavi(Study):
         checks.at_least("num_tasks", self.num_tasks, 1)
         if self.meta_updates is not None:
             checks.at_least("meta_updates", self.meta_updates, 1)
-
-
-def total_reward(task: Task, trials: Trials) -> jax.Array:
-    """``[M]``."""
-    return jnp.sum(trials.reward, axis=1)
 
 
 def main(study: GridNavi) -> None:
@@ -79,7 +71,7 @@ def main(study: GridNavi) -> None:
         constructor = {varibad: varibad.varibad, rl2: rl2.rl2}[module]
         algorithm = constructor(its_family, config, hyper)
         scores, seconds = common.train_and_measure(
-            total_reward,
+            common.total_reward,
             algorithm,
             drawn,
             study,

@@ -13,15 +13,12 @@ from pathlib import Path
 
 import common
 import jax
-import jax.numpy as jnp
 import numpy as np
 from common import Row, Study
 
 from jaxmeta import checks, evaluation, optimal, tasks
 from jaxmeta.algorithms.rl2 import Config, rl2
-from jaxmeta.evaluation import Trials
 from jaxmeta.memory_learner import Hyper
-from jaxmeta.types import Task
 
 PUBLISHED = {  # episodes: random, PSRL, RL²
     10: (100.1, 138.1, 156.2),
@@ -60,11 +57,6 @@ class Tabular(Study):
             checks.at_least("meta_updates", self.meta_updates, 1)
 
 
-def total_reward(task: Task, trials: Trials) -> jax.Array:
-    """``[M]``."""
-    return jnp.sum(trials.reward, axis=1)
-
-
 def main(study: Tabular) -> None:
     rows = []
     family = tasks.make("tabular")
@@ -83,7 +75,7 @@ def main(study: Tabular) -> None:
         }
         for agent, (published, learner) in scored.items():
             scores = common.measure(
-                total_reward, (), drawn, learner=learner, family=family, **lived
+                common.total_reward, (), drawn, learner=learner, family=family, **lived
             )
             rows.append(Row(setting, agent, scores[None], best.mean(), published))
         if study.learned:
@@ -97,7 +89,7 @@ def main(study: Tabular) -> None:
             )
             config = Config(num_episodes=episodes, memory_size=study.memory_size)
             scores, seconds = common.train_and_measure(
-                total_reward,
+                common.total_reward,
                 rl2(family, config, hyper),
                 drawn,
                 study,

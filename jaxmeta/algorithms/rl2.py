@@ -11,12 +11,11 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 import optax
 
 from jaxmeta import checks, memories, memory_learner
 from jaxmeta.distributions import Distribution
-from jaxmeta.memory_learner import ActorCritic, Hyper, Inputs, Loss
+from jaxmeta.memory_learner import ActorCritic, Hyper, Inputs, Loss, joined
 from jaxmeta.tasks.family import TaskFamily
 from jaxmeta.types import MetaAlgorithm, Params
 
@@ -35,12 +34,7 @@ class Config(memory_learner.Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        checks.choice("memory", self.memory, memories.MEMORIES)
-        checks.at_least("memory_size", self.memory_size, 1)
-        if self.memory == "transformer" and self.memory_size % 8:
-            raise ValueError(
-                f"memory_size={self.memory_size} must be a multiple of 8 with memory='transformer'"
-            )
+        memories.check(self.memory, self.memory_size)
         checks.choice("loss", self.loss, ("ppo", "a2c"))
         if self.loss == "a2c" and (self.num_epochs, self.num_minibatches) != (1, 1):
             raise ValueError(
@@ -98,9 +92,6 @@ def recurrent_actor_critic(family: TaskFamily, config: Config) -> ActorCritic:
             "policy": policy.init(policy_key),
             "value": value.init(value_key),
         }
-
-    def joined(inputs: Inputs) -> jax.Array:
-        return jnp.concatenate([inputs.obs, inputs.past, inputs.time], axis=-1)
 
     def step(params: Params, state: Any, inputs: Inputs) -> tuple[Distribution, Any]:
         y, state = memory.step(params["memory"], state, joined(inputs), inputs.reset)

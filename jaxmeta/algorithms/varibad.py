@@ -23,7 +23,7 @@ import optax
 
 from jaxmeta import checks, memories, memory_learner
 from jaxmeta.distributions import DiagGaussian, Distribution
-from jaxmeta.memory_learner import ActorCritic, Inputs, Loss
+from jaxmeta.memory_learner import ActorCritic, Inputs, Loss, joined
 from jaxmeta.networks import value_mlp
 from jaxmeta.tasks.family import TaskFamily
 from jaxmeta.types import MetaAlgorithm, Params, Trajectory
@@ -50,8 +50,7 @@ class Config(memory_learner.Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        checks.choice("memory", self.memory, [x for x in memories.MEMORIES if x != "none"])
-        checks.at_least("memory_size", self.memory_size, 1)
+        memories.check(self.memory, self.memory_size, [x for x in memories.MEMORIES if x != "none"])
         checks.at_least("latent_size", self.latent_size, 1)
         for name in self.decodes:
             checks.choice("decodes", name, ("rewards", "states"))
@@ -61,10 +60,6 @@ class Config(memory_learner.Config):
             raise ValueError("decoder_sizes=() must have at least one width")
         for size in self.decoder_sizes:
             checks.at_least("decoder_sizes", size, 1)
-        if self.memory == "transformer" and self.memory_size % 8:
-            raise ValueError(
-                f"memory_size={self.memory_size} must be a multiple of 8 with memory='transformer'"
-            )
 
 
 class Hyper(NamedTuple):
@@ -149,9 +144,6 @@ def belief_actor_critic(
                 "features": features[name].init(features_key),
             }
         return params
-
-    def joined(inputs: Inputs) -> jax.Array:
-        return jnp.concatenate([inputs.obs, inputs.past, inputs.time], axis=-1)
 
     def posteriors(params: Params, y: jax.Array) -> DiagGaussian:
         mean, log_std = jnp.split(posterior.apply(params["posterior"], y), 2, axis=-1)
