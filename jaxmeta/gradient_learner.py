@@ -34,14 +34,13 @@ from jaxmeta.types import History, Learner, MetaAlgorithm, Params, Task, TimeSte
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
-    """What shapes the program of the fast loop; algorithms add their own settings to it."""
+class Adaptation:
+    """What every learner that adapts by gradient steps is asked."""
 
     num_streams: int = 20
     """Parallel episodes a task and update (N)."""
     num_steps: int | None = None
-    """Steps of each (T); None is the family's horizon, one whole episode. An episode that ends sooner is
-    followed by others, which are not learned from: a stream is one episode."""
+    """Steps of each (T); None is the family's horizon, one whole episode."""
     num_updates: int = 1
     """Inner gradient steps (K) in meta-training; 0 trains without meta-learning."""
     step_sizes: Literal["fixed", "scalar", "parameter"] = "fixed"
@@ -49,20 +48,9 @@ class Config:
     2017)."""
     adapts: str = "all"
     """What the inner steps change: `all` parameters; the `head`, a network's last layer (ANIL: Raghu et
-    al. 2020); the `context`, inputs that start at zero and are not meta-learned (CAVIA: Zintgraf et al.
-    2019; set `context_size`); or another top-level entry of the policy's parameters."""
-    inner_surrogate: str = "lvc"
-    """Surrogate of the inner step: `score`, `dice`, `lvc`, `ppo_clip` or another name in
-    `objectives.SURROGATES`."""
-    normalize: bool = False
-    """Divide each batch's advantages by their root mean square, so that step sizes do not depend on
-    the scale of rewards; steps then do not shrink near the optimum either."""
-    policy: Literal["mlp", "categorical", "gaussian", "softmax_linear"] = "mlp"
-    """A tanh network, categorical or Gaussian as the action space asks, or softmax-linear."""
+    al. 2020); or another top-level entry of the parameters."""
     hidden_sizes: tuple[int, ...] = (64, 64)
     """Widths of the hidden layers."""
-    context_size: int = 0
-    """Entries of the context, fed to the network beside the observation."""
     rematerialize: bool = True
     """Compute an inner step's intermediate values again in the backward pass rather than keep them:
     at K = 3 about a quarter of the memory. `benchmarks/second_order.py` measures it."""
@@ -79,11 +67,37 @@ class Config:
             checks.at_least("num_steps", self.num_steps, 1)
         checks.at_least("num_updates", self.num_updates, 0)
         checks.choice("step_sizes", self.step_sizes, ("fixed", "scalar", "parameter"))
-        checks.choice("inner_surrogate", self.inner_surrogate, objectives.SURROGATES)
-        checks.at_least("context_size", self.context_size, 0)
         if self.tasks_per_chunk is not None:
             checks.at_least("tasks_per_chunk", self.tasks_per_chunk, 1)
         checks.at_least("unroll", self.unroll, 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(Adaptation):
+    """What shapes the program of a policy that adapts; algorithms add their own settings to it."""
+
+    num_steps: int | None = None
+    """Steps of each (T); None is the family's horizon, one whole episode. An episode that ends sooner is
+    followed by others, which are not learned from: a stream is one episode."""
+    adapts: str = "all"
+    """What the inner steps change: `all` parameters; the `head`, a network's last layer (ANIL: Raghu et
+    al. 2020); the `context`, inputs that start at zero and are not meta-learned (CAVIA: Zintgraf et al.
+    2019; set `context_size`); or another top-level entry of the policy's parameters."""
+    inner_surrogate: str = "lvc"
+    """Surrogate of the inner step: `score`, `dice`, `lvc`, `ppo_clip` or another name in
+    `objectives.SURROGATES`."""
+    normalize: bool = False
+    """Divide each batch's advantages by their root mean square, so that step sizes do not depend on
+    the scale of rewards; steps then do not shrink near the optimum either."""
+    policy: Literal["mlp", "categorical", "gaussian", "softmax_linear"] = "mlp"
+    """A tanh network, categorical or Gaussian as the action space asks, or softmax-linear."""
+    context_size: int = 0
+    """Entries of the context, fed to the network beside the observation."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        checks.choice("inner_surrogate", self.inner_surrogate, objectives.SURROGATES)
+        checks.at_least("context_size", self.context_size, 0)
 
 
 class Meta(NamedTuple):
@@ -175,12 +189,7 @@ def gradient_learner(
         )(part)
         if first_order:
             gradient = jax.lax.stop_gradient(gradient)
-        if config.step_sizes == "parameter":
-            step_size = adapted(meta.step_size, config)
-        else:
-            step_size = jax.tree.map(lambda _: meta.step_size, part)
-        moved = jax.tree.map(lambda p, a, g: p - a * g, part, step_size, gradient)
-        return with_adapted(agent, moved, config)
+        return with_adapted(agent, stepped(part, meta, gradient, config), config)
 
     def act(
         key: jax.Array, meta: Meta, agent: Params, memory: Any, timestep: TimeStep
@@ -211,26 +220,36 @@ def gradient_learner(
     def init(key: jax.Array, hyper: Any) -> Meta:
         hyper = jax.tree.map(lambda x: jnp.asarray(x, float), hyper)
         params = policy.init(key)
-        step_size = hyper.step_size
-        if config.step_sizes == "parameter":
-            step_size = jax.tree.map(lambda p: jnp.full_like(p, hyper.step_size), params)
-        return Meta(params, step_size, hyper)
+        return Meta(params, first_step_size(hyper.step_size, params, config), hyper)
 
     env_steps = config.num_streams * num_steps * (config.num_updates + 1)
     return GradientLearner(learner, init, distribution, loss, lifetime, env_steps)
 
 
-def adapted(params: Params, config: Config) -> Any:
+def adapted(params: Params, config: Adaptation) -> Any:
     """The part of a policy's parameters that inner steps change."""
     return params if config.adapts == "all" else params[config.adapts]
 
 
-def with_adapted(params: Params, part: Any, config: Config) -> Params:
+def with_adapted(params: Params, part: Any, config: Adaptation) -> Params:
     """The parameters with another adapted ``part``."""
     return part if config.adapts == "all" else {**params, config.adapts: part}
 
 
-def learned(meta: Meta, config: Config) -> dict[str, Any]:
+def first_step_size(step_size: Any, params: Params, config: Adaptation) -> Any:
+    """Step sizes before any meta-learning: as given (one, or a prefix of the tree), or of each parameter."""
+    if config.step_sizes != "parameter":
+        return step_size
+    return jax.tree.map(jnp.full_like, params, jax.tree.broadcast(step_size, params))
+
+
+def stepped(part: Any, meta: Meta, gradient: Any, config: Adaptation) -> Any:
+    """The adapted ``part`` after an inner step, ``part - α gradient``."""
+    step_size = adapted(jax.tree.broadcast(meta.step_size, meta.params), config)
+    return jax.tree.map(lambda p, a, g: p - a * g, part, step_size, gradient)
+
+
+def learned(meta: Meta, config: Adaptation) -> dict[str, Any]:
     """The part of ``meta`` that is meta-learned.
 
     A context is not: it starts where no task has moved it, at zero. Learning its start too would only be
@@ -244,7 +263,7 @@ def learned(meta: Meta, config: Config) -> dict[str, Any]:
     return {"params": params, "step_size": meta.step_size}
 
 
-def with_learned(meta: Meta, learned: dict[str, Any], config: Config) -> Meta:
+def with_learned(meta: Meta, learned: dict[str, Any], config: Adaptation) -> Meta:
     """``meta`` with another `learned` part."""
     if config.adapts == "context":
         learned = learned | {"params": {**meta.params, **learned["params"]}}
@@ -291,14 +310,14 @@ def outer_optimizer(optimizer: Optimizer, hyper: Any) -> optax.GradientTransform
     )
 
 
-def first_state(meta: Meta, config: Config, optimizer: Optimizer) -> State:
+def first_state(meta: Meta, config: Adaptation, optimizer: Optimizer) -> State:
     """The state before the first meta-update, for algorithms that follow a meta-gradient."""
     optimizer_state = outer_optimizer(optimizer, meta.hyper).init(learned(meta, config))
     return State(meta, optimizer_state, jnp.zeros((), jnp.int32))
 
 
 def descend(
-    state: State, gradient: Any, config: Config, optimizer: Optimizer, *, apply: jax.Array
+    state: State, gradient: Any, config: Adaptation, optimizer: Optimizer, *, apply: jax.Array
 ) -> State:
     """The state after one step of the outer optimiser down ``gradient``; unchanged unless ``apply []``."""
     moved, optimizer_state = guarded_update(
@@ -319,16 +338,22 @@ def is_applicable(metrics: dict[str, jax.Array], num_tasks: int) -> jax.Array:
 
 def follow_meta_gradient(
     task_loss: Callable[[Meta, jax.Array, Task], tuple[jax.Array, dict]],
-    parts: GradientLearner,
-    config: Config,
+    learner: Learner,
+    first_meta: Callable[[jax.Array, Any], Meta],
+    config: Adaptation,
     hyper: Any,
     optimizer: Optimizer,
+    *,
+    env_steps: int,
 ) -> MetaAlgorithm:
     """The outer loop that most share: one step of the optimiser down the mean over tasks of the gradient
-    of ``task_loss: (meta, key, task) -> (loss [], report)``."""
+    of ``task_loss: (meta, key, task) -> (loss [], report)``.
+
+    ``first_meta: (key, hyper) -> meta`` is what training starts from; ``env_steps`` are of one task.
+    """
 
     def init(key: jax.Array, hyper: Any = hyper) -> State:
-        return first_state(parts.init(key, hyper), config, optimizer)
+        return first_state(first_meta(key, hyper), config, optimizer)
 
     def step(key: jax.Array, state: State, tasks: Task) -> tuple[State, dict]:
         num_tasks = jax.tree.leaves(tasks)[0].shape[0]
@@ -345,7 +370,7 @@ def follow_meta_gradient(
         state = descend(state, gradient, config, optimizer, apply=applied)
         return state, metrics | {
             "skipped_updates": jnp.asarray(~applied, jnp.int32),
-            "env_steps": jnp.asarray(num_tasks * parts.env_steps, jnp.int32),
+            "env_steps": jnp.asarray(num_tasks * env_steps, jnp.int32),
         }
 
-    return MetaAlgorithm(init, step, parts.learner)
+    return MetaAlgorithm(init, step, learner)

@@ -41,17 +41,26 @@ def mean_of_finite(
     """
     num_tasks = jax.tree.leaves(inputs)[0].shape[0]
     results = jax.lax.map(function, inputs, batch_size=tasks_at_once(num_tasks, tasks_per_chunk))
+    good = finite_tasks(results)
+    return masked_mean(results, good), jnp.sum(good)
+
+
+def finite_tasks(results: Any) -> jax.Array:
+    """Which of ``results [M]`` are finite in every leaf, bool ``[M]``."""
     finite = [
-        jnp.all(jnp.isfinite(x.reshape(num_tasks, -1)), axis=1) for x in jax.tree.leaves(results)
+        jnp.all(jnp.isfinite(x.reshape(x.shape[0], -1)), axis=1) for x in jax.tree.leaves(results)
     ]
-    good = jnp.stack(finite).all(axis=0)
-    num_good = jnp.sum(good)
+    return jnp.stack(finite).all(axis=0)
+
+
+def masked_mean(results: Any, good: jax.Array) -> Any:
+    """Mean of those of ``results [M]`` that are ``good`` (bool ``[M]``), zero where none is."""
 
     def mean(x: jax.Array) -> jax.Array:
-        mask = good.reshape(num_tasks, *[1] * (x.ndim - 1))
-        return jnp.sum(jnp.where(mask, x, 0), axis=0) / jnp.maximum(num_good, 1)
+        mask = good.reshape(-1, *[1] * (x.ndim - 1))
+        return jnp.sum(jnp.where(mask, x, 0), axis=0) / jnp.maximum(jnp.sum(good), 1)
 
-    return jax.tree.map(mean, results), num_good
+    return jax.tree.map(mean, results)
 
 
 def meta_gradient(

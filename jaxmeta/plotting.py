@@ -162,6 +162,94 @@ def second_order(
     figure.savefig(path, dpi=150)
 
 
+def lines(
+    path: str | os.PathLike,
+    panels: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float]]]],
+    *,
+    x_label: str,
+    logarithmic: bool = False,
+) -> None:
+    """Lines side by side in panels of the same x.
+
+    Args:
+        path: The image to write.
+        panels: Label of a panel's y to name of a line to its x and y.
+        x_label: Label of x.
+        logarithmic: Draw both axes so, and mark the points.
+    """
+    figure = Figure(figsize=(5.2 * len(panels), 3.8), layout="constrained")
+    for axes, (label, named) in zip(
+        figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True
+    ):
+        for i, (name, (x, y)) in enumerate(named.items()):
+            style = LINE_STYLES[i // len(PALETTE) % len(LINE_STYLES)]
+            marker = "o" if logarithmic else None
+            axes.plot(
+                x, y, color=PALETTE[i % len(PALETTE)], linestyle=style, marker=marker, label=name
+            )
+        if logarithmic:
+            axes.set_xscale("log")
+            axes.set_yscale("log")
+        axes.set_xlabel(x_label)
+        axes.set_ylabel(label)
+        _tidy(axes)
+        axes.legend(frameon=False, fontsize=8)
+    figure.savefig(path, dpi=150)
+
+
+def lifetimes(path: str | os.PathLike, results: Mapping[str, Mapping[str, Any]]) -> None:
+    """Normalised return through a lifetime with its interval, a panel a setting, a line a rule.
+
+    Args:
+        path: The image to write.
+        results: Title of a panel to ``updates [C]`` and ``contestants``: name to ``mean [C]`` and
+            ``intervals [C, 2]``.
+    """
+    columns = min(len(results), 4)
+    rows = -(-len(results) // columns)
+    figure = Figure(figsize=(3.6 * columns + 0.6, 3.2 * rows + 0.4), layout="constrained")
+    every = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes, (title, entry) in zip(every, results.items(), strict=False):
+        for colour, (name, line) in zip(PALETTE, entry["contestants"].items(), strict=False):
+            low, high = np.asarray(line["intervals"], float).T
+            axes.fill_between(entry["updates"], low, high, color=colour, alpha=0.25, linewidth=0)
+            axes.plot(entry["updates"], line["mean"], color=colour, label=name)
+        axes.axhline(1.0, color=GREY, linestyle=":", linewidth=1)
+        axes.axhline(0.0, color=GREY, linestyle=":", linewidth=1)
+        axes.set_ylim(-0.3, 1.1)
+        axes.set_title(title)
+        axes.set_xlabel("updates since birth")
+        axes.set_ylabel("normalised return")
+        _tidy(axes)
+        axes.legend(frameon=False, fontsize=8, loc="lower right")
+    for axes in every[len(results) :]:
+        axes.set_visible(False)
+    figure.savefig(path, dpi=150)
+
+
+def lifetime_memory(
+    path: str | os.PathLike, results: Mapping[str, Mapping[int, Mapping[str, Any]]]
+) -> None:
+    """Memory of intermediate values against the length of a lifetime, a line a meta-gradient.
+
+    Args:
+        path: The image to write.
+        results: Name to updates in a lifetime to ``temporary_bytes``.
+    """
+    figure = Figure(figsize=(5.4, 3.8), layout="constrained")
+    axes = figure.subplots()
+    for i, (name, cells) in enumerate(results.items()):
+        values = [cell["temporary_bytes"] / 1e6 for cell in cells.values()]
+        axes.plot(list(cells), values, color=PALETTE[i % len(PALETTE)], marker="o", label=name)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xlabel("updates in a lifetime")
+    axes.set_ylabel("memory of intermediate values, MB")
+    _tidy(axes)
+    axes.legend(frameon=False, fontsize=8)
+    figure.savefig(path, dpi=150)
+
+
 def estimators(
     path: str | os.PathLike, rows: Mapping[str, Mapping[str, Any]], *, title: str = ""
 ) -> None:

@@ -54,6 +54,50 @@ def discounted_returns(
     return linear_recurrence(reward + discount * cut * v_next, discount * (1.0 - cut), reverse=True)
 
 
+def importance_returns(
+    reward: jax.Array, discount: jax.Array, last: jax.Array, v_next: jax.Array, rho: jax.Array
+) -> jax.Array:
+    """``G_t = ρ_t (r_t + discount_t G_{t+1})``: returns by per-decision importance sampling, ``[T]``.
+
+    Precup, Sutton & Singh 2000, "Eligibility traces for off-policy policy evaluation", section 4; with
+    ``v_next`` at an episode's and at the stream's end as in `discounted_returns`. ``E[G_t | s_t]`` is the
+    value of the policy that the ratios are of, if ``v_next`` is its value there.
+    """
+    cut = jnp.asarray(last, reward.dtype).at[-1].set(1.0)
+    now = rho * (reward + discount * cut * v_next)
+    return linear_recurrence(now, rho * discount * (1.0 - cut), reverse=True)
+
+
+def weighted_importance_returns(
+    reward: jax.Array, discount: jax.Array, last: jax.Array, v_next: jax.Array, rho: jax.Array
+) -> jax.Array:
+    """`importance_returns` with each weight divided by its mean over streams, all ``[N, T]``.
+
+    The weight of the reward at k in the return from t is ``w_tk = ρ_t ... ρ_k``, whose mean is 1 in
+    expectation; dividing by the mean that came out bounds it by N (Precup et al. 2000, weighted
+    per-decision estimator). Biased by O(1/N), consistent; one stream alone returns what it saw. The
+    streams' episodes begin and end together, or as if: w_tk is of those streams whose episode lasts from t to k.
+    """
+    cut = jnp.asarray(last, reward.dtype).at[:, -1].set(1.0)
+    step = jnp.arange(reward.shape[1])
+
+    def products(x: jax.Array, begin: jax.Array) -> jax.Array:
+        """``prod_{begin_t <= i <= k} x_i``, ``[T, T]``; no quotient of products from 0, which underflow."""
+        return jnp.cumprod(jnp.where(begin[:, None] <= step[None, :], x[None, :], 1.0), axis=1)
+
+    def terms(discount: jax.Array, cut: jax.Array, rho: jax.Array) -> tuple:
+        """Of one stream: weights, discounts and whether k is in what follows t, ``[T, T]`` each."""
+        episode = jnp.cumsum(cut) - cut
+        follows = (step[:, None] <= step[None, :]) & (episode[:, None] == episode[None, :])
+        before = jnp.concatenate([jnp.ones_like(discount[:1]), discount[:-1]])
+        return products(rho, step), products(before, step + 1), follows
+
+    w, factor, follows = jax.vmap(terms)(discount, cut, rho)
+    mean = jnp.mean(w, axis=0, where=follows, keepdims=True)
+    weight = jnp.where(follows, w / jnp.where(mean > 0.0, mean, 1.0) * factor, 0.0)
+    return jnp.einsum("ntk,nk->nt", weight, reward + discount * cut * v_next)
+
+
 def vtrace_targets(
     reward: jax.Array,
     discount: jax.Array,
@@ -86,6 +130,34 @@ def vtrace_targets(
     delta = td_errors(reward, discount, v, v_next)
     c = jnp.minimum(rho, c_bar)
     return v + gae(jnp.minimum(rho, rho_bar) * delta, discount * c, last, lambda_)
+
+
+def action_value_targets(
+    reward: jax.Array,
+    discount: jax.Array,
+    q: jax.Array,
+    v_next: jax.Array,
+    c: jax.Array,
+    last: jax.Array,
+) -> jax.Array:
+    """Targets for ``q_t = Q(s_t, a_t)`` of a policy π from experience of another, all ``[T]``.
+
+    ``q_t + sum_{k>=t} (prod_{t<i<=k} discount_{i-1} c_i) δ_k``, ``δ_k = r_k + discount_k v_next_k - q_k``, where
+    ``v_next`` is the mean of Q under π at the successor: Munos et al. 2016, "Safe and efficient off-policy
+    reinforcement learning", eq. 3. The trace c names the algorithm; with ρ = π/μ(a|s):
+
+    | c            |                                        |
+    |--------------|----------------------------------------|
+    | λ min(1, ρ)  | Retrace(λ)                             |
+    | λ π(a|s)     | tree-backup (Precup et al. 2000)       |
+    | λ ρ          | importance sampling: unbiased at λ = 1 |
+    | 0            | expected SARSA                         |
+
+    Whatever c does not exceed ρ, the fixed point is Q^π.
+    """
+    delta = td_errors(reward, discount, q, v_next)
+    c_next = jnp.append(c[1:], jnp.zeros_like(c[:1]))
+    return q + gae(delta, discount * c_next, last, 1.0)
 
 
 def cumulative_discount(discount: jax.Array, first: jax.Array) -> jax.Array:

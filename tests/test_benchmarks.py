@@ -212,6 +212,67 @@ def test_second_order_study(tmp_path):
     assert "is not empty" in run("second_order.py", "--output", "out", cwd=tmp_path).stderr
 
 
+@pytest.mark.parametrize("kind", ["chain", "physics", "memory"])
+def test_meta_gradient_study(kind, tmp_path):
+    small = {
+        "chain": "--meta-updates 3 --value-updates 2 --num-streams 2 --variants fixed plain",
+        "physics": "--meta-updates 3 --discounts 0.5 0.9 --lambdas 0.5 --num-agents 2 --num-streams 2 "
+        "--num-steps 4 --num-seeds 2",
+        "memory": "--lifetimes 2 8 --num-agents 2 --num-streams 2 --num-steps 4",
+    }[kind]
+    result = run("meta_gradient.py", kind, *small.split(), "--output", "out", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    results = json.loads((tmp_path / "out" / "results.json").read_text())["results"]
+    if kind == "chain":
+        assert [*results] == ["fixed", "plain"]
+        assert results["fixed"][0]["discount"] == 0.95 != results["plain"][0]["discount"]
+        assert "| plain |" in result.stdout
+    if kind == "physics":
+        assert results["grid"] == [[0.5, 0.5], [0.9, 0.5]]
+        assert np.shape(results["fixed"]["return/after"]) == (2, 2, 3)
+        assert np.shape(results["learned"]["learned/discount"]) == (1, 2, 3)
+        assert "| best fixed |" in result.stdout
+    if kind == "memory":
+        cells = {(row["meta_gradient"], row["lifetime"]): row for row in results["rows"]}
+        for name in {name for name, _ in cells}:
+            short, long = (cells[name, updates]["memory_bytes"] for updates in (2, 8))
+            assert (short == long) if "one update" in name else (long > 1.2 * short), name
+    assert min(matplotlib.image.imread(tmp_path / "out" / "meta_gradient.png").shape[:2]) > 300
+    refused = run("meta_gradient.py", kind, "--output", "out", cwd=tmp_path)
+    assert "is not empty" in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+
+def test_learned_objective_study(tmp_path):
+    small = "--meta-updates 2 --num-agents 2 --lifespan 25 --transfer-lifespan 25 --num-streams 2"
+    small += " --num-steps 5 --tune-tasks 2 --eval-tasks 3 --transfer-agents 2 --window 5"
+    small += " --gae-lambdas 0.9 --entropy-costs 0.01 --output out"
+    settings = ["--compare-on", "grid worlds", "Catch"]
+    result = run("learned_objective.py", "train", *small.split(), *settings, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    report = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert list(report["results"]) == ["grid worlds", "Catch"]
+    for entry in report["results"].values():
+        assert entry["random"] < entry["best"]
+        assert list(entry["contestants"]) == ["LPG", "A2C"]
+        for cell in entry["contestants"].values():
+            assert len(cell["mean"]) == len(cell["intervals"]) == len(entry["updates"]) == 26
+    assert len(report["training_curve"]["grid worlds"]) == 2
+    assert min(matplotlib.image.imread(tmp_path / "out" / "lifetimes.png").shape[:2]) > 300
+    assert "| Catch | A2C |" in result.stdout
+
+
+def test_lifetime_memory_study(tmp_path):
+    small = "--lifespans 2 8 --window 2 --num-agents 2 --num-streams 2 --num-steps 5 --output out"
+    result = run("learned_objective.py", "memory", *small.split(), cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    report = json.loads((tmp_path / "out" / "results.json").read_text())["results"]
+    for name, cells in report.items():
+        short, long = (cells[updates]["temporary_bytes"] for updates in ("2", "8"))
+        assert (long > 1.5 * short) if "whole" in name else (long == short), name
+    assert "| meta-gradient, whole lifetime |" in result.stdout
+
+
 @pytest.mark.parametrize("algorithm", ["promp", "es"])
 def test_any_algorithm(algorithm, tmp_path):
     """One more on the common state, and the one whose state is another library's."""

@@ -130,3 +130,38 @@ def test_meta_gradients_draw_every_estimator(tmp_path):
     plotting.meta_gradients(tmp_path / "meta.png", {1: column(1.0), 10: column(0.1)})
     seen, _ = colours(tmp_path / "meta.png")
     assert {plotting.BLUE, plotting.ORANGE} <= seen
+
+
+def test_lifetimes_draw_every_rule_in_every_setting(tmp_path):
+    def line(height):
+        return {"mean": [0.0, height], "intervals": [(-0.1, 0.1), (height - 0.1, height + 0.1)]}
+
+    entry = {"updates": [0, 10], "contestants": {"LPG": line(0.9), "A2C": line(0.5)}}
+    plotting.lifetimes(tmp_path / "lifetimes.png", {str(i): entry for i in range(5)})
+    seen, _ = colours(tmp_path / "lifetimes.png")
+    assert {plotting.BLUE, plotting.ORANGE} <= seen
+
+
+def test_lifetime_memory_draws_every_gradient(tmp_path):
+    def cells(growth):
+        return {10: {"temporary_bytes": 1e6}, 100: {"temporary_bytes": 1e6 * growth}}
+
+    results = {"truncated": cells(1), "whole": cells(10)}
+    plotting.lifetime_memory(tmp_path / "memory.png", results)
+    seen, _ = colours(tmp_path / "memory.png")
+    assert {plotting.BLUE, plotting.ORANGE} <= seen
+
+
+def test_lines_in_panels(tmp_path):
+    """A colour a line, the same in every panel; logarithmic axes spread what others squeeze."""
+    x = np.array([1.0, 10.0, 100.0])
+    panels = {"y": {"a": (x, x), "b": (x, 0 * x + 1)}, "z": {"a": (x, 1 / x)}}
+    plotting.lines(tmp_path / "plain.png", panels, x_label="x")
+    plotting.lines(tmp_path / "log.png", panels, x_label="x", logarithmic=True)
+    for name in ("plain.png", "log.png"):
+        seen, pixels = colours(tmp_path / name)
+        assert {plotting.PALETTE[0], plotting.PALETTE[1]} <= seen
+        assert len(pixels) > 10**5
+    one = {"y": {"a": (x, x)}}
+    plotting.lines(tmp_path / "one.png", one, x_label="x")
+    assert len(colours(tmp_path / "one.png")[1]) < 0.6 * len(pixels)

@@ -127,6 +127,56 @@ def test_returns_do_not_cross_episodes():
     assert g.tolist() == [16, 8, 16, 8]
 
 
+def columns_of_streams(seed, num_streams, num_steps):
+    """Rewards, discounts, ends, values of successors and ratios, ``[N, T]``."""
+    keys = jax.random.split(jax.random.key(seed), 5)
+    shape = (num_streams, num_steps)
+    last = jax.random.bernoulli(keys[2], 0.3, shape)
+    terminated = last & jax.random.bernoulli(keys[3], 0.5, shape)
+    return (
+        jax.random.normal(keys[0], shape),
+        0.9 * (1.0 - terminated),
+        last,
+        jax.random.normal(keys[1], shape),
+        jnp.exp(jax.random.normal(keys[4], shape)),
+    )
+
+
+def test_importance_returns_without_a_difference_are_returns(x64):
+    reward, discount, last, v_next, _ = (x[0] for x in columns_of_streams(0, 1, 9))
+    plain = returns.discounted_returns(reward, discount, last, v_next)
+    found = returns.importance_returns(reward, discount, last, v_next, jnp.ones(9))
+    np.testing.assert_allclose(found, plain, rtol=1e-12)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_weighted_importance_returns_are_their_sum(seed, x64):
+    reward, discount, last, v_next, rho = columns_of_streams(seed, 4, 6)
+    columns = map(np.asarray, (reward, discount, last, v_next, rho))
+    r, d, ends, after, ratio = columns
+    ends = ends.copy()
+    ends[:, -1] = True
+    wanted = np.zeros((4, 6))
+    for t in range(6):
+        goes_on, w, factor = np.ones(4, bool), np.ones(4), np.ones(4)
+        for k in range(t, 6):
+            w = w * ratio[:, k]
+            mean = w[goes_on].mean() if goes_on.any() else 1.0
+            term = r[:, k] + np.where(ends[:, k], d[:, k] * after[:, k], 0.0)
+            wanted[:, t] += np.where(goes_on, w / mean * factor * term, 0.0)
+            goes_on, factor = goes_on & ~ends[:, k], factor * d[:, k]
+    found = returns.weighted_importance_returns(reward, discount, last, v_next, rho)
+    np.testing.assert_allclose(found, wanted, rtol=1e-10, atol=1e-12)
+
+
+def test_one_stream_weighted_returns_what_it_saw(x64):
+    """The normalisation leaves nothing of the ratios: the value of μ, not of π."""
+    reward, discount, last, v_next, rho = columns_of_streams(0, 1, 9)
+    found = returns.weighted_importance_returns(reward, discount, last, v_next, rho)
+    plain = returns.discounted_returns(reward[0], discount[0], last[0], v_next[0])
+    np.testing.assert_allclose(found[0], plain, rtol=1e-10)
+
+
 def test_cumulative_discount_restarts_with_the_episode():
     first = jnp.array([0, 0, 1, 0, 0], bool)
     discount = jnp.array([0.5, 0.0, 0.5, 0.25, 1.0])
@@ -279,6 +329,55 @@ def check_unbiased_targets(world, targets):
 
 def test_untruncated_targets_are_unbiased(x64, off_policy):
     check_unbiased_targets(off_policy, partial(vtrace_targets, **UNTRUNCATED))
+
+
+def test_importance_returns_are_unbiased(x64, off_policy):
+    def targets(reward, discount, v, v_next, rho, last):
+        return returns.importance_returns(reward, discount, last, v_next, rho)
+
+    check_unbiased_targets(off_policy, targets)
+
+
+@pytest.mark.parametrize("trace", ["retrace", "tree-backup", "importance sampling", "none"])
+def test_action_value_targets_have_their_fixed_point(trace, x64, off_policy):
+    """``E_μ[target_t | s_t, a_t] = Q^π`` at Q = Q^π for every trace; for importance sampling at any Q."""
+    world = off_policy
+    pi, mu = world.policy(world.theta), world.policy(world.theta_mu)
+    v = exact.values(world.mdp, pi, world.horizon)
+    to_come = jnp.einsum("sat,ht->hsa", world.mdp.transition, v[1:])
+    q_pi = world.mdp.reward[None] + world.mdp.discount * to_come
+    time, states, actions = np.arange(world.horizon), world.states, world.actions
+    p = world.probabilities(world.theta_mu)
+    wrong = q_pi + jax.random.normal(jax.random.key(3), q_pi.shape)
+
+    def expected(q):
+        def on(path):
+            s, a = states[path], actions[path]
+            rho = pi[s, a] / mu[s, a]
+            last = jnp.zeros(world.horizon, bool).at[-1].set(True)
+            after = jnp.sum(pi[s] * q[time, s], axis=1)
+            c = {
+                "retrace": 0.9 * jnp.minimum(1.0, rho),
+                "tree-backup": 0.9 * pi[s, a],
+                "importance sampling": rho,
+                "none": jnp.zeros_like(rho),
+            }[trace]
+            return returns.action_value_targets(
+                world.rewards[path],
+                world.mdp.discount * (1.0 - last),
+                q[time, s, a],
+                jnp.append(after[1:], 100.0),
+                c,
+                last,
+            )
+
+        there = jax.nn.one_hot(states * pi.shape[1] + actions, pi.size)
+        sums = jnp.einsum("p,ptx,pt->tx", p, there, jnp.stack([on(i) for i in range(len(states))]))
+        return (sums / jnp.einsum("p,ptx->tx", p, there)).reshape(q.shape)
+
+    np.testing.assert_allclose(expected(q_pi), q_pi, rtol=1e-12, atol=1e-12)
+    moved = jnp.abs(expected(wrong) - q_pi).max()
+    assert (moved < 1e-12) if trace == "importance sampling" else (moved > 1e-2)
 
 
 @pytest.mark.parametrize("bug", ["c of the step before", "inverted mask", "no correction"])

@@ -60,7 +60,7 @@ SETTINGS = {
         (49.9, 78.3, 74.7, 78.0, 74.8, 78.7),
         0.2,
         0.98,
-        *trained(1200, 512, 32, learning_rate=2e-3, entropy_cost=0.05),
+        *trained(1000, 2048, 32, learning_rate=3e-3, entropy_cost=0.03),
     ),
     "50,100": Setting(
         (49.8, 85.2, 64.5, 84.3, 78.0, 84.9),

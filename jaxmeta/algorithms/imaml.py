@@ -154,4 +154,12 @@ def imaml(
         )
         return left / jnp.maximum(first, 1e-30)
 
-    return gradient_learner.follow_meta_gradient(task_loss, parts, config, hyper, optimizer)
+    return gradient_learner.follow_meta_gradient(
+        task_loss,
+        parts.learner,
+        parts.init,
+        config,
+        hyper,
+        optimizer,
+        env_steps=parts.env_steps,
+    )

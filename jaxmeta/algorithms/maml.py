@@ -124,7 +124,15 @@ def maml(
         history = parts.live(key, meta, task)
         return loss(meta, history), gradient_learner.report(history)
 
-    return gradient_learner.follow_meta_gradient(task_loss, parts, config, hyper, optimizer)
+    return gradient_learner.follow_meta_gradient(
+        task_loss,
+        parts.learner,
+        parts.init,
+        config,
+        hyper,
+        optimizer,
+        env_steps=parts.env_steps,
+    )
 
 
 def meta_loss(parts: GradientLearner, config: Config) -> Callable[[Meta, History], jax.Array]:

@@ -83,4 +83,12 @@ def reptile(
         direction = jax.tree.map(jnp.subtract, constant.params, adapted)
         return optax.tree.vdot(meta.params, direction), gradient_learner.report(history)
 
-    return gradient_learner.follow_meta_gradient(task_loss, parts, config, hyper, optimizer)
+    return gradient_learner.follow_meta_gradient(
+        task_loss,
+        parts.learner,
+        parts.init,
+        config,
+        hyper,
+        optimizer,
+        env_steps=parts.env_steps,
+    )

@@ -5,7 +5,17 @@ from collections.abc import Callable
 from typing import Any
 
 from jaxmeta import checks
-from jaxmeta.tasks import bandits, control, gridnavi, navigation, t_maze, tabular
+from jaxmeta.tasks import (
+    bandits,
+    catch,
+    control,
+    discounting_chain,
+    gridnavi,
+    gridworld,
+    navigation,
+    t_maze,
+    tabular,
+)
 from jaxmeta.tasks.family import SPLITS, TaskFamily, sample_tasks
 
 FAMILIES: dict[str, Callable[..., TaskFamily]] = {
@@ -16,11 +26,15 @@ FAMILIES: dict[str, Callable[..., TaskFamily]] = {
     "mountain_car": control.mountain_car,
     "acrobot": control.acrobot,
     "tabular": tabular.tabular,
+    "latent_tabular": tabular.latent_tabular,
     "bernoulli_bandit": bandits.bernoulli_bandit,
     "gaussian_bandit": bandits.gaussian_bandit,
     "dependent_bandit": bandits.dependent_bandit,
     "gridnavi": gridnavi.gridnavi,
     "t_maze": t_maze.t_maze,
+    "discounting_chain": discounting_chain.discounting_chain,
+    "gridworld": gridworld.gridworld,
+    "catch": catch.catch,
 }
 """Constructors by name; each takes keyword settings with defaults. Add your own under a new name."""
 

@@ -107,6 +107,22 @@ def optimal_return(task: TabularParams, *, horizon: int) -> jax.Array:
     return task.initial @ jax.lax.fori_loop(0, horizon, backup, jnp.zeros_like(task.initial))
 
 
+def state_values(task: TabularParams, policy: jax.Array, discount: jax.Array) -> jax.Array:
+    """``V(s) = E sum_t γ^t r_t`` of ``policy [S, A]`` for ``discount`` γ < 1, ``[S]``.
+
+    Of the task without its time limit, which is no part of what it observes. The series of
+    ``(I - γ P)^-1`` by doubling: ``sum_{k<2n} A^k = (I + A^n) sum_{k<n} A^k``, 2^14 terms.
+    """
+    reward = jnp.sum(policy * task.reward, axis=1)
+    power = discount * jnp.einsum("sa,sat->st", policy, task.transition)
+
+    def double(_: int, carry: tuple) -> tuple:
+        v, power = carry
+        return v + power @ v, power @ power
+
+    return jax.lax.fori_loop(0, 14, double, (reward, power))[0]
+
+
 def tabular(
     *, num_states: int = 10, num_actions: int = 5, horizon: int = 10, reward_noise: float = 1.0
 ) -> TaskFamily:
@@ -151,6 +167,61 @@ def tabular(
         test=sampler(1.0),
         out_of_distribution=sampler(OUT_OF_DISTRIBUTION_CONCENTRATION),
         optimal_return=functools.partial(optimal_return, horizon=horizon),
+    )
+
+
+def latent_tabular(
+    *,
+    num_latents: int = 4,
+    num_states: int = 20,
+    num_actions: int = 5,
+    horizon: int = 10,
+    reward_noise: float = 1.0,
+    structure_seed: int = 0,
+) -> TaskFamily:
+    """Random MDPs with structure in common, so that one state tells of another: a task is d numbers z.
+
+    Mean rewards are ``1 + ψ(s)·z`` and transitions ``sum_i softmax(z)_i P_i(s'|s, a)``, with normal
+    features ψ and d Dirichlet kernels P_i of concentration 0.1 that all tasks share (a contextual MDP:
+    Hallak, Di Castro & Mannor 2015, "Contextual Markov decision processes"). z ~ N(0, I) for train and
+    test, N(0, 4 I) out of distribution.
+
+    Args:
+        num_latents: d, at least 1.
+        num_states: S, at least 1.
+        num_actions: A, at least 1.
+        horizon: Time limit of an episode, in steps.
+        reward_noise: Standard deviation of a reward around its mean, 0 or positive.
+        structure_seed: Of ψ and P, which belong to the family.
+    """
+    checks.at_least("num_latents", num_latents, 1)
+    checks.at_least("structure_seed", structure_seed, 0)
+    family = tabular(
+        num_states=num_states, num_actions=num_actions, horizon=horizon, reward_noise=reward_noise
+    )
+    feature_key, kernel_key = jax.random.split(jax.random.key(structure_seed))
+    features = jax.random.normal(feature_key, (num_states, num_latents))
+    concentration = jnp.full(num_states, 0.1)
+    shape = (num_latents, num_states, num_actions)
+    kernels = jax.random.dirichlet(kernel_key, concentration, shape)
+
+    def sampler(scale: float) -> Callable[[jax.Array], TabularParams]:
+        def sample(key: jax.Array) -> TabularParams:
+            z = scale * jax.random.normal(key, (num_latents,))
+            return TabularParams(
+                transition=jnp.einsum("isat,i->sat", kernels, jax.nn.softmax(z)),
+                reward=jnp.broadcast_to((1.0 + features @ z)[:, None], shape[1:]),
+                initial=_first_state(num_states),
+            )
+
+        return sample
+
+    return dataclasses.replace(
+        family,
+        name="latent_tabular",
+        train=sampler(1.0),
+        test=sampler(1.0),
+        out_of_distribution=sampler(2.0),
     )
 
 

@@ -33,6 +33,23 @@ VARIANTS = {
     "ES": ("es", dict(population_size=4)),
     "ES with CAVIA's context": ("es", dict(population_size=4, adapts="context", context_size=3)),
 }
+OFF_POLICY = {
+    "actor-critic": ("meta_actor_critic", dict(num_updates=2)),
+    "actor-critic, learned step sizes": ("meta_actor_critic", dict(step_sizes="parameter")),
+    "adapted critic": ("meta_actor_critic", dict(adapts="value", num_batches=1)),
+    "Retrace": ("meta_q", dict(num_updates=2)),
+    "tree-backup of the head": ("meta_q", dict(trace="tree_backup", adapts="head")),
+    "values": ("meta_value", {}),
+    "values by importance sampling": (
+        "meta_value",
+        dict(target="importance_sampling", outer_target="vtrace", step_sizes="fixed"),
+    ),
+    "values by residual gradients": (
+        "meta_value",
+        dict(target="weighted_importance_sampling", gradient="residual", scored="last"),
+    ),
+    "values without adaptation": ("meta_value", dict(num_updates=0, outer_policy="target")),
+}
 NUM_TASKS = 3
 METRICS = {"return/before", "return/after", "skipped_tasks", "skipped_updates", "env_steps"}
 
@@ -43,7 +60,7 @@ def family():
 
 
 def make(family, variant):
-    name, settings = VARIANTS[variant]
+    name, settings = (VARIANTS | OFF_POLICY)[variant]
     module = ALGORITHMS[name]
     config = module.Config(num_streams=4, hidden_sizes=(8,), **settings)
     return getattr(module, name)(family, config), config
@@ -66,10 +83,12 @@ def test_modules_offer_what_the_script_reads():
         assert callable(getattr(module, name))
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", VARIANTS | OFF_POLICY)
 def test_protocol(family, variant):
     """One compilation; a state that keeps shapes, types and weak types; metrics under their names; a
     broken task is left out and counted; with every task broken nothing changes; the learner adapts."""
+    if variant in OFF_POLICY:
+        family = tasks.make("tabular", num_states=3, num_actions=2, horizon=6)
     algorithm, config = make(family, variant)
     drawn = tasks.sample_tasks(jax.random.key(1), family, NUM_TASKS, split="train")
     state = algorithm.init(jax.random.key(0))
@@ -79,10 +98,12 @@ def test_protocol(family, variant):
     assert_equal_avals(jax.eval_shape(lambda: after), jax.eval_shape(lambda: state))
 
     norm = "update_norm" if "ES" in variant else "meta_grad_norm"
-    assert set(metrics) >= METRICS | {norm}
+    is_value = variant.startswith("values")
+    reported = {"error/0", "skipped_tasks", "skipped_updates"} if is_value else METRICS
+    assert set(metrics) >= reported | {norm}
     assert all(x.shape == () for x in metrics.values())
     members = 1 + getattr(config, "population_size", 0)
-    rounds = config.num_updates + 1
+    rounds = 2 if is_value else config.num_updates + 1
     assert metrics["env_steps"] == members * NUM_TASKS * 4 * 6 * rounds
     assert metrics["skipped_tasks"] == metrics["skipped_updates"] == 0
     assert after.num_updates == 1
@@ -92,14 +113,14 @@ def test_protocol(family, variant):
     if config.adapts == "context":
         assert jnp.all(after.meta.params["context"] == 0)
 
-    broken = NavigationParams(goal=drawn.goal.at[1].set(jnp.nan))
+    broken = jax.tree.map(lambda x: x.at[1].set(jnp.nan), drawn)
     partly, metrics = step(jax.random.key(2), after, broken)
     assert metrics["skipped_tasks"] == 1
     assert metrics["skipped_updates"] == 0
-    assert jnp.isfinite(metrics["return/after"])
+    assert jnp.isfinite(metrics["error/0" if is_value else "return/after"])
     assert jnp.all(jnp.isfinite(flat(partly.meta.params)))
     assert not jnp.allclose(moved, flat(partly.meta.params), atol=1e-7)
-    hopeless = NavigationParams(goal=jnp.full_like(drawn.goal, jnp.nan))
+    hopeless = jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), drawn)
     same, metrics = step(jax.random.key(2), partly, hopeless)
     assert metrics["skipped_updates"] == 1
     assert metrics["skipped_tasks"] == NUM_TASKS
@@ -188,14 +209,16 @@ def test_hyper_parameters_can_be_mapped_over(x64, name):
     module = ALGORITHMS[name]
     # What Adam does not scale away, and the solver of an inner problem does not either.
     swept = "step_size" if "step_size" in module.Hyper._fields else "learning_rate"
-    swept = "learning_rate" if name in ("es", "imaml") else swept
+    swept = "learning_rate" if name in ("es", "imaml", "meta_gradient") else swept
     own = {
         "es": dict(population_size=4),
+        "learned_objective": dict(num_agents=2, num_steps=4, num_predictions=3, memory_size=4),
+        "meta_gradient": dict(num_agents=2, num_steps=4),
         "rl2": dict(memory_size=4, num_minibatches=2),
         "varibad": dict(memory_size=4, num_minibatches=2),
     }
     small = dict(num_streams=3, hidden_sizes=(4,)) | own.get(name, {})
-    family = tasks.make("navigation", horizon=4)
+    family = tasks.make("tabular" if name == "meta_q" else "navigation", horizon=4)
     algorithm = getattr(module, name)(family, module.Config(**small))
     drawn = tasks.sample_tasks(jax.random.key(1), family, 2, split="train")
     hypers = [module.Hyper(**{swept: x}) for x in (0.1, 0.4)]

@@ -4,7 +4,7 @@ import pytest
 
 from jaxmeta import tasks
 
-FEW = {"dependent_bandit", "gridnavi", "t_maze"}
+FEW = {"dependent_bandit", "discounting_chain", "gridnavi", "t_maze"}
 """Families of so few tasks, in one split at least, that a few draws may coincide."""
 
 

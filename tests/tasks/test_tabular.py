@@ -8,7 +8,7 @@ import scipy.stats
 
 from jaxmeta import tasks
 from jaxmeta.rollout import begin_stream, rollout
-from jaxmeta.tasks.tabular import Tabular, TabularState
+from jaxmeta.tasks.tabular import Tabular, TabularState, state_values
 from tests.probes import constant_learner
 
 S, A, DRAWS = 3, 2, 20_000
@@ -134,3 +134,40 @@ def test_equal_settings_are_equal_environments():
 def test_bad_settings_are_named(settings, error, message):
     with pytest.raises(error, match=message):
         tasks.make("tabular", **settings)
+
+
+def test_values_solve_bellman_s_equation(x64):
+    task = tasks.make("tabular").train(jax.random.key(0))
+    policy = jax.nn.softmax(jax.random.normal(jax.random.key(1), (10, 5)))
+    v = state_values(task, policy, 0.97)
+    backup = jnp.sum(policy * (task.reward + 0.97 * task.transition @ v), axis=1)
+    np.testing.assert_allclose(v, backup, rtol=1e-10)
+    assert jnp.std(v) > 0.1
+
+
+def test_latent_tasks_have_their_structure_in_common():
+    """Rewards are of a space of d + 1 dimensions and transitions mixtures of d kernels, in every split; the
+    same seed is the same family."""
+    family = tasks.make("latent_tabular", num_latents=2, num_states=6, num_actions=3)
+    for split in ("train", "test", "out_of_distribution"):
+        task = tasks.sample_tasks(jax.random.key(0), family, 50, split=split)
+        assert task.transition.shape == (50, 6, 3, 6)
+        np.testing.assert_allclose(task.transition.sum(-1), 1, atol=1e-5)
+        rewards = np.asarray(task.reward, np.float64).reshape(50, -1)
+        assert np.linalg.matrix_rank(rewards - 1.0, tol=1e-4) == 2
+        moves = np.asarray(task.transition, np.float64).reshape(50, -1)
+        assert np.linalg.matrix_rank(moves, tol=1e-4) == 2
+    spread = [
+        float(jnp.std(tasks.sample_tasks(jax.random.key(1), family, 2000, split=s).reward - 1.0))
+        for s in ("train", "out_of_distribution")
+    ]
+    assert spread[1] == pytest.approx(2 * spread[0], rel=0.1)
+    again = tasks.make("latent_tabular", num_latents=2, num_states=6, num_actions=3)
+    other = tasks.make(
+        "latent_tabular", num_latents=2, num_states=6, num_actions=3, structure_seed=1
+    )
+    key = jax.random.key(2)
+    assert jnp.array_equal(family.train(key).transition, again.train(key).transition)
+    assert not jnp.allclose(family.train(key).transition, other.train(key).transition)
+    with pytest.raises(ValueError, match="num_latents=0 must be at least 1"):
+        tasks.make("latent_tabular", num_latents=0)

@@ -1,0 +1,577 @@
+"""Learned objectives: does a learned update rule beat a tuned one, does it carry over, what does it cost?
+
+    python benchmarks/learned_objective.py train --output runs/lpg
+    python benchmarks/learned_objective.py memory --output runs/lifetime-memory
+
+`train` meta-trains LPG on random MDPs and grid worlds, then follows the rule, as it is, through whole
+lifetimes: in held-out tasks of both families against A2C, whose settings are tuned on training tasks for
+lifetimes of the same length; and in Catch and CartPole, which it has never met, with other networks. The
+step size of the agents' optimiser is chosen for both. `memory` measures what a compiled meta-gradient through lifetimes of several lengths
+takes: truncated, by evolution, and through the whole lifetime.
+
+Leaves results.json, table.md and a figure in the output folder.
+"""
+
+import dataclasses
+import itertools
+import json
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import tyro
+
+from jaxmeta import adaptation, checks, evaluation, plotting, reports, tasks, training, update_rules
+from jaxmeta.algorithms import learned_objective
+from jaxmeta.algorithms.learned_objective import Config, Hyper
+from jaxmeta.returns import first_episode_return
+from jaxmeta.tasks import TaskFamily
+from jaxmeta.types import Task
+from jaxmeta.update_rules import AgentOptimizer, Meta, RuleLearner, UpdateRule
+
+# A square root has a derivative where gradients are zero only if something is added inside of it.
+OPTIMIZERS: dict[str, AgentOptimizer] = {
+    "sgd": optax.sgd,
+    "adam": partial(optax.adam, eps_root=1e-8),
+}
+LINEAR = {"sgd": (3.0, 10.0, 30.0, 100.0), "adam": (0.05, 0.1, 0.2, 0.4, 0.8)}
+NETWORK = {"adam": (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)}
+EPISODES = 20  # of an agent, each time that it is looked at
+CHECKPOINTS = 25  # looks at an agent in its life, beside that at its birth
+
+
+@dataclasses.dataclass(frozen=True)
+class Train:
+    """LPG on random MDPs and grid worlds against tuned A2C."""
+
+    output: Path = Path("runs/learned-objective")
+    """Folder for the results; made anew."""
+    meta_updates: int = 900
+    """Meta-updates on each of the two families, in turns."""
+    outer: Literal["meta_gradient", "es", "pes"] = "meta_gradient"
+    """How the rule is learned."""
+    num_agents: int = 32
+    """Lives in each family."""
+    lifespan: int = 50
+    """Updates of a lifetime, in training and in held-out tasks."""
+    transfer_lifespan: int = 500
+    """Updates of a lifetime in Catch and CartPole."""
+    num_streams: int = 4
+    """Streams of an agent."""
+    num_steps: int = 20
+    """Steps of every stream between updates."""
+    learning_rate: float = 2e-3
+    """Of the rule, at first; it falls to a tenth along a cosine."""
+    step_size: float = 0.2
+    """Of Adam in the agents that follow LPG."""
+    window: int = 10
+    """Updates that a meta-update looks at."""
+    entropy_bonus: float = 0.05
+    """What the rule is paid for its agents' entropy, per nat."""
+    gae_lambdas: tuple[float, ...] = (0.5, 0.8, 0.95)
+    """λ that A2C may choose from, with every step size."""
+    entropy_costs: tuple[float, ...] = (0.0, 0.01, 0.05)
+    """Weights of A2C's entropy, likewise."""
+    tune_tasks: int = 20
+    """Training tasks that settings are chosen on."""
+    eval_tasks: int = 200
+    """Held-out tasks."""
+    transfer_agents: int = 20
+    """Agents in Catch and CartPole."""
+    compare_on: tuple[str, ...] = ("random MDPs", "grid worlds", "Catch", "CartPole")
+    """Where the rule is measured."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in self.compare_on:
+            checks.choice("compare_on", name, families() | unknown_families())
+        for field in dataclasses.fields(self):
+            if field.type == "int" or field.type is int:
+                checks.at_least(
+                    field.name, getattr(self, field.name), 0 if field.name == "seed" else 1
+                )
+        for name in ("lifespan", "transfer_lifespan"):
+            if getattr(self, name) % CHECKPOINTS:
+                raise ValueError(
+                    f"{name}={getattr(self, name)} must be a multiple of {CHECKPOINTS}"
+                )
+
+
+def families() -> dict[str, TaskFamily]:
+    """What the rule is trained on."""
+    return {
+        "random MDPs": tasks.make(
+            "tabular", num_states=8, num_actions=4, horizon=20, reward_noise=0.5
+        ),
+        "grid worlds": tasks.make("gridworld", size=4, horizon=20, num_objects=4),
+    }
+
+
+def unknown_families() -> dict[str, TaskFamily]:
+    """What it is then tried on."""
+    return {"Catch": tasks.make("catch"), "CartPole": tasks.make("cartpole", scale=1.0)}
+
+
+def config_of(args: Train) -> Config:
+    return Config(
+        outer=args.outer,
+        num_agents=args.num_agents,
+        lifespan=args.lifespan,
+        num_updates=args.window,
+        num_streams=args.num_streams,
+        num_steps=args.num_steps,
+        tasks_per_chunk=8,
+        rematerialize=False,
+    )
+
+
+def meta_train(args: Train) -> tuple[Meta, dict[str, list[float]]]:
+    """The trained rule, and the reward per step of its agents in each family by meta-update."""
+
+    def optimizer(learning_rate: Any) -> optax.GradientTransformation:
+        decay = optax.cosine_decay_schedule(1.0, 2 * args.meta_updates, alpha=0.1)
+        return optax.chain(
+            optax.scale_by_adam(), optax.scale_by_schedule(decay), optax.scale(-learning_rate)
+        )
+
+    hyper = Hyper(
+        step_size=args.step_size,
+        learning_rate=args.learning_rate,
+        policy_entropy_bonus=args.entropy_bonus,
+        policy_target_cost=1e-4,
+    )
+    every = families()
+    algorithms = {
+        name: learned_objective.learned_objective(
+            family,
+            config_of(args),
+            hyper,
+            optimizer=optimizer,
+            agent_optimizer=OPTIMIZERS["adam"],
+        )
+        for name, family in every.items()
+    }
+
+    def update(states: dict[str, Any], key: jax.Array) -> tuple[dict[str, Any], dict]:
+        """A meta-update in each family; the rule and its optimiser are handed on."""
+        earned = {}
+        meta, state = next(iter(states.values())).meta, next(iter(states.values())).optimizer
+        for name, algorithm in algorithms.items():
+            key, task_key, step_key = jax.random.split(key, 3)
+            drawn = tasks.sample_tasks(task_key, every[name], args.num_agents, split="train")
+            after, metrics = algorithm.step(
+                step_key, states[name]._replace(meta=meta, optimizer=state), drawn
+            )
+            meta, state = after.meta, after.optimizer
+            states = {**states, name: after}
+            earned[name] = metrics["reward/step"]
+        return {name: s._replace(meta=meta, optimizer=state) for name, s in states.items()}, earned
+
+    init_key, run_key = jax.random.split(jax.random.key(args.seed))
+    states = jax.jit(lambda key: {name: a.init(key) for name, a in algorithms.items()})(init_key)
+    chunk = max(1, args.meta_updates // 20)
+    call = jax.jit(lambda states, keys: jax.lax.scan(update, states, keys), donate_argnums=0)
+    curve: dict[str, list[float]] = {name: [] for name in every}
+    keys = jax.random.split(run_key, args.meta_updates)
+    began = time.perf_counter()
+    for start in range(0, args.meta_updates, chunk):
+        states, earned = call(states, keys[start : start + chunk])
+        for name, values in earned.items():
+            curve[name] += np.asarray(values, float).tolist()
+        now = ", ".join(f"{name} {np.mean(values):.3f}" for name, values in earned.items())
+        _say(
+            f"{min(start + chunk, args.meta_updates)} of {args.meta_updates} meta-updates in "
+            f"{time.perf_counter() - began:.0f} s; reward per step: {now}"
+        )
+    return next(iter(states.values())).meta, curve
+
+
+def lifetime_returns(
+    key: jax.Array,
+    meta: Meta,
+    task: Task,
+    *,
+    parts: RuleLearner,
+    family: TaskFamily,
+    lifespan: int,
+    num_streams: int,
+    num_steps: int,
+) -> jax.Array:
+    """Mean return of an agent at birth and at equal distances of its life, ``[CHECKPOINTS + 1]``.
+
+    Each look is at episodes of their own, which the agent does not learn from.
+    """
+    world: dict[str, Any] = dict(learner=parts.learner, env=family.env)
+
+    def look(key: jax.Array, agent: Any) -> jax.Array:
+        begin_key, act_key = jax.random.split(key)
+        streams = adaptation.begin_streams(begin_key, meta, task, **world, num_streams=EPISODES)
+        _, data = adaptation.experience(
+            act_key, meta, task, agent, streams, **world, num_steps=family.horizon
+        )
+        return jnp.mean(jax.vmap(first_episode_return)(data.reward, data.last))
+
+    def live(carry: tuple, key: jax.Array) -> tuple[tuple, jax.Array]:
+        adapt_key, look_key = jax.random.split(key)
+        agent, streams, _ = adaptation.adapt(
+            adapt_key,
+            meta,
+            task,
+            *carry,
+            **world,
+            num_updates=lifespan // CHECKPOINTS,
+            num_steps=num_steps,
+        )
+        return (agent, streams), look(look_key, agent)
+
+    begin_key, look_key, live_key = jax.random.split(key, 3)
+    newborn = adaptation.begin(begin_key, meta, task, **world, num_streams=num_streams)
+    _, returns = jax.lax.scan(live, newborn, jax.random.split(live_key, CHECKPOINTS))
+    return jnp.concatenate([look(look_key, newborn[0])[None], returns])
+
+
+Runner = Callable[[jax.Array, Meta, Task], jax.Array]
+
+
+def runner(
+    args: Train,
+    rule: UpdateRule,
+    family: TaskFamily,
+    optimizer: str,
+    *,
+    hidden_sizes: Sequence[int],
+    lifespan: int,
+) -> Runner:
+    """Compiled ``(key, metas [G], tasks [M]) -> returns [G, M, CHECKPOINTS + 1]``; settings share keys."""
+    parts = update_rules.rule_learner(
+        rule, family, hidden_sizes=hidden_sizes, optimizer=OPTIMIZERS[optimizer]
+    )
+
+    def run(key: jax.Array, metas: Meta, drawn: Task) -> jax.Array:
+        num_tasks = jax.tree.leaves(drawn)[0].shape[0]
+        keys = jax.random.split(key, num_tasks)
+
+        def of(meta: Meta) -> jax.Array:
+            return jax.lax.map(
+                lambda x: lifetime_returns(
+                    x[0],
+                    meta,
+                    x[1],
+                    parts=parts,
+                    family=family,
+                    lifespan=lifespan,
+                    num_streams=args.num_streams,
+                    num_steps=args.num_steps,
+                ),
+                (keys, drawn),
+                batch_size=min(20, num_tasks),
+            )
+
+        return jax.lax.map(of, metas)
+
+    return jax.jit(run)
+
+
+@dataclasses.dataclass(frozen=True)
+class Contestant:
+    """A rule with the settings to choose from, by the agents' optimiser."""
+
+    rule: UpdateRule
+    metas: dict[str, list[Meta]]
+
+
+def contestants(
+    args: Train, meta: Meta, step_sizes: Mapping[str, Sequence[float]]
+) -> dict[str, Contestant]:
+    """The learned rule, as it is, with agents whose step size alone is to be chosen; and A2C."""
+    a2c = update_rules.a2c()
+    learned = {
+        "adam": [meta._replace(hyper=meta.hyper._replace(step_size=x)) for x in step_sizes["adam"]]
+    }
+    tuned = {
+        name: [
+            Meta({}, Hyper(step_size=x, gae_lambda=gae_lambda, entropy_cost=cost))
+            for x, gae_lambda, cost in itertools.product(
+                sizes, args.gae_lambdas, args.entropy_costs
+            )
+        ]
+        for name, sizes in step_sizes.items()
+    }
+    return {
+        "LPG": Contestant(learned_objective.rule(config_of(args)), learned),
+        "A2C": Contestant(a2c, tuned),
+    }
+
+
+def chosen(
+    args: Train,
+    contestant: Contestant,
+    family: TaskFamily,
+    *,
+    hidden_sizes: Sequence[int],
+    lifespan: int,
+    tune: int,
+    test: int,
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """Returns ``[test, CHECKPOINTS + 1]`` in held-out tasks with the settings that earn most at the end of
+    a lifetime in training tasks, and those settings."""
+    keys = jax.random.split(jax.random.key(args.seed + 10**6), 4)
+    training_tasks = tasks.sample_tasks(keys[0], family, tune, split="train")
+    held_out = tasks.sample_tasks(keys[1], family, test, split="test")
+    best: tuple[float, Any, Any, str] = (-np.inf, None, None, "")
+    for optimizer, metas in contestant.metas.items():
+        run = runner(
+            args, contestant.rule, family, optimizer, hidden_sizes=hidden_sizes, lifespan=lifespan
+        )
+        stacked = _stacked(metas)
+        scores = np.asarray(run(keys[2], stacked, training_tasks))[:, :, -1].mean(1)
+        index = int(np.argmax(np.nan_to_num(scores, nan=-np.inf)))
+        if scores[index] > best[0]:
+            best = float(scores[index]), run, metas[index], optimizer
+    _, run, meta, optimizer = best
+    returns = np.asarray(run(keys[3], _stacked([meta]), held_out))[0]
+    hyper = {name: float(getattr(meta.hyper, name)) for name in CHOSEN}
+    return returns, {"optimizer": optimizer, **hyper}
+
+
+CHOSEN = ("step_size", "gae_lambda", "entropy_cost")
+
+
+def _stacked(metas: Sequence[Meta]) -> Meta:
+    return jax.tree.map(lambda *x: jnp.stack([jnp.asarray(y, float) for y in x]), *metas)
+
+
+def reference_returns(args: Train, family: TaskFamily, test: int) -> tuple[np.ndarray, np.ndarray]:
+    """Of random and of the best known behaviour in the held-out tasks that `chosen` uses, ``[test]``."""
+    keys = jax.random.split(jax.random.key(args.seed + 10**6), 4)
+    held_out = tasks.sample_tasks(keys[1], family, test, split="test")
+    random_key, best_key = jax.random.split(jax.random.key(args.seed + 10**6 + 1))
+    random = jax.jit(
+        lambda key: evaluation.random_returns(key, held_out, family=family, num_streams=200)
+    )
+    known = family.optimal_return is not None or family.optimal_action is not None
+    best = evaluation.optimal_returns if known else evaluation.expert_returns
+    return (
+        np.asarray(random(random_key)),
+        np.asarray(jax.jit(lambda key: best(key, held_out, family=family))(best_key)),
+    )
+
+
+def compare(args: Train, meta: Meta) -> dict[str, Any]:
+    """Setting to contestant to its lifetime's normalised returns and settings."""
+    results: dict[str, Any] = {}
+    jobs = [
+        (name, family, (), LINEAR, args.lifespan, args.tune_tasks, args.eval_tasks)
+        for name, family in families().items()
+    ] + [
+        (name, family, (32,), NETWORK, args.transfer_lifespan, 5, args.transfer_agents)
+        for name, family in unknown_families().items()
+    ]
+    for name, family, hidden_sizes, step_sizes, lifespan, tune, test in jobs:
+        if name not in args.compare_on:
+            continue
+        random, best = reference_returns(args, family, test)
+        scale = best.mean() - random.mean()
+        entry: dict[str, Any] = {
+            "random": float(random.mean()),
+            "best": float(best.mean()),
+            "updates": np.linspace(0, lifespan, CHECKPOINTS + 1).tolist(),
+            "contestants": {},
+        }
+        for label, contestant in contestants(args, meta, step_sizes).items():
+            began = time.perf_counter()
+            returns, settings = chosen(
+                args,
+                contestant,
+                family,
+                hidden_sizes=hidden_sizes,
+                lifespan=lifespan,
+                tune=tune,
+                test=test,
+            )
+            share = (returns - random.mean()) / scale  # [tasks, checkpoints]
+            entry["contestants"][label] = {
+                "mean": share.mean(0).tolist(),
+                "intervals": [evaluation.mean_interval(x[None]) for x in share.T],
+                "return": float(returns[:, -1].mean()),
+                "settings": settings,
+                "seconds": time.perf_counter() - began,
+                "final": share[:, -1].tolist(),
+            }
+            _say(f"{name}, {label}: {share[:, -1].mean():.3f} with {settings}")
+        results[name] = entry
+    return results
+
+
+def comparison_table(results: dict[str, Any]) -> list[str]:
+    rows = []
+    for setting, entry in results.items():
+        for label, cell in entry["contestants"].items():
+            low, high = cell["intervals"][-1]
+            rows.append(
+                {
+                    "setting": setting,
+                    "rule": label,
+                    "normalised return at the end (95 %)": f"{cell['mean'][-1]:.3f} ({low:.3f}, {high:.3f})",
+                    "mean over the lifetime": f"{np.mean(cell['mean'][1:]):.3f}",
+                    "return": f"{cell['return']:.2f}",
+                    "random": f"{entry['random']:.2f}",
+                    "best": f"{entry['best']:.2f}",
+                    "settings": ", ".join(
+                        f"{k} {v:.3g}" if isinstance(v, float) else v
+                        for k, v in cell["settings"].items()
+                    ),
+                }
+            )
+    return reports.markdown(rows)
+
+
+def train(args: Train) -> None:
+    began = time.perf_counter()
+    meta, curve = meta_train(args)
+    trained = time.perf_counter() - began
+    results = compare(args, meta)
+    lines = comparison_table(results)
+    args.output.mkdir(parents=True, exist_ok=True)
+    plotting.lifetimes(args.output / "lifetimes.png", results)
+    _write(
+        args,
+        lines,
+        {
+            "results": results,
+            "training_curve": curve,
+            "training_seconds": trained,
+            "seconds": time.perf_counter() - began,
+            "rule": jax.tree.map(lambda x: np.asarray(x, float).tolist(), meta.params),
+        },
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """Memory of a meta-gradient by the length of the lifetime."""
+
+    output: Path = Path("runs/lifetime-memory")
+    """Folder for the results; made anew."""
+    lifespans: tuple[int, ...] = (10, 100, 1000)
+    """Updates of a lifetime."""
+    window: int = 5
+    """Updates that a truncated meta-gradient looks at."""
+    num_agents: int = 4
+    num_streams: int = 8
+    num_steps: int = 20
+
+    def __post_init__(self) -> None:
+        for name in ("window", "num_agents", "num_streams", "num_steps"):
+            checks.at_least(name, getattr(self, name), 1)
+        for lifespan in self.lifespans:
+            checks.at_least("lifespans", lifespan, 1)
+            if lifespan % self.window:
+                raise ValueError(f"lifespans={lifespan} must be a multiple of window={self.window}")
+
+
+KINDS = {
+    "meta-gradient, truncated": ("meta_gradient", False),
+    "evolution strategies, truncated": ("es", False),
+    "persistent evolution strategies": ("pes", False),
+    "meta-gradient, whole lifetime": ("meta_gradient", True),
+}
+
+
+def measure(args: Memory, kind: str, lifespan: int) -> dict[str, float]:
+    """Of one compiled program that takes all agents through a lifetime: the bytes of intermediate values,
+    of its arguments, and its seconds."""
+    outer, whole = KINDS[kind]
+    window = lifespan if whole else args.window
+    family = families()["random MDPs"]
+    config = Config(
+        outer=outer,  # type: ignore[arg-type]
+        num_agents=args.num_agents,
+        lifespan=lifespan,
+        num_updates=window,
+        num_streams=args.num_streams,
+        num_steps=args.num_steps,
+        tasks_per_chunk=args.num_agents,
+    )
+    algorithm = learned_objective.learned_objective(family, config)
+    state = jax.jit(algorithm.init)(jax.random.key(0))
+
+    def live(key: jax.Array, state: Any) -> Any:
+        def body(i: jax.Array, state: Any) -> Any:
+            task_key, step_key = jax.random.split(jax.random.fold_in(key, i))
+            drawn = tasks.sample_tasks(task_key, family, args.num_agents, split="train")
+            return algorithm.step(step_key, state, drawn)[0]
+
+        return jax.lax.fori_loop(0, lifespan // window, body, state)
+
+    program = jax.jit(live).lower(jax.random.key(1), state).compile()
+    analysis = program.memory_analysis()
+    began = time.perf_counter()
+    jax.block_until_ready(program(jax.random.key(1), state))
+    return {
+        "temporary_bytes": analysis.temp_size_in_bytes,
+        "argument_bytes": analysis.argument_size_in_bytes,
+        "seconds": time.perf_counter() - began,
+    }
+
+
+def memory(args: Memory) -> None:
+    results: dict[str, dict[int, dict[str, float]]] = {}
+    for kind in KINDS:
+        results[kind] = {}
+        for lifespan in args.lifespans:
+            results[kind][lifespan] = measure(args, kind, lifespan)
+            _say(f"{kind}, {lifespan} updates: {results[kind][lifespan]}")
+    rows = []
+    for kind, by_length in results.items():
+        row = {"meta-gradient": kind}
+        for lifespan, cell in by_length.items():
+            row[f"{lifespan} updates, MB"] = f"{cell['temporary_bytes'] / 1e6:.1f}"
+        values = [cell["temporary_bytes"] for cell in by_length.values()]
+        row["longest / shortest"] = f"{values[-1] / values[0]:.2f}"
+        row["seconds, longest"] = f"{list(by_length.values())[-1]['seconds']:.1f}"
+        rows.append(row)
+    args.output.mkdir(parents=True, exist_ok=True)
+    plotting.lifetime_memory(args.output / "memory.png", results)
+    _write(args, reports.markdown(rows), {"results": results})
+
+
+def _write(args: Train | Memory, lines: list[str], record: dict[str, Any]) -> None:
+    machine = reports.machine()
+    settings = {**dataclasses.asdict(args), "output": str(args.output)}
+    text = json.dumps({"settings": settings, "machine": machine, **record}, indent=2)
+    (args.output / "results.json").write_text(text + "\n", encoding="utf-8")
+    (args.output / "table.md").write_text("\n".join([*lines, "", machine]) + "\n", encoding="utf-8")
+    print("\n".join(lines))
+    _say(f"{machine}; results in {args.output}")
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def main(args: Train | Memory) -> None:
+    reports.refuse_to_overwrite(args.output)
+    training.enable_compilation_cache()
+    if isinstance(args, Train):
+        train(args)
+    else:
+        memory(args)
+
+
+if __name__ == "__main__":
+    Command = (
+        Annotated[Train, tyro.conf.subcommand("train")]
+        | Annotated[Memory, tyro.conf.subcommand("memory")]
+    )
+    try:
+        main(tyro.cli(Command, description=__doc__))
+    except (ValueError, TypeError, OSError) as error:
+        sys.exit(f"error: {error}")

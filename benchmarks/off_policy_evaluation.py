@@ -1,0 +1,272 @@
+"""How well is a policy's value known after a few steps on another policy's experience?
+
+In random finite MDPs with structure in common, ten trajectories of a behaviour μ are given, and the value
+V^π of a target π is asked for. Three beginnings of the same network take the same steps on the same
+importance-corrected targets: one that was meta-learned for that, one trained without adaptation on all
+tasks (their mean), and a random one.
+
+    python benchmarks/off_policy_evaluation.py
+    python benchmarks/off_policy_evaluation.py --family tabular     # MDPs with nothing in common
+
+An error is the mean over states and held-out MDPs of (V_w(s) - V^π(s))², V^π being exact. The step size and λ
+of the two controls are the best of a grid on training tasks, for each number of steps anew; the
+meta-learned value has learned its step sizes and is used as it is, with one λ. Leaves table.md, table.csv,
+results.json and off_policy_evaluation.png in the output folder.
+"""
+
+import dataclasses
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+
+from jaxmeta import checks, evaluation, plotting, reports, tasks, training
+from jaxmeta.algorithms.meta_value import Config, Hyper, MetaValue, meta_value, meta_value_parts
+from jaxmeta.gradient_learner import Meta
+from jaxmeta.tasks import TaskFamily
+from jaxmeta.tasks.tabular import state_values
+from jaxmeta.types import Task, TimeStep
+
+STEP_SIZES = tuple(float(x) for x in np.geomspace(0.01, 10.0, 13))
+LAMBDAS = (0.0, 0.5, 0.9, 1.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Main:
+    """Off-policy evaluation in random MDPs."""
+
+    output: Path = Path("runs/off-policy-evaluation")
+    """Folder for the results; made anew."""
+    family: Literal["latent_tabular", "tabular"] = "latent_tabular"
+    """MDPs with structure in common, or without."""
+    distances: tuple[float, ...] = (0.2, 1.0)
+    """Standard deviations of the difference of π's and μ's parameters."""
+    updates: tuple[int, ...] = (1, 3, 10)
+    """Numbers of steps to report."""
+    meta_updates: int = 3000
+    """Meta-updates, of 20 tasks each; as many without adaptation for the mean task."""
+    num_tasks: int = 1000
+    """Held-out MDPs."""
+    num_tuning: int = 500
+    """Training MDPs on which the controls' step sizes and λ are chosen."""
+    seed: int = 0
+    """Of training and of the random beginning."""
+
+    def __post_init__(self) -> None:
+        checks.choice("family", self.family, ("latent_tabular", "tabular"))
+        for name in ("meta_updates", "num_tasks", "num_tuning"):
+            checks.at_least(name, getattr(self, name), 2)
+        checks.at_least("seed", self.seed, 0)
+        for value in self.updates:
+            checks.at_least("updates", value, 1)
+        for value in self.distances:
+            checks.between("distances", value, 0.0, 10.0)
+
+
+def settings(main: Main, distance: float) -> tuple[Config, Hyper]:
+    """Of the meta-learned value; the controls differ in nothing but where they begin and their tuning."""
+    config = Config(num_updates=max(main.updates), hidden_sizes=(32,), policy="softmax_linear")
+    hyper = Hyper(policy_scale=0.5, policy_distance=distance, learning_rate=1e-2)
+    return config, hyper
+
+
+def trained(main: Main, family: TaskFamily, config: Config, hyper: Hyper) -> tuple[Meta, float]:
+    """What `meta_value` has learned, and the seconds without compilation."""
+    algorithm = meta_value(family, config, hyper)
+    run = jax.jit(lambda key: training.begin(key, algorithm=algorithm))(jax.random.key(main.seed))
+
+    def advance(run: training.Run) -> training.Run:
+        return training.advance(
+            run,
+            jnp.asarray(main.meta_updates, jnp.int32),
+            algorithm=algorithm,
+            family=family,
+            num_tasks=20,
+            max_updates=main.meta_updates,
+        )[0]
+
+    call = jax.jit(advance).lower(run).compile()
+    began = time.perf_counter()
+    run = jax.block_until_ready(call(run))
+    return run.state.meta, time.perf_counter() - began
+
+
+def exact_values(parts: MetaValue, agent: Any, task: Task, discount: jax.Array) -> jax.Array:
+    """V^π of the agent's target policy at every state, ``[S]``."""
+    every = jnp.eye(task.reward.shape[0])
+
+    def probabilities(obs: jax.Array) -> jax.Array:
+        looking = TimeStep(obs, jnp.zeros((), jnp.int32), jnp.zeros(()), jnp.ones((), bool))
+        distribution, _ = parts.policy.step(agent.target, parts.policy.memory(), looking)
+        return jnp.exp(distribution.log_probs())
+
+    return state_values(task, jax.vmap(probabilities)(every), discount)
+
+
+def errors(
+    key: jax.Array, meta: Meta, drawn: Task, *, parts: MetaValue, num_updates: int
+) -> tuple[jax.Array, jax.Array]:
+    """Squared errors after 0 ... K steps ``[M, K + 1]``, and mean |log ρ| ``[M]``."""
+
+    def of_task(key_and_task: tuple) -> tuple[jax.Array, jax.Array]:
+        key, task = key_and_task
+        birth_key, data_key = jax.random.split(key)
+        agent = parts.learner.init(birth_key, meta)
+        data = parts.experience(data_key, meta, task, agent)
+        weights = parts.adapt(meta, agent, data, num_updates=num_updates)
+        v = exact_values(parts, agent, task, meta.hyper.discount)
+        every = jnp.eye(v.shape[0])
+        error = jax.vmap(lambda w: jnp.mean((parts.predict(w, every) - v) ** 2))(weights)
+        return error, jnp.mean(jnp.abs(parts.log_ratio(agent, data)))
+
+    keys = jax.random.split(key, drawn.reward.shape[0])
+    return jax.lax.map(of_task, (keys, drawn), batch_size=50)
+
+
+Measure = Callable[[jax.Array, Meta, Task], tuple[jax.Array, jax.Array]]
+
+
+def best_control(main: Main, measure: Measure, meta: Meta, family: TaskFamily) -> dict[int, Meta]:
+    """``meta`` with the best step size and λ for each number of steps, chosen on training tasks."""
+    task_key, key = jax.random.split(jax.random.key(main.seed + 100))
+    drawn = tasks.sample_tasks(task_key, family, main.num_tuning, split="train")
+    candidates = [
+        meta._replace(
+            step_size=jnp.asarray(step_size, float),
+            hyper=meta.hyper._replace(trace_lambda=jnp.asarray(trace_lambda, float)),
+        )
+        for step_size in STEP_SIZES
+        for trace_lambda in LAMBDAS
+    ]
+    found = np.stack([np.asarray(measure(key, x, drawn)[0]).mean(axis=0) for x in candidates])
+    found = np.where(np.isfinite(found), found, np.inf)
+    return {k: candidates[int(found[:, k].argmin())] for k in main.updates}
+
+
+def compare(main: Main, distance: float) -> list[dict[str, Any]]:
+    """A row a beginning."""
+    family = tasks.make(main.family)
+    config, hyper = settings(main, distance)
+    fixed = dataclasses.replace(config, step_sizes="fixed")
+    mean_task = dataclasses.replace(fixed, num_updates=0)
+
+    def measure(config: Config) -> Measure:
+        parts = meta_value_parts(family, config)
+        return jax.jit(
+            lambda key, meta, drawn: errors(
+                key, meta, drawn, parts=parts, num_updates=max(main.updates)
+            )
+        )
+
+    learned, seconds = trained(main, family, config, hyper)
+    print(f"distance {distance}: meta-learned in {seconds:.0f} s", file=sys.stderr, flush=True)
+    mean, mean_seconds = trained(main, family, mean_task, hyper)
+    random = meta_value(family, fixed, hyper).init(jax.random.key(main.seed + 1)).meta
+
+    task_key, key = jax.random.split(jax.random.key(main.seed + 200))
+    drawn = tasks.sample_tasks(task_key, family, main.num_tasks, split="test")
+    rows = []
+    controls = measure(fixed)
+    for name, of_updates, measured, spent in (
+        ("meta-learned", {k: learned for k in main.updates}, measure(config), seconds),
+        ("mean task", best_control(main, controls, mean, family), controls, mean_seconds),
+        ("random", best_control(main, controls, random, family), controls, None),
+    ):
+        found = {k: measured(key, meta, drawn) for k, meta in of_updates.items()}
+        curve = np.asarray(found[max(main.updates)][0], np.float64)
+        rows.append(
+            {
+                "log_ratio": float(np.mean(found[main.updates[0]][1])),
+                "beginning": name,
+                "errors": {k: np.asarray(x[0], np.float64)[:, k] for k, x in found.items()},
+                "before": curve[:, 0],
+                "tuned": {
+                    k: None
+                    if name == "meta-learned"
+                    else [float(meta.step_size), float(meta.hyper.trace_lambda)]
+                    for k, meta in of_updates.items()
+                },
+                "training_seconds": spent,
+            }
+        )
+    return rows
+
+
+def summarize(rows: list[dict[str, Any]], updates: tuple[int, ...]) -> list[dict[str, Any]]:
+    """Means and intervals over tasks, and each control's error in units of the meta-learned one's."""
+    best = rows[0]["errors"]
+    summary = []
+    for row in rows:
+        cells: dict[str, Any] = {
+            "log_ratio": row["log_ratio"],
+            "beginning": row["beginning"],
+            "before": float(row["before"].mean()),
+        }
+        for k in updates:
+            low, high = evaluation.bootstrap_interval(row["errors"][k])
+            cells[f"after_{k}"] = float(row["errors"][k].mean())
+            cells[f"after_{k}_low"], cells[f"after_{k}_high"] = float(low), float(high)
+            cells[f"share_{k}"] = float(best[k].mean() / row["errors"][k].mean())
+        summary.append(cells | {"tuned": row["tuned"], "training_seconds": row["training_seconds"]})
+    return summary
+
+
+def shown(row: dict[str, Any], updates: tuple[int, ...]) -> dict[str, str]:
+    cells = {
+        "mean abs log ρ": f"{row['log_ratio']:.2f}",
+        "beginning": row["beginning"],
+        "0 steps": f"{row['before']:.2f}",
+    }
+    for k in updates:
+        cells[f"{k} step{'s' * (k > 1)} (95 %)"] = (
+            f"{row[f'after_{k}']:.2f} ({row[f'after_{k}_low']:.2f}, {row[f'after_{k}_high']:.2f})"
+        )
+    shares = (
+        ""
+        if row["beginning"] == "meta-learned"
+        else " / ".join(f"{row[f'share_{k}']:.2f}" for k in updates)
+    )
+    return cells | {"meta-learned's share of it": shares}
+
+
+def main(main: Main) -> None:
+    reports.refuse_to_overwrite(main.output)
+    training.enable_compilation_cache()
+    summary = []
+    for distance in main.distances:
+        summary += summarize(compare(main, distance), main.updates)
+    main.output.mkdir(parents=True, exist_ok=True)
+    lines = reports.markdown([shown(row, main.updates) for row in summary])
+    machine = reports.machine()
+    (main.output / "table.md").write_text("\n".join([*lines, "", machine]) + "\n")
+    flat = [{k: v for k, v in row.items() if k != "tuned"} for row in summary]
+    reports.write_csv(main.output / "table.csv", flat)
+    given = {**dataclasses.asdict(main), "output": str(main.output)}
+    text = json.dumps({"settings": given, "machine": machine, "rows": summary}, indent=2)
+    (main.output / "results.json").write_text(text + "\n")
+    panels: dict[str, dict[str, tuple[list, list]]] = {}
+    for row in summary:
+        panel = panels.setdefault(f"squared error, mean |log ρ| = {row['log_ratio']:.2f}", {})
+        panel[row["beginning"]] = (list(main.updates), [row[f"after_{k}"] for k in main.updates])
+    plotting.lines(
+        main.output / "off_policy_evaluation.png",
+        panels,
+        x_label="steps on ten trajectories of μ",
+        logarithmic=True,
+    )
+    print("\n".join(lines))
+    print(f"{machine}; results in {main.output}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    try:
+        main(tyro.cli(Main, description=__doc__))
+    except (ValueError, TypeError, OSError) as error:
+        sys.exit(f"error: {error}")

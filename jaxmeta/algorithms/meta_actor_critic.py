@@ -1,0 +1,175 @@
+"""Meta-learned actor-critic: policy and value adapt together and are meta-learned together.
+
+In a task the agent holds a policy π_θ and a value V_w, which start at what is meta-learned. An update
+looks at the last R batches of experience, each corrected by the ratios ρ = π_θ/μ to the policy that acted
+then, and moves both (Espeholt et al. 2018, "IMPALA", section 4.2, with V-trace targets v_t and the factor
+g_t = γ^t of a discounted objective):
+
+    θ ← θ + α_θ mean_t g_t min(ρ_t, ρ̄) (r_t + γ v_{t+1} - V_w(s_t)) ∇log π_θ(a_t|s_t)
+    w ← w + α_w mean_t (v_t - V_w(s_t)) ∇V_w(s_t)
+
+The meta-objective, on new experience of the adapted agent, is the return less ``value_cost`` times the
+prediction error (`replay_learner.outer_loss`). Its derivative goes back through all updates to both
+beginnings, through the values that the policy learned from and the ratios that the values learned with:
+MAML (Finn, Abbeel & Levine 2017, algorithm 3) with the critic inside.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxmeta import checks, gradient_learner, objectives, replay_learner
+from jaxmeta.gradient_learner import Meta, Optimizer
+from jaxmeta.networks import Policy, Value, default_policy, value_mlp
+from jaxmeta.replay_learner import log_probs
+from jaxmeta.returns import cumulative_discount, in_first_episode, td_errors, vtrace_targets
+from jaxmeta.tasks.family import TaskFamily
+from jaxmeta.types import MetaAlgorithm, Params, Task, Trajectory
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(replay_learner.Config):
+    """What shapes the program."""
+
+    rho_bar: float = 2.0
+    """ρ̄, where the ratio of a step is truncated; above 1."""
+    c_bar: float = 2.0
+    """c̄, where the ratios of a trace are truncated; above 1."""
+    adapts: str = "all"
+    """What the updates change: `all` parameters, those of the `policy` or those of the `value`."""
+    policy: Literal["mlp", "categorical", "gaussian", "softmax_linear"] = "mlp"
+    """A tanh network, categorical or Gaussian as the action space asks, or softmax-linear."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        checks.choice("adapts", self.adapts, ("all", "policy", "value"))
+        for name in ("rho_bar", "c_bar"):
+            bar = getattr(self, name)
+            checks.between(name, bar, 0, math.inf)
+            if not bar > 1:
+                raise ValueError(
+                    f"{name}={bar} must exceed 1: the ratios of new experience are 1, where min(1, ρ) has "
+                    "half the derivative that the meta-gradient goes through"
+                )
+
+
+class Hyper(NamedTuple):
+    """What may be swept, scheduled or learned: numbers, or arrays ``[]`` that are mapped or traced."""
+
+    discount: float = 0.99
+    """γ."""
+    trace_lambda: float = 0.95
+    """λ of the targets, in the updates and in the meta-objective."""
+    step_size: float = 0.5
+    """α_θ; where it is learned, what it starts from."""
+    value_step_size: float = 0.1
+    """α_w, likewise."""
+    value_cost: float = 0.1
+    """Weight of the prediction error in the meta-objective."""
+    learning_rate: float = 3e-3
+    """Step size of the outer optimiser."""
+    max_grad_norm: float = 10.0
+    """Clips the norm of the meta-gradient."""
+
+
+def meta_actor_critic(
+    family: TaskFamily,
+    config: Config = Config(),
+    hyper: Hyper = Hyper(),
+    *,
+    policy: Policy | None = None,
+    value: Value | None = None,
+    optimizer: Optimizer = optax.adam,
+) -> MetaAlgorithm:
+    """A meta-learned actor-critic on a family of tasks; arguments and errors as in `maml`, and
+
+    Args:
+        value: The critic; None is a tanh network, linear in the observation without hidden sizes.
+    """
+    checks.hyper(hyper, trace_lambda=(0, 1), value_step_size=(-1e6, 1e6))
+    policy = policy or default_policy(
+        config.policy, family.observation_shape, family.action_space, config.hidden_sizes
+    )
+    value = value or value_mlp(family.observation_shape, config.hidden_sizes)
+
+    def init(key: jax.Array, hyper: Any) -> Meta:
+        policy_key, value_key = jax.random.split(key)
+        hyper = jax.tree.map(lambda x: jnp.asarray(x, float), hyper)
+        params = {"policy": policy.init(policy_key), "value": value.init(value_key)}
+        sizes = {"policy": hyper.step_size, "value": hyper.value_step_size}
+        return Meta(params, gradient_learner.first_step_size(sizes, params, config), hyper)
+
+    def gradient(meta: Meta, params: Params, data: Trajectory) -> Params:
+        """Down which policy and value go, of one batch ``[N, T]``; ratios and targets are live."""
+        counted = jax.vmap(in_first_episode)(data.last)
+        discount = meta.hyper.discount * data.discount
+
+        def along(function: Callable[[Params], jax.Array], at: Params, e: jax.Array) -> Params:
+            return objectives.semi_gradient(function, at, -jnp.where(counted, e, 0.0) / e.size)
+
+        def log_prob(theta: Params) -> jax.Array:
+            return log_probs(policy, theta, data)
+
+        def predict(w: Params) -> jax.Array:
+            return value.apply(w, data.timestep.obs)
+
+        rho = jnp.exp(log_prob(params["policy"]) - data.log_prob)
+        v, v_next = predict(params["value"]), value.apply(params["value"], data.next_obs)
+        advantage, error = vtrace_errors(data, discount, v, v_next, rho, meta.hyper, config)
+        g = jax.vmap(cumulative_discount)(discount, data.timestep.first)
+        return {
+            "policy": along(
+                log_prob, params["policy"], g * jnp.minimum(rho, config.rho_bar) * advantage
+            ),
+            "value": along(predict, params["value"], error),
+        }
+
+    parts = replay_learner.replay_learner(
+        family, config, policy, lambda meta, params: params["policy"], gradient
+    )
+
+    def task_loss(meta: Meta, key: jax.Array, task: Task) -> tuple[jax.Array, dict]:
+        history = parts.lifetime(key, meta, task)
+        params, data = jax.tree.map(lambda x: x[-1], (history.agent.params, history.trajectories))
+        loss, report = replay_learner.outer_loss(
+            log_probs(policy, params["policy"], data),
+            data,
+            value.apply(params["value"], data.timestep.obs),
+            value.apply(params["value"], data.next_obs),
+            meta.hyper,
+        )
+        return loss, report | gradient_learner.report(history)
+
+    return gradient_learner.follow_meta_gradient(
+        task_loss, parts.learner, init, config, hyper, optimizer, env_steps=parts.env_steps
+    )
+
+
+def vtrace_errors(
+    data: Trajectory,
+    discount: jax.Array,
+    v: jax.Array,
+    v_next: jax.Array,
+    rho: jax.Array,
+    hyper: Any,
+    config: Config,
+) -> tuple[jax.Array, jax.Array]:
+    """``r_t + γ v_{t+1} - V(s_t)`` for the policy and ``v_t - V(s_t)`` for the value, all ``[N, T]``."""
+
+    targets = partial(
+        vtrace_targets,
+        rho_bar=config.rho_bar,
+        c_bar=config.c_bar,
+        lambda_=hyper.trace_lambda,
+    )
+    target = jax.vmap(targets)(data.reward, discount, v, v_next, rho, data.last)
+    # The target of the step that follows; behind an episode's and the stream's end, its value.
+    goes_on = ~data.last.at[:, -1].set(True)
+    to_come = jnp.where(goes_on, jnp.roll(target, -1, axis=1), v_next)
+    return td_errors(data.reward, discount, v, to_come), target - v

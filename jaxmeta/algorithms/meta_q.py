@@ -1,0 +1,152 @@
+"""Meta-learned action values: control by a softmax of Q, adapted by Retrace or tree-backup.
+
+The agent holds Q_w, which starts at what is meta-learned, and acts by π(a|s) ∝ exp(Q_w(s, a)/τ). An update
+looks at the last R batches of experience, each of the policy μ that acted then, and takes a step
+
+    w ← w + α mean_t (target_t - Q_w(s_t, a_t)) ∇Q_w(s_t, a_t)
+
+on targets of the present π (Munos et al. 2016, "Safe and efficient off-policy reinforcement learning",
+eq. 3). The policy after the updates is a differentiable function of where they began, so the
+meta-objective is that of `meta_actor_critic`: the return on new experience, less ``value_cost`` times the
+error of the values (`replay_learner.outer_loss`).
+"""
+
+import dataclasses
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from gymnax.environments import spaces
+
+from jaxmeta import checks, gradient_learner, objectives, replay_learner
+from jaxmeta.distributions import Categorical
+from jaxmeta.gradient_learner import Meta, Optimizer
+from jaxmeta.networks import Policy, Value, feed_forward, value_mlp
+from jaxmeta.returns import action_value_targets, in_first_episode
+from jaxmeta.tasks.family import TaskFamily
+from jaxmeta.types import MetaAlgorithm, Params, Task, Trajectory
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(replay_learner.Config):
+    """What shapes the program."""
+
+    trace: Literal["retrace", "tree_backup"] = "retrace"
+    """What cuts the traces of other policies' experience: min(1, π/μ); or π, which needs no μ."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        checks.choice("trace", self.trace, ("retrace", "tree_backup"))
+
+
+class Hyper(NamedTuple):
+    """What may be swept, scheduled or learned: numbers, or arrays ``[]`` that are mapped or traced."""
+
+    discount: float = 0.99
+    """γ."""
+    trace_lambda: float = 0.95
+    """λ of the targets, in the updates and in the meta-objective."""
+    temperature: float = 0.3
+    """τ, in units of return."""
+    step_size: float = 0.5
+    """α; where it is learned, what it starts from."""
+    value_cost: float = 0.1
+    """Weight of the prediction error in the meta-objective."""
+    learning_rate: float = 3e-3
+    """Step size of the outer optimiser."""
+    max_grad_norm: float = 10.0
+    """Clips the norm of the meta-gradient."""
+
+
+def softmax_policy(q: Value) -> Policy:
+    """``π(a|s) ∝ exp(Q_w(s, a)/τ)``; its parameters are ``(w, τ)``, and there is no new one."""
+
+    def init(key: jax.Array) -> Params:
+        raise NotImplementedError("its parameters are those of Q and a temperature")
+
+    return feed_forward(init, lambda params, obs: Categorical(q.apply(params[0], obs) / params[1]))
+
+
+def meta_q(
+    family: TaskFamily,
+    config: Config = Config(),
+    hyper: Hyper = Hyper(),
+    *,
+    q: Value | None = None,
+    optimizer: Optimizer = optax.adam,
+) -> MetaAlgorithm:
+    """Meta-learned action values on a family with discrete actions; arguments and errors as in `maml`, and
+
+    Args:
+        q: ``obs [*batch, *obs_shape] -> [*batch, A]``; None is a tanh network.
+    """
+    space = family.action_space
+    if not isinstance(space, spaces.Discrete):
+        raise ValueError(
+            f"family {family.name!r} has actions in {space!r}; meta_q needs a Discrete space"
+        )
+    checks.hyper(hyper, trace_lambda=(0, 1), temperature=(1e-6, 1e6))
+    q = q or value_mlp(family.observation_shape, config.hidden_sizes, space.n)
+    policy = softmax_policy(q)
+
+    def init(key: jax.Array, hyper: Any) -> Meta:
+        hyper = jax.tree.map(lambda x: jnp.asarray(x, float), hyper)
+        params = q.init(key)
+        return Meta(
+            params, gradient_learner.first_step_size(hyper.step_size, params, config), hyper
+        )
+
+    def values(params: Params, obs: jax.Array, hyper: Any) -> tuple[jax.Array, Categorical]:
+        """Mean of Q under π, and π, for ``obs [N, T, *obs_shape]``."""
+        every = q.apply(params, obs)
+        distribution = Categorical(every / hyper.temperature)
+        return jnp.sum(jnp.exp(distribution.log_probs()) * every, axis=-1), distribution
+
+    def gradient(meta: Meta, params: Params, data: Trajectory) -> Params:
+        """Down which Q goes, of one batch ``[N, T]``; ratios and targets are live."""
+
+        def taken(params: Params) -> jax.Array:
+            every = q.apply(params, data.timestep.obs)
+            return jnp.take_along_axis(every, data.action[..., None], axis=-1)[..., 0]
+
+        _, distribution = values(params, data.timestep.obs, meta.hyper)
+        v_next, _ = values(params, data.next_obs, meta.hyper)
+        log_prob = distribution.log_prob(data.action)
+        if config.trace == "retrace":
+            # Ratios of new experience are 1, where the derivative of min(1, ρ) is whole or none of ρ's
+            # as rounding has it: the trace's length is data.
+            ratio = jnp.exp(jax.lax.stop_gradient(log_prob) - data.log_prob)
+            cut = jnp.minimum(1.0, ratio)
+        else:
+            cut = jnp.exp(log_prob)
+        now = taken(params)
+        target = jax.vmap(action_value_targets)(
+            data.reward,
+            meta.hyper.discount * data.discount,
+            now,
+            v_next,
+            meta.hyper.trace_lambda * cut,
+            data.last,
+        )
+        counted = jax.vmap(in_first_episode)(data.last)
+        error = jnp.where(counted, target - now, 0.0)
+        return objectives.semi_gradient(taken, params, -error / error.size)
+
+    parts = replay_learner.replay_learner(
+        family, config, policy, lambda meta, params: (params, meta.hyper.temperature), gradient
+    )
+
+    def task_loss(meta: Meta, key: jax.Array, task: Task) -> tuple[jax.Array, dict]:
+        history = parts.lifetime(key, meta, task)
+        params, data = jax.tree.map(lambda x: x[-1], (history.agent.params, history.trajectories))
+        v, distribution = values(params, data.timestep.obs, meta.hyper)
+        v_next, _ = values(params, data.next_obs, meta.hyper)
+        loss, report = replay_learner.outer_loss(
+            distribution.log_prob(data.action), data, v, v_next, meta.hyper
+        )
+        return loss, report | gradient_learner.report(history)
+
+    return gradient_learner.follow_meta_gradient(
+        task_loss, parts.learner, init, config, hyper, optimizer, env_steps=parts.env_steps
+    )

@@ -1,0 +1,335 @@
+"""Meta-learned value functions: predict a policy's return in a new task from a little experience of another's.
+
+In a task there are two policies, a target π whose value is wanted and a behaviour μ that acts. The agent
+holds a value function V_w. It starts at the meta-learned w_0 and takes K steps on one batch D of μ's
+experience,
+
+    w_{k+1} = w_k + β mean_t e_t ∇V_{w_k}(s_t),    e_t = target_t - V_{w_k}(s_t),
+
+on targets that importance ratios ρ = π/μ turn from μ's to π's. The meta-objective is the prediction error
+after the steps, ``½ E (V_{w_K}(s) - V^π(s))²``, measured on *other* experience D' of the same task: on D
+itself the targets know what w_K was made of. Its gradient in w_0 (and in β, where step sizes are learned)
+goes through every step, through the bootstrap values in the targets too.
+
+Model-agnostic meta-learning (Finn, Abbeel & Levine 2017, algorithm 1) of temporal-difference learning
+(Sutton 1988) with the corrections of Precup, Sutton & Singh 2000, "Eligibility traces for off-policy policy
+evaluation", and Espeholt et al. 2018, "IMPALA".
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxmeta import adaptation, checks, gradient_learner, objectives
+from jaxmeta.gradient_learner import Adaptation, Meta, Optimizer, adapted, with_adapted
+from jaxmeta.networks import Policy, Value, default_policy, value_mlp
+from jaxmeta.returns import importance_returns, vtrace_targets, weighted_importance_returns
+from jaxmeta.tasks.family import TaskFamily
+from jaxmeta.types import Learner, MetaAlgorithm, Params, Task, TimeStep, Trajectory
+
+TARGETS = ("vtrace", "importance_sampling", "weighted_importance_sampling", "td")
+OUTER_TARGETS = ("doubly_robust", "importance_sampling", "vtrace")
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(Adaptation):
+    """What shapes the program."""
+
+    num_streams: int = 10
+    """Trajectories of μ in a batch (N)."""
+    num_updates: int = 3
+    """Steps on the batch (K) in meta-training; 0 trains one value function for all tasks."""
+    step_sizes: Literal["fixed", "scalar", "parameter"] = "parameter"
+    """Step sizes: fixed, one that is learned, or one learned per parameter (Meta-SGD: Li et al. 2017)."""
+    scored: Literal["last", "all"] = "all"
+    """Whose prediction error counts: that after the `last` step, or the mean over `all` K."""
+    target: Literal["vtrace", "importance_sampling", "weighted_importance_sampling", "td"] = (
+        "vtrace"
+    )
+    """What the steps move to: V-trace(λ, ρ̄, c̄); per-decision importance sampling, plain or weighted
+    (normalised over the streams); or TD(λ) without a correction, whose fixed point is the value of μ."""
+    rho_bar: float = math.inf
+    """ρ̄, where V-trace truncates the ratio of a TD error; below infinity its fixed point is not V^π."""
+    c_bar: float = 1.0
+    """c̄, where V-trace truncates the ratios of a trace: speed against noise."""
+    gradient: Literal["semi", "residual"] = "semi"
+    """Semi-gradient TD, or the gradient of the squared error with its targets (Baird 1995)."""
+    outer_target: Literal["doubly_robust", "importance_sampling", "vtrace"] = "doubly_robust"
+    """What predictions are measured against: unbiased estimates of V^π, with the adapted values as
+    control variates or without; or V-trace with the bars above, which is less noisy. All of them
+    bootstrap from the adapted values where a time limit cuts a stream off."""
+    outer_policy: Literal["behaviour", "target"] = "behaviour"
+    """Who acts for the experience that predictions are measured on: with the target's there is nothing to
+    correct, and unbiased targets are Monte-Carlo returns."""
+    policy: Literal["mlp", "categorical", "gaussian", "softmax_linear"] = "mlp"
+    """The kind of π and μ: a tanh network, categorical or Gaussian as the action space asks, or
+    softmax-linear."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        checks.choice("scored", self.scored, ("last", "all"))
+        checks.choice("target", self.target, TARGETS)
+        checks.between("rho_bar", self.rho_bar, 0, math.inf)
+        checks.between("c_bar", self.c_bar, 0, math.inf)
+        checks.choice("gradient", self.gradient, ("semi", "residual"))
+        checks.choice("outer_target", self.outer_target, OUTER_TARGETS)
+        checks.choice("outer_policy", self.outer_policy, ("behaviour", "target"))
+
+
+class Hyper(NamedTuple):
+    """What may be swept, scheduled or learned: numbers, or arrays ``[]`` that are mapped or traced."""
+
+    discount: float = 0.9
+    """γ of the values."""
+    trace_lambda: float = 0.9
+    """λ of V-trace and of TD(λ)."""
+    step_size: float = 0.1
+    """β; where it is learned, what it starts from."""
+    policy_scale: float = 1.0
+    """Standard deviation of π's parameters around those of a new policy."""
+    policy_distance: float = 0.3
+    """Standard deviation of the difference of π's and μ's parameters."""
+    learning_rate: float = 3e-3
+    """Step size of the outer optimiser."""
+    max_grad_norm: float = 10.0
+    """Clips the norm of the meta-gradient."""
+
+
+class Agent(NamedTuple):
+    """What lives in a task."""
+
+    value: Params  # w, which the steps change
+    target: Params  # π
+    behaviour: Params  # μ, which acts
+
+
+class MetaValue(NamedTuple):
+    """The learner and the parts that losses and evaluations need; everything is of one task."""
+
+    learner: Learner
+    init: Callable[[jax.Array, Any], Meta]
+    """``(key, hyper) -> meta``."""
+    experience: Callable[[jax.Array, Meta, Task, Agent], Trajectory]
+    """``(key, meta, task, agent) -> data [N, T]``: episodes of μ from their first step."""
+    adapt: Callable[..., Params]
+    """``(meta, agent, data [N, T], num_updates=K) -> w_0 ... w_K``: a tree with leading ``[K + 1]``."""
+    predict: Callable[[Params, jax.Array], jax.Array]
+    """``(w, obs [*batch, *obs_shape]) -> v [*batch]``."""
+    log_ratio: Callable[[Agent, Trajectory], jax.Array]
+    """``(agent, data [N, T]) -> log π(a_t|s_t) - log μ(a_t|s_t)``, ``[N, T]``."""
+    policy: Policy
+
+
+def meta_value_parts(
+    family: TaskFamily,
+    config: Config,
+    *,
+    policy: Policy | None = None,
+    value: Value | None = None,
+) -> MetaValue:
+    """The learner that ``config`` describes, on tasks of ``family``; arguments as in `meta_value`."""
+    policy = policy or default_policy(
+        config.policy, family.observation_shape, family.action_space, config.hidden_sizes
+    )
+    value = value or value_mlp(family.observation_shape, config.hidden_sizes)
+
+    def log_ratio(agent: Agent, data: Trajectory) -> jax.Array:
+        unroll = jax.vmap(policy.unroll, in_axes=(None, 0, 0))
+        log_prob = unroll(agent.target, data.memory, data.timestep).log_prob(data.action)
+        return log_prob - data.log_prob
+
+    def init(key: jax.Array, hyper: Any) -> Meta:
+        hyper = jax.tree.map(lambda x: jnp.asarray(x, float), hyper)
+        params = value.init(key)
+        step_size = gradient_learner.first_step_size(hyper.step_size, params, config)
+        return Meta(params, step_size, hyper)
+
+    def birth(key: jax.Array, meta: Meta) -> Agent:
+        """π and μ are drawn where an agent is born: they are as new to it as its task."""
+        init_key, target_key, behaviour_key = jax.random.split(key, 3)
+        target = scattered(target_key, policy.init(init_key), meta.hyper.policy_scale)
+        behaviour = scattered(behaviour_key, target, meta.hyper.policy_distance)
+        return Agent(meta.params, target, behaviour)
+
+    def act(
+        key: jax.Array, meta: Meta, agent: Agent, memory: Any, timestep: TimeStep
+    ) -> tuple[jax.Array, jax.Array, Any]:
+        distribution, memory = policy.step(agent.behaviour, memory, timestep)
+        action = distribution.sample(key)
+        return action, distribution.log_prob(action), memory
+
+    def update(key: jax.Array, meta: Meta, agent: Agent, data: Trajectory) -> Agent:
+        del key
+        rho = jnp.exp(log_ratio(agent, data))
+        part = adapted(agent.value, config)
+
+        def predict(part: Any) -> jax.Array:
+            return value.apply(with_adapted(agent.value, part, config), data.timestep.obs)
+
+        def errors(part: Any) -> jax.Array:
+            v = predict(part)
+            v_next = value.apply(with_adapted(agent.value, part, config), data.next_obs)
+            return inner_targets(data, v, v_next, rho, meta.hyper, config) - v
+
+        if config.gradient == "residual":
+            gradient = jax.grad(lambda part: 0.5 * jnp.mean(errors(part) ** 2))(part)
+        else:
+            descent = -errors(part) / data.reward.size
+            gradient = objectives.semi_gradient(predict, part, descent)
+        part = gradient_learner.stepped(part, meta, gradient, config)
+        return agent._replace(value=with_adapted(agent.value, part, config))
+
+    learner = Learner(
+        init=birth,
+        memory=lambda meta: policy.memory(),
+        act=act,
+        update=jax.checkpoint(update) if config.rematerialize else update,
+    )
+
+    def experience(key: jax.Array, meta: Meta, task: Task, agent: Agent) -> Trajectory:
+        begin_key, act_key = jax.random.split(key)
+        world: dict[str, Any] = dict(learner=learner, env=family.env)
+        streams = adaptation.begin_streams(
+            begin_key, meta, task, **world, num_streams=config.num_streams
+        )
+        acting: dict[str, Any] = dict(
+            num_steps=config.num_steps or family.horizon, unroll=config.unroll
+        )
+        return adaptation.experience(act_key, meta, task, agent, streams, **world, **acting)[1]
+
+    def adapt(meta: Meta, agent: Agent, data: Trajectory, *, num_updates: int) -> Params:
+        def update(agent: Agent, key: jax.Array) -> tuple[Agent, Params]:
+            after = learner.update(key, meta, agent, data)
+            return after, after.value
+
+        # The keys are for learners that draw in their updates; this one does not.
+        keys = jax.random.split(jax.random.key(0), num_updates)
+        _, steps = jax.lax.scan(update, agent, keys)
+        return jax.tree.map(lambda w, ws: jnp.concatenate([w[None], ws]), agent.value, steps)
+
+    return MetaValue(learner, init, experience, adapt, value.apply, log_ratio, policy)
+
+
+def meta_value(
+    family: TaskFamily,
+    config: Config = Config(),
+    hyper: Hyper = Hyper(),
+    *,
+    policy: Policy | None = None,
+    value: Value | None = None,
+    optimizer: Optimizer = optax.adam,
+) -> MetaAlgorithm:
+    """A meta-learned value function on a family of tasks.
+
+    The prediction error after k steps is reported as ``error/k``, measured as the meta-objective is.
+
+    Args:
+        family: The tasks' family; ``step`` is given its tasks.
+        config: What shapes the program.
+        hyper: Defaults of ``init(key, hyper)``; kept in ``state.meta.hyper``, so runs over different
+            values can be vmapped.
+        policy: The kind of π and μ; None builds the one that ``config.policy`` names.
+        value: The value function; None is a tanh network, linear without ``config.hidden_sizes``.
+        optimizer: ``learning_rate -> optax.GradientTransformation`` of the outer loop.
+
+    Raises:
+        ValueError: the policy does not fit the family's action space; a value of ``hyper`` is out of
+            range.
+    """
+    checks.hyper(hyper, trace_lambda=(0, 1), policy_scale=(0, 1e6), policy_distance=(0, 1e6))
+    parts = meta_value_parts(family, config, policy=policy, value=value)
+
+    def task_loss(meta: Meta, key: jax.Array, task: Task) -> tuple[jax.Array, dict]:
+        birth_key, data_key, outer_key = jax.random.split(key, 3)
+        agent = parts.learner.init(birth_key, meta)
+        data = parts.experience(data_key, meta, task, agent)
+        judge = agent
+        if config.outer_policy == "target":
+            judge = agent._replace(behaviour=agent.target)
+        fresh = parts.experience(outer_key, meta, task, judge)
+        weights = parts.adapt(meta, agent, data, num_updates=config.num_updates)
+        errors = jax.vmap(lambda w: prediction_error(parts, w, agent, fresh, meta.hyper, config))(
+            weights
+        )
+        scored = errors[1:] if config.scored == "all" and config.num_updates else errors[-1:]
+        report = {f"error/{k}": error for k, error in enumerate(errors)}
+        report["log_ratio"] = jnp.mean(jnp.abs(parts.log_ratio(agent, data)))
+        return jnp.mean(scored), report
+
+    steps = config.num_streams * (config.num_steps or family.horizon)
+    return gradient_learner.follow_meta_gradient(
+        task_loss, parts.learner, parts.init, config, hyper, optimizer, env_steps=2 * steps
+    )
+
+
+def prediction_error(
+    parts: MetaValue, w: Params, agent: Agent, data: Trajectory, hyper: Any, config: Config
+) -> jax.Array:
+    """``½ mean_t (V_w(s_t) - target_t)²`` on data ``[N, T]`` that w does not depend on, ``[]``.
+
+    Targets are constants. With unbiased ones the gradient is that of the error to V^π, weighted by where
+    the data's policy goes.
+    """
+    v, v_next = parts.predict(w, data.timestep.obs), parts.predict(w, data.next_obs)
+    rho = jnp.exp(parts.log_ratio(agent, data))
+    target = jax.lax.stop_gradient(outer_targets(data, v, v_next, rho, hyper, config))
+    return 0.5 * jnp.mean((v - target) ** 2)
+
+
+def inner_targets(
+    data: Trajectory, v: jax.Array, v_next: jax.Array, rho: jax.Array, hyper: Any, config: Config
+) -> jax.Array:
+    """What the steps move the values to, all ``[N, T]``."""
+    reward, discount, last = data.reward, hyper.discount * data.discount, data.last
+    if config.target == "importance_sampling":
+        return jax.vmap(importance_returns)(reward, discount, last, v_next, rho)
+    if config.target == "weighted_importance_sampling":
+        return weighted_importance_returns(reward, discount, last, v_next, rho)
+    if config.target == "td":
+        rho = jnp.ones_like(rho)
+    return _vtrace(data, v, v_next, rho, hyper, rho_bar=config.rho_bar, c_bar=config.c_bar)
+
+
+def outer_targets(
+    data: Trajectory, v: jax.Array, v_next: jax.Array, rho: jax.Array, hyper: Any, config: Config
+) -> jax.Array:
+    """What predictions are measured against, all ``[N, T]``."""
+    if config.outer_target == "vtrace":
+        return _vtrace(data, v, v_next, rho, hyper, rho_bar=config.rho_bar, c_bar=config.c_bar)
+    discount = hyper.discount * data.discount
+    if config.outer_target == "importance_sampling":
+        return jax.vmap(importance_returns)(data.reward, discount, data.last, v_next, rho)
+    unbiased = hyper._replace(trace_lambda=1.0)
+    return _vtrace(data, v, v_next, rho, unbiased, rho_bar=math.inf, c_bar=math.inf)
+
+
+def _vtrace(
+    data: Trajectory,
+    v: jax.Array,
+    v_next: jax.Array,
+    rho: jax.Array,
+    hyper: Any,
+    *,
+    rho_bar: float,
+    c_bar: float,
+) -> jax.Array:
+    targets = partial(vtrace_targets, rho_bar=rho_bar, c_bar=c_bar, lambda_=hyper.trace_lambda)
+    discount = hyper.discount * data.discount
+    return jax.vmap(targets)(data.reward, discount, v, v_next, rho, data.last)
+
+
+def scattered(key: jax.Array, params: Params, scale: jax.Array) -> Params:
+    """``params`` with normal noise of standard deviation ``scale``."""
+    leaves, structure = jax.tree.flatten(params)
+    keys = jax.random.split(key, len(leaves))
+    noisy = [
+        x + scale * jax.random.normal(k, x.shape, x.dtype)
+        for k, x in zip(keys, leaves, strict=True)
+    ]
+    return jax.tree.unflatten(structure, noisy)

@@ -1,0 +1,280 @@
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxmeta import adaptation, lifelong, tasks, training
+from jaxmeta.algorithms.learned_objective import (
+    Config,
+    Hyper,
+    learned_objective,
+    rule,
+)
+from jaxmeta.returns import gae, td_errors
+from jaxmeta.update_rules import rule_learner
+from tests.algorithms.test_algorithms import assert_equal_avals, flat
+
+OUTERS = ("meta_gradient", "es", "pes")
+SMALL = dict(num_streams=2, num_steps=5, num_predictions=3, memory_size=4)
+
+
+@pytest.fixture(scope="module")
+def family():
+    return tasks.make("tabular", num_states=3, num_actions=2, horizon=5)
+
+
+def draw(family, num_tasks, key=1):
+    return tasks.sample_tasks(jax.random.key(key), family, num_tasks, split="train")
+
+
+@pytest.mark.parametrize("outer", OUTERS)
+@pytest.mark.parametrize("objective", ["lpg", "lpo"])
+def test_protocol(family, objective, outer):
+    """One compilation; a state that keeps its type; the rule moves; a broken agent is left out, counted
+    and born again; with every task broken the rule stays as it is."""
+    config = Config(
+        objective=objective,
+        outer=outer,
+        num_agents=3,
+        lifespan=6,
+        num_updates=2,
+        num_epochs=2,
+        **SMALL,
+    )
+    algorithm = learned_objective(family, config)
+    state = algorithm.init(jax.random.key(0))
+    drawn = draw(family, 3)
+    chex.clear_trace_counter()
+    step = jax.jit(chex.assert_max_traces(algorithm.step, n=1))
+    after, metrics = step(jax.random.key(2), state, drawn)
+    assert_equal_avals(jax.eval_shape(lambda: after), jax.eval_shape(lambda: state))
+    assert all(x.shape == () for x in metrics.values())
+    assert metrics["skipped_tasks"] == metrics["skipped_updates"] == 0
+    rounds = {"meta_gradient": 3, "es": 3 * 2, "pes": 2 * 2}[outer]
+    assert metrics["env_steps"] == 3 * 2 * 5 * rounds
+    assert after.num_updates == 1
+    assert jnp.all(jnp.isfinite(flat(after.meta.params)))
+    assert not jnp.allclose(flat(after.meta.params), flat(state.meta.params), atol=1e-7)
+
+    life = after.members.life
+    broken_agent = jax.tree.map(lambda x: x.at[1].set(jnp.nan), life.agent.params)
+    broken = after._replace(
+        members=after.members._replace(
+            life=life._replace(agent=life.agent._replace(params=broken_agent))
+        )
+    )
+    partly, metrics = step(jax.random.key(3), broken, drawn)
+    assert metrics["skipped_tasks"] == 1
+    assert metrics["skipped_updates"] == 0
+    assert jnp.isfinite(metrics["reward/step"])
+    assert jnp.all(jnp.isfinite(flat(partly.meta.params)))
+    healed, metrics = step(jax.random.key(4), partly, drawn)
+    assert metrics["skipped_tasks"] == 0
+    assert jnp.all(jnp.isfinite(flat(healed.members.life.agent.params)))
+
+    over = jnp.full_like(healed.members.life.age, 6)
+    ended = healed._replace(
+        members=healed.members._replace(life=healed.members.life._replace(age=over))
+    )
+    hopeless = drawn.replace(reward=jnp.full_like(drawn.reward, jnp.nan))
+    same, metrics = step(jax.random.key(5), ended, hopeless)
+    assert metrics["skipped_tasks"] == 3
+    assert metrics["skipped_updates"] == 1
+    assert same.num_updates == healed.num_updates
+    for x, y in zip(
+        jax.tree.leaves((same.meta, same.optimizer)),
+        jax.tree.leaves((healed.meta, healed.optimizer)),
+        strict=True,
+    ):
+        assert jnp.array_equal(x, y)
+
+
+@pytest.mark.parametrize("outer", OUTERS)
+def test_agents_live_on_and_are_born_again_in_what_comes_in(family, outer):
+    """Ages are spread at first, so that each meta-update sees all of them."""
+    config = Config(outer=outer, num_agents=3, lifespan=6, num_updates=2, **SMALL)
+    algorithm = learned_objective(family, config)
+    state = jax.jit(algorithm.init)(jax.random.key(0))
+    step = jax.jit(algorithm.step)
+
+    def ages(state):
+        age = state.members.life.age
+        return (age[:, 0] if outer == "pes" else age).tolist()
+
+    def rewards(state):
+        table = state.members.life.task.reward
+        if outer == "pes":
+            assert jnp.array_equal(table[:, 0], table[:, 1])
+        return np.asarray(table[:, 0] if outer == "pes" else table)
+
+    assert ages(state) == [0, 2, 4]
+    for i, expected in enumerate(([2, 4, 6], [4, 6, 2], [6, 2, 4], [2, 4, 6])):
+        incoming = draw(family, 3, key=10 + i)
+        before, reborn = state, [age == 6 for age in ages(state)]
+        state, _ = step(jax.random.key(i), state, incoming)
+        assert ages(state) == expected
+        for m in range(3):
+            source = np.asarray(incoming.reward) if reborn[m] else rewards(before)
+            assert np.array_equal(rewards(state)[m], source[m])
+
+
+@pytest.mark.parametrize("outer", OUTERS)
+def test_no_agent_leaks_into_another(x64, family, outer):
+    """The gradient is a sum of a term for each agent, and an agent that changes changes no other."""
+    config = Config(
+        outer=outer, num_agents=4, lifespan=2, num_updates=2, tasks_per_chunk=2, **SMALL
+    )
+    hyper = Hyper(max_grad_norm=1e9)
+    algorithm = learned_objective(family, config, hyper, optimizer=optax.sgd)
+    state = jax.jit(algorithm.init)(jax.random.key(0))
+    over = jnp.full_like(state.members.life.age, 2)
+    state = state._replace(
+        members=state.members._replace(life=state.members.life._replace(age=over))
+    )
+    step = jax.jit(algorithm.step)
+    drawn, other = draw(family, 4), draw(family, 4, key=9)
+
+    def mixed(which):
+        chosen = jax.tree.map(
+            lambda x, y: jnp.where(jnp.asarray(which).reshape(4, *[1] * (x.ndim - 1)), y, x),
+            drawn,
+            other,
+        )
+        after, _ = step(jax.random.key(2), state, chosen)
+        return flat(after.meta.params), after.members.life.agent.params
+
+    none, agents = mixed([False] * 4)
+    both, _ = mixed([True] * 4)
+    for m in range(4):
+        alone, changed = mixed([i == m for i in range(4)])
+        rest, _ = mixed([i != m for i in range(4)])
+        assert jnp.max(jnp.abs(alone - none)) > 1e-9
+        scale = jnp.max(jnp.abs(alone - none))
+        np.testing.assert_allclose(alone - none, both - rest, rtol=1e-5, atol=1e-7 * scale)
+        for x, y in zip(jax.tree.leaves(changed), jax.tree.leaves(agents), strict=True):
+            same = [bool(jnp.array_equal(x[i], y[i])) for i in range(4)]
+            assert all(same[i] for i in range(4) if i != m)
+
+
+def test_meta_gradient_is_that_of_finite_differences(x64, family):
+    """Through both updates of a window, on the same experience: the loss written out again, moved by hand
+    along a random direction."""
+    config = Config(num_agents=1, lifespan=4, num_updates=2, **SMALL)
+    hyper = Hyper(step_size=3.0, max_grad_norm=1e9, learning_rate=1.0)
+    algorithm = learned_objective(family, config, hyper, optimizer=optax.sgd)
+    state = jax.jit(algorithm.init)(jax.random.key(0))
+    grown = state.members.life._replace(age=state.members.life.age + 2)  # newborns get a new critic
+    state = state._replace(members=state.members._replace(life=grown))
+    drawn = draw(family, 1)
+    after, _ = jax.jit(algorithm.step)(jax.random.key(2), state, drawn)
+    meta, unravel = state.meta, jax.flatten_util.ravel_pytree(state.meta.params)[1]
+    gradient = flat(meta.params) - flat(after.meta.params)
+
+    learned = rule(config)
+    parts = rule_learner(learned, family)
+    world = dict(learner=parts.learner, env=family.env)
+    member = jax.tree.map(lambda x: x[0], state.members)
+    critic = member.critic.params
+
+    def value(obs):
+        head = critic["head"]["params"]
+        return obs @ head["kernel"][:, 0] + jnp.broadcast_to(head["bias"], obs.shape[:-1])
+
+    @jax.jit
+    def loss(params):
+        moved = meta._replace(params=unravel(params))
+        _, _, live_key, after_key = jax.random.split(jax.random.split(jax.random.key(2), 1)[0], 4)
+        life, history = lifelong.live(
+            live_key, moved, member.life, **world, num_updates=2, num_steps=5
+        )
+        _, last = adaptation.experience(
+            after_key, moved, life.task, life.agent, life.streams, **world, num_steps=5
+        )
+        second = jax.tree.map(lambda x: x[1], history)
+        total = 0.0
+        for agent, data in ((second.agent, second.trajectories), (life.agent, last)):
+            discount = meta.hyper.discount * data.discount
+            delta = td_errors(data.reward, discount, value(data.timestep.obs), value(data.next_obs))
+            advantage = jax.vmap(gae, (0, 0, 0, None))(delta, discount, data.last, 0.95)
+            log_prob = parts.outputs(agent.params, data).distribution.log_prob(data.action)
+            total = total - jnp.mean(log_prob * advantage) / 2
+        outputs = parts.outputs(life.agent.params, last)
+        return total + learned.regularizer(moved.params, outputs, last, meta.hyper)
+
+    theta = flat(meta.params)
+    for key in range(3):
+        direction = jax.random.normal(jax.random.key(key), theta.shape)
+        slope = (loss(theta + 1e-5 * direction) - loss(theta - 1e-5 * direction)) / 2e-5
+        np.testing.assert_allclose(gradient @ direction, slope, rtol=1e-5)
+
+
+def test_a_pair_s_perturbations_add_up_until_it_is_born_again(family):
+    config = Config(outer="pes", num_agents=1, lifespan=4, num_updates=2, **SMALL)
+    algorithm = learned_objective(family, config, Hyper(noise_std=0.1))
+    state = jax.jit(algorithm.init)(jax.random.key(0))
+    step = jax.jit(algorithm.step)
+    sizes = []
+    for i in range(200):
+        state, _ = step(jax.random.key(i), state, draw(family, 1, key=i))
+        sizes.append(float(jnp.mean(flat(state.members.perturbation) ** 2)))
+    first, second = np.mean(sizes[::2]), np.mean(sizes[1::2])
+    np.testing.assert_allclose([first, second], [0.01, 0.02], rtol=0.02)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (dict(objective="lgp"), "objective='lgp' is unknown: did you mean 'lpg'"),
+        (dict(outer="ppes"), "outer='ppes' is unknown: did you mean 'pes'"),
+        (dict(num_agents=0), "num_agents=0 must be at least 1"),
+        (dict(lifespan=7, num_updates=2), "lifespan=7 must be a multiple of num_updates=2"),
+        (dict(objective="lpo"), "num_epochs=1 must be at least 2 with objective='lpo'"),
+    ],
+)
+def test_bad_settings_are_named(settings, message):
+    with pytest.raises(ValueError, match=message):
+        Config(**settings)
+
+
+def test_what_does_not_fit_is_named(family):
+    with pytest.raises(ValueError, match="noise_std=0.0 must lie between"):
+        learned_objective(family, hyper=Hyper(noise_std=0.0))
+    algorithm = learned_objective(family, Config(num_agents=3, **SMALL))
+    state = jax.eval_shape(algorithm.init, jax.random.key(0))
+    with pytest.raises(ValueError, match="tasks holds 2 tasks; it must hold num_agents=3"):
+        jax.eval_shape(algorithm.step, jax.random.key(1), state, draw(family, 2))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("outer", "learning_rate"), [("meta_gradient", 3e-3), ("pes", 1e-2)])
+def test_a_rule_is_found(outer, learning_rate):
+    """Agents earn 1.0 a step without learning, whatever a rule does that does not look at rewards, and
+    about 1.9 if told the task."""
+    family = tasks.make("tabular", num_states=4, num_actions=4, horizon=20, reward_noise=0.1)
+    config = Config(
+        outer=outer, num_agents=32, lifespan=20, num_streams=4, num_predictions=8, memory_size=16
+    )
+    algorithm = learned_objective(
+        family, config, Hyper(step_size=20.0, learning_rate=learning_rate)
+    )
+    run = training.train(algorithm, family, training.Config(meta_updates=300, num_tasks=32))
+    held_out = tasks.sample_tasks(jax.random.key(1), family, 64, split="test")
+
+    def rewards(key, task):
+        history = adaptation.lifetime(
+            key,
+            run.state.meta,
+            task,
+            learner=algorithm.learner,
+            env=family.env,
+            num_streams=4,
+            num_updates=20,
+            num_steps=20,
+        )
+        return history.trajectories.reward.mean((1, 2))
+
+    curve = jax.jit(jax.vmap(rewards))(jax.random.split(jax.random.key(2), 64), held_out).mean(0)
+    assert abs(curve[0] - 1.0) < 0.15
+    assert curve[-1] > 1.4

@@ -1,0 +1,155 @@
+"""The actor-critic's updates against the textbook, and their derivatives against finite differences."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxmeta import adaptation, tasks
+from jaxmeta.algorithms.meta_actor_critic import Config, Hyper, meta_actor_critic
+
+NUM_STREAMS, HORIZON = 3, 4
+
+
+def family_and_algorithm(hyper=Hyper(), **settings):
+    family = tasks.make("tabular", num_states=3, num_actions=2, horizon=HORIZON)
+    config = Config(
+        **dict(num_streams=NUM_STREAMS, policy="softmax_linear", hidden_sizes=()) | settings
+    )
+    return family, meta_actor_critic(family, config, hyper)
+
+
+def recorded(algorithm, family, meta, num_updates):
+    """A lifetime's experience, as data: ``[K + 1, N, T]``."""
+    return adaptation.lifetime(
+        jax.random.key(1),
+        meta,
+        family.train(jax.random.key(2)),
+        learner=algorithm.learner,
+        env=family.env,
+        num_streams=NUM_STREAMS,
+        num_updates=num_updates,
+        num_steps=HORIZON,
+        restart=True,
+    ).trajectories
+
+
+def linear_meta(algorithm):
+    """With parameters that are not the zeros that a new softmax-linear policy has."""
+    meta = algorithm.init(jax.random.key(0)).meta
+    leaves, structure = jax.tree.flatten(meta.params)
+    keys = jax.random.split(jax.random.key(5), len(leaves))
+    leaves = [0.5 * jax.random.normal(k, x.shape) for k, x in zip(keys, leaves, strict=True)]
+    return meta._replace(params=jax.tree.unflatten(structure, leaves))
+
+
+def test_softmax_linear_policy_and_linear_value_move_as_the_textbook_says(x64):
+    """``∇log π(a|s) = φ(s, a) - sum_b π(b|s) φ(s, b)`` and ``∇V(s) = x(s)`` (Sutton & Barto 2018, eq. 13.9
+    and 9.8), on new experience, where ratios are 1; V-trace is TD(λ) there."""
+    gamma, lambda_ = 0.9, 0.7
+    hyper = Hyper(discount=gamma, trace_lambda=lambda_, step_size=0.3, value_step_size=0.2)
+    family, algorithm = family_and_algorithm(hyper, num_batches=1)
+    meta = linear_meta(algorithm)
+    data = jax.tree.map(lambda x: x[0], recorded(algorithm, family, meta, 1))
+    agent = algorithm.learner.init(jax.random.key(0), meta)
+    after = algorithm.learner.update(jax.random.key(3), meta, agent, data).params
+
+    x = np.concatenate([data.timestep.obs, np.ones((NUM_STREAMS, HORIZON, 1))], axis=-1)
+    x_next = np.concatenate([data.next_obs, np.ones((NUM_STREAMS, HORIZON, 1))], axis=-1)
+    head = meta.params["value"]["head"]["params"]
+    w = np.concatenate([head["kernel"][:, 0], head["bias"]])
+    v, v_next, reward = x @ w, x_next @ w, np.asarray(data.reward)
+    target = np.zeros_like(v)
+    advantage = np.zeros_like(v)
+    for t in reversed(range(HORIZON)):
+        end = t == HORIZON - 1  # of the time: values go on from what followed
+        delta = reward[:, t] + gamma * v_next[:, t] - v[:, t]
+        later = 0.0 if end else gamma * lambda_ * (target[:, t + 1] - v[:, t + 1])
+        target[:, t] = v[:, t] + delta + later
+        to_come = v_next[:, t] if end else target[:, t + 1]
+        advantage[:, t] = reward[:, t] + gamma * to_come - v[:, t]
+    wanted_w = w + 0.2 * np.einsum("nt,ntf->f", target - v, x) / v.size
+    found = after["value"]["head"]["params"]
+    np.testing.assert_allclose(
+        np.concatenate([found["kernel"][:, 0], found["bias"]]), wanted_w, rtol=1e-10
+    )
+
+    theta = np.asarray(meta.params["policy"]["theta"])
+    phi = np.einsum("ab,ntf->ntabf", np.eye(2), x).reshape(NUM_STREAMS, HORIZON, 2, -1)
+    pi = np.asarray(jax.nn.softmax(phi @ theta))
+    score = np.take_along_axis(phi, np.asarray(data.action)[..., None, None], axis=2)[:, :, 0]
+    score = score - np.einsum("nta,ntaf->ntf", pi, phi)
+    weight = advantage * gamma ** np.arange(HORIZON)
+    wanted_theta = theta + 0.3 * np.einsum("nt,ntf->f", weight, score) / v.size
+    np.testing.assert_allclose(after["policy"]["theta"], wanted_theta, rtol=1e-10)
+
+
+def test_old_experience_is_weighted_by_its_ratios(x64):
+    """What an update adds for a batch of another policy is ``min(ρ, ρ̄)`` times what it would for its own
+    (λ = 0: a step at a time)."""
+    hyper = Hyper(trace_lambda=0.0, step_size=1.0, value_step_size=1.0)
+    family, algorithm = family_and_algorithm(hyper, num_batches=1, rho_bar=1.5)
+    meta = linear_meta(algorithm)
+    data = jax.tree.map(lambda x: x[0], recorded(algorithm, family, meta, 1))
+    agent = algorithm.learner.init(jax.random.key(0), meta)
+
+    def moved(log_ratio):
+        given = data._replace(log_prob=data.log_prob - log_ratio)
+        after = algorithm.learner.update(jax.random.key(3), meta, agent, given).params
+        return jax.tree.map(jnp.subtract, after, agent.params)
+
+    plain = moved(0.0)
+    for log_ratio, factor in ((jnp.log(1.2), 1.2), (jnp.log(3.0), 1.5), (jnp.log(0.2), 0.2)):
+        now = moved(log_ratio)
+        np.testing.assert_allclose(
+            jax.flatten_util.ravel_pytree(now["value"])[0],
+            factor * jax.flatten_util.ravel_pytree(plain["value"])[0],
+            rtol=1e-8,
+        )
+
+
+def test_the_meta_gradient_goes_through_both_updates_as_finite_differences_do(x64):
+    """Adapted policy and value as functions of both beginnings and both step sizes, two updates on fixed
+    experience, the second on two batches."""
+    family, algorithm = family_and_algorithm(num_batches=2, hidden_sizes=(3,))
+    meta = algorithm.init(jax.random.key(0)).meta
+    data = recorded(algorithm, family, meta, 2)
+    flat, unravel = jax.flatten_util.ravel_pytree((meta.params, meta.step_size))
+    out = jax.random.normal(jax.random.key(9), (flat.size - 2,))
+
+    @jax.jit
+    def adapted(flat):
+        params, step_size = unravel(flat)
+        moved = meta._replace(params=params, step_size=step_size)
+        history = adaptation.replay(jax.random.key(1), moved, data, learner=algorithm.learner)
+        last = jax.tree.map(lambda x: x[-1], history.agent.params)
+        return jax.flatten_util.ravel_pytree(last)[0] @ out
+
+    gradient = jax.jit(jax.grad(adapted))(flat)
+    for i in [*np.random.default_rng(0).choice(flat.size, 12, replace=False).tolist(), -2, -1]:
+        step = jnp.zeros_like(flat).at[i].set(1e-5)
+        difference = (adapted(flat + step) - adapted(flat - step)) / 2e-5
+        np.testing.assert_allclose(gradient[i], difference, rtol=1e-5, atol=1e-7)
+    # What the policy becomes depends on where the values began.
+    size = jax.flatten_util.ravel_pytree(meta.params["policy"])[0].size
+    out = out.at[size:].set(0.0)
+    assert jnp.abs(jax.grad(adapted.__wrapped__)(flat)[size:-2]).max() > 1e-4
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (dict(rho_bar=1.0), "rho_bar=1.0 must exceed 1"),
+        (dict(c_bar=0.5), "c_bar=0.5 must exceed 1"),
+        (dict(adapts="head"), "adapts='head' is unknown"),
+    ],
+)
+def test_bad_settings_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        Config(**settings)
+
+
+def test_bad_numbers_are_refused():
+    family = tasks.make("tabular")
+    with pytest.raises(ValueError, match="trace_lambda=-0.1 must lie between 0 and 1"):
+        meta_actor_critic(family, hyper=Hyper(trace_lambda=-0.1))

@@ -1,0 +1,116 @@
+"""Action values that adapt: their updates by hand, and the derivative through them."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxmeta import adaptation, tasks
+from jaxmeta.algorithms.meta_q import Config, Hyper, meta_q
+
+NUM_STREAMS, HORIZON = 3, 4
+
+
+def family_and_algorithm(hyper=Hyper(), **settings):
+    family = tasks.make("tabular", num_states=3, num_actions=2, horizon=HORIZON)
+    config = Config(**dict(num_streams=NUM_STREAMS, hidden_sizes=()) | settings)
+    return family, meta_q(family, config, hyper)
+
+
+def recorded(algorithm, family, meta, num_updates):
+    return adaptation.lifetime(
+        jax.random.key(1),
+        meta,
+        family.train(jax.random.key(2)),
+        learner=algorithm.learner,
+        env=family.env,
+        num_streams=NUM_STREAMS,
+        num_updates=num_updates,
+        num_steps=HORIZON,
+        restart=True,
+    ).trajectories
+
+
+def table(params):
+    """Q of the three states, ``[S, A]``."""
+    head = params["head"]["params"]
+    return np.asarray(head["kernel"]) + np.asarray(head["bias"])
+
+
+@pytest.mark.parametrize("trace", ["retrace", "tree_backup"])
+def test_an_update_is_the_paper_s(trace, x64):
+    """Experience of another policy; the step written out for a table."""
+    gamma, lambda_, temperature, alpha = 0.9, 0.8, 0.5, 0.4
+    hyper = Hyper(discount=gamma, trace_lambda=lambda_, temperature=temperature, step_size=alpha)
+    family, algorithm = family_and_algorithm(hyper, trace=trace, num_batches=1)
+    meta = algorithm.init(jax.random.key(0)).meta
+    data = jax.tree.map(lambda x: x[0], recorded(algorithm, family, meta, 1))
+    other = 0.7 * jax.random.normal(jax.random.key(5), data.log_prob.shape)
+    data = data._replace(log_prob=data.log_prob + other)
+    agent = algorithm.learner.init(jax.random.key(0), meta)
+    after = algorithm.learner.update(jax.random.key(3), meta, agent, data).params
+
+    q, pi = table(meta.params), np.asarray(jax.nn.softmax(table(meta.params) / temperature))
+    s, s_next = (np.argmax(x, axis=-1) for x in (data.timestep.obs, data.next_obs))
+    a, reward, mu = (np.asarray(x) for x in (data.action, data.reward, jnp.exp(data.log_prob)))
+    error = np.zeros_like(reward)
+    for t in reversed(range(HORIZON)):
+        expected = np.sum(pi[s_next[:, t]] * q[s_next[:, t]], axis=1)
+        delta = reward[:, t] + gamma * expected - q[s[:, t], a[:, t]]
+        later = 0.0
+        if t < HORIZON - 1:
+            chosen = pi[s[:, t + 1], a[:, t + 1]]
+            cut = np.minimum(1.0, chosen / mu[:, t + 1]) if trace == "retrace" else chosen
+            later = gamma * lambda_ * cut * error[:, t + 1]
+        error[:, t] = delta + later
+    x = np.eye(3)[s]
+    by_action = np.eye(2)[a]
+    kernel = alpha * np.einsum("nt,nts,nta->sa", error, x, by_action) / error.size
+    bias = alpha * np.einsum("nt,nta->a", error, by_action) / error.size
+    moved = jax.tree.map(jnp.subtract, after, meta.params)["head"]["params"]
+    np.testing.assert_allclose(moved["kernel"], kernel, rtol=1e-10, atol=1e-14)
+    np.testing.assert_allclose(moved["bias"], bias, rtol=1e-10, atol=1e-14)
+
+
+def test_it_acts_by_the_softmax_of_its_values():
+    family, algorithm = family_and_algorithm(Hyper(temperature=0.2))
+    meta = algorithm.init(jax.random.key(0)).meta
+    data = recorded(algorithm, family, meta, 0)
+    log_pi = jax.nn.log_softmax(table(meta.params) / 0.2)
+    s = np.argmax(data.timestep.obs, axis=-1)
+    np.testing.assert_allclose(data.log_prob, np.asarray(log_pi)[s, data.action], rtol=1e-4)
+
+
+@pytest.mark.parametrize("trace", ["retrace", "tree_backup"])
+def test_the_meta_gradient_goes_through_the_updates(trace, x64):
+    """As finite differences do, where Retrace's traces, which are data, are the same at all points."""
+    family, algorithm = family_and_algorithm(num_batches=2, hidden_sizes=(3,), trace=trace)
+    meta = algorithm.init(jax.random.key(0)).meta
+    data = recorded(algorithm, family, meta, 2)
+    # Experience as if of a policy to which it was all unlikely: every ratio is above 1 and cut to it.
+    data = data._replace(log_prob=data.log_prob - 30.0)
+    flat, unravel = jax.flatten_util.ravel_pytree((meta.params, meta.step_size))
+    out = jax.random.normal(jax.random.key(9), (flat.size - 1,))
+
+    @jax.jit
+    def adapted(flat):
+        params, step_size = unravel(flat)
+        moved = meta._replace(params=params, step_size=step_size)
+        history = adaptation.replay(jax.random.key(1), moved, data, learner=algorithm.learner)
+        last = jax.tree.map(lambda x: x[-1], history.agent.params)
+        return jax.flatten_util.ravel_pytree(last)[0] @ out
+
+    gradient = jax.jit(jax.grad(adapted))(flat)
+    for i in [*np.random.default_rng(0).choice(flat.size, 12, replace=False).tolist(), -1]:
+        step = jnp.zeros_like(flat).at[i].set(1e-5)
+        difference = (adapted(flat + step) - adapted(flat - step)) / 2e-5
+        np.testing.assert_allclose(gradient[i], difference, rtol=1e-5, atol=1e-7)
+
+
+def test_what_does_not_fit_is_refused():
+    with pytest.raises(ValueError, match="trace='q_lambda' is unknown"):
+        Config(trace="q_lambda")
+    with pytest.raises(ValueError, match="family 'navigation' has actions in .*Discrete"):
+        meta_q(tasks.make("navigation"))
+    with pytest.raises(ValueError, match="temperature=0 must lie between"):
+        meta_q(tasks.make("tabular"), hyper=Hyper(temperature=0))

@@ -1,0 +1,130 @@
+"""What an agent keeps, and what its meta-objective says of policy and values."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxmeta import adaptation, networks, tasks
+from jaxmeta.gradient_learner import Meta
+from jaxmeta.replay_learner import Config, log_probs, outer_loss, replay_learner
+from jaxmeta.types import TimeStep, Trajectory
+
+
+def learner_that_sums(num_batches):
+    """Its gradient is minus the mean reward, so a parameter says which batches it was made of."""
+    family = tasks.make("tabular", num_states=2, num_actions=2, horizon=4)
+    config = Config(num_streams=3, num_batches=num_batches, num_steps=4)
+    policy = networks.default_policy("softmax_linear", (2,), family.action_space, ())
+    parts = replay_learner(
+        family,
+        config,
+        policy,
+        lambda meta, params: {"theta": jnp.zeros(6)},
+        lambda meta, params, data: {"w": -jnp.mean(data.reward)},
+    )
+    return family, parts
+
+
+@pytest.mark.parametrize("num_batches", [1, 2, 3])
+def test_an_update_looks_at_the_last_batches_and_at_nothing_else(num_batches):
+    family, parts = learner_that_sums(num_batches)
+    meta = Meta({"w": jnp.zeros(())}, jnp.ones(()), None)
+    agent = parts.learner.init(jax.random.key(0), meta)
+    assert agent.batches.reward.shape == (num_batches, 3, 4)
+    streams = adaptation.begin_streams(
+        jax.random.key(1),
+        meta,
+        family.train(jax.random.key(2)),
+        learner=parts.learner,
+        env=family.env,
+        num_streams=3,
+    )
+    _, seen = adaptation.experience(
+        jax.random.key(3),
+        meta,
+        family.train(jax.random.key(2)),
+        agent,
+        streams,
+        learner=parts.learner,
+        env=family.env,
+        num_steps=4,
+    )
+    before, rewards = 0.0, [1.0, 10.0, 100.0, 1000.0]
+    for i in range(4):
+        data = seen._replace(reward=jnp.full((3, 4), rewards[i]))
+        agent = parts.learner.update(jax.random.key(4), meta, agent, data)
+        wanted = np.mean(rewards[max(0, i + 1 - num_batches) : i + 1])
+        np.testing.assert_allclose(agent.params["w"] - before, wanted, rtol=1e-6)
+        before = agent.params["w"]
+        assert agent.num_batches == min(i + 1, num_batches)
+        assert jnp.all(agent.batches.reward[0] == rewards[i])
+
+
+def test_the_policy_that_acts_is_the_one_that_is_recorded():
+    family, parts = learner_that_sums(1)
+    meta = Meta({"w": jnp.zeros(())}, jnp.ones(()), None)
+    history = jax.jit(parts.lifetime)(jax.random.key(0), meta, family.train(jax.random.key(1)))
+    np.testing.assert_allclose(history.trajectories.log_prob, jnp.log(0.5), rtol=1e-6)
+    assert history.trajectories.reward.shape == (4, 3, 4)
+    assert parts.env_steps == 3 * 4 * 4
+
+
+def test_the_outer_loss_is_return_and_prediction_error_each_for_itself(x64):
+    """The derivative in log-probabilities is minus the advantage, with its factor γ^t; in values minus the
+    error; neither reaches the other."""
+    keys = jax.random.split(jax.random.key(0), 3)
+    reward, v = jax.random.normal(keys[0], (2, 5)), jax.random.normal(keys[1], (2, 5))
+    last = jnp.zeros((2, 5), bool).at[:, 2].set(True).at[:, 4].set(True)
+    first = jnp.roll(last, 1, axis=1)
+    v_next = jnp.where(last, 7.0, jnp.roll(v, -1, axis=1))
+    data = Trajectory(
+        timestep=TimeStep(None, None, None, first),
+        action=None,
+        log_prob=jnp.zeros((2, 5)),
+        reward=reward,
+        discount=1.0 - last,
+        last=last,
+        next_obs=None,
+        memory=(),
+    )
+
+    class Hyper:
+        discount, trace_lambda, value_cost = 0.9, 0.8, 0.3
+
+    def loss(log_prob, v, v_next):
+        return outer_loss(log_prob, data, v, v_next, Hyper)[0]
+
+    by_policy, by_value, by_next = jax.grad(loss, argnums=(0, 1, 2))(data.log_prob, v, v_next)
+    advantage = np.zeros((2, 5))
+    for t in (2, 1, 0):  # the first episode counts; it terminates at 2
+        goes_on = t < 2
+        delta = reward[:, t] + goes_on * 0.9 * v_next[:, t] - v[:, t]
+        advantage[:, t] = delta + (goes_on * 0.9 * 0.8 * advantage[:, t + 1] if goes_on else 0)
+    g = np.array([1.0, 0.9, 0.81, 0.0, 0.0])
+    np.testing.assert_allclose(by_policy, -advantage * g / 10, rtol=1e-10, atol=1e-14)
+    np.testing.assert_allclose(by_value, -0.3 * advantage / 10, rtol=1e-10, atol=1e-14)
+    assert not jnp.any(by_next)
+
+
+def test_log_probs_are_of_what_was_done():
+    family, parts = learner_that_sums(1)
+    meta = Meta({"w": jnp.zeros(())}, jnp.ones(()), None)
+    history = parts.lifetime(jax.random.key(0), meta, family.train(jax.random.key(1)))
+    data = jax.tree.map(lambda x: x[0], history.trajectories)
+    policy = networks.default_policy("softmax_linear", (2,), family.action_space, ())
+    theta = jax.random.normal(jax.random.key(2), (6,))
+    found = log_probs(policy, {"theta": theta}, data)
+    row = np.concatenate([data.timestep.obs, np.ones((3, 4, 1))], axis=-1)
+    logits = row @ np.asarray(theta).reshape(2, 3).T
+    wanted = jax.nn.log_softmax(logits)
+    np.testing.assert_allclose(
+        found,
+        np.take_along_axis(np.asarray(wanted), np.asarray(data.action)[..., None], -1)[..., 0],
+        rtol=1e-5,
+    )
+
+
+def test_bad_settings_are_refused():
+    with pytest.raises(ValueError, match="num_batches=0 must be at least 1"):
+        Config(num_batches=0)

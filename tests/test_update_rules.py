@@ -1,0 +1,244 @@
+"""What agents do under rules whose parameters are set by hand, and what a learned rule cannot break."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jaxmeta import adaptation, tasks, update_rules
+from jaxmeta.returns import discounted_returns
+from jaxmeta.update_rules import Meta, a2c, drift, lpg, lpo, rule_learner
+
+FAMILY = tasks.make("gridworld", size=3, horizon=4)
+
+
+class Values(NamedTuple):
+    """What rules read, undisturbed by what a learned one is charged for."""
+
+    discount: float = 0.9
+    gae_lambda: float = 0.8
+    step_size: float = 0.5
+    prediction_cost: float = 0.5
+    entropy_cost: float = 0.0
+    policy_entropy_bonus: float = 0.0
+    prediction_entropy_bonus: float = 0.0
+    policy_target_cost: float = 0.0
+    prediction_target_cost: float = 0.0
+
+
+def newborn(rule, values, family=FAMILY, params=None, **settings):
+    """``(parts, meta, agent, data)``: an agent and what it saw in two streams of ten steps."""
+    parts = rule_learner(rule, family, **settings)
+    meta = Meta(rule.init(jax.random.key(0)) if params is None else params, values)
+    task = family.train(jax.random.key(1))
+    world = dict(learner=parts.learner, env=family.env)
+
+    def born(meta):
+        agent, streams = adaptation.begin(jax.random.key(2), meta, task, **world, num_streams=2)
+        _, data = adaptation.experience(
+            jax.random.key(3), meta, task, agent, streams, **world, num_steps=10
+        )
+        return agent, data
+
+    return parts, meta, *jax.jit(born)(meta)
+
+
+def update(parts, meta, agent, data, times=1):
+    def body(_, agent):
+        return parts.learner.update(jax.random.key(4), meta, agent, data)
+
+    return jax.jit(lambda agent: jax.lax.fori_loop(0, times, body, agent))(agent)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    seed=st.integers(0, 2**20),
+    scale=st.sampled_from([0.0, 0.3, 1.0, 10.0, 100.0]),
+    advantage=st.floats(-50, 50, width=32),
+    log_ratio=st.floats(-5, 5, width=32),
+)
+def test_a_drift_is_one_whatever_its_parameters(seed, scale, advantage, log_ratio):
+    """Mirror learning's conditions: f >= 0, and at ratio 1 neither a value nor a gradient."""
+    away, value, slope = drift_there_and_at_one(seed, scale, log_ratio, advantage)
+    assert away >= 0
+    assert value == 0
+    assert slope == 0
+
+
+@jax.jit
+def drift_there_and_at_one(seed, scale, log_ratio, advantage):
+    params = jax.tree.map(lambda x: scale * x, lpo(hidden_size=8).init(jax.random.key(seed)))
+    at_one = jax.value_and_grad(drift, 1)(params, jnp.zeros(()), advantage)
+    return drift(params, log_ratio, advantage), *at_one
+
+
+def test_a_drift_can_say_something():
+    params = lpo(hidden_size=8).init(jax.random.key(0))
+    log_ratio, advantage = jnp.meshgrid(jnp.linspace(-1, 1, 9), jnp.array([-1.0, 1.0]))
+    value = drift(params, log_ratio, advantage)
+    assert value.shape == (2, 9)
+    assert jnp.mean(value > 0.01) > 0.2
+    assert jnp.max(jnp.abs(value[0] - value[1])) > 0.01
+
+
+def adding_up(rule, epsilon):
+    """LPG's parameters whose LSTM adds the rewards from a stream's end and whose π̂ is that sum: gates
+    are open, rewards so small on their way in that every tanh is the identity, predictions uniform."""
+    params = jax.tree.map(jnp.zeros_like, rule.init(jax.random.key(0)))
+    size = params["memory"]["recurrent"].shape[0]
+    kernel = params["memory"]["input"]["kernel"].at[0, 3 * size :].set(epsilon)
+    bias = params["memory"]["input"]["bias"].at[: 3 * size].set(50.0)
+    params["memory"]["input"] = {"kernel": kernel, "bias": bias}
+    head = params["policy"]["head"]["params"]["kernel"]
+    params["policy"]["head"]["params"]["kernel"] = jnp.full_like(head, 1 / (epsilon * size))
+    return params
+
+
+def test_lpg_that_says_the_return_is_reinforce(x64):
+    """It reads the stream from its end and forgets where an episode ends, or the sums would be others."""
+    rule = lpg(num_predictions=3, memory_size=2)
+    values = Values(prediction_cost=0.0, step_size=0.7)
+    params = adding_up(rule, 1e-5)
+    parts, meta, agent, data = newborn(rule, values, params=params)
+    assert jnp.sum(data.last) >= 3
+    zeros = jnp.zeros_like(data.reward)
+    returns = jax.vmap(discounted_returns)(data.reward, zeros + 1.0, data.last, zeros)
+    targets = rule.targets(params, parts.outputs(agent.params, data), data, values)
+    np.testing.assert_allclose(targets.policy, returns, rtol=1e-6, atol=1e-8)
+
+    def score(params):
+        return jnp.mean(parts.outputs(params, data).distribution.log_prob(data.action) * returns)
+
+    moved = update(parts, meta, agent, data).params["policy"]
+    expected = jax.tree.map(
+        lambda p, g: p + 0.7 * g, agent.params["policy"], jax.grad(score)(agent.params)["policy"]
+    )
+    for x, y in zip(jax.tree.leaves(moved), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-6, atol=1e-9)
+
+
+def test_lpg_moves_predictions_to_their_targets_and_is_a_step_of_the_policy_gradient(x64):
+    """π̂ = c and uniform ŷ: ``Δθ = α c mean(1[a] - π) φᵀ`` and predictions become uniform."""
+    rule = lpg(num_predictions=3, memory_size=2)
+    params = jax.tree.map(jnp.zeros_like, rule.init(jax.random.key(0)))
+    params["policy"]["head"]["params"]["bias"] += 1.5
+    parts, meta, agent, data = newborn(rule, Values(prediction_cost=2.0), params=params)
+    outputs = parts.outputs(agent.params, data)
+    error = jax.nn.one_hot(data.action, 5) - jax.nn.softmax(outputs.distribution.logits)
+    step = 0.5 * 1.5 * jnp.einsum("nts,nta->sa", data.timestep.obs, error) / data.reward.size
+    moved = update(parts, meta, agent, data)
+    kernels = [x.params["policy"]["head"]["params"]["kernel"] for x in (agent, moved)]
+    np.testing.assert_allclose(kernels[1] - kernels[0], step, rtol=1e-8, atol=1e-12)
+    moved = update(parts, meta, agent, data, times=400)
+    y = jax.nn.softmax(parts.outputs(moved.params, data).prediction)
+    np.testing.assert_allclose(y, 1 / 3, atol=2e-2)
+
+
+def test_every_input_of_lpg_counts():
+    rule = lpg(num_predictions=3, memory_size=4)
+    parts, meta, agent, data = newborn(rule, Values())
+    outputs = parts.outputs(agent.params, data)
+
+    def targets(outputs=outputs, data=data, **values):
+        return rule.targets(meta.params, outputs, data, Values(**values)).policy
+
+    logits = outputs.distribution.logits
+    flat = outputs.distribution._replace(logits=3.0 * logits)
+    changes = [
+        targets(data=data._replace(reward=data.reward + 1.0)),
+        targets(data=data._replace(discount=0.0 * data.discount)),
+        targets(data=data._replace(last=~data.last)),
+        targets(discount=0.5),
+        targets(outputs._replace(distribution=flat)),
+        targets(outputs._replace(prediction=-outputs.prediction)),
+        targets(outputs._replace(next_prediction=-outputs.next_prediction)),
+    ]
+    for changed in changes:
+        assert jnp.max(jnp.abs(changed - targets())) > 1e-6
+
+
+def test_lpg_is_charged_for_its_targets_and_rewarded_for_entropy():
+    rule = lpg(num_predictions=4, memory_size=2)
+    params = jax.tree.map(jnp.zeros_like, rule.init(jax.random.key(0)))
+    params["policy"]["head"]["params"]["bias"] += 3.0
+    parts, _, agent, data = newborn(rule, Values(), params=params)
+    outputs = parts.outputs(agent.params, data)
+    uniform = outputs._replace(
+        prediction=0.0 * outputs.prediction,
+        distribution=outputs.distribution._replace(logits=0.0 * outputs.distribution.logits),
+    )
+    expected = {
+        "policy_target_cost": 9.0,
+        "prediction_target_cost": 0.25,
+        "policy_entropy_bonus": -np.log(5),
+        "prediction_entropy_bonus": -np.log(4),
+    }
+    for name, value in expected.items():
+        charged = rule.regularizer(params, uniform, data, Values(**{name: 2.0}))
+        np.testing.assert_allclose(charged, 2.0 * value, rtol=1e-5)
+
+
+def test_lpo_s_first_step_knows_no_drift_and_its_second_does():
+    rule = lpo(hidden_size=8)
+    params = rule.init(jax.random.key(0))
+    silent = jax.tree.map(jnp.zeros_like, params)
+
+    def policies(num_epochs):
+        parts, _, agent, data = newborn(rule, Values(step_size=5.0), num_epochs=num_epochs)
+        return [
+            update(parts, Meta(p, Values(step_size=5.0)), agent, data) for p in (params, silent)
+        ]
+
+    def distance(pair):
+        x, y = (jax.flatten_util.ravel_pytree(agent.params["policy"])[0] for agent in pair)
+        return jnp.max(jnp.abs(x - y))
+
+    assert distance(policies(1)) == 0
+    assert distance(policies(4)) > 1e-4
+
+
+def test_a2c_is_the_policy_gradient_with_generalised_advantages(x64):
+    rule, values = a2c(), Values(prediction_cost=0.3, entropy_cost=0.1)
+    parts, meta, agent, data = newborn(rule, values)
+    v, v_next = (np.asarray(x) for x in parts.outputs(agent.params, data)[1:])
+    reward, discount, last = (np.asarray(x) for x in (data.reward, data.discount, data.last))
+    advantage, carried = np.zeros_like(reward), np.zeros(2)
+    for t in reversed(range(10)):
+        delta = reward[:, t] + 0.9 * discount[:, t] * v_next[:, t] - v[:, t]
+        carried = delta + 0.9 * 0.8 * discount[:, t] * (1 - last[:, t]) * carried
+        advantage[:, t] = carried
+
+    def loss(params):
+        distribution, value, _ = parts.outputs(params, data)
+        gain = distribution.log_prob(data.action) * advantage + 0.1 * distribution.entropy()
+        return jnp.mean(0.15 * (value - v - advantage) ** 2 - gain)
+
+    moved = update(parts, meta, agent, data).params
+    expected = jax.tree.map(lambda p, g: p - 0.5 * g, agent.params, jax.grad(loss)(agent.params))
+    for x, y in zip(jax.tree.leaves(moved), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["catch", "cartpole", "pendulum"])
+@pytest.mark.parametrize("rule", [lpg(num_predictions=3, memory_size=4), lpo(hidden_size=4)])
+def test_one_rule_teaches_agents_of_any_family(rule, name):
+    params = rule.init(jax.random.key(0))
+    family = tasks.make(name)
+    parts, meta, agent, data = newborn(
+        rule, Values(), family, params, hidden_sizes=(8,), optimizer=optax.adam, num_epochs=2
+    )
+    moved = update(parts, meta, agent, data)
+    assert jax.tree.structure(moved) == jax.tree.structure(agent)
+    for x, y in zip(jax.tree.leaves(moved.params), jax.tree.leaves(agent.params), strict=True):
+        assert jnp.all(jnp.isfinite(x))
+        assert jnp.any(x != y)
+
+
+def test_an_update_without_a_step_is_refused():
+    with pytest.raises(ValueError, match="num_epochs=0 must be at least 1"):
+        rule_learner(update_rules.a2c(), FAMILY, num_epochs=0)
