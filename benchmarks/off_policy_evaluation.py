@@ -50,6 +50,11 @@ class Main:
     """Standard deviations of the difference of π's and μ's parameters."""
     updates: tuple[int, ...] = (1, 3, 10)
     """Numbers of steps to report."""
+    rho_bar: float = 3.0
+    """Where V-trace truncates the ratio of a TD error, for all three; without it a few tasks diverge where
+    policies are far apart."""
+    outer_policy: Literal["behaviour", "target"] = "behaviour"
+    """Who acts for the prediction error in meta-training: μ, corrected by importance sampling, or π."""
     meta_updates: int = 3000
     """Meta-updates, of 20 tasks each; as many without adaptation for the mean task."""
     num_tasks: int = 1000
@@ -72,7 +77,13 @@ class Main:
 
 def settings(main: Main, distance: float) -> tuple[Config, Hyper]:
     """Of the meta-learned value; the controls differ in nothing but where they begin and their tuning."""
-    config = Config(num_updates=max(main.updates), hidden_sizes=(32,), policy="softmax_linear")
+    config = Config(
+        num_updates=max(main.updates),
+        rho_bar=main.rho_bar,
+        outer_policy=main.outer_policy,
+        policy="softmax_linear",
+        hidden_sizes=(32,),
+    )
     hyper = Hyper(policy_scale=0.5, policy_distance=distance, learning_rate=1e-2)
     return config, hyper
 

@@ -106,7 +106,12 @@ def meta_actor_critic(
         return Meta(params, gradient_learner.first_step_size(sizes, params, config), hyper)
 
     def gradient(meta: Meta, params: Params, data: Trajectory) -> Params:
-        """Down which policy and value go, of one batch ``[N, T]``; ratios and targets are live."""
+        """Down which policy and value go, of one batch ``[N, T]``; targets are live.
+
+        So is the ratio that weights a step of the policy: its derivative there says what the update would be
+        like if the policy had begun elsewhere. Those in the targets are data, as in IMPALA: live, they
+        would move the targets of the values with the policy and leave what they are judged by behind.
+        """
         counted = jax.vmap(in_first_episode)(data.last)
         discount = meta.hyper.discount * data.discount
 
@@ -121,7 +126,9 @@ def meta_actor_critic(
 
         rho = jnp.exp(log_prob(params["policy"]) - data.log_prob)
         v, v_next = predict(params["value"]), value.apply(params["value"], data.next_obs)
-        advantage, error = vtrace_errors(data, discount, v, v_next, rho, meta.hyper, config)
+        advantage, error = vtrace_errors(
+            data, discount, v, v_next, jax.lax.stop_gradient(rho), meta.hyper, config
+        )
         g = jax.vmap(cumulative_discount)(discount, data.timestep.first)
         return {
             "policy": along(

@@ -226,7 +226,7 @@ def test_a_pair_s_perturbations_add_up_until_it_is_born_again(family):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (dict(objective="lgp"), "objective='lgp' is unknown: did you mean 'lpg'"),
+        (dict(objective="lgp"), "objective='lgp' is unknown: did you mean 'lpo' or 'lpg'"),
         (dict(outer="ppes"), "outer='ppes' is unknown: did you mean 'pes'"),
         (dict(num_agents=0), "num_agents=0 must be at least 1"),
         (dict(lifespan=7, num_updates=2), "lifespan=7 must be a multiple of num_updates=2"),
