@@ -53,6 +53,11 @@ def settings(argv: list[str]) -> Any:
     chooser.add_argument("--family", default="navigation")
     chosen, _ = chooser.parse_known_args(argv)
     checks.choice("algorithm", chosen.algorithm, ALGORITHMS)
+    if chosen.algorithm == "meta_value":
+        raise ValueError(
+            "algorithm='meta_value' predicts returns and earns none: "
+            "benchmarks/off_policy_evaluation.py trains and measures it"
+        )
     checks.choice("family", chosen.family, tasks.FAMILIES)
     module = ALGORITHMS[chosen.algorithm]
     constructor = tasks.FAMILIES[chosen.family]

@@ -93,6 +93,7 @@ def test_a_second_run_is_refused_unless_it_resumes(trained):
         (["--policy", "categorical"], "needs a discrete action space"),
         (["--resume"], "nothing to resume"),
         (["--eval-tasks", "1"], "eval_tasks=1 must be at least 2"),
+        (["--algorithm", "meta_value"], "predicts returns and earns none"),
     ],
 )
 def test_bad_input_is_answered_before_anything_compiles(arguments, message, tmp_path):
@@ -243,6 +244,27 @@ def test_meta_gradient_study(kind, tmp_path):
     assert "Traceback" not in refused.stderr
 
 
+def test_off_policy_evaluation_study(tmp_path):
+    small = "--meta-updates 4 --num-tasks 10 --num-tuning 4 --distances 0.2 --updates 1 2".split()
+    result = run("off_policy_evaluation.py", *small, "--output", "out", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    rows = json.loads((tmp_path / "out" / "results.json").read_text())["rows"]
+    assert [row["beginning"] for row in rows] == ["meta-learned", "mean task", "random"]
+    for row in rows:
+        assert row["after_2_low"] <= row["after_2"] <= row["after_2_high"]
+        assert 0.1 < row["log_ratio"] < 0.3
+    assert rows[0]["tuned"] == {"1": None, "2": None}
+    # What was tuned changes what comes out, and the meta-learned value is measured against both.
+    assert rows[1]["share_1"] == pytest.approx(rows[0]["after_1"] / rows[1]["after_1"])
+    assert len((tmp_path / "out" / "table.csv").read_text().splitlines()) == 4
+    assert "| mean task |" in result.stdout
+    image = matplotlib.image.imread(tmp_path / "out" / "off_policy_evaluation.png")
+    assert min(image.shape[:2]) > 300
+    refused = run("off_policy_evaluation.py", "--output", "out", cwd=tmp_path)
+    assert "is not empty" in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+
 def test_learned_objective_study(tmp_path):
     small = "--meta-updates 2 --num-agents 2 --lifespan 25 --transfer-lifespan 25 --num-streams 2"
     small += " --num-steps 5 --tune-tasks 2 --eval-tasks 3 --transfer-agents 2 --window 5"
@@ -263,12 +285,13 @@ def test_learned_objective_study(tmp_path):
 
 
 def test_lifetime_memory_study(tmp_path):
-    small = "--lifespans 2 8 --window 2 --num-agents 2 --num-streams 2 --num-steps 5 --output out"
+    """Two windows and twenty: a single one would be compiled without a loop."""
+    small = "--lifespans 4 40 --window 2 --num-agents 2 --num-streams 2 --num-steps 5 --output out"
     result = run("learned_objective.py", "memory", *small.split(), cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     report = json.loads((tmp_path / "out" / "results.json").read_text())["results"]
     for name, cells in report.items():
-        short, long = (cells[updates]["temporary_bytes"] for updates in ("2", "8"))
+        short, long = (cells[updates]["temporary_bytes"] for updates in ("4", "40"))
         assert (long > 1.5 * short) if "whole" in name else (long == short), name
     assert "| meta-gradient, whole lifetime |" in result.stdout
 

@@ -303,6 +303,42 @@ PROTOCOL = {
 }
 
 
+def test_acting_and_learning_draw_from_different_keys(family, monkeypatch):
+    """Not compiled, so that keys can be read: the one that acts is not the one that is split to learn.
+
+    (JAX's checker of reused keys gives a false alarm for the scan over epochs.)
+    """
+    whole, split = memory_learner.memory_learner, jax.random.split
+    config = rl2.Config(num_episodes=2, memory_size=4, num_minibatches=1, num_epochs=1)
+    acted, learned = [], []
+
+    def with_a_spy(*arguments):
+        parts = whole(*arguments)
+
+        def trials(key, meta, tasks):
+            data = parts.trials(key, meta, tasks)
+            acted.append(key)
+            return data
+
+        return parts._replace(trials=trials)
+
+    def spy(key, *size):
+        if acted and not isinstance(key, jax.core.Tracer):
+            learned.append(key)
+        return split(key, *size)
+
+    monkeypatch.setattr(memory_learner, "memory_learner", with_a_spy)
+    algorithm = rl2.rl2(family, config)
+    drawn = tasks.sample_tasks(jax.random.key(1), family, 2, split="train")
+    state = algorithm.init(jax.random.key(0))
+    monkeypatch.setattr(jax.random, "split", spy)
+    algorithm.step(jax.random.key(2), state, drawn)
+    keys = [jax.random.key_data(key).tolist() for key in (*acted, *learned)]
+    assert len(acted) == 1
+    assert len(learned) >= 1
+    assert keys[0] not in keys[1:]
+
+
 @pytest.mark.parametrize("variant", PROTOCOL)
 def test_protocol(family, variant):
     """One compilation; a state that keeps shapes, types and weak types; metrics under their names; with

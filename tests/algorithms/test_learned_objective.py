@@ -59,7 +59,7 @@ def test_protocol(family, objective, outer):
     assert not jnp.allclose(flat(after.meta.params), flat(state.meta.params), atol=1e-7)
 
     life = after.members.life
-    broken_agent = jax.tree.map(lambda x: x.at[1].set(jnp.nan), life.agent.params)
+    broken_agent = jax.tree.map(lambda x: x.at[0].set(jnp.nan), life.agent.params)
     broken = after._replace(
         members=after.members._replace(
             life=life._replace(agent=life.agent._replace(params=broken_agent))
