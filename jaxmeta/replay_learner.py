@@ -95,6 +95,12 @@ def replay_learner(
 
     def update(key: jax.Array, meta: Meta, agent: Agent, data: Trajectory) -> Agent:
         del key
+        kept = agent.batches.reward.shape[1:]
+        if data.reward.shape != kept:
+            raise ValueError(
+                f"trajectories of shape {data.reward.shape} must be [num_streams, num_steps] = {kept}, as "
+                "configured: they are kept beside those before them"
+            )
         batches = jax.tree.map(
             lambda new, old: jnp.concatenate([new[None], old[:-1]]), data, agent.batches
         )

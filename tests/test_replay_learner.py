@@ -125,6 +125,15 @@ def test_log_probs_are_of_what_was_done():
     )
 
 
+def test_batches_of_another_size_are_refused():
+    _, parts = learner_that_sums(2)
+    meta = Meta({"w": jnp.zeros(())}, jnp.ones(()), None)
+    agent = parts.learner.init(jax.random.key(0), meta)
+    data = jax.tree.map(lambda x: x[0, :2], agent.batches)
+    with pytest.raises(ValueError, match=r"shape \(2, 4\) must be .* = \(3, 4\)"):
+        parts.learner.update(jax.random.key(1), meta, agent, data)
+
+
 def test_bad_settings_are_refused():
     with pytest.raises(ValueError, match="num_batches=0 must be at least 1"):
         Config(num_batches=0)
