@@ -39,8 +39,8 @@ class Config(replay_learner.Config):
 
     rho_bar: float = 2.0
     """ρ̄, where the ratio of a step is truncated; above 1."""
-    c_bar: float = 2.0
-    """c̄, where the ratios of a trace are truncated; above 1."""
+    c_bar: float = 1.0
+    """c̄, where the ratios of a trace are truncated."""
     adapts: str = "all"
     """What the updates change: `all` parameters, those of the `policy` or those of the `value`."""
     policy: Literal["mlp", "categorical", "gaussian", "softmax_linear"] = "mlp"
@@ -49,14 +49,13 @@ class Config(replay_learner.Config):
     def __post_init__(self) -> None:
         super().__post_init__()
         checks.choice("adapts", self.adapts, ("all", "policy", "value"))
-        for name in ("rho_bar", "c_bar"):
-            bar = getattr(self, name)
-            checks.between(name, bar, 0, math.inf)
-            if not bar > 1:
-                raise ValueError(
-                    f"{name}={bar} must exceed 1: the ratios of new experience are 1, where min(1, ρ) has "
-                    "half the derivative that the meta-gradient goes through"
-                )
+        checks.between("rho_bar", self.rho_bar, 0, math.inf)
+        checks.between("c_bar", self.c_bar, 0, math.inf)
+        if not self.rho_bar > 1:
+            raise ValueError(
+                f"rho_bar={self.rho_bar} must exceed 1: the ratios of new experience are 1, where "
+                "min(1, ρ) has half the derivative that the meta-gradient goes through"
+            )
 
 
 class Hyper(NamedTuple):

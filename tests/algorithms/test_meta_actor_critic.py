@@ -108,12 +108,9 @@ def test_old_experience_is_weighted_by_its_ratios(x64):
         )
 
 
-def test_the_meta_gradient_goes_through_both_updates_as_finite_differences_do(x64):
-    """Adapted policy and value as functions of both beginnings and both step sizes, two updates on fixed
-    experience, the second on two batches."""
-    family, algorithm = family_and_algorithm(num_batches=2, hidden_sizes=(3,))
-    meta = algorithm.init(jax.random.key(0)).meta
-    data = recorded(algorithm, family, meta, 2)
+def check_derivative(algorithm, family, data, meta, *, of):
+    """Automatic against numerical differentiation of what adaptation on ``data`` leads to, in both
+    beginnings and both step sizes; ``of`` are the entries of the adapted parameters that count."""
     flat, unravel = jax.flatten_util.ravel_pytree((meta.params, meta.step_size))
     out = jax.random.normal(jax.random.key(9), (flat.size - 2,))
 
@@ -123,24 +120,57 @@ def test_the_meta_gradient_goes_through_both_updates_as_finite_differences_do(x6
         moved = meta._replace(params=params, step_size=step_size)
         history = adaptation.replay(jax.random.key(1), moved, data, learner=algorithm.learner)
         last = jax.tree.map(lambda x: x[-1], history.agent.params)
-        return jax.flatten_util.ravel_pytree(last)[0] @ out
+        return jax.flatten_util.ravel_pytree(last)[0][of] @ out[of]
 
     gradient = jax.jit(jax.grad(adapted))(flat)
     for i in [*np.random.default_rng(0).choice(flat.size, 12, replace=False).tolist(), -2, -1]:
         step = jnp.zeros_like(flat).at[i].set(1e-5)
         difference = (adapted(flat + step) - adapted(flat - step)) / 2e-5
         np.testing.assert_allclose(gradient[i], difference, rtol=1e-5, atol=1e-7)
-    # What the policy becomes depends on where the values began.
+    return gradient
+
+
+def test_the_meta_gradient_goes_through_both_updates(x64):
+    """Two updates, the second on two batches, on experience that was so unlikely to its policy that every
+    ratio is at its bound: those in the targets are data, and must not move for differences to be right."""
+    family, algorithm = family_and_algorithm(num_batches=2, hidden_sizes=(3,))
+    meta = algorithm.init(jax.random.key(0)).meta
+    data = recorded(algorithm, family, meta, 2)
+    data = data._replace(log_prob=data.log_prob - 30.0)
+    gradient = check_derivative(algorithm, family, data, meta, of=slice(None))
+    # What becomes of the policy depends on where the values began, and on their step size.
     size = jax.flatten_util.ravel_pytree(meta.params["policy"])[0].size
-    out = out.at[size:].set(0.0)
-    assert jnp.abs(jax.grad(adapted.__wrapped__)(flat)[size:-2]).max() > 1e-4
+    gradient = check_derivative(algorithm, family, data, meta, of=slice(size))
+    assert jnp.abs(gradient[size:-2]).max() > 1e-4
+    assert jnp.abs(gradient[-1]) > 1e-6
+
+
+def test_the_policy_s_own_ratio_is_live(x64):
+    """One update on its own experience, where ρ = 1. Episodes of one step, so that nothing but the
+    policy's weight is a function of a ratio."""
+    family = tasks.make("tabular", num_states=3, num_actions=2, horizon=1)
+    config = Config(num_streams=NUM_STREAMS, policy="softmax_linear", hidden_sizes=())
+    algorithm = meta_actor_critic(family, config)
+    meta = linear_meta(algorithm)
+    data = adaptation.lifetime(
+        jax.random.key(1),
+        meta,
+        family.train(jax.random.key(2)),
+        learner=algorithm.learner,
+        env=family.env,
+        num_streams=NUM_STREAMS,
+        num_updates=1,
+        num_steps=1,
+    ).trajectories
+    size = jax.flatten_util.ravel_pytree(meta.params["policy"])[0].size
+    check_derivative(algorithm, family, data, meta, of=slice(size))
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
         (dict(rho_bar=1.0), "rho_bar=1.0 must exceed 1"),
-        (dict(c_bar=0.5), "c_bar=0.5 must exceed 1"),
+        (dict(c_bar=-0.5), "c_bar=-0.5 must lie between 0 and inf"),
         (dict(adapts="head"), "adapts='head' is unknown"),
     ],
 )
