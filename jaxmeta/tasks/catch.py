@@ -37,7 +37,7 @@ def catch(*, horizon: int = 9) -> TaskFamily:
     """
     checks.at_least("horizon", horizon, 1)
     env = _environment()
-    task = jax.tree.map(jnp.asarray, env.default_params.replace(max_steps_in_episode=horizon))
+    task = env.default_params.replace(max_steps_in_episode=jnp.asarray(horizon, jnp.int32))
 
     def sample(key: jax.Array) -> Any:
         del key
