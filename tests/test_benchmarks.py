@@ -219,7 +219,7 @@ def test_meta_gradient_study(kind, tmp_path):
         "chain": "--meta-updates 3 --value-updates 2 --num-streams 2 --variants fixed plain",
         "physics": "--meta-updates 3 --discounts 0.5 0.9 --lambdas 0.5 --num-agents 2 --num-streams 2 "
         "--num-steps 4 --num-seeds 2",
-        "memory": "--lifetimes 2 8 --num-agents 2 --num-streams 2 --num-steps 4",
+        "memory": "--lifetimes 4 40 --num-agents 2 --num-streams 2 --num-steps 4",
     }[kind]
     result = run("meta_gradient.py", kind, *small.split(), "--output", "out", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
@@ -236,7 +236,7 @@ def test_meta_gradient_study(kind, tmp_path):
     if kind == "memory":
         cells = {(row["meta_gradient"], row["lifetime"]): row for row in results["rows"]}
         for name in {name for name, _ in cells}:
-            short, long = (cells[name, updates]["memory_bytes"] for updates in (2, 8))
+            short, long = (cells[name, updates]["memory_bytes"] for updates in (4, 40))
             assert (short == long) if "one update" in name else (long > 1.2 * short), name
     assert min(matplotlib.image.imread(tmp_path / "out" / "meta_gradient.png").shape[:2]) > 300
     refused = run("meta_gradient.py", kind, "--output", "out", cwd=tmp_path)
