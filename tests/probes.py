@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import struct
 from gymnax.environments import environment, spaces
 
+from jaxmeta import adaptation
 from jaxmeta.types import Learner, TimeStep, Trajectory
 
 
@@ -102,3 +103,18 @@ def paths_as_data(states, actions, reward, log_policy) -> Trajectory:
         next_obs=jnp.roll(obs, -1, axis=1),
         memory=(),
     )
+
+
+def recorded_lifetime(algorithm, family, meta, *, num_streams, num_updates):
+    """What an agent sees in one task of ``family``, episodes from the start, as data: ``[K + 1, N, T]``."""
+    return adaptation.lifetime(
+        jax.random.key(1),
+        meta,
+        family.train(jax.random.key(2)),
+        learner=algorithm.learner,
+        env=family.env,
+        num_streams=num_streams,
+        num_updates=num_updates,
+        num_steps=family.horizon,
+        restart=True,
+    ).trajectories

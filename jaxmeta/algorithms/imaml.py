@@ -155,11 +155,5 @@ def imaml(
         return left / jnp.maximum(first, 1e-30)
 
     return gradient_learner.follow_meta_gradient(
-        task_loss,
-        parts.learner,
-        parts.init,
-        config,
-        hyper,
-        optimizer,
-        env_steps=parts.env_steps,
+        task_loss, parts.learner, parts.init, config, hyper, optimizer, env_steps=parts.env_steps
     )

@@ -125,13 +125,7 @@ def maml(
         return loss(meta, history), gradient_learner.report(history)
 
     return gradient_learner.follow_meta_gradient(
-        task_loss,
-        parts.learner,
-        parts.init,
-        config,
-        hyper,
-        optimizer,
-        env_steps=parts.env_steps,
+        task_loss, parts.learner, parts.init, config, hyper, optimizer, env_steps=parts.env_steps
     )
 
 

@@ -60,12 +60,11 @@ class Hyper(NamedTuple):
 
 
 def softmax_policy(q: Value) -> Policy:
-    """``π(a|s) ∝ exp(Q_w(s, a)/τ)``; its parameters are ``(w, τ)``, and there is no new one."""
-
-    def init(key: jax.Array) -> Params:
-        raise NotImplementedError("its parameters are those of Q and a temperature")
-
-    return feed_forward(init, lambda params, obs: Categorical(q.apply(params[0], obs) / params[1]))
+    """``π(a|s) ∝ exp(Q_w(s, a)/τ)``; its parameters are ``(w, τ)``, a new one's τ is 1."""
+    return feed_forward(
+        lambda key: (q.init(key), jnp.ones(())),
+        lambda params, obs: Categorical(q.apply(params[0], obs) / params[1]),
+    )
 
 
 def meta_q(

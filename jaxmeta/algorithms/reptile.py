@@ -84,11 +84,5 @@ def reptile(
         return optax.tree.vdot(meta.params, direction), gradient_learner.report(history)
 
     return gradient_learner.follow_meta_gradient(
-        task_loss,
-        parts.learner,
-        parts.init,
-        config,
-        hyper,
-        optimizer,
-        env_steps=parts.env_steps,
+        task_loss, parts.learner, parts.init, config, hyper, optimizer, env_steps=parts.env_steps
     )

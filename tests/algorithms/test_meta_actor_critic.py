@@ -7,6 +7,7 @@ import pytest
 
 from jaxmeta import adaptation, tasks
 from jaxmeta.algorithms.meta_actor_critic import Config, Hyper, meta_actor_critic
+from tests.probes import recorded_lifetime
 
 NUM_STREAMS, HORIZON = 3, 4
 
@@ -17,21 +18,6 @@ def family_and_algorithm(hyper=Hyper(), **settings):
         **dict(num_streams=NUM_STREAMS, policy="softmax_linear", hidden_sizes=()) | settings
     )
     return family, meta_actor_critic(family, config, hyper)
-
-
-def recorded(algorithm, family, meta, num_updates):
-    """A lifetime's experience, as data: ``[K + 1, N, T]``."""
-    return adaptation.lifetime(
-        jax.random.key(1),
-        meta,
-        family.train(jax.random.key(2)),
-        learner=algorithm.learner,
-        env=family.env,
-        num_streams=NUM_STREAMS,
-        num_updates=num_updates,
-        num_steps=HORIZON,
-        restart=True,
-    ).trajectories
 
 
 def linear_meta(algorithm):
@@ -50,7 +36,10 @@ def test_softmax_linear_policy_and_linear_value_move_as_the_textbook_says(x64):
     hyper = Hyper(discount=gamma, trace_lambda=lambda_, step_size=0.3, value_step_size=0.2)
     family, algorithm = family_and_algorithm(hyper, num_batches=1)
     meta = linear_meta(algorithm)
-    data = jax.tree.map(lambda x: x[0], recorded(algorithm, family, meta, 1))
+    data = jax.tree.map(
+        lambda x: x[0],
+        recorded_lifetime(algorithm, family, meta, num_streams=NUM_STREAMS, num_updates=1),
+    )
     agent = algorithm.learner.init(jax.random.key(0), meta)
     after = algorithm.learner.update(jax.random.key(3), meta, agent, data).params
 
@@ -90,7 +79,10 @@ def test_old_experience_is_weighted_by_its_ratios(x64):
     hyper = Hyper(trace_lambda=0.0, step_size=1.0, value_step_size=1.0)
     family, algorithm = family_and_algorithm(hyper, num_batches=1, rho_bar=1.5)
     meta = linear_meta(algorithm)
-    data = jax.tree.map(lambda x: x[0], recorded(algorithm, family, meta, 1))
+    data = jax.tree.map(
+        lambda x: x[0],
+        recorded_lifetime(algorithm, family, meta, num_streams=NUM_STREAMS, num_updates=1),
+    )
     agent = algorithm.learner.init(jax.random.key(0), meta)
 
     def moved(log_ratio):
@@ -135,7 +127,7 @@ def test_the_meta_gradient_goes_through_both_updates(x64):
     ratio is at its bound: those in the targets are data, and must not move for differences to be right."""
     family, algorithm = family_and_algorithm(num_batches=2, hidden_sizes=(3,))
     meta = algorithm.init(jax.random.key(0)).meta
-    data = recorded(algorithm, family, meta, 2)
+    data = recorded_lifetime(algorithm, family, meta, num_streams=NUM_STREAMS, num_updates=2)
     data = data._replace(log_prob=data.log_prob - 30.0)
     gradient = check_derivative(algorithm, family, data, meta, of=slice(None))
     # What becomes of the policy depends on where the values began, and on their step size.

@@ -7,6 +7,7 @@ import pytest
 
 from jaxmeta import adaptation, tasks
 from jaxmeta.algorithms.meta_q import Config, Hyper, meta_q
+from tests.probes import recorded_lifetime
 
 NUM_STREAMS, HORIZON = 3, 4
 
@@ -15,20 +16,6 @@ def family_and_algorithm(hyper=Hyper(), **settings):
     family = tasks.make("tabular", num_states=3, num_actions=2, horizon=HORIZON)
     config = Config(**dict(num_streams=NUM_STREAMS, hidden_sizes=()) | settings)
     return family, meta_q(family, config, hyper)
-
-
-def recorded(algorithm, family, meta, num_updates):
-    return adaptation.lifetime(
-        jax.random.key(1),
-        meta,
-        family.train(jax.random.key(2)),
-        learner=algorithm.learner,
-        env=family.env,
-        num_streams=NUM_STREAMS,
-        num_updates=num_updates,
-        num_steps=HORIZON,
-        restart=True,
-    ).trajectories
 
 
 def table(params):
@@ -44,7 +31,10 @@ def test_an_update_is_the_paper_s(trace, x64):
     hyper = Hyper(discount=gamma, trace_lambda=lambda_, temperature=temperature, step_size=alpha)
     family, algorithm = family_and_algorithm(hyper, trace=trace, num_batches=1)
     meta = algorithm.init(jax.random.key(0)).meta
-    data = jax.tree.map(lambda x: x[0], recorded(algorithm, family, meta, 1))
+    data = jax.tree.map(
+        lambda x: x[0],
+        recorded_lifetime(algorithm, family, meta, num_streams=NUM_STREAMS, num_updates=1),
+    )
     other = 0.7 * jax.random.normal(jax.random.key(5), data.log_prob.shape)
     data = data._replace(log_prob=data.log_prob + other)
     agent = algorithm.learner.init(jax.random.key(0), meta)
@@ -75,7 +65,7 @@ def test_an_update_is_the_paper_s(trace, x64):
 def test_it_acts_by_the_softmax_of_its_values():
     family, algorithm = family_and_algorithm(Hyper(temperature=0.2))
     meta = algorithm.init(jax.random.key(0)).meta
-    data = recorded(algorithm, family, meta, 0)
+    data = recorded_lifetime(algorithm, family, meta, num_streams=NUM_STREAMS, num_updates=0)
     log_pi = jax.nn.log_softmax(table(meta.params) / 0.2)
     s = np.argmax(data.timestep.obs, axis=-1)
     np.testing.assert_allclose(data.log_prob, np.asarray(log_pi)[s, data.action], rtol=1e-4)
@@ -86,7 +76,7 @@ def test_the_meta_gradient_goes_through_the_updates(trace, x64):
     """As finite differences do, where Retrace's traces, which are data, are the same at all points."""
     family, algorithm = family_and_algorithm(num_batches=2, hidden_sizes=(3,), trace=trace)
     meta = algorithm.init(jax.random.key(0)).meta
-    data = recorded(algorithm, family, meta, 2)
+    data = recorded_lifetime(algorithm, family, meta, num_streams=NUM_STREAMS, num_updates=2)
     # Experience as if of a policy to which it was all unlikely: every ratio is above 1 and cut to it.
     data = data._replace(log_prob=data.log_prob - 30.0)
     flat, unravel = jax.flatten_util.ravel_pytree((meta.params, meta.step_size))
