@@ -11,8 +11,9 @@ from jaxmeta.replay_learner import Config, log_probs, outer_loss, replay_learner
 from jaxmeta.types import TimeStep, Trajectory
 
 
-def learner_that_sums(num_batches):
-    """Its gradient is minus the mean reward, so a parameter says which batches it was made of."""
+def learner_that_sums(num_batches, constant=0.0):
+    """Its gradient is minus the mean reward, so a parameter says which batches it was made of; and minus a
+    constant, which a batch of zeros has, too."""
     family = tasks.make("tabular", num_states=2, num_actions=2, horizon=4)
     config = Config(num_streams=3, num_batches=num_batches, num_steps=4)
     policy = networks.default_policy("softmax_linear", (2,), family.action_space, ())
@@ -21,7 +22,7 @@ def learner_that_sums(num_batches):
         config,
         policy,
         lambda meta, params: {"theta": jnp.zeros(6)},
-        lambda meta, params, data: {"w": -jnp.mean(data.reward)},
+        lambda meta, params, data: {"w": -constant - jnp.mean(data.reward)},
     )
     return family, parts
 
@@ -123,6 +124,16 @@ def test_log_probs_are_of_what_was_done():
         np.take_along_axis(np.asarray(wanted), np.asarray(data.action)[..., None], -1)[..., 0],
         rtol=1e-5,
     )
+
+
+def test_what_was_never_filled_counts_for_nothing():
+    _, parts = learner_that_sums(3, constant=1.0)
+    meta = Meta({"w": jnp.zeros(())}, jnp.ones(()), None)
+    agent = parts.learner.init(jax.random.key(0), meta)
+    data = jax.tree.map(lambda x: x[0], agent.batches)
+    for i in range(1, 5):
+        agent = parts.learner.update(jax.random.key(1), meta, agent, data)
+        assert agent.params["w"] == i
 
 
 def test_batches_of_another_size_are_refused():

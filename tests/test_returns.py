@@ -150,6 +150,18 @@ def test_importance_returns_without_a_difference_are_returns(x64):
 
 
 @pytest.mark.parametrize("seed", range(3))
+def test_importance_returns_are_their_loop(seed, x64):
+    """Ratios weight what is bootstrapped, too."""
+    reward, discount, last, v_next, rho = (x[0] for x in columns_of_streams(seed, 1, 9))
+    wanted = np.zeros(9)
+    for t in reversed(range(9)):
+        to_come = v_next[t] if last[t] or t == 8 else wanted[t + 1]
+        wanted[t] = rho[t] * (reward[t] + discount[t] * to_come)
+    found = returns.importance_returns(reward, discount, last, v_next, rho)
+    np.testing.assert_allclose(found, wanted, rtol=1e-10)
+
+
+@pytest.mark.parametrize("seed", range(3))
 def test_weighted_importance_returns_are_their_sum(seed, x64):
     reward, discount, last, v_next, rho = columns_of_streams(seed, 4, 6)
     columns = map(np.asarray, (reward, discount, last, v_next, rho))

@@ -257,6 +257,29 @@ def test_policies_are_drawn_at_birth_and_the_behaviour_acts():
     )
 
 
+def test_predictions_are_measured_on_experience_that_they_were_not_made_of(monkeypatch):
+    """Two batches a task, of different keys: on the steps' own batch the targets know the values."""
+    whole, keys = module.meta_value_parts, []
+
+    def with_a_spy(*arguments, **settings):
+        parts = whole(*arguments, **settings)
+
+        def experience(key, meta, task, agent):
+            jax.debug.callback(lambda x: keys.append(tuple(x.tolist())), jax.random.key_data(key))
+            return parts.experience(key, meta, task, agent)
+
+        return parts._replace(experience=experience)
+
+    monkeypatch.setattr(module, "meta_value_parts", with_a_spy)
+    family = tasks.make("tabular", num_states=3, num_actions=2)
+    algorithm = meta_value(family, Config(num_updates=1, hidden_sizes=()))
+    drawn = tasks.sample_tasks(jax.random.key(1), family, 3, split="train")
+    state = algorithm.init(jax.random.key(0))
+    jax.block_until_ready(jax.jit(algorithm.step)(jax.random.key(2), state, drawn))
+    jax.effects_barrier()
+    assert len(keys) == len(set(keys)) == 6
+
+
 def test_the_behaviour_s_return_is_what_is_predicted_without_distance():
     """π = μ: nothing to correct, whatever the target."""
     family = tasks.make("tabular", num_states=3, num_actions=2)
