@@ -32,9 +32,10 @@ import numpy as np
 import tyro
 
 from jaxmeta import checks, plotting, reports, tasks, training
-from jaxmeta.algorithms.meta_gradient import Config, Hyper, meta_gradient
+from jaxmeta.algorithms.meta_gradient import Config, meta_gradient
 from jaxmeta.networks import Value
 from jaxmeta.tasks import TaskFamily
+from jaxmeta.tunable_learner import Hyper
 from jaxmeta.types import MetaAlgorithm
 
 

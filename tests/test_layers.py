@@ -27,6 +27,7 @@ ORDER = [
     "gradient_learner",
     "replay_learner",
     "memory_learner",
+    "tunable_learner",
     "algorithms",
     "evaluation",
     "checkpoints",

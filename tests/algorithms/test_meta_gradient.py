@@ -9,11 +9,11 @@ import optax
 import pytest
 
 from jaxmeta import adaptation, tasks, training
-from jaxmeta.algorithms import meta_gradient as module
-from jaxmeta.algorithms.meta_gradient import LEARNABLE, Config, Hyper, meta_gradient
+from jaxmeta.algorithms.meta_gradient import Config, meta_gradient
 from jaxmeta.distributions import Categorical
 from jaxmeta.networks import Policy, Value
 from jaxmeta.tasks.family import TaskFamily
+from jaxmeta.tunable_learner import LEARNABLE, Hyper
 from tests.probes import Counter, CounterParams
 
 NUM_STEPS = 3  # of a window; episodes have 4
@@ -595,32 +595,13 @@ def test_hyper_parameters_and_seeds_can_be_mapped_over(x64):
         np.testing.assert_allclose(x[1], y, rtol=1e-9)
 
 
-def test_numbers_start_where_hyper_says_and_stay_in_their_range():
-    hyper = Hyper(discount=1.0, gae_lambda=0.0, entropy_cost=0.0, min_discount=0.9)
-    state = meta_gradient(FAMILY, Config(learns=LEARNABLE), hyper).init(jax.random.key(0))
-    values = module.learned_hyper(state.meta)
-    np.testing.assert_allclose(values.discount, 1.0, atol=1e-4)
-    np.testing.assert_allclose(values.gae_lambda, 0.0, atol=1e-3)
-    np.testing.assert_allclose(values.entropy_cost, 0.0, atol=1e-5)
-    np.testing.assert_allclose(values.step_size, hyper.step_size, rtol=1e-5)
-    for x in (-50.0, 50.0):
-        params = dict.fromkeys(LEARNABLE, jnp.asarray(x))
-        values = module.learned_hyper(state.meta._replace(params=params))
-        assert 0.9 <= values.discount <= 1.0
-        assert 0.0 <= values.gae_lambda <= 1.0
-        assert values.step_size > 0.0
-
-
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
         (dict(num_agents=0), "num_agents=0 must be at least 1"),
         (dict(num_updates=0), "num_updates=0 must be at least 1"),
         (dict(lifespan=0), "lifespan=0 must be at least 1"),
-        (dict(learns=("discuont",)), "learns='discuont' is unknown: did you mean 'discount'"),
         (dict(outer="bootstrapp"), "outer='bootstrapp' is unknown"),
-        (dict(inner_optimizer="adamm"), "inner_optimizer='adamm' is unknown: did you mean 'adam'"),
-        (dict(intrinsic_reward=True), "outer_value=False must be True with intrinsic_reward"),
     ],
 )
 def test_bad_settings_are_named(settings, message):

@@ -1,0 +1,171 @@
+"""One update of the actor-critic, in closed form, and the numbers that it depends on."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxmeta import tasks
+from jaxmeta.networks import value_mlp
+from jaxmeta.tunable_learner import LEARNABLE, Config, Hyper, learned_hyper, tunable_learner
+from jaxmeta.types import TimeStep, Trajectory
+
+FAMILY = tasks.make("tabular", num_states=3, num_actions=2, horizon=4)
+SIZES = dict(policy="categorical", hidden_sizes=(), num_streams=1, num_steps=1)
+HYPER = Hyper(
+    discount=0.8,
+    gae_lambda=0.3,
+    policy_cost=0.7,
+    value_cost=0.6,
+    entropy_cost=0.2,
+    step_size=0.1,
+    outer_discount=0.9,
+    outer_value_cost=0.5,
+)
+
+
+def one_step(reward=2.0, discount=1.0):
+    """From state 0 by action 1 to state 2, ``[1, 1]``."""
+    every = jnp.eye(3)
+    return Trajectory(
+        timestep=TimeStep(
+            obs=every[None, None, 0],
+            action=jnp.zeros((1, 1), jnp.int32),
+            reward=jnp.zeros((1, 1)),
+            first=jnp.ones((1, 1), bool),
+        ),
+        memory=(),
+        action=jnp.ones((1, 1), jnp.int32),
+        log_prob=jnp.zeros((1, 1)),
+        reward=jnp.full((1, 1), reward),
+        discount=jnp.full((1, 1), discount),
+        next_obs=every[None, None, 2],
+        last=jnp.zeros((1, 1), bool),
+    )
+
+
+def newborn(parts, meta, *, values=(0.5, -0.3, 1.5)):
+    """An agent with a uniform policy and given values of the three states."""
+    agent = parts.learner.init(jax.random.key(0), meta)
+    params = jax.tree.map(jnp.zeros_like, agent.params)
+    value = value_mlp((3,), ())
+    for name in params:
+        if "value" in name:
+            leaves = {x.shape: x for x in jax.tree.leaves(params[name])}
+            assert len(leaves) == 2  # weights and bias of a linear layer
+            params[name] = jax.tree.map(
+                lambda x: jnp.asarray(values).reshape(x.shape) if x.size == 3 else x, params[name]
+            )
+            np.testing.assert_allclose(value.apply(params[name], jnp.eye(3)), values)
+    return agent._replace(params=params)
+
+
+def logits(parts, params):
+    """At state 0, ``[2]``, less their mean."""
+    log_probs = parts.distribution(params, one_step()).log_probs()[0, 0]
+    return np.asarray(log_probs - log_probs.mean())
+
+
+@pytest.mark.parametrize("discount", [1.0, 0.0])
+def test_one_update_in_closed_form(x64, discount):
+    """δ = r + γ V(s') - V(s); a uniform policy has no gradient of its entropy."""
+    parts = tunable_learner(FAMILY, Config(learns=(), **SIZES))
+    meta = parts.init(jax.random.key(0), HYPER)
+    agent = newborn(parts, meta)
+    after = parts.learner.update(jax.random.key(1), meta, agent, one_step(discount=discount))
+    delta = 2.0 + 0.8 * discount * 1.5 - 0.5
+    score = np.array([-0.5, 0.5])
+    # Weight and bias move alike, so a logit by twice the step, and so does the value.
+    np.testing.assert_allclose(
+        logits(parts, after.params["policy"]), 0.1 * 0.7 * delta * 2 * score, rtol=1e-9
+    )
+    v = value_mlp((3,), ()).apply(after.params["value"], jnp.eye(3))
+    np.testing.assert_allclose(v, [0.5 + 2 * 0.06 * delta, -0.3 + 0.06 * delta, 1.5 + 0.06 * delta])
+
+
+def test_the_update_is_differentiable_in_the_numbers_and_data_are_not(x64):
+    """dθ/dη of one update: γ through V(s'), the costs and the step size by the chain rule of exp."""
+    parts = tunable_learner(FAMILY, Config(learns=LEARNABLE, **SIZES))
+    meta = parts.init(jax.random.key(0), HYPER)
+    agent = newborn(parts, meta)
+
+    def first_logit(params):
+        after = parts.learner.update(
+            jax.random.key(1), meta._replace(params=params), agent, one_step()
+        )
+        return parts.distribution(after.params["policy"], one_step()).logits[0, 0, 1]
+
+    gradient = jax.grad(first_logit)(meta.params)
+    gain = 0.1 * 0.7 * 2 * 0.5
+    delta = 2.0 + 0.8 * 1.5 - 0.5
+    np.testing.assert_allclose(gradient["discount"], gain * 1.5 * 0.8 * 0.2, rtol=1e-8)
+    np.testing.assert_allclose(gradient["policy_cost"], gain * delta, rtol=1e-8)
+    np.testing.assert_allclose(gradient["step_size"], gain * delta, rtol=1e-8)
+    for name in ("gae_lambda", "value_cost", "entropy_cost"):  # one step, one update, uniform
+        np.testing.assert_allclose(gradient[name], 0.0, atol=1e-12)
+
+
+@pytest.mark.parametrize("outer_value", [False, True])
+def test_the_outer_loss_reads_its_own_value_as_data(x64, outer_value):
+    parts = tunable_learner(FAMILY, Config(learns=(), outer_value=outer_value, **SIZES))
+    meta = parts.init(jax.random.key(0), HYPER)
+    agent = newborn(parts, meta)
+    other = newborn(parts, meta, values=(7.0, 8.0, 9.0))
+    critic = "outer_value" if outer_value else "value"
+    params = {**other.params, "policy": agent.params["policy"], critic: agent.params[critic]}
+    loss, gradient = jax.value_and_grad(parts.outer_loss)(params, one_step(), meta.hyper)
+    delta = 2.0 + 0.9 * 1.5 - 0.5
+    np.testing.assert_allclose(loss, -np.log(0.5) * delta + 0.5 * delta**2 / 2, rtol=1e-9)
+    moved = jax.tree.leaves(gradient[critic])
+    np.testing.assert_allclose(sum(jnp.sum(x) for x in moved), -2 * 0.5 * delta, rtol=1e-9)
+    if outer_value:
+        assert all(jnp.all(x == 0) for x in jax.tree.leaves(gradient["value"]))
+
+
+def test_a_learned_reward_is_bounded_and_adds_to_the_tasks(x64):
+    parts = tunable_learner(
+        FAMILY, Config(learns=(), outer_value=True, intrinsic_reward=True, **SIZES)
+    )
+    meta = parts.init(jax.random.key(0), HYPER._replace(intrinsic_scale=0.25))
+    agent = newborn(parts, meta)
+    huge = meta._replace(params=jax.tree.map(lambda x: jnp.full_like(x, 1e3), meta.params))
+
+    def moved(meta):
+        after = parts.learner.update(jax.random.key(1), meta, agent, one_step())
+        return logits(parts, after.params["policy"])[1], after.params["outer_value"]
+
+    none = meta._replace(params=jax.tree.map(jnp.zeros_like, meta.params))
+    (with_it, outer), (without, plain) = moved(huge), moved(none)
+    np.testing.assert_allclose(with_it - without, 0.1 * 0.7 * 0.25, rtol=1e-8)
+    for x, y in zip(jax.tree.leaves(outer), jax.tree.leaves(plain), strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+def test_numbers_start_where_hyper_says_and_stay_in_their_range():
+    hyper = Hyper(discount=1.0, gae_lambda=0.0, entropy_cost=0.0, min_discount=0.9)
+    meta = tunable_learner(FAMILY, Config(learns=LEARNABLE)).init(jax.random.key(0), hyper)
+    values = learned_hyper(meta)
+    np.testing.assert_allclose(values.discount, 1.0, atol=1e-4)
+    np.testing.assert_allclose(values.gae_lambda, 0.0, atol=1e-3)
+    np.testing.assert_allclose(values.entropy_cost, 0.0, atol=1e-5)
+    np.testing.assert_allclose(values.step_size, hyper.step_size, rtol=1e-5)
+    for x in (-50.0, 50.0):
+        values = learned_hyper(meta._replace(params=dict.fromkeys(LEARNABLE, jnp.asarray(x))))
+        assert 0.9 <= values.discount <= 1.0
+        assert 0.0 <= values.gae_lambda <= 1.0
+        assert values.step_size > 0.0
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (dict(num_streams=0), "num_streams=0 must be at least 1"),
+        (dict(learns=("discuont",)), "learns='discuont' is unknown: did you mean 'discount'"),
+        (dict(value_targets="lamda"), "value_targets='lamda' is unknown: did you mean 'lambda'"),
+        (dict(inner_optimizer="adamm"), "inner_optimizer='adamm' is unknown: did you mean 'adam'"),
+        (dict(intrinsic_reward=True), "outer_value=False must be True with intrinsic_reward"),
+    ],
+)
+def test_bad_settings_are_named(settings, message):
+    with pytest.raises(ValueError, match=message):
+        Config(**settings)
