@@ -73,7 +73,7 @@ class Physics:
     """Fixed γ; the learned one starts at the middle one."""
     lambdas: tuple[float, ...] = (0.0, 0.5, 0.8, 0.95, 1.0)
     """Fixed λ; the learned one starts at the middle one."""
-    meta_updates: int = 500
+    meta_updates: int = 1500
     """Meta-updates, two updates of each agent each."""
     num_agents: int = 8
     """Lives, each in a cart-pole of its own; η is shared."""
@@ -283,8 +283,7 @@ def run_physics(main: Physics) -> Outcome:
     common = dict(
         step_size=3e-3,
         outer_discount=0.995,
-        outer_lambda=0.95,
-        learning_rate=0.03,
+        outer_lambda=1.0,
     )
     grid = [
         Hyper(discount=gamma, gae_lambda=lambda_, **common)
@@ -297,16 +296,17 @@ def run_physics(main: Physics) -> Outcome:
         **common,
     )
     fixed = meta_gradient(family, Config(learns=(), **sizes))
+    # Each with the best β of 0.05, 0.1 and 0.2 on other seeds than these.
     learned = {
-        "learned": meta_gradient(family, Config(**sizes)),
-        "learned, outer value": meta_gradient(family, Config(outer_value=True, **sizes)),
+        "learned": (meta_gradient(family, Config(**sizes)), 0.1),
+        "learned, outer value": (meta_gradient(family, Config(outer_value=True, **sizes)), 0.2),
     }
     began = time.perf_counter()
     curves = {"fixed": mapped(main, family, fixed, grid)}
     print(f"grid: {time.perf_counter() - began:.0f} s", file=sys.stderr, flush=True)
-    for name, algorithm in learned.items():
+    for name, (algorithm, rate) in learned.items():
         began = time.perf_counter()
-        curves[name] = mapped(main, family, algorithm, [middle])
+        curves[name] = mapped(main, family, algorithm, [middle._replace(learning_rate=rate)])
         print(f"{name}: {time.perf_counter() - began:.0f} s", file=sys.stderr, flush=True)
 
     def row(name: str, gamma: str, lambda_: str, returns: np.ndarray) -> dict[str, str]:
