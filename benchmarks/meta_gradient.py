@@ -284,6 +284,7 @@ def run_physics(main: Physics) -> Outcome:
         step_size=3e-3,
         outer_discount=0.995,
         outer_lambda=1.0,
+        learning_rate=0.1,
     )
     grid = [
         Hyper(discount=gamma, gae_lambda=lambda_, **common)
@@ -296,17 +297,16 @@ def run_physics(main: Physics) -> Outcome:
         **common,
     )
     fixed = meta_gradient(family, Config(learns=(), **sizes))
-    # Each with the best β of 0.05, 0.1 and 0.2 on other seeds than these.
     learned = {
-        "learned": (meta_gradient(family, Config(**sizes)), 0.1),
-        "learned, outer value": (meta_gradient(family, Config(outer_value=True, **sizes)), 0.2),
+        "learned": meta_gradient(family, Config(**sizes)),
+        "learned, outer value": meta_gradient(family, Config(outer_value=True, **sizes)),
     }
     began = time.perf_counter()
     curves = {"fixed": mapped(main, family, fixed, grid)}
     print(f"grid: {time.perf_counter() - began:.0f} s", file=sys.stderr, flush=True)
-    for name, (algorithm, rate) in learned.items():
+    for name, algorithm in learned.items():
         began = time.perf_counter()
-        curves[name] = mapped(main, family, algorithm, [middle._replace(learning_rate=rate)])
+        curves[name] = mapped(main, family, algorithm, [middle])
         print(f"{name}: {time.perf_counter() - began:.0f} s", file=sys.stderr, flush=True)
 
     def row(name: str, gamma: str, lambda_: str, returns: np.ndarray) -> dict[str, str]:
