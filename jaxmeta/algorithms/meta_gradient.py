@@ -41,9 +41,7 @@ from jaxmeta.tunable_learner import HYPER_RANGES, Agent, Hyper, Meta, learned_hy
 from jaxmeta.types import MetaAlgorithm, Params, Stream, Task, Trajectory
 
 # A meta-gradient through small steps is small, and a bootstrapped one smaller: Adam's own ε would hide it.
-# Where γ or λ is near an end of its range it all but vanishes, for hundreds of updates; what is usual for
-# Adam's memory of squares (0.999) then lets the first gradient that does not throw η across the range.
-ADAM = partial(optax.adam, b2=0.9, eps=1e-15)
+ADAM = partial(optax.adam, eps=1e-15)
 NO_END = int(jnp.iinfo(jnp.int32).max)
 
 
