@@ -84,6 +84,8 @@ class Physics:
     """Steps of each between two updates."""
     num_seeds: int = 3
     """Runs of each setting."""
+    seed: int = 0
+    """The first of their seeds."""
 
     def __post_init__(self) -> None:
         for name in ("meta_updates", "num_agents", "num_streams", "num_steps", "num_seeds"):
@@ -382,7 +384,7 @@ def mapped(
 
     stacked = jax.tree.map(lambda *x: jnp.asarray(x, float), *hypers)
     both = jax.vmap(jax.vmap(run, (None, 0)), (0, None))
-    return jax.tree.map(np.asarray, jax.jit(both)(stacked, jnp.arange(main.num_seeds)))
+    return jax.tree.map(np.asarray, jax.jit(both)(stacked, main.seed + jnp.arange(main.num_seeds)))
 
 
 def run_memory(main: Memory) -> Outcome:

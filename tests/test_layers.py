@@ -27,6 +27,7 @@ ORDER = [
     "gradient_learner",
     "replay_learner",
     "memory_learner",
+    "graph_actor_critic",
     "tunable_learner",
     "algorithms",
     "evaluation",

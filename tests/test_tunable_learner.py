@@ -105,6 +105,43 @@ def test_the_update_is_differentiable_in_the_numbers_and_data_are_not(x64):
         np.testing.assert_allclose(gradient[name], 0.0, atol=1e-12)
 
 
+def test_advantages_do_not_cross_a_time_limit(x64):
+    """Two steps whose first ends an episode by truncation: its δ alone, though its discount is 1."""
+    parts = tunable_learner(FAMILY, Config(learns=(), **SIZES | dict(num_steps=2)))
+    meta = parts.init(jax.random.key(0), HYPER)
+    agent = newborn(parts, meta)
+    two = jax.tree.map(lambda x: jnp.concatenate([x, x], axis=1), one_step())
+    # The second step is of another state, so that the first state's policy is moved by the first alone
+    # (through its weights; the bias is shared).
+    other = two._replace(
+        timestep=two.timestep._replace(obs=two.timestep.obs.at[0, 1].set(jnp.eye(3)[1])),
+        reward=jnp.array([[2.0, 50.0]]),
+        last=jnp.array([[True, False]]),
+    )
+    first, second = 2.0 + 0.8 * 1.5 - 0.5, 50.0 + 0.8 * 1.5 + 0.3
+    after = parts.learner.update(jax.random.key(1), meta, agent, other)
+    score = np.array([-0.5, 0.5])
+    step = 0.1 * 0.7 / 2  # a mean of two steps
+    np.testing.assert_allclose(
+        logits(parts, after.params["policy"]), step * (2 * first + second) * score, rtol=1e-9
+    )
+
+
+def test_policy_and_values_are_drawn_apart():
+    parts = tunable_learner(FAMILY, Config(outer_value=True, hidden_sizes=(4,)))
+    params = parts.learner.init(jax.random.key(0), parts.init(jax.random.key(0), HYPER)).params
+    kernels = [
+        next(x for x in jax.tree.leaves(params[name]) if x.shape == (3, 4))
+        for name in ("policy", "value", "outer_value")
+    ]
+    for i, j in ((0, 1), (0, 2), (1, 2)):
+        # Not the same directions either, whatever they are scaled by.
+        angle = jnp.vdot(kernels[i], kernels[j]) / (
+            jnp.linalg.norm(kernels[i]) * jnp.linalg.norm(kernels[j])
+        )
+        assert abs(angle) < 0.99
+
+
 @pytest.mark.parametrize("outer_value", [False, True])
 def test_the_outer_loss_reads_its_own_value_as_data(x64, outer_value):
     parts = tunable_learner(FAMILY, Config(learns=(), outer_value=outer_value, **SIZES))
