@@ -74,7 +74,7 @@ class Train:
     window: int = 10
     """Updates that a meta-update looks at."""
     entropy_bonus: float = 0.05
-    """What the rule is paid for its agents' entropy, per nat."""
+    """What the rule is paid for its agents' entropy, per nat, at first; it falls to nothing in a straight line."""
     gae_lambdas: tuple[float, ...] = (0.5, 0.8, 0.95)
     """λ that A2C may choose from, with every step size."""
     entropy_costs: tuple[float, ...] = (0.0, 0.01, 0.05)
@@ -159,10 +159,13 @@ def meta_train(args: Train) -> tuple[Meta, dict[str, list[float]]]:
         for name, family in every.items()
     }
 
-    def update(states: dict[str, Any], key: jax.Array) -> tuple[dict[str, Any], dict]:
+    def update(states: dict[str, Any], now: tuple) -> tuple[dict[str, Any], dict]:
         """A meta-update in each family; the rule and its optimiser are handed on."""
+        key, left = now
         earned = {}
         meta, state = next(iter(states.values())).meta, next(iter(states.values())).optimizer
+        paid = meta.hyper._replace(policy_entropy_bonus=left * hyper.policy_entropy_bonus)
+        meta = meta._replace(hyper=paid)
         for name, algorithm in algorithms.items():
             key, task_key, step_key = jax.random.split(key, 3)
             drawn = tasks.sample_tasks(task_key, every[name], args.num_agents, split="train")
@@ -177,12 +180,14 @@ def meta_train(args: Train) -> tuple[Meta, dict[str, list[float]]]:
     init_key, run_key = jax.random.split(jax.random.key(args.seed))
     states = jax.jit(lambda key: {name: a.init(key) for name, a in algorithms.items()})(init_key)
     chunk = max(1, args.meta_updates // 20)
-    call = jax.jit(lambda states, keys: jax.lax.scan(update, states, keys), donate_argnums=0)
+    call = jax.jit(lambda states, now: jax.lax.scan(update, states, now), donate_argnums=0)
     curve: dict[str, list[float]] = {name: [] for name in every}
     keys = jax.random.split(run_key, args.meta_updates)
+    left = 1.0 - jnp.arange(args.meta_updates) / args.meta_updates
     began = time.perf_counter()
     for start in range(0, args.meta_updates, chunk):
-        states, earned = call(states, keys[start : start + chunk])
+        part = slice(start, start + chunk)
+        states, earned = call(states, (keys[part], left[part]))
         for name, values in earned.items():
             curve[name] += np.asarray(values, float).tolist()
         now = ", ".join(f"{name} {np.mean(values):.3f}" for name, values in earned.items())

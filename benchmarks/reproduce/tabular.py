@@ -49,35 +49,55 @@ class Tabular(Study):
     memory: Literal["counts", "gru"] = "counts"
     """What RL² remembers: `counts`, or what a `gru` makes of the same inputs."""
     meta_updates: int | None = None
-    """Meta-updates of RL²; None is 90, or 600 with `--full`, and ten times that of a GRU."""
-    num_tasks: int = 256
-    """Trials in a meta-update."""
+    """Meta-updates of RL²; None is what a core does in eleven minutes, eight times that with `--full`."""
+    num_tasks: int | None = None
+    """Trials in a meta-update; None is 128, or 1 024 for a GRU."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         for episodes in self.episodes:
             checks.choice("episodes", episodes, PUBLISHED)
-        checks.choice("memory", self.memory, ("counts", "gru"))
-        checks.at_least("num_tasks", self.num_tasks, 1)
-        if self.meta_updates is not None:
-            checks.at_least("meta_updates", self.meta_updates, 1)
+        checks.choice("memory", self.memory, MEMORIES)
+        for name in ("meta_updates", "num_tasks"):
+            if getattr(self, name) is not None:
+                checks.at_least(name, getattr(self, name), 1)
 
 
-def learner(study: Tabular, family: TaskFamily, episodes: int) -> tuple[MetaAlgorithm, int, Any]:
-    """RL², its meta-updates and its settings."""
-    meta_updates = study.meta_updates or (600 if study.full else 90) * (
-        10 if study.memory == "gru" else 1
-    )
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """RL² with one memory."""
+
+    name: str
+    meta_updates: int  # without `--full`
+    num_tasks: int
+    config: dict[str, Any]
+    hyper: dict[str, Any]
+
+
+MEMORIES = {
+    "counts": Training("RL² with counts", 160, 128, dict(num_epochs=3), dict(entropy_cost=0.02)),
+    "gru": Training("RL² with a GRU", 450, 1024, dict(num_minibatches=8), dict(entropy_cost=0.04)),
+}
+
+
+def learner(
+    study: Tabular, family: TaskFamily, episodes: int
+) -> tuple[MetaAlgorithm, dict[str, int], Any]:
+    """RL², how long to train it, and its settings."""
+    chosen = MEMORIES[study.memory]
+    meta_updates = study.meta_updates or chosen.meta_updates * (8 if study.full else 1)
     hyper = Hyper(
         discount=0.99,
         gae_lambda=0.9,
         learning_rate=3e-3,
-        entropy_cost=0.04 if study.memory == "gru" else 0.02,
         anneal_updates=meta_updates,
+        **chosen.hyper,
     )
-    config = Config(num_episodes=episodes, num_epochs=3)
+    config = Config(num_episodes=episodes, **chosen.config)
     network = graph_actor_critic(family) if study.memory == "counts" else None
-    return rl2(family, config, hyper, network=network), meta_updates, (config, hyper)
+    algorithm = rl2(family, config, hyper, network=network)
+    budget = dict(meta_updates=meta_updates, num_tasks=study.num_tasks or chosen.num_tasks)
+    return algorithm, budget, (config, hyper)
 
 
 def main(study: Tabular) -> None:
@@ -102,8 +122,8 @@ def main(study: Tabular) -> None:
             )
             rows.append(Row(setting, agent, scores[None], best.mean(), published))
         if study.learned:
-            name = {"counts": "RL² with counts", "gru": "RL² with a GRU"}[study.memory]
-            algorithm, meta_updates, settings = learner(study, family, episodes)
+            name = MEMORIES[study.memory].name
+            algorithm, budget, settings = learner(study, family, episodes)
             scores, seconds = common.train_and_measure(
                 common.total_reward,
                 algorithm,
@@ -111,8 +131,7 @@ def main(study: Tabular) -> None:
                 study,
                 family=family,
                 num_steps=episodes * family.horizon,
-                meta_updates=meta_updates,
-                num_tasks=study.num_tasks,
+                **budget,
                 name=f"{name}, {setting}",
             )
             rows.append(Row(setting, name, scores, best.mean(), learned, seconds, settings))
