@@ -164,7 +164,9 @@ def best_control(main: Main, measure: Measure, meta: Meta, family: TaskFamily) -
         for step_size in STEP_SIZES
         for trace_lambda in LAMBDAS
     ]
-    found = np.stack([np.asarray(measure(key, x, drawn)[0]).mean(axis=0) for x in candidates])
+    found = np.stack(
+        [np.asarray(measure(key, x, drawn)[0], np.float64).mean(axis=0) for x in candidates]
+    )
     found = np.where(np.isfinite(found), found, np.inf)
     return {k: candidates[int(found[:, k].argmin())] for k in main.updates}
 

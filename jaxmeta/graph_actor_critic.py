@@ -1,19 +1,19 @@
 """An actor-critic for finite MDPs that remembers counts, and plans on the graph that they describe.
 
 In an MDP of S states and A actions all that a stream can teach is how often each action was taken in each
-state, where it led, and what it earned: a Bayesian's posterior is a function of those sums (Martin 1967,
-"Bayesian decision problems and Markov chains"; Duff 2002, "Optimal learning: computational procedures for
-Bayes-adaptive Markov decision processes"). They are the memory, and nothing in it is learned. What is
-learned is what to do with them: messages pass along the estimated transitions as values do in value
-iteration (Tamar et al. 2016, "Value iteration networks"), by a rule that is the same for every state and
-action and for every round. With features x of a pair, posterior mean transitions P and sums over nothing
-but what is written,
+state, where it led and what it earned: a Bayesian's posterior is a function of these sums (Duff 2002,
+"Optimal learning: computational procedures for Bayes-adaptive Markov decision processes"). They are the
+memory, and nothing in it is learned. What is learned is what to make of them. Messages pass along the
+estimated transitions as values do in value iteration (Tamar et al. 2016, "Value iteration networks"), by a
+rule that is the same for every state, every action and every round:
 
-    h_sa ← relu(W_x x_sa + W_h h_sa + Σ_s' P(s' | s, a) u_s'),    u_s = W_u [max_a h_sa, mean_a h_sa],
+    u_s  = W_u [max_a h_sa, mean_a h_sa],
+    h_sa ← relu(W_x x_sa + W_h h_sa + Σ_s' P(s' | s, a) u_s'),
 
-and the policy at s is a softmax of w·h_sa over a. Renaming states and actions renames the policy and leaves
-the value as it is: what was learned at one pair need not be learned again at the others, which a memory of
-features of one-hot observations has to. It is of use to no other kind of task.
+where x are a pair's mean reward and how often it was tried, whether s is the present state, and the time;
+P are posterior means of transitions, by a Dirichlet prior whose weight is learned. The policy at s is a softmax of w·h_sa over a. Renaming states and
+actions renames the policy and leaves the value as it is, so that what was learned at one pair need not be
+learned again at the others, as a network that is shown one-hot states has to.
 """
 
 from typing import NamedTuple
@@ -35,7 +35,7 @@ NUM_FEATURES = 6
 class Counts(NamedTuple):
     """What a stream has seen."""
 
-    moves: jax.Array  # [S, A, S], transitions; not those that end an episode: they are not observed
+    moves: jax.Array  # [S, A, S], transitions; not an episode's last, whose successor is not shown
     visits: jax.Array  # [S, A]
     reward: jax.Array  # [S, A], sums
     obs: jax.Array  # [S], the last observation: the state that the next action is of
@@ -48,7 +48,7 @@ def graph_actor_critic(family: TaskFamily, *, size: int = 16, num_rounds: int = 
     Args:
         family: Tasks with observations that are one-hot states, ``[S]``, and A discrete actions.
         size: Features of a pair of state and action (C).
-        num_rounds: Rounds of messages (K): how many steps it can plan ahead.
+        num_rounds: Rounds of messages: how many steps it can plan ahead.
 
     Raises:
         ValueError: the family's observations are no vector or its actions not discrete.

@@ -175,7 +175,7 @@ def lines(
         path: The image to write.
         panels: Label of a panel's y to name of a line to its x and y.
         x_label: Label of x.
-        logarithmic: Draw both axes so, and mark the points.
+        logarithmic: Draw both axes so, and mark the points, whose x are the ticks.
     """
     figure = Figure(figsize=(5.2 * len(panels), 3.8), layout="constrained")
     for axes, (label, named) in zip(
@@ -190,6 +190,9 @@ def lines(
         if logarithmic:
             axes.set_xscale("log")
             axes.set_yscale("log")
+            ticks = sorted({float(value) for x, _ in named.values() for value in x})
+            axes.set_xticks(ticks, [f"{value:g}" for value in ticks])
+            axes.xaxis.minorticks_off()
         axes.set_xlabel(x_label)
         axes.set_ylabel(label)
         _tidy(axes)
