@@ -137,6 +137,37 @@ def learning(
     figure.savefig(path, dpi=150)
 
 
+def population(
+    path: str | os.PathLike,
+    curves: Mapping[str, np.ndarray],
+    *,
+    y_label: str = "return after adaptation",
+) -> None:
+    """A metric against meta-updates, a line a setting: the mean over seeds, with their range behind it.
+
+    Args:
+        path: The image to write.
+        curves: Name of a setting to ``[S, U]``. All is smoothed over a twentieth of the updates.
+        y_label: What the metric is.
+    """
+    figure = Figure(figsize=(6.4, 4.0), layout="constrained")
+    axes = figure.subplots()
+    for i, (name, curve) in enumerate(curves.items()):
+        width = max(1, curve.shape[1] // 20)
+        kernel = np.ones(width) / width
+        smooth = np.stack([np.convolve(seed, kernel, mode="valid") for seed in curve])
+        updates = np.arange(width, curve.shape[1] + 1)
+        look: dict[str, Any] = dict(color=PALETTE[i % len(PALETTE)])
+        style = LINE_STYLES[i // len(PALETTE) % len(LINE_STYLES)]
+        axes.plot(updates, smooth.mean(0), label=name, linestyle=style, **look)
+        axes.fill_between(updates, smooth.min(0), smooth.max(0), alpha=0.15, linewidth=0, **look)
+    axes.set_xlabel("meta-updates")
+    axes.set_ylabel(y_label)
+    _tidy(axes)
+    axes.legend(frameon=False, fontsize=8)
+    figure.savefig(path, dpi=150)
+
+
 def second_order(
     path: str | os.PathLike, results: Mapping[int, Mapping[str, Mapping[str, Any]]]
 ) -> None:

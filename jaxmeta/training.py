@@ -14,7 +14,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -146,6 +146,129 @@ def train(
         ValueError: the number of devices does not divide ``config.num_tasks``; a ``folder`` without a
             ``description``.
     """
+    mesh = device_mesh(config.num_tasks)
+
+    def call(run: Run, num_updates: jax.Array) -> tuple[Run, dict[str, jax.Array]]:
+        return advance(
+            run,
+            num_updates,
+            algorithm=algorithm,
+            family=family,
+            num_tasks=config.num_tasks,
+            mesh=mesh,
+        )
+
+    def newborn() -> Run:
+        key = jax.random.key(config.seed)
+        return jax.jit(begin, static_argnames="algorithm")(key, algorithm=algorithm)
+
+    return _train(
+        newborn,
+        call,
+        config,
+        members=[{}],
+        mesh=mesh,
+        folder=folder,
+        resume=resume,
+        description=description,
+        console=console,
+    )
+
+
+def train_population(
+    algorithm: MetaAlgorithm,
+    family: TaskFamily,
+    config: Config = Config(),
+    *,
+    num_seeds: int = 1,
+    hypers: Sequence[Any] | None = None,
+    folder: str | os.PathLike | None = None,
+    resume: bool = False,
+    description: Mapping[str, Any] | None = None,
+    console: Console | None = None,
+) -> Run:
+    """Meta-trains every setting with every seed in one program: `train`, mapped. The runs, ``[H, S]``.
+
+    A member is the run that `train` would be with its seed and its settings, to rounding.
+
+    Args:
+        algorithm: What to train.
+        family: Where its tasks come from.
+        config: As of `train`; ``config.seed`` is the first of the seeds.
+        num_seeds: S, seeds of each setting, one after the other.
+        hypers: H settings, as ``algorithm.init(key, hyper)`` takes them; None is the algorithm's own.
+        folder: As of `train`; a line of ``metrics.jsonl`` is one member's meta-update and names its
+            ``setting`` (the place in ``hypers``) and ``seed``.
+        resume: As of `train`.
+        description: As of `train`; seeds and settings are added to it.
+        console: As of `train`.
+
+    Raises:
+        ValueError: no seeds or no settings; and what `train` raises.
+    """
+    checks.at_least("num_seeds", num_seeds, 1)
+    if hypers is not None and not hypers:
+        raise ValueError("hypers=[] must hold at least one setting, or be None")
+    seeds = [config.seed + i for i in range(num_seeds)]
+    checks.between("seed", seeds[-1], 0, 2**32 - 1)
+    mesh = device_mesh(config.num_tasks)
+    settings = hypers or [()]
+    stacked = jax.tree.map(lambda *x: jnp.asarray(x, float), *settings)
+
+    def first(seed: jax.Array, hyper: Any) -> Run:
+        init_key, run_key = jax.random.split(jax.random.key(seed))
+        state = algorithm.init(init_key, *([] if hypers is None else [hyper]))
+        return Run(run_key, state, jnp.zeros((), jnp.int32))
+
+    def newborn() -> Run:
+        numbers = jnp.asarray(seeds, jnp.uint32)
+        every = jax.vmap(jax.vmap(first, (0, None)), (None, 0), axis_size=len(settings))
+        return jax.jit(every)(numbers, stacked)
+
+    def one(run: Run, num_updates: jax.Array) -> tuple[Run, dict[str, jax.Array]]:
+        return advance(
+            run,
+            num_updates,
+            algorithm=algorithm,
+            family=family,
+            num_tasks=config.num_tasks,
+            mesh=mesh,
+        )
+
+    if description is not None:
+        told = [] if hypers is None else [jax.tree.map(float, _named(hyper)) for hyper in hypers]
+        description = {**description, "population": {"num_seeds": num_seeds, "hypers": told}}
+    return _train(
+        newborn,
+        jax.vmap(jax.vmap(one, (0, None)), (0, None)),
+        config,
+        members=[{"setting": i, "seed": seed} for i in range(len(settings)) for seed in seeds],
+        mesh=mesh,
+        folder=folder,
+        resume=resume,
+        description=description,
+        console=console,
+    )
+
+
+def _named(hyper: Any) -> Any:
+    """A NamedTuple by its names."""
+    return hyper._asdict() if hasattr(hyper, "_asdict") else hyper
+
+
+def _train(
+    newborn: Callable[[], Run],
+    call: Callable[[Run, jax.Array], tuple[Run, dict[str, jax.Array]]],
+    config: Config,
+    *,
+    members: Sequence[dict[str, Any]],
+    mesh: Mesh | None,
+    folder: str | os.PathLike | None,
+    resume: bool,
+    description: Mapping[str, Any] | None,
+    console: Console | None,
+) -> Run:
+    """The loop of `train` and `train_population`; ``members`` are told apart by what their lines hold."""
     if folder is not None and description is None:
         raise ValueError(
             "description=None: a folder needs the settings of its algorithm and family, or a resumed "
@@ -153,15 +276,13 @@ def train(
         )
     description = {**(description or {}), "training": dataclasses.asdict(config)}
     description = json.loads(json.dumps(description))  # as it will be read back
-    mesh = device_mesh(config.num_tasks)
-    key = jax.random.key(config.seed)
     output = None if folder is None else Path(folder)
     if output is None:
         if resume:
             raise ValueError("resume=True needs the folder to resume from")
-        run = jax.jit(begin, static_argnames="algorithm")(key, algorithm=algorithm)
+        run = newborn()
     elif resume:
-        target = jax.eval_shape(lambda key: begin(key, algorithm=algorithm), key)
+        target = jax.eval_shape(newborn)
         done, run = checkpoints.restore(
             output / CHECKPOINT_FOLDER, target, description, ignore=MAY_CHANGE
         )
@@ -174,17 +295,18 @@ def train(
             raise FileExistsError(
                 f"{output} is not empty: name another folder, or resume the run that is in it"
             )
-        run = jax.jit(begin, static_argnames="algorithm")(key, algorithm=algorithm)
+        run = newborn()
     if mesh is not None:
         run = jax.device_put(run, NamedSharding(mesh, PartitionSpec()))
 
-    done = int(run.num_updates)
+    done = int(jnp.max(run.num_updates))
     if done >= config.meta_updates:
         return run
     with contextlib.ExitStack() as stack:
         report = stack.enter_context(_progress(console, done, config.meta_updates))
         interrupted = stack.enter_context(_deferred_interrupts())
-        call = _compile(run, algorithm, family, config.num_tasks, mesh)
+        # Donated: the run's buffers are written in place, and only the new run is ever referred to.
+        program = jax.jit(call, donate_argnums=0).lower(run, jnp.zeros((), jnp.int32)).compile()
         manager = metrics_file = None
         if output is not None:
             # Only now is the folder written to, and first with something to resume from.
@@ -203,14 +325,16 @@ def train(
                 count = int(config.report_seconds / max(seconds_per_update, 1e-6))
             count = max(1, min(count, MAX_UPDATES_PER_CALL, limit - done))
             began = time.perf_counter()
-            run, rows = call(run, jnp.asarray(count, jnp.int32))
-            rows = jax.device_get(rows)
+            run, rows = program(run, jnp.asarray(count, jnp.int32))
+            rows = {name: x.reshape(len(members), -1) for name, x in jax.device_get(rows).items()}
             seconds = time.perf_counter() - began
             seconds_per_update = seconds / count
             lines = [
-                {name: _number(column[i]) for name, column in rows.items()}
+                {name: _number(column[place, i]) for name, column in rows.items()}
                 | {"update": done + i + 1, "seconds": round(seconds_per_update, 6)}
+                | member
                 for i in range(count)
+                for place, member in enumerate(members)
             ]
             done += count
             if metrics_file is not None:
@@ -234,18 +358,6 @@ def enable_compilation_cache(folder: str | os.PathLike | None = None) -> None:
         folder = os.environ.get("JAX_COMPILATION_CACHE_DIR", Path.home() / ".cache" / "jaxmeta")
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-
-
-def _compile(
-    run: Run, algorithm: MetaAlgorithm, family: TaskFamily, num_tasks: int, mesh: Mesh | None
-) -> Callable:
-    def call(run: Run, num_updates: jax.Array) -> tuple[Run, dict[str, jax.Array]]:
-        return advance(
-            run, num_updates, algorithm=algorithm, family=family, num_tasks=num_tasks, mesh=mesh
-        )
-
-    # Donated: the run's buffers are written in place, and only the new run is ever referred to.
-    return jax.jit(call, donate_argnums=0).lower(run, jnp.zeros((), jnp.int32)).compile()
 
 
 def device_mesh(num_tasks: int) -> Mesh | None:

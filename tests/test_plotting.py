@@ -152,6 +152,18 @@ def test_lifetime_memory_draws_every_gradient(tmp_path):
     assert {plotting.BLUE, plotting.ORANGE} <= seen
 
 
+def test_a_population_is_a_line_a_setting_with_the_range_of_its_seeds(tmp_path):
+    rng = np.random.default_rng(0)
+    steady = np.cumsum(rng.uniform(size=(3, 60)), axis=1)
+    plotting.population(tmp_path / "apart.png", {"a": steady, "b": 2 * steady})
+    plotting.population(tmp_path / "together.png", {"a": steady[:1], "b": 2 * steady[:1]})
+    (seen, apart), (_, together) = (colours(tmp_path / f"{x}.png") for x in ("apart", "together"))
+    assert {plotting.PALETTE[0], plotting.PALETTE[1]} <= seen
+    assert len(apart) > 10**5
+    white = [np.mean(np.all(x == 255, axis=-1)) for x in (apart, together)]
+    assert white[0] < white[1] - 0.02  # the range is shaded
+
+
 def test_lines_in_panels(tmp_path):
     """A colour a line, the same in every panel; logarithmic axes spread what others squeeze."""
     x = np.array([1.0, 10.0, 100.0])

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from jaxmeta import checkpoints, tasks, training
-from jaxmeta.algorithms.maml import Config, maml
+from jaxmeta.algorithms.maml import Config, Hyper, maml
 from jaxmeta.checkpoints import CheckpointError
 from jaxmeta.types import MetaAlgorithm
 
@@ -241,6 +241,58 @@ def test_advance_can_be_mapped_over_seeds(family, algorithm):
     alone = training.train(algorithm, family, config(meta_updates=3, seed=1))
     for x, y in zip(jax.tree.leaves(runs.state), jax.tree.leaves(alone.state), strict=True):
         np.testing.assert_allclose(x[1], y, rtol=1e-3, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def population(family, algorithm, tmp_path_factory):
+    """Two step sizes, two seeds; and its folder."""
+    folder = tmp_path_factory.mktemp("population")
+    hypers = [Hyper(step_size=0.05), Hyper(step_size=0.2)]
+    members = dict(num_seeds=2, hypers=hypers, folder=folder, **QUIET)
+    return members, training.train_population(algorithm, family, config(seed=3), **members)
+
+
+def test_a_member_of_a_population_is_the_run_it_would_be_alone(population, family, algorithm):
+    members, runs = population
+    assert runs.num_updates.shape == (2, 2)
+    here = {**members, "folder": None}
+    short = training.train_population(algorithm, family, config(seed=3, meta_updates=3), **here)
+    for setting, seed in ((0, 4), (1, 3)):
+        own = maml(family, Config(num_streams=2, hidden_sizes=(4,)), members["hypers"][setting])
+        alone = training.train(own, family, config(seed=seed, meta_updates=3))
+        for x, y in zip(jax.tree.leaves(short.state), jax.tree.leaves(alone.state), strict=True):
+            np.testing.assert_allclose(x[setting, seed - 3], y, rtol=1e-3, atol=1e-5)
+
+
+def test_a_population_records_every_member(population):
+    members, _ = population
+    rows = lines(members["folder"])
+    told = [(row["update"], row["setting"], row["seed"]) for row in rows]
+    assert sorted(told) == [(u, h, s) for u in range(1, 13) for h in (0, 1) for s in (3, 4)]
+    assert len({row["return/before"] for row in rows if row["update"] == 1}) == 2  # seeds
+    assert len({row["return/after"] for row in rows if row["update"] == 1}) == 4
+    record = json.loads((members["folder"] / training.CONFIG_FILE).read_text())
+    assert [x["step_size"] for x in record["population"]["hypers"]] == [0.05, 0.2]
+
+
+def test_a_population_is_resumed_bit_exactly_and_not_as_another(
+    population, family, algorithm, tmp_path
+):
+    members, runs = population
+    here = {**members, "folder": tmp_path}
+    training.train_population(algorithm, family, config(seed=3, meta_updates=7), **here)
+    again = training.train_population(algorithm, family, config(seed=3), resume=True, **here)
+    assert_bit_equal(runs, again)
+    other = {**here, "num_seeds": 1}
+    with pytest.raises(CheckpointError, match="population.num_seeds is 1 and was 2"):
+        training.train_population(algorithm, family, config(seed=3), resume=True, **other)
+
+
+def test_an_empty_population_is_refused(family, algorithm):
+    with pytest.raises(ValueError, match="num_seeds=0 must be at least 1"):
+        training.train_population(algorithm, family, config(), num_seeds=0)
+    with pytest.raises(ValueError, match=r"hypers=\[\] must hold at least one setting"):
+        training.train_population(algorithm, family, config(), hypers=[])
 
 
 def test_non_finite_metrics_are_null(family, algorithm, tmp_path):
