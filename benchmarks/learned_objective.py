@@ -53,7 +53,7 @@ class Train:
 
     output: Path = Path("runs/learned-objective")
     """Folder for the results; made anew."""
-    meta_updates: int = 900
+    meta_updates: int = 2500
     """Meta-updates on each of the two families, in turns."""
     outer: Literal["meta_gradient", "es", "pes"] = "meta_gradient"
     """How the rule is learned."""
@@ -73,10 +73,14 @@ class Train:
     """Of Adam in the agents that follow LPG."""
     window: int = 10
     """Updates that a meta-update looks at."""
+    discount: float = 0.99
+    """γ of LPG and of its meta-objective."""
     entropy_bonus: float = 0.05
     """What the rule is paid for its agents' entropy, per nat, at first; it falls to nothing in a straight line."""
+    discounts: tuple[float, ...] = (0.95, 0.99)
+    """γ that A2C may choose from, with every step size."""
     gae_lambdas: tuple[float, ...] = (0.5, 0.8, 0.95)
-    """λ that A2C may choose from, with every step size."""
+    """λ, likewise."""
     entropy_costs: tuple[float, ...] = (0.0, 0.01, 0.05)
     """Weights of A2C's entropy, likewise."""
     tune_tasks: int = 20
@@ -97,6 +101,10 @@ class Train:
                 checks.at_least(
                     field.name, getattr(self, field.name), 0 if field.name == "seed" else 1
                 )
+        for name in ("discounts", "gae_lambdas", "entropy_costs"):
+            if not getattr(self, name):
+                raise ValueError(f"{name}=() must hold at least one to choose from")
+        checks.between("discount", self.discount, 0, 1)
         for name in ("lifespan", "transfer_lifespan"):
             if getattr(self, name) % CHECKPOINTS:
                 raise ValueError(
@@ -142,6 +150,7 @@ def meta_train(args: Train) -> tuple[Meta, dict[str, list[float]]]:
         )
 
     hyper = Hyper(
+        discount=args.discount,
         step_size=args.step_size,
         learning_rate=args.learning_rate,
         policy_entropy_bonus=args.entropy_bonus,
@@ -302,9 +311,12 @@ def contestants(
     }
     tuned = {
         name: [
-            Meta({}, Hyper(step_size=x, gae_lambda=gae_lambda, entropy_cost=cost))
-            for x, gae_lambda, cost in itertools.product(
-                sizes, args.gae_lambdas, args.entropy_costs
+            Meta(
+                {},
+                Hyper(discount=gamma, step_size=x, gae_lambda=gae_lambda, entropy_cost=cost),
+            )
+            for x, gamma, gae_lambda, cost in itertools.product(
+                sizes, args.discounts, args.gae_lambdas, args.entropy_costs
             )
         ]
         for name, sizes in step_sizes.items()
@@ -346,7 +358,7 @@ def chosen(
     return returns, {"optimizer": optimizer, **hyper}
 
 
-CHOSEN = ("step_size", "gae_lambda", "entropy_cost")
+CHOSEN = ("step_size", "discount", "gae_lambda", "entropy_cost")
 
 
 def _stacked(metas: Sequence[Meta]) -> Meta:

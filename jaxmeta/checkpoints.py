@@ -107,7 +107,7 @@ def restore(
                 "the policy, the optimiser and the floating-point precision it was made with"
             )
         # Onto one device, whatever it was saved from; the caller spreads it.
-        sharding = SingleDeviceSharding(jax.devices()[0])
+        sharding = SingleDeviceSharding(jax.local_devices()[0])
         placed = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), target
         )

@@ -24,7 +24,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from jaxmeta import checkpoints, checks
+from jaxmeta import checkpoints, checks, processes
 from jaxmeta.tasks.family import TaskFamily, sample_tasks
 from jaxmeta.types import MetaAlgorithm
 
@@ -296,8 +296,9 @@ def _train(
                 f"{output} is not empty: name another folder, or resume the run that is in it"
             )
         run = newborn()
+    processes.wait("before anything is written")
     if mesh is not None:
-        run = jax.device_put(run, NamedSharding(mesh, PartitionSpec()))
+        run = processes.spread(run, NamedSharding(mesh, PartitionSpec()))
 
     done = int(jnp.max(run.num_updates))
     if done >= config.meta_updates:
@@ -313,9 +314,11 @@ def _train(
             output.mkdir(parents=True, exist_ok=True)
             manager = stack.enter_context(checkpoints.open_manager(output / CHECKPOINT_FOLDER))
             checkpoints.save(manager, done, run, description)
-            _write_json(output / CONFIG_FILE, description)
-            _cut_metrics(output / METRICS_FILE, done)
-            metrics_file = stack.enter_context(open(output / METRICS_FILE, "a", encoding="utf-8"))
+            if processes.first():
+                _write_json(output / CONFIG_FILE, description)
+                _cut_metrics(output / METRICS_FILE, done)
+                path = output / METRICS_FILE
+                metrics_file = stack.enter_context(path.open("a", encoding="utf-8"))
         seconds_per_update = None
         while done < config.meta_updates:
             next_checkpoint = (done // config.checkpoint_every + 1) * config.checkpoint_every
@@ -323,7 +326,7 @@ def _train(
             count = 1
             if seconds_per_update is not None:
                 count = int(config.report_seconds / max(seconds_per_update, 1e-6))
-            count = max(1, min(count, MAX_UPDATES_PER_CALL, limit - done))
+            count = processes.of_first(max(1, min(count, MAX_UPDATES_PER_CALL, limit - done)))
             began = time.perf_counter()
             run, rows = program(run, jnp.asarray(count, jnp.int32))
             rows = {name: x.reshape(len(members), -1) for name, x in jax.device_get(rows).items()}
@@ -341,7 +344,7 @@ def _train(
                 metrics_file.writelines(json.dumps(line, sort_keys=True) + "\n" for line in lines)
                 metrics_file.flush()
             report(done, lines, seconds)
-            stop = interrupted()
+            stop = processes.anywhere(interrupted())
             if manager is not None and (done == limit or stop):
                 checkpoints.save(manager, done, run, description)
             if stop:
@@ -400,7 +403,12 @@ def _progress(
 ) -> Iterator[Callable[[int, list[dict], float], None]]:
     if console is None:
         # In a notebook Rich would ask for ipywidgets, or fill the page with escape codes.
-        console = Console(file=sys.stderr, force_jupyter=False, force_terminal=sys.stderr.isatty())
+        console = Console(
+            file=sys.stderr,
+            force_jupyter=False,
+            force_terminal=sys.stderr.isatty(),
+            quiet=not processes.first(),
+        )
     bar = Progress(
         TextColumn("meta-update"),
         MofNCompleteColumn(),

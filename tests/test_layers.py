@@ -32,6 +32,7 @@ ORDER = [
     "algorithms",
     "evaluation",
     "checkpoints",
+    "processes",
     "training",
     "plotting",
 ]

@@ -2,9 +2,9 @@ import dataclasses
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
-import textwrap
 import threading
 import time
 
@@ -322,53 +322,83 @@ def test_bad_settings_are_named(settings, message):
         training.Config(**settings)
 
 
-def test_devices_share_the_tasks_and_change_no_result(tmp_path):
-    """Four simulated devices against one: the same tasks and keys, results equal to rounding; the
-    compiled step reduces over devices and gathers nothing; a checkpoint moves from four to one."""
-    script = textwrap.dedent(
-        """
-        import sys, jax, jax.numpy as jnp, numpy as np
-        from jax.sharding import NamedSharding, PartitionSpec
-        from jaxmeta import tasks, training
-        from jaxmeta.algorithms.maml import Config, maml
-        devices, folder = int(sys.argv[1]), sys.argv[2]
-        assert jax.device_count() == devices
-        family = tasks.make("navigation", horizon=4)
-        algorithm = maml(family, Config(num_streams=2, hidden_sizes=(4,)))
-        settings = dict(num_tasks=8, checkpoint_every=1)
-        run = training.train(algorithm, family, training.Config(meta_updates=3, **settings),
-                             folder=folder + "/run", resume=devices == 1, description={})
-        np.save(f"{folder}/{devices}.npy", np.concatenate([np.ravel(x) for x in jax.tree.leaves(run.state)]))
-        if devices > 1:
-            mesh = training.device_mesh(8)
-            run = jax.device_put(run, NamedSharding(mesh, PartitionSpec()))
-            text = jax.jit(lambda run: training.advance(
-                run, 1, algorithm=algorithm, family=family, num_tasks=8, mesh=mesh
-            )).lower(run).compile().as_text()
-            assert "all-reduce" in text
-            assert "all-gather" not in text
-            try:
-                training.device_mesh(6)
-            except ValueError as error:
-                assert "num_tasks=6 must be a multiple of the 4 devices" in str(error), error
-            else:
-                raise AssertionError
-        else:
-            run = training.train(algorithm, family, training.Config(meta_updates=3, **settings))
-            np.save(f"{folder}/alone.npy", np.concatenate([np.ravel(x) for x in jax.tree.leaves(run.state)]))
-        """
-    )
-    for devices in (4, 1):
+SHARED_RUN = """
+import sys, jax, numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+folder, name, process, processes, port = sys.argv[1:]
+if int(processes) > 1:
+    jax.distributed.initialize(f"localhost:{port}", int(processes), int(process))
+from jaxmeta import tasks, training
+from jaxmeta.algorithms.maml import Config, maml
+family = tasks.make("navigation", horizon=4)
+algorithm = maml(family, Config(num_streams=2, hidden_sizes=(4,)))
+settings = training.Config(meta_updates=3, num_tasks=8, checkpoint_every=1, report_seconds=0.01)
+
+def leave(name, run):
+    leaves = [np.ravel(x) for x in jax.tree.leaves(run.state)]
+    np.save(f"{folder}/{name}-{process}.npy", np.concatenate(leaves))
+
+def train(**where):
+    return training.train(algorithm, family, settings, description={}, **where)
+
+if name == "alone":
+    assert jax.device_count() == 1
+    leave(name, train())
+    for other in ("eight", "processes"):
+        leave("restored-" + other, train(folder=f"{folder}/{other}", resume=True))
+else:
+    assert jax.device_count() == {"eight": 8, "processes": 4}[name]
+    leave(name, train(folder=f"{folder}/{name}"))
+if name == "eight":
+    mesh = training.device_mesh(8)
+    run = training.begin(jax.random.key(0), algorithm=algorithm)
+    text = jax.jit(lambda run: training.advance(
+        run, 1, algorithm=algorithm, family=family, num_tasks=8, mesh=mesh
+    )).lower(jax.device_put(run, NamedSharding(mesh, PartitionSpec()))).compile().as_text()
+    assert "all-reduce" in text
+    assert "all-gather" not in text
+    try:
+        training.device_mesh(12)
+    except ValueError as error:
+        assert "num_tasks=12 must be a multiple of the 8 devices" in str(error), error
+    else:
+        raise AssertionError
+"""
+
+
+def test_devices_and_processes_share_the_tasks_and_change_no_result(tmp_path):
+    """Eight simulated devices, and two processes of two, against one: the same tasks and keys, results
+    equal to rounding; the compiled step reduces over devices and gathers nothing; a run is written once,
+    and its checkpoint is as good on one device."""
+    with socket.socket() as found:
+        found.bind(("localhost", 0))
+        port = found.getsockname()[1]
+
+    def start(name, devices, process=0, processes=1):
         flags = os.environ["XLA_FLAGS"] + f" --xla_force_host_platform_device_count={devices}"
-        subprocess.run(
-            [sys.executable, "-c", script, str(devices), str(tmp_path)],
-            check=True,
+        arguments = [str(x) for x in (tmp_path, name, process, processes, port)]
+        return subprocess.Popen(
+            [sys.executable, "-c", SHARED_RUN, *arguments],
             env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
         )
-    four, restored, alone = (np.load(tmp_path / f"{x}.npy") for x in ("4", "1", "alone"))
-    np.testing.assert_array_equal(restored, four)
-    np.testing.assert_allclose(alone, four, rtol=1e-3, atol=1e-5)
+
+    for name, devices, processes in (("eight", 8, 1), ("processes", 2, 2), ("alone", 1, 1)):
+        started = [start(name, devices, process, processes) for process in range(processes)]
+        try:
+            assert [process.wait(timeout=300) for process in started] == [0] * len(started)
+        finally:
+            for process in started:
+                process.kill()
+    names = ("alone-0", "eight-0", "processes-0", "processes-1")
+    alone, eight, first, second = (np.load(tmp_path / f"{name}.npy") for name in names)
     assert alone.size > 20
+    np.testing.assert_allclose(eight, alone, rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(first, alone, rtol=1e-3, atol=1e-5)
+    np.testing.assert_array_equal(first, second)
+    for name, whole in (("eight", eight), ("processes", first)):
+        np.testing.assert_array_equal(np.load(tmp_path / f"restored-{name}-0.npy"), whole)
+        assert [row["update"] for row in lines(tmp_path / name)] == [1, 2, 3]
+        assert steps(tmp_path / name) == [1, 2, 3]
 
 
 def test_compilation_cache_folder(monkeypatch, tmp_path):

@@ -75,7 +75,7 @@ class Training:
 
 
 MEMORIES = {
-    "counts": Training("RL² with counts", 160, 128, dict(num_epochs=3), dict(entropy_cost=0.02)),
+    "counts": Training("RL² with counts", 120, 128, dict(num_epochs=3), dict(entropy_cost=0.02)),
     "gru": Training("RL² with a GRU", 450, 1024, dict(num_minibatches=8), dict(entropy_cost=0.04)),
 }
 
