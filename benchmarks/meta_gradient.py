@@ -42,13 +42,13 @@ from jaxmeta.types import MetaAlgorithm
 
 @dataclasses.dataclass(frozen=True)
 class Chain:
-    """The discount on the discounting chain; the settings of Bonnet et al. 2022."""
+    """The discount on the discounting chain of Bonnet et al. 2022."""
 
     output: Path = Path("runs/meta-gradient-chain")
     """Folder for the results; made anew."""
     variants: tuple[str, ...] = ("fixed", "plain", "BMG", "plain, outer value", "BMG, outer value")
     """What to run."""
-    meta_updates: int = 10_000
+    meta_updates: int = 5000
     """Meta-updates, two updates of the agent each."""
     num_streams: int = 128
     """Episodes in an update."""
@@ -163,12 +163,15 @@ def run_chain(main: Chain) -> Outcome:
         discount=0.95,
         min_discount=0.9,
         gae_lambda=0.0,
-        entropy_cost=0.005,
-        value_cost=100.0,  # a table's entry is one of a hundred in a batch's mean
-        step_size=0.5,
+        # Only an episode's first action counts, so a step must be long; and where all steps are paid for
+        # their entropy, and share parameters with the first, the pay must be small or it holds that back.
+        entropy_cost=5e-4,
+        step_size=15.0,
+        value_cost=100.0
+        / 30.0,  # a table's entry is one of a hundred in a batch's mean: half its error
         outer_discount=1.0,
         outer_lambda=0.0,
-        outer_entropy_cost=0.005,
+        outer_entropy_cost=5e-4,
         learning_rate=0.1,
         max_grad_norm=1e9,
     )

@@ -47,21 +47,18 @@ def rollout(
     # Stopped on the way in, so that differentiating a caller does not even trace the tangents.
     meta, agent, stream = jax.lax.stop_gradient((meta, agent, stream))
     act_key, step_key, reset_key = jax.random.split(key, 3)
-    # Keys and reset states are drawn for the whole rollout at once: random numbers made inside the
-    # loop are most of its cost on a CPU.
-    act_keys = jax.random.split(act_key, num_steps)
-    step_keys = jax.random.split(step_key, num_steps)
-    reset_obs, reset_states = jax.vmap(env.reset_env, in_axes=(0, None))(
-        jax.random.split(reset_key, num_steps), task
-    )
 
-    def step(stream: Stream, inputs: Any) -> tuple[Stream, Trajectory]:
-        act_key, step_key, reset_obs, reset_state = inputs
+    def step(stream: Stream, t: jax.Array) -> tuple[Stream, Trajectory]:
         timestep = stream.timestep
-        action, log_prob, memory = learner.act(act_key, meta, agent, stream.memory, timestep)
-        next_obs, env_state, reward, terminated, _ = env.step_env(
-            step_key, stream.env_state, action, task
+        action, log_prob, memory = learner.act(
+            _key_at(act_key, t), meta, agent, stream.memory, timestep
         )
+        next_obs, env_state, reward, terminated, _ = env.step_env(
+            _key_at(step_key, t), stream.env_state, action, task
+        )
+        # At every step: under a vmap nothing can be left out for most. It is drawn here and not for all
+        # steps beforehand, for that much memory to write and read is slower than drawing.
+        reset_obs, reset_state = env.reset_env(_key_at(reset_key, t), task)
         next_obs, reward = _as_float(next_obs), _as_float(reward).reshape(())
         last = jnp.logical_or(terminated, env.is_truncated(env_state, task))
         env_state = jax.tree.map(
@@ -89,10 +86,21 @@ def rollout(
         return Stream(env_state, next_timestep, memory), seen
 
     first_memory = stream.memory
-    stream, trajectory = jax.lax.scan(
-        step, stream, (act_keys, step_keys, reset_obs, reset_states), unroll=unroll
-    )
+    stream, trajectory = jax.lax.scan(step, stream, jnp.arange(num_steps), unroll=unroll)
     return jax.lax.stop_gradient((stream, trajectory._replace(memory=first_memory)))
+
+
+def _key_at(key: jax.Array, t: jax.Array) -> jax.Array:
+    """A key of step ``t``'s own, by counting up from ``key``.
+
+    Hashing (``split``, ``fold_in``) costs as much as a draw, and drawing is most of what acting costs on a
+    CPU. Keys of a counter-based generator need only differ: Salmon et al. 2011, "Parallel random numbers:
+    as easy as 1, 2, 3".
+    """
+    data = jax.random.key_data(key)
+    return jax.random.wrap_key_data(
+        data.at[-1].add(t.astype(data.dtype)), impl=jax.random.key_impl(key)
+    )
 
 
 def _float_dtype() -> Any:

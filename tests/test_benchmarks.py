@@ -268,7 +268,7 @@ def test_off_policy_evaluation_study(tmp_path):
 def test_learned_objective_study(tmp_path):
     small = "--meta-updates 2 --num-agents 2 --lifespan 25 --transfer-lifespan 25 --num-streams 2"
     small += " --num-steps 5 --tune-tasks 2 --eval-tasks 3 --transfer-agents 2 --window 5"
-    small += " --gae-lambdas 0.9 --entropy-costs 0.01 --output out"
+    small += " --discounts 0.9 --gae-lambdas 0.9 --entropy-costs 0.01 --output out"
     settings = ["--compare-on", "grid worlds", "Catch"]
     result = run("learned_objective.py", "train", *small.split(), *settings, cwd=tmp_path)
     assert result.returncode == 0, result.stderr

@@ -10,7 +10,7 @@ import scipy.stats
 from jaxmeta import exact, tasks
 from jaxmeta.adaptation import lifetime
 from jaxmeta.distributions import Categorical
-from jaxmeta.rollout import begin_stream, rollout
+from jaxmeta.rollout import _key_at, begin_stream, rollout
 from jaxmeta.tasks.tabular import Tabular, TabularParams
 from jaxmeta.types import Learner
 from tests.probes import Counter, CounterParams, constant_learner, random_learner
@@ -102,15 +102,15 @@ def uniform(family):
 
 def replay_transitions(env, task, data, m):
     """The successor that each recorded action has, stepping by hand from each episode's start."""
-    keys = jax.random.split(jax.random.split(jax.random.key(1), 3)[1], 12)
-    reset_keys = jax.random.split(jax.random.split(jax.random.key(1), 3)[2], 12)
+    _, step_key, reset_key = jax.random.split(jax.random.key(1), 3)
     successors = []
     state = env.reset_env(jax.random.key(0), task)[1]
     for t in range(12):
-        obs, state, _, _, _ = env.step_env(keys[t], state, data.action[m, t], task)
+        key = _key_at(step_key, jnp.asarray(t))
+        obs, state, _, _, _ = env.step_env(key, state, data.action[m, t], task)
         successors.append(np.asarray(obs))
         if data.last[m, t]:
-            state = env.reset_env(reset_keys[t], task)[1]
+            state = env.reset_env(_key_at(reset_key, jnp.asarray(t)), task)[1]
     return np.stack(successors)
 
 

@@ -230,5 +230,7 @@ def _first_state(num_states: int) -> jax.Array:
 
 
 def _draw(key: jax.Array, probabilities: jax.Array) -> jax.Array:
-    """An index drawn with the given ``probabilities [S]``, int32 ``[]``."""
-    return jax.random.categorical(key, jnp.log(probabilities)).astype(jnp.int32)
+    """An index drawn with the given ``probabilities [S]``, int32 ``[]``; from one random number, not S."""
+    cumulative = jnp.cumsum(probabilities)
+    u = cumulative[-1] * jax.random.uniform(key, dtype=cumulative.dtype)
+    return jnp.sum(cumulative[:-1] <= u, dtype=jnp.int32)
