@@ -53,7 +53,7 @@ class Train:
 
     output: Path = Path("runs/learned-objective")
     """Folder for the results; made anew."""
-    meta_updates: int = 2500
+    meta_updates: int = 900
     """Meta-updates on each of the two families, in turns."""
     outer: Literal["meta_gradient", "es", "pes"] = "meta_gradient"
     """How the rule is learned."""
@@ -73,14 +73,10 @@ class Train:
     """Of Adam in the agents that follow LPG."""
     window: int = 10
     """Updates that a meta-update looks at."""
-    discount: float = 0.99
-    """γ of LPG and of its meta-objective."""
     entropy_bonus: float = 0.05
-    """What the rule is paid for its agents' entropy, per nat, at first; it falls to nothing in a straight line."""
-    discounts: tuple[float, ...] = (0.95, 0.99)
-    """γ that A2C may choose from, with every step size."""
+    """What the rule is paid for its agents' entropy, per nat."""
     gae_lambdas: tuple[float, ...] = (0.5, 0.8, 0.95)
-    """λ, likewise."""
+    """λ that A2C may choose from, with every step size."""
     entropy_costs: tuple[float, ...] = (0.0, 0.01, 0.05)
     """Weights of A2C's entropy, likewise."""
     tune_tasks: int = 20
@@ -101,10 +97,6 @@ class Train:
                 checks.at_least(
                     field.name, getattr(self, field.name), 0 if field.name == "seed" else 1
                 )
-        for name in ("discounts", "gae_lambdas", "entropy_costs"):
-            if not getattr(self, name):
-                raise ValueError(f"{name}=() must hold at least one to choose from")
-        checks.between("discount", self.discount, 0, 1)
         for name in ("lifespan", "transfer_lifespan"):
             if getattr(self, name) % CHECKPOINTS:
                 raise ValueError(
@@ -150,7 +142,6 @@ def meta_train(args: Train) -> tuple[Meta, dict[str, list[float]]]:
         )
 
     hyper = Hyper(
-        discount=args.discount,
         step_size=args.step_size,
         learning_rate=args.learning_rate,
         policy_entropy_bonus=args.entropy_bonus,
@@ -168,13 +159,10 @@ def meta_train(args: Train) -> tuple[Meta, dict[str, list[float]]]:
         for name, family in every.items()
     }
 
-    def update(states: dict[str, Any], now: tuple) -> tuple[dict[str, Any], dict]:
+    def update(states: dict[str, Any], key: jax.Array) -> tuple[dict[str, Any], dict]:
         """A meta-update in each family; the rule and its optimiser are handed on."""
-        key, left = now
         earned = {}
         meta, state = next(iter(states.values())).meta, next(iter(states.values())).optimizer
-        paid = meta.hyper._replace(policy_entropy_bonus=left * hyper.policy_entropy_bonus)
-        meta = meta._replace(hyper=paid)
         for name, algorithm in algorithms.items():
             key, task_key, step_key = jax.random.split(key, 3)
             drawn = tasks.sample_tasks(task_key, every[name], args.num_agents, split="train")
@@ -189,14 +177,12 @@ def meta_train(args: Train) -> tuple[Meta, dict[str, list[float]]]:
     init_key, run_key = jax.random.split(jax.random.key(args.seed))
     states = jax.jit(lambda key: {name: a.init(key) for name, a in algorithms.items()})(init_key)
     chunk = max(1, args.meta_updates // 20)
-    call = jax.jit(lambda states, now: jax.lax.scan(update, states, now), donate_argnums=0)
+    call = jax.jit(lambda states, keys: jax.lax.scan(update, states, keys), donate_argnums=0)
     curve: dict[str, list[float]] = {name: [] for name in every}
     keys = jax.random.split(run_key, args.meta_updates)
-    left = 1.0 - jnp.arange(args.meta_updates) / args.meta_updates
     began = time.perf_counter()
     for start in range(0, args.meta_updates, chunk):
-        part = slice(start, start + chunk)
-        states, earned = call(states, (keys[part], left[part]))
+        states, earned = call(states, keys[start : start + chunk])
         for name, values in earned.items():
             curve[name] += np.asarray(values, float).tolist()
         now = ", ".join(f"{name} {np.mean(values):.3f}" for name, values in earned.items())
@@ -311,12 +297,9 @@ def contestants(
     }
     tuned = {
         name: [
-            Meta(
-                {},
-                Hyper(discount=gamma, step_size=x, gae_lambda=gae_lambda, entropy_cost=cost),
-            )
-            for x, gamma, gae_lambda, cost in itertools.product(
-                sizes, args.discounts, args.gae_lambdas, args.entropy_costs
+            Meta({}, Hyper(step_size=x, gae_lambda=gae_lambda, entropy_cost=cost))
+            for x, gae_lambda, cost in itertools.product(
+                sizes, args.gae_lambdas, args.entropy_costs
             )
         ]
         for name, sizes in step_sizes.items()
@@ -358,7 +341,7 @@ def chosen(
     return returns, {"optimizer": optimizer, **hyper}
 
 
-CHOSEN = ("step_size", "discount", "gae_lambda", "entropy_cost")
+CHOSEN = ("step_size", "gae_lambda", "entropy_cost")
 
 
 def _stacked(metas: Sequence[Meta]) -> Meta:

@@ -1,11 +1,19 @@
 """How fast? Seconds of a step of learning, for the parts whose speed decides.
 
+    python benchmarks/throughput.py rollout --output runs/throughput-rollout
     python benchmarks/throughput.py memory --output runs/throughput-memory
+
+`rollout`: uniformly random actions in many copies of one task, beside gymnax's own auto-resetting ``step`` under
+the same vmap. What is asked of a rollout decides what is computed: *rewards* and ends of episodes alone, or all
+*transitions*.
 
 `memory`: every memory that RL² can have, on long trials of a ten-armed bandit. *Learning* is one gradient
 through a batch of recorded trials (the whole-sequence pass and its derivative), *acting* one batch of
-trials; medians of repeats that are taken in turns, so that a busy machine is so for all. Leaves
-results.json and table.md in the output folder.
+trials.
+
+Times are medians of repeats that are taken in turns, so that a busy machine is so for all, and ratios are medians
+of ratios in one turn. On CPUs, pin the process to one core: threads that wait for each other cost more than
+they bring. Leaves results.json and table.md in the output folder.
 """
 
 import dataclasses
@@ -21,9 +29,9 @@ import jax
 import jax.numpy as jnp
 import tyro
 
-from jaxmeta import checks, memories, memory_learner, reports, tasks, training
+from jaxmeta import adaptation, checks, memories, memory_learner, reports, tasks, training
 from jaxmeta.algorithms import rl2
-from jaxmeta.types import Trajectory
+from jaxmeta.types import Learner, Trajectory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +64,166 @@ class Memory:
                 checks.at_least(name, value, 1)
 
 
+@dataclasses.dataclass(frozen=True)
+class Rollout:
+    """Random actions, beside gymnax's own ``step``."""
+
+    output: Path = Path("runs/throughput-rollout")
+    """Folder for the results; made anew."""
+    families: tuple[str, ...] = ("cartpole", "navigation")
+    """Families of tasks to act in."""
+    num_streams: tuple[int, ...] = (4096,)
+    """Copies of the environment."""
+    num_steps: int = 100
+    """Steps of each."""
+    repeats: int = 11
+    """Timed calls of each."""
+
+    def __post_init__(self) -> None:
+        for name in ("families", "num_streams"):
+            if not getattr(self, name):
+                raise ValueError(f"{name}=() must name at least one")
+        for name in self.families:
+            checks.choice("families", name, tasks.names())
+        for name in ("num_steps", "repeats"):
+            checks.at_least(name, getattr(self, name), 1)
+        for value in self.num_streams:
+            checks.at_least("num_streams", value, 1)
+
+
+Outcome = tuple[list[dict[str, str]], list[dict[str, Any]]]
+"""Rows of the table, and all that was measured."""
+
+
+def timed(calls: dict[Any, Callable[[], Any]], repeats: int) -> dict[Any, list[float]]:
+    """Seconds of every call, taken in turns."""
+    seconds: dict[Any, list[float]] = {name: [] for name in calls}
+    for _ in range(repeats):
+        for name, call in calls.items():
+            # Once untimed: whoever comes after a larger program pays for the memory it gave back.
+            jax.block_until_ready(call())
+            began = time.perf_counter()
+            jax.block_until_ready(call())
+            seconds[name].append(time.perf_counter() - began)
+    return seconds
+
+
+def ours(family: tasks.TaskFamily, num_streams: int, num_steps: int) -> Callable:
+    """``(key, task) -> transitions [num_streams, num_steps]`` by the library's rollout."""
+    learner = Learner(
+        init=lambda key, meta: (),
+        memory=lambda meta: (),
+        act=lambda key, meta, agent, memory, timestep: (
+            family.random_action(key),
+            jnp.zeros(()),
+            memory,
+        ),
+        update=lambda key, meta, agent, data: agent,
+    )
+    world: dict[str, Any] = dict(learner=learner, env=family.env)
+
+    def act(key: jax.Array, task: Any) -> dict[str, jax.Array]:
+        begin_key, act_key = jax.random.split(key)
+        streams = adaptation.begin_streams(begin_key, (), task, **world, num_streams=num_streams)
+        _, data = adaptation.experience(
+            act_key, (), task, (), streams, **world, num_steps=num_steps
+        )
+        return {
+            "obs": data.timestep.obs,
+            "action": data.action,
+            "reward": data.reward,
+            "last": data.last,
+            "next_obs": data.next_obs,
+        }
+
+    return act
+
+
+def gymnaxs(family: tasks.TaskFamily, num_streams: int, num_steps: int) -> Callable:
+    """The same by gymnax's ``reset``, ``step`` and ``sample``, as its documentation has it."""
+    env, space = family.env, family.action_space
+
+    def one(key: jax.Array, task: Any) -> dict[str, jax.Array]:
+        reset_key, key = jax.random.split(key)
+        obs, state = env.reset(reset_key, task)
+
+        def step(carry: tuple, _: None) -> tuple[tuple, dict[str, jax.Array]]:
+            key, obs, state = carry
+            key, action_key, step_key = jax.random.split(key, 3)
+            action = space.sample(action_key)
+            after, state, reward, terminated, truncated, info = env.step(
+                step_key, state, action, task
+            )
+            seen = {
+                "obs": obs,
+                "action": action,
+                "reward": reward,
+                "last": terminated | truncated,
+                "next_obs": info["final_observation"],
+            }
+            return (key, after, state), seen
+
+        return jax.lax.scan(step, (key, obs, state), length=num_steps)[1]
+
+    return lambda key, task: jax.vmap(one, (0, None))(jax.random.split(key, num_streams), task)
+
+
+RECORDS = {
+    "rewards": ("reward", "last"),
+    "transitions": ("obs", "action", "reward", "last", "next_obs"),
+}
+
+
+def run_rollout(main: Rollout) -> Outcome:
+    rows = []
+    for name in main.families:
+        family = tasks.make(name)
+        task = family.train(jax.random.key(0))
+        for num_streams in main.num_streams:
+            for record, kept in RECORDS.items():
+                calls = {}
+                for side, make in (("ours", ours), ("gymnax", gymnaxs)):
+                    act = make(family, num_streams, main.num_steps)
+                    call = jax.jit(
+                        lambda key, task, act=act, kept=kept: {x: act(key, task)[x] for x in kept}
+                    )
+                    compiled = call.lower(jax.random.key(0), task).compile()
+                    calls[side] = lambda compiled=compiled: compiled(jax.random.key(1), task)  # noqa: B023
+                seconds = timed(calls, main.repeats)
+                steps = num_streams * main.num_steps
+                ratios = [y / x for x, y in zip(seconds["ours"], seconds["gymnax"], strict=True)]
+                rows.append(
+                    {
+                        "family": name,
+                        "num_streams": num_streams,
+                        "record": record,
+                        "seconds": seconds,
+                        **{
+                            f"{side}_steps_per_second": steps / statistics.median(x)
+                            for side, x in seconds.items()
+                        },
+                        "ratio": statistics.median(ratios),
+                        "ratios": ratios,
+                    }
+                )
+                print(
+                    f"{name}, {num_streams} streams, {record} measured", file=sys.stderr, flush=True
+                )
+    table = [
+        {
+            "family": row["family"],
+            "streams": str(row["num_streams"]),
+            "record": row["record"],
+            "M steps/s": f"{row['ours_steps_per_second'] / 1e6:.2f}",
+            "gymnax, M steps/s": f"{row['gymnax_steps_per_second'] / 1e6:.2f}",
+            "× as fast": f"{row['ratio']:.2f}",
+            "from, to": f"{min(row['ratios']):.2f}, {max(row['ratios']):.2f}",
+        }
+        for row in rows
+    ]
+    return table, rows
+
+
 def steps(main: Memory, memory: str, size: int, num_trials: int) -> dict[str, Callable]:
     """Compiled calls: ``acting`` and ``learning``."""
     family = tasks.make("bernoulli_bandit", num_arms=10, num_pulls=main.num_steps)
@@ -83,72 +251,69 @@ def steps(main: Memory, memory: str, size: int, num_trials: int) -> dict[str, Ca
 
 
 def measure(main: Memory, size: int, num_trials: int) -> list[dict[str, Any]]:
-    calls = {name: steps(main, name, size, num_trials) for name in main.memories}
-    seconds: dict[str, dict[str, list[float]]] = {
-        name: {part: [] for part in parts} for name, parts in calls.items()
+    calls = {
+        (name, part): call
+        for name in main.memories
+        for part, call in steps(main, name, size, num_trials).items()
     }
-    for _ in range(main.repeats):
-        for name, parts in calls.items():
-            for part, call in parts.items():
-                # Once untimed: whoever comes after a larger program pays for the memory it gave back.
-                jax.block_until_ready(call())
-                began = time.perf_counter()
-                jax.block_until_ready(call())
-                seconds[name][part].append(time.perf_counter() - began)
-    rows = []
-    for name, parts in seconds.items():
-        median = {part: statistics.median(x) for part, x in parts.items()}
-        first = {part: statistics.median(x) for part, x in seconds[main.memories[0]].items()}
-        rows.append(
-            {
-                "memory": name,
-                "size": size,
-                "num_trials": num_trials,
-                **{f"{part}_seconds": x for part, x in median.items()},
-                "learning_speedup": first["learning"] / median["learning"],
-            }
-        )
-    return rows
+    seconds = timed(calls, main.repeats)
+    median = {which: statistics.median(x) for which, x in seconds.items()}
+    first = main.memories[0]
+    return [
+        {
+            "memory": name,
+            "size": size,
+            "num_trials": num_trials,
+            **{f"{part}_seconds": median[name, part] for part in ("acting", "learning")},
+            "learning_speedup": median[first, "learning"] / median[name, "learning"],
+        }
+        for name in main.memories
+    ]
 
 
-def run_memory(main: Memory) -> None:
+def run_memory(main: Memory) -> Outcome:
     rows = []
     for size in main.sizes:
         for num_trials in main.num_trials:
             rows += measure(main, size, num_trials)
             print(f"width {size}, {num_trials} trials measured", file=sys.stderr, flush=True)
     speed = f"× as fast as {main.memories[0]}"
-    lines = reports.markdown(
-        [
-            {
-                "width": str(row["size"]),
-                "trials": str(row["num_trials"]),
-                "memory": row["memory"],
-                "learning, s": f"{row['learning_seconds']:.3f}",
-                speed: f"{row['learning_speedup']:.2f}",
-                "acting, s": f"{row['acting_seconds']:.3f}",
-            }
-            for row in rows
-        ]
-    )
-    settings = {**dataclasses.asdict(main), "output": str(main.output)}
-    machine = reports.machine()
-    main.output.mkdir(parents=True, exist_ok=True)
-    text = json.dumps({"settings": settings, "machine": machine, "rows": rows}, indent=2)
-    (main.output / "results.json").write_text(text + "\n", encoding="utf-8")
-    (main.output / "table.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    print("\n".join(lines))
-    print(f"{machine}; results in {main.output}", file=sys.stderr)
+    table = [
+        {
+            "width": str(row["size"]),
+            "trials": str(row["num_trials"]),
+            "memory": row["memory"],
+            "learning, s": f"{row['learning_seconds']:.3f}",
+            speed: f"{row['learning_speedup']:.2f}",
+            "acting, s": f"{row['acting_seconds']:.3f}",
+        }
+        for row in rows
+    ]
+    return table, rows
+
+
+KINDS: dict[str, tuple[type, Callable[[Any], Outcome]]] = {
+    "rollout": (Rollout, run_rollout),
+    "memory": (Memory, run_memory),
+}
 
 
 def main(argv: list[str]) -> None:
-    # One kind of measurement so far: a subcommand all the same, others will stand beside it.
     settings = tyro.extras.subcommand_cli_from_dict(
-        {"memory": Memory}, args=argv, description=__doc__
+        {name: kind for name, (kind, _) in KINDS.items()}, args=argv, description=__doc__
     )
     reports.refuse_to_overwrite(settings.output)
     training.enable_compilation_cache()
-    run_memory(settings)
+    (run,) = (run for kind, run in KINDS.values() if isinstance(settings, kind))
+    table, rows = run(settings)
+    lines, machine = reports.markdown(table), reports.machine()
+    told = {**dataclasses.asdict(settings), "output": str(settings.output)}
+    settings.output.mkdir(parents=True, exist_ok=True)
+    text = json.dumps({"settings": told, "machine": machine, "rows": rows}, indent=2)
+    (settings.output / "results.json").write_text(text + "\n", encoding="utf-8")
+    (settings.output / "table.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    print("\n".join(lines))
+    print(f"{machine}; results in {settings.output}", file=sys.stderr)
 
 
 if __name__ == "__main__":

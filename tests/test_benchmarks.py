@@ -268,7 +268,7 @@ def test_off_policy_evaluation_study(tmp_path):
 def test_learned_objective_study(tmp_path):
     small = "--meta-updates 2 --num-agents 2 --lifespan 25 --transfer-lifespan 25 --num-streams 2"
     small += " --num-steps 5 --tune-tasks 2 --eval-tasks 3 --transfer-agents 2 --window 5"
-    small += " --discounts 0.9 --gae-lambdas 0.9 --entropy-costs 0.01 --output out"
+    small += " --gae-lambdas 0.9 --entropy-costs 0.01 --output out"
     settings = ["--compare-on", "grid worlds", "Catch"]
     result = run("learned_objective.py", "train", *small.split(), *settings, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
@@ -398,6 +398,22 @@ def test_a_learner_with_memory_from_the_command_line(tmp_path):
         "train.py", *arguments, "--output=out", "--resume", "--meta-updates=3", cwd=tmp_path
     )
     assert resumed.returncode == 0, resumed.stderr
+
+
+def test_rollout_throughput(tmp_path):
+    small = "--families navigation --num-streams 4 8 --num-steps 5 --repeats 3 --output out"
+    result = run("throughput.py", "rollout", *small.split(), cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    rows = json.loads((tmp_path / "out" / "results.json").read_text())["rows"]
+    found = [(row["num_streams"], row["record"]) for row in rows]
+    assert found == [(4, "rewards"), (4, "transitions"), (8, "rewards"), (8, "transitions")]
+    for row in rows:
+        assert min(row["ratios"]) <= row["ratio"] <= max(row["ratios"])
+        assert all(len(x) == 3 for x in row["seconds"].values())
+    assert "| navigation | 8 | transitions |" in result.stdout
+    refused = run("throughput.py", "rollout", "--families", "navigatoin", cwd=tmp_path)
+    assert "did you mean 'navigation'" in refused.stderr
+    assert "Traceback" not in refused.stderr
 
 
 def test_memory_throughput(tmp_path):

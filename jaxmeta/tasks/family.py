@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from gymnax.environments import spaces
 
 from jaxmeta.types import Task
@@ -57,7 +58,10 @@ class TaskFamily:
 
     def random_action(self, key: jax.Array) -> jax.Array:
         """A uniform draw from the action space."""
-        return self.action_space.sample(key)
+        space = self.action_space
+        if isinstance(space, spaces.Discrete):  # one random number, where `randint` takes four
+            return jnp.floor(space.n * jax.random.uniform(key)).astype(space.dtype)
+        return space.sample(key)
 
 
 SPLITS = ("train", "test", "out_of_distribution")
