@@ -1,11 +1,15 @@
 """How fast? Seconds of a step of learning, for the parts whose speed decides.
 
     python benchmarks/throughput.py rollout --output runs/throughput-rollout
+    python benchmarks/throughput.py updates --output runs/throughput-updates
     python benchmarks/throughput.py memory --output runs/throughput-memory
 
 `rollout`: uniformly random actions in many copies of one task, beside gymnax's own auto-resetting ``step`` under
 the same vmap. What is asked of a rollout decides what is computed: *rewards* and ends of episodes alone, or all
 *transitions*.
+
+`updates`: one meta-update of every kind of algorithm, from drawing the tasks to the new parameters, at sizes that others
+have published speeds of: what it takes to compile, to run, and of memory. CPU time is that of all threads.
 
 `memory`: every memory that RL² can have, on long trials of a ten-armed bandit. *Learning* is one gradient
 through a batch of recorded trials (the whole-sequence pass and its derivative), *acting* one batch of
@@ -30,8 +34,8 @@ import jax.numpy as jnp
 import tyro
 
 from jaxmeta import adaptation, checks, memories, memory_learner, reports, tasks, training
-from jaxmeta.algorithms import rl2
-from jaxmeta.types import Learner, Trajectory
+from jaxmeta.algorithms import learned_objective, maml, meta_gradient, promp, rl2
+from jaxmeta.types import Learner, MetaAlgorithm, Trajectory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -224,6 +228,140 @@ def run_rollout(main: Rollout) -> Outcome:
     return table, rows
 
 
+@dataclasses.dataclass(frozen=True)
+class Update:
+    """A meta-update to measure."""
+
+    family: Callable[[], tasks.TaskFamily]
+    algorithm: Callable[[tasks.TaskFamily], MetaAlgorithm]
+    num_tasks: int
+
+
+def _rl2(memory: Any) -> Update:
+    config = rl2.Config(memory=memory, memory_size=128, num_epochs=4, num_minibatches=4)
+    return Update(
+        lambda: tasks.make("bernoulli_bandit", num_arms=2, num_pulls=100),
+        lambda family: rl2.rl2(family, config),
+        256,
+    )
+
+
+NETWORK = (64, 64)
+UPDATES = {
+    "MAML": Update(
+        lambda: tasks.make("navigation"),
+        lambda family: maml.maml(family, maml.Config(num_streams=20, hidden_sizes=NETWORK)),
+        20,
+    ),
+    "ProMP": Update(
+        lambda: tasks.make("navigation"),
+        lambda family: promp.promp(family, promp.Config(num_streams=20, hidden_sizes=NETWORK)),
+        20,
+    ),
+    "RL², GRU": _rl2("gru"),
+    "RL², linear": _rl2("linear"),
+    "meta-gradient": Update(
+        lambda: tasks.make("cartpole"),
+        lambda family: meta_gradient.meta_gradient(family, meta_gradient.Config(num_agents=20)),
+        20,
+    ),
+    "LPG": Update(
+        lambda: tasks.make("tabular", num_states=8, num_actions=4, horizon=20),
+        lambda family: learned_objective.learned_objective(
+            family, learned_objective.Config(num_agents=32)
+        ),
+        32,
+    ),
+}
+"""MAML and ProMP: 20 tasks of 20 episodes of 100 steps, one inner step. RL²: 256 trials of 100 pulls of two arms,
+width 128, 4 passes of 4 minibatches. Meta-gradient: 20 lives of 16 streams of 20 steps. LPG: 32 lives of 8 streams of
+20 steps, 5 updates."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Updates:
+    """Meta-updates, one algorithm after the other."""
+
+    output: Path = Path("runs/throughput-updates")
+    """Folder for the results; made anew."""
+    algorithms: tuple[str, ...] = tuple(UPDATES)
+    """What to measure."""
+    scale: int = 1
+    """Times as many tasks."""
+    repeats: int = 7
+    """Timed calls of each."""
+
+    def __post_init__(self) -> None:
+        if not self.algorithms:
+            raise ValueError("algorithms=() must name at least one")
+        for name in self.algorithms:
+            checks.choice("algorithms", name, UPDATES)
+        for name in ("scale", "repeats"):
+            checks.at_least(name, getattr(self, name), 1)
+
+
+def run_updates(main: Updates) -> Outcome:
+    rows = []
+    for name in main.algorithms:
+        update = UPDATES[name]
+        family, num_tasks = update.family(), update.num_tasks * main.scale
+        if name in ("meta-gradient", "LPG") and main.scale > 1:
+            raise ValueError(f"scale={main.scale} must be 1 with {name}, whose lives are a setting")
+        algorithm = update.algorithm(family)
+        run = jax.jit(lambda key, algorithm=algorithm: training.begin(key, algorithm=algorithm))(
+            jax.random.key(0)
+        )
+
+        def advance(
+            run: Any, algorithm: Any = algorithm, family: Any = family, num_tasks: int = num_tasks
+        ) -> Any:
+            return training.advance(
+                run,
+                jnp.asarray(1),
+                algorithm=algorithm,
+                family=family,
+                num_tasks=num_tasks,
+                max_updates=1,
+            )
+
+        began = time.perf_counter()
+        call = jax.jit(advance).lower(run).compile()
+        compiling = time.perf_counter() - began
+        env_steps = int(call(run)[1]["env_steps"][0])
+        wall, cpu = [], []
+        for _ in range(main.repeats):
+            began = time.perf_counter(), time.process_time()
+            jax.block_until_ready(call(run))
+            wall.append(time.perf_counter() - began[0])
+            cpu.append(time.process_time() - began[1])
+        rows.append(
+            {
+                "algorithm": name,
+                "num_tasks": num_tasks,
+                "env_steps": env_steps,
+                "compile_seconds": compiling,
+                "seconds": wall,
+                "cpu_seconds": cpu,
+                "temporary_bytes": call.memory_analysis().temp_size_in_bytes,
+            }
+        )
+        print(f"{name} measured", file=sys.stderr, flush=True)
+    table = [
+        {
+            "meta-update": row["algorithm"],
+            "tasks": str(row["num_tasks"]),
+            "env steps": f"{row['env_steps']:,}".replace(",", " "),
+            "time, s": f"{statistics.median(row['seconds']):.3f}",
+            "k env steps/s": f"{row['env_steps'] / statistics.median(row['seconds']) / 1e3:.1f}",
+            "k env steps a CPU second": f"{row['env_steps'] / statistics.median(row['cpu_seconds']) / 1e3:.1f}",
+            "memory, MB": f"{row['temporary_bytes'] / 1e6:.1f}",
+            "compiling, s": f"{row['compile_seconds']:.1f}",
+        }
+        for row in rows
+    ]
+    return table, rows
+
+
 def steps(main: Memory, memory: str, size: int, num_trials: int) -> dict[str, Callable]:
     """Compiled calls: ``acting`` and ``learning``."""
     family = tasks.make("bernoulli_bandit", num_arms=10, num_pulls=main.num_steps)
@@ -294,6 +432,7 @@ def run_memory(main: Memory) -> Outcome:
 
 KINDS: dict[str, tuple[type, Callable[[Any], Outcome]]] = {
     "rollout": (Rollout, run_rollout),
+    "updates": (Updates, run_updates),
     "memory": (Memory, run_memory),
 }
 
@@ -303,7 +442,8 @@ def main(argv: list[str]) -> None:
         {name: kind for name, (kind, _) in KINDS.items()}, args=argv, description=__doc__
     )
     reports.refuse_to_overwrite(settings.output)
-    training.enable_compilation_cache()
+    if not isinstance(settings, Updates):  # which measures what compiling takes without one
+        training.enable_compilation_cache()
     (run,) = (run for kind, run in KINDS.values() if isinstance(settings, kind))
     table, rows = run(settings)
     lines, machine = reports.markdown(table), reports.machine()
