@@ -1,6 +1,8 @@
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
+import scipy.stats
 
 from jaxmeta import tasks
 
@@ -38,3 +40,13 @@ def test_spaces_are_those_of_the_environment(name):
     assert action.shape == family.action_space.shape
     assert family.action_space.contains(action)
     assert family.name == name
+
+
+@pytest.mark.parametrize("name", ["cartpole", "acrobot", "tabular"])
+def test_random_actions_are_uniform(name):
+    family = tasks.make(name)
+    actions = jax.vmap(family.random_action)(jax.random.split(jax.random.key(0), 20_000))
+    assert actions.dtype == family.action_space.dtype
+    counts = np.bincount(actions, minlength=family.action_space.n)
+    assert counts.size == family.action_space.n
+    assert scipy.stats.chisquare(counts).pvalue > 1e-3
