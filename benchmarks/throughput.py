@@ -298,6 +298,11 @@ class Updates:
             checks.choice("algorithms", name, UPDATES)
         for name in ("scale", "repeats"):
             checks.at_least(name, getattr(self, name), 1)
+        for name in ("meta-gradient", "LPG"):
+            if self.scale > 1 and name in self.algorithms:
+                raise ValueError(
+                    f"scale={self.scale} must be 1 with {name}, whose lives are a setting"
+                )
 
 
 def run_updates(main: Updates) -> Outcome:
@@ -305,8 +310,6 @@ def run_updates(main: Updates) -> Outcome:
     for name in main.algorithms:
         update = UPDATES[name]
         family, num_tasks = update.family(), update.num_tasks * main.scale
-        if name in ("meta-gradient", "LPG") and main.scale > 1:
-            raise ValueError(f"scale={main.scale} must be 1 with {name}, whose lives are a setting")
         algorithm = update.algorithm(family)
         run = jax.jit(lambda key, algorithm=algorithm: training.begin(key, algorithm=algorithm))(
             jax.random.key(0)

@@ -416,6 +416,20 @@ def test_rollout_throughput(tmp_path):
     assert "Traceback" not in refused.stderr
 
 
+def test_update_throughput(tmp_path):
+    arguments = ["updates", "--algorithms", "RL², linear", "--repeats", "2", "--output", "out"]
+    result = run("throughput.py", *arguments, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    (row,) = json.loads((tmp_path / "out" / "results.json").read_text())["rows"]
+    assert row["env_steps"] == 256 * 100
+    assert len(row["seconds"]) == len(row["cpu_seconds"]) == 2
+    assert min(row["seconds"]) > 0 < row["compile_seconds"]
+    assert "| RL², linear | 256 | 25 600 |" in result.stdout
+    refused = run("throughput.py", "updates", "--algorithms", "LPG", "--scale", "2", cwd=tmp_path)
+    assert "scale=2 must be 1 with LPG" in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+
 def test_memory_throughput(tmp_path):
     small = "--memories gru linear --num-steps 20 --sizes 8 --num-trials 4 --repeats 2 --output out"
     result = run("throughput.py", "memory", *small.split(), cwd=tmp_path)
