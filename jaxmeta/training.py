@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -71,10 +72,11 @@ class Run(NamedTuple):
     num_updates: jax.Array  # [], int32: meta-updates so far
 
 
-def begin(key: jax.Array, *, algorithm: MetaAlgorithm) -> Run:
-    """A run before its first meta-update."""
+def begin(key: jax.Array, *, algorithm: MetaAlgorithm, hyper: Any = None) -> Run:
+    """A run before its first meta-update; ``hyper`` of None is the algorithm's own."""
     init_key, run_key = jax.random.split(key)
-    return Run(run_key, algorithm.init(init_key), jnp.zeros((), jnp.int32))
+    told = () if hyper is None else (hyper,)
+    return Run(run_key, algorithm.init(init_key, *told), jnp.zeros((), jnp.int32))
 
 
 def advance(
@@ -148,23 +150,13 @@ def train(
     """
     mesh = device_mesh(config.num_tasks)
 
-    def call(run: Run, num_updates: jax.Array) -> tuple[Run, dict[str, jax.Array]]:
-        return advance(
-            run,
-            num_updates,
-            algorithm=algorithm,
-            family=family,
-            num_tasks=config.num_tasks,
-            mesh=mesh,
-        )
-
     def newborn() -> Run:
         key = jax.random.key(config.seed)
         return jax.jit(begin, static_argnames="algorithm")(key, algorithm=algorithm)
 
     return _train(
         newborn,
-        call,
+        _meta_updates(algorithm, family, config, mesh),
         config,
         members=[{}],
         mesh=mesh,
@@ -212,32 +204,21 @@ def train_population(
     seeds = [config.seed + i for i in range(num_seeds)]
     checks.between("seed", seeds[-1], 0, 2**32 - 1)
     mesh = device_mesh(config.num_tasks)
-    settings = hypers or [()]
+    settings = [None] if hypers is None else hypers
     stacked = jax.tree.map(lambda *x: jnp.asarray(x, float), *settings)
 
     def first(seed: jax.Array, hyper: Any) -> Run:
-        init_key, run_key = jax.random.split(jax.random.key(seed))
-        state = algorithm.init(init_key, *([] if hypers is None else [hyper]))
-        return Run(run_key, state, jnp.zeros((), jnp.int32))
+        return begin(jax.random.key(seed), algorithm=algorithm, hyper=hyper)
 
     def newborn() -> Run:
         numbers = jnp.asarray(seeds, jnp.uint32)
         every = jax.vmap(jax.vmap(first, (0, None)), (None, 0), axis_size=len(settings))
         return jax.jit(every)(numbers, stacked)
 
-    def one(run: Run, num_updates: jax.Array) -> tuple[Run, dict[str, jax.Array]]:
-        return advance(
-            run,
-            num_updates,
-            algorithm=algorithm,
-            family=family,
-            num_tasks=config.num_tasks,
-            mesh=mesh,
-        )
-
     if description is not None:
         told = [] if hypers is None else [jax.tree.map(float, _named(hyper)) for hyper in hypers]
         description = {**description, "population": {"num_seeds": num_seeds, "hypers": told}}
+    one = _meta_updates(algorithm, family, config, mesh)
     return _train(
         newborn,
         jax.vmap(jax.vmap(one, (0, None)), (0, None)),
@@ -251,6 +232,17 @@ def train_population(
     )
 
 
+Call = Callable[[Run, jax.Array], tuple[Run, dict[str, jax.Array]]]
+
+
+def _meta_updates(
+    algorithm: MetaAlgorithm, family: TaskFamily, config: Config, mesh: Mesh | None
+) -> Call:
+    return partial(
+        advance, algorithm=algorithm, family=family, num_tasks=config.num_tasks, mesh=mesh
+    )
+
+
 def _named(hyper: Any) -> Any:
     """A NamedTuple by its names."""
     return hyper._asdict() if hasattr(hyper, "_asdict") else hyper
@@ -258,7 +250,7 @@ def _named(hyper: Any) -> Any:
 
 def _train(
     newborn: Callable[[], Run],
-    call: Callable[[Run, jax.Array], tuple[Run, dict[str, jax.Array]]],
+    call: Call,
     config: Config,
     *,
     members: Sequence[dict[str, Any]],

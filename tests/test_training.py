@@ -261,7 +261,8 @@ def test_a_member_of_a_population_is_the_run_it_would_be_alone(population, famil
         own = maml(family, Config(num_streams=2, hidden_sizes=(4,)), members["hypers"][setting])
         alone = training.train(own, family, config(seed=seed, meta_updates=3))
         for x, y in zip(jax.tree.leaves(short.state), jax.tree.leaves(alone.state), strict=True):
-            np.testing.assert_allclose(x[setting, seed - 3], y, rtol=1e-3, atol=1e-5)
+            # Adam makes the rounding of a small gradient as large as 1/50 of a step, which is 5e-3.
+            np.testing.assert_allclose(x[setting, seed - 3], y, rtol=1e-3, atol=1e-4)
 
 
 def test_a_population_records_every_member(population):
@@ -293,6 +294,14 @@ def test_an_empty_population_is_refused(family, algorithm):
         training.train_population(algorithm, family, config(), num_seeds=0)
     with pytest.raises(ValueError, match=r"hypers=\[\] must hold at least one setting"):
         training.train_population(algorithm, family, config(), hypers=[])
+
+
+def test_a_population_of_the_algorithms_own_settings(family, algorithm):
+    runs = training.train_population(algorithm, family, config(meta_updates=3), num_seeds=2)
+    alone = training.train(algorithm, family, config(meta_updates=3, seed=1))
+    for x, y in zip(jax.tree.leaves(runs.state), jax.tree.leaves(alone.state), strict=True):
+        assert x.shape == (1, 2, *y.shape)
+        np.testing.assert_allclose(x[0, 1], y, rtol=1e-3, atol=1e-4)
 
 
 def test_non_finite_metrics_are_null(family, algorithm, tmp_path):
