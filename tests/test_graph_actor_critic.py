@@ -126,17 +126,18 @@ def test_a_family_that_is_no_finite_mdp_is_refused():
 
 @pytest.mark.slow
 def test_it_learns_to_explore_and_to_plan():
-    """After 768 trials more is earned than by posterior sampling, which knows the law of transitions."""
+    """After 3 840 trials more is earned than by posterior sampling, which knows the law of transitions: 26
+    or 27 against 23.7. With a memory that is cleared after every episode it is 21.8."""
     sizes = dict(num_states=4, num_actions=3, horizon=5)
     family = tasks.make("tabular", **sizes)
     episodes = 4
     algorithm = rl2.rl2(
         family,
         rl2.Config(num_episodes=episodes),
-        Hyper(gae_lambda=0.9, learning_rate=3e-3, anneal_updates=24),
+        Hyper(gae_lambda=0.9, learning_rate=3e-3, anneal_updates=60),
         network=graph_actor_critic(family, size=8, num_rounds=2),
     )
-    run = training.train(algorithm, family, training.Config(meta_updates=24, num_tasks=32))
+    run = training.train(algorithm, family, training.Config(meta_updates=60, num_tasks=64))
     drawn = sample_tasks(jax.random.key(1), family, 1000, split="test")
 
     def earned(meta, learner, **lived):
@@ -153,4 +154,4 @@ def test_it_learns_to_explore_and_to_plan():
             (), optimal.psrl(**sizes), num_steps=family.horizon, num_updates=episodes - 1
         )
     )()
-    assert np.mean(learned) > np.mean(psrl)
+    assert np.mean(learned) > np.mean(psrl) + 1
