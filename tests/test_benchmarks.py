@@ -382,7 +382,7 @@ def test_reproductions(name, tmp_path):
         assert learned["mean"] < exact["mean"]
     header = (tmp_path / "out" / "table.csv").read_text().splitlines()[0]
     assert header.startswith("setting,agent,mean,low,high,")
-    assert "| RL² |" in (tmp_path / "out" / "table.md").read_text()
+    assert f"| {learned['agent']} |" in (tmp_path / "out" / "table.md").read_text()
     assert "is not empty" in run(f"reproduce/{name}.py", "--output", "out", cwd=tmp_path).stderr
 
 
