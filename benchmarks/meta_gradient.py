@@ -167,8 +167,8 @@ def run_chain(main: Chain) -> Outcome:
         # their entropy, and share parameters with the first, the pay must be small or it holds that back.
         entropy_cost=5e-4,
         step_size=15.0,
-        value_cost=100.0
-        / 30.0,  # a table's entry is one of a hundred in a batch's mean: half its error
+        # A table's entry is one of a hundred in a batch's mean: it moves by half its error.
+        value_cost=100.0 / 30.0,
         outer_discount=1.0,
         outer_lambda=0.0,
         outer_entropy_cost=5e-4,

@@ -8,8 +8,7 @@
 the same vmap. What is asked of a rollout decides what is computed: *rewards* and ends of episodes alone, or all
 *transitions*.
 
-`updates`: one meta-update of every kind of algorithm, from drawing the tasks to the new parameters, at sizes that others
-have published speeds of: what it takes to compile, to run, and of memory. CPU time is that of all threads.
+`updates`: one meta-update of every kind of algorithm, from drawing the tasks to the new parameters: what it takes to compile, to run, and of memory. CPU time is that of all threads.
 
 `memory`: every memory that RL² can have, on long trials of a ten-armed bandit. *Learning* is one gradient
 through a batch of recorded trials (the whole-sequence pass and its derivative), *acting* one batch of

@@ -358,6 +358,7 @@ if name == "alone":
 else:
     assert jax.device_count() == {"eight": 8, "processes": 4}[name]
     leave(name, train(folder=f"{folder}/{name}"))
+    leave(name + "-resumed", train(folder=f"{folder}/{name}", resume=True))
 if name == "eight":
     mesh = training.device_mesh(8)
     run = training.begin(jax.random.key(0), algorithm=algorithm)
@@ -404,6 +405,10 @@ def test_devices_and_processes_share_the_tasks_and_change_no_result(tmp_path):
     np.testing.assert_allclose(eight, alone, rtol=1e-3, atol=1e-5)
     np.testing.assert_allclose(first, alone, rtol=1e-3, atol=1e-5)
     np.testing.assert_array_equal(first, second)
+    for name, whole in (("eight", eight), ("processes", first)):
+        for process in range(2 if name == "processes" else 1):
+            resumed = np.load(tmp_path / f"{name}-resumed-{process}.npy")
+            np.testing.assert_array_equal(resumed, whole)
     for name, whole in (("eight", eight), ("processes", first)):
         np.testing.assert_array_equal(np.load(tmp_path / f"restored-{name}-0.npy"), whole)
         assert [row["update"] for row in lines(tmp_path / name)] == [1, 2, 3]

@@ -6,8 +6,8 @@
 
 A score is the total reward of a trial, in MDPs of 10 states, 5 actions and episodes of 10 steps. Shares are
 of the policy that is told the MDP, which nobody can reach. RL² remembers counts and plans on their graph; a
-GRU, which has to find out what a state is, wants a thousand times the experience, and an accelerator. Leaves
-table.md, table.csv and results.json in the output folder.
+GRU, the paper's network, has to find out what a state is, and wants an accelerator. Leaves table.md,
+table.csv and results.json in the output folder.
 """
 
 import dataclasses
@@ -49,7 +49,7 @@ class Tabular(Study):
     memory: Literal["counts", "gru"] = "counts"
     """What RL² remembers: `counts`, or what a `gru` makes of the same inputs."""
     meta_updates: int | None = None
-    """Meta-updates of RL²; None is what a core does in eleven minutes, eight times that with `--full`."""
+    """Meta-updates of RL²; None is about ten minutes of a core, eight times that with `--full`."""
     num_tasks: int | None = None
     """Trials in a meta-update; None is 128, or 1 024 for a GRU."""
 
@@ -80,7 +80,7 @@ MEMORIES = {
 }
 
 
-def learner(
+def to_train(
     study: Tabular, family: TaskFamily, episodes: int
 ) -> tuple[MetaAlgorithm, dict[str, int], Any]:
     """RL², how long to train it, and its settings."""
@@ -116,14 +116,14 @@ def main(study: Tabular) -> None:
             "random": (random, optimal.random_agent(num_actions=5)),
             "PSRL": (psrl, optimal.psrl()),
         }
-        for agent, (published, agents) in scored.items():
+        for agent, (published, learner) in scored.items():
             scores = common.measure(
-                common.total_reward, (), drawn, learner=agents, family=family, **lived
+                common.total_reward, (), drawn, learner=learner, family=family, **lived
             )
             rows.append(Row(setting, agent, scores[None], best.mean(), published))
         if study.learned:
             name = MEMORIES[study.memory].name
-            algorithm, budget, settings = learner(study, family, episodes)
+            algorithm, budget, settings = to_train(study, family, episodes)
             scores, seconds = common.train_and_measure(
                 common.total_reward,
                 algorithm,
