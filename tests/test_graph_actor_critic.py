@@ -115,6 +115,24 @@ def test_with_the_right_weights_it_is_value_iteration(x64, num_rounds):
         np.testing.assert_allclose(distribution.logits, q[state], rtol=1e-12)
 
 
+def test_it_sees_how_much_of_the_episode_and_of_the_trial_is_left(acted):
+    network, params, *_ = acted
+    obs = jnp.eye(STATES)[0]
+    rng = np.random.default_rng(0)
+    seen = network.initial()
+    seen = seen._replace(reward=jnp.asarray(rng.normal(size=seen.reward.shape), jnp.float32))
+
+    def logits(of_episode, of_trial):
+        time = jnp.array([0.0, of_trial])
+        shown = Inputs(obs, jnp.zeros(ACTIONS + 1), time, jnp.zeros((), bool))
+        before = seen._replace(obs=obs, time=jnp.asarray(of_episode - 1.0))
+        return network.step(params, before, shown)[0].log_probs()
+
+    start = logits(1, 0.0)
+    assert jnp.max(jnp.abs(logits(3, 0.0) - start)) > 1e-4
+    assert jnp.max(jnp.abs(logits(1, 0.7) - start)) > 1e-4
+
+
 def test_a_family_that_is_no_finite_mdp_is_refused():
     with pytest.raises(ValueError, match="graph_actor_critic needs a discrete action space"):
         graph_actor_critic(tasks.make("navigation"))
