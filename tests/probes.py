@@ -1,5 +1,6 @@
 """Environments and learners so small that the right answer is known."""
 
+import time
 from typing import Any
 
 import jax
@@ -52,6 +53,20 @@ class Counter(environment.Environment):
 
     def observation_space(self, params):
         return spaces.Box(-jnp.inf, jnp.inf, (2,), jnp.float32)
+
+
+def exit_codes(processes, seconds=300):
+    """Of processes that wait for each other: once all have ended, or one has failed; then none is left."""
+    end = time.monotonic() + seconds
+    try:
+        while None in (codes := [process.poll() for process in processes]):
+            if any(codes) or time.monotonic() > end:
+                break
+            time.sleep(0.05)
+        return codes
+    finally:
+        for process in processes:
+            process.kill()
 
 
 def constant_learner(action: int = 1) -> Learner:

@@ -11,6 +11,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxmeta import processes
+from tests.probes import exit_codes
 
 
 def test_one_process_asks_nobody():
@@ -59,8 +60,4 @@ def test_two_processes_agree():
         )
         for process in range(2)
     ]
-    try:
-        assert [process.wait(timeout=300) for process in started] == [0, 0]
-    finally:
-        for process in started:
-            process.kill()
+    assert exit_codes(started) == [0, 0]

@@ -18,6 +18,7 @@ from jaxmeta import checkpoints, tasks, training
 from jaxmeta.algorithms.maml import Config, Hyper, maml
 from jaxmeta.checkpoints import CheckpointError
 from jaxmeta.types import MetaAlgorithm
+from tests.probes import exit_codes
 
 DESCRIPTION = {"algorithm": "maml", "config": {"hidden_sizes": (4,)}}
 QUIET = dict(description=DESCRIPTION)
@@ -396,11 +397,7 @@ def test_devices_and_processes_share_the_tasks_and_change_no_result(tmp_path):
 
     for name, devices, processes in (("eight", 8, 1), ("processes", 2, 2), ("alone", 1, 1)):
         started = [start(name, devices, process, processes) for process in range(processes)]
-        try:
-            assert [process.wait(timeout=300) for process in started] == [0] * len(started)
-        finally:
-            for process in started:
-                process.kill()
+        assert exit_codes(started) == [0] * len(started)
     names = ("alone-0", "eight-0", "processes-0", "processes-1")
     alone, eight, first, second = (np.load(tmp_path / f"{name}.npy") for name in names)
     assert alone.size > 20
