@@ -55,6 +55,13 @@ class Counter(environment.Environment):
         return spaces.Box(-jnp.inf, jnp.inf, (2,), jnp.float32)
 
 
+FAIL_AT_ONCE = """
+import os, sys, traceback
+sys.excepthook = lambda *error: (traceback.print_exception(*error), os._exit(1))
+"""
+"""For a script that is one of several processes: else who fails waits for the others before it ends."""
+
+
 def exit_codes(processes, seconds=300):
     """Of processes that wait for each other: once all have ended, or one has failed; then none is left."""
     end = time.monotonic() + seconds

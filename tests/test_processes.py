@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxmeta import processes
-from tests.probes import exit_codes
+from tests.probes import FAIL_AT_ONCE, exit_codes
 
 
 def test_one_process_asks_nobody():
@@ -55,7 +55,7 @@ def test_two_processes_agree():
         port = str(found.getsockname()[1])
     started = [
         subprocess.Popen(
-            [sys.executable, "-c", TWO, str(process), port],
+            [sys.executable, "-c", FAIL_AT_ONCE + TWO, str(process), port],
             env=os.environ | {"JAX_PLATFORMS": "cpu"},
         )
         for process in range(2)
