@@ -1,0 +1,235 @@
+"""Side by side with what else can be installed: this library and a peer, on one core, taking turns.
+
+    python benchmarks/peers.py ppo --output runs/peers-ppo
+    python benchmarks/peers.py rollout --output runs/peers-rollout
+
+`ppo`: proximal policy optimisation of CartPole, written with this library's parts, beside rejax's. Same environment,
+networks, optimiser, batch, minibatches and epochs. rejax 0.1.3 needs an older gymnax, so the script
+makes a virtual environment for it (kept in ``--peers``, for the next time). Speed is measured with turns, an update each; the learning curves afterwards,
+both on the same experience.
+
+`rollout`: a policy network acting in many copies of one CartPole, by gymnax's own ``RolloutWrapper``.
+
+Each side is a program of its own (`benchmarks/sides/`) that waits for its turn, pinned to the same core: threads that
+wait for each other cost more than they bring, and distort a comparison. On an accelerator nothing is pinned. Times
+are of the process's CPU where it is pinned, else of the clock; ratios are of the two turns of one pair.
+
+Leaves results.json, table.md and, for `ppo`, a figure of the curves in the output folder.
+"""
+
+import dataclasses
+import json
+import os
+import statistics
+import subprocess
+import sys
+import venv
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tyro
+
+from jaxmeta import checks, plotting, reports
+
+SIDES = Path(__file__).parent / "sides"
+REJAX = ("rejax==0.1.3", "gymnax==0.0.9", "jax<0.11")
+
+
+@dataclasses.dataclass(frozen=True)
+class Pair:
+    """What every comparison can be told."""
+
+    num_envs: int = 2048
+    """Copies of the environment."""
+    num_steps: int = 128
+    """Steps of each in a turn."""
+    pairs: int = 11
+    """Turns of each side that are measured."""
+    core: int | None = 0
+    """The core that both are pinned to; None pins neither, for an accelerator."""
+
+    def __post_init__(self) -> None:
+        for name in ("num_envs", "num_steps", "pairs"):
+            checks.at_least(name, getattr(self, name), 1)
+        if self.core is not None and self.core not in os.sched_getaffinity(0):
+            raise ValueError(f"core={self.core} must be one of {sorted(os.sched_getaffinity(0))}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Ppo(Pair):
+    """PPO on CartPole, beside rejax's."""
+
+    output: Path = Path("runs/peers-ppo")
+    """Folder for the results; made anew."""
+    peers: Path = Path("runs/peers")
+    """Folder of the peer's virtual environment, made where it is not there."""
+    num_epochs: int = 4
+    """Passes over a batch."""
+    num_minibatches: int = 4
+    """Gradient steps in a pass."""
+    num_seeds: int = 3
+    """Learning curves of each."""
+    num_updates: int = 40
+    """Updates of a learning curve."""
+    evaluate_every: int = 4
+    """Updates between two evaluations, of 128 episodes each."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("num_epochs", "num_minibatches", "num_seeds", "num_updates", "evaluate_every"):
+            checks.at_least(name, getattr(self, name), 1)
+        if self.num_envs % self.num_minibatches:
+            raise ValueError(
+                f"num_minibatches={self.num_minibatches} must divide num_envs={self.num_envs}"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class Rollout(Pair):
+    """A policy that acts, beside gymnax's RolloutWrapper."""
+
+    output: Path = Path("runs/peers-rollout")
+    """Folder for the results; made anew."""
+
+
+class Side:
+    """A program that is asked for one turn after the other."""
+
+    def __init__(self, python: Path, script: str, settings: dict[str, Any], core: int | None):
+        pin = None if core is None else partial(os.sched_setaffinity, 0, {core})
+        self.process = subprocess.Popen(
+            [str(python), str(SIDES / script), json.dumps(settings)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            preexec_fn=pin,
+        )
+
+    def ask(self, **question: Any) -> dict[str, Any]:
+        assert self.process.stdin is not None and self.process.stdout is not None
+        print(json.dumps(question), file=self.process.stdin, flush=True)
+        answer = self.process.stdout.readline()
+        if not answer:
+            raise OSError(f"{' '.join(self.process.args[:2])} has ended: see above why")
+        return json.loads(answer)
+
+    def __enter__(self) -> "Side":
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.process.kill()
+        self.process.wait()
+
+
+def peer_python(folder: Path, requirements: tuple[str, ...]) -> Path:
+    """The Python of a virtual environment with ``requirements``, which is made where it is not there."""
+    python, made = folder / "bin" / "python", folder / "made"
+    if not made.exists():
+        print(f"installing {', '.join(requirements)} in {folder}", file=sys.stderr, flush=True)
+        venv.create(folder, with_pip=True, clear=True)
+        install = [str(python), "-m", "pip", "install", "--quiet", *requirements]
+        if subprocess.run(install, stdout=sys.stderr).returncode:
+            raise OSError(f"cannot install {', '.join(requirements)}: see above why")
+        made.touch()
+    return python
+
+
+def duel(main: Pair, ours: Side, theirs: Side, name: str) -> tuple[dict[str, str], dict[str, Any]]:
+    """A row of the table, and all turns."""
+    clock = "seconds" if main.core is None else "cpu_seconds"
+    turns: list[list[dict[str, Any]]] = [[], []]
+    for turn in range(main.pairs + 1):
+        for side, mine in zip((ours, theirs), turns, strict=True):
+            answer = side.ask(do="turn")
+            if turn:  # the first is for warming up
+                mine.append(answer)
+    steps = main.num_envs * main.num_steps
+    speeds = [[steps / turn[clock] for turn in mine] for mine in turns]
+    ratios = [ours / theirs for ours, theirs in zip(*speeds, strict=True)]
+    row = {
+        "peer": name,
+        "jaxmeta, k steps/s": f"{statistics.median(speeds[0]) / 1e3:.0f}",
+        "peer, k steps/s": f"{statistics.median(speeds[1]) / 1e3:.0f}",
+        "× as fast": f"{statistics.median(ratios):.2f}",
+        "from, to": f"{min(ratios):.2f}, {max(ratios):.2f}",
+    }
+    return row, {"clock": clock, "jaxmeta": turns[0], "peer": turns[1], "ratios": ratios}
+
+
+def curves(main: Ppo, ours: Side, theirs: Side) -> dict[str, np.ndarray]:
+    """Mean returns ``[seeds, evaluations]`` of each side."""
+    shape = (main.num_seeds, main.num_updates // main.evaluate_every + 1)
+    returns = {"jaxmeta": np.zeros(shape), "rejax": np.zeros(shape)}
+    for seed in range(main.num_seeds):
+        for side, (name, mine) in zip((ours, theirs), returns.items(), strict=True):
+            side.ask(do="begin", seed=seed)
+            for evaluation in range(shape[1]):
+                for _ in range(main.evaluate_every if evaluation else 0):
+                    side.ask(do="turn")
+                mine[seed, evaluation] = side.ask(do="evaluate", seed=seed)["return"]
+            print(f"{name}, seed {seed}: {mine[seed].round(1)}", file=sys.stderr, flush=True)
+    return returns
+
+
+def run_ppo(main: Ppo) -> None:
+    rejax = peer_python(main.peers / "rejax", REJAX)
+    names = ("num_envs", "num_steps", "num_epochs", "num_minibatches")
+    settings = {name: getattr(main, name) for name in names}
+    with (
+        Side(Path(sys.executable), "jaxmeta_ppo.py", settings, main.core) as ours,
+        Side(rejax, "rejax_ppo.py", settings, main.core) as theirs,
+    ):
+        row, turns = duel(main, ours, theirs, "rejax 0.1.3, PPO")
+        returns = curves(main, ours, theirs)
+    for name, mine in returns.items():
+        row[f"return, {name}"] = f"{mine[:, -1].mean():.0f}"
+        row[f"mean of the curve, {name}"] = f"{mine.mean():.0f}"
+    evaluated = main.evaluate_every * np.arange(mine.shape[1])
+    steps = evaluated * main.num_envs * main.num_steps
+    leave(main, row, {"turns": turns, "returns": {k: x.tolist() for k, x in returns.items()}})
+    panels = {"return": {name: (steps, mine.mean(0)) for name, mine in returns.items()}}
+    plotting.lines(main.output / "curves.png", panels=panels, x_label="environment steps")
+
+
+def run_rollout(main: Rollout) -> None:
+    settings = {"num_envs": main.num_envs, "num_steps": main.num_steps}
+    python = Path(sys.executable)
+    with (
+        Side(python, "rollout.py", settings | {"by": "jaxmeta"}, main.core) as ours,
+        Side(python, "rollout.py", settings | {"by": "gymnax"}, main.core) as theirs,
+    ):
+        row, turns = duel(main, ours, theirs, "gymnax, RolloutWrapper")
+    leave(main, row, {"turns": turns})
+
+
+def leave(main: Any, row: dict[str, str], results: dict[str, Any]) -> None:
+    lines, machine = reports.markdown([row]), reports.machine()
+    told = {
+        k: str(x) if isinstance(x, Path) else x for k, x in dataclasses.asdict(main).items()
+    }
+    main.output.mkdir(parents=True, exist_ok=True)
+    text = json.dumps({"settings": told, "machine": machine, "results": results}, indent=2)
+    (main.output / "results.json").write_text(text + "\n", encoding="utf-8")
+    (main.output / "table.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    print("\n".join(lines))
+    print(f"{machine}; results in {main.output}", file=sys.stderr)
+
+
+def main(argv: list[str]) -> None:
+    settings = tyro.extras.subcommand_cli_from_dict(
+        {"ppo": Ppo, "rollout": Rollout}, args=argv, description=__doc__
+    )
+    reports.refuse_to_overwrite(settings.output)
+    if isinstance(settings, Ppo):
+        run_ppo(settings)
+    else:
+        run_rollout(settings)
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except (ValueError, TypeError, OSError) as error:
+        sys.exit(f"error: {error}")

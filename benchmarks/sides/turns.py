@@ -1,0 +1,30 @@
+"""How a side of a comparison answers: a line of JSON for each line of JSON, until there are no more.
+
+Imports nothing of this project: a peer's environment does not have it.
+"""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+
+def settings() -> dict[str, Any]:
+    """What this side was told."""
+    return json.loads(sys.argv[1])
+
+
+def answer(actions: dict[str, Callable[..., dict[str, Any]]]) -> None:
+    """Does what it is asked for, and says how long that took."""
+    # What a library prints must not be taken for an answer.
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    for line in sys.stdin:
+        question = json.loads(line)
+        began = time.perf_counter(), time.process_time()
+        said = actions[question.pop("do")](**question)
+        said["seconds"] = time.perf_counter() - began[0]
+        said["cpu_seconds"] = time.process_time() - began[1]
+        print(json.dumps(said), file=answers, flush=True)
