@@ -108,7 +108,8 @@ class Side:
         )
 
     def ask(self, **question: Any) -> dict[str, Any]:
-        assert self.process.stdin is not None and self.process.stdout is not None
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
         print(json.dumps(question), file=self.process.stdin, flush=True)
         answer = self.process.stdout.readline()
         if not answer:
@@ -206,9 +207,7 @@ def run_rollout(main: Rollout) -> None:
 
 def leave(main: Any, row: dict[str, str], results: dict[str, Any]) -> None:
     lines, machine = reports.markdown([row]), reports.machine()
-    told = {
-        k: str(x) if isinstance(x, Path) else x for k, x in dataclasses.asdict(main).items()
-    }
+    told = {k: str(x) if isinstance(x, Path) else x for k, x in dataclasses.asdict(main).items()}
     main.output.mkdir(parents=True, exist_ok=True)
     text = json.dumps({"settings": told, "machine": machine, "results": results}, indent=2)
     (main.output / "results.json").write_text(text + "\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The scripts as a user runs them, small."""
+"""The scripts as a user runs them, small; those that answer a question each are slow, for each compiles a lot."""
 
 import json
 import os
@@ -143,6 +143,7 @@ def test_any_family(tmp_path):
     assert report["gap_closed"] is None
 
 
+@pytest.mark.slow
 def test_navigation_study(tmp_path):
     small = [
         "--num-seeds",
@@ -168,6 +169,7 @@ def test_navigation_study(tmp_path):
     assert "is not empty" in run("navigation.py", *small, "--output", "out", cwd=tmp_path).stderr
 
 
+@pytest.mark.slow
 def test_algorithms_study(tmp_path):
     small = "--num-seeds 2 --meta-updates 2 --num-tasks 2 --num-streams 2 --eval-tasks 3 --eval-updates 1"
     cells = ["--algorithms", "MAML", "ES", "--families", "navigation"]
@@ -200,6 +202,7 @@ def test_algorithms_study(tmp_path):
     assert "algorithms='MAMML' is unknown: did you mean 'MAML'" in unknown
 
 
+@pytest.mark.slow
 def test_second_order_study(tmp_path):
     small = "--num-updates 1 2 --num-tasks 2 --num-streams 2 --repeats 1 --output out"
     result = run("second_order.py", *small.split(), cwd=tmp_path)
@@ -213,6 +216,7 @@ def test_second_order_study(tmp_path):
     assert "is not empty" in run("second_order.py", "--output", "out", cwd=tmp_path).stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["chain", "physics", "memory"])
 def test_meta_gradient_study(kind, tmp_path):
     small = {
@@ -244,6 +248,7 @@ def test_meta_gradient_study(kind, tmp_path):
     assert "Traceback" not in refused.stderr
 
 
+@pytest.mark.slow
 def test_off_policy_evaluation_study(tmp_path):
     small = "--meta-updates 4 --num-tasks 10 --num-tuning 4 --distances 0.2 --updates 1 2".split()
     result = run("off_policy_evaluation.py", *small, "--output", "out", cwd=tmp_path)
@@ -265,6 +270,7 @@ def test_off_policy_evaluation_study(tmp_path):
     assert "Traceback" not in refused.stderr
 
 
+@pytest.mark.slow
 def test_learned_objective_study(tmp_path):
     small = "--meta-updates 2 --num-agents 2 --lifespan 25 --transfer-lifespan 25 --num-streams 2"
     small += " --num-steps 5 --tune-tasks 2 --eval-tasks 3 --transfer-agents 2 --window 5"
@@ -284,6 +290,7 @@ def test_learned_objective_study(tmp_path):
     assert "| Catch | A2C |" in result.stdout
 
 
+@pytest.mark.slow
 def test_lifetime_memory_study(tmp_path):
     """Two windows and twenty: a single one would be compiled without a loop."""
     small = "--lifespans 4 40 --window 2 --num-agents 2 --num-streams 2 --num-steps 5 --output out"
@@ -296,6 +303,7 @@ def test_lifetime_memory_study(tmp_path):
     assert "| meta-gradient, whole lifetime |" in result.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("algorithm", ["promp", "es"])
 def test_any_algorithm(algorithm, tmp_path):
     """One more on the common state, and the one whose state is another library's."""
@@ -311,6 +319,7 @@ def test_any_algorithm(algorithm, tmp_path):
     assert resumed.returncode == 0, resumed.stderr
 
 
+@pytest.mark.slow
 def test_estimators_study(tmp_path):
     small = "--num-states 2 --num-actions 2 --horizon 3 --num-features 3 --cost-steps 3".split()
     small += "--distance 0.3 --values wrong --meta-batch-sizes 1 3 --output out".split()
@@ -357,6 +366,7 @@ SMALL_REPRODUCTIONS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SMALL_REPRODUCTIONS)
 def test_reproductions(name, tmp_path):
     small, agents = SMALL_REPRODUCTIONS[name]
@@ -386,6 +396,7 @@ def test_reproductions(name, tmp_path):
     assert "is not empty" in run(f"reproduce/{name}.py", "--output", "out", cwd=tmp_path).stderr
 
 
+@pytest.mark.slow
 def test_a_learner_with_memory_from_the_command_line(tmp_path):
     small = "--meta-updates=2 --num-tasks=4 --memory-size=4 --num-episodes=3 --eval-tasks=3"
     arguments = ["--algorithm=rl2", "--family=gridnavi", "--task.horizon=4", *small.split()]
@@ -400,6 +411,7 @@ def test_a_learner_with_memory_from_the_command_line(tmp_path):
     assert resumed.returncode == 0, resumed.stderr
 
 
+@pytest.mark.slow
 def test_rollout_throughput(tmp_path):
     small = "--families navigation --num-streams 4 8 --num-steps 5 --repeats 3 --output out"
     result = run("throughput.py", "rollout", *small.split(), cwd=tmp_path)
@@ -416,6 +428,7 @@ def test_rollout_throughput(tmp_path):
     assert "Traceback" not in refused.stderr
 
 
+@pytest.mark.slow
 def test_update_throughput(tmp_path):
     arguments = ["updates", "--algorithms", "RL², linear", "--repeats", "2", "--output", "out"]
     result = run("throughput.py", *arguments, cwd=tmp_path)
@@ -430,6 +443,7 @@ def test_update_throughput(tmp_path):
     assert "Traceback" not in refused.stderr
 
 
+@pytest.mark.slow
 def test_memory_throughput(tmp_path):
     small = "--memories gru linear --num-steps 20 --sizes 8 --num-trials 4 --repeats 2 --output out"
     result = run("throughput.py", "memory", *small.split(), cwd=tmp_path)
@@ -441,4 +455,63 @@ def test_memory_throughput(tmp_path):
     assert "× as fast as gru" in result.stdout
     refused = run("throughput.py", "memory", "--sizes", "0", cwd=tmp_path)
     assert "sizes=0 must be at least 1" in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+
+def answers(side, settings, *questions):
+    result = subprocess.run(
+        [sys.executable, str(ROOT / "benchmarks" / "sides" / side), json.dumps(settings)],
+        input="".join(json.dumps(question) + "\n" for question in questions),
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert result.returncode == 0, result.stderr
+    return [json.loads(line) for line in result.stdout.splitlines()]
+
+
+@pytest.mark.slow
+def test_ppo_for_the_comparison_learns():
+    settings = dict(num_envs=64, num_steps=128, num_epochs=4, num_minibatches=16)
+    evaluate, turn = dict(do="evaluate", seed=0), dict(do="turn")
+    told = answers(
+        "jaxmeta_ppo.py", settings, dict(do="begin", seed=1), evaluate, *[turn] * 25, evaluate
+    )
+    first, last = (answer["return"] for answer in told if "return" in answer)
+    assert 8 < first < 60  # a random network
+    assert last > 350  # of 500
+    assert all(answer["cpu_seconds"] > 0 for answer in told)
+
+
+@pytest.mark.slow
+def test_peers(tmp_path):
+    small = "rollout --num-envs 8 --num-steps 4 --pairs 2 --output out"
+    result = run("peers.py", *small.split(), cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    turns = json.loads((tmp_path / "out" / "results.json").read_text())["results"]["turns"]
+    ours, theirs = (turns[side][1]["cpu_seconds"] for side in ("jaxmeta", "peer"))
+    assert turns["ratios"][1] == pytest.approx(theirs / ours)
+    assert "| gymnax, RolloutWrapper |" in result.stdout
+    refused = run("peers.py", "ppo", "--num-minibatches", "3", cwd=tmp_path)
+    assert "num_minibatches=3 must divide num_envs=2048" in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+
+@pytest.mark.slow
+def test_scaling(tmp_path):
+    small = (
+        "--axes tasks devices --factors 1 2 4 --repeats 2 --base.tasks 2 --base.streams 2 "
+        "--base.horizon 5 --output out"
+    )
+    result = run("scaling.py", *small.split(), cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    found = json.loads((tmp_path / "out" / "results.json").read_text())
+    rows = [(row["axis"], row["size"]["tasks"], row["size"]["devices"]) for row in found["rows"]]
+    tasks = [("tasks", n, 1) for n in (2, 4, 8)]
+    assert rows == [*tasks, *(("devices", 8, n) for n in (1, 2, 4))]
+    assert [row["env_steps"] for row in found["rows"][:3]] == [2 * 2 * 5 * n for n in (2, 4, 8)]
+    assert [x["what grows"] for x in found["exponents"]] == ["tasks"]
+    assert (tmp_path / "out" / "scaling.png").exists()
+    refused = run("scaling.py", "--axes", "taks", cwd=tmp_path)
+    assert "did you mean 'tasks'" in refused.stderr
     assert "Traceback" not in refused.stderr

@@ -21,7 +21,9 @@ from jaxmeta.returns import episode_index, gae, td_errors
 from jaxmeta.types import Learner, Trajectory
 
 DISCOUNT, LAMBDA, CLIP, VALUE_COST, ENTROPY_COST = 0.99, 0.95, 0.2, 0.5, 0.01
-ROWS = 512 if jax.default_backend() == "cpu" else 2**20  # steps whose gradient is worked on at a time
+ROWS = (
+    512 if jax.default_backend() == "cpu" else 2**20
+)  # steps whose gradient is worked on at a time
 
 told = settings()
 env, task = gymnax.make("CartPole-v1")

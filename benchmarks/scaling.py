@@ -1,0 +1,276 @@
+"""How do time and memory of a meta-update grow, and can its memory be known before it runs?
+
+    python benchmarks/scaling.py --output runs/scaling
+
+One size at a time is multiplied, all others stay: tasks, streams, horizon, inner steps, and the devices that the
+tasks are shared over (simulated ones on a CPU, which tell what sharing costs and not what it brings). Each point is
+a program of its own, which compiles the meta-update, says what memory the compiler has planned for it, runs it a
+few times and says what memory it took: on an accelerator the allocator's peak, on a CPU the growth of the process.
+
+Exponents are slopes of log time against log size over the largest three sizes: below, fixed costs hide the growth.
+Leaves results.json, table.md, exponents.md, table.csv and scaling.png in the output folder.
+"""
+
+import ctypes
+import dataclasses
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+
+from jaxmeta import checks, plotting, reports, tasks, training
+from jaxmeta.algorithms import maml, rl2
+from jaxmeta.tasks import TaskFamily
+from jaxmeta.types import MetaAlgorithm
+
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+    """What costs."""
+
+    tasks: int = 20
+    streams: int = 20
+    horizon: int = 100
+    inner_steps: int = 1
+    devices: int = 1
+
+
+AXES = tuple(field.name for field in dataclasses.fields(Size))
+ALGORITHMS = {"maml": AXES, "rl2": ("tasks", "streams", "horizon", "devices")}
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """Which sizes."""
+
+    output: Path = Path("runs/scaling")
+    """Folder for the results; made anew."""
+    algorithm: str = "maml"
+    """`maml` on 2-D navigation, two layers of 64; or `rl2`, a GRU of 64 on two-armed bandits."""
+    axes: tuple[str, ...] = ()
+    """What is multiplied; none named is all."""
+    base: Size = Size()
+    """The sizes of all others."""
+    factors: tuple[int, ...] = (1, 2, 4, 8)
+    """By how much."""
+    repeats: int = 7
+    """Timed meta-updates of each; the median counts."""
+    tasks_per_chunk: int | None = None
+    """Tasks whose meta-gradient is worked on at a time, MAML's."""
+    core: int | None = None
+    """The core that all is pinned to, but for devices; None pins nothing."""
+
+    def __post_init__(self) -> None:
+        checks.choice("algorithm", self.algorithm, ALGORITHMS)
+        for axis in self.axes:
+            checks.choice("axes", axis, ALGORITHMS[self.algorithm])
+        for axis in AXES:
+            checks.at_least(axis, getattr(self.base, axis), 1)
+        checks.at_least("repeats", self.repeats, 1)
+        if (
+            len(self.factors) < 3
+            or min(self.factors) < 1
+            or sorted(set(self.factors)) != list(self.factors)
+        ):
+            raise ValueError(
+                f"factors={self.factors} must be at least three numbers, 1 and more, that rise"
+            )
+        if self.core is not None and self.core not in os.sched_getaffinity(0):
+            raise ValueError(f"core={self.core} must be one of {sorted(os.sched_getaffinity(0))}")
+
+
+def build(algorithm: str, size: Size, chunk: int | None) -> tuple[TaskFamily, MetaAlgorithm]:
+    if algorithm == "maml":
+        family = tasks.make("navigation", horizon=size.horizon)
+        config = maml.Config(
+            num_streams=size.streams,
+            num_updates=size.inner_steps,
+            hidden_sizes=(64, 64),
+            tasks_per_chunk=chunk,
+        )
+        return family, maml.maml(family, config)
+    family = tasks.make("bernoulli_bandit", num_arms=2, num_pulls=size.horizon)
+    return family, rl2.rl2(family, rl2.Config(memory_size=64, num_streams=size.streams))
+
+
+def point(asked: dict[str, Any]) -> dict[str, Any]:
+    """What one size costs; in a process of its own."""
+    size = Size(**asked["size"])
+    family, algorithm = build(asked["algorithm"], size, asked["tasks_per_chunk"])
+    run = jax.jit(lambda key: training.begin(key, algorithm=algorithm))(jax.random.key(0))
+
+    def advance(run: Any) -> Any:
+        return training.advance(
+            run,
+            jnp.asarray(1),
+            algorithm=algorithm,
+            family=family,
+            num_tasks=size.tasks,
+            max_updates=1,
+            mesh=training.device_mesh(size.tasks),
+        )
+
+    began = time.perf_counter()
+    call = jax.jit(advance).lower(run).compile()
+    compiling = time.perf_counter() - began
+    planned = call.memory_analysis()
+    predicted = planned.temp_size_in_bytes + planned.output_size_in_bytes
+    _, metrics = jax.block_until_ready(call(run))  # the first call brings in code and threads too
+    env_steps = int(metrics["env_steps"][0])
+    del metrics, _
+    before = begin_peak()
+    after = jax.block_until_ready(call(run))
+    measured = peak() - before
+    del after
+    seconds = []
+    for _ in range(asked["repeats"]):
+        began = time.perf_counter()
+        jax.block_until_ready(call(run))
+        seconds.append(time.perf_counter() - began)
+    return {
+        "env_steps": env_steps,
+        "seconds": seconds,
+        "compile_seconds": compiling,
+        "predicted_bytes": predicted,
+        "measured_bytes": measured,
+    }
+
+
+def begin_peak() -> int:
+    """Bytes in use; the peak is counted from here."""
+    if jax.default_backend() != "cpu":
+        return jax.devices()[0].memory_stats()["bytes_in_use"]
+    ctypes.CDLL(None).malloc_trim(0)  # what was freed goes back, or it would not be counted again
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
+    return peak()
+
+
+def peak() -> int:
+    """The most bytes that were in use since: of the device, or of the process."""
+    if jax.default_backend() != "cpu":
+        return jax.devices()[0].memory_stats()["peak_bytes_in_use"]
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    (line,) = (line for line in status.splitlines() if line.startswith("VmHWM"))
+    return 1024 * int(line.split()[1])
+
+
+def measure(main: Study, size: Size) -> dict[str, Any]:
+    """`point`, of a program that is started for it."""
+    asked = {
+        "size": dataclasses.asdict(size),
+        "algorithm": main.algorithm,
+        "tasks_per_chunk": main.tasks_per_chunk,
+        "repeats": main.repeats,
+    }
+    flags = os.environ.get("XLA_FLAGS", "")
+    if size.devices > 1:
+        flags += f" --xla_force_host_platform_device_count={size.devices}"
+
+    def pin() -> None:
+        if main.core is not None and size.devices == 1:
+            os.sched_setaffinity(0, {main.core})
+
+    result = subprocess.run(
+        [sys.executable, __file__, "point", json.dumps(asked)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"XLA_FLAGS": flags},
+        preexec_fn=pin,
+    )
+    if result.returncode:
+        raise OSError(f"{size} failed: see above why")
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+def exponent(sizes: list[int], seconds: list[float]) -> float:
+    """Slope of log seconds over the largest three sizes."""
+    return float(np.polyfit(np.log(sizes[-3:]), np.log(seconds[-3:]), 1)[0])
+
+
+def study(main: Study) -> tuple[list[dict[str, str]], list[dict[str, str]], list[dict], dict]:
+    rows, exponents, results = [], [], []
+    panels: dict[str, dict] = {"time of a meta-update, s": {}, "memory, MB": {}}
+    done: dict[Size, dict[str, Any]] = {}
+    for axis in main.axes or ALGORITHMS[main.algorithm]:
+        sizes, seconds, megabytes = [], [], []
+        for factor in main.factors:
+            value = factor * getattr(main.base, axis)
+            size = dataclasses.replace(main.base, **{axis: value})
+            if axis == "devices":  # which share the tasks of the largest number of them
+                size = dataclasses.replace(size, tasks=main.base.tasks * main.factors[-1])
+            if size not in done:
+                done[size] = measure(main, size)
+            result = done[size]
+            median = statistics.median(result["seconds"])
+            error = result["predicted_bytes"] / result["measured_bytes"] - 1
+            rows.append(
+                {
+                    "what grows": axis.replace("_", " "),
+                    "size": str(value),
+                    "env steps": f"{result['env_steps']:,}".replace(",", " "),
+                    "time, s": f"{median:.3f}",
+                    "k env steps/s": f"{result['env_steps'] / median / 1e3:.0f}",
+                    "memory, MB": f"{result['measured_bytes'] / 1e6:.1f}",
+                    "predicted": f"{result['predicted_bytes'] / 1e6:.1f} ({100 * error:+.0f} %)",
+                    "compiling, s": f"{result['compile_seconds']:.1f}",
+                }
+            )
+            results.append({"axis": axis, "size": dataclasses.asdict(size), **result})
+            print(rows[-1], file=sys.stderr, flush=True)
+            sizes.append(value)
+            seconds.append(median)
+            megabytes.append(result["measured_bytes"] / 1e6)
+        if axis != "devices":
+            exponents.append(
+                {
+                    "what grows": axis.replace("_", " "),
+                    "exponent of time": f"{exponent(sizes, seconds):.2f}",
+                    "exponent of memory": f"{exponent(sizes, megabytes):.2f}",
+                }
+            )
+        name = axis.replace("_", " ")
+        for panel, y in zip(panels.values(), (seconds, megabytes), strict=True):
+            panel[name] = (main.factors, y)
+    return rows, exponents, results, panels
+
+
+def main(argv: list[str]) -> None:
+    if argv[:1] == ["point"]:
+        print(json.dumps(point(json.loads(argv[1]))))
+        return
+    settings = tyro.cli(Study, args=argv, description=__doc__)
+    reports.refuse_to_overwrite(settings.output)
+    rows, exponents, results, panels = study(settings)
+    machine = reports.machine()
+    told = dataclasses.asdict(settings) | {"output": str(settings.output)}
+    settings.output.mkdir(parents=True, exist_ok=True)
+    everything = {"settings": told, "machine": machine, "exponents": exponents, "rows": results}
+    (settings.output / "results.json").write_text(
+        json.dumps(everything, indent=2) + "\n", encoding="utf-8"
+    )
+    for name, table in (("table.md", rows), ("exponents.md", exponents)):
+        if table:
+            lines = reports.markdown(table)
+            (settings.output / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
+            print("\n".join(lines))
+    reports.write_csv(settings.output / "table.csv", rows)
+    plotting.lines(
+        settings.output / "scaling.png", panels=panels, x_label="times the size", logarithmic=True
+    )
+    print(f"{machine}; results in {settings.output}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except (ValueError, TypeError, OSError) as error:
+        sys.exit(f"error: {error}")
