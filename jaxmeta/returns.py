@@ -17,17 +17,28 @@ from jaxmeta.networks import linear_baseline, linear_features
 from jaxmeta.types import Trajectory
 
 
-def linear_recurrence(a: jax.Array, b: jax.Array, *, reverse: bool = False) -> jax.Array:
+def linear_recurrence(
+    a: jax.Array, b: jax.Array, *, reverse: bool = False, parallel: bool | None = None
+) -> jax.Array:
     """``y_t = a_t + b_t y_{t-1}`` with ``y_{-1} = 0`` (``y_{t+1}``, ``y_T = 0`` in reverse), ``[T]``.
 
-    Runs in O(log T) parallel steps by an associative scan (Blelloch 1990, "Prefix sums").
+    ``parallel`` runs in O(log T) steps by an associative scan (Blelloch 1990, "Prefix sums"); else step by
+    step, which on a CPU is no slower and a third quicker to compile. None is what fits the device.
     """
+    if jax.default_backend() != "cpu" if parallel is None else parallel:
 
-    def compose(earlier: tuple, later: tuple) -> tuple:
-        (a0, b0), (a1, b1) = earlier, later
-        return a1 + b1 * a0, b1 * b0
+        def compose(earlier: tuple, later: tuple) -> tuple:
+            (a0, b0), (a1, b1) = earlier, later
+            return a1 + b1 * a0, b1 * b0
 
-    return jax.lax.associative_scan(compose, (a, b), reverse=reverse)[0]
+        return jax.lax.associative_scan(compose, (a, b), reverse=reverse)[0]
+
+    def step(y: jax.Array, at: tuple) -> tuple:
+        y = at[0] + at[1] * y
+        return y, y
+
+    zero = jnp.zeros_like(a, shape=a.shape[1:])
+    return jax.lax.scan(step, zero, (a, b), reverse=reverse, unroll=4)[1]
 
 
 def td_errors(reward: jax.Array, discount: jax.Array, v: jax.Array, v_next: jax.Array) -> jax.Array:

@@ -1,6 +1,7 @@
 import math
 from functools import partial
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -42,15 +43,29 @@ seeds = st.integers(0, 10_000)
 
 
 @settings(max_examples=20, deadline=None)
-@given(seeds, st.booleans())
-def test_linear_recurrence_is_its_loop(seed, reverse):
+@given(seeds, st.booleans(), st.sampled_from([None, False, True]))
+def test_linear_recurrence_is_its_loop(seed, reverse, parallel):
     a, b = np.random.default_rng(seed).normal(size=(2, T))
     expected, y = np.zeros(T), 0.0
     for t in reversed(range(T)) if reverse else range(T):
         y = a[t] + b[t] * y
         expected[t] = y
-    result = returns.linear_recurrence(jnp.array(a), jnp.array(b), reverse=reverse)
+    result = returns.linear_recurrence(
+        jnp.array(a), jnp.array(b), reverse=reverse, parallel=parallel
+    )
     np.testing.assert_allclose(result, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_both_ways_through_a_linear_recurrence_have_the_same_derivatives(x64):
+    a, b, weight = np.random.default_rng(0).normal(size=(3, T))
+
+    def loss(ab, parallel):
+        return jnp.sum(weight * returns.linear_recurrence(*ab, parallel=parallel) ** 2)
+
+    ab = jnp.array(a), jnp.array(b)
+    for derivative in (jax.grad, jax.hessian):
+        step_by_step, at_once = (derivative(loss)(ab, parallel) for parallel in (False, True))
+        chex.assert_trees_all_close(step_by_step, at_once, rtol=1e-10)
 
 
 @settings(max_examples=20, deadline=None)
