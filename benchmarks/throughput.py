@@ -9,7 +9,8 @@ the same vmap. What is asked of a rollout decides what is computed: *rewards* an
 *transitions*.
 
 `updates`: one meta-update of every kind of algorithm, from drawing the tasks to the new parameters: what it takes to compile (and again, with the persistent
-cache that `training` switches on), to run, and of memory. CPU time is that of all threads.
+cache that `training` switches on), to run, and of memory. CPU time is that of all threads. Floating-point
+operations are those of matrix products alone, beside what the device does in one large product.
 
 `memory`: every memory that RL² can have, on long trials of a ten-armed bandit. *Learning* is one gradient
 through a batch of recorded trials (the whole-sequence pass and its derivative), *acting* one batch of
@@ -22,6 +23,7 @@ they bring. Leaves results.json and table.md in the output folder.
 
 import dataclasses
 import json
+import math
 import statistics
 import sys
 import tempfile
@@ -34,6 +36,7 @@ import jax
 import jax.numpy as jnp
 import tyro
 from jax.experimental.compilation_cache import compilation_cache
+from jax.extend.core import ClosedJaxpr, Jaxpr
 
 from jaxmeta import adaptation, checks, memories, memory_learner, reports, tasks, training
 from jaxmeta.algorithms import learned_objective, maml, meta_gradient, promp, rl2
@@ -307,8 +310,42 @@ class Updates:
                 )
 
 
+def product_flop(jaxpr: Any) -> int:
+    """Floating-point operations of all matrix products in one run, of loops as often as they go round.
+
+    Loops of unknown length count once; the compiler's own count does so for all.
+    """
+    total = 0
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            (contracted, _), _ = equation.params["dimension_numbers"]
+            left = equation.invars[0].aval.shape
+            summed = math.prod(left[axis] for axis in contracted)
+            total += 2 * summed * math.prod(equation.outvars[0].aval.shape)
+        inner = [
+            product_flop(x.jaxpr if isinstance(x, ClosedJaxpr) else x)
+            for param in equation.params.values()
+            for x in (param if isinstance(param, tuple | list) else [param])
+            if isinstance(x, ClosedJaxpr | Jaxpr)
+        ]
+        if equation.primitive.name == "cond":
+            total += max(inner)
+        else:
+            total += sum(inner) * equation.params.get("length", 1)
+    return total
+
+
+def peak_flop_per_second() -> float:
+    """What the device does in one large product of matrices, in single precision."""
+    x = jax.random.normal(jax.random.key(0), (2048, 2048))
+    product = jax.jit(lambda x: x @ x)
+    seconds = timed({"product": lambda: product(x)}, 5)["product"]
+    return 2 * 2048**3 / min(seconds)
+
+
 def run_updates(main: Updates) -> Outcome:
     rows = []
+    peak = peak_flop_per_second()
     for name in main.algorithms:
         update = UPDATES[name]
         family, num_tasks = update.family(), update.num_tasks * main.scale
@@ -339,6 +376,7 @@ def run_updates(main: Updates) -> Outcome:
                 call = jax.jit(advance).lower(run).compile()
                 compiling.append(time.perf_counter() - began)
         env_steps = int(call(run)[1]["env_steps"][0])
+        flop = product_flop(jax.make_jaxpr(advance)(run).jaxpr)
         wall, cpu = [], []
         for _ in range(main.repeats):
             began = time.perf_counter(), time.process_time()
@@ -354,6 +392,9 @@ def run_updates(main: Updates) -> Outcome:
                 "compile_again_seconds": compiling[1],
                 "seconds": wall,
                 "cpu_seconds": cpu,
+                "product_flop": flop,
+                "flop_per_second": flop / statistics.median(wall),
+                "peak_flop_per_second": peak,
                 "temporary_bytes": call.memory_analysis().temp_size_in_bytes,
             }
         )
@@ -366,6 +407,7 @@ def run_updates(main: Updates) -> Outcome:
             "time, s": f"{statistics.median(row['seconds']):.3f}",
             "k env steps/s": f"{row['env_steps'] / statistics.median(row['seconds']) / 1e3:.1f}",
             "k env steps a CPU second": f"{row['env_steps'] / statistics.median(row['cpu_seconds']) / 1e3:.1f}",
+            "GFLOP/s": f"{row['flop_per_second'] / 1e9:.1f} ({100 * row['flop_per_second'] / peak:.0f} %)",
             "memory, MB": f"{row['temporary_bytes'] / 1e6:.1f}",
             "compiling, s": f"{row['compile_seconds']:.1f}",
             "again, s": f"{row['compile_again_seconds']:.1f}",

@@ -438,6 +438,10 @@ def test_update_throughput(tmp_path):
     assert len(row["seconds"]) == len(row["cpu_seconds"]) == 2
     assert min(row["seconds"]) > 0
     assert 0 < row["compile_again_seconds"] < row["compile_seconds"]
+    inputs, size, heads = 1 + 3 + 2, 128, 3  # (obs, past, time) to three gates' worth, then π and v
+    forward = 2 * (inputs * 3 * size + size * heads)
+    acting, learning = forward - 2 * size, 4 * 3 * forward
+    assert row["product_flop"] == pytest.approx(25_600 * (acting + forward + learning), rel=0.15)
     assert "| RL², linear | 256 | 25 600 |" in result.stdout
     refused = run("throughput.py", "updates", "--algorithms", "LPG", "--scale", "2", cwd=tmp_path)
     assert "scale=2 must be 1 with LPG" in refused.stderr
