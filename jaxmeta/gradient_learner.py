@@ -20,7 +20,7 @@ import optax
 
 from jaxmeta import adaptation, checks, objectives
 from jaxmeta.distributions import Distribution
-from jaxmeta.meta_update import State, guarded_update, meta_gradient, tasks_at_once
+from jaxmeta.meta_update import State, guarded_update, map_tasks, meta_gradient
 from jaxmeta.networks import Policy, default_policy
 from jaxmeta.objectives import Surrogate
 from jaxmeta.returns import (
@@ -57,7 +57,7 @@ class Adaptation:
     tasks_per_chunk: int | None = None
     """Tasks that are worked on at a time, to bound memory; None is all of them on an accelerator and
     5 on a single CPU, whose cache the working set should fit. Changes results by rounding only.
-    Leave it None on several devices: chunks are worked off one after the other."""
+    On several devices it must be a multiple of their number."""
     unroll: int = 1
     """Steps a rollout's loop is unrolled by."""
 
@@ -291,10 +291,10 @@ def record(
     """
     num_tasks = jax.tree.leaves(tasks)[0].shape[0]
     keys = jax.random.split(key, num_tasks)
-    histories = jax.lax.map(
+    histories = map_tasks(
         lambda key_and_task: parts.live(key_and_task[0], meta, key_and_task[1]),
         (keys, tasks),
-        batch_size=tasks_at_once(num_tasks, config.tasks_per_chunk),
+        tasks_per_chunk=config.tasks_per_chunk,
     )
     return keys, jax.lax.stop_gradient(histories)
 

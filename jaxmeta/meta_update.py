@@ -31,6 +31,31 @@ def tasks_at_once(num_tasks: int, tasks_per_chunk: int | None) -> int:
     return min(tasks_per_chunk or (5 if single_cpu else num_tasks), num_tasks)
 
 
+def map_tasks(function: Callable[..., Any], inputs: Any, *, tasks_per_chunk: int | None) -> Any:
+    """``function(input)`` of every one of ``inputs [M]``, some at a time as in `tasks_at_once`, ``[M]``.
+
+    Where the tasks are shared by D devices, each holds a block of M / D, and a chunk takes as many from
+    every block, so that none waits for another; for that M and ``tasks_per_chunk`` must be multiples of D,
+    or tasks are moved between devices.
+    """
+    num_tasks, devices = jax.tree.leaves(inputs)[0].shape[0], jax.device_count()
+    size = tasks_at_once(num_tasks, tasks_per_chunk)
+    if devices == 1 or size == num_tasks or size % devices or num_tasks % size:
+        return jax.lax.map(function, inputs, batch_size=size)
+    num_chunks, share = num_tasks // size, size // devices
+
+    def chunks(x: jax.Array) -> jax.Array:
+        blocks = x.reshape(devices, num_chunks, share, *x.shape[1:])
+        return jnp.swapaxes(blocks, 0, 1).reshape(num_chunks, size, *x.shape[1:])
+
+    def whole(x: jax.Array) -> jax.Array:
+        blocks = x.reshape(num_chunks, devices, share, *x.shape[2:])
+        return jnp.swapaxes(blocks, 0, 1).reshape(num_tasks, *x.shape[2:])
+
+    results = jax.lax.map(jax.vmap(function), jax.tree.map(chunks, inputs))
+    return jax.tree.map(whole, results)
+
+
 def mean_of_finite(
     function: Callable[..., Any], inputs: Any, *, tasks_per_chunk: int | None
 ) -> tuple[Any, jax.Array]:
@@ -39,8 +64,7 @@ def mean_of_finite(
     Returns:
         The mean, zero with no task left, and the number of tasks that it is of, ``[]``.
     """
-    num_tasks = jax.tree.leaves(inputs)[0].shape[0]
-    results = jax.lax.map(function, inputs, batch_size=tasks_at_once(num_tasks, tasks_per_chunk))
+    results = map_tasks(function, inputs, tasks_per_chunk=tasks_per_chunk)
     good = finite_tasks(results)
     return masked_mean(results, good), jnp.sum(good)
 
@@ -70,7 +94,7 @@ def meta_gradient(
 
     Guarded: a task whose loss, report or gradient is not finite is left out of the mean, of every
     metric too, and counted in ``skipped_tasks``. With no task left the gradient is zero and the
-    reported means are NaN. ``tasks_per_chunk`` as in `tasks_at_once`.
+    reported means are NaN. ``tasks_per_chunk`` as in `map_tasks`.
     """
 
     def task_gradient(key_and_task: tuple) -> tuple:

@@ -363,13 +363,22 @@ else:
     leave(name, train(folder=f"{folder}/{name}"))
     leave(name + "-resumed", train(folder=f"{folder}/{name}", resume=True))
 if name == "eight":
-    mesh = training.device_mesh(8)
+    mesh = training.device_mesh(16)
     run = training.begin(jax.random.key(0), algorithm=algorithm)
-    text = jax.jit(lambda run: training.advance(
-        run, 1, algorithm=algorithm, family=family, num_tasks=8, mesh=mesh
-    )).lower(jax.device_put(run, NamedSharding(mesh, PartitionSpec()))).compile().as_text()
-    assert "all-reduce" in text
-    assert "all-gather" not in text
+    run = jax.device_put(run, NamedSharding(mesh, PartitionSpec()))
+    after = []
+    for chunk in (None, 8):  # in chunks, too, every device has its share of each
+        config = Config(num_streams=2, hidden_sizes=(4,), tasks_per_chunk=chunk)
+        step = jax.jit(lambda run: training.advance(
+            run, 1, algorithm=maml(family, config), family=family, num_tasks=16, mesh=mesh
+        )).lower(run).compile()
+        text = step.as_text()
+        assert "all-reduce" in text
+        for moves in ("all-gather", "all-to-all", "collective-permute"):
+            assert moves not in text, moves
+        leaves = [np.ravel(x) for x in jax.tree.leaves(step(run)[0].state)]
+        after.append(np.concatenate(leaves))
+    np.testing.assert_allclose(*after, rtol=1e-3, atol=1e-5)
     try:
         training.device_mesh(12)
     except ValueError as error:

@@ -17,7 +17,7 @@ from evosax.algorithms import Open_ES
 
 from jaxmeta import checks, gradient_learner
 from jaxmeta.gradient_learner import Meta, Optimizer, learned, with_learned
-from jaxmeta.meta_update import State, tasks_at_once
+from jaxmeta.meta_update import State, map_tasks
 from jaxmeta.networks import Policy
 from jaxmeta.tasks.family import TaskFamily
 from jaxmeta.types import MetaAlgorithm, Task
@@ -104,11 +104,7 @@ def es(
                     parts.live(key, with_learned(meta, member, config), task)
                 )
 
-            return jax.lax.map(
-                lifetime,
-                (task_keys, tasks),
-                batch_size=tasks_at_once(num_tasks, config.tasks_per_chunk),
-            )
+            return map_tasks(lifetime, (task_keys, tasks), tasks_per_chunk=config.tasks_per_chunk)
 
         own = returns(learned(meta, config))  # what is reported is θ's, not its perturbations'
         earned = jax.lax.map(lambda member: returns(member)["return/after"], population)  # [P, M]

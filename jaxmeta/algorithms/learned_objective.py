@@ -25,7 +25,7 @@ import optax
 
 from jaxmeta import checks, update_rules
 from jaxmeta.gradient_learner import Optimizer
-from jaxmeta.meta_update import finite_tasks, guarded_update, masked_mean, tasks_at_once
+from jaxmeta.meta_update import finite_tasks, guarded_update, map_tasks, masked_mean
 from jaxmeta.networks import Policy, value_mlp
 from jaxmeta.tasks.family import TaskFamily, sample_tasks
 from jaxmeta.types import History, MetaAlgorithm, Task, Trajectory
@@ -228,10 +228,10 @@ def learned_objective(
                 f"tasks holds {num_tasks} tasks; it must hold num_agents={config.num_agents}"
             )
         meta = state.meta
-        gradients, reports, members = jax.lax.map(
+        gradients, reports, members = map_tasks(
             lambda inputs: estimator.estimate(inputs[0], meta, *inputs[1:]),
             (jax.random.split(key, num_tasks), state.members, tasks),
-            batch_size=tasks_at_once(num_tasks, config.tasks_per_chunk),
+            tasks_per_chunk=config.tasks_per_chunk,
         )
         agents = members._replace(life=members.life.agent)  # what else is in a life is the task's
         norms = jax.vmap(optax.tree.norm)(gradients)  # [M]
