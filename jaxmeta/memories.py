@@ -3,6 +3,10 @@
 ``step`` serves acting, ``unroll`` serves learning, and they compute the same. All are written for one
 stream; under ``vmap`` with parameters unmapped their products with a vector become products of
 matrices with shared weights.
+
+With ``precision="bfloat16"`` the factors of those products are rounded to 8 bits, which is what an accelerator's
+fastest units take; sums, states, gates and parameters keep theirs. (Rounded states would forget: a
+decay of 1 - 1/512 is 1 in 8 bits.)
 """
 
 import functools
@@ -30,12 +34,13 @@ class Memory(NamedTuple):
     """``(params, state, x [T, D], reset [T]) -> (y [T, H], state)``: the same for a whole stream."""
 
 
-def feed_forward(*, num_inputs: int, size: int) -> Memory:
+def feed_forward(*, num_inputs: int, size: int, precision: str = "full") -> Memory:
     """No memory, one tanh layer: the control that remembers nothing. The state is ``()``."""
     _check_sizes(num_inputs, size)
+    affine = _affine(precision)
 
     def step(params: Params, state: Any, x: jax.Array, reset: jax.Array) -> tuple[jax.Array, Any]:
-        return jnp.tanh(_affine(params, x)), state
+        return jnp.tanh(affine(params, x)), state
 
     def unroll(params: Params, state: Any, x: jax.Array, reset: jax.Array) -> tuple[jax.Array, Any]:
         return jax.vmap(step, (None, None, 0, 0), (0, None))(params, state, x, reset)
@@ -43,7 +48,7 @@ def feed_forward(*, num_inputs: int, size: int) -> Memory:
     return Memory(lambda key: _dense(key, num_inputs, size), lambda: (), step, unroll)
 
 
-def gru(*, num_inputs: int, size: int, unroll_steps: int = 1) -> Memory:
+def gru(*, num_inputs: int, size: int, unroll_steps: int = 1, precision: str = "full") -> Memory:
     """A gated recurrent unit (Cho et al. 2014, eqs. 5 to 8). The state is ``(h [H],)``.
 
     The reset gate is applied after the product with the recurrent weights, not before, so that a step
@@ -53,6 +58,7 @@ def gru(*, num_inputs: int, size: int, unroll_steps: int = 1) -> Memory:
         num_inputs: D.
         size: H.
         unroll_steps: Steps of the scan compiled into one iteration: 4 hides some launches on a GPU.
+        precision: Of the products of matrices.
     """
 
     def cell(state: tuple, given: jax.Array, recalled: jax.Array) -> tuple:
@@ -63,10 +69,10 @@ def gru(*, num_inputs: int, size: int, unroll_steps: int = 1) -> Memory:
         candidate = jnp.tanh(candidate + jax.nn.sigmoid(forget + forget_h) * candidate_h)
         return (keep * h + (1.0 - keep) * candidate,)
 
-    return _gated(cell, num_inputs, size, jnp.zeros((3, 1)), 1, unroll_steps)
+    return _gated(cell, num_inputs, size, jnp.zeros((3, 1)), 1, unroll_steps, precision)
 
 
-def lstm(*, num_inputs: int, size: int, unroll_steps: int = 1) -> Memory:
+def lstm(*, num_inputs: int, size: int, unroll_steps: int = 1, precision: str = "full") -> Memory:
     """Long short-term memory (Hochreiter & Schmidhuber 1997). The state is ``(h [H], c [H])``.
 
     With the forget gate of Gers et al. 2000, open at first: its bias starts at 1 (Jozefowicz et al.
@@ -80,7 +86,7 @@ def lstm(*, num_inputs: int, size: int, unroll_steps: int = 1) -> Memory:
         return jax.nn.sigmoid(read) * jnp.tanh(c), c
 
     bias = jnp.array([[0.0], [1.0], [0.0], [0.0]])
-    return _gated(cell, num_inputs, size, bias, 2, unroll_steps)
+    return _gated(cell, num_inputs, size, bias, 2, unroll_steps, precision)
 
 
 def _gated(
@@ -90,6 +96,7 @@ def _gated(
     bias: jax.Array,
     num_states: int,
     unroll_steps: int,
+    precision: str,
 ) -> Memory:
     """A network with gates of the input and of its last output, which is the first entry of its state.
 
@@ -98,6 +105,7 @@ def _gated(
     _check_sizes(num_inputs, size)
     checks.at_least("unroll_steps", unroll_steps, 1)
     num_gates = bias.shape[0]
+    product, affine = _product(precision), _affine(precision)
 
     def init(key: jax.Array) -> Params:
         given_key, recalled_key = jax.random.split(key)
@@ -110,10 +118,10 @@ def _gated(
 
     def advance(params: Params, state: tuple, given: jax.Array, reset: jax.Array) -> tuple:
         state = jax.tree.map(lambda s: jnp.where(reset, 0.0, s), state)
-        return cell(state, given, state[0] @ params["recurrent"])
+        return cell(state, given, product(state[0], params["recurrent"]))
 
     def step(params: Params, state: tuple, x: jax.Array, reset: jax.Array) -> tuple:
-        state = advance(params, state, _affine(params["input"], x), reset)
+        state = advance(params, state, affine(params["input"], x), reset)
         return state[0], state
 
     def unroll(params: Params, state: tuple, x: jax.Array, reset: jax.Array) -> tuple:
@@ -122,7 +130,7 @@ def _gated(
             return state, state[0]
 
         # What the inputs say at all T steps is one product of matrices; the scan does the rest.
-        given = jax.vmap(functools.partial(_affine, params["input"]))(x)
+        given = jax.vmap(functools.partial(affine, params["input"]))(x)
         state, y = jax.lax.scan(body, state, (given, reset), unroll=unroll_steps)
         return y, state
 
@@ -130,7 +138,12 @@ def _gated(
 
 
 def linear_recurrence(
-    *, num_inputs: int, size: int, num_layers: int = 1, parallel: bool | None = None
+    *,
+    num_inputs: int,
+    size: int,
+    num_layers: int = 1,
+    parallel: bool | None = None,
+    precision: str = "full",
 ) -> Memory:
     """A gated linear recurrence, which runs in O(log T) parallel steps. The state is a tuple of ``h [H]``.
 
@@ -154,10 +167,12 @@ def linear_recurrence(
         parallel: Whether `unroll` goes through time by an associative scan (Blelloch 1990) or step by
             step. None is by the default backend: a CPU has nothing to gain from parallel steps, and
             arrays of the whole stream leave its caches (a scan was about 2.5 × quicker).
+        precision: Of the products of matrices.
     """
     _check_sizes(num_inputs, size)
     checks.at_least("num_layers", num_layers, 1)
     names = [f"layer_{i}" for i in range(num_layers)]
+    affine = _affine(precision)
 
     def init_layer(key: jax.Array, inputs: int) -> Params:
         params = _dense(key, inputs, size, 3)
@@ -175,7 +190,7 @@ def linear_recurrence(
 
     def read(params: Params, x: jax.Array, reset: jax.Array) -> tuple:
         """``x -> (a, (1 - a) c, W_s x)``, where a is 0 if nothing before counts."""
-        keep, candidate, skip = jnp.split(_affine(params, x), 3)
+        keep, candidate, skip = jnp.split(affine(params, x), 3)
         keep = jax.nn.sigmoid(keep)
         return jnp.where(reset, 0.0, keep), (1.0 - keep) * candidate, skip
 
@@ -253,7 +268,13 @@ class TransformerState(NamedTuple):
 
 
 def transformer(
-    *, num_inputs: int, size: int, num_layers: int = 2, num_heads: int = 4, context: int
+    *,
+    num_inputs: int,
+    size: int,
+    num_layers: int = 2,
+    num_heads: int = 4,
+    context: int,
+    precision: str = "full",
 ) -> Memory:
     """A causal transformer over the last ``context`` steps, this one included, since the last reset.
 
@@ -267,8 +288,10 @@ def transformer(
         num_layers: Pairs of attention and feed-forward sub-layers.
         num_heads: Heads of attention.
         context: Steps that attention looks at.
+        precision: Of the products with weights.
     """
     _check_sizes(num_inputs, size)
+    affine = _affine(precision)
     checks.at_least("num_layers", num_layers, 1)
     checks.at_least("num_heads", num_heads, 1)
     checks.at_least("context", context, 1)
@@ -304,7 +327,7 @@ def transformer(
         return TransformerState(cache, cache, jnp.array(0, jnp.int32), jnp.array(0, jnp.int32))
 
     def project(layer: Params, x: jax.Array, position: jax.Array) -> tuple:
-        projected = _affine(layer["attend"], _layer_norm(layer["norm_1"], x))
+        projected = affine(layer["attend"], _layer_norm(layer["norm_1"], x))
         q, k, v = projected.reshape(3, num_heads, head_size)
         return _rotate(q, position), _rotate(k, position), v
 
@@ -315,9 +338,9 @@ def transformer(
         return jnp.einsum("hs,shd->hd", jax.nn.softmax(scores), v).reshape(size)
 
     def complete(layer: Params, x: jax.Array, attended: jax.Array) -> jax.Array:
-        x = x + _affine(layer["join"], attended)
-        hidden = jax.nn.gelu(_affine(layer["up"], _layer_norm(layer["norm_2"], x)))
-        return x + _affine(layer["down"], hidden)
+        x = x + affine(layer["join"], attended)
+        hidden = jax.nn.gelu(affine(layer["up"], _layer_norm(layer["norm_2"], x)))
+        return x + affine(layer["down"], hidden)
 
     def step(
         params: Params, state: TransformerState, x: jax.Array, reset: jax.Array
@@ -327,7 +350,7 @@ def transformer(
         slot = time % context
         # A slot's age is its distance to this one around the ring.
         seen = (slot - jnp.arange(context, dtype=time.dtype)) % context <= time - start
-        x = _affine(params["input"], x)
+        x = affine(params["input"], x)
         for i, name in enumerate(names):
             q, k, v = project(params[name], x, time - start)
             keys, values = keys.at[i, slot].set(k), values.at[i, slot].set(v)
@@ -352,7 +375,7 @@ def transformer(
             return (key_times >= oldest) & (key_times <= time)
 
         seen = jax.vmap(is_seen)(times, start)
-        x = jax.vmap(functools.partial(_affine, params["input"]))(x)
+        x = jax.vmap(functools.partial(affine, params["input"]))(x)
         keys, values = [], []
         for i, name in enumerate(names):
             q, k, v = jax.vmap(project, (None, 0, 0))(params[name], x, times - start)
@@ -386,8 +409,24 @@ def _layer_norm(params: Params, x: jax.Array) -> jax.Array:
     return jax.nn.standardize(x, epsilon=1e-5) * params["scale"] + params["bias"]
 
 
-def _affine(params: Params, x: jax.Array) -> jax.Array:
-    return x @ params["kernel"] + params["bias"]
+def _product(precision: str) -> Callable[[jax.Array, jax.Array], jax.Array]:
+    """``(x, w) -> x @ w`` in a precision."""
+    checks.choice("precision", precision, PRECISIONS)
+    if precision == "full":
+        return jnp.matmul
+
+    def rounded(x: jax.Array, w: jax.Array) -> jax.Array:
+        # Rounded here, inside a scan's body, for gradients to add up over steps in full.
+        factors = x.astype(jnp.bfloat16), w.astype(jnp.bfloat16)
+        return jnp.matmul(*factors, preferred_element_type=x.dtype)
+
+    return rounded
+
+
+def _affine(precision: str) -> Callable[[Params, jax.Array], jax.Array]:
+    """``(params, x) -> x W + b``."""
+    product = _product(precision)
+    return lambda params, x: product(x, params["kernel"]) + params["bias"]
 
 
 def _dense(key: jax.Array, num_inputs: int, size: int, num_parts: int = 1) -> Params:
@@ -406,12 +445,14 @@ def _check_sizes(num_inputs: int, size: int) -> None:
     checks.at_least("size", size, 1)
 
 
+PRECISIONS = ("full", "bfloat16")
 MEMORIES = ("gru", "lstm", "linear", "transformer", "none")
 
 
-def check(memory: str, memory_size: int, choices: Sequence[str] = MEMORIES) -> None:
-    """Raises ValueError unless a configuration's ``memory`` is one of ``choices`` and ``memory_size`` fits it."""
+def check(memory: str, memory_size: int, precision: str, choices: Sequence[str] = MEMORIES) -> None:
+    """Raises ValueError unless a configuration's ``memory`` is one of ``choices`` and the others fit it."""
     checks.choice("memory", memory, choices)
+    checks.choice("precision", precision, PRECISIONS)
     checks.at_least("memory_size", memory_size, 1)
     if memory == "transformer" and memory_size % 8:
         raise ValueError(
@@ -419,15 +460,16 @@ def check(memory: str, memory_size: int, choices: Sequence[str] = MEMORIES) -> N
         )
 
 
-def make(kind: str, *, num_inputs: int, size: int, context: int) -> Memory:
+def make(kind: str, *, num_inputs: int, size: int, context: int, precision: str = "full") -> Memory:
     """The memory that a configuration names: one of `MEMORIES`. Only ``"transformer"`` takes a context."""
     checks.choice("memory", kind, MEMORIES)
+    common: dict[str, Any] = dict(num_inputs=num_inputs, size=size, precision=precision)
     if kind == "transformer":
-        return transformer(num_inputs=num_inputs, size=size, context=context)
-    if kind == "gru":
-        return gru(num_inputs=num_inputs, size=size)
-    if kind == "lstm":
-        return lstm(num_inputs=num_inputs, size=size)
-    if kind == "linear":
-        return linear_recurrence(num_inputs=num_inputs, size=size)
-    return feed_forward(num_inputs=num_inputs, size=size)
+        return transformer(context=context, **common)
+    makers: dict[str, Callable[..., Memory]] = {
+        "gru": gru,
+        "lstm": lstm,
+        "linear": linear_recurrence,
+        "none": feed_forward,
+    }
+    return makers[kind](**common)

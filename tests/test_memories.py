@@ -1,6 +1,7 @@
 import functools
 from typing import NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -283,7 +284,42 @@ def test_a_new_linear_recurrence_has_memories_of_every_length():
     np.testing.assert_allclose(1 / (1 - h), 2 * 256 ** (jnp.arange(10) / 9), rtol=1e-3)
 
 
+@pytest.mark.parametrize("kind", memories.MEMORIES)
+def test_bfloat16_rounds_the_factors_of_products_and_nothing_else(kind):
+    full = case(kind)
+    memory = memories.make(kind, **SIZES, context=CONTEXT, precision="bfloat16")
+    chex.assert_trees_all_equal(memory.init(jax.random.key(0)), full.params)
+    x, reset = stream(0)
+    before = full.memory.initial()
+    unrolled = jax.jit(memory.unroll)(full.params, before, x, reset)
+    one_by_one = jax.jit(functools.partial(stepwise, memory))(full.params, before, x, reset)
+    exact = full.unroll(full.params, before, x, reset)
+    chex.assert_trees_all_equal_shapes_and_dtypes(unrolled, exact)
+    assert 1e-5 < jnp.abs(unrolled[0] - exact[0]).max() < 0.05
+    np.testing.assert_allclose(unrolled[0], one_by_one[0], atol=0.02)
+
+
+@pytest.mark.parametrize("kind", ["gru", "lstm", "linear"])
+def test_gradients_through_bfloat16_add_up_in_full(kind):
+    """Two thousand steps that all pull the same way: a sum in bfloat16 stops growing after 256."""
+
+    def gradient(precision):
+        memory = memories.make(kind, **SIZES, context=CONTEXT, precision=precision)
+        x, never = jnp.ones((2000, INPUTS)), jnp.zeros(2000, bool)
+        params = memory.init(jax.random.key(0))
+        return jax.jit(
+            jax.grad(lambda params: memory.unroll(params, memory.initial(), x, never)[0].mean())
+        )(params)
+
+    for rounded, exact in zip(
+        *map(jax.tree.leaves, map(gradient, ("bfloat16", "full"))), strict=True
+    ):
+        assert jnp.linalg.norm(rounded - exact) < 0.03 * jnp.linalg.norm(exact)
+
+
 def test_what_does_not_fit_is_refused():
+    with pytest.raises(ValueError, match="precision='float16' is unknown"):
+        memories.make("gru", **SIZES, context=1, precision="float16")
     with pytest.raises(ValueError, match="memory='grou' is unknown: did you mean 'gru'"):
         memories.make("grou", **SIZES, context=1)
     with pytest.raises(ValueError, match="size=6 must be a multiple of 8: num_heads=4"):

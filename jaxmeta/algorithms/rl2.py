@@ -28,13 +28,15 @@ class Config(memory_learner.Config):
     """What remembers; `none` is the control that does not."""
     memory_size: int = 64
     """Width of the memory."""
+    precision: Literal["full", "bfloat16"] = "full"
+    """Of the memory's products of matrices; bfloat16 is for accelerators, where it is quicker."""
     loss: Literal["ppo", "a2c"] = "ppo"
     """How the policy is improved; `a2c` takes one step on a batch: set `num_epochs` and
     `num_minibatches` to 1. It has no use for `clip`."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        memories.check(self.memory, self.memory_size)
+        memories.check(self.memory, self.memory_size, self.precision)
         checks.choice("loss", self.loss, ("ppo", "a2c"))
         if self.loss == "a2c" and (self.num_epochs, self.num_minibatches) != (1, 1):
             raise ValueError(
@@ -81,6 +83,7 @@ def recurrent_actor_critic(family: TaskFamily, config: Config) -> ActorCritic:
         config.memory,
         num_inputs=sum(memory_learner.input_sizes(family)),
         size=config.memory_size,
+        precision=config.precision,
         context=config.num_episodes * family.horizon,
     )
     policy, value = memory_learner.heads(config.memory_size, family, config)

@@ -40,6 +40,8 @@ class Config(memory_learner.Config):
     """The encoder's memory."""
     memory_size: int = 64
     """Its width."""
+    precision: Literal["full", "bfloat16"] = "full"
+    """Of its products of matrices, as in `rl2`."""
     latent_size: int = 8
     """Entries of m."""
     decoder_sizes: tuple[int, ...] = (32,)
@@ -50,7 +52,12 @@ class Config(memory_learner.Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        memories.check(self.memory, self.memory_size, [x for x in memories.MEMORIES if x != "none"])
+        memories.check(
+            self.memory,
+            self.memory_size,
+            self.precision,
+            [x for x in memories.MEMORIES if x != "none"],
+        )
         checks.at_least("latent_size", self.latent_size, 1)
         for name in self.decodes:
             checks.choice("decodes", name, ("rewards", "states"))
@@ -115,6 +122,7 @@ def belief_actor_critic(
         config.memory,
         num_inputs=obs_size + past_size + time_size,
         size=config.memory_size,
+        precision=config.precision,
         context=config.num_episodes * family.horizon,
     )
     posterior = value_mlp((config.memory_size,), (), 2 * latent_size)

@@ -10,6 +10,7 @@ from jaxmeta.algorithms.rl2 import Config, Hyper, rl2
     ("settings", "message"),
     [
         (dict(memory="gur"), "memory='gur' is unknown: did you mean 'gru'"),
+        (dict(precision="bf16"), "precision='bf16' is unknown: did you mean 'bfloat16'"),
         (dict(memory_size=0), "memory_size=0 must be at least 1"),
         (dict(num_episodes=0), "num_episodes=0 must be at least 1"),
         (dict(remembers="always"), "remembers='always' is unknown"),
@@ -27,21 +28,22 @@ def test_bad_hyper_parameters_are_named():
         rl2(tasks.make("bernoulli_bandit"), hyper=Hyper(anneal_updates=0))
 
 
-LOSSES = {  # settings, learning rate, meta-updates
+WAYS = {  # settings, learning rate, meta-updates
     "ppo": ({}, 3e-3, 200),
-    "a2c": (dict(num_epochs=1, num_minibatches=1), 5e-3, 1500),
+    "ppo in bfloat16": (dict(precision="bfloat16"), 3e-3, 200),
+    "a2c": (dict(loss="a2c", num_epochs=1, num_minibatches=1), 5e-3, 1500),
 }
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("loss", LOSSES)
-def test_it_learns_to_explore(loss):
+@pytest.mark.parametrize("way", WAYS)
+def test_it_learns_to_explore(way):
     """Five arms, ten pulls: nearly all that the Bayes-optimal agent earns (6.66). Without a memory, or with
     one that is cleared too often, 5.0 is all there is, and 5.84 by Thompson sampling."""
-    settings, learning_rate, meta_updates = LOSSES[loss]
+    settings, learning_rate, meta_updates = WAYS[way]
     family = tasks.make("bernoulli_bandit", num_arms=5, num_pulls=10)
     hyper = Hyper(learning_rate=learning_rate, discount=1.0, anneal_updates=meta_updates)
-    algorithm = rl2(family, Config(memory_size=32, loss=loss, **settings), hyper)
+    algorithm = rl2(family, Config(memory_size=32, **settings), hyper)
     run = training.train(
         algorithm, family, training.Config(meta_updates=meta_updates, num_tasks=1024)
     )
