@@ -24,7 +24,6 @@ import statistics
 import subprocess
 import sys
 import venv
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -69,11 +68,11 @@ class Ppo(Pair):
     """Passes over a batch."""
     num_minibatches: int = 4
     """Gradient steps in a pass."""
-    num_seeds: int = 3
+    num_seeds: int = 6
     """Learning curves of each."""
-    num_updates: int = 40
+    num_updates: int = 20
     """Updates of a learning curve."""
-    evaluate_every: int = 4
+    evaluate_every: int = 2
     """Updates between two evaluations, of 128 episodes each."""
 
     def __post_init__(self) -> None:
@@ -98,13 +97,12 @@ class Side:
     """A program that is asked for one turn after the other."""
 
     def __init__(self, python: Path, script: str, settings: dict[str, Any], core: int | None):
-        pin = None if core is None else partial(os.sched_setaffinity, 0, {core})
+        told = json.dumps(settings | {"core": core})
         self.process = subprocess.Popen(
-            [str(python), str(SIDES / script), json.dumps(settings)],
+            [str(python), str(SIDES / script), told],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            preexec_fn=pin,
         )
 
     def ask(self, **question: Any) -> dict[str, Any]:

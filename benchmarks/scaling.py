@@ -105,6 +105,8 @@ def build(algorithm: str, size: Size, chunk: int | None) -> tuple[TaskFamily, Me
 def point(asked: dict[str, Any]) -> dict[str, Any]:
     """What one size costs; in a process of its own."""
     size = Size(**asked["size"])
+    if asked["core"] is not None and size.devices == 1:
+        os.sched_setaffinity(0, {asked["core"]})
     family, algorithm = build(asked["algorithm"], size, asked["tasks_per_chunk"])
     run = jax.jit(lambda key: training.begin(key, algorithm=algorithm))(jax.random.key(0))
 
@@ -170,21 +172,16 @@ def measure(main: Study, size: Size) -> dict[str, Any]:
         "algorithm": main.algorithm,
         "tasks_per_chunk": main.tasks_per_chunk,
         "repeats": main.repeats,
+        "core": main.core,
     }
     flags = os.environ.get("XLA_FLAGS", "")
     if size.devices > 1:
         flags += f" --xla_force_host_platform_device_count={size.devices}"
-
-    def pin() -> None:
-        if main.core is not None and size.devices == 1:
-            os.sched_setaffinity(0, {main.core})
-
     result = subprocess.run(
         [sys.executable, __file__, "point", json.dumps(asked)],
         stdout=subprocess.PIPE,
         text=True,
         env=os.environ | {"XLA_FLAGS": flags},
-        preexec_fn=pin,
     )
     if result.returncode:
         raise OSError(f"{size} failed: see above why")

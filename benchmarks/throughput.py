@@ -375,6 +375,7 @@ def run_updates(main: Updates) -> Outcome:
                 began = time.perf_counter()
                 call = jax.jit(advance).lower(run).compile()
                 compiling.append(time.perf_counter() - began)
+        jax.config.update("jax_compilation_cache_dir", None)
         env_steps = int(call(run)[1]["env_steps"][0])
         flop = product_flop(jax.make_jaxpr(advance)(run).jaxpr)
         wall, cpu = [], []

@@ -477,7 +477,7 @@ def answers(side, settings, *questions):
 
 @pytest.mark.slow
 def test_ppo_for_the_comparison_learns():
-    settings = dict(num_envs=64, num_steps=128, num_epochs=4, num_minibatches=16)
+    settings = dict(num_envs=64, num_steps=128, num_epochs=4, num_minibatches=16, core=None)
     evaluate, turn = dict(do="evaluate", seed=0), dict(do="turn")
     told = answers(
         "jaxmeta_ppo.py", settings, dict(do="begin", seed=1), evaluate, *[turn] * 25, evaluate
