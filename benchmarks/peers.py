@@ -46,14 +46,13 @@ class Pair:
     """Steps of each in a turn."""
     pairs: int = 11
     """Turns of each side that are measured."""
-    core: int | None = 0
+    core: int | None = min(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
     """The core that both are pinned to; None pins neither, for an accelerator."""
 
     def __post_init__(self) -> None:
         for name in ("num_envs", "num_steps", "pairs"):
             checks.at_least(name, getattr(self, name), 1)
-        if self.core is not None and self.core not in os.sched_getaffinity(0):
-            raise ValueError(f"core={self.core} must be one of {sorted(os.sched_getaffinity(0))}")
+        checks.core("core", self.core)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,7 +5,7 @@
 One size at a time is multiplied, all others stay: tasks, streams, horizon, inner steps, and the devices that the
 tasks are shared over (simulated ones on a CPU, which tell what sharing costs and not what it brings). Each point is
 a program of its own, which compiles the meta-update, says what memory the compiler has planned for it, runs it a
-few times and says what memory it took: on an accelerator the allocator's peak, on a CPU the growth of the process.
+few times and says what memory it took: on an accelerator the allocator's peak, on a CPU (of Linux) the growth of the process.
 
 Exponents are slopes of log time against log size over the largest three sizes: below, fixed costs hide the growth.
 Leaves results.json, table.md, exponents.md, table.csv and scaling.png in the output folder.
@@ -84,8 +84,7 @@ class Study:
             raise ValueError(
                 f"factors={self.factors} must be at least three numbers, 1 and more, that rise"
             )
-        if self.core is not None and self.core not in os.sched_getaffinity(0):
-            raise ValueError(f"core={self.core} must be one of {sorted(os.sched_getaffinity(0))}")
+        checks.core("core", self.core)
 
 
 def build(algorithm: str, size: Size, chunk: int | None) -> tuple[TaskFamily, MetaAlgorithm]:

@@ -2,6 +2,7 @@
 
 import difflib
 import math
+import os
 from collections.abc import Iterable
 from typing import Any
 
@@ -30,6 +31,14 @@ def between(name: str, value: float, low: float, high: float) -> None:
         raise TypeError(f"{name}={value!r} must be a number between {low} and {high}")
     if not low <= value <= high:
         raise ValueError(f"{name}={value} must lie between {low} and {high}")
+
+
+def core(name: str, value: int | None) -> None:
+    """Raises ValueError unless a process can be pinned to core ``value``; None, which pins none, always is right."""
+    there = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    if value is not None and value not in there:
+        cores = f"one of {', '.join(map(str, there))} or " if there else ""
+        raise ValueError(f"{name}={value!r} must be {cores}None")
 
 
 def hyper(values: Any, **ranges: tuple[float, float]) -> None:

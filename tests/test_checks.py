@@ -1,3 +1,4 @@
+import os
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -32,6 +33,15 @@ def test_between():
     for value in ("a", None, True):
         with pytest.raises(TypeError, match="must be a number between 0 and 1"):
             checks.between("x", value, 0, 1)
+
+
+def test_core():
+    checks.core("core", None)
+    with pytest.raises(ValueError, match="core=4096 must be .*None"):
+        checks.core("core", 4096)
+    if hasattr(os, "sched_getaffinity"):
+        for there in os.sched_getaffinity(0):
+            checks.core("core", there)
 
 
 def test_hyper_knows_shared_fields_and_is_told_the_others():
