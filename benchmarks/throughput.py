@@ -8,9 +8,11 @@
 the same vmap. What is asked of a rollout decides what is computed: *rewards* and ends of episodes alone, or all
 *transitions*.
 
-`updates`: one meta-update of every kind of algorithm, from drawing the tasks to the new parameters: what it takes to compile (and again, with the persistent
-cache that `training` switches on), to run, and of memory. CPU time is that of all threads. Floating-point
-operations are those of matrix products alone, beside what the device does in one large product.
+`updates`: one meta-update of every kind of algorithm, from drawing the tasks to the new parameters, over a ladder
+of sizes: what it takes to compile (and again, with the persistent cache that `training` switches on), to run, and
+of memory. CPU time is that of all threads. Floating-point operations are those of matrix products alone, beside
+what the device was seen to do in one large product; the roofline sets them against their factors and results in
+memory, too.
 
 `memory`: every memory that RL² can have, on long trials of a ten-armed bandit. *Learning* is one gradient
 through a batch of recorded trials (the whole-sequence pass and its derivative), *acting* one batch of
@@ -18,7 +20,7 @@ trials.
 
 Times are medians of repeats that are taken in turns, so that a busy machine is so for all, and ratios are medians
 of ratios in one turn. On CPUs, pin the process to one core: threads that wait for each other cost more than
-they bring. Leaves results.json and table.md in the output folder.
+they bring. Leaves results.json, table.md, table.csv and, of `updates`, roofline.png in the output folder.
 """
 
 import dataclasses
@@ -30,7 +32,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -38,7 +40,7 @@ import tyro
 from jax.experimental.compilation_cache import compilation_cache
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
-from jaxmeta import adaptation, checks, memories, memory_learner, reports, tasks, training
+from jaxmeta import adaptation, checks, memories, memory_learner, plotting, reports, tasks, training
 from jaxmeta.algorithms import learned_objective, maml, meta_gradient, promp, rl2
 from jaxmeta.types import Learner, MetaAlgorithm, Trajectory
 
@@ -291,8 +293,8 @@ class Updates:
     """Folder for the results; made anew."""
     algorithms: tuple[str, ...] = tuple(UPDATES)
     """What to measure."""
-    scale: int = 1
-    """Times as many tasks."""
+    scales: tuple[int, ...] = (1,)
+    """Times as many tasks, a ladder of them."""
     repeats: int = 7
     """Timed calls of each."""
 
@@ -301,105 +303,134 @@ class Updates:
             raise ValueError("algorithms=() must name at least one")
         for name in self.algorithms:
             checks.choice("algorithms", name, UPDATES)
-        for name in ("scale", "repeats"):
-            checks.at_least(name, getattr(self, name), 1)
-        for name in ("meta-gradient", "LPG"):
-            if self.scale > 1 and name in self.algorithms:
-                raise ValueError(
-                    f"scale={self.scale} must be 1 with {name}, whose lives are a setting"
-                )
+        checks.at_least("repeats", self.repeats, 1)
+        if not self.scales:
+            raise ValueError("scales=() must hold at least one number")
+        for scale in self.scales:
+            checks.at_least("scales", scale, 1)
+            for name in {"meta-gradient", "LPG"} & set(self.algorithms):
+                if scale > 1:
+                    raise ValueError(
+                        f"scales={scale} must be 1 with {name}, whose lives are a setting"
+                    )
 
 
-def product_flop(jaxpr: Any) -> int:
-    """Floating-point operations of all matrix products in one run, of loops as often as they go round.
+class Work(NamedTuple):
+    """What one run of a program asks of a device."""
+
+    flop: int
+    """Floating-point operations of all products of matrices."""
+    bytes: int
+    """Their factors and results, read or written once."""
+
+
+def products(jaxpr: Any) -> Work:
+    """The work of all products of matrices, of loops as often as they go round.
 
     Loops of unknown length count once; the compiler's own count does so for all.
     """
-    total = 0
+    total = Work(0, 0)
     for equation in jaxpr.eqns:
         if equation.primitive.name == "dot_general":
             (contracted, _), _ = equation.params["dimension_numbers"]
-            left = equation.invars[0].aval.shape
-            summed = math.prod(left[axis] for axis in contracted)
-            total += 2 * summed * math.prod(equation.outvars[0].aval.shape)
+            factors, result = [x.aval for x in equation.invars], equation.outvars[0].aval
+            summed = math.prod(factors[0].shape[axis] for axis in contracted)
+            moved = sum(x.size * x.dtype.itemsize for x in [*factors, result])
+            total = Work(total.flop + 2 * summed * result.size, total.bytes + moved)
         inner = [
-            product_flop(x.jaxpr if isinstance(x, ClosedJaxpr) else x)
+            products(x.jaxpr if isinstance(x, ClosedJaxpr) else x)
             for param in equation.params.values()
             for x in (param if isinstance(param, tuple | list) else [param])
             if isinstance(x, ClosedJaxpr | Jaxpr)
         ]
         if equation.primitive.name == "cond":
-            total += max(inner)
-        else:
-            total += sum(inner) * equation.params.get("length", 1)
+            inner = [max(inner)]
+        times = equation.params.get("length", 1)
+        for work in inner:
+            total = Work(total.flop + times * work.flop, total.bytes + times * work.bytes)
     return total
 
 
-def peak_flop_per_second() -> float:
-    """What the device does in one large product of matrices, in single precision."""
-    x = jax.random.normal(jax.random.key(0), (2048, 2048))
-    product = jax.jit(lambda x: x @ x)
-    seconds = timed({"product": lambda: product(x)}, 5)["product"]
-    return 2 * 2048**3 / min(seconds)
+class Device(NamedTuple):
+    """What the device was seen to do at best."""
+
+    flop_per_second: float
+    """In one large product of matrices, in single precision."""
+    bytes_per_second: float
+    """Read and written, in adding to a vector that no cache holds."""
+
+
+def device_rates() -> Device:
+    matrix = jax.random.normal(jax.random.key(0), (2048, 2048))
+    vector = jnp.zeros(2**26)  # 256 MiB
+    product, add = jax.jit(lambda x: x @ x), jax.jit(lambda x: x + 1)
+    seconds = timed({"product": lambda: product(matrix), "add": lambda: add(vector)}, 5)
+    return Device(2 * 2048**3 / min(seconds["product"]), 2 * vector.nbytes / min(seconds["add"]))
+
+
+def measure_update(name: str, scale: int, repeats: int) -> dict[str, Any]:
+    update = UPDATES[name]
+    family, num_tasks = update.family(), update.num_tasks * scale
+    algorithm = update.algorithm(family)
+    run = jax.jit(lambda key: training.begin(key, algorithm=algorithm))(jax.random.key(0))
+
+    def advance(run: training.Run) -> Any:
+        return training.advance(
+            run,
+            jnp.asarray(1),
+            algorithm=algorithm,
+            family=family,
+            num_tasks=num_tasks,
+            max_updates=1,
+        )
+
+    compiling = []  # anew, and once more with what that has left in the cache
+    with tempfile.TemporaryDirectory() as cache:
+        training.enable_compilation_cache(cache)
+        for _ in range(2):
+            jax.clear_caches()
+            compilation_cache.reset_cache()
+            began = time.perf_counter()
+            call = jax.jit(advance).lower(run).compile()
+            compiling.append(time.perf_counter() - began)
+    jax.config.update("jax_compilation_cache_dir", None)
+    compilation_cache.reset_cache()
+    work = products(jax.make_jaxpr(advance)(run).jaxpr)
+    env_steps = int(call(run)[1]["env_steps"][0])
+    wall, cpu = [], []
+    for _ in range(repeats):
+        began = time.perf_counter()
+        cpu_began = time.process_time()
+        jax.block_until_ready(call(run))
+        wall.append(time.perf_counter() - began)
+        cpu.append(time.process_time() - cpu_began)
+    return {
+        "algorithm": name,
+        "num_tasks": num_tasks,
+        "env_steps": env_steps,
+        "compile_seconds": compiling[0],
+        "compile_again_seconds": compiling[1],
+        "seconds": wall,
+        "cpu_seconds": cpu,
+        "flop": work.flop,
+        "bytes": work.bytes,
+        "flop_per_second": work.flop / statistics.median(wall),
+        "temporary_bytes": call.memory_analysis().temp_size_in_bytes,
+    }
 
 
 def run_updates(main: Updates) -> Outcome:
+    device = device_rates()
     rows = []
-    peak = peak_flop_per_second()
     for name in main.algorithms:
-        update = UPDATES[name]
-        family, num_tasks = update.family(), update.num_tasks * main.scale
-        algorithm = update.algorithm(family)
-        run = jax.jit(lambda key, algorithm=algorithm: training.begin(key, algorithm=algorithm))(
-            jax.random.key(0)
-        )
-
-        def advance(
-            run: Any, algorithm: Any = algorithm, family: Any = family, num_tasks: int = num_tasks
-        ) -> Any:
-            return training.advance(
-                run,
-                jnp.asarray(1),
-                algorithm=algorithm,
-                family=family,
-                num_tasks=num_tasks,
-                max_updates=1,
+        for scale in main.scales:
+            row = measure_update(name, scale, main.repeats)
+            # Williams et al. 2009, "Roofline": who does little with a number is held up by fetching it.
+            row["roof"] = min(
+                device.flop_per_second, row["flop"] / row["bytes"] * device.bytes_per_second
             )
-
-        compiling = []  # anew, and once more with what that has left in the cache
-        with tempfile.TemporaryDirectory() as cache:
-            training.enable_compilation_cache(cache)
-            for _ in range(2):
-                jax.clear_caches()
-                compilation_cache.reset_cache()
-                began = time.perf_counter()
-                call = jax.jit(advance).lower(run).compile()
-                compiling.append(time.perf_counter() - began)
-        jax.config.update("jax_compilation_cache_dir", None)
-        env_steps = int(call(run)[1]["env_steps"][0])
-        flop = product_flop(jax.make_jaxpr(advance)(run).jaxpr)
-        wall, cpu = [], []
-        for _ in range(main.repeats):
-            began = time.perf_counter(), time.process_time()
-            jax.block_until_ready(call(run))
-            wall.append(time.perf_counter() - began[0])
-            cpu.append(time.process_time() - began[1])
-        rows.append(
-            {
-                "algorithm": name,
-                "num_tasks": num_tasks,
-                "env_steps": env_steps,
-                "compile_seconds": compiling[0],
-                "compile_again_seconds": compiling[1],
-                "seconds": wall,
-                "cpu_seconds": cpu,
-                "product_flop": flop,
-                "flop_per_second": flop / statistics.median(wall),
-                "peak_flop_per_second": peak,
-                "temporary_bytes": call.memory_analysis().temp_size_in_bytes,
-            }
-        )
-        print(f"{name} measured", file=sys.stderr, flush=True)
+            rows.append(row | {f"device_{rate}": x for rate, x in device._asdict().items()})
+            print(f"{name}, {row['num_tasks']} tasks measured", file=sys.stderr, flush=True)
     table = [
         {
             "meta-update": row["algorithm"],
@@ -408,7 +439,8 @@ def run_updates(main: Updates) -> Outcome:
             "time, s": f"{statistics.median(row['seconds']):.3f}",
             "k env steps/s": f"{row['env_steps'] / statistics.median(row['seconds']) / 1e3:.1f}",
             "k env steps a CPU second": f"{row['env_steps'] / statistics.median(row['cpu_seconds']) / 1e3:.1f}",
-            "GFLOP/s": f"{row['flop_per_second'] / 1e9:.1f} ({100 * row['flop_per_second'] / peak:.0f} %)",
+            "GFLOP/s": f"{row['flop_per_second'] / 1e9:.1f}",
+            "of the device's": f"{100 * row['flop_per_second'] / device.flop_per_second:.0f} %",
             "memory, MB": f"{row['temporary_bytes'] / 1e6:.1f}",
             "compiling, s": f"{row['compile_seconds']:.1f}",
             "again, s": f"{row['compile_again_seconds']:.1f}",
@@ -416,6 +448,20 @@ def run_updates(main: Updates) -> Outcome:
         for row in rows
     ]
     return table, rows
+
+
+def draw_roofline(path: Path, rows: list[dict[str, Any]]) -> None:
+    points: dict[str, tuple[list[float], list[float]]] = {}
+    for row in rows:
+        intensity, speed = points.setdefault(row["algorithm"], ([], []))
+        intensity.append(row["flop"] / row["bytes"])
+        speed.append(row["flop_per_second"])
+    plotting.roofline(
+        path,
+        points,
+        flop_per_second=rows[0]["device_flop_per_second"],
+        bytes_per_second=rows[0]["device_bytes_per_second"],
+    )
 
 
 def steps(main: Memory, memory: str, size: int, num_trials: int) -> dict[str, Callable]:
@@ -508,6 +554,9 @@ def main(argv: list[str]) -> None:
     text = json.dumps({"settings": told, "machine": machine, "rows": rows}, indent=2)
     (settings.output / "results.json").write_text(text + "\n", encoding="utf-8")
     (settings.output / "table.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    reports.write_csv(settings.output / "table.csv", table)
+    if isinstance(settings, Updates):
+        draw_roofline(settings.output / "roofline.png", rows)
     print("\n".join(lines))
     print(f"{machine}; results in {settings.output}", file=sys.stderr)
 

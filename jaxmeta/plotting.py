@@ -315,6 +315,45 @@ def estimators(
     figure.savefig(path, dpi=150)
 
 
+def roofline(
+    path: str | os.PathLike,
+    points: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    *,
+    flop_per_second: float,
+    bytes_per_second: float,
+) -> None:
+    """How near to what a device can do (Williams et al. 2009, "Roofline: an insightful visual performance model").
+
+    Args:
+        path: The image to write.
+        points: Name of a program to its operations a byte and its operations a second, at any number of sizes.
+        flop_per_second: The device's arithmetic, the flat part of the roof.
+        bytes_per_second: Its memory, the slope.
+    """
+    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    axes = figure.subplots()
+    ridge = flop_per_second / bytes_per_second
+    widest = [ridge, *(x for intensity, _ in points.values() for x in intensity)]
+    x = np.array([min(widest) / 4, ridge, 4 * max(widest)])
+    axes.plot(x, np.minimum(x * bytes_per_second, flop_per_second) / 1e9, color="black")
+    for i, (name, (intensity, speed)) in enumerate(points.items()):
+        axes.plot(
+            intensity,
+            np.asarray(speed) / 1e9,
+            color=PALETTE[i % len(PALETTE)],
+            linestyle=LINE_STYLES[i // len(PALETTE) % len(LINE_STYLES)],
+            marker="o",
+            label=name,
+        )
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xlabel("operations of matrix products a byte of their factors and results")
+    axes.set_ylabel("GFLOP/s")
+    _tidy(axes)
+    axes.legend(frameon=False, fontsize=8)
+    figure.savefig(path, dpi=150)
+
+
 def meta_gradients(
     path: str | os.PathLike, columns: Mapping[int, Mapping[str, Mapping[str, float]]]
 ) -> None:

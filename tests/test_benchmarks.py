@@ -430,10 +430,10 @@ def test_rollout_throughput(tmp_path):
 
 @pytest.mark.slow
 def test_update_throughput(tmp_path):
-    arguments = ["updates", "--algorithms", "RL², linear", "--repeats", "2", "--output", "out"]
-    result = run("throughput.py", *arguments, cwd=tmp_path)
+    ladder = "--scales 1 2 --repeats 2 --output out".split()
+    result = run("throughput.py", "updates", "--algorithms", "RL², linear", *ladder, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
-    (row,) = json.loads((tmp_path / "out" / "results.json").read_text())["rows"]
+    row, larger = json.loads((tmp_path / "out" / "results.json").read_text())["rows"]
     assert row["env_steps"] == 256 * 100
     assert len(row["seconds"]) == len(row["cpu_seconds"]) == 2
     assert min(row["seconds"]) > 0
@@ -441,10 +441,14 @@ def test_update_throughput(tmp_path):
     inputs, size, heads = 1 + 3 + 2, 128, 3  # (obs, past, time) to three gates' worth, then π and v
     forward = 2 * (inputs * 3 * size + size * heads)
     acting, learning = forward - 2 * size, 4 * 3 * forward
-    assert row["product_flop"] == pytest.approx(25_600 * (acting + forward + learning), rel=0.15)
+    assert row["flop"] == pytest.approx(25_600 * (acting + forward + learning), rel=0.15)
+    assert larger["flop"] == 2 * row["flop"]
+    assert row["roof"] <= row["device_flop_per_second"]
     assert "| RL², linear | 256 | 25 600 |" in result.stdout
-    refused = run("throughput.py", "updates", "--algorithms", "LPG", "--scale", "2", cwd=tmp_path)
-    assert "scale=2 must be 1 with LPG" in refused.stderr
+    assert (tmp_path / "out" / "table.csv").read_text(encoding="utf-8").count("RL², linear") == 2
+    assert min(matplotlib.image.imread(tmp_path / "out" / "roofline.png").shape[:2]) > 300
+    refused = run("throughput.py", "updates", "--algorithms", "LPG", "--scales", "2", cwd=tmp_path)
+    assert "scales=2 must be 1 with LPG" in refused.stderr
     assert "Traceback" not in refused.stderr
 
 

@@ -164,6 +164,12 @@ def test_a_population_is_a_line_a_setting_with_the_range_of_its_seeds(tmp_path):
     assert white[0] < white[1] - 0.02  # the range is shaded
 
 
+def test_a_roofline_of_any_number_of_programs_and_sizes(tmp_path):
+    points = {f"program {i}": ([0.5 * i, 2.0 * i], [1e9, 5e9]) for i in range(1, 10)}
+    plotting.roofline(tmp_path / "roof.png", points, flop_per_second=1e11, bytes_per_second=1e10)
+    assert min(matplotlib.image.imread(tmp_path / "roof.png").shape[:2]) > 300
+
+
 def test_lines_in_panels(tmp_path):
     """A colour a line, the same in every panel; logarithmic axes spread what others squeeze."""
     x = np.array([1.0, 10.0, 100.0])
