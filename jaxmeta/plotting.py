@@ -335,7 +335,8 @@ def roofline(
     ridge = flop_per_second / bytes_per_second
     widest = [ridge, *(x for intensity, _ in points.values() for x in intensity)]
     x = np.array([min(widest) / 4, ridge, 4 * max(widest)])
-    axes.plot(x, np.minimum(x * bytes_per_second, flop_per_second) / 1e9, color="black")
+    roof = np.minimum(x * bytes_per_second, flop_per_second) / 1e9
+    axes.plot(x, roof, color="black", label="the device, out of its caches")
     for i, (name, (intensity, speed)) in enumerate(points.items()):
         axes.plot(
             intensity,
