@@ -70,19 +70,19 @@ class Physics:
 
     output: Path = Path("runs/meta-gradient-physics")
     """Folder for the results; made anew."""
-    discounts: tuple[float, ...] = (0.9, 0.95, 0.98, 0.995, 1.0)
+    discounts: tuple[float, ...] = (0.8, 0.9, 0.95, 0.98, 0.995)
     """Fixed γ; the learned one starts at the middle one."""
     lambdas: tuple[float, ...] = (0.0, 0.5, 0.8, 0.95, 1.0)
     """Fixed λ; the learned one starts at the middle one."""
-    meta_updates: int = 750
+    meta_updates: int = 1500
     """Meta-updates, two updates of each agent each."""
     num_agents: int = 8
     """Lives, each in a cart-pole of its own; η is shared."""
-    num_streams: int = 32
+    num_streams: int = 8
     """Parallel episodes of each."""
     num_steps: int = 32
     """Steps of each between two updates."""
-    num_seeds: int = 5
+    num_seeds: int = 3
     """Runs of each setting."""
     seed: int = 0
     """The first of their seeds."""
