@@ -96,13 +96,13 @@ class Side:
     """A program that is asked for one turn after the other."""
 
     def __init__(self, python: Path, script: str, settings: dict[str, Any], core: int | None):
-        told = json.dumps(settings | {"core": core})
-        self.process = subprocess.Popen(
-            [str(python), str(SIDES / script), told],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
+        with reports.on_core(core):
+            self.process = subprocess.Popen(
+                [str(python), str(SIDES / script), json.dumps(settings)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
 
     def ask(self, **question: Any) -> dict[str, Any]:
         assert self.process.stdin is not None

@@ -104,8 +104,6 @@ def build(algorithm: str, size: Size, chunk: int | None) -> tuple[TaskFamily, Me
 def point(asked: dict[str, Any]) -> dict[str, Any]:
     """What one size costs; in a process of its own."""
     size = Size(**asked["size"])
-    if asked["core"] is not None and size.devices == 1:
-        os.sched_setaffinity(0, {asked["core"]})
     family, algorithm = build(asked["algorithm"], size, asked["tasks_per_chunk"])
     run = jax.jit(lambda key: training.begin(key, algorithm=algorithm))(jax.random.key(0))
 
@@ -171,17 +169,17 @@ def measure(main: Study, size: Size) -> dict[str, Any]:
         "algorithm": main.algorithm,
         "tasks_per_chunk": main.tasks_per_chunk,
         "repeats": main.repeats,
-        "core": main.core,
     }
     flags = os.environ.get("XLA_FLAGS", "")
     if size.devices > 1:
         flags += f" --xla_force_host_platform_device_count={size.devices}"
-    result = subprocess.run(
-        [sys.executable, __file__, "point", json.dumps(asked)],
-        stdout=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"XLA_FLAGS": flags},
-    )
+    with reports.on_core(main.core if size.devices == 1 else None):
+        result = subprocess.run(
+            [sys.executable, __file__, "point", json.dumps(asked)],
+            stdout=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"XLA_FLAGS": flags},
+        )
     if result.returncode:
         raise OSError(f"{size} failed: see above why")
     return json.loads(result.stdout.splitlines()[-1])

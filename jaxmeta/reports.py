@@ -1,9 +1,10 @@
 """What scripts leave behind: a folder of their own, tables, and on which machine they ran."""
 
+import contextlib
 import csv
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -15,6 +16,23 @@ def machine() -> str:
         f"{jax.device_count()} × {jax.devices()[0].device_kind}, {os.cpu_count()} CPU cores, "
         f"Python {platform.python_version()}, jax {jax.__version__}"
     )
+
+
+@contextlib.contextmanager
+def on_core(core: int | None) -> Iterator[None]:
+    """Programs that are started within run on one core alone, from their first instruction; None is on any.
+
+    A program that pins itself may come too late: whatever computes while it is imported has its threads by then.
+    """
+    if core is None:
+        yield
+        return
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {core})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
 
 
 def refuse_to_overwrite(folder: Path) -> None:

@@ -481,7 +481,7 @@ def answers(side, settings, *questions):
 
 @pytest.mark.slow
 def test_ppo_for_the_comparison_learns():
-    settings = dict(num_envs=64, num_steps=128, num_epochs=4, num_minibatches=16, core=None)
+    settings = dict(num_envs=64, num_steps=128, num_epochs=4, num_minibatches=16)
     evaluate, turn = dict(do="evaluate", seed=0), dict(do="turn")
     questions = [dict(do="begin", seed=1), evaluate, *[*[turn] * 10, evaluate] * 6]
     told = answers("jaxmeta_ppo.py", settings, *questions)

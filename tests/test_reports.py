@@ -1,4 +1,8 @@
 import csv
+import json
+import os
+import subprocess
+import sys
 
 import jax
 import pytest
@@ -30,3 +34,17 @@ def test_tables(tmp_path):
     reports.write_csv(tmp_path / "table.csv", rows)
     with open(tmp_path / "table.csv", newline="", encoding="utf-8") as file:
         assert list(csv.DictReader(file)) == rows
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="needs Linux")
+def test_programs_on_one_core():
+    def cores():
+        ask = "import os; print(sorted(os.sched_getaffinity(0)))"
+        return json.loads(subprocess.check_output([sys.executable, "-c", ask]))
+
+    before = sorted(os.sched_getaffinity(0))
+    with reports.on_core(before[-1]):
+        assert cores() == [before[-1]]
+    assert sorted(os.sched_getaffinity(0)) == before == cores()
+    with reports.on_core(None):
+        assert cores() == before

@@ -78,7 +78,8 @@ class Batch(NamedTuple):
 
 def evaluated(params: Any, data: Trajectory) -> Batch:
     obs = jnp.concatenate([data.timestep.obs, data.next_obs[:, -1:]], axis=1)
-    v = value.apply(params["value"], obs)
+    at_once = max(1, ROWS // told["num_steps"])
+    v = jax.lax.map(partial(value.apply, params["value"]), obs, batch_size=at_once)
     discount = DISCOUNT * (1.0 - data.last)  # as in rejax, a time limit counts as an end
     delta = td_errors(data.reward, discount, v[:, :-1], v[:, 1:])
     advantage = jax.vmap(partial(gae, lambda_=LAMBDA))(delta, discount, data.last)

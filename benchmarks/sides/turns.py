@@ -12,12 +12,8 @@ from typing import Any
 
 
 def settings() -> dict[str, Any]:
-    """What this side was told, once it is pinned to its core; to be called before anything is computed."""
-    told = json.loads(sys.argv[1])
-    core = told.pop("core")
-    if core is not None:
-        os.sched_setaffinity(0, {core})
-    return told
+    """What this side was told."""
+    return json.loads(sys.argv[1])
 
 
 def answer(actions: dict[str, Callable[..., dict[str, Any]]]) -> None:
