@@ -2,13 +2,17 @@
 
     python benchmarks/peers.py ppo --output runs/peers-ppo
     python benchmarks/peers.py rollout --output runs/peers-rollout
+    python benchmarks/peers.py grid --output runs/peers-grid
 
 `ppo`: proximal policy optimisation of CartPole, written with this library's parts, beside rejax's. Same environment,
 networks, optimiser, batch, minibatches and epochs. rejax 0.1.3 needs an older gymnax, so the script
 makes a virtual environment for it (kept in ``--peers``, for the next time). Speed is measured with turns, an update each; the learning curves afterwards,
 both on the same experience.
 
-`rollout`: a policy network acting in many copies of one CartPole, by gymnax's own ``RolloutWrapper``.
+`rollout`: a policy network acting in many copies of one CartPole, beside gymnax's own ``RolloutWrapper``.
+
+`grid`: random actions in many copies of an empty grid of xminigrid, beside its own auto-resetting wrapper; both in
+an environment that the script makes, with this library as it stands here.
 
 Each side is a program of its own (`benchmarks/sides/`) that waits for its turn, pinned to the same core: threads that
 wait for each other cost more than they bring, and distort a comparison. On an accelerator nothing is pinned. Times
@@ -33,6 +37,7 @@ import tyro
 from jaxmeta import checks, plotting, reports
 
 SIDES = Path(__file__).parent / "sides"
+XMINIGRID = ("xminigrid==0.9.3", "--editable", str(Path(__file__).parent.parent))
 REJAX = ("rejax==0.1.3", "gymnax==0.0.9", "jax<0.11")
 
 
@@ -90,6 +95,16 @@ class Rollout(Pair):
 
     output: Path = Path("runs/peers-rollout")
     """Folder for the results; made anew."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Grid(Pair):
+    """Random actions in xminigrid's grids, beside its own wrapper."""
+
+    output: Path = Path("runs/peers-grid")
+    """Folder for the results; made anew."""
+    peers: Path = Path("runs/peers")
+    """Folder of the peer's virtual environment, made where it is not there."""
 
 
 class Side:
@@ -191,14 +206,19 @@ def run_ppo(main: Ppo) -> None:
     plotting.lines(main.output / "curves.png", panels=panels, x_label="environment steps")
 
 
-def run_rollout(main: Rollout) -> None:
+def run_rollout(main: Rollout | Grid) -> None:
     settings = {"num_envs": main.num_envs, "num_steps": main.num_steps}
-    python = Path(sys.executable)
+    if isinstance(main, Grid):
+        python, script = peer_python(main.peers / "xminigrid", XMINIGRID), "xminigrid_rollout.py"
+        peer, name = "xminigrid", "xminigrid 0.9.3, GymAutoResetWrapper"
+    else:
+        python, script = Path(sys.executable), "rollout.py"
+        peer, name = "gymnax", "gymnax, RolloutWrapper"
     with (
-        Side(python, "rollout.py", settings | {"by": "jaxmeta"}, main.core) as ours,
-        Side(python, "rollout.py", settings | {"by": "gymnax"}, main.core) as theirs,
+        Side(python, script, settings | {"by": "jaxmeta"}, main.core) as ours,
+        Side(python, script, settings | {"by": peer}, main.core) as theirs,
     ):
-        row, turns = duel(main, ours, theirs, "gymnax, RolloutWrapper")
+        row, turns = duel(main, ours, theirs, name)
     leave(main, row, {"turns": turns})
 
 
@@ -215,7 +235,7 @@ def leave(main: Any, row: dict[str, str], results: dict[str, Any]) -> None:
 
 def main(argv: list[str]) -> None:
     settings = tyro.extras.subcommand_cli_from_dict(
-        {"ppo": Ppo, "rollout": Rollout}, args=argv, description=__doc__
+        {"ppo": Ppo, "rollout": Rollout, "grid": Grid}, args=argv, description=__doc__
     )
     reports.refuse_to_overwrite(settings.output)
     if isinstance(settings, Ppo):
