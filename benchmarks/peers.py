@@ -6,8 +6,8 @@
 
 `ppo`: proximal policy optimisation of CartPole, written with this library's parts, beside rejax's. Same environment,
 networks, optimiser, batch, minibatches and epochs. rejax 0.1.3 needs an older gymnax, so the script
-makes a virtual environment for it (kept in ``--peers``, for the next time). Speed is measured with turns, an update each; the learning curves afterwards,
-both on the same experience.
+makes a virtual environment for it (kept in ``--peers``, for the next time). Speed is measured first, a turn being
+an update; then the learning curves, over equally many environment steps.
 
 `rollout`: a policy network acting in many copies of one CartPole, beside gymnax's own ``RolloutWrapper``.
 
@@ -15,7 +15,7 @@ both on the same experience.
 an environment that the script makes, with this library as it stands here.
 
 Each side is a program of its own (`benchmarks/sides/`) that waits for its turn, pinned to the same core: threads that
-wait for each other cost more than they bring, and distort a comparison. On an accelerator nothing is pinned. Times
+wait for each other cost more than they bring, and distort a comparison. On an accelerator say ``--core None``. Times
 are of the process's CPU where it is pinned, else of the clock; ratios are of the two turns of one pair.
 
 Leaves results.json, table.md and, for `ppo`, a figure of the curves in the output folder.
@@ -201,7 +201,8 @@ def run_ppo(main: Ppo) -> None:
         row[f"mean of the curve, {name}"] = f"{mine.mean():.0f}"
     evaluated = main.evaluate_every * np.arange(mine.shape[1])
     steps = evaluated * main.num_envs * main.num_steps
-    leave(main, row, {"turns": turns, "returns": {k: x.tolist() for k, x in returns.items()}})
+    results = {"turns": turns, "returns": {k: x.tolist() for k, x in returns.items()}}
+    reports.leave(main.output, dataclasses.asdict(main), [row], results=results)
     panels = {"return": {name: (steps, mine.mean(0)) for name, mine in returns.items()}}
     plotting.lines(main.output / "curves.png", panels=panels, x_label="environment steps")
 
@@ -219,18 +220,7 @@ def run_rollout(main: Rollout | Grid) -> None:
         Side(python, script, settings | {"by": peer}, main.core) as theirs,
     ):
         row, turns = duel(main, ours, theirs, name)
-    leave(main, row, {"turns": turns})
-
-
-def leave(main: Any, row: dict[str, str], results: dict[str, Any]) -> None:
-    lines, machine = reports.markdown([row]), reports.machine()
-    told = {k: str(x) if isinstance(x, Path) else x for k, x in dataclasses.asdict(main).items()}
-    main.output.mkdir(parents=True, exist_ok=True)
-    text = json.dumps({"settings": told, "machine": machine, "results": results}, indent=2)
-    (main.output / "results.json").write_text(text + "\n", encoding="utf-8")
-    (main.output / "table.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    print("\n".join(lines))
-    print(f"{machine}; results in {main.output}", file=sys.stderr)
+    reports.leave(main.output, dataclasses.asdict(main), [row], results={"turns": turns})
 
 
 def main(argv: list[str]) -> None:

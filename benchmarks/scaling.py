@@ -244,23 +244,16 @@ def main(argv: list[str]) -> None:
     settings = tyro.cli(Study, args=argv, description=__doc__)
     reports.refuse_to_overwrite(settings.output)
     rows, exponents, results, panels = study(settings)
-    machine = reports.machine()
-    told = dataclasses.asdict(settings) | {"output": str(settings.output)}
-    settings.output.mkdir(parents=True, exist_ok=True)
-    everything = {"settings": told, "machine": machine, "exponents": exponents, "rows": results}
-    (settings.output / "results.json").write_text(
-        json.dumps(everything, indent=2) + "\n", encoding="utf-8"
-    )
-    for name, table in (("table.md", rows), ("exponents.md", exponents)):
-        if table:
-            lines = reports.markdown(table)
-            (settings.output / name).write_text("\n".join(lines) + "\n", encoding="utf-8")
-            print("\n".join(lines))
+    told = dataclasses.asdict(settings)
+    reports.leave(settings.output, told, rows, exponents=exponents, rows=results)
+    if exponents:
+        lines = reports.markdown(exponents)
+        (settings.output / "exponents.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        print("\n".join(lines))
     reports.write_csv(settings.output / "table.csv", rows)
     plotting.lines(
         settings.output / "scaling.png", panels=panels, x_label="times the size", logarithmic=True
     )
-    print(f"{machine}; results in {settings.output}", file=sys.stderr)
 
 
 if __name__ == "__main__":

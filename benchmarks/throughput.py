@@ -24,7 +24,6 @@ they bring. Leaves results.json, table.md, table.csv and, of `updates`, roofline
 """
 
 import dataclasses
-import json
 import math
 import statistics
 import sys
@@ -548,17 +547,10 @@ def main(argv: list[str]) -> None:
         training.enable_compilation_cache()
     (run,) = (run for kind, run in KINDS.values() if isinstance(settings, kind))
     table, rows = run(settings)
-    lines, machine = reports.markdown(table), reports.machine()
-    told = {**dataclasses.asdict(settings), "output": str(settings.output)}
-    settings.output.mkdir(parents=True, exist_ok=True)
-    text = json.dumps({"settings": told, "machine": machine, "rows": rows}, indent=2)
-    (settings.output / "results.json").write_text(text + "\n", encoding="utf-8")
-    (settings.output / "table.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    reports.leave(settings.output, dataclasses.asdict(settings), table, rows=rows)
     reports.write_csv(settings.output / "table.csv", table)
     if isinstance(settings, Updates):
         draw_roofline(settings.output / "roofline.png", rows)
-    print("\n".join(lines))
-    print(f"{machine}; results in {settings.output}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -119,10 +119,7 @@ def learning(
             smooth = np.convolve(after, np.ones(width) / width, mode="valid")
             share = (smooth - cell["random"]) / (cell["reference"] - cell["random"])
             steps = cell["env_steps"] * np.arange(width, len(after) + 1) / len(after)
-            style = LINE_STYLES[i // len(PALETTE) % len(LINE_STYLES)]
-            axes.plot(
-                steps / 1e6, share, color=PALETTE[i % len(PALETTE)], linestyle=style, label=name
-            )
+            axes.plot(steps / 1e6, share, label=name, **_look(i))
         axes.axhline(1.0, color=GREY, linestyle=":", linewidth=1)
         axes.axhline(0.0, color=GREY, linestyle=":", linewidth=1)
         axes.set_ylim(-0.6, 1.1)  # a run that diverges leaves the picture, not the others squeezed
@@ -157,10 +154,11 @@ def population(
         kernel = np.ones(width) / width
         smooth = np.stack([np.convolve(seed, kernel, mode="valid") for seed in curve])
         updates = np.arange(width, curve.shape[1] + 1)
-        look: dict[str, Any] = dict(color=PALETTE[i % len(PALETTE)])
-        style = LINE_STYLES[i // len(PALETTE) % len(LINE_STYLES)]
-        axes.plot(updates, smooth.mean(0), label=name, linestyle=style, **look)
-        axes.fill_between(updates, smooth.min(0), smooth.max(0), alpha=0.15, linewidth=0, **look)
+        look = _look(i)
+        axes.plot(updates, smooth.mean(0), label=name, **look)
+        axes.fill_between(
+            updates, smooth.min(0), smooth.max(0), alpha=0.15, linewidth=0, color=look["color"]
+        )
     axes.set_xlabel("meta-updates")
     axes.set_ylabel(y_label)
     _tidy(axes)
@@ -213,11 +211,7 @@ def lines(
         figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True
     ):
         for i, (name, (x, y)) in enumerate(named.items()):
-            style = LINE_STYLES[i // len(PALETTE) % len(LINE_STYLES)]
-            marker = "o" if logarithmic else None
-            axes.plot(
-                x, y, color=PALETTE[i % len(PALETTE)], linestyle=style, marker=marker, label=name
-            )
+            axes.plot(x, y, marker="o" if logarithmic else None, label=name, **_look(i))
         if logarithmic:
             axes.set_xscale("log")
             axes.set_yscale("log")
@@ -338,14 +332,7 @@ def roofline(
     roof = np.minimum(x * bytes_per_second, flop_per_second) / 1e9
     axes.plot(x, roof, color="black", label="the device, out of its caches")
     for i, (name, (intensity, speed)) in enumerate(points.items()):
-        axes.plot(
-            intensity,
-            np.asarray(speed) / 1e9,
-            color=PALETTE[i % len(PALETTE)],
-            linestyle=LINE_STYLES[i // len(PALETTE) % len(LINE_STYLES)],
-            marker="o",
-            label=name,
-        )
+        axes.plot(intensity, np.asarray(speed) / 1e9, marker="o", label=name, **_look(i))
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_xlabel("operations of matrix products a byte of their factors and results")
@@ -444,6 +431,12 @@ def _label_beside(axes: Any, labels: Mapping[tuple[float, float], str]) -> None:
                 arrowstyle="-", color=GREY, linewidth=0.6, relpos=(0, 0.5), shrinkA=2, shrinkB=5
             ),
         )
+
+
+def _look(i: int) -> dict[str, Any]:
+    """Of the i-th line: its colour and, after each round of colours, another stroke."""
+    stroke = LINE_STYLES[i // len(PALETTE) % len(LINE_STYLES)]
+    return {"color": PALETTE[i % len(PALETTE)], "linestyle": stroke}
 
 
 def _tidy(axes: Any) -> None:

@@ -2,8 +2,10 @@
 
 import contextlib
 import csv
+import json
 import os
 import platform
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -46,6 +48,25 @@ def markdown(rows: Sequence[Mapping[str, str]]) -> list[str]:
     names = list(rows[0])
     lines = ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
     return lines + ["| " + " | ".join(row[name] for name in names) + " |" for row in rows]
+
+
+def leave(
+    folder: Path,
+    settings: Mapping[str, object],
+    table: Sequence[Mapping[str, str]],
+    **results: object,
+) -> None:
+    """``results.json`` with settings, machine and results, and ``table.md``, which is shown, too."""
+    lines, told = (
+        markdown(table),
+        {k: str(x) if isinstance(x, Path) else x for k, x in settings.items()},
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    text = json.dumps({"settings": told, "machine": machine(), **results}, indent=2)
+    (folder / "results.json").write_text(text + "\n", encoding="utf-8")
+    (folder / "table.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    print("\n".join(lines))
+    print(f"{machine()}; results in {folder}", file=sys.stderr)
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, object]]) -> None:

@@ -23,7 +23,8 @@ def linear_recurrence(
     """``y_t = a_t + b_t y_{t-1}`` with ``y_{-1} = 0`` (``y_{t+1}``, ``y_T = 0`` in reverse), ``[T]``.
 
     ``parallel`` runs in O(log T) steps by an associative scan (Blelloch 1990, "Prefix sums"); else step by
-    step, which on a CPU is no slower and a third quicker to compile. None is what fits the device.
+    step: on a CPU a MAML update is no slower for it, and compiles in two thirds of the time. None is what
+    fits the device.
     """
     if jax.default_backend() != "cpu" if parallel is None else parallel:
 

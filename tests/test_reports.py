@@ -48,3 +48,17 @@ def test_programs_on_one_core():
     assert sorted(os.sched_getaffinity(0)) == before == cores()
     with reports.on_core(None):
         assert cores() == before
+
+
+def test_what_a_script_leaves(tmp_path, capsys):
+    settings = {"output": tmp_path / "out", "repeats": 3}
+    reports.leave(tmp_path / "out", settings, [{"a": "1"}], rows=[{"a": 1.5}])
+    left = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert left["settings"] == {"output": str(tmp_path / "out"), "repeats": 3}
+    assert left["machine"] == reports.machine()
+    assert left["rows"] == [{"a": 1.5}]
+    assert (
+        (tmp_path / "out" / "table.md").read_text()
+        == capsys.readouterr().out
+        == "| a |\n|---|\n| 1 |\n"
+    )

@@ -340,7 +340,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 folder, name, process, processes, port = sys.argv[1:]
 if int(processes) > 1:
     jax.distributed.initialize(f"localhost:{port}", int(processes), int(process))
-from jaxmeta import tasks, training
+from jaxmeta import meta_update, tasks, training
 from jaxmeta.algorithms.maml import Config, maml
 family = tasks.make("navigation", horizon=4)
 algorithm = maml(family, Config(num_streams=2, hidden_sizes=(4,)))
@@ -381,6 +381,9 @@ if name == "eight":
         leaves = [np.ravel(x) for x in jax.tree.leaves(step(run)[0].state)]
         after.append(np.concatenate(leaves))
     np.testing.assert_allclose(*after, rtol=1e-3, atol=1e-5)
+    numbers = np.arange(16.0)  # and what belongs to a task comes back at its place
+    doubled = meta_update.map_tasks(lambda x: 2 * x, jax.numpy.asarray(numbers), tasks_per_chunk=8)
+    np.testing.assert_array_equal(doubled, 2 * numbers)
     try:
         training.device_mesh(12)
     except ValueError as error:
