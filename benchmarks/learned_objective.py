@@ -382,7 +382,6 @@ def compare(args: Train, meta: Meta) -> dict[str, Any]:
         entry: dict[str, Any] = {
             "random": float(random.mean()),
             "best": float(best.mean()),
-            "updates": np.linspace(0, lifespan, CHECKPOINTS + 1).tolist(),
             "contestants": {},
         }
         for label, contestant in contestants(args, meta, step_sizes).items():
@@ -398,6 +397,7 @@ def compare(args: Train, meta: Meta) -> dict[str, Any]:
             )
             share = (returns - random.mean()) / scale  # [tasks, checkpoints]
             entry["contestants"][label] = {
+                "x": np.linspace(0, lifespan, CHECKPOINTS + 1).tolist(),
                 "mean": share.mean(0).tolist(),
                 "intervals": [evaluation.mean_interval(x[None]) for x in share.T],
                 "return": float(returns[:, -1].mean()),

@@ -176,6 +176,22 @@ def reference_returns(key: jax.Array, tasks: Task, *, family: TaskFamily) -> jax
     return (optimal_returns if known else expert_returns)(key, tasks, family=family)
 
 
+def controller_learner(policy: Callable[[jax.Array, Task, jax.Array], jax.Array]) -> Learner:
+    """A learner that acts by ``policy(key, task, obs)`` and learns nothing: the task is its meta."""
+
+    def act(
+        key: jax.Array, task: Task, agent: Any, memory: Any, timestep: TimeStep
+    ) -> tuple[jax.Array, jax.Array, Any]:
+        return policy(key, task, timestep.obs), jnp.zeros(()), memory
+
+    return Learner(
+        init=lambda key, task: (),
+        memory=lambda task: (),
+        act=act,
+        update=lambda key, task, agent, trajectories: agent,
+    )
+
+
 def _controller_returns(
     key: jax.Array,
     tasks: Task,
@@ -183,25 +199,17 @@ def _controller_returns(
     family: TaskFamily,
     num_streams: int,
 ) -> jax.Array:
-    def act(
-        key: jax.Array, task: Task, agent: Any, memory: Any, timestep: TimeStep
-    ) -> tuple[jax.Array, jax.Array, Any]:
-        return policy(key, task, timestep.obs), jnp.zeros(()), memory
-
-    # A learner that is told the task: the task is its meta.
-    learner = Learner(
-        init=lambda key, task: (),
-        memory=lambda task: (),
-        act=act,
-        update=lambda key, task, agent, trajectories: agent,
-    )
     settings: dict[str, Any] = dict(
-        num_streams=num_streams, num_updates=0, num_steps=family.horizon
+        learner=controller_learner(policy),
+        env=family.env,
+        num_streams=num_streams,
+        num_updates=0,
+        num_steps=family.horizon,
     )
 
     def task_returns(key: jax.Array, task: Task) -> jax.Array:
         one = jax.tree.map(lambda x: x[None], task)
-        return adaptation_returns(key, task, one, learner=learner, env=family.env, **settings)
+        return adaptation_returns(key, task, one, **settings)
 
     num_tasks = jax.tree.leaves(tasks)[0].shape[0]
     return jax.vmap(task_returns)(jax.random.split(key, num_tasks), tasks).reshape(num_tasks)

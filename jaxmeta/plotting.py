@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#6E6E6E"
 CYCLE = (BLUE, ORANGE, GREEN, "#CC79A7", "#56B4E9", "#E69F00", "#000000", GREY)
@@ -95,6 +97,73 @@ def trajectories(
     for handle in filter(None, legend.legend_handles):
         handle.set_alpha(1.0)
     figure.savefig(path, dpi=150)
+
+
+def rollout(
+    path: str | os.PathLike,
+    observations: np.ndarray,
+    actions: np.ndarray,
+    rewards: np.ndarray,
+    last: np.ndarray,
+    *,
+    num_frames: int = 8,
+) -> None:
+    """One stream of experience: what was seen, what was done and what it earned, episodes told apart.
+
+    Images are shown at a few steps, a colour a channel; vectors at all steps, a row a number, each
+    in units of its own range.
+
+    Args:
+        path: The image to write.
+        observations: ``[T, *O]``; an image where O is ``(height, width)`` or ``(height, width, channels)``.
+        actions: ``[T]`` or ``[T, A]``.
+        rewards: ``[T]``.
+        last: ``[T]``, bool: an episode ended here.
+        num_frames: Images shown.
+    """
+    observations = np.asarray(observations, float)
+    steps = len(observations)
+    figure = Figure(figsize=(9.0, 5.2), layout="constrained")
+    above, below = figure.subfigures(2, 1, height_ratios=(1.2, 1.0))
+    if observations.ndim >= 3:
+        shown = np.unique(np.linspace(0, steps - 1, num_frames).round().astype(int))
+        for axes, t in zip(np.atleast_1d(above.subplots(1, len(shown))), shown, strict=True):
+            axes.imshow(_coloured(observations[t]), interpolation="nearest")
+            axes.set_title(f"step {t}", fontsize=9)
+            axes.set_xticks([])
+            axes.set_yticks([])
+    else:
+        numbers = observations.reshape(steps, -1).T
+        low, high = (f(numbers, axis=1, keepdims=True) for f in (np.min, np.max))
+        axes = above.subplots()
+        scaled = (numbers - low) / np.where(high > low, high - low, 1.0)
+        axes.imshow(scaled, aspect="auto", cmap="cividis", interpolation="nearest")
+        axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set_ylabel("observation")
+    earned, done = below.subplots(2, 1, sharex=True)
+    earned.step(range(steps), rewards, where="mid", color=BLUE)
+    earned.set_ylabel("reward")
+    for i, action in enumerate(np.asarray(actions, float).reshape(steps, -1).T):
+        done.plot(range(steps), action, ".", markersize=4, **_look(i) | {"linestyle": ""})
+    done.set_ylabel("action")
+    done.set_xlabel("step")
+    for axes in (earned, done):
+        for t in np.flatnonzero(last):
+            axes.axvline(t + 0.5, color=GREY, linestyle=":", linewidth=1)
+        _tidy(axes)
+        axes.set_xlim(-0.5, steps - 0.5)
+    figure.savefig(path, dpi=120)
+
+
+def _coloured(image: np.ndarray) -> np.ndarray:
+    """``[H, W]`` or ``[H, W, C]`` as RGB ``[H, W, 3]``: on white, each channel in its colour, later ones on top."""
+    channels = image[..., None] if image.ndim == 2 else image
+    top = np.abs(channels).max()
+    painted = np.ones((*channels.shape[:2], 3))
+    for i, channel in enumerate(np.moveaxis(channels, -1, 0)):
+        opacity = (np.abs(channel) / (top or 1.0))[..., None]
+        painted = (1 - opacity) * painted + opacity * np.array(to_rgb(PALETTE[i % len(PALETTE)]))
+    return painted
 
 
 def learning(
@@ -225,13 +294,21 @@ def lines(
     figure.savefig(path, dpi=150)
 
 
-def lifetimes(path: str | os.PathLike, results: Mapping[str, Mapping[str, Any]]) -> None:
-    """Normalised return through a lifetime with its interval, a panel a setting, a line a rule.
+def lifetimes(
+    path: str | os.PathLike,
+    results: Mapping[str, Mapping[str, Any]],
+    *,
+    x_label: str = "updates since birth",
+    logarithmic: bool = False,
+) -> None:
+    """Normalised return through a lifetime with its interval, a panel a setting, a line a learner.
 
     Args:
         path: The image to write.
-        results: Title of a panel to ``updates [C]`` and ``contestants``: name to ``mean [C]`` and
+        results: Title of a panel to ``contestants``: name to ``x [C]``, ``mean [C]`` and
             ``intervals [C, 2]``.
+        x_label: What x counts.
+        logarithmic: Draw x so.
     """
     columns = min(len(results), 4)
     rows = -(-len(results) // columns)
@@ -240,13 +317,15 @@ def lifetimes(path: str | os.PathLike, results: Mapping[str, Mapping[str, Any]])
     for axes, (title, entry) in zip(every, results.items(), strict=False):
         for colour, (name, line) in zip(PALETTE, entry["contestants"].items(), strict=False):
             low, high = np.asarray(line["intervals"], float).T
-            axes.fill_between(entry["updates"], low, high, color=colour, alpha=0.25, linewidth=0)
-            axes.plot(entry["updates"], line["mean"], color=colour, label=name)
+            axes.fill_between(line["x"], low, high, color=colour, alpha=0.25, linewidth=0)
+            axes.plot(line["x"], line["mean"], color=colour, label=name)
         axes.axhline(1.0, color=GREY, linestyle=":", linewidth=1)
         axes.axhline(0.0, color=GREY, linestyle=":", linewidth=1)
         axes.set_ylim(-0.3, 1.1)
         axes.set_title(title)
-        axes.set_xlabel("updates since birth")
+        axes.set_xlabel(x_label)
+        if logarithmic:
+            axes.set_xscale("log")
         axes.set_ylabel("normalised return")
         _tidy(axes)
         axes.legend(frameon=False, fontsize=8, loc="lower right")

@@ -284,7 +284,7 @@ def test_learned_objective_study(tmp_path):
         assert entry["random"] < entry["best"]
         assert list(entry["contestants"]) == ["LPG", "A2C"]
         for cell in entry["contestants"].values():
-            assert len(cell["mean"]) == len(cell["intervals"]) == len(entry["updates"]) == 26
+            assert len(cell["mean"]) == len(cell["intervals"]) == len(cell["x"]) == 26
     assert len(report["training_curve"]["grid worlds"]) == 2
     assert min(matplotlib.image.imread(tmp_path / "out" / "lifetimes.png").shape[:2]) > 300
     assert "| Catch | A2C |" in result.stdout

@@ -134,10 +134,17 @@ def test_meta_gradients_draw_every_estimator(tmp_path):
 
 def test_lifetimes_draw_every_rule_in_every_setting(tmp_path):
     def line(height):
-        return {"mean": [0.0, height], "intervals": [(-0.1, 0.1), (height - 0.1, height + 0.1)]}
+        return {
+            "x": [1, 10],
+            "mean": [0.0, height],
+            "intervals": [(-0.1, 0.1), (height - 0.1, height + 0.1)],
+        }
 
-    entry = {"updates": [0, 10], "contestants": {"LPG": line(0.9), "A2C": line(0.5)}}
-    plotting.lifetimes(tmp_path / "lifetimes.png", {str(i): entry for i in range(5)})
+    entry = {"contestants": {"LPG": line(0.9), "A2C": line(0.5)}}
+    five = {str(i): entry for i in range(5)}
+    plotting.lifetimes(
+        tmp_path / "lifetimes.png", five, x_label="episodes in the task", logarithmic=True
+    )
     seen, _ = colours(tmp_path / "lifetimes.png")
     assert {plotting.BLUE, plotting.ORANGE} <= seen
 
@@ -183,3 +190,29 @@ def test_lines_in_panels(tmp_path):
     one = {"y": {"a": (x, x)}}
     plotting.lines(tmp_path / "one.png", one, x_label="x")
     assert len(colours(tmp_path / "one.png")[1]) < 0.6 * len(pixels)
+
+
+def test_a_rollout_of_images_shows_each_channel_in_its_colour(tmp_path):
+    images = np.zeros((5, 4, 3, 2))
+    images[:, 0, 0, 0] = images[:, 3, 2, 1] = 1.0
+    last = np.array([0, 1, 0, 0, 1], bool)
+    plotting.rollout(tmp_path / "grid.png", images, np.arange(5), np.arange(5.0), last)
+    seen, _ = colours(tmp_path / "grid.png")
+    assert {plotting.BLUE, plotting.ORANGE} <= seen
+    # One channel alone, and no picture of what is not there.
+    plotting.rollout(tmp_path / "empty.png", 0 * images[..., 0], np.arange(5), np.zeros(5), last)
+    seen, _ = colours(tmp_path / "empty.png")
+    assert plotting.ORANGE not in seen
+
+
+def test_a_rollout_of_vectors_shows_every_number_in_its_own_range(tmp_path):
+    steps = np.arange(40.0)
+    vectors = np.stack([1e6 * steps, steps, np.ones(40)], axis=1)
+    actions = np.stack([np.sin(steps), np.cos(steps)], axis=1)
+    plotting.rollout(tmp_path / "rollout.png", vectors, actions, steps, steps == 20)
+    seen, pixels = colours(tmp_path / "rollout.png")
+    assert {plotting.BLUE, plotting.ORANGE} <= seen  # an action has two components
+    # Both rows that change end at the light end of the scale, though one is a million times larger.
+    light = np.array(matplotlib.colormaps["cividis"](1.0, bytes=True)[:3])
+    is_light = (pixels == light).all(1).reshape(-1, 9 * 120)
+    assert (is_light.sum(1) > 10).sum() > 120

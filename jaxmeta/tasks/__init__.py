@@ -16,7 +16,7 @@ from jaxmeta.tasks import (
     t_maze,
     tabular,
 )
-from jaxmeta.tasks.family import SPLITS, TaskFamily, sample_tasks
+from jaxmeta.tasks.family import SPLITS, TaskFamily, content_hash, sample_tasks
 
 FAMILIES: dict[str, Callable[..., TaskFamily]] = {
     "navigation": navigation.navigation,
@@ -44,6 +44,12 @@ def names() -> list[str]:
     return sorted(FAMILIES)
 
 
+def describe(name: str) -> str:
+    """What varies in the family called ``name``, in one line: the first of its constructor's docstring."""
+    checks.choice("family", name, FAMILIES)
+    return inspect.getdoc(FAMILIES[name]).splitlines()[0]  # type: ignore[union-attr]
+
+
 def make(name: str, **settings: Any) -> TaskFamily:
     """The family called ``name`` with the given settings.
 
@@ -59,4 +65,13 @@ def make(name: str, **settings: Any) -> TaskFamily:
     return constructor(**settings)
 
 
-__all__ = ["FAMILIES", "SPLITS", "TaskFamily", "make", "names", "sample_tasks"]
+__all__ = [
+    "FAMILIES",
+    "SPLITS",
+    "TaskFamily",
+    "content_hash",
+    "describe",
+    "make",
+    "names",
+    "sample_tasks",
+]

@@ -1,11 +1,13 @@
 """What a family of tasks is."""
 
 import dataclasses
+import hashlib
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from gymnax.environments import spaces
 
 from jaxmeta.types import Task
@@ -70,3 +72,21 @@ SPLITS = ("train", "test", "out_of_distribution")
 def sample_tasks(key: jax.Array, family: TaskFamily, num_tasks: int, *, split: str) -> Task:
     """``num_tasks`` independent tasks of a split (one of `SPLITS`): a pytree with leading ``[M]``."""
     return jax.vmap(getattr(family, split))(jax.random.split(key, num_tasks))
+
+
+def content_hash(family: TaskFamily, split: str, *, num_tasks: int = 4) -> str:
+    """Hexadecimal digits that change when the tasks of a split do: of the first few drawn from a fixed key.
+
+    Of each array of real numbers one random projection enters, with four significant digits: compilers that
+    round differently agree on it.
+    """
+    drawn = sample_tasks(jax.random.key(0), family, num_tasks, split=split)
+    digest = hashlib.sha256()
+    for leaf in jax.tree.leaves(jax.device_get(drawn)):
+        digest.update(f"{leaf.dtype} {leaf.shape}".encode())
+        if np.issubdtype(leaf.dtype, np.floating):
+            weights = np.random.default_rng(0).standard_normal(leaf.shape)
+            digest.update(f"{np.vdot(weights, leaf):.3e}".encode())
+        else:
+            digest.update(leaf.tobytes())
+    return digest.hexdigest()[:16]

@@ -1,10 +1,13 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
 
-from jaxmeta import tasks
+from jaxmeta import adaptation, evaluation, tasks
+from jaxmeta.algorithms.rl2 import Config, rl2
 
 FEW = {"dependent_bandit", "discounting_chain", "gridnavi", "gridworld", "t_maze"}
 """Families in which a few draws may coincide, in one split at least and in what is looked at."""
@@ -50,3 +53,148 @@ def test_random_actions_are_uniform(name):
     counts = np.bincount(actions, minlength=family.action_space.n)
     assert counts.size == family.action_space.n
     assert scipy.stats.chisquare(counts).pvalue > 1e-3
+
+
+@functools.cache
+def made(name):
+    """The family by its defaults; a test is skipped where its package is not installed."""
+    try:
+        return tasks.make(name)
+    except ImportError as error:
+        pytest.skip(str(error))
+
+
+def rollouts(name, key, tasks, *, mapped):
+    """Two streams of random actions in each task, ``[M, 1, N, T]``, a little more than an episode where it is short."""
+    family = made(name)
+
+    def one(key, task):
+        return adaptation.lifetime(
+            key,
+            task,
+            task,
+            learner=evaluation.controller_learner(lambda key, *_: family.random_action(key)),
+            env=family.env,
+            num_streams=2,
+            num_updates=0,
+            num_steps=min(family.horizon + 3, 24),
+        )
+
+    keys = jax.random.split(key, 3)
+    if mapped:
+        return jax.jit(jax.vmap(one))(keys, tasks)
+    call = jax.jit(one)
+    each = [call(keys[i], jax.tree.map(lambda x, i=i: x[i], tasks)) for i in range(3)]
+    return jax.tree.map(lambda *x: jnp.stack(x), *each)
+
+
+@pytest.mark.parametrize("name", tasks.names())
+def test_rollouts_are_a_function_of_task_and_key_and_stay_in_the_space(name):
+    family = made(name)
+    drawn = tasks.sample_tasks(jax.random.key(0), family, 3, split="test")
+    key = jax.random.key(1)
+    together, again, each = (
+        rollouts(name, key, drawn, mapped=mapped).trajectories for mapped in (True, True, False)
+    )
+    for a, b, c in zip(*map(jax.tree.leaves, (together, again, each)), strict=True):
+        np.testing.assert_array_equal(a, b)
+        # A physical rollout may amplify rounding, which differs between a batch and one.
+        np.testing.assert_allclose(a, c, rtol=1e-3, atol=1e-3)
+    assert jnp.all(together.timestep.first[..., 0])
+    space = family.env.observation_space(family.env.default_params)
+    for obs in (together.timestep.obs, together.next_obs):
+        assert obs.shape[4:] == space.shape
+        assert jnp.all(jnp.isfinite(obs))
+        low, high = (np.asarray(x) for x in (space.low, space.high))
+        assert np.all((np.asarray(obs) >= low - 1e-4) & (np.asarray(obs) <= high + 1e-4))
+    assert jnp.all(jnp.isfinite(together.reward))
+
+
+@pytest.mark.parametrize("name", tasks.names())
+def test_a_task_survives_the_end_of_an_episode(name):
+    """Who is told the task earns in the second episode what it earns in the first, for it is the same one."""
+    family = made(name)
+    controller = family.optimal_action or family.expert_action
+    if controller is None:
+        pytest.skip("nobody knows how to act in it")
+    learner = evaluation.controller_learner(lambda key, task, obs: controller(task, obs))
+    drawn = tasks.sample_tasks(jax.random.key(0), family, 40, split="test")
+
+    def returns(key, task):
+        history = adaptation.lifetime(
+            key,
+            task,
+            task,
+            learner=learner,
+            env=family.env,
+            num_streams=1,
+            num_updates=0,
+            num_steps=2 * family.horizon,
+        )
+        data = jax.tree.map(lambda x: x[0], history.trajectories)
+        return evaluation.episode_returns(evaluation.Trials(data.action, data.reward, data.last), 2)
+
+    first, second = jax.jit(jax.vmap(returns))(jax.random.split(jax.random.key(1), 40), drawn)[
+        :, 0
+    ].T
+    random = jax.jit(lambda key: evaluation.random_returns(key, drawn, family=family))(
+        jax.random.key(2)
+    )
+    gained = np.array([np.mean(x - random) for x in (first, second)])
+    assert gained[0] > 0
+    spread = np.std(first - second) / np.sqrt(40)
+    assert abs(gained[1] - gained[0]) <= 0.1 * gained[0] + 4 * spread
+
+
+CONTENT = {
+    "acrobot": ["488543c27bf37dc6", "488543c27bf37dc6", "5856d600f565d3ec"],
+    "bernoulli_bandit": ["5c84481a25b07f36", "5c84481a25b07f36", "cfe49c630b1f27c8"],
+    "cartpole": ["7f666fa6f6752d61", "7f666fa6f6752d61", "d960198897403624"],
+    "catch": ["fe21dee5312efa1f", "fe21dee5312efa1f", "fe21dee5312efa1f"],
+    "dependent_bandit": ["2604a6b9c5876bbd", "2604a6b9c5876bbd", "16f774c9b2ce499e"],
+    "discounting_chain": ["615b857d42642e16", "615b857d42642e16", "7e23c02d122a87c5"],
+    "gaussian_bandit": ["f8df1bd3e75297ff", "f8df1bd3e75297ff", "2d538689a0e546a7"],
+    "gridnavi": ["74c2c27ce88b508b", "74c2c27ce88b508b", "f843467ccb197216"],
+    "gridworld": ["b632f905dc420ff0", "b632f905dc420ff0", "54daa0b2c8c518d3"],
+    "latent_tabular": ["f42a16cee9b98920", "f42a16cee9b98920", "7d814aa13ca4a916"],
+    "mountain_car": ["43f1d5fd6b612eec", "43f1d5fd6b612eec", "d2efff736421acdd"],
+    "navigation": ["f6e85ba5ae2ef08b", "f6e85ba5ae2ef08b", "6d0ec0b799201431"],
+    "pendulum": ["672d5a334a40c8c4", "672d5a334a40c8c4", "7dc497432767fecd"],
+    "sparse_navigation": ["f6e85ba5ae2ef08b", "f6e85ba5ae2ef08b", "6d0ec0b799201431"],
+    "t_maze": ["25980f71a6c2c18b", "25980f71a6c2c18b", "5dd897e9a17aa7fd"],
+    "tabular": ["d8aecd57a11e2376", "d8aecd57a11e2376", "32f0b2aa20bf6f36"],
+}
+"""Of train, test and out of distribution: a figure of the README is for these tasks."""
+
+
+@pytest.mark.parametrize("name", tasks.names())
+def test_splits_are_what_figures_were_measured_on(name):
+    family = made(name)
+    hashes = [tasks.content_hash(family, split) for split in tasks.SPLITS]
+    assert hashes == CONTENT[name]
+    if name not in ONE:
+        assert hashes[2] not in hashes[:2]
+
+
+def test_the_content_hash_sees_a_changed_law():
+    family = tasks.make("cartpole")
+    assert tasks.content_hash(family, "train") == tasks.content_hash(
+        tasks.make("cartpole"), "train"
+    )
+    assert tasks.content_hash(family, "train") != tasks.content_hash(
+        tasks.make("cartpole", scale=2.01), "train"
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", tasks.names())
+def test_a_learner_learns_once_in_every_family(name):
+    family = made(name)
+    algorithm = rl2(family, Config(memory="linear", memory_size=8, num_epochs=1, num_minibatches=1))
+    state = algorithm.init(jax.random.key(0))
+    drawn = tasks.sample_tasks(jax.random.key(1), family, 2, split="train")
+    after, metrics = jax.jit(algorithm.step)(jax.random.key(2), state, drawn)
+    assert metrics["skipped_tasks"] == metrics["skipped_updates"] == 0
+    assert int(metrics["env_steps"]) == 2 * family.horizon
+    moved = jax.tree.map(lambda a, b: jnp.any(a != b), after.meta.params, state.meta.params)
+    assert any(jax.tree.leaves(moved))
