@@ -63,10 +63,42 @@ class Field:
     scratch_updates: int = 200
 
 
-MEMORY = dict(memory="linear", memory_size=64, hidden_sizes=(64,))
+MEMORY = dict(memory="linear", memory_size=64, encoder_sizes=(64,))
 FIELDS = {
-    "grid navigation": Field(
-        "gridnavi", config=MEMORY, hyper=dict(learning_rate=3e-3, entropy_cost=0.05)
+    "maze": Field(
+        "maze",
+        num_episodes=2,
+        config=MEMORY,
+        hyper=dict(learning_rate=3e-3, entropy_cost=0.03),
+        meta_updates=150,
+        num_tasks=128,
+        scratch_streams=8,
+        scratch_updates=50,
+    ),
+    "reaching": Field(
+        "reacher",
+        settings=dict(horizon=50),
+        num_episodes=2,
+        config=MEMORY,
+        hyper=dict(learning_rate=1e-3, entropy_cost=0.003),
+        meta_updates=150,
+        num_tasks=128,
+        scratch_streams=8,
+        scratch_updates=50,
+    ),
+    "translation": Field(
+        "translation",
+        settings=dict(kinds=("months", "days"), max_length=11, horizon=11),
+        num_episodes=10,
+        config=dict(memory="linear", memory_size=128, encoder_sizes=(128,), num_epochs=2),
+        # Without much entropy all that a policy learns is what most languages have in common: what it
+        # never proposes it never finds to be right.
+        hyper=dict(learning_rate=1e-3, entropy_cost=0.5, discount=0.0),
+        meta_updates=1500,
+        num_tasks=64,
+        task_fits=False,
+        scratch_streams=8,
+        scratch_updates=100,
     ),
 }
 

@@ -124,7 +124,7 @@ def rollout(
     observations = np.asarray(observations, float)
     steps = len(observations)
     figure = Figure(figsize=(9.0, 5.2), layout="constrained")
-    above, below = figure.subfigures(2, 1, height_ratios=(1.2, 1.0))
+    above, below = figure.subfigures(2, 1, squeeze=False, height_ratios=(1.2, 1.0))[:, 0]
     if observations.ndim >= 3:
         shown = np.unique(np.linspace(0, steps - 1, num_frames).round().astype(int))
         for axes, t in zip(np.atleast_1d(above.subplots(1, len(shown))), shown, strict=True):

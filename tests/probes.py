@@ -5,11 +5,20 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import pytest
 from flax import struct
 from gymnax.environments import environment, spaces
 
-from jaxmeta import adaptation
+from jaxmeta import adaptation, tasks
 from jaxmeta.types import Learner, TimeStep, Trajectory
+
+
+def made(name, **settings):
+    """The family called ``name``; the test is skipped where the package that it needs is not installed."""
+    try:
+        return tasks.make(name, **settings)
+    except ImportError as error:
+        pytest.skip(str(error))
 
 
 @struct.dataclass

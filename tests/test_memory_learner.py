@@ -52,13 +52,22 @@ def trial(family, algorithm, key=0):
 
 
 @pytest.mark.parametrize("remembers", ["trial", "episode"])
-@pytest.mark.parametrize("memory", MEMORIES)
-def test_what_is_trained_is_what_acted_and_it_remembers_the_trial(family, memory, remembers):
+@pytest.mark.parametrize(
+    ("memory", "encoder_sizes"), [*((memory, ()) for memory in MEMORIES), ("linear", (6, 5))]
+)
+def test_what_is_trained_is_what_acted_and_it_remembers_the_trial(
+    family, memory, encoder_sizes, remembers
+):
     """Log-probabilities of the whole-sequence pass are those of acting. What the first episode paid
     changes what is done in the next, and only where the trial is remembered: a memory that is cleared
     at the end of an episode, or never, fails one of the two."""
     config = rl2.Config(
-        num_episodes=EPISODES, memory=memory, memory_size=8, remembers=remembers, hidden_sizes=(8,)
+        num_episodes=EPISODES,
+        memory=memory,
+        memory_size=8,
+        encoder_sizes=encoder_sizes,
+        remembers=remembers,
+        hidden_sizes=(8,),
     )
     network = rl2.recurrent_actor_critic(family, config)
     parts = memory_learner.memory_learner(family, config, network)

@@ -13,7 +13,7 @@ from jaxmeta.distributions import Categorical
 from jaxmeta.rollout import _key_at, begin_stream, rollout
 from jaxmeta.tasks.tabular import Tabular, TabularParams
 from jaxmeta.types import Learner
-from tests.probes import Counter, CounterParams, constant_learner, random_learner
+from tests.probes import Counter, CounterParams, constant_learner, made, random_learner
 
 ENV = Counter()
 
@@ -71,7 +71,7 @@ def test_reset_never_changes_the_task(name):
     """Steps on the drawn task and on the task read back after many resets agree; physics are leaves."""
     settings = inspect.signature(tasks.FAMILIES[name]).parameters
     limits = {"horizon": 3, "num_pulls": 3, "length": 2}
-    family = tasks.make(name, **{x: limits[x] for x in limits.keys() & settings})
+    family = made(name, **{x: limits[x] for x in limits.keys() & settings})
     drawn = tasks.sample_tasks(jax.random.key(3), family, 4, split="train")
 
     def visits(task):

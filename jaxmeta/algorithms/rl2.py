@@ -11,11 +11,13 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from jaxmeta import checks, memories, memory_learner
 from jaxmeta.distributions import Distribution
 from jaxmeta.memory_learner import ActorCritic, Hyper, Inputs, Loss, joined
+from jaxmeta.networks import value_mlp
 from jaxmeta.tasks.family import TaskFamily
 from jaxmeta.types import MetaAlgorithm, Params
 
@@ -28,6 +30,9 @@ class Config(memory_learner.Config):
     """What remembers; `none` is the control that does not."""
     memory_size: int = 64
     """Width of the memory."""
+    encoder_sizes: tuple[int, ...] = ()
+    """Widths of tanh layers before the memory. What they find in the inputs is shown to the policy and the
+    value, too, beside what is remembered: for inputs that mean something only together."""
     precision: Literal["full", "bfloat16"] = "full"
     """Of the memory's products of matrices; bfloat16 is for accelerators, where it is quicker."""
     loss: Literal["ppo", "a2c"] = "ppo"
@@ -37,6 +42,8 @@ class Config(memory_learner.Config):
     def __post_init__(self) -> None:
         super().__post_init__()
         memories.check(self.memory, self.memory_size, self.precision)
+        for size in self.encoder_sizes:
+            checks.at_least("encoder_sizes", size, 1)
         checks.choice("loss", self.loss, ("ppo", "a2c"))
         if self.loss == "a2c" and (self.num_epochs, self.num_minibatches) != (1, 1):
             raise ValueError(
@@ -78,30 +85,47 @@ def rl2(
 
 
 def recurrent_actor_critic(family: TaskFamily, config: Config) -> ActorCritic:
-    """A policy and a value on one memory of all inputs."""
+    """A policy and a value on one memory of all inputs, or of what an encoder finds in them."""
+    num_inputs = sum(memory_learner.input_sizes(family))
+    sizes = config.encoder_sizes
+    encoder = value_mlp((num_inputs,), sizes[:-1], sizes[-1]) if sizes else None
     memory = memories.make(
         config.memory,
-        num_inputs=sum(memory_learner.input_sizes(family)),
+        num_inputs=sizes[-1] if sizes else num_inputs,
         size=config.memory_size,
         precision=config.precision,
         context=config.num_episodes * family.horizon,
     )
-    policy, value = memory_learner.heads(config.memory_size, family, config)
+    num_features = config.memory_size + (sizes[-1] if sizes else 0)
+    policy, value = memory_learner.heads(num_features, family, config)
 
     def init(key: jax.Array) -> Params:
-        memory_key, policy_key, value_key = jax.random.split(key, 3)
-        return {
+        memory_key, policy_key, value_key, *more = jax.random.split(key, 4 if encoder else 3)
+        params = {
             "memory": memory.init(memory_key),
             "policy": policy.init(policy_key),
             "value": value.init(value_key),
         }
+        if encoder is None:
+            return params
+        return params | {"encoder": encoder.init(*more)}
+
+    def encoded(params: Params, inputs: Inputs) -> jax.Array:
+        x = joined(inputs)
+        return jnp.tanh(encoder.apply(params["encoder"], x)) if encoder else x
+
+    def features(x: jax.Array, y: jax.Array) -> jax.Array:
+        return jnp.concatenate([x, y], axis=-1) if encoder else y
 
     def step(params: Params, state: Any, inputs: Inputs) -> tuple[Distribution, Any]:
-        y, state = memory.step(params["memory"], state, joined(inputs), inputs.reset)
-        return policy.apply(params["policy"], y), state
+        x = encoded(params, inputs)
+        y, state = memory.step(params["memory"], state, x, inputs.reset)
+        return policy.apply(params["policy"], features(x, y)), state
 
     def unroll(params: Params, state: Any, inputs: Inputs) -> tuple[Distribution, jax.Array]:
-        y, _ = memory.unroll(params["memory"], state, joined(inputs), inputs.reset)
-        return policy.apply(params["policy"], y), value.apply(params["value"], y)
+        x = encoded(params, inputs)
+        y, _ = memory.unroll(params["memory"], state, x, inputs.reset)
+        seen = features(x, y)
+        return policy.apply(params["policy"], seen), value.apply(params["value"], seen)
 
     return ActorCritic(init, memory.initial, step, unroll)

@@ -2,24 +2,17 @@
 
 Osband et al. 2020, "Behaviour suite for reinforcement learning", section 2.2: 10 rows, 5 columns, +1 for
 the ball caught and -1 for the ball missed, which ends the episode. One task alone, for what was learned
-elsewhere to be tried on.
+elsewhere to be tried on; or many, with the controls or the columns permuted.
 """
 
-import functools
+import dataclasses
 from typing import Any
 
-import gymnax
 import jax
 import jax.numpy as jnp
 
-from jaxmeta import checks
+from jaxmeta.tasks import transform
 from jaxmeta.tasks.family import TaskFamily
-
-
-@functools.cache
-def _environment() -> Any:
-    """One environment: gymnax environments hash by identity, and each new one compiles anew."""
-    return gymnax.make("Catch-bsuite")[0]
 
 
 def follow(task: Any, obs: jax.Array) -> jax.Array:
@@ -29,26 +22,22 @@ def follow(task: Any, obs: jax.Array) -> jax.Array:
     return (1 + jnp.sign(ball - paddle)).astype(jnp.int32)
 
 
-def catch(*, horizon: int = 9) -> TaskFamily:
-    """Catch, the same task in every split.
+def catch(
+    *, horizon: int = 9, permuted_actions: bool = False, permuted_columns: bool = False
+) -> TaskFamily:
+    """Catch, the same task in every split unless controls or columns are permuted.
+
+    The splits then have no permutation in common; see `transform.permuted_actions`.
 
     Args:
         horizon: Time limit of an episode, in steps; the ball is down after 9.
+        permuted_actions: Draw which action goes left, stays and goes right.
+        permuted_columns: Draw the order in which the columns are seen.
     """
-    checks.at_least("horizon", horizon, 1)
-    env = _environment()
-    task = env.default_params.replace(max_steps_in_episode=jnp.asarray(horizon, jnp.int32))
-
-    def sample(key: jax.Array) -> Any:
-        del key
-        return task
-
-    return TaskFamily(
-        name="catch",
-        env=env,
-        horizon=horizon,
-        train=sample,
-        test=sample,
-        out_of_distribution=sample,
-        optimal_action=follow,
-    )
+    family = transform.from_gymnax("Catch-bsuite", horizon=horizon)
+    family = dataclasses.replace(family, optimal_action=follow)
+    if permuted_actions:
+        family = transform.permuted_actions(family)
+    if permuted_columns:
+        family = transform.permuted_observations(family, axis=1)
+    return dataclasses.replace(family, name="catch")

@@ -12,6 +12,7 @@ from jaxmeta.algorithms.rl2 import Config, Hyper, rl2
         (dict(memory="gur"), "memory='gur' is unknown: did you mean 'gru'"),
         (dict(precision="bf16"), "precision='bf16' is unknown: did you mean 'bfloat16'"),
         (dict(memory_size=0), "memory_size=0 must be at least 1"),
+        (dict(encoder_sizes=(8, 0)), "encoder_sizes=0 must be at least 1"),
         (dict(num_episodes=0), "num_episodes=0 must be at least 1"),
         (dict(remembers="always"), "remembers='always' is unknown"),
         (dict(loss="a2c"), "num_epochs=4 and num_minibatches=4 must be 1 with loss='a2c'"),
@@ -26,6 +27,29 @@ def test_bad_settings_are_named(settings, message):
 def test_bad_hyper_parameters_are_named():
     with pytest.raises(ValueError, match="anneal_updates=0 must lie between 1"):
         rl2(tasks.make("bernoulli_bandit"), hyper=Hyper(anneal_updates=0))
+
+
+def test_an_encoder_stands_before_the_memory_and_is_seen_beside_it():
+    """Shapes say so: the memory reads the encoder's width, the heads that and the memory's."""
+    family = tasks.make("gridnavi")
+    plain, encoded = (
+        rl2(family, Config(memory="linear", memory_size=7, encoder_sizes=sizes)).init(
+            jax.random.key(0)
+        )
+        for sizes in ((), (6, 5))
+    )
+    shapes = [
+        {name: [x.shape for x in jax.tree.leaves(tree)] for name, tree in state.meta.params.items()}
+        for state in (plain, encoded)
+    ]
+    num_inputs = family.observation_shape[0] + family.action_space.n + 1 + 2
+    assert (num_inputs, 3 * 7) in shapes[0]["memory"]
+    assert (7, family.action_space.n) in shapes[0]["policy"]
+    assert "encoder" not in shapes[0]
+    assert (num_inputs, 6) in shapes[1]["encoder"]
+    assert (6, 5) in shapes[1]["encoder"]
+    assert (5, 3 * 7) in shapes[1]["memory"]
+    assert (7 + 5, family.action_space.n) in shapes[1]["policy"]
 
 
 WAYS = {  # settings, learning rate, meta-updates

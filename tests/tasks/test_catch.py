@@ -1,6 +1,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from jaxmeta import evaluation, tasks
 from jaxmeta.tasks.catch import follow
@@ -43,3 +44,39 @@ def test_who_follows_the_ball_catches_it():
     assert follow(None, obs) == 0
     assert follow(None, obs[:, ::-1]) == 2
     assert follow(None, obs.at[9].set(0.0).at[9, 1].set(1.0)) == 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "sizes"),
+    [
+        (dict(permuted_actions=True), (2, 2, 2)),
+        (dict(permuted_columns=True), (48, 48, 24)),
+        (dict(permuted_actions=True, permuted_columns=True), (96, 96, 48)),
+    ],
+)
+def test_permuted_it_is_many_tasks_and_who_is_told_still_catches(settings, sizes):
+    family = tasks.make("catch", **settings)
+    assert family.name == "catch"
+    assert family.observation_shape == (10, 5)
+    seen = []
+    for split, size in zip(tasks.SPLITS, sizes, strict=True):
+        drawn = tasks.sample_tasks(jax.random.key(0), family, 1000, split=split)
+        permutations = np.concatenate(
+            [np.asarray(x) for x in jax.tree.leaves(drawn) if x.ndim == 2], axis=1
+        )
+        seen.append({tuple(x) for x in permutations.tolist()})
+        assert len(seen[-1]) == size
+        few = jax.tree.map(lambda x: x[:20], drawn)
+        best = jax.jit(
+            lambda few: evaluation.optimal_returns(jax.random.key(1), few, family=family)
+        )
+        assert np.all(np.asarray(best(few)) == 1.0)
+    assert len(set.union(*seen)) == sum(sizes)
+
+
+def test_columns_are_seen_in_the_task_s_order():
+    family = tasks.make("catch", permuted_columns=True)
+    task = family.train(jax.random.key(0))
+    inner, _ = family.env.env.reset_env(jax.random.key(1), task.inner)
+    seen, _ = family.env.reset_env(jax.random.key(1), task)
+    np.testing.assert_array_equal(seen, inner[:, task.drawn])

@@ -1,5 +1,3 @@
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,8 +6,26 @@ import scipy.stats
 
 from jaxmeta import adaptation, evaluation, tasks
 from jaxmeta.algorithms.rl2 import Config, rl2
+from tests.probes import made
 
-FEW = {"dependent_bandit", "discounting_chain", "gridnavi", "gridworld", "t_maze"}
+FEW = {
+    "ant_direction",
+    "asterix",
+    "breakout",
+    "deep_sea",
+    "dependent_bandit",
+    "discounting_chain",
+    "freeway",
+    "gridnavi",
+    "gridworld",
+    "half_cheetah_direction",
+    "maze",
+    "seaquest",
+    "space_invaders",
+    "t_maze",
+    "translation",
+    "xland",
+}
 """Families in which a few draws may coincide, in one split at least and in what is looked at."""
 ONE = {"catch"}
 """Of one task alone."""
@@ -18,7 +34,7 @@ ONE = {"catch"}
 @pytest.mark.parametrize("name", tasks.names())
 @pytest.mark.parametrize("split", tasks.SPLITS)
 def test_samplers_make_batches_of_typed_leaves(name, split):
-    family = tasks.make(name)
+    family = made(name)
     drawn = tasks.sample_tasks(jax.random.key(0), family, 12, split=split)
     one = getattr(family, split)(jax.random.key(0))
     assert jax.tree.structure(drawn) == jax.tree.structure(one)
@@ -36,7 +52,7 @@ def test_samplers_make_batches_of_typed_leaves(name, split):
 
 @pytest.mark.parametrize("name", tasks.names())
 def test_spaces_are_those_of_the_environment(name):
-    family = tasks.make(name)
+    family = made(name)
     obs, _ = family.env.reset_env(jax.random.key(0), family.train(jax.random.key(1)))
     assert obs.shape == family.observation_shape
     action = family.random_action(jax.random.key(2))
@@ -53,15 +69,6 @@ def test_random_actions_are_uniform(name):
     counts = np.bincount(actions, minlength=family.action_space.n)
     assert counts.size == family.action_space.n
     assert scipy.stats.chisquare(counts).pvalue > 1e-3
-
-
-@functools.cache
-def made(name):
-    """The family by its defaults; a test is skipped where its package is not installed."""
-    try:
-        return tasks.make(name)
-    except ImportError as error:
-        pytest.skip(str(error))
 
 
 def rollouts(name, key, tasks, *, mapped):
@@ -148,21 +155,38 @@ def test_a_task_survives_the_end_of_an_episode(name):
 
 CONTENT = {
     "acrobot": ["488543c27bf37dc6", "488543c27bf37dc6", "5856d600f565d3ec"],
+    "ant_direction": ["5cca781f19110da3", "5cca781f19110da3", "72a8079b4993d49c"],
+    "ant_goal": ["366592548eb94fe6", "366592548eb94fe6", "4ee9b56c4acad52c"],
+    "asterix": ["3b926ef18a7545bd", "b668e84f8c79f55c", "67bf3c760878daf3"],
     "bernoulli_bandit": ["5c84481a25b07f36", "5c84481a25b07f36", "cfe49c630b1f27c8"],
+    "breakout": ["20e00f4677a4d334", "d5aa550743ff8230", "8e082406f80c8c24"],
     "cartpole": ["7f666fa6f6752d61", "7f666fa6f6752d61", "d960198897403624"],
     "catch": ["fe21dee5312efa1f", "fe21dee5312efa1f", "fe21dee5312efa1f"],
+    "deep_sea": ["0d1be005ea68f8a7", "0d1be005ea68f8a7", "8a29faa5a77a2b79"],
     "dependent_bandit": ["2604a6b9c5876bbd", "2604a6b9c5876bbd", "16f774c9b2ce499e"],
     "discounting_chain": ["615b857d42642e16", "615b857d42642e16", "7e23c02d122a87c5"],
+    "freeway": ["845738c6b3e06e7e", "dcc824ecea8d7c98", "b2cd05a9e3340088"],
     "gaussian_bandit": ["f8df1bd3e75297ff", "f8df1bd3e75297ff", "2d538689a0e546a7"],
     "gridnavi": ["74c2c27ce88b508b", "74c2c27ce88b508b", "f843467ccb197216"],
     "gridworld": ["b632f905dc420ff0", "b632f905dc420ff0", "54daa0b2c8c518d3"],
+    "half_cheetah_direction": ["7f1b1e552db48158", "7f1b1e552db48158", "8684b1a089ad246b"],
+    "half_cheetah_velocity": ["b031b03159128f75", "b031b03159128f75", "aee02be5e4c5c175"],
     "latent_tabular": ["f42a16cee9b98920", "f42a16cee9b98920", "7d814aa13ca4a916"],
+    "maze": ["df69dcf8524a58f9", "37483f666e57b911", "0b44c27655a3ffe4"],
     "mountain_car": ["43f1d5fd6b612eec", "43f1d5fd6b612eec", "d2efff736421acdd"],
     "navigation": ["f6e85ba5ae2ef08b", "f6e85ba5ae2ef08b", "6d0ec0b799201431"],
     "pendulum": ["672d5a334a40c8c4", "672d5a334a40c8c4", "7dc497432767fecd"],
+    "reacher": ["05191e7a59157870", "05191e7a59157870", "29faf7894ab97a32"],
+    "seaquest": ["ec04547187d642d4", "546d21711c0db25d", "3bb061268beeb40b"],
+    "space_invaders": ["5803ee93949826e6", "b28a01089d8038b9", "c13304fc10d4a2f8"],
     "sparse_navigation": ["f6e85ba5ae2ef08b", "f6e85ba5ae2ef08b", "6d0ec0b799201431"],
+    "summarisation": ["d282a4ac097ad9f3", "d282a4ac097ad9f3", "fa045d604a23e134"],
+    "swimmer": ["ac7671c448362280", "ac7671c448362280", "fa76a59e19e4ae5b"],
     "t_maze": ["25980f71a6c2c18b", "25980f71a6c2c18b", "5dd897e9a17aa7fd"],
     "tabular": ["d8aecd57a11e2376", "d8aecd57a11e2376", "32f0b2aa20bf6f36"],
+    "translation": ["25757f44ed88124c", "b5f624df55491aef", "24ab9e61b5d47775"],
+    "walker_params": ["5e159b38e5d345c1", "5e159b38e5d345c1", "1f1259a49038f9f6"],
+    "xland": ["2efe364607f03dfb", "94a829b35ac82c4a", "ce025c69c8e235df"],
 }
 """Of train, test and out of distribution: a figure of the README is for these tasks."""
 

@@ -3,12 +3,16 @@ import inspect
 import pytest
 
 from jaxmeta import tasks
+from tests.probes import made
 
 
 def test_names_are_what_make_knows():
     assert {"navigation", "sparse_navigation", "cartpole", "pendulum"} <= set(tasks.names())
-    for name in tasks.names():
-        assert tasks.make(name).name == name
+
+
+@pytest.mark.parametrize("name", tasks.names())
+def test_a_family_knows_its_name(name):
+    assert made(name).name == name
 
 
 def test_settings_reach_the_family():
@@ -32,7 +36,7 @@ def test_a_horizon_shorter_than_a_step_is_refused(name):
     settings = inspect.signature(tasks.FAMILIES[name]).parameters
     (limit,) = settings.keys() & {"horizon", "num_pulls", "length"}
     with pytest.raises(ValueError, match=f"{limit}=0 must be at least 1"):
-        tasks.make(name, **{limit: 0})
+        made(name, **{limit: 0})
 
 
 def test_your_own_family_gets_a_name(monkeypatch):
@@ -40,3 +44,9 @@ def test_your_own_family_gets_a_name(monkeypatch):
         tasks.FAMILIES, "mine", lambda *, horizon=3: tasks.make("navigation", horizon=horizon)
     )
     assert tasks.make("mine", horizon=5).horizon == 5
+
+
+@pytest.mark.parametrize("name", tasks.names())
+def test_a_family_is_described_in_one_line(name):
+    assert 10 < len(tasks.describe(name)) < 140
+    assert tasks.describe(name).endswith(".")

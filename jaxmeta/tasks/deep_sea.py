@@ -1,0 +1,61 @@
+"""Deep sea: one way down leads to the treasure, and which action goes right differs from cell to cell.
+
+bsuite's experiment (Osband et al. 2020, "Behaviour suite for reinforcement learning", section 2.2), in
+gymnax's dynamics: from the top left corner of an N×N grid each step goes a row down and a column to the
+left or right. The treasure, worth 1, is in the bottom right corner: all N steps must go right, and each
+costs 0.01 / N. Nothing on the way says so, which takes an undirected search 2^N episodes.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxmeta import checks
+from jaxmeta.tasks import transform
+from jaxmeta.tasks.family import TaskFamily
+
+OUT_OF_DISTRIBUTION_PROBABILITY = 0.9
+
+
+def go_right(task: Any, obs: jax.Array) -> jax.Array:
+    """The action that goes right from the cell that is seen, int32 ``[]``."""
+    mapping = task.drawn["action_mapping"]
+    return mapping.reshape(-1)[jnp.argmax(jnp.ravel(obs))]
+
+
+def optimal_return(task: Any) -> jax.Array:
+    """The treasure without what it costs to go right all the way, ``[]``."""
+    return 1.0 - task.inner.unscaled_move_cost
+
+
+def deep_sea(*, length: int = 8) -> TaskFamily:
+    """Deep sea with the action that goes right drawn for each cell, by a fair coin.
+
+    The splits' coins are as fair for train and test, which have a task in common once in 2^(N (N + 1) / 2)
+    draws; out of distribution action 1 goes right with a probability of 0.9.
+
+    Args:
+        length: N: rows, columns and steps of an episode.
+    """
+    checks.at_least("length", length, 1)
+
+    def mapping(probability: float) -> Callable[[jax.Array], dict[str, jax.Array]]:
+        def draw(key: jax.Array) -> dict[str, jax.Array]:
+            right = jax.random.bernoulli(key, probability, (length, length))
+            return {"action_mapping": right.astype(jnp.int32)}
+
+        return draw
+
+    family = transform.from_gymnax("DeepSea-bsuite", horizon=length, size=length)
+    family = transform.pinned(
+        family,
+        "action_mapping",
+        inside=mapping(0.5),
+        outside=mapping(OUT_OF_DISTRIBUTION_PROBABILITY),
+    )
+    return dataclasses.replace(
+        family, name="deep_sea", optimal_action=go_right, optimal_return=optimal_return
+    )

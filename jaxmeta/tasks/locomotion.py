@@ -1,0 +1,456 @@
+"""Legged bodies: which way to run, how fast or where to differs by task, or the body itself does.
+
+The benchmarks of Finn et al. 2017, "Model-agnostic meta-learning for fast adaptation of deep networks",
+Rothfuss et al. 2019, "ProMP: proximal meta-policy search", and Zintgraf et al. 2020, "VariBAD: a very good
+method for Bayes-adaptive deep RL via meta-learning": half-cheetahs, ants and walkers of Brax (Freeman et
+al. 2021, "Brax: a differentiable physics engine for large scale rigid body simulation"), with the rewards of
+those papers but for the ant's cost of contacts, which Brax does not measure. What is to be done is never
+observed; only rewards tell.
+
+Needs Brax: ``pip install "jaxmeta[brax]"``.
+"""
+
+import contextlib
+import copy
+import dataclasses
+import functools
+import math
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from gymnax.environments import environment, spaces
+
+from jaxmeta import checks
+from jaxmeta.tasks.family import Sampler, TaskFamily
+from jaxmeta.types import Task
+
+Backend = Literal["spring", "generalized"]
+"""Brax's physics. `generalized` has rigid joints, like MuJoCo; `spring` holds links together by stiff springs
+and is several times as quick on a CPU, to compile as well. A policy for one is none for the other."""
+
+FASTEST, FASTER = 2.0, 3.0
+"""Target speeds, in metres a second, go up to the first; out of distribution from there to the second."""
+
+FARTHEST, FARTHER = 3.0, 4.5
+"""Goals lie within the first distance, in metres; out of distribution between the two."""
+
+OUT_OF_DISTRIBUTION_PROBABILITY = 0.9
+
+NUM_WALKER_LINKS = 7
+
+
+@struct.dataclass
+class Direction:
+    """The task: which way along the track to run."""
+
+    direction: jax.Array  # [], 1 forward or -1 backward
+
+
+@struct.dataclass
+class Velocity:
+    """The task: how fast to run."""
+
+    velocity: jax.Array  # [], metres a second
+
+
+@struct.dataclass
+class Heading:
+    """The task: which way across the plane to run."""
+
+    heading: jax.Array  # [2], of length 1
+
+
+@struct.dataclass
+class Goal:
+    """The task: where to go."""
+
+    goal: jax.Array  # [2], metres from the start
+
+
+@struct.dataclass
+class WalkerBody:
+    """The task: factors on the standard walker's physics."""
+
+    mass: jax.Array  # [7], of each link's mass and moment of inertia
+    friction: jax.Array  # [], of all friction
+
+
+class Motion(NamedTuple):
+    """What a step did to the torso, in the plane."""
+
+    position: jax.Array  # [2], after it, in metres
+    velocity: jax.Array  # [2], on average, in metres a second
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """What the families differ in.
+
+    Attributes:
+        body: Brax's name of the body.
+        task: Makes the default task.
+        earned: ``(task, motion) -> reward``, less the rest.
+        control_cost: Charged at every step, times the sum of the squared actions.
+        alive: Earned at every step.
+        falls: Whether a fall ends the episode.
+        sees_position: Whether the torso's place is observed.
+        altered: ``(system, task) -> system``, the task's own physics.
+    """
+
+    body: str
+    task: Callable[[], Any]
+    earned: Callable[[Any, Motion], jax.Array]
+    control_cost: float
+    alive: float = 0.0
+    falls: bool = False
+    sees_position: bool = False
+    altered: Callable[[Any, Any], Any] | None = None
+
+
+@struct.dataclass
+class LocomotionState:
+    """The body, as Brax keeps it, and the steps taken."""
+
+    body: Any
+    time: jax.Array  # [], int32
+
+
+@dataclasses.dataclass(frozen=True)
+class Locomotion(environment.Environment[Any, Any]):
+    """The environment; two with equal settings are equal, so that they share compiled programs.
+
+    Observations are Brax's: joint positions and velocities, ``[O]``. Actions are torques in [-1, 1],
+    ``[A]``; what lies outside is clipped, and charged as clipped. An episode starts near the standing pose.
+
+    Attributes:
+        kind: The body and its reward.
+        backend: Brax's physics, see `Backend`.
+        horizon: Time limit of an episode, in steps.
+    """
+
+    kind: Kind
+    backend: Backend = "spring"
+    horizon: int = 200
+
+    @property
+    def default_params(self) -> Any:
+        return self.kind.task()
+
+    def reset_env(self, key: jax.Array, params: Task) -> tuple[jax.Array, LocomotionState]:
+        with _brax_at_work():
+            start = self._body(params).reset(key)
+        return start.obs, LocomotionState(start.pipeline_state, jnp.zeros((), jnp.int32))
+
+    def step_env(
+        self, key: jax.Array, state: LocomotionState, action: jax.Array, params: Task
+    ) -> tuple[jax.Array, LocomotionState, jax.Array, jax.Array, dict]:
+        action = jnp.clip(action, -1.0, 1.0)
+        body = self._body(params)
+        none = jnp.zeros(())
+        with _brax_at_work():
+            after = body.step(_brax().State(state.body, none, none, none), action)
+        position, before = after.pipeline_state.x.pos[0, :2], state.body.x.pos[0, :2]
+        motion = Motion(position, (position - before) / body.dt)
+        cost = self.kind.control_cost * jnp.sum(action**2)
+        reward = self.kind.earned(params, motion) + self.kind.alive - cost
+        terminated = (after.done > 0) if self.kind.falls else jnp.zeros((), bool)
+        return (
+            after.obs,
+            LocomotionState(after.pipeline_state, state.time + 1),
+            reward,
+            terminated,
+            {},
+        )
+
+    def is_truncated(self, state: LocomotionState, params: Task) -> jax.Array:
+        return state.time >= self.horizon
+
+    @property
+    def name(self) -> str:
+        return "Locomotion"
+
+    def action_space(self, params: Task | None = None) -> spaces.Box:
+        return spaces.Box(-1.0, 1.0, (self._standard_body().action_size,), jnp.float32)
+
+    def observation_space(self, params: Task) -> spaces.Box:
+        obs, _ = jax.eval_shape(self.reset_env, jax.random.key(0), params)
+        return spaces.Box(-math.inf, math.inf, obs.shape, jnp.float32)
+
+    def _standard_body(self) -> Any:
+        return _brax_environment(self.kind.body, self.backend, self.kind.sees_position)
+
+    def _body(self, task: Task) -> Any:
+        body = self._standard_body()
+        if self.kind.altered is not None:
+            body = copy.copy(body)
+            body.sys = self.kind.altered(body.sys, task)
+        return body
+
+
+@contextlib.contextmanager
+def _brax_at_work() -> Iterator[None]:
+    """Where Brax's code runs: it broadcasts over missing axes, and warns of its own deprecated ways."""
+    with warnings.catch_warnings(), jax.numpy_rank_promotion("allow"):
+        warnings.simplefilter("ignore", DeprecationWarning)
+        warnings.filterwarnings("ignore", "Brax System, piplines and environments", UserWarning)
+        yield
+
+
+def _brax() -> Any:
+    try:
+        with _brax_at_work():
+            from brax import envs
+    except ImportError as error:
+        raise ImportError('locomotion needs Brax: pip install "jaxmeta[brax]"') from error
+    return envs
+
+
+@functools.cache
+def _brax_environment(body: str, backend: Backend, sees_position: bool) -> Any:
+    """Brax's environment; its numbers are concrete, whatever is being traced when it is first asked for."""
+    envs = _brax()
+    import mujoco
+
+    # MuJoCo, which reads the body's description, would leave its warnings in a file in the working directory.
+    mujoco.set_mju_user_warning(lambda message: None)
+    try:
+        with _brax_at_work(), jax.ensure_compile_time_eval():
+            return envs.get_environment(
+                body, backend=backend, exclude_current_positions_from_observation=not sees_position
+            )
+    finally:
+        mujoco.set_mju_user_warning(None)
+
+
+def _with_physics(system: Any, task: WalkerBody) -> Any:
+    """The walker's system with masses, moments of inertia and friction multiplied."""
+    inertia = system.link.inertia
+    return system.replace(
+        link=system.link.replace(
+            inertia=inertia.replace(
+                mass=inertia.mass * task.mass, i=inertia.i * task.mass[:, None, None]
+            )
+        ),
+        geom_friction=system.geom_friction * task.friction,
+    )
+
+
+HALF_CHEETAH_DIRECTION = Kind(
+    body="halfcheetah",
+    task=lambda: Direction(jnp.ones(())),
+    earned=lambda task, motion: task.direction * motion.velocity[0],
+    control_cost=0.05,
+)
+
+HALF_CHEETAH_VELOCITY = Kind(
+    body="halfcheetah",
+    task=lambda: Velocity(jnp.ones(())),
+    earned=lambda task, motion: -jnp.abs(motion.velocity[0] - task.velocity),
+    control_cost=0.05,
+)
+
+ANT_DIRECTION = Kind(
+    body="ant",
+    task=lambda: Heading(jnp.array([1.0, 0.0])),
+    earned=lambda task, motion: jnp.sum(task.heading * motion.velocity),
+    control_cost=0.5,
+    alive=1.0,
+    falls=True,
+)
+
+ANT_GOAL = Kind(
+    body="ant",
+    task=lambda: Goal(jnp.array([FARTHEST, 0.0])),
+    earned=lambda task, motion: -jnp.sum(jnp.abs(motion.position - task.goal)),
+    control_cost=0.1,
+    sees_position=True,
+)
+
+WALKER_PARAMS = Kind(
+    body="walker2d",
+    task=lambda: WalkerBody(mass=jnp.ones(NUM_WALKER_LINKS), friction=jnp.ones(())),
+    earned=lambda task, motion: motion.velocity[0],
+    control_cost=1e-3,
+    alive=1.0,
+    falls=True,
+    altered=_with_physics,
+)
+
+
+def _family(
+    name: str,
+    kind: Kind,
+    train: Sampler,
+    out_of_distribution: Sampler,
+    *,
+    horizon: int,
+    backend: Backend,
+) -> TaskFamily:
+    checks.at_least("horizon", horizon, 1)
+    checks.choice("backend", backend, ("spring", "generalized"))
+    _brax()
+    return TaskFamily(
+        name=name,
+        env=Locomotion(kind, backend, horizon),
+        horizon=horizon,
+        train=train,
+        test=train,
+        out_of_distribution=out_of_distribution,
+    )
+
+
+def half_cheetah_direction(*, horizon: int = 200, backend: Backend = "spring") -> TaskFamily:
+    """The half-cheetah that is to run forward or backward, either as likely for train and test.
+
+    A step earns the velocity that way, in metres a second, less 0.05 times the sum of the squared
+    actions. There are only these two tasks. Out of distribution it is forward with a probability of 0.9.
+
+    Args:
+        horizon: Time limit of an episode, in steps of 0.05 seconds.
+        backend: Brax's physics, see `Backend`.
+    """
+
+    def sampler(probability: float) -> Sampler:
+        def sample(key: jax.Array) -> Direction:
+            forward = jax.random.bernoulli(key, probability)
+            return Direction(jnp.where(forward, 1.0, -1.0).astype(float))
+
+        return sample
+
+    return _family(
+        "half_cheetah_direction",
+        HALF_CHEETAH_DIRECTION,
+        sampler(0.5),
+        sampler(OUT_OF_DISTRIBUTION_PROBABILITY),
+        horizon=horizon,
+        backend=backend,
+    )
+
+
+def half_cheetah_velocity(*, horizon: int = 200, backend: Backend = "spring") -> TaskFamily:
+    """The half-cheetah that is to run at a speed, uniform in [0, 2] metres a second for train and test.
+
+    A step earns minus the distance from it, less 0.05 times the sum of the squared actions. Out of
+    distribution the speed is uniform in [2, 3].
+
+    Args:
+        horizon: Time limit of an episode, in steps of 0.05 seconds.
+        backend: Brax's physics, see `Backend`.
+    """
+
+    def sampler(low: float, high: float) -> Sampler:
+        return lambda key: Velocity(jax.random.uniform(key, minval=low, maxval=high))
+
+    return _family(
+        "half_cheetah_velocity",
+        HALF_CHEETAH_VELOCITY,
+        sampler(0.0, FASTEST),
+        sampler(FASTEST, FASTER),
+        horizon=horizon,
+        backend=backend,
+    )
+
+
+def ant_direction(*, horizon: int = 200, backend: Backend = "spring") -> TaskFamily:
+    """The ant that is to run forward or backward, either as likely for train and test.
+
+    A step earns the velocity that way, in metres a second, and 1, less 0.5 times the sum of the squared
+    actions; a fall ends the episode. Out of distribution any heading is as likely.
+
+    Args:
+        horizon: Time limit of an episode, in steps of 0.05 seconds.
+        backend: Brax's physics, see `Backend`.
+    """
+
+    def along(key: jax.Array) -> Heading:
+        return Heading(jnp.stack([jax.random.rademacher(key, (), float), jnp.zeros(())]))
+
+    def anywhere(key: jax.Array) -> Heading:
+        angle = jax.random.uniform(key, maxval=2 * math.pi)
+        return Heading(jnp.stack([jnp.cos(angle), jnp.sin(angle)]))
+
+    return _family(
+        "ant_direction", ANT_DIRECTION, along, anywhere, horizon=horizon, backend=backend
+    )
+
+
+def ant_goal(*, horizon: int = 200, backend: Backend = "spring") -> TaskFamily:
+    """The ant that is to go to a place, uniform within 3 metres of its start for train and test.
+
+    A step earns minus the distance left, that along x plus that along y in metres, less 0.1 times the sum
+    of the squared actions; nothing ends the episode. Where the ant is is observed. Out of distribution
+    places are uniform between 3 and 4.5 metres from the start.
+
+    Args:
+        horizon: Time limit of an episode, in steps of 0.05 seconds.
+        backend: Brax's physics, see `Backend`.
+    """
+
+    def sampler(nearest: float, farthest: float) -> Sampler:
+        def sample(key: jax.Array) -> Goal:
+            distance_key, angle_key = jax.random.split(key)
+            square = jax.random.uniform(distance_key, minval=nearest**2, maxval=farthest**2)
+            angle = jax.random.uniform(angle_key, maxval=2 * math.pi)
+            return Goal(jnp.sqrt(square) * jnp.stack([jnp.cos(angle), jnp.sin(angle)]))
+
+        return sample
+
+    return _family(
+        "ant_goal",
+        ANT_GOAL,
+        sampler(0.0, FARTHEST),
+        sampler(FARTHEST, FARTHER),
+        horizon=horizon,
+        backend=backend,
+    )
+
+
+def walker_params(
+    *, horizon: int = 200, scale: float = 2.0, backend: Backend = "spring"
+) -> TaskFamily:
+    """The walker with its links' masses and the friction drawn per task; it is to run forward.
+
+    A step earns the velocity forward, in metres a second, and 1, less 0.001 times the sum of the squared
+    actions; a fall ends the episode. Every link has a factor of its own on its mass and moment of inertia
+    (which `spring` takes to be 1, whatever the link), and friction one: log-uniform in [1/scale, scale] for
+    train and test. Out of distribution every factor lies outside that range, on either side of it, up to
+    a factor of sqrt(scale) further.
+
+    Args:
+        horizon: Time limit of an episode, in steps of 0.008 seconds.
+        scale: Of the factors, above 1. Rothfuss et al. 2019 have 1.5³, at which `generalized` loses the
+            most uneven bodies to NaN.
+        backend: Brax's physics, see `Backend`.
+    """
+    if not scale > 1:
+        raise ValueError(f"scale={scale} must be above 1 (1 is the one standard walker)")
+    log_scale = math.log(scale)
+
+    def within(key: jax.Array) -> jax.Array:
+        return jax.random.uniform(key, (NUM_WALKER_LINKS + 1,), minval=-log_scale, maxval=log_scale)
+
+    def outside(key: jax.Array) -> jax.Array:
+        size_key, sign_key = jax.random.split(key)
+        shape = (NUM_WALKER_LINKS + 1,)
+        size = jax.random.uniform(size_key, shape, minval=log_scale, maxval=1.5 * log_scale)
+        return size * jax.random.rademacher(sign_key, shape, size.dtype)
+
+    def sampler(log_factors: Callable[[jax.Array], jax.Array]) -> Sampler:
+        def sample(key: jax.Array) -> WalkerBody:
+            factors = jnp.exp(log_factors(key))
+            return WalkerBody(mass=factors[:-1], friction=factors[-1])
+
+        return sample
+
+    return _family(
+        "walker_params",
+        WALKER_PARAMS,
+        sampler(within),
+        sampler(outside),
+        horizon=horizon,
+        backend=backend,
+    )

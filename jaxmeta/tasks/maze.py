@@ -1,0 +1,246 @@
+"""Mazes: find the goal of a maze never walked before, then come back to it by the shortest way.
+
+After the maze of Miconi et al. 2018, "Differentiable plasticity: training plastic neural networks with
+backpropagation", section 4.5: entering the goal's cell earns 1 and puts the agent anywhere else, so that
+who has learned where the goal is goes straight there again. Here the walls are the task's, too.
+"""
+
+import dataclasses
+import functools
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from gymnax.environments import environment, spaces
+
+from jaxmeta import checks
+from jaxmeta.tasks.family import Sampler, TaskFamily
+from jaxmeta.tasks.gridworld import successors
+
+OBSERVATIONS = ("view", "position")
+
+
+@struct.dataclass
+class MazeParams:
+    """The task: the walls and the goal."""
+
+    walls: jax.Array  # [size, size], bool, by y and x
+    goal: jax.Array  # [], int32: the cell (x, y) has index x + size * y
+
+
+@struct.dataclass
+class MazeState:
+    """Where the agent is, and the steps taken."""
+
+    cell: jax.Array  # [], int32
+    time: jax.Array  # [], int32
+
+
+@dataclasses.dataclass(frozen=True)
+class Maze(environment.Environment[Any, Any]):
+    """The environment; two with equal settings are equal, so that they share compiled programs.
+
+    Actions are up, right, down and left; a move into a wall stays where it is. An episode starts in any
+    free cell but the goal, where arriving leads again. The goal is never seen.
+
+    Attributes:
+        size: Cells along a side, those of walls included.
+        horizon: Time limit of an episode, in steps; nothing else ends one.
+        observation: ``"view"``: the walls within ``radius`` of the agent, ``[(2 radius + 1)²]``, those
+            around the maze included; ``"position"``: the cell one-hot, ``[size²]``.
+        radius: How far the agent sees.
+    """
+
+    size: int = 7
+    horizon: int = 100
+    observation: str = "view"
+    radius: int = 1
+
+    @property
+    def default_params(self) -> MazeParams:
+        return MazeParams(
+            walls=jnp.zeros((self.size, self.size), bool), goal=jnp.zeros((), jnp.int32)
+        )
+
+    def reset_env(self, key: jax.Array, params: MazeParams) -> tuple[jax.Array, MazeState]:
+        return self._observed(_start(key, params), jnp.zeros((), jnp.int32), params)
+
+    def step_env(
+        self, key: jax.Array, state: MazeState, action: jax.Array, params: MazeParams
+    ) -> tuple[jax.Array, MazeState, jax.Array, jax.Array, dict]:
+        moved = _successors(params)[state.cell, action]
+        arrived = moved == params.goal
+        cell = jnp.where(arrived, _start(key, params), moved)
+        obs, state = self._observed(cell, state.time + 1, params)
+        return obs, state, arrived.astype(float), jnp.zeros((), bool), {}
+
+    def _observed(
+        self, cell: jax.Array, time: jax.Array, params: MazeParams
+    ) -> tuple[jax.Array, MazeState]:
+        if self.observation == "position":
+            obs = jax.nn.one_hot(cell, self.size**2)
+        else:
+            around = jnp.pad(params.walls, self.radius, constant_values=True)
+            corner, side = (cell // self.size, cell % self.size), 2 * self.radius + 1
+            obs = jax.lax.dynamic_slice(around, corner, (side, side)).reshape(-1).astype(float)
+        return obs, MazeState(cell=cell, time=time)
+
+    def is_truncated(self, state: MazeState, params: MazeParams) -> jax.Array:
+        return state.time >= self.horizon
+
+    @property
+    def name(self) -> str:
+        return "Maze"
+
+    def action_space(self, params: MazeParams | None = None) -> spaces.Discrete:
+        return spaces.Discrete(4)
+
+    def observation_space(self, params: MazeParams | None = None) -> spaces.Box:
+        length = self.size if self.observation == "position" else 2 * self.radius + 1
+        return spaces.Box(0.0, 1.0, (length**2,), jnp.float32)
+
+
+def _starts(task: MazeParams) -> jax.Array:
+    """Where an episode may start, bool ``[C]``."""
+    free = ~task.walls.reshape(-1)
+    return free & (jnp.arange(free.size) != task.goal)
+
+
+def _start(key: jax.Array, task: MazeParams) -> jax.Array:
+    logits = jnp.where(_starts(task), 0.0, -jnp.inf)
+    return jax.random.categorical(key, logits).astype(jnp.int32)
+
+
+def _successors(task: MazeParams) -> jax.Array:
+    """The cell that each action leads to from each, int32 ``[C, A]``."""
+    after = jnp.asarray(successors(task.walls.shape[0]))[:, 1:]  # the grid world's first is to stay
+    return jnp.where(task.walls.reshape(-1)[after], jnp.arange(after.shape[0])[:, None], after)
+
+
+def distances(task: MazeParams) -> jax.Array:
+    """Steps from each cell to the goal, int32 ``[C]``; of no meaning in walls."""
+    after = _successors(task)
+    far = after.shape[0]
+    start = jnp.full(far, far, jnp.int32).at[task.goal].set(0)
+    return jax.lax.fori_loop(
+        0, far, lambda _, d: jnp.minimum(d, 1 + jnp.min(d[after], axis=1)), start
+    )
+
+
+def optimal_action(task: MazeParams, obs: jax.Array) -> jax.Array:
+    """A step on a shortest way to the goal from the position seen, int32 ``[]``."""
+    return jnp.argmin(distances(task)[_successors(task)[jnp.argmax(obs)]]).astype(jnp.int32)
+
+
+def optimal_return(task: MazeParams, *, horizon: int) -> jax.Array:
+    """Expected return of an episode of shortest ways to the goal, ``[]``, by backward induction."""
+    after, starts = _successors(task), _starts(task)
+
+    def backup(_: int, v: jax.Array) -> jax.Array:
+        again = jnp.mean(v, where=starts)
+        return jnp.max(jnp.where(after == task.goal, 1.0 + again, v[after]), axis=1)
+
+    v = jax.lax.fori_loop(0, horizon, backup, jnp.zeros(starts.shape))
+    return jnp.mean(v, where=starts)
+
+
+def maze(
+    *,
+    size: int = 7,
+    horizon: int = 100,
+    observation: Literal["view", "position"] = "view",
+    radius: int = 1,
+) -> TaskFamily:
+    """Mazes without loops, the goal in any free cell, for train and test.
+
+    Rooms lie two cells apart, joined by a minimum spanning tree of random weights. Numbering the
+    passages that there could be, those of a training maze add up to an even number, of a test maze to
+    an odd one, so that the two have no layout in common. Out of distribution half of the walls that
+    are left between rooms are open, too, which makes loops.
+
+    Args:
+        size: Cells along a side, odd and at least 3: 7 make 4×4 rooms.
+        horizon: Time limit of an episode, in steps.
+        observation: ``"view"``, the walls around the agent, or ``"position"``, where it is.
+        radius: How far the view goes, in cells.
+    """
+    checks.at_least("size", size, 3)
+    checks.at_least("horizon", horizon, 1)
+    checks.at_least("radius", radius, 1)
+    checks.choice("observation", observation, OBSERVATIONS)
+    if size % 2 == 0:
+        raise ValueError(f"size={size} must be odd: every second cell is a room")
+
+    def sampler(split: str) -> Sampler:
+        def sample(key: jax.Array) -> MazeParams:
+            walls_key, goal_key = jax.random.split(key)
+            walls = _layout(walls_key, size, split)
+            goal = jax.random.categorical(goal_key, jnp.where(walls.reshape(-1), -jnp.inf, 0.0))
+            return MazeParams(walls=walls, goal=goal.astype(jnp.int32))
+
+        return sample
+
+    return TaskFamily(
+        name="maze",
+        env=Maze(size, horizon, observation, radius),
+        horizon=horizon,
+        train=sampler("train"),
+        test=sampler("test"),
+        out_of_distribution=sampler("out_of_distribution"),
+        optimal_action=optimal_action if observation == "position" else None,
+        optimal_return=functools.partial(optimal_return, horizon=horizon),
+    )
+
+
+def _passages(size: int) -> tuple[np.ndarray, np.ndarray]:
+    """What can be open between rooms: the two rooms ``[E, 2]`` and the cell (y, x) ``[E, 2]``."""
+    rooms = np.arange(((size + 1) // 2) ** 2).reshape((size + 1) // 2, -1)
+    y, x = 2 * np.indices(rooms.shape)
+    across = np.stack([rooms[:, :-1], rooms[:, 1:]], -1), np.stack([y, x + 1], -1)[:, :-1]
+    along = np.stack([rooms[:-1], rooms[1:]], -1), np.stack([y + 1, x], -1)[:-1]
+    ends, cells = (
+        [part.reshape(-1, 2) for part in parts] for parts in zip(across, along, strict=True)
+    )
+    return np.concatenate(ends), np.concatenate(cells)
+
+
+def _spanning_tree(key: jax.Array, ends: np.ndarray) -> jax.Array:
+    """The passages of a minimum spanning tree of uniform weights, bool ``[E]``, by Prim's algorithm."""
+    weights = jax.random.uniform(key, (len(ends),))
+    first, second = jnp.asarray(ends).T
+    num_rooms = int(ends.max()) + 1
+
+    def grow(_: int, tree: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        opened, reached = tree
+        leads_on = reached[first] != reached[second]
+        best = jnp.argmin(jnp.where(leads_on, weights, jnp.inf))
+        reached = reached.at[first[best]].set(True).at[second[best]].set(True)
+        return opened.at[best].set(True), reached
+
+    start = jnp.zeros(len(ends), bool), jnp.arange(num_rooms) == 0
+    return jax.lax.fori_loop(0, num_rooms - 1, grow, start)[0]
+
+
+def _layout(key: jax.Array, size: int, split: str) -> jax.Array:
+    """Walls of a maze of the split, bool ``[size, size]``."""
+    ends, cells = _passages(size)
+
+    def another(drawn: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        key, tree_key = jax.random.split(drawn[0])
+        return key, _spanning_tree(tree_key, ends)
+
+    def of_the_other_split(drawn: tuple[jax.Array, jax.Array]) -> jax.Array:
+        return jnp.sum(jnp.arange(len(ends)) * drawn[1]) % 2 == (split == "train")
+
+    key, opened = another((key, jnp.zeros(len(ends), bool)))
+    if split == "out_of_distribution":
+        num_loops = (((size - 1) // 2) ** 2 + 1) // 2
+        rank = jnp.where(opened, 2.0, jax.random.uniform(key, (len(ends),)))
+        opened = opened | (rank <= jnp.sort(rank)[num_loops - 1])
+    else:
+        _, opened = jax.lax.while_loop(of_the_other_split, another, (key, opened))
+    rooms = np.arange(size) % 2 == 0
+    walls = jnp.asarray(~(rooms[:, None] & rooms[None, :]))
+    return walls.at[cells[:, 0], cells[:, 1]].set(~opened)

@@ -1,0 +1,310 @@
+"""MinAtar's five games with the controls permuted: play well, once you know which button does what.
+
+Young & Tian 2019, "MinAtar: an Atari-inspired testbed for thorough and reproducible reinforcement
+learning experiments", in gymnax's dynamics: a 10×10 board observed as ``[10, 10, C]`` channels of zeros
+and ones. A task is the mapping of the controls and, if asked for, how sticky they are, how hard the game is
+and whether its rewards are rewards.
+
+Four games have an expert: a short rule told the task, which looks at the board alone. Each moves on what
+is seen now, and none is optimal.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxmeta import checks
+from jaxmeta.tasks import transform
+from jaxmeta.tasks.family import Controller, TaskFamily
+
+Ranges = Mapping[str, tuple[int, int]]
+
+
+def _game(
+    name: str,
+    env_name: str,
+    expert: Controller | None,
+    live: tuple[str, ...],
+    *,
+    horizon: int,
+    permuted_actions: bool,
+    max_stickiness: float,
+    signed_rewards: bool,
+    parameters: Ranges | None = None,
+    fixed: Mapping[str, Any] | None = None,
+) -> TaskFamily:
+    """The game with whatever is drawn put around it; ``live`` parameters are those that the game reads."""
+    checks.between("max_stickiness", max_stickiness, 0.0, 0.5)
+    family = transform.from_gymnax(env_name, horizon=horizon)
+    family = dataclasses.replace(family, expert_action=expert)
+    if fixed:
+        family = transform.with_parameters(family, **fixed)
+    if parameters:
+        for parameter in parameters:
+            checks.choice("parameter", parameter, live)
+        family = transform.drawn_parameters(family, parameters)
+    if permuted_actions:
+        family = transform.permuted_actions(family)
+    if max_stickiness > 0:
+        family = transform.sticky_actions(family, high=max_stickiness, outside=2 * max_stickiness)
+    if signed_rewards:
+        family = transform.signed_rewards(family)
+    return dataclasses.replace(family, name=name)
+
+
+def _cell(channel: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Row and column of the one that there is on a channel ``[10, 10]``."""
+    index = jnp.argmax(jnp.ravel(channel))
+    return index // 10, index % 10
+
+
+def rally(task: Any, obs: jax.Array) -> jax.Array:
+    """Breakout: be where a falling ball will land, walls reckoned with, and under a rising one.
+
+    The ball moves by one cell in each direction and stays a step at a wall, so its column folds. It goes on
+    to the side where it was going if the paddle meets it in the column that it comes from, and back in
+    the one that it goes to: the rule takes the side where more bricks are left.
+    """
+    _, paddle = _cell(obs[..., 0])
+    row, column = _cell(obs[..., 1])
+    last_row, last_column = _cell(obs[..., 2])
+    # At an episode's start, and when it turns at a wall, there is no trail to tell the direction.
+    inwards = jnp.where(column < 5, 1, -1)
+    across = jnp.where(column == last_column, inwards, column - last_column)
+
+    def after(steps: jax.Array) -> jax.Array:
+        unfolded = (column + across * steps) % 20
+        return jnp.minimum(unfolded, 19 - unfolded)
+
+    comes_from, goes_to = after(8 - row), after(9 - row)
+    bricks = jnp.sum(obs[..., 3], axis=0)
+    to_right = jnp.sum(bricks * jnp.sign(jnp.arange(10) - goes_to)) > 0
+    landing = jnp.where(to_right == (goes_to > comes_from), comes_from, goes_to)
+    target = jnp.where(row >= last_row, landing, column)
+    stay, left, right = 0, 1, 2
+    return jnp.where(target < paddle, left, jnp.where(target > paddle, right, stay)).astype(
+        jnp.int32
+    )
+
+
+def cross(task: Any, obs: jax.Array) -> jax.Array:
+    """Freeway: up, unless a car is about to pass in the row above; back, if one is in this row."""
+    row, _ = _cell(obs[..., 0])
+    # A car of speed v, 1 to 5, moves every v + 1 frames; the chicken stays in a row for three.
+    car = jnp.argmax(obs[..., 1], axis=1)
+    trail = jnp.max(obs[..., 2:], axis=2)
+    behind = jnp.argmax(trail, axis=1)
+    direction = jnp.where((car - behind) % 10 == 1, 1, -1)
+    pause = jnp.argmax(jnp.max(obs[..., 2:], axis=1), axis=1)
+    reach = jnp.where(pause == 0, 2, 1)
+    ahead = direction * (4 - car)
+    there = jnp.max(obs[..., 1], axis=1) > 0
+    danger = there & (ahead >= 0) & (ahead <= reach)
+    wait, up, down = 0, 1, 2
+    blocked = danger[jnp.maximum(row - 1, 0)]
+    return jnp.where(~blocked, up, jnp.where(danger[row], down, wait)).astype(jnp.int32)
+
+
+def collect(task: Any, obs: jax.Array) -> jax.Array:
+    """Asterix: towards the nearest gold over cells where no enemy is or can be with its next move."""
+    row, column = _cell(obs[..., 0])
+    enemy, trail, gold = (obs[..., i] > 0 for i in (1, 2, 3))
+    columns = jnp.arange(10)[None, :]
+    # Whatever leaves its trail to the left moves right; at the edge there is no trail yet.
+    to_right = jnp.roll(trail, 1, axis=1) | (columns == 0)
+    ahead = jnp.roll(enemy & to_right, 1, axis=1) | jnp.roll(enemy & ~to_right, -1, axis=1)
+    danger = enemy | ahead
+    moves = jnp.array([[0, 0], [0, -1], [-1, 0], [0, 1], [1, 0]])
+    rows = jnp.clip(row + moves[:, 0], 1, 8)
+    places = jnp.clip(column + moves[:, 1], 0, 9)
+    distance = jnp.abs(jnp.arange(10)[None, :, None] - rows[:, None, None]) + jnp.abs(
+        jnp.arange(10)[None, None, :] - places[:, None, None]
+    )
+    nearest = jnp.min(jnp.where(gold[None], distance, 30), axis=(1, 2))
+    middle = jnp.abs(places - 4.5) / 10  # without gold, where there is time to see what comes
+    return jnp.argmin(nearest + middle + 100 * danger[rows, places]).astype(jnp.int32)
+
+
+def shoot(task: Any, obs: jax.Array) -> jax.Array:
+    """Space Invaders: fire under the aliens, else go there, but never stand or step under a bullet."""
+    _, column = _cell(obs[..., 0])
+    aliens = jnp.max(obs[..., 1], axis=0) > 0
+    steps = jnp.arange(10) - column
+    nearest = steps[jnp.argmin(jnp.where(aliens, jnp.abs(steps), 20))]
+    moves = jnp.array([0, -1, 1, 0])  # wait, left, right, fire
+    falling = jnp.max(obs[5:9, :, 5], axis=0)
+    about_to_hit = falling[jnp.clip(column + moves, 0, 9)]
+    wanted = jnp.where(nearest == 0, jnp.arange(4) == 3, moves == jnp.sign(nearest))
+    return jnp.argmax(wanted - 2 * about_to_hit).astype(jnp.int32)
+
+
+def breakout(
+    *,
+    horizon: int = 500,
+    permuted_actions: bool = True,
+    max_stickiness: float = 0.0,
+    signed_rewards: bool = False,
+) -> TaskFamily:
+    """Breakout: the paddle's three controls permuted; 1 for a brick, and the end when the ball is lost.
+
+    Three controls have six permutations, two for each split: see `transform.permuted_actions`.
+
+    Args:
+        horizon: Time limit of an episode, in steps.
+        permuted_actions: Draw which action does what.
+        max_stickiness: Actions are repeated with a probability that is uniform up to this, and out of
+            distribution up to twice this; 0 never.
+        signed_rewards: In half of the tasks rewards are penalties, which leaves no expert.
+    """
+    return _game(
+        "breakout",
+        "Breakout-MinAtar",
+        rally,
+        (),
+        horizon=horizon,
+        permuted_actions=permuted_actions,
+        max_stickiness=max_stickiness,
+        signed_rewards=signed_rewards,
+    )
+
+
+def freeway(
+    *,
+    horizon: int = 500,
+    permuted_actions: bool = True,
+    max_stickiness: float = 0.0,
+    signed_rewards: bool = False,
+    parameters: Ranges | None = None,
+) -> TaskFamily:
+    """Freeway: the chicken's three controls permuted; 1 for each time across the road.
+
+    Args:
+        horizon: Time limit of an episode, in steps; nothing else ends one.
+        permuted_actions: As in `breakout`.
+        max_stickiness: As in `breakout`.
+        signed_rewards: As in `breakout`.
+        parameters: Ranges ``{name: (low, high)}`` of integers to draw: ``player_speed``, the frames
+            between two moves, is 3.
+    """
+    return _game(
+        "freeway",
+        "Freeway-MinAtar",
+        cross,
+        ("player_speed",),
+        horizon=horizon,
+        permuted_actions=permuted_actions,
+        max_stickiness=max_stickiness,
+        signed_rewards=signed_rewards,
+        parameters=parameters,
+    )
+
+
+def asterix(
+    *,
+    horizon: int = 500,
+    permuted_actions: bool = True,
+    max_stickiness: float = 0.0,
+    signed_rewards: bool = False,
+    ramping: bool = True,
+    parameters: Ranges | None = None,
+) -> TaskFamily:
+    """Asterix: the five controls permuted; 1 for gold, and the end when an enemy is met.
+
+    Args:
+        horizon: Time limit of an episode, in steps.
+        permuted_actions: As in `breakout`.
+        max_stickiness: As in `breakout`.
+        signed_rewards: As in `breakout`.
+        ramping: Let the game grow faster.
+        parameters: Ranges ``{name: (low, high)}`` of integers to draw: ``init_spawn_speed`` (10),
+            ``init_move_interval`` (5) and ``ramp_interval`` (100), all in frames.
+    """
+    return _game(
+        "asterix",
+        "Asterix-MinAtar",
+        collect,
+        ("init_spawn_speed", "init_move_interval", "ramp_interval"),
+        horizon=horizon,
+        permuted_actions=permuted_actions,
+        max_stickiness=max_stickiness,
+        signed_rewards=signed_rewards,
+        parameters=parameters,
+        fixed={"ramping": ramping},
+    )
+
+
+def space_invaders(
+    *,
+    horizon: int = 500,
+    permuted_actions: bool = True,
+    max_stickiness: float = 0.0,
+    signed_rewards: bool = False,
+    parameters: Ranges | None = None,
+) -> TaskFamily:
+    """Space Invaders: the cannon's four controls permuted; 1 for an alien, and the end when it is hit.
+
+    Args:
+        horizon: Time limit of an episode, in steps.
+        permuted_actions: As in `breakout`.
+        max_stickiness: As in `breakout`.
+        signed_rewards: As in `breakout`.
+        parameters: Ranges ``{name: (low, high)}`` of integers to draw: ``enemy_move_interval`` (12),
+            ``enemy_shot_interval`` (10) and ``shot_cool_down`` (5), all in frames.
+    """
+    return _game(
+        "space_invaders",
+        "SpaceInvaders-MinAtar",
+        shoot,
+        ("enemy_move_interval", "enemy_shot_interval", "shot_cool_down"),
+        horizon=horizon,
+        permuted_actions=permuted_actions,
+        max_stickiness=max_stickiness,
+        signed_rewards=signed_rewards,
+        parameters=parameters,
+    )
+
+
+def seaquest(
+    *,
+    horizon: int = 500,
+    permuted_actions: bool = True,
+    max_stickiness: float = 0.0,
+    signed_rewards: bool = False,
+    ramping: bool = True,
+    parameters: Ranges | None = None,
+) -> TaskFamily:
+    """Seaquest: the submarine's six controls permuted; 1 for an enemy shot, up to 10 for divers brought up.
+
+    Args:
+        horizon: Time limit of an episode, in steps.
+        permuted_actions: As in `breakout`.
+        max_stickiness: As in `breakout`.
+        signed_rewards: As in `breakout`; there is no expert in any case.
+        ramping: Let the game grow faster with each time at the surface.
+        parameters: Ranges ``{name: (low, high)}`` of integers to draw: ``init_spawn_speed`` (20),
+            ``init_move_interval`` (5), ``max_oxygen`` (200), ``diver_spawn_speed`` (30),
+            ``diver_move_interval`` (5), ``enemy_shot_interval`` (10), ``shot_cool_down`` (5), in frames.
+    """
+    return _game(
+        "seaquest",
+        "Seaquest-MinAtar",
+        None,
+        (
+            "init_spawn_speed",
+            "init_move_interval",
+            "max_oxygen",
+            "diver_spawn_speed",
+            "diver_move_interval",
+            "enemy_shot_interval",
+            "shot_cool_down",
+        ),
+        horizon=horizon,
+        permuted_actions=permuted_actions,
+        max_stickiness=max_stickiness,
+        signed_rewards=signed_rewards,
+        parameters=parameters,
+        fixed={"ramping": ramping},
+    )

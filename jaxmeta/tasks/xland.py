@@ -1,0 +1,297 @@
+"""XLand-MiniGrid: a room of objects with hidden rules of what becomes of what, and a hidden goal.
+
+Nikulin et al. 2023, "XLand-MiniGrid: scalable meta-reinforcement learning environments in JAX". The task
+is a *ruleset*: what ends the episode, which objects turn into which others and when, and the objects that
+lie about at its start. The goal may need an object that is not there but has to be made, of one that has
+to be made in turn. The package's benchmarks of rulesets are downloads; here they are drawn.
+
+Needs the package: ``pip install "jaxmeta[xland]"``.
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from gymnax.environments import environment, spaces
+
+from jaxmeta import checks
+from jaxmeta.tasks.family import Sampler, TaskFamily
+
+OUTSIDE, WALL = 0, 2
+SHAPES = (3, 4, 5, 7, 11, 12)
+"""The package's numbers of a ball, square, pyramid, key, hexagon and star: what can be carried."""
+COLORS = (1, 2, 3, 4, 5, 6)
+"""Its numbers of red, green, blue, purple, yellow and grey."""
+OBJECTS = np.array([(shape, color) for shape in SHAPES for color in COLORS], np.uint8)
+"""All there are, ``[36, 2]``."""
+
+GOALS = {1: 1, 3: 1, 4: 2}
+"""How many objects a goal is about, by the package's number of it: hold one, be next to one, put one next
+to another."""
+RULES = {1: 1, 2: 1, 3: 2}
+"""The same of rules, which turn them into another: where one is picked up, where the agent walks up to one,
+where one is put next to another."""
+GOAL_LENGTH, RULE_LENGTH = 5, 7
+
+NUM_ACTIONS = 5
+
+
+@struct.dataclass
+class XLandParams:
+    """The task: a ruleset in the package's code, uint8; rows of zeros are no rule or object.
+
+    Shapes: R rules, I initial objects.
+    """
+
+    goal: jax.Array  # [5]
+    rules: jax.Array  # [R, 7]
+    objects: jax.Array  # [I, 2], shape and colour
+
+
+@struct.dataclass
+class XLandState:
+    """The room, and the steps taken."""
+
+    grid: jax.Array  # [size, size, 2], uint8
+    agent: Any  # the package's: where it is, which way it looks and what it carries
+    time: jax.Array  # [], int32
+
+
+@dataclasses.dataclass(frozen=True)
+class XLand(environment.Environment[Any, Any]):
+    """The environment; two with equal settings are equal, so that they share compiled programs.
+
+    The agent sees ``view_size`` by ``view_size`` cells before it, itself in the middle of the last row; not
+    what it carries. For each there are 13 entries, flat: whether it is a wall or beyond one, the shape of an
+    object, one-hot, and its colour. Actions are a step forward, a turn to the right, one to the left,
+    picking up and putting down; there is no door, so the package's sixth, to open one, is left out.
+    Reaching the goal at step t earns ``1 - 0.9 t / horizon`` and terminates the episode; nothing else earns
+    anything. Where the objects and the agent are is drawn anew in every episode.
+
+    Attributes:
+        size: Cells along a side, walls included.
+        view_size: Cells along a side of what is seen, odd.
+        horizon: Time limit of an episode, in steps.
+    """
+
+    size: int = 9
+    view_size: int = 5
+    horizon: int = 100
+
+    @property
+    def default_params(self) -> XLandParams:
+        return XLandParams(
+            goal=jnp.array([1, *OBJECTS[0], 0, 0], jnp.uint8),
+            rules=jnp.zeros((1, RULE_LENGTH), jnp.uint8),
+            objects=jnp.asarray(OBJECTS[:1]),
+        )
+
+    def reset_env(self, key: jax.Array, params: XLandParams) -> tuple[jax.Array, XLandState]:
+        _, env = _package()
+        start = env.reset(self._settings(params), key)
+        return _seen(start.observation), XLandState(
+            start.state.grid, start.state.agent, jnp.zeros((), jnp.int32)
+        )
+
+    def step_env(
+        self, key: jax.Array, state: XLandState, action: jax.Array, params: XLandParams
+    ) -> tuple[jax.Array, XLandState, jax.Array, jax.Array, dict]:
+        types, env = _package()
+        before = types.State(
+            key=key,
+            step_num=state.time,
+            grid=state.grid,
+            agent=state.agent,
+            goal_encoding=params.goal,
+            rule_encoding=params.rules,
+            carry=types.EnvCarry(),
+        )
+        timestep = types.TimeStep(
+            before, types.StepType.MID, jnp.zeros(()), jnp.ones(()), observation=()
+        )
+        after = env.step(self._settings(params), timestep, action)
+        state = XLandState(after.state.grid, after.state.agent, after.state.step_num)
+        return _seen(after.observation), state, after.reward, after.discount == 0, {}
+
+    def is_truncated(self, state: XLandState, params: XLandParams) -> jax.Array:
+        return state.time >= self.horizon
+
+    @property
+    def name(self) -> str:
+        return "XLand"
+
+    def action_space(self, params: XLandParams | None = None) -> spaces.Discrete:
+        return spaces.Discrete(NUM_ACTIONS)
+
+    def observation_space(self, params: XLandParams) -> spaces.Box:
+        num_entries = self.view_size**2 * (1 + len(SHAPES) + len(COLORS))
+        return spaces.Box(0.0, 1.0, (num_entries,), jnp.float32)
+
+    def _settings(self, task: XLandParams) -> Any:
+        types, env = _package()
+        return env.default_params(
+            height=self.size,
+            width=self.size,
+            view_size=self.view_size,
+            max_steps=self.horizon,
+            grid_type="R1",
+            ruleset=types.RuleSet(goal=task.goal, rules=task.rules, init_tiles=task.objects),
+        )
+
+
+@functools.cache
+def _package() -> tuple[Any, Any]:
+    """The package's types and its environment."""
+    try:
+        # Arrays that its modules hold are concrete, whatever is being traced when they are first asked for.
+        with jax.ensure_compile_time_eval():
+            from xminigrid import types
+            from xminigrid.envs.xland import XLandMiniGrid
+    except ImportError as error:
+        raise ImportError('xland needs XLand-MiniGrid: pip install "jaxmeta[xland]"') from error
+    return types, XLandMiniGrid()
+
+
+def _seen(cells: jax.Array) -> jax.Array:
+    """What is observed of ``cells [V, V, 2]``, flat."""
+    shape, color = cells[..., 0, None], cells[..., 1, None]
+    is_shape = shape == jnp.array(SHAPES)[None, None]
+    is_color = (color == jnp.array(COLORS)[None, None]) & is_shape.any(axis=-1, keepdims=True)
+    blocked = (shape == OUTSIDE) | (shape == WALL)
+    return jnp.concatenate([blocked, is_shape, is_color], axis=-1).astype(float).reshape(-1)
+
+
+def draw_ruleset(
+    rng: np.random.Generator, *, depth: int, num_distractors: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """``(goal [5], rules [depth, 7], objects [I, 2])``, uint8.
+
+    The goal is about one or two objects; one of them has to be made by a rule of one or two others, one of
+    those by another rule, and so on, ``depth`` times. Those that are not made are there from the start, and
+    with them ``num_distractors`` more. No two are equal, so a rule makes what is wanted and nothing else.
+    """
+    objects = OBJECTS[rng.permutation(len(OBJECTS))]
+
+    def some(count: int) -> np.ndarray:
+        nonlocal objects
+        taken, objects = objects[:count], objects[count:]
+        return taken[np.lexsort(taken.T)]  # the order of two means nothing
+
+    number = rng.choice(list(GOALS))
+    needed = some(GOALS[number])
+    goal = _padded([number, *needed.flat], GOAL_LENGTH)
+    rules, there = [], []
+    for _ in range(depth):
+        made = rng.integers(len(needed))
+        there.append(np.delete(needed, made, axis=0))
+        number = rng.choice(list(RULES))
+        product, needed = needed[made], some(RULES[number])
+        rules.append(_padded([number, *needed.flat, *product], RULE_LENGTH))
+    there += [needed, some(num_distractors)]
+    return goal, np.array(rules, np.uint8).reshape(depth, RULE_LENGTH), np.concatenate(there)
+
+
+def draw_rulesets(
+    seed: int, num_rulesets: int, *, depth: int, num_distractors: int, num_rules: int
+) -> XLandParams:
+    """That many, no two of the same goal and rules, with room for ``num_rules``; leading ``[num_rulesets]``.
+
+    Raises:
+        ValueError: there are not so many, or they are too hard to find by chance.
+    """
+    rng = np.random.default_rng([seed, depth])
+    found: dict[bytes, tuple[np.ndarray, ...]] = {}
+    for _ in range(20 * num_rulesets):
+        goal, rules, objects = draw_ruleset(rng, depth=depth, num_distractors=num_distractors)
+        rows = (num_rules - len(rules), max_objects(num_rules, num_distractors) - len(objects))
+        padded = [np.pad(x, ((0, n), (0, 0))) for x, n in zip((rules, objects), rows, strict=True)]
+        found.setdefault(goal.tobytes() + rules.tobytes(), (goal, *padded))
+        if len(found) == num_rulesets:
+            goals, rules, objects = map(np.stack, zip(*found.values(), strict=True))
+            return XLandParams(*map(jnp.asarray, (goals, rules, objects)))
+    raise ValueError(
+        f"{num_rulesets} different rulesets are wanted (twice num_rulesets, for train and test), but at "
+        f"depth={depth} only {len(found)} were found"
+    )
+
+
+def max_objects(num_rules: int, num_distractors: int) -> int:
+    """The most objects that a ruleset starts with: a goal's two, and one more for every rule."""
+    return 2 + num_rules + num_distractors
+
+
+def xland(
+    *,
+    size: int = 9,
+    view_size: int = 5,
+    horizon: int = 100,
+    depth: int = 1,
+    num_distractors: int = 2,
+    num_rulesets: int = 1024,
+    seed: int = 0,
+) -> TaskFamily:
+    """XLand-MiniGrid in one room; rulesets for train and test are drawn alike, and no two have the same goal
+    and rules. Out of distribution one more rule has to be used to reach the goal.
+
+    An episode earns at most ``1 - 0.9 / horizon``, and nothing where the goal is not reached.
+
+    Args:
+        size: Cells along a side of the room, walls included.
+        view_size: Cells along a side of what is seen, odd, at least 3.
+        horizon: Time limit of an episode, in steps.
+        depth: Rules that have to be used one after the other to reach the goal.
+        num_distractors: Objects that are of no use.
+        num_rulesets: Rulesets of each split, one as likely as another.
+        seed: Of the rulesets.
+    """
+    checks.at_least("horizon", horizon, 1)
+    checks.at_least("view_size", view_size, 3)
+    checks.at_least("depth", depth, 0)
+    checks.at_least("num_distractors", num_distractors, 0)
+    checks.at_least("num_rulesets", num_rulesets, 1)
+    checks.at_least("seed", seed, 0)
+    if view_size % 2 == 0:
+        raise ValueError(f"view_size={view_size} must be odd: the agent is in the middle of a row")
+    num_rules = depth + 1
+    # Twice as many cells as there are things in it leave the agent ways to go.
+    num_cells = 2 * (max_objects(num_rules, num_distractors) + 1)
+    least_size = 2 + int(np.ceil(np.sqrt(num_cells)))
+    checks.at_least("size", size, least_size)
+    most = len(OBJECTS) - 2 - 2 * num_rules
+    if num_distractors > most:
+        raise ValueError(
+            f"num_distractors={num_distractors} must be at most {most} at depth={depth}: "
+            f"there are {len(OBJECTS)} objects in all"
+        )
+    _package()
+    drawn = functools.partial(
+        draw_rulesets, seed, num_distractors=num_distractors, num_rules=num_rules
+    )
+    both = drawn(2 * num_rulesets, depth=depth)
+    return TaskFamily(
+        name="xland",
+        env=XLand(size, view_size, horizon),
+        horizon=horizon,
+        train=_sampler(jax.tree.map(lambda x: x[:num_rulesets], both)),
+        test=_sampler(jax.tree.map(lambda x: x[num_rulesets:], both)),
+        out_of_distribution=_sampler(drawn(num_rulesets, depth=depth + 1)),
+    )
+
+
+def _padded(row: list[Any], length: int) -> np.ndarray:
+    return np.array([*row, *[0] * (length - len(row))], np.uint8)
+
+
+def _sampler(rulesets: XLandParams) -> Sampler:
+    """Uniform over ``rulesets``, which have a leading axis."""
+    num_rulesets = len(rulesets.goal)
+
+    def sample(key: jax.Array) -> XLandParams:
+        index = jax.random.randint(key, (), 0, num_rulesets)
+        return jax.tree.map(lambda x: x[index], rulesets)
+
+    return sample

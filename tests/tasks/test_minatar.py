@@ -1,0 +1,189 @@
+import inspect
+
+import gymnax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxmeta import evaluation, tasks
+from jaxmeta.tasks import minatar
+
+GAMES = {
+    "breakout": ("Breakout-MinAtar", 3, 4),
+    "freeway": ("Freeway-MinAtar", 3, 7),
+    "asterix": ("Asterix-MinAtar", 5, 4),
+    "space_invaders": ("SpaceInvaders-MinAtar", 4, 6),
+    "seaquest": ("Seaquest-MinAtar", 6, 10),
+}
+
+
+def steps(env, task, actions, seed=0):
+    """Rewards and observations of one episode's actions, ``[T]``."""
+
+    def step(state, inputs):
+        key, action = inputs
+        obs, after, reward, done, _ = env.step_env(key, state, action, task)
+        after = jax.tree.map(lambda x, old: jnp.asarray(x, old.dtype), after, state)
+        return after, (obs, reward, done)
+
+    _, state = env.reset_env(jax.random.key(seed), task)
+    state = jax.tree.map(lambda x: jnp.asarray(x, jnp.asarray(x).dtype), state)
+    keys = jax.random.split(jax.random.key(seed + 1), len(actions))
+    return jax.lax.scan(step, state, (keys, actions))[1]
+
+
+@pytest.mark.parametrize("name", GAMES)
+def test_buttons_do_what_the_task_says_in_gymnax_s_game(name):
+    env_name, num_actions, channels = GAMES[name]
+    family = tasks.make(name)
+    assert family.action_space.n == num_actions
+    assert family.observation_shape == (10, 10, channels)
+    env, _ = gymnax.make(env_name)
+    task = family.test(jax.random.key(3))
+    assert task.inner.max_steps_in_episode == family.horizon == 500
+    pressed = jax.random.randint(jax.random.key(0), (60,), 0, num_actions)
+    got = jax.jit(lambda: steps(family.env, task, pressed))()
+    expected = jax.jit(lambda: steps(env, task.inner, task.drawn[pressed]))()
+    for a, b in zip(got, expected, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize(
+    ("name", "least"), [("breakout", 25), ("freeway", 11), ("asterix", 17), ("space_invaders", 20)]
+)
+def test_experts_are_far_better_than_random(name, least):
+    """Whatever the buttons do. Random agents earn about 0.3, 0.1, 0.4 and 3.5."""
+    family = tasks.make(name)
+    splits = ("test", "out_of_distribution")
+    drawn = [tasks.sample_tasks(jax.random.key(0), family, 4, split=split) for split in splits]
+    both = jax.tree.map(lambda *x: jnp.concatenate(x), *drawn)
+    returns = jax.jit(
+        lambda tasks: evaluation.expert_returns(
+            jax.random.key(1), tasks, family=family, num_streams=2
+        )
+    )(both)
+    assert np.all(np.asarray(returns).reshape(2, 4).mean(1) > least)
+    random = jax.jit(
+        lambda tasks: evaluation.random_returns(
+            jax.random.key(1), tasks, family=family, num_streams=1
+        )
+    )(both)
+    assert np.mean(random) < 0.25 * least
+
+
+LIVE = {
+    "freeway": ["player_speed"],
+    "asterix": ["init_spawn_speed", "init_move_interval", "ramp_interval"],
+    "space_invaders": ["enemy_move_interval", "enemy_shot_interval", "shot_cool_down"],
+    "seaquest": [
+        "init_spawn_speed",
+        "init_move_interval",
+        "max_oxygen",
+        "diver_spawn_speed",
+        "diver_move_interval",
+        "enemy_shot_interval",
+        "shot_cool_down",
+    ],
+}
+
+
+@pytest.mark.parametrize("name", LIVE)
+def test_parameters_that_can_be_drawn_change_the_game(name):
+    """A parameter that a game ignores would make tasks differ in name only."""
+    tasks.make(name, parameters={field: (1, 9) for field in LIVE[name]})
+    env, params = gymnax.make(GAMES[name][0])
+    actions = jax.random.randint(jax.random.key(0), (150,), 0, GAMES[name][1])
+    values = [params] + [
+        params.replace(**{field: max(getattr(params, field) // 2, 1)}) for field in LIVE[name]
+    ]
+    stacked = jax.tree.map(lambda *x: jnp.stack(x), *values)
+    seen = jax.vmap(lambda task, seed: steps(env, task, actions, seed)[0], (None, 0))
+    obs = jax.jit(jax.vmap(seen, (0, None)))(stacked, jnp.arange(3))
+    for i, field in enumerate(LIVE[name], 1):
+        assert not np.array_equal(obs[0], obs[i]), field
+
+
+def test_settings_are_put_around_the_game():
+    family = tasks.make(
+        "asterix",
+        horizon=50,
+        max_stickiness=0.2,
+        signed_rewards=True,
+        ramping=False,
+        parameters={"init_spawn_speed": (5, 15)},
+    )
+    assert family.name == "asterix"
+    assert family.expert_action is None
+    drawn = tasks.sample_tasks(jax.random.key(0), family, 200, split="test")
+    assert set(np.asarray(drawn.drawn).tolist()) == {-1.0, 1.0}
+    stickiness = np.asarray(drawn.inner.drawn)
+    assert 0 <= stickiness.min() < 0.02
+    assert 0.18 < stickiness.max() <= 0.2
+    game = drawn.inner.inner.inner
+    assert not np.any(game.ramping)
+    assert set(np.asarray(game.init_spawn_speed).tolist()) == set(range(5, 16))
+    outside = tasks.sample_tasks(jax.random.key(0), family, 200, split="out_of_distribution")
+    assert np.min(outside.inner.drawn) >= 0.2
+    plain = tasks.make("breakout", permuted_actions=False)
+    assert plain.expert_action is minatar.rally
+
+
+@pytest.mark.parametrize("name", GAMES)
+def test_bad_settings_are_named(name):
+    with pytest.raises(ValueError, match=r"max_stickiness=0.6 must lie between"):
+        tasks.make(name, max_stickiness=0.6)
+    if "parameters" in inspect.signature(tasks.FAMILIES[name]).parameters:
+        with pytest.raises(ValueError, match="parameter='gravity' is unknown"):
+            tasks.make(name, parameters={"gravity": (1, 2)})
+
+
+def test_a_falling_ball_s_column_folds_at_the_walls():
+    def seen(ball, last, paddle=4):
+        obs = jnp.zeros((10, 10, 4)).at[9, paddle, 0].set(1)
+        return obs.at[(*ball, 1)].set(1).at[(*last, 2)].set(1)
+
+    stay, left, right = 0, 1, 2
+    # From column 7 and row 5 going right it is in column 9 at row 8 and in column 8 at row 9. Met in
+    # the latter it goes to the right, where the brick is; without one the rule takes the former.
+    falling = seen((5, 7), (4, 6), paddle=9)
+    assert minatar.rally(None, falling) == stay
+    assert minatar.rally(None, falling.at[1, 9, 3].set(1)) == left
+    assert minatar.rally(None, seen((5, 7), (4, 6), paddle=7)) == right
+    assert minatar.rally(None, seen((5, 7), (6, 8), paddle=4)) == right  # rising: follow it
+    assert minatar.rally(None, seen((5, 7), (6, 8), paddle=7)) == stay
+
+
+def test_the_chicken_waits_for_a_car_and_walks_behind_it():
+    def seen(car, behind, speed, row=6):
+        obs = jnp.zeros((10, 10, 7)).at[row, 4, 0].set(1)
+        return obs.at[row - 1, car, 1].set(1).at[row - 1, behind, 1 + speed].set(1)
+
+    wait, up = 0, 1
+    assert minatar.cross(None, seen(3, 2, speed=1)) == wait  # one cell before
+    assert minatar.cross(None, seen(2, 1, speed=1)) == wait
+    assert minatar.cross(None, seen(2, 1, speed=5)) == up  # slower: it will not be there yet
+    assert minatar.cross(None, seen(3, 4, speed=1)) == up  # past, going left
+    assert minatar.cross(None, seen(5, 6, speed=1)) == wait
+
+
+def test_asterix_takes_gold_and_shuns_what_an_enemy_enters_next():
+    board = jnp.zeros((10, 10, 4)).at[5, 5, 0].set(1).at[5, 8, 3].set(1)
+    right = 3
+    assert minatar.collect(None, board) == right
+    # An enemy at (5, 7) that comes from the right enters (5, 6) next.
+    met = board.at[5, 7, 1].set(1).at[5, 8, 2].set(1)
+    assert minatar.collect(None, met) != right
+    away = board.at[5, 7, 1].set(1).at[5, 6, 2].set(1)
+    assert minatar.collect(None, away) == right
+
+
+def test_the_cannon_does_not_step_under_a_bullet():
+    board = jnp.zeros((10, 10, 6)).at[9, 4, 0].set(1).at[2, 4, 1].set(1).at[2, 7, 1].set(1)
+    stay, left, right, fire = range(4)
+    assert minatar.shoot(None, board) == fire
+    assert minatar.shoot(None, board.at[7, 4, 5].set(1)) in (left, right)
+    assert minatar.shoot(None, board.at[7, 4, 5].set(1).at[6, 3, 5].set(1)) == right
+    alone = board.at[2, 4, 1].set(0)
+    assert minatar.shoot(None, alone) == right
+    assert minatar.shoot(None, alone.at[8, 5, 5].set(1)) in (stay, left, fire)
