@@ -1,13 +1,15 @@
 """Does meta-learning help in games, with robots and in language?
 
-On a family of each field, RL² learns to learn from the training tasks, and is then put into held-out tasks and
-into tasks out of distribution, for one trial of a few episodes each. Beside it, with the same network,
+On a family of each field, a meta-learner is trained on the training tasks, and is then put into held-out tasks
+and into tasks out of distribution, for a few episodes each. RL² learns within a trial; MAML, of a softmax-linear
+policy, by a few gradient steps. Beside it, with the same policy,
 
-* *no adaptation*: trained on the same tasks for as many environment steps, but its memory is cleared at the
-  start of every episode;
-* *told the task*: trained likewise with the task in its observation, so that there is nothing to find out;
-  where a task is too large to be shown, the family's optimal agent stands for it;
-* *from scratch*: begun anew in each task and trained there by PPO alone, for far more episodes than a trial has.
+* *no adaptation*: trained on the same tasks for as many environment steps, but without what adapts: RL²'s memory
+  is cleared at the start of every episode, MAML has no inner step;
+* *told the task*: RL² trained likewise with the task in its observation, so that there is nothing to find out;
+  for MAML, and where a task is too large to be shown, the family's optimal agent stands for it;
+* *from scratch*: begun anew in each task and trained there alone, for far more episodes: by PPO, or by the same
+  gradient steps from an untrained policy at the step size, of several, that does best on training tasks.
 
 Returns are normalised: 0 is the random agent and 1 the family's reference agent, which is told the task; where it
 has none, the learner that is told the task. Everything is the interquartile mean over seeds and tasks.
@@ -24,22 +26,25 @@ import json
 import sys
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from jaxmeta import checks, evaluation, plotting, reports, tasks, training
-from jaxmeta.algorithms.rl2 import Config, Hyper, rl2
-from jaxmeta.tasks import TaskFamily, sample_tasks
+from jaxmeta import checks, evaluation, networks, plotting, reports, tasks, training
+from jaxmeta.algorithms import maml, rl2
+from jaxmeta.tasks import TaskFamily, sample_tasks, summarisation
 from jaxmeta.tasks.informed import informed
 from jaxmeta.types import MetaAlgorithm, Task
 
 SPLITS = {"test": "held-out", "out_of_distribution": "out of distribution"}
-META, CLEARED, TOLD, SCRATCH = "RL²", "no adaptation", "told the task", "from scratch"
+META, FIXED, TOLD, SCRATCH = "meta-learned", "no adaptation", "told the task", "from scratch"
+Returns = dict[str, tuple[np.ndarray, np.ndarray]]
+"""Contestant to episodes in the task ``[C]`` and returns ``[S, M, C]``."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,56 +53,57 @@ class Field:
 
     family: str
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    num_episodes: int = 4
-    """Of a trial."""
+    algorithm: Literal["rl2", "maml"] = "rl2"
     config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    """Of RL² and all beside it."""
+    """Of the algorithm; ``num_episodes`` of RL²'s trial."""
     hyper: Mapping[str, float] = dataclasses.field(default_factory=dict)
     meta_updates: int = 500
-    num_tasks: int = 256
-    """In a meta-update, a trial each."""
+    num_tasks: int = 128
+    """In a meta-update."""
     task_fits: bool = True
     """Whether a task can be shown in the observation."""
-    scratch_streams: int = 16
-    """Episodes in an update from scratch."""
-    scratch_updates: int = 200
+    eval_updates: int = 5
+    """Gradient steps of MAML in a task."""
+    scratch_streams: int = 8
+    """Episodes in an update from scratch; MAML's are its own."""
+    scratch_updates: int = 50
+    scratch_step_sizes: tuple[float, ...] = ()
+    """Inner step sizes that a policy without meta-learning may choose from."""
 
 
-MEMORY = dict(memory="linear", memory_size=64, encoder_sizes=(64,))
+MEMORY = dict(memory="linear", memory_size=64, encoder_sizes=(64,), num_episodes=2)
 FIELDS = {
     "maze": Field(
-        "maze",
-        num_episodes=2,
-        config=MEMORY,
-        hyper=dict(learning_rate=3e-3, entropy_cost=0.03),
-        meta_updates=150,
-        num_tasks=128,
-        scratch_streams=8,
-        scratch_updates=50,
+        "maze", config=MEMORY, hyper=dict(learning_rate=3e-3, entropy_cost=0.03), meta_updates=150
     ),
-    "reaching": Field(
-        "reacher",
-        settings=dict(horizon=50),
-        num_episodes=2,
+    "swimmer": Field(
+        "swimmer",
+        settings=dict(horizon=50, num_urchins=1),
         config=MEMORY,
-        hyper=dict(learning_rate=1e-3, entropy_cost=0.003),
-        meta_updates=150,
-        num_tasks=128,
-        scratch_streams=8,
-        scratch_updates=50,
+        hyper=dict(learning_rate=3e-3, entropy_cost=0.001),
+        meta_updates=300,
+    ),
+    "summarisation": Field(
+        "summarisation",
+        algorithm="maml",
+        config=dict(num_streams=20, num_updates=1),
+        hyper=dict(step_size=20.0, discount=1.0, gae_lambda=1.0, learning_rate=0.03),
+        meta_updates=300,
+        num_tasks=20,
+        scratch_step_sizes=(3.0, 10.0, 30.0, 100.0, 300.0),
     ),
     "translation": Field(
         "translation",
         settings=dict(kinds=("months", "days"), max_length=11, horizon=11),
-        num_episodes=10,
-        config=dict(memory="linear", memory_size=128, encoder_sizes=(128,), num_epochs=2),
+        config=dict(
+            memory="linear", memory_size=128, encoder_sizes=(128,), num_epochs=2, num_episodes=10
+        ),
         # Without much entropy all that a policy learns is what most languages have in common: what it
         # never proposes it never finds to be right.
         hyper=dict(learning_rate=1e-3, entropy_cost=0.5, discount=0.0),
         meta_updates=1500,
         num_tasks=64,
         task_fits=False,
-        scratch_streams=8,
         scratch_updates=100,
     ),
 }
@@ -105,7 +111,7 @@ FIELDS = {
 
 @dataclasses.dataclass(frozen=True)
 class Main:
-    """RL² and its controls, field by field."""
+    """Meta-learners and their controls, field by field."""
 
     output: Path = Path("runs/fields")
     """Folder for the results; made anew, unless resumed."""
@@ -131,18 +137,17 @@ class Main:
         for name in self.fields:
             checks.choice("fields", name, FIELDS)
 
-
-def learner_of(
-    field: Field, family: TaskFamily, meta_updates: int, **settings: Any
-) -> MetaAlgorithm:
-    config = Config(**{"num_episodes": field.num_episodes} | dict(field.config) | settings)
-    return rl2(family, config, Hyper(**field.hyper, anneal_updates=float(meta_updates)))
+    def updates(self, field: Field) -> tuple[int, int]:
+        """Meta-updates, and updates from scratch."""
+        planned = field.meta_updates, field.scratch_updates
+        meta_updates, scratch_updates = (max(1, round(self.budget * x)) for x in planned)
+        return meta_updates, scratch_updates
 
 
 def trained(
     algorithm: MetaAlgorithm, family: TaskFamily, field: Field, meta_updates: int, num_seeds: int
 ) -> tuple[Any, np.ndarray, float]:
-    """``meta`` of each seed, its mean return of a trial ``[S, U]``, and the seconds it took without compiling."""
+    """``meta`` of each seed, its mean return at the end of adapting ``[S, U]``, and the seconds without compiling."""
     chunk = min(20, meta_updates)
 
     def advance(runs: training.Run, count: jax.Array) -> tuple[training.Run, jax.Array]:
@@ -157,7 +162,7 @@ def trained(
             )
 
         runs, metrics = jax.vmap(one)(runs)
-        return runs, metrics["return/trial"]
+        return runs, metrics["return/after"]
 
     keys = jax.vmap(jax.random.key)(jnp.arange(num_seeds))
     runs = jax.jit(jax.vmap(lambda key: training.begin(key, algorithm=algorithm)))(keys)
@@ -170,111 +175,180 @@ def trained(
     return runs.state.meta, np.concatenate(curve, axis=1), time.perf_counter() - began
 
 
-def trial_returns(
-    algorithm: MetaAlgorithm, family: TaskFamily, field: Field, metas: Any, drawn: Task
-) -> np.ndarray:
-    """Return of each episode of a trial in each task, ``[S, M, E]``."""
+def measure_rl2(
+    field: Field, family: TaskFamily, drawn: Mapping[str, Task], main: Main
+) -> tuple[dict[str, Returns], dict[str, Any], int]:
+    """Returns of every contestant in each split, the runs' curves and seconds, and their environment steps."""
+    meta_updates, scratch_updates = main.updates(field)
+    hyper = rl2.Hyper(**field.hyper, anneal_updates=float(meta_updates))
 
-    def returns(meta: Any) -> jax.Array:
-        trials = evaluation.trials(
-            jax.random.key(10**6 + 1),
-            meta,
-            drawn,
-            learner=algorithm.learner,
-            env=family.env,
-            num_steps=field.num_episodes * family.horizon,
-        )
-        return evaluation.episode_returns(trials, field.num_episodes)
+    def learner(family: TaskFamily, **settings: Any) -> MetaAlgorithm:
+        return rl2.rl2(family, rl2.Config(**dict(field.config) | settings), hyper)
 
-    return np.asarray(jax.jit(lambda metas: jax.lax.map(returns, metas))(metas), np.float64)
+    num_episodes = rl2.Config(**field.config).num_episodes
+    contestants: dict[str, tuple[TaskFamily, dict]] = {
+        META: (family, {}),
+        FIXED: (family, {"remembers": "episode"}),
+    }
+    if field.task_fits:
+        contestants[TOLD] = (informed(family), {"remembers": "episode"})
+    returns: dict[str, Returns] = {split: {} for split in drawn}
+    runs: dict[str, Any] = {}
+    for name, (its_family, settings) in contestants.items():
+        algorithm = learner(its_family, **settings)
+        metas, curve, seconds = trained(algorithm, its_family, field, meta_updates, main.num_seeds)
+        runs[name] = {"seconds": seconds, "curve": curve.tolist()}
 
+        def trial_returns(
+            meta: Any,
+            drawn: Task,
+            algorithm: MetaAlgorithm = algorithm,
+            env: Any = its_family.env,
+        ) -> jax.Array:
+            trials = evaluation.trials(
+                jax.random.key(10**6 + 1),
+                meta,
+                drawn,
+                learner=algorithm.learner,
+                env=env,
+                num_steps=num_episodes * family.horizon,
+            )
+            return evaluation.episode_returns(trials, num_episodes)
 
-def scratch_returns(
-    family: TaskFamily, field: Field, drawn: Task, num_updates: int, num_seeds: int
-) -> np.ndarray:
-    """Mean return before each update of an agent that is born in its task, ``[S, M, U]``."""
-    algorithm = learner_of(field, family, num_updates, num_episodes=1)
+        for split, its_tasks in drawn.items():
+            found = each_seed(trial_returns, metas, its_tasks)
+            returns[split][name] = np.arange(1, num_episodes + 1), found
+        _say(f"{family.name}, {name}: {seconds:.0f} s, {returns['test'][name][1].mean((0, 1))}")
+
+    alone = learner(family, num_episodes=1)
 
     def life(key: jax.Array, task: Task) -> jax.Array:
+        """Mean return before each update of an agent that is born in its task, ``[U]``."""
         copies = jax.tree.map(
             lambda x: jnp.broadcast_to(x, (field.scratch_streams, *x.shape)), task
         )
         init_key, key = jax.random.split(key)
 
         def update(state: Any, key: jax.Array) -> tuple[Any, jax.Array]:
-            state, metrics = algorithm.step(key, state, copies)
+            state, metrics = alone.step(key, state, copies)
             return state, metrics["return/trial"]
 
-        return jax.lax.scan(update, algorithm.init(init_key), jax.random.split(key, num_updates))[1]
+        return jax.lax.scan(update, alone.init(init_key), jax.random.split(key, scratch_updates))[1]
 
-    num_tasks = jax.tree.leaves(drawn)[0].shape[0]
-    keys = jax.random.split(jax.random.key(10**6 + 2), (num_seeds, num_tasks))
+    keys = jax.random.split(jax.random.key(10**6 + 2), (main.num_seeds, main.scratch_tasks))
     lives = jax.jit(jax.vmap(jax.vmap(life), in_axes=(0, None)))
-    return np.asarray(lives(keys, drawn), np.float64)
+    episodes = field.scratch_streams * np.arange(1, scratch_updates + 1)
+    for split, its_tasks in drawn.items():
+        found = np.asarray(lives(keys, few(its_tasks, main)), np.float64)
+        returns[split][SCRATCH] = episodes, found
+    return returns, runs, meta_updates * field.num_tasks * num_episodes * family.horizon
+
+
+def measure_maml(
+    field: Field, family: TaskFamily, drawn: Mapping[str, Task], main: Main
+) -> tuple[dict[str, Returns], dict[str, Any], int]:
+    """The same of MAML; a policy without inner steps has as many environment steps in more meta-updates."""
+    meta_updates, scratch_updates = main.updates(field)
+    policy = networks.softmax_linear(
+        partial(summarisation.features, env=family.env),
+        num_features=family.env.num_topics,
+        action_space=family.action_space,
+    )
+    config = maml.Config(policy="softmax_linear", **field.config)
+    hyper = maml.Hyper(**field.hyper)
+    updates_of = {META: config.num_updates, FIXED: 0}
+    returns: dict[str, Returns] = {split: {} for split in drawn}
+    runs: dict[str, Any] = {}
+
+    def adapted(meta: Any, drawn: Task, *, algorithm: MetaAlgorithm, num_updates: int) -> jax.Array:
+        return evaluation.adaptation_returns(
+            jax.random.key(10**6 + 1),
+            meta,
+            drawn,
+            learner=algorithm.learner,
+            env=family.env,
+            num_streams=config.num_streams,
+            num_updates=num_updates,
+            num_steps=family.horizon,
+        )
+
+    def episodes(num_updates: int) -> np.ndarray:
+        """Seen before each look; 1 stands for none, on an axis that has no 0."""
+        return np.maximum(config.num_streams * np.arange(num_updates + 1), 1)
+
+    for name, num_updates in updates_of.items():
+        its_config = dataclasses.replace(config, num_updates=num_updates)
+        algorithm = maml.maml(family, its_config, hyper, policy=policy)
+        its_updates = meta_updates * (config.num_updates + 1) // (num_updates + 1)
+        metas, curve, seconds = trained(algorithm, family, field, its_updates, main.num_seeds)
+        runs[name] = {"seconds": seconds, "curve": curve.tolist()}
+        steps = field.eval_updates if num_updates else 0
+        look = partial(adapted, algorithm=algorithm, num_updates=steps)
+        for split, its_tasks in drawn.items():
+            returns[split][name] = episodes(steps), each_seed(look, metas, its_tasks)
+        _say(f"{family.name}, {name}: {seconds:.0f} s, {returns['test'][name][1].mean((0, 1))}")
+
+    algorithm = maml.maml(family, config, hyper, policy=policy)
+    newborn = jax.vmap(lambda key: algorithm.init(key).meta)(
+        jax.random.split(jax.random.key(10**6 + 2), main.num_seeds)
+    )
+    look = partial(adapted, algorithm=algorithm, num_updates=scratch_updates)
+    tuning = sample_tasks(jax.random.key(10**6 + 4), family, main.scratch_tasks, split="train")
+
+    def stepping(step_size: float) -> Any:
+        return newborn._replace(step_size=jnp.full_like(newborn.step_size, step_size))
+
+    # The best over the whole lifetime: at its end alone, a small step would be as good.
+    earned = {x: each_seed(look, stepping(x), tuning).mean() for x in field.scratch_step_sizes}
+    best = max(earned, key=lambda x: earned[x])
+    runs[SCRATCH] = {"step_size": best, "on_training_tasks": earned}
+    for split, its_tasks in drawn.items():
+        found = each_seed(look, stepping(best), few(its_tasks, main))
+        returns[split][SCRATCH] = episodes(scratch_updates), found
+    steps_of_task = config.num_streams * family.horizon * (config.num_updates + 1)
+    return returns, runs, meta_updates * field.num_tasks * steps_of_task
+
+
+def few(drawn: Task, main: Main) -> Task:
+    """The tasks that are learned from scratch."""
+    return jax.tree.map(lambda x: x[: main.scratch_tasks], drawn)
+
+
+def each_seed(function: Callable, metas: Any, drawn: Task) -> np.ndarray:
+    """``function(meta, drawn)`` of each seed, ``[S, ...]``."""
+    call = jax.jit(lambda metas, drawn: jax.lax.map(lambda meta: function(meta, drawn), metas))
+    return np.asarray(call(metas, drawn), np.float64)
 
 
 def measure(name: str, main: Main) -> dict[str, Any]:
     """One field."""
     field = FIELDS[name]
     family = tasks.make(field.family, **field.settings)
-    meta_updates = max(1, round(main.budget * field.meta_updates))
-    scratch_updates = max(1, round(main.budget * field.scratch_updates))
-    contestants: dict[str, tuple[TaskFamily, dict]] = {
-        META: (family, {}),
-        CLEARED: (family, {"remembers": "episode"}),
-    }
-    if field.task_fits:
-        contestants[TOLD] = (informed(family), {"remembers": "episode"})
     drawn = {
         split: sample_tasks(jax.random.key(10**6), family, main.eval_tasks, split=split)
         for split in SPLITS
     }
-    returns: dict[str, dict[str, np.ndarray]] = {split: {} for split in SPLITS}
-    curves, seconds = {}, {}
-    for contestant, (its_family, settings) in contestants.items():
-        algorithm = learner_of(field, its_family, meta_updates, **settings)
-        metas, curve, seconds[contestant] = trained(
-            algorithm, its_family, field, meta_updates, main.num_seeds
-        )
-        curves[contestant] = curve.tolist()
-        for split in SPLITS:
-            returns[split][contestant] = trial_returns(
-                algorithm, its_family, field, metas, drawn[split]
-            )
-        ends = returns["test"][contestant].mean((0, 1))
-        print(
-            f"{name}, {contestant}: {seconds[contestant]:.0f} s, episodes {np.round(ends, 3)}",
-            file=sys.stderr,
-            flush=True,
-        )
-    began = time.perf_counter()
-    for split in SPLITS:
-        few = jax.tree.map(lambda x: x[: main.scratch_tasks], drawn[split])
-        returns[split][SCRATCH] = scratch_returns(
-            family, field, few, scratch_updates, main.num_seeds
-        )
-    seconds[SCRATCH] = time.perf_counter() - began
+    contest = {"rl2": measure_rl2, "maml": measure_maml}[field.algorithm]
+    returns, runs, env_steps = contest(field, family, drawn, main)
     splits = {}
     for split, by_contestant in returns.items():
-        random, reference = references(family, drawn[split], by_contestant.get(TOLD))
+        told = by_contestant.get(TOLD, (None, None))[1]
+        random, reference = references(family, drawn[split], told)
         scored = {}
-        for contestant, x in by_contestant.items():
-            tasks_of = x.shape[1]
-            scale = random[:tasks_of], reference[:tasks_of]
-            normalized = evaluation.normalized(x, *scale)  # [S, M, C]
-            episodes = np.arange(1, x.shape[2] + 1)
-            if contestant == SCRATCH:
-                episodes = field.scratch_streams * episodes
-                shown = np.unique(np.geomspace(1, x.shape[2], 25).astype(int)) - 1
-                normalized, episodes = normalized[..., shown], episodes[shown]
+        for contestant, (episodes, x) in by_contestant.items():
+            num_tasks = x.shape[1]
+            normalized = evaluation.normalized(x, random[:num_tasks], reference[:num_tasks])
+            # A long life is shown at some of its updates.
+            shown = np.unique(np.geomspace(1, x.shape[2], 25).astype(int)) - 1
+            normalized = normalized[..., shown]
             scored[contestant] = {
-                "x": episodes.tolist(),
-                "mean": evaluation.interquartile_mean(
-                    normalized.reshape(-1, len(episodes))
-                ).tolist(),
+                "x": episodes[shown].tolist(),
+                "mean": [
+                    float(evaluation.interquartile_mean(at, axis=None))
+                    for at in np.moveaxis(normalized, -1, 0)
+                ],
                 "intervals": [
-                    evaluation.interquartile_interval(normalized[..., i])
-                    for i in range(len(episodes))
+                    evaluation.interquartile_interval(at) for at in np.moveaxis(normalized, -1, 0)
                 ],
             }
         splits[split] = {
@@ -282,15 +356,7 @@ def measure(name: str, main: Main) -> dict[str, Any]:
             "reference": float(reference.mean()),
             "contestants": scored,
         }
-    env_steps = meta_updates * field.num_tasks * field.num_episodes * family.horizon
-    return {
-        "family": family.name,
-        "meta_updates": meta_updates,
-        "env_steps": env_steps,
-        "seconds": seconds,
-        "curves": curves,
-        "splits": splits,
-    }
+    return {"family": family.name, "env_steps": env_steps, "runs": runs, "splits": splits}
 
 
 def references(
@@ -325,26 +391,32 @@ def table(measured: Mapping[str, Mapping[str, Any]]) -> list[dict[str, str]]:
                 low, high = entry["intervals"][i]
                 return f"{entry['mean'][i]:.2f} ({low:.2f}, {high:.2f})"
 
-            behind = [
+            meta, scratch = scored[META], scored[SCRATCH]
+            overtaken = [
                 x
-                for x, mean in zip(scored[SCRATCH]["x"], scored[SCRATCH]["mean"], strict=True)
-                if mean >= scored[META]["mean"][-1]
+                for x, mean in zip(scratch["x"], scratch["mean"], strict=True)
+                if mean >= meta["mean"][-1]
             ]
-            episodes = len(scored[META]["x"])
             rows.append(
                 {
                     "field": name,
                     "tasks": title,
-                    f"{META}, first episode": score(META, 0),
-                    f"{META}, last": f"{score(META, -1)} after {episodes}",
-                    f"{CLEARED}": score(CLEARED, -1),
-                    f"{TOLD}": score(TOLD, -1),
-                    f"{SCRATCH}, first update": score(SCRATCH, 0),
-                    f"{SCRATCH}, last": f"{score(SCRATCH, -1)} after {scored[SCRATCH]['x'][-1]}",
-                    "as good as RL² from scratch after": f"{behind[0]}" if behind else "never",
+                    f"{META}: first": score(META, 0),
+                    "last": score(META, -1),
+                    "after episodes": f"{meta['x'][-1]}",
+                    FIXED: score(FIXED, -1),
+                    TOLD: score(TOLD, -1),
+                    f"{SCRATCH}: first": score(SCRATCH, 0),
+                    "at its end": score(SCRATCH, -1),
+                    "after so many": f"{scratch['x'][-1]}",
+                    "overtakes after": f"{overtaken[0]}" if overtaken else "never",
                 }
             )
     return rows
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 def main(main: Main) -> None:

@@ -110,8 +110,9 @@ def navigation(
     reward: Literal["squared_distance", "distance"] = "squared_distance",
     goal_tolerance: float = 0.0,
 ) -> TaskFamily:
-    """Dense 2-D navigation: goals in [-0.5, 0.5]² for train and test, in the surrounding frame up to
-    [-0.8, 0.8]² out of distribution.
+    """Dense 2-D navigation: goals in [-0.5, 0.5]² for train and test.
+
+    Out of distribution they are in the surrounding frame, up to [-0.8, 0.8]².
 
     Args:
         horizon: Time limit of an episode, in steps.

@@ -153,15 +153,23 @@ def optimal_action(task: SummarisationParams, obs: jax.Array, *, env: Summarisat
     return jnp.argmax(best).astype(jnp.int32)
 
 
+def features(obs: jax.Array, *, env: Summarisation) -> jax.Array:
+    """``φ(s, a)``, ``[n, m]``: the topics that sentence a would newly cover.
+
+    What a sentence adds is ``φ(s, a)·weight``, so a softmax-linear policy of these features
+    (`networks.softmax_linear`) needs to learn of a task nothing but its weights.
+    """
+    seen = env.seen(obs)
+    return seen.mentions * (1.0 - seen.covered)[None]
+
+
 def greedy_action(task: SummarisationParams, obs: jax.Array, *, env: Summarisation) -> jax.Array:
     """The sentence that adds most, int32 ``[]``: good and not optimal.
 
     With two picks and equal weights, of sentences on topics {1, 2, 3, 4}, {1, 2, 5} and {3, 4, 6} it
     takes the first and covers five topics, where the other two cover all six.
     """
-    seen = env.seen(obs)
-    new = seen.mentions * (1.0 - seen.covered)[None]
-    return jnp.argmax(new @ task.weight).astype(jnp.int32)
+    return jnp.argmax(features(obs, env=env) @ task.weight).astype(jnp.int32)
 
 
 def text(obs: jax.Array, *, env: Summarisation) -> str:

@@ -31,6 +31,7 @@ ALPHABET = string.ascii_lowercase + " "
 END = len(ALPHABET)
 """The character after a name's last. Characters are numbered a to z, the space, the end."""
 NUM_CHARACTERS = len(ALPHABET) + 1
+NUM_LETTERS = len(string.ascii_lowercase)
 
 SPLITS: dict[str, dict[str, str]] = {
     "train": {
@@ -360,6 +361,18 @@ def _task(table: Table) -> TranslationParams:
     return TranslationParams(**{**jax.tree.map(jnp.asarray, table), "cumulative": cumulative})
 
 
+def _exchanged(key: jax.Array, most: int) -> jax.Array:
+    """What each character becomes where up to ``most`` pairs of letters are exchanged, int8 ``[28]``."""
+    count_key, pair_key = jax.random.split(key)
+    count = jax.random.randint(count_key, (), 0, most + 1)
+    one, other = jax.random.permutation(pair_key, NUM_LETTERS)[: 2 * most].reshape(2, most)
+    drawn = jnp.arange(most) < count
+    letters = jnp.arange(NUM_CHARACTERS)
+    letters = letters.at[jnp.where(drawn, one, END)].set(jnp.where(drawn, other, END))
+    letters = letters.at[jnp.where(drawn, other, END)].set(jnp.where(drawn, one, END))
+    return letters.astype(jnp.int8)
+
+
 def _draw(key: jax.Array, cumulative: jax.Array) -> jax.Array:
     """An index of the law whose sums are ``cumulative [I]``, int32 ``[]``."""
     u = cumulative[-1] * jax.random.uniform(key, dtype=cumulative.dtype)
@@ -380,6 +393,7 @@ def translation(
     max_length: int = 14,
     horizon: int = 14,
     feedback: Literal["correction", "reward"] = "correction",
+    sound_laws: int = 0,
 ) -> TaskFamily:
     """Interactive translation of names: languages of the same families for train and test.
 
@@ -389,11 +403,17 @@ def translation(
     With ``feedback="correction"`` nothing that an agent does changes what it will see, so that a
     discount of 0 is right.
 
+    There are few languages, and one word gives a language away. With sound laws a task is a language of
+    its own, no matter how long one trains: letters are exchanged throughout it, as Latin's p is f in
+    Germanic (Campbell 2013, "Historical linguistics", ch. 2), and only all words together tell which.
+
     Args:
         kinds: Which kinds of names, of `KINDS`.
         max_length: Characters that a name may have, its end included, in both languages; at least 2.
         horizon: Time limit of an episode, in characters.
         feedback: What the agent is shown as written: the right characters or its own.
+        sound_laws: Pairs of letters that are exchanged for each other in a task are up to so many, at
+            most 13; their number and they themselves are drawn uniformly.
 
     Raises:
         ImportError: babel or num2words is not installed.
@@ -406,6 +426,9 @@ def translation(
     checks.at_least("max_length", max_length, 2)
     checks.at_least("horizon", horizon, 1)
     checks.choice("feedback", feedback, ("correction", "reward"))
+    checks.at_least("sound_laws", sound_laws, 0)
+    if sound_laws > NUM_LETTERS // 2:
+        raise ValueError(f"sound_laws={sound_laws} must be at most {NUM_LETTERS // 2}, all letters")
 
     def sampler(split: str) -> Sampler:
         languages = " ".join(SPLITS[split].values()).split()
@@ -418,8 +441,12 @@ def translation(
         stacked = jax.tree.map(lambda *x: np.stack(x), *lexicons)
 
         def sample(key: jax.Array) -> TranslationParams:
+            law_key, key = jax.random.split(key) if sound_laws else (None, key)
             index = jax.random.randint(key, (), 0, len(lexicons))
-            return jax.tree.map(lambda x: x[index], _task(stacked))
+            task = jax.tree.map(lambda x: x[index], _task(stacked))
+            if law_key is None:
+                return task
+            return task.replace(target=_exchanged(law_key, sound_laws)[task.target])
 
         return sample
 

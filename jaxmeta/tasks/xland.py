@@ -234,8 +234,10 @@ def xland(
     num_rulesets: int = 1024,
     seed: int = 0,
 ) -> TaskFamily:
-    """XLand-MiniGrid in one room; rulesets for train and test are drawn alike, and no two have the same goal
-    and rules. Out of distribution one more rule has to be used to reach the goal.
+    """XLand-MiniGrid in one room: the goal, what becomes of what, and the objects that lie about.
+
+    Rulesets for train and test are drawn alike, and no two have the same goal and rules. Out of
+    distribution one more rule has to be used to reach the goal.
 
     An episode earns at most ``1 - 0.9 / horizon``, and nothing where the goal is not reached.
 

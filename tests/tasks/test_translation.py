@@ -402,3 +402,35 @@ def test_missing_packages_are_named(monkeypatch):
 def test_tasks_are_imported_without_the_packages():
     code = "import jaxmeta.tasks, sys; assert not {'babel', 'num2words', 'sacrebleu'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@given(seed=st.integers(0, 2**31), most=st.integers(1, 13))
+@settings(max_examples=30, deadline=None)
+def test_sound_laws_exchange_letters_and_nothing_else(seed, most):
+    letters = np.asarray(translation._exchanged(jax.random.key(seed), most))
+    np.testing.assert_array_equal(letters[letters], np.arange(28))  # an exchange undoes itself
+    assert (letters[26:] == [26, END]).all()
+    assert (letters != np.arange(28)).sum() in range(0, 2 * most + 1, 2)
+
+
+def test_with_sound_laws_a_language_is_itself_but_for_its_letters():
+    """Lengths, gaps and repeated letters are the language's; how many laws there are is uniform."""
+    plain = {int(task.language): task for task in map(task_of, LANGUAGES[:49])}
+    drawn = jax.jit(lambda key: tasks.sample_tasks(key, family(sound_laws=2), 300, split="train"))(
+        jax.random.key(0)
+    )
+    changed = []
+    for language, target, length in zip(drawn.language, drawn.target, drawn.length, strict=True):
+        task = plain[int(language)]
+        np.testing.assert_array_equal(length, task.length)
+        before, after = np.asarray(task.target).ravel(), np.asarray(target).ravel()
+        mapping = {int(b): int(a) for b, a in zip(before, after, strict=True)}
+        assert [mapping[int(b)] for b in before] == after.tolist()
+        changed.append(sum(a != b for a, b in mapping.items()))
+    assert {0, 4} <= set(changed) <= {0, 1, 2, 3, 4}  # a letter that a language lacks is not seen
+    assert 0.2 < np.mean(np.array(changed) == 0) < 0.5
+
+
+def test_too_many_sound_laws_are_refused():
+    with pytest.raises(ValueError, match="sound_laws=14 must be at most 13"):
+        tasks.make("translation", sound_laws=14)
