@@ -89,6 +89,9 @@ class Config(Adaptation):
     normalize: bool = False
     """Divide each batch's advantages by their root mean square, so that step sizes do not depend on
     the scale of rewards; steps then do not shrink near the optimum either."""
+    baseline: Literal["observation", "time"] = "observation"
+    """What the linear baseline of each stream, fitted to the others, is a function of: observation and time,
+    or time alone, where observations are long beside the steps of all streams."""
     policy: Literal["mlp", "categorical", "gaussian", "softmax_linear"] = "mlp"
     """A tanh network, categorical or Gaussian as the action space asks, or softmax-linear."""
     context_size: int = 0
@@ -97,6 +100,7 @@ class Config(Adaptation):
     def __post_init__(self) -> None:
         super().__post_init__()
         checks.choice("inner_surrogate", self.inner_surrogate, objectives.SURROGATES)
+        checks.choice("baseline", self.baseline, ("observation", "time"))
         checks.at_least("context_size", self.context_size, 0)
 
 
@@ -171,7 +175,8 @@ def gradient_learner(
         log_prob = distribution(params, data).log_prob(data.action)
         discount = hyper.discount * data.discount
         counted = jax.vmap(in_first_episode)(data.last)
-        delta = baseline_td_errors(data, discount, family.horizon, counted)
+        observed = config.baseline == "observation"
+        delta = baseline_td_errors(data, discount, family.horizon, counted, observed=observed)
         if config.normalize:
             delta = delta / advantage_scale(delta, discount, data.last, hyper.gae_lambda, counted)
         delta = jnp.where(counted, jax.lax.stop_gradient(delta), 0.0)

@@ -213,7 +213,12 @@ def episode_index(last: jax.Array) -> jax.Array:
 
 
 def baseline_td_errors(
-    data: Trajectory, discount: jax.Array, horizon: int, counted: jax.Array | None = None
+    data: Trajectory,
+    discount: jax.Array,
+    horizon: int,
+    counted: jax.Array | None = None,
+    *,
+    observed: bool = True,
 ) -> jax.Array:
     """TD errors of one task's trajectories against the linear feature baseline, ``[N, T]``.
 
@@ -228,11 +233,14 @@ def baseline_td_errors(
         horizon: An episode's time limit, the scale of the time features.
         counted: bool ``[N, T]``, the steps that the baseline is fitted to and predicts; None is all.
             Where only some steps are learned from, the others must not speak through the baseline.
+        observed: Whether the baseline sees the observations, or the time alone.
     """
+    obs = data.timestep.obs
+    obs = obs if observed else obs[..., :0]
     zeros = jnp.zeros_like(data.reward)
     returns = jax.vmap(discounted_returns)(data.reward, discount, data.last, zeros)
     features = jax.vmap(lambda obs, first: linear_features(obs, episode_step(first), horizon))(
-        data.timestep.obs, data.timestep.first
+        obs, data.timestep.first
     )
     if counted is not None:
         features = jnp.where(counted[..., None], features, 0.0)

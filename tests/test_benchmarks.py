@@ -523,3 +523,47 @@ def test_scaling(tmp_path):
     refused = run("scaling.py", "--axes", "taks", cwd=tmp_path)
     assert "did you mean 'tasks'" in refused.stderr
     assert "Traceback" not in refused.stderr
+
+
+@pytest.mark.slow
+def test_families_study(tmp_path):
+    """A row and a picture each; where a package is missing the family is left out and said to be."""
+    chosen = ["catch", "gridnavi", "swimmer"]
+    result = run(
+        "families.py", "--families", *chosen, "--num-tasks", "6", "--output", "out", cwd=tmp_path
+    )
+    assert result.returncode == 0, result.stderr
+    report = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert list(report["families"]) == chosen
+    for name in chosen:
+        returns = report["families"][name]["returns"]
+        assert returns["random"] < returns["reference"]
+        assert matplotlib.image.imread(tmp_path / "out" / f"{name}.png").shape[1] == 1080
+    assert "| `catch` | Catch, the same task in every split" in result.stdout
+    assert "(hand-written)" in result.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("field", ["maze", "summarisation"])
+def test_fields_study(field, tmp_path):
+    """Both kinds of meta-learner with all of their controls; then the figure again from what is there."""
+    settings = "--budget 0.01 --num-seeds 2 --eval-tasks 4 --scratch-tasks 2 --output out".split()
+    result = run("fields.py", "--fields", field, *settings, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    report = json.loads((tmp_path / "out" / "results.json").read_text())
+    contestants = ["meta-learned", "no adaptation", "from scratch"]
+    if field == "maze":
+        contestants.insert(2, "told the task")
+    for split in ("test", "out_of_distribution"):
+        scored = report["fields"][field]["splits"][split]["contestants"]
+        assert list(scored) == contestants
+        for entry in scored.values():
+            assert len(entry["x"]) == len(entry["mean"]) == len(entry["intervals"])
+    first = (tmp_path / "out" / "fields" / f"{field}.json").read_bytes()
+    again = run("fields.py", "--fields", field, *settings, cwd=tmp_path)
+    assert again.returncode != 0
+    assert "is not empty" in again.stderr
+    again = run("fields.py", "--fields", field, "--resume", *settings, cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert (tmp_path / "out" / "fields" / f"{field}.json").read_bytes() == first
+    assert again.stdout == result.stdout

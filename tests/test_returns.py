@@ -262,6 +262,18 @@ def test_a_stream_s_baseline_does_not_depend_on_the_stream():
     assert np.abs(np.delete(np.asarray(moved), 2, 0)).max() > 0.1
 
 
+def test_a_baseline_of_the_time_alone_does_not_see_the_observations():
+    data = trajectories()
+    noise = jax.random.normal(jax.random.key(1), data.timestep.obs.shape)
+    seen, unseen = (
+        data._replace(timestep=data.timestep._replace(obs=obs)) for obs in (noise, 0.0 * noise)
+    )
+    discount = 0.9 * data.discount
+    blind = returns.baseline_td_errors(seen, discount, 8, observed=False)
+    np.testing.assert_allclose(blind, returns.baseline_td_errors(unseen, discount, 8), atol=1e-4)
+    assert np.abs(blind - returns.baseline_td_errors(seen, discount, 8)).max() > 0.1
+
+
 def test_the_baseline_s_values_end_with_the_episode():
     """Two truncated episodes in a stream: TD errors add up to the return less the value in each of them,
     which they do only if no value of the second is carried into the first."""

@@ -212,6 +212,7 @@ def test_any_optimizer_and_policy(family):
         (dict(num_streams=0), "num_streams=0 must be at least 1"),
         (dict(num_steps=0), "num_steps=0 must be at least 1"),
         (dict(num_updates=-1), "num_updates=-1 must be at least 0"),
+        (dict(baseline="tiem"), "baseline='tiem' is unknown: did you mean 'time'"),
         (dict(inner_surrogate="dise"), "inner_surrogate='dise' is unknown: did you mean 'dice'"),
         (dict(step_sizes="scaler"), "did you mean 'scalar'"),
         (dict(outer_updates="first"), "outer_updates='first' is unknown"),
