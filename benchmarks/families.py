@@ -32,7 +32,7 @@ class Main:
     """Folder for the results; made anew."""
     families: tuple[str, ...] = tuple(tasks.names())
     """Which."""
-    num_tasks: int = 200
+    num_tasks: int = 50
     """Held-out tasks."""
     num_episodes: int = 2
     """Episodes in a picture, at most 200 steps."""

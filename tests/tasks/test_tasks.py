@@ -1,4 +1,5 @@
 import inspect
+from pathlib import Path
 
 import pytest
 
@@ -50,3 +51,9 @@ def test_your_own_family_gets_a_name(monkeypatch):
 def test_a_family_is_described_in_one_line(name):
     assert 10 < len(tasks.describe(name)) < 140
     assert tasks.describe(name).endswith(".")
+
+
+@pytest.mark.parametrize("name", tasks.names())
+def test_the_readme_s_table_has_every_family_as_the_code_describes_it(name):
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    assert f"| `{name}` | {tasks.describe(name)} |" in readme
