@@ -81,9 +81,13 @@ def row(name: str, family: TaskFamily, returns: dict[str, np.ndarray]) -> dict[s
         "observation": shape,
         "actions": actions,
         "steps": f"{family.horizon}",
-        "random": f"{returns['random'].mean():.4g}",
-        "told the task": "" if reference is None else f"{reference.mean():.4g}{kind}",
+        "random": shown(returns["random"]),
+        "told the task": "" if reference is None else shown(reference) + kind,
     }
+
+
+def shown(returns: np.ndarray) -> str:
+    return f"{round(float(returns.mean()), 3):.4g}"
 
 
 def optimum_known(family: TaskFamily) -> bool:

@@ -145,6 +145,8 @@ def rollout(
     earned.set_ylabel("reward")
     for i, action in enumerate(np.asarray(actions, float).reshape(steps, -1).T):
         done.plot(range(steps), action, ".", markersize=4, **_look(i) | {"linestyle": ""})
+    if np.issubdtype(np.asarray(actions).dtype, np.integer):
+        done.yaxis.set_major_locator(MaxNLocator(integer=True))
     done.set_ylabel("action")
     done.set_xlabel("step")
     for axes in (earned, done):

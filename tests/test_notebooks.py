@@ -15,7 +15,7 @@ NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
 def test_notebook_runs(path, monkeypatch):
     monkeypatch.delenv("XLA_FLAGS", raising=False)  # real work: compile it in earnest
     notebook = nbformat.read(path, as_version=4)
-    NotebookClient(notebook, timeout=110, resources={"metadata": {"path": path.parent}}).execute()
+    NotebookClient(notebook, timeout=200, resources={"metadata": {"path": path.parent}}).execute()
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
