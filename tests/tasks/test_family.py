@@ -1,3 +1,5 @@
+from importlib import metadata
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -191,9 +193,14 @@ CONTENT = {
 """Of train, test and out of distribution: a figure of the README is for these tasks."""
 
 
+WORDS = {"babel": "2.19.0", "num2words": "0.5.14"}
+
+
 @pytest.mark.parametrize("name", tasks.names())
 def test_splits_are_what_figures_were_measured_on(name):
     family = made(name)
+    if name == "translation" and {x: metadata.version(x) for x in WORDS} != WORDS:
+        pytest.skip(f"languages change from release to release; figures are of {WORDS}")
     hashes = [tasks.content_hash(family, split) for split in tasks.SPLITS]
     assert hashes == CONTENT[name]
     if name not in ONE:
