@@ -51,16 +51,17 @@ def flat(tree):
     return jax.flatten_util.ravel_pytree(tree)[0]
 
 
-def test_the_inner_step_is_minus_alpha_times_the_policy_gradient(x64, family):
+@pytest.mark.parametrize("baseline", ["observation", "time"])
+def test_the_inner_step_is_minus_alpha_times_the_policy_gradient(x64, family, baseline):
     """Against REINFORCE written out by hand: Σ_t γ^t ∇ log π(a_t|s_t) (G_t - b_t), per step."""
-    config = dataclasses.replace(SMALL, inner_surrogate="score")
+    config = dataclasses.replace(SMALL, inner_surrogate="score", baseline=baseline)
     algorithm = maml(family, config, Hyper(gae_lambda=1.0, step_size=0.5, discount=0.9))
     meta = algorithm.init(jax.random.key(0)).meta
     data = data_of(algorithm, family, meta)
     step = flat(adapted(algorithm, meta.params, meta, data)) - flat(meta.params)
 
     policy = default_policy("mlp", (2,), family.action_space, (8,))
-    delta = baseline_td_errors(data, 0.9 * data.discount, 6)
+    delta = baseline_td_errors(data, 0.9 * data.discount, 6, observed=baseline == "observation")
     gamma = 0.9 ** np.arange(6)
     advantage = np.stack(
         [

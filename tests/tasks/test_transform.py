@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from jaxmeta import evaluation, tasks
 from jaxmeta.tasks import transform
-from jaxmeta.tasks.transform import TransformedParams
+from jaxmeta.tasks.transform import TransformedParams, laws, wrappers
 
 ENVIRONMENTS = sorted(set(gymnax.registered_envs) - set(transform.UNSUPPORTED))
 
@@ -405,7 +405,7 @@ def test_parameters_drawn_change_the_dynamics_and_are_told_to_controllers():
 def test_every_value_has_a_place_and_the_splits_are_what_they_say(num_values, extra, split, seed):
     num_places = num_values + extra
     drawn = np.asarray(
-        transform._assignment(jax.random.key(seed), num_values, num_places, split)
+        laws.assignment(jax.random.key(seed), num_values, num_places, split)
     ).tolist()
     assert len(drawn) == num_places
     assert set(drawn) == set(range(num_values))
@@ -724,7 +724,7 @@ def test_at_their_defaults_transformations_change_nothing(name):
     default = family.env.default_params
 
     def limited(task):  # the default's time limit is the environment's own
-        return transform._replaced(task, {"max_steps_in_episode": 8})
+        return wrappers.replaced(task, {"max_steps_in_episode": 8})
 
     actions = random_actions(inner, 0, 20)
     changed = jax.jit(lambda: episodes(KEY, limited(default), family.env, actions))()

@@ -1,0 +1,274 @@
+"""What an action does: permuted, remapped, flipped, rotated, sticky."""
+
+import dataclasses
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from gymnax.environments import spaces
+
+from jaxmeta import checks
+from jaxmeta.tasks.family import TaskFamily
+from jaxmeta.tasks.transform.laws import assignment, number
+from jaxmeta.tasks.transform.wrappers import (
+    Transformed,
+    TransformedParams,
+    box,
+    carried,
+    inner_return,
+    transformed,
+)
+from jaxmeta.types import Task
+
+
+@dataclasses.dataclass(frozen=True)
+class RemappedActions(Transformed):
+    """Actions are buttons; ``drawn[button]``, int32 ``[num_buttons]``, is what the button does."""
+
+    num_buttons: int
+
+    @property
+    def nothing(self) -> jax.Array:
+        return jnp.arange(self.num_buttons, dtype=jnp.int32) % self.env.action_space().n
+
+    def act(self, action: jax.Array, params: TransformedParams) -> jax.Array:
+        return params.drawn[action]
+
+    def action_space(self, params: Task | None = None) -> spaces.Discrete:
+        return spaces.Discrete(self.num_buttons)
+
+
+def permuted_actions(family: TaskFamily) -> TaskFamily:
+    """The family with its discrete actions permuted: which button does what must be found out.
+
+    With three actions or more the splits have no permutation in common. Out of distribution the last
+    button does action 0, in training and testing never; training draws the even permutations, testing the odd
+    ones, all as likely. So 3 actions make 2, 2 and 2 tasks, 4 make 9, 9 and 6, and 6 make 300, 300 and
+    120. Two actions have two permutations, which every split draws.
+    """
+    return _remapped(family, _num_actions(family), "permuted_actions")
+
+
+def remapped_actions(family: TaskFamily, *, num_buttons: int) -> TaskFamily:
+    """The family with more buttons than actions: each button does one action, each action has a button.
+
+    The splits have no mapping in common, as in `permuted_actions`: what is even or odd is the order in
+    which the actions come up first.
+
+    Args:
+        family: A family with discrete actions.
+        num_buttons: At least as many as there are actions.
+    """
+    checks.at_least("num_buttons", num_buttons, _num_actions(family))
+    return _remapped(family, num_buttons, "remapped_actions")
+
+
+def _remapped(family: TaskFamily, num_buttons: int, prefix: str) -> TaskFamily:
+    num_actions = _num_actions(family)
+
+    def button(drawn: jax.Array, action: jax.Array) -> jax.Array:
+        return jnp.argmax(drawn == action).astype(jnp.int32)
+
+    return transformed(
+        family,
+        RemappedActions(family.env, num_buttons),
+        lambda key, inner, split: assignment(key, num_actions, num_buttons, split),
+        prefix=prefix,
+        optimal_action=carried(family.optimal_action, act=button),
+        optimal_return=inner_return(family),
+        expert_action=carried(family.expert_action, act=button),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class FlippedActions(Transformed):
+    """Continuous actions are mirrored at the middle of their range where ``drawn``, ±1, is negative."""
+
+    @property
+    def nothing(self) -> jax.Array:
+        return jnp.ones(self.action_space().shape)
+
+    def act(self, action: jax.Array, params: TransformedParams) -> jax.Array:
+        middle, _ = _middle_and_width(self.action_space())
+        return middle + params.drawn * (action - middle)
+
+
+def flipped_actions(family: TaskFamily) -> TaskFamily:
+    """The family with the sign of each continuous action drawn, about the middle of its range.
+
+    With three dimensions or more the splits have no signs in common: out of distribution the last is
+    flipped, in training and testing never; of the others training flips an even number, testing an odd one.
+    With fewer all splits draw from all signs.
+    """
+    shape = box(family.action_space, family, "actions").shape
+    size = math.prod(shape)
+
+    def draw(key: jax.Array, inner: Task, split: str) -> jax.Array:
+        flipped = jax.random.bernoulli(key, shape=(size,))
+        if size >= 3:
+            flipped = flipped.at[-1].set(split == "out_of_distribution")
+            odd = jnp.sum(flipped) % 2 == 1
+            if split != "out_of_distribution":
+                flipped = flipped.at[0].set(flipped[0] ^ odd ^ (split == "test"))
+        return jnp.where(flipped, -1.0, 1.0).reshape(shape)
+
+    env = FlippedActions(family.env)
+
+    def flip(drawn: jax.Array, action: jax.Array) -> jax.Array:
+        return env.act(action, TransformedParams(None, drawn))
+
+    return transformed(
+        family,
+        env,
+        draw,
+        prefix="flipped_actions",
+        optimal_action=carried(family.optimal_action, act=flip),
+        optimal_return=inner_return(family),
+        expert_action=carried(family.expert_action, act=flip),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class RotatedActions(Transformed):
+    """Each pair of action dimensions is turned by its ``drawn`` angle, in radians, ``[A // 2]``.
+
+    Dimensions are measured in half the widths of their ranges, about the middle; what leaves the range
+    is clipped to it.
+    """
+
+    @property
+    def nothing(self) -> jax.Array:
+        return jnp.zeros(self.action_space().shape[0] // 2)
+
+    def act(self, action: jax.Array, params: TransformedParams) -> jax.Array:
+        middle, width = _middle_and_width(self.action_space())
+        return middle + width * _turned((action - middle) / width, params.drawn)
+
+
+def rotated_actions(family: TaskFamily, *, max_angle: float = math.pi / 2) -> TaskFamily:
+    """The family with its continuous actions rotated, pair of dimensions by pair, by drawn angles.
+
+    Angles are uniform in ``[-max_angle, max_angle]``; out of distribution all lie outside, by up to
+    half of ``max_angle``. Rotations cannot reach the corners of a range, so optima are lost.
+
+    Args:
+        family: A family with at least two continuous actions ``[A]``.
+        max_angle: In radians, at most 2 π / 3, so that out of distribution there are other rotations.
+    """
+    checks.between("max_angle", max_angle, 0.0, 2 * math.pi / 3)
+    shape = box(family.action_space, family, "actions").shape
+    if len(shape) != 1 or shape[0] < 2:
+        raise ValueError(f"family={family.name!r} has actions of shape {shape}, not [A], A >= 2")
+
+    def draw(key: jax.Array, inner: Task, split: str) -> jax.Array:
+        keys = jax.random.split(key, shape[0] // 2)
+        draw_one = functools.partial(number, low=-max_angle, high=max_angle, split=split)
+        return jax.vmap(draw_one)(keys)
+
+    middle, width = _middle_and_width(family.action_space)
+
+    def back(drawn: jax.Array, action: jax.Array) -> jax.Array:
+        return middle + width * _turned((action - middle) / width, -drawn)
+
+    return transformed(
+        family,
+        RotatedActions(family.env),
+        draw,
+        prefix="rotated_actions",
+        expert_action=carried(family.expert_action or family.optimal_action, act=back),
+    )
+
+
+@struct.dataclass
+class StickyState:
+    """The state within, and the action that was taken last."""
+
+    inner: Any
+    action: jax.Array
+    first: jax.Array  # [], bool: there is none yet
+
+
+@dataclasses.dataclass(frozen=True)
+class StickyActions(Transformed):
+    """With the ``drawn`` probability the last action is taken again, whatever is asked for."""
+
+    @property
+    def nothing(self) -> jax.Array:
+        return jnp.zeros(())
+
+    def reset_env(self, key: jax.Array, params: TransformedParams) -> tuple[jax.Array, StickyState]:
+        obs, inner = self.env.reset_env(key, params.inner)
+        space = self.action_space()
+        none = jnp.zeros(space.shape, space.dtype)
+        return obs, StickyState(inner, none, jnp.ones((), bool))
+
+    def step_env(
+        self, key: jax.Array, state: StickyState, action: jax.Array, params: TransformedParams
+    ) -> tuple[jax.Array, StickyState, jax.Array, jax.Array, dict]:
+        key, stick_key = jax.random.split(key)
+        sticks = ~state.first & jax.random.bernoulli(stick_key, params.drawn)
+        taken = jnp.where(sticks, state.action, action).astype(state.action.dtype)
+        obs, inner, *rest = self.env.step_env(key, state.inner, taken, params.inner)
+        return obs, StickyState(inner, taken, jnp.zeros((), bool)), *rest
+
+    def state_within(self, state: StickyState) -> Any:
+        return state.inner
+
+
+def sticky_actions(
+    family: TaskFamily, *, low: float = 0.0, high: float = 0.25, outside: float = 0.4
+) -> TaskFamily:
+    """The family with sticky actions: with a drawn probability the last action is repeated.
+
+    Machado et al. 2018, "Revisiting the Arcade Learning Environment", section 5. The first action of an
+    episode is always taken. Controllers become experts: they do not know what is being repeated.
+
+    Args:
+        family: Any family.
+        low: The least probability in training and testing.
+        high: The largest.
+        outside: The largest out of distribution, where none is below ``high``.
+    """
+    checks.between("high", high, 0.0, 1.0)
+    checks.between("low", low, 0.0, high)
+    checks.between("outside", outside, high, 1.0)
+
+    def draw(key: jax.Array, inner: Task, split: str) -> jax.Array:
+        ends = (high, outside) if split == "out_of_distribution" else (low, high)
+        return jax.random.uniform(key, minval=ends[0], maxval=ends[1])
+
+    return transformed(
+        family,
+        StickyActions(family.env),
+        draw,
+        prefix="sticky_actions",
+        expert_action=carried(family.expert_action or family.optimal_action),
+    )
+
+
+def _num_actions(family: TaskFamily) -> int:
+    space = family.action_space
+    if not isinstance(space, spaces.Discrete):
+        raise ValueError(
+            f"family={family.name!r} has continuous actions, where discrete are needed"
+        )
+    return space.n
+
+
+def _middle_and_width(space: spaces.Box) -> tuple[jax.Array, jax.Array]:
+    """The middle of a Box, and half of its width."""
+    low, high = (jnp.broadcast_to(jnp.asarray(x), space.shape) for x in (space.low, space.high))
+    return (low + high) / 2, (high - low) / 2
+
+
+def _turned(x: jax.Array, angles: jax.Array) -> jax.Array:
+    """``x [A]`` with each pair turned by its angle ``[A // 2]``, clipped to [-1, 1]."""
+    cos, sin = jnp.cos(angles), jnp.sin(angles)
+    pairs = x[: 2 * angles.size].reshape(-1, 2)
+    turned = jnp.stack(
+        [cos * pairs[:, 0] - sin * pairs[:, 1], sin * pairs[:, 0] + cos * pairs[:, 1]], axis=1
+    )
+    return jnp.clip(x.at[: 2 * angles.size].set(turned.reshape(-1)), -1.0, 1.0)

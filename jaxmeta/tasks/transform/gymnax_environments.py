@@ -1,0 +1,112 @@
+"""Families of gymnax environments as they are, and what is known of these."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import gymnax
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from jaxmeta import checks
+from jaxmeta.tasks.family import TaskFamily
+from jaxmeta.tasks.transform.wrappers import Wrapper, strong
+from jaxmeta.types import Task
+
+UNSUPPORTED = {"MNISTBandit-bsuite": "its constructor downloads the images"}
+"""Environments registered in gymnax of which no family can be made here, and why."""
+
+IDENTITY = {
+    "BernoulliBandit-misc": ("reward_probs",),
+    "DeepSea-bsuite": ("action_mapping",),
+    "FourRooms-misc": ("goal",),
+    "GaussianBandit-misc": ("mu",),
+    "MemoryChain-bsuite": ("context", "query"),
+    "MetaMaze-misc": ("goal",),
+    "PointRobot-misc": ("goal",),
+    "Reacher-misc": ("goal_xy",),
+    "SimpleBandit-bsuite": ("rewards",),
+    "Swimmer-misc": ("goal_xy", "urchin_xys"),
+    "UmbrellaChain-bsuite": ("need_umbrella",),
+}
+"""Leaves of the state in which a gymnax environment keeps what tells one task from another, for `pinned`.
+
+DeepSea draws its own only with the parameter ``sample_action_map``, FourRooms with ``resample_goal_pos``."""
+
+
+@functools.cache
+def _environment(name: str, settings: tuple[tuple[str, Any], ...]) -> Any:
+    """One environment for equal settings: gymnax's hash by identity, and each new one compiles anew."""
+    return gymnax.make(name, **dict(settings))[0]
+
+
+@struct.dataclass
+class TimedState:
+    """The state within, and the steps taken."""
+
+    inner: Any
+    time: jax.Array  # [], int32
+
+
+@dataclasses.dataclass(frozen=True)
+class TimeLimit(Wrapper):
+    """Cuts an episode off after ``horizon`` steps, for environments whose parameters have no such limit."""
+
+    horizon: int
+
+    def reset_env(self, key: jax.Array, params: Task) -> tuple[jax.Array, TimedState]:
+        obs, state = self.env.reset_env(key, params)
+        return obs, TimedState(state, jnp.zeros((), jnp.int32))
+
+    def step_env(
+        self, key: jax.Array, state: TimedState, action: jax.Array, params: Task
+    ) -> tuple[jax.Array, TimedState, jax.Array, jax.Array, dict]:
+        obs, inner, *rest = self.env.step_env(key, state.inner, action, params)
+        return obs, TimedState(inner, state.time + 1), *rest
+
+    def state_within(self, state: TimedState) -> Any:
+        return state.inner
+
+    def is_truncated(self, state: TimedState, params: Task) -> jax.Array:
+        return state.time >= self.horizon
+
+
+def from_gymnax(name: str, *, horizon: int, **settings: Any) -> TaskFamily:
+    """The family of the one default task of a registered gymnax environment, in every split.
+
+    Args:
+        name: What ``gymnax.make`` knows it by; your own, too, after ``gymnax.register``.
+        horizon: Time limit of an episode, in steps. An environment may end earlier of itself.
+        settings: Keyword arguments of the environment's constructor, hashable.
+
+    Raises:
+        ValueError: the name is unknown, or the horizon below 1.
+        TypeError: a setting cannot be hashed.
+    """
+    checks.choice("name", name, gymnax.registered_envs)
+    checks.at_least("horizon", horizon, 1)
+    for setting, value in settings.items():
+        try:
+            hash(value)
+        except TypeError:
+            raise TypeError(f"{setting}={value!r} must be hashable: a tuple, not a list") from None
+    env = _environment(name, tuple(sorted(settings.items())))
+    task = env.default_params
+    if hasattr(task, "max_steps_in_episode"):
+        task = task.replace(max_steps_in_episode=type(task.max_steps_in_episode)(horizon))
+    else:
+        env = TimeLimit(env, horizon)
+
+    def sample(key: jax.Array) -> Task:
+        del key
+        return jax.tree.map(strong, task)
+
+    return TaskFamily(
+        name=name,
+        env=env,
+        horizon=horizon,
+        train=sample,
+        test=sample,
+        out_of_distribution=sample,
+    )

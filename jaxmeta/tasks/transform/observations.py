@@ -1,0 +1,196 @@
+"""What is seen: permuted, masked, projected."""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from gymnax.environments import spaces
+
+from jaxmeta import checks
+from jaxmeta.tasks.family import TaskFamily
+from jaxmeta.tasks.transform.laws import assignment
+from jaxmeta.tasks.transform.wrappers import (
+    Transformed,
+    TransformedParams,
+    box,
+    carried,
+    inner_return,
+    observations,
+    transformed,
+)
+from jaxmeta.types import Task
+
+
+@dataclasses.dataclass(frozen=True)
+class PermutedObservations(Transformed):
+    """Element i of an observation is element ``drawn[i]``, int32, of that within.
+
+    Attributes:
+        axis: The axis along which the elements lie; None for all of them, however they are arranged.
+    """
+
+    axis: int | None = None
+
+    @property
+    def nothing(self) -> jax.Array:
+        return jnp.arange(_num_elements(self.env, self.axis), dtype=jnp.int32)
+
+    def see(self, obs: jax.Array, params: TransformedParams) -> jax.Array:
+        return _permuted(obs, params.drawn, self.axis)
+
+    def observation_space(self, params: Task | None = None) -> spaces.Space:
+        space = super().observation_space()
+        if isinstance(space, spaces.Discrete):
+            return space
+        return spaces.Box(jnp.min(space.low), jnp.max(space.high), space.shape, space.dtype)
+
+
+def permuted_observations(family: TaskFamily, *, axis: int | None = None) -> TaskFamily:
+    """The family with the elements of its observations permuted, or the slices along an axis.
+
+    Of observations that are the number of a state the states are permuted. Splits are those of
+    `permuted_actions`: with three elements or more they have no permutation in common.
+
+    Args:
+        family: Any family.
+        axis: The axis to permute; None permutes all elements, however they are arranged.
+    """
+    size = _num_elements(family.env, axis)
+
+    def sorted_out(drawn: jax.Array, obs: jax.Array) -> jax.Array:
+        return _permuted(obs, jnp.argsort(drawn), axis)
+
+    def draw(key: jax.Array, inner: Task, split: str) -> jax.Array:
+        return assignment(key, size, size, split)
+
+    return transformed(
+        family,
+        PermutedObservations(family.env, axis),
+        draw,
+        prefix="permuted_observations",
+        optimal_action=carried(family.optimal_action, see=sorted_out),
+        optimal_return=inner_return(family),
+        expert_action=carried(family.expert_action, see=sorted_out),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskedObservations(Transformed):
+    """Elements of an observation are 0 where ``drawn``, bool of an observation's shape, is False."""
+
+    @property
+    def nothing(self) -> jax.Array:
+        return jnp.ones(self.observation_space().shape, bool)
+
+    def see(self, obs: jax.Array, params: TransformedParams) -> jax.Array:
+        return jnp.where(params.drawn, obs, jnp.zeros((), obs.dtype))
+
+    def observation_space(self, params: Task | None = None) -> spaces.Box:
+        space = super().observation_space()
+        low, high = jnp.minimum(space.low, 0), jnp.maximum(space.high, 0)
+        return spaces.Box(low, high, space.shape, space.dtype)
+
+
+def masked_observations(family: TaskFamily, *, num_hidden: int) -> TaskFamily:
+    """The family with some elements of its observations hidden, for good, behind zeros.
+
+    Train and test hide different sets of elements, all of them ``num_hidden`` large: those whose indices
+    add up to an even number, and to an odd one. Out of distribution twice as many are hidden. Controllers are lost.
+
+    Args:
+        family: A family with observations in a `Box`.
+        num_hidden: Elements to hide, at least 1 and at most half of them.
+    """
+    shape = box(observations(family.env), family, "observations").shape
+    size = math.prod(shape)
+    checks.at_least("num_hidden", num_hidden, 1)
+    if 2 * num_hidden > size:
+        raise ValueError(f"num_hidden={num_hidden} must be at most half of {size}, the elements")
+
+    def draw(key: jax.Array, inner: Task, split: str) -> jax.Array:
+        if split == "out_of_distribution":
+            return (jax.random.permutation(key, size) >= 2 * num_hidden).reshape(shape)
+
+        def another(drawn: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+            key, use_key = jax.random.split(drawn[0])
+            return key, jax.random.permutation(use_key, size) < num_hidden
+
+        def of_the_other(drawn: tuple[jax.Array, jax.Array]) -> jax.Array:
+            return jnp.sum(jnp.arange(size) * drawn[1]) % 2 == (split == "train")
+
+        hidden = jax.lax.while_loop(of_the_other, another, another((key, jnp.zeros(size, bool))))[1]
+        return ~hidden.reshape(shape)
+
+    return transformed(family, MaskedObservations(family.env), draw, prefix="masked_observations")
+
+
+@dataclasses.dataclass(frozen=True)
+class ProjectedObservations(Transformed):
+    """Observations are ``drawn [size, O] @ obs``, the observation within flattened to ``[O]``.
+
+    Attributes:
+        size: Of an observation.
+    """
+
+    size: int
+
+    @property
+    def nothing(self) -> jax.Array:
+        return jnp.eye(self.size, math.prod(observations(self.env).shape))
+
+    def see(self, obs: jax.Array, params: TransformedParams) -> jax.Array:
+        return params.drawn @ jnp.ravel(obs).astype(params.drawn.dtype)
+
+    def observation_space(self, params: Task | None = None) -> spaces.Box:
+        return spaces.Box(-jnp.inf, jnp.inf, (self.size,), jnp.float32)
+
+
+def projected_observations(family: TaskFamily, *, size: int) -> TaskFamily:
+    """The family seen through a random matrix ``[size, O]`` with orthonormal rows or columns.
+
+    The first entry of the matrix is positive in training and testing and negative out of distribution.
+    Where ``size`` is at least O nothing is lost and controllers are carried along.
+
+    Args:
+        family: A family with observations in a `Box`.
+        size: Of a projected observation.
+    """
+    checks.at_least("size", size, 1)
+    shape = box(observations(family.env), family, "observations").shape
+    within = math.prod(shape)
+
+    def draw(key: jax.Array, inner: Task, split: str) -> jax.Array:
+        matrix = jax.nn.initializers.orthogonal()(key, (size, within), float)
+        wrong = (matrix[0, 0] < 0) != (split == "out_of_distribution")
+        return jnp.where(wrong, -matrix, matrix)
+
+    def back(drawn: jax.Array, obs: jax.Array) -> jax.Array:
+        return (drawn.T @ obs).reshape(shape)
+
+    whole = size >= within
+    return transformed(
+        family,
+        ProjectedObservations(family.env, size),
+        draw,
+        prefix="projected_observations",
+        optimal_action=carried(family.optimal_action, see=back) if whole else None,
+        optimal_return=inner_return(family) if whole else None,
+        expert_action=carried(family.expert_action, see=back) if whole else None,
+    )
+
+
+def _num_elements(env: Any, axis: int | None) -> int:
+    space = observations(env)
+    if axis is None:
+        return space.n if isinstance(space, spaces.Discrete) else math.prod(space.shape)
+    if not 0 <= axis < len(space.shape):
+        raise ValueError(f"axis={axis} must be one of the {len(space.shape)} of {space}, or None")
+    return space.shape[axis]
+
+
+def _permuted(obs: jax.Array, order: jax.Array, axis: int | None) -> jax.Array:
+    if obs.ndim == 0:  # the number of a state
+        return order[obs.astype(order.dtype)].astype(obs.dtype)
+    return jnp.take(obs, order, axis=axis).reshape(obs.shape)

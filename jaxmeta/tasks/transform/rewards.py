@@ -1,0 +1,138 @@
+"""What is paid, and when: scaled, signed, delayed."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from jaxmeta import checks
+from jaxmeta.tasks.family import TaskFamily
+from jaxmeta.tasks.transform.laws import factor
+from jaxmeta.tasks.transform.wrappers import (
+    Transformed,
+    TransformedParams,
+    carried,
+    inner_return,
+    transformed,
+)
+from jaxmeta.types import Task
+
+
+@dataclasses.dataclass(frozen=True)
+class ScaledRewards(Transformed):
+    """Rewards are multiplied by ``drawn``."""
+
+    @property
+    def nothing(self) -> jax.Array:
+        return jnp.ones(())
+
+    def earn(self, reward: jax.Array, params: TransformedParams) -> jax.Array:
+        return params.drawn * reward
+
+
+def scaled_rewards(family: TaskFamily, *, scale: float = 10.0) -> TaskFamily:
+    """The family with its rewards multiplied by a factor, log-uniform in ``[1 / scale, scale]``.
+
+    Out of distribution the factor is outside, on either side, by up to a factor of sqrt(scale).
+    """
+    if not scale > 1:
+        raise ValueError(f"scale={scale} must be above 1")
+    optimal_return = family.optimal_return
+
+    def draw(key: jax.Array, inner: Task, split: str) -> jax.Array:
+        return factor(key, scale, split)
+
+    return transformed(
+        family,
+        ScaledRewards(family.env),
+        draw,
+        prefix="scaled_rewards",
+        optimal_action=carried(family.optimal_action),
+        optimal_return=optimal_return and (lambda task: task.drawn * optimal_return(task.inner)),
+        expert_action=carried(family.expert_action),
+    )
+
+
+def signed_rewards(family: TaskFamily) -> TaskFamily:
+    """The family with rewards that are, or are not, penalties: multiplied by 1 or -1, each as likely.
+
+    There are only these two signs, which every split draws. Controllers are lost: they seek what may
+    have to be avoided.
+    """
+
+    def draw(key: jax.Array, inner: Task, split: str) -> jax.Array:
+        return jax.random.rademacher(key, (), float)
+
+    return transformed(family, ScaledRewards(family.env), draw, prefix="signed_rewards")
+
+
+@struct.dataclass
+class DelayedState:
+    """The state within, and what is to be paid in how many steps."""
+
+    inner: Any
+    owed: jax.Array  # [longest delay + 1]
+
+
+@dataclasses.dataclass(frozen=True)
+class DelayedRewards(Transformed):
+    """Each reward is paid ``drawn`` steps later, int32; what is owed at an episode's end is paid then.
+
+    So a return is what it is within.
+
+    Attributes:
+        longest: The longest delay that there can be, in steps.
+    """
+
+    longest: int
+
+    @property
+    def nothing(self) -> jax.Array:
+        return jnp.zeros((), jnp.int32)
+
+    def reset_env(
+        self, key: jax.Array, params: TransformedParams
+    ) -> tuple[jax.Array, DelayedState]:
+        obs, inner = self.env.reset_env(key, params.inner)
+        return obs, DelayedState(inner, jnp.zeros(self.longest + 1))
+
+    def step_env(
+        self, key: jax.Array, state: DelayedState, action: jax.Array, params: TransformedParams
+    ) -> tuple[jax.Array, DelayedState, jax.Array, jax.Array, dict]:
+        obs, inner, reward, terminated, info = self.env.step_env(
+            key, state.inner, action, params.inner
+        )
+        owed = state.owed.at[params.drawn].add(reward)
+        last = jnp.logical_or(terminated, self.env.is_truncated(inner, params.inner))
+        paid = jnp.where(last, jnp.sum(owed), owed[0])
+        owed = jnp.append(owed[1:], jnp.zeros((), owed.dtype))
+        return obs, DelayedState(inner, owed), paid, terminated, info
+
+    def state_within(self, state: DelayedState) -> Any:
+        return state.inner
+
+
+def delayed_rewards(family: TaskFamily, *, max_delay: int = 10) -> TaskFamily:
+    """The family with its rewards paid some steps late, and what is still owed at an episode's end.
+
+    The delay is uniform over 0 to ``max_delay`` steps, out of distribution over those above, up to twice
+    as long. Returns, and so optima, stay what they are.
+    """
+    checks.at_least("max_delay", max_delay, 1)
+
+    def draw(key: jax.Array, inner: Task, split: str) -> jax.Array:
+        first = max_delay + 1 if split == "out_of_distribution" else 0
+        last = 2 * max_delay if split == "out_of_distribution" else max_delay
+        return jax.random.randint(key, (), first, last + 1, jnp.int32)
+
+    return transformed(
+        family,
+        DelayedRewards(family.env, longest=2 * max_delay),
+        draw,
+        prefix="delayed_rewards",
+        optimal_action=carried(family.optimal_action),
+        optimal_return=inner_return(family),
+        expert_action=carried(family.expert_action),
+    )

@@ -1,0 +1,191 @@
+"""Environments around environments, and families of them."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from gymnax.environments import environment, spaces
+
+from jaxmeta.tasks.family import SPLITS, Controller, Sampler, TaskFamily
+from jaxmeta.types import Task
+
+Draw = Callable[[jax.Array, Task, str], Any]
+"""``(key, task within, split) -> what the transformation adds to the task``."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Wrapper(environment.Environment[Any, Any]):
+    """An environment around another, which it leaves as it is: what is below overrides what it changes.
+
+    Two around equal environments are equal, so that they share compiled programs.
+
+    Attributes:
+        env: The environment within.
+    """
+
+    env: Any
+
+    @property
+    def default_params(self) -> Task:
+        return self.env.default_params
+
+    def within(self, params: Task) -> Task:
+        """The task of the environment within."""
+        return params
+
+    def state_within(self, state: Any) -> Any:
+        """The state of the environment within."""
+        return state
+
+    def act(self, action: jax.Array, params: Task) -> jax.Array:
+        """The action that the environment within takes."""
+        return action
+
+    def see(self, obs: jax.Array, params: Task) -> jax.Array:
+        """What is observed for an observation within."""
+        return obs
+
+    def earn(self, reward: jax.Array, params: Task) -> jax.Array:
+        """What is paid for a reward within."""
+        return reward
+
+    def reset_env(self, key: jax.Array, params: Task) -> tuple[jax.Array, Any]:
+        obs, state = self.env.reset_env(key, self.within(params))
+        return self.see(obs, params), state
+
+    def step_env(
+        self, key: jax.Array, state: Any, action: jax.Array, params: Task
+    ) -> tuple[jax.Array, Any, jax.Array, jax.Array, dict]:
+        obs, state, reward, terminated, info = self.env.step_env(
+            key, state, self.act(action, params), self.within(params)
+        )
+        return self.see(obs, params), state, self.earn(reward, params), terminated, info
+
+    def observe(
+        self, key: jax.Array, state: Any, action: jax.Array | None, params: Task
+    ) -> jax.Array:
+        obs = self.env.observe(key, self.state_within(state), action, self.within(params))
+        return self.see(obs, params)
+
+    def is_truncated(self, state: Any, params: Task) -> jax.Array:
+        return self.env.is_truncated(self.state_within(state), self.within(params))
+
+    @property
+    def name(self) -> str:
+        return f"{type(self).__name__}{self.env.name}"
+
+    # Spaces are those of any task; a batch of tasks would pretend to be larger.
+    def action_space(self, params: Task | None = None) -> spaces.Space:
+        return self.env.action_space(self.env.default_params)
+
+    def observation_space(self, params: Task | None = None) -> spaces.Space:
+        return observations(self.env)
+
+
+@struct.dataclass
+class TransformedParams:
+    """The task: that of the environment within, and what the transformation adds."""
+
+    inner: Task
+    drawn: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Transformed(Wrapper):
+    """A `Wrapper` whose task has a part of its own, in `TransformedParams`."""
+
+    @property
+    def default_params(self) -> TransformedParams:
+        return TransformedParams(self.env.default_params, self.nothing)
+
+    @property
+    def nothing(self) -> Any:
+        """The part of a task in which the environment is as it is within."""
+        raise NotImplementedError
+
+    def within(self, params: TransformedParams) -> Task:
+        return params.inner
+
+
+def transformed(
+    family: TaskFamily,
+    env: Transformed,
+    draw: Draw,
+    *,
+    prefix: str,
+    optimal_action: Controller | None = None,
+    optimal_return: Callable[[Task], jax.Array] | None = None,
+    expert_action: Controller | None = None,
+) -> TaskFamily:
+    """The family with every task in `TransformedParams`; controllers are told these."""
+
+    def sampler(split: str) -> Sampler:
+        def sample(key: jax.Array) -> TransformedParams:
+            inner_key, key = jax.random.split(key)
+            inner = getattr(family, split)(inner_key)
+            return TransformedParams(inner, jax.tree.map(strong, draw(key, inner, split)))
+
+        return sample
+
+    return TaskFamily(
+        name=f"{prefix}_{family.name}",
+        env=env,
+        horizon=family.horizon,
+        **for_each_split(sampler),
+        optimal_action=optimal_action,
+        optimal_return=optimal_return,
+        expert_action=expert_action,
+    )
+
+
+def for_each_split(sampler: Callable[[str], Sampler]) -> dict[str, Any]:
+    return {split: sampler(split) for split in SPLITS}
+
+
+def carried(
+    controller: Controller | None,
+    *,
+    act: Callable[[Any, jax.Array], jax.Array] = lambda drawn, action: action,
+    see: Callable[[Any, jax.Array], jax.Array] = lambda drawn, obs: obs,
+) -> Controller | None:
+    """The controller for a transformed task: ``see`` and ``act`` undo what was done to the two."""
+    if controller is None:
+        return None
+    return lambda task, obs: act(task.drawn, controller(task.inner, see(task.drawn, obs)))
+
+
+def inner_return(family: TaskFamily) -> Callable[[Task], jax.Array] | None:
+    optimal_return = family.optimal_return
+    return None if optimal_return is None else lambda task: optimal_return(task.inner)
+
+
+def strong(x: Any) -> jax.Array:
+    """The same value as an array without a weak type."""
+    return jnp.asarray(x, jnp.asarray(x).dtype)
+
+
+def innermost(x: Any) -> Any:
+    """The parameters, or the state, of the environment at the bottom of all transformations."""
+    while hasattr(x, "inner"):
+        x = x.inner
+    return x
+
+
+def replaced(x: Any, fields: dict[str, Any]) -> Any:
+    """The same with fields of the `innermost` replaced."""
+    if hasattr(x, "inner"):
+        return x.replace(inner=replaced(x.inner, fields))
+    return x.replace(**fields)
+
+
+def box(space: spaces.Space, family: TaskFamily, what: str) -> spaces.Box:
+    if not isinstance(space, spaces.Box):
+        raise ValueError(f"family={family.name!r} has {what} in {space}, where a Box is needed")
+    return space
+
+
+def observations(env: Any) -> spaces.Space:
+    return env.observation_space(env.default_params)
