@@ -28,65 +28,12 @@ import numpy as np
 import tyro
 from rich.console import Console
 
-from jaxmeta import checks, evaluation, plotting, reports, tasks, training
-from jaxmeta.algorithms import ALGORITHMS
-from jaxmeta.tasks import TaskFamily, sample_tasks
-from jaxmeta.types import MetaAlgorithm
+from jaxmeta import checks, evaluation, experiments, plotting, presets, reports, tasks, training
+from jaxmeta.experiments import Experiment
+from jaxmeta.tasks import sample_tasks
 
-
-@dataclasses.dataclass(frozen=True)
-class Variant:
-    """An algorithm of the table: a module of `jaxmeta.algorithms` and settings that are not its defaults."""
-
-    module: str
-    config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    hyper: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    task_share: float = 1.0
-    """Tasks in a meta-batch, in units of the others'."""
-
-
-SCORE = {"inner_surrogate": "score"}
-VARIANTS = {
-    "MAML": Variant("maml"),
-    "MAML, first order": Variant("maml", {"first_order": True}),
-    "MAML, score surrogate inside": Variant("maml", SCORE),
-    "E-MAML": Variant("maml", SCORE | {"sampling_correction": "score"}),
-    "E-MAML, leave-one-out": Variant("maml", SCORE | {"sampling_correction": "leave_one_out"}),
-    "Meta-SGD": Variant("maml", {"step_sizes": "parameter"}),
-    "ANIL": Variant("maml", {"adapts": "head"}),
-    "CAVIA": Variant("maml", {"adapts": "context", "context_size": 8}),
-    "ProMP": Variant("promp"),
-    "MAML-TRPO": Variant("maml_trpo", {"cg_steps": 5}),
-    "Reptile": Variant("reptile", {"num_updates": 1}),
-    "iMAML": Variant("imaml"),
-    "ES": Variant("es", {"population_size": 16}, task_share=0.4),
-    "no meta-learning": Variant("maml", {"num_updates": 0}),
-}
-
-
-@dataclasses.dataclass(frozen=True)
-class Column:
-    """A family of the table."""
-
-    settings: Mapping[str, Any]
-    step_size: float
-    """Inner step size: rewards have different scales."""
-    share: float
-    """Meta-updates, in units of navigation's: some need fewer, or learn nothing in any number."""
-    learning_rate: float | None = None
-    """Of the outer Adam; None is each algorithm's default."""
-
-
-FAMILIES = {
-    "navigation": Column({}, 0.5, 1.0),
-    # Adam turns the noise that a sparse reward leaves of a gradient into steps of full size.
-    "sparse_navigation": Column({}, 0.5, 1.0, learning_rate=1e-3),
-    "cartpole": Column({"horizon": 100}, 0.1, 0.2),
-    "pendulum": Column({"horizon": 100}, 0.01, 0.4),
-    # No random walk reaches the top within an episode, so there is nothing to learn from.
-    "mountain_car": Column({}, 0.1, 0.05),
-    "acrobot": Column({"horizon": 100}, 0.1, 0.3),
-}
+TITLES = {variant.title: name for name, variant in presets.VARIANTS.items()}
+"""Rows of the table, as they are called there, and the variants."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,9 +44,9 @@ class Main:
     """Folder for the results; made anew, unless resumed."""
     resume: bool = False
     """Keep the cells that are in the folder and measure the others."""
-    algorithms: tuple[str, ...] = tuple(VARIANTS)
+    algorithms: tuple[str, ...] = tuple(TITLES)
     """Rows of the table."""
-    families: tuple[str, ...] = tuple(FAMILIES)
+    families: tuple[str, ...] = tuple(presets.COLUMNS)
     """Columns of the table."""
     num_seeds: int = 5
     """Seeds, trained at once."""
@@ -121,34 +68,27 @@ class Main:
         checks.at_least("num_seeds", self.num_seeds, 2)
         checks.at_least("eval_tasks", self.eval_tasks, 2)
         for name in self.algorithms:
-            checks.choice("algorithms", name, VARIANTS)
+            checks.choice("algorithms", name, TITLES)
         for name in self.families:
-            checks.choice("families", name, FAMILIES)
+            checks.choice("families", name, presets.COLUMNS)
 
 
-def make(variant: Variant, family: TaskFamily, column: Column, main: Main) -> MetaAlgorithm:
-    """The algorithm, its inner step scaled to the family."""
-    module = ALGORITHMS[variant.module]
-    step_size = column.step_size
-    if variant.module == "imaml":
-        # The proximal pull is the reciprocal of a step; the solver's own steps are a part of it.
-        hyper = module.Hyper(step_size=step_size / 4, proximal=2 / step_size)
-    else:
-        hyper = module.Hyper(step_size=step_size)
-    if column.learning_rate is not None and variant.module in ("maml", "promp", "imaml"):
-        hyper = hyper._replace(learning_rate=column.learning_rate)
-    config = module.Config(**{"num_streams": main.num_streams} | dict(variant.config))
-    return getattr(module, variant.module)(family, config, hyper._replace(**variant.hyper))
+def experiment_of(name: str, family: str, main: Main) -> Experiment:
+    """One cell of the table."""
+    return presets.compared(
+        TITLES[name],
+        family,
+        meta_updates=main.meta_updates,
+        num_tasks=main.num_tasks,
+        num_streams=main.num_streams,
+    )
 
 
 def measure(name: str, family_name: str, main: Main) -> dict[str, Any]:
     """One cell of the table."""
-    variant = VARIANTS[name]
-    column = FAMILIES[family_name]
-    family = tasks.make(family_name, **column.settings)
-    algorithm = make(variant, family, column, main)
-    num_tasks = max(1, round(main.num_tasks * variant.task_share))
-    meta_updates = max(1, round(main.meta_updates * column.share))
+    experiment = experiment_of(name, family_name, main)
+    algorithm, family = experiments.make(experiment)
+    num_tasks, meta_updates = experiment.plan.num_tasks, experiment.plan.meta_updates
     budget = meta_updates * main.num_tasks * main.num_streams * family.horizon * 2
     keys = jax.vmap(jax.random.key)(jnp.arange(main.num_seeds))
     runs = jax.jit(jax.vmap(lambda key: training.begin(key, algorithm=algorithm)))(keys)
@@ -204,7 +144,7 @@ def measure(name: str, family_name: str, main: Main) -> dict[str, Any]:
         "meta_updates": curve["env_steps"].shape[1],
         "env_steps": env_steps,
         "num_tasks": num_tasks,
-        "step_size": column.step_size,
+        "step_size": experiment.hyper["step_size"],
         "random": float(random.mean()),
         "reference": float(reference.mean()),
         "returns": [returns[..., k].mean().item() for k in updates],
@@ -222,7 +162,7 @@ def measure(name: str, family_name: str, main: Main) -> dict[str, Any]:
 
 def references(family_name: str, main: Main) -> tuple[np.ndarray, np.ndarray]:
     """Returns of the random and of the reference agent on the held-out tasks, ``[M]`` each."""
-    family = tasks.make(family_name, **FAMILIES[family_name].settings)
+    family = tasks.make(family_name, **presets.COLUMNS[family_name].settings)
     task_key, _ = jax.random.split(jax.random.key(10**6))
     drawn = sample_tasks(task_key, family, main.eval_tasks, split="test")
     keys = jax.random.split(jax.random.key(10**6 + 1))
@@ -276,7 +216,7 @@ def speed_table(cells: Mapping[str, Mapping[str, Any]], main: Main) -> list[str]
         "|---|---|---|---|---|",
     ]
     for algorithm in main.algorithms:
-        if VARIANTS[algorithm].config.get("num_updates") == 0:
+        if presets.VARIANTS[TITLES[algorithm]].config.get("num_updates") == 0:
             continue  # one lifetime of it has no update in it
         cell = cells[cell_name(algorithm, "navigation")]
         seeds = updates_to_close(cell)
@@ -340,10 +280,8 @@ def main(main: Main) -> None:
         for algorithm in main.algorithms:
             name = cell_name(algorithm, family)
             path = folder / f"{name}.json"
-            described = settings | {
-                "variant": dataclasses.asdict(VARIANTS[algorithm]),
-                "column": dataclasses.asdict(FAMILIES[family]),
-            }
+            experiment = experiments.describe(experiment_of(algorithm, family, main))
+            described = settings | {"experiment": json.loads(json.dumps(experiment))}
             if path.exists():
                 cell = json.loads(path.read_text())
                 if cell["settings"] != described:

@@ -28,16 +28,17 @@ import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from jaxmeta import checks, evaluation, networks, plotting, reports, tasks, training
-from jaxmeta.algorithms import maml, rl2
-from jaxmeta.tasks import TaskFamily, sample_tasks, summarisation
+from jaxmeta import checks, evaluation, plotting, presets, reports, tasks, training
+from jaxmeta.algorithms import maml
+from jaxmeta.experiments import Experiment, describe, make_algorithm
+from jaxmeta.tasks import TaskFamily, sample_tasks
 from jaxmeta.tasks.informed import informed
 from jaxmeta.types import MetaAlgorithm, Task
 
@@ -49,17 +50,9 @@ Returns = dict[str, tuple[np.ndarray, np.ndarray]]
 
 @dataclasses.dataclass(frozen=True)
 class Field:
-    """A family and how it is learned."""
+    """A preset, and what it is measured beside."""
 
-    family: str
-    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    algorithm: Literal["rl2", "maml"] = "rl2"
-    config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    """Of the algorithm; ``num_episodes`` of RL²'s trial."""
-    hyper: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    meta_updates: int = 500
-    num_tasks: int = 128
-    """In a meta-update."""
+    preset: str
     task_fits: bool = True
     """Whether a task can be shown in the observation."""
     eval_updates: int = 5
@@ -70,42 +63,18 @@ class Field:
     scratch_step_sizes: tuple[float, ...] = ()
     """Inner step sizes that a policy without meta-learning may choose from."""
 
+    @property
+    def experiment(self) -> Experiment:
+        return presets.PRESETS[self.preset]
 
-MEMORY = dict(memory="linear", memory_size=64, encoder_sizes=(64,), num_episodes=2)
+
 FIELDS = {
-    "maze": Field(
-        "maze", config=MEMORY, hyper=dict(learning_rate=3e-3, entropy_cost=0.03), meta_updates=150
-    ),
-    "swimmer": Field(
-        "swimmer",
-        settings=dict(horizon=50, num_urchins=1),
-        config=MEMORY,
-        hyper=dict(learning_rate=3e-3, entropy_cost=0.001),
-        meta_updates=200,
-    ),
+    "maze": Field("rl2-maze"),
+    "swimmer": Field("rl2-swimmer"),
     "summarisation": Field(
-        "summarisation",
-        algorithm="maml",
-        config=dict(num_streams=20, num_updates=1, baseline="time", step_sizes="parameter"),
-        hyper=dict(step_size=200.0, discount=1.0, gae_lambda=1.0, learning_rate=0.03),
-        meta_updates=300,
-        num_tasks=20,
-        scratch_step_sizes=(10.0, 30.0, 100.0, 300.0, 1000.0),
+        "maml-summarisation", scratch_step_sizes=(10.0, 30.0, 100.0, 300.0, 1000.0)
     ),
-    "translation": Field(
-        "translation",
-        settings=dict(kinds=("months", "days"), max_length=11, horizon=11, sound_laws=5),
-        config=dict(
-            memory="linear", memory_size=128, encoder_sizes=(128,), num_epochs=2, num_episodes=10
-        ),
-        # Without much entropy all that a policy learns is what most languages have in common: what it
-        # never proposes it never finds to be right.
-        hyper=dict(learning_rate=1e-3, entropy_cost=0.5, discount=0.0),
-        meta_updates=1200,
-        num_tasks=64,
-        task_fits=False,
-        scratch_updates=100,
-    ),
+    "translation": Field("rl2-translation", task_fits=False, scratch_updates=100),
 }
 
 
@@ -139,7 +108,7 @@ class Main:
 
     def updates(self, field: Field) -> tuple[int, int]:
         """Meta-updates, and updates from scratch."""
-        planned = field.meta_updates, field.scratch_updates
+        planned = field.experiment.plan.meta_updates, field.scratch_updates
         meta_updates, scratch_updates = (max(1, round(self.budget * x)) for x in planned)
         return meta_updates, scratch_updates
 
@@ -157,7 +126,7 @@ def trained(
                 count,
                 algorithm=algorithm,
                 family=family,
-                num_tasks=field.num_tasks,
+                num_tasks=field.experiment.plan.num_tasks,
                 max_updates=chunk,
             )
 
@@ -180,12 +149,13 @@ def measure_rl2(
 ) -> tuple[dict[str, Returns], dict[str, Any], int]:
     """Returns of every contestant in each split, the runs' curves and seconds, and their environment steps."""
     meta_updates, scratch_updates = main.updates(field)
-    hyper = rl2.Hyper(**field.hyper, anneal_updates=float(meta_updates))
+    experiment = presets.lasting(field.experiment, meta_updates)
 
     def learner(family: TaskFamily, **settings: Any) -> MetaAlgorithm:
-        return rl2.rl2(family, rl2.Config(**dict(field.config) | settings), hyper)
+        config = {**experiment.config, **settings}
+        return make_algorithm(dataclasses.replace(experiment, config=config), family)
 
-    num_episodes = rl2.Config(**field.config).num_episodes
+    num_episodes = experiment.config["num_episodes"]
     contestants: dict[str, tuple[TaskFamily, dict]] = {
         META: (family, {}),
         FIXED: (family, {"remembers": "episode"}),
@@ -241,7 +211,7 @@ def measure_rl2(
     for split, its_tasks in drawn.items():
         found = np.asarray(lives(keys, few(its_tasks, main)), np.float64)
         returns[split][SCRATCH] = episodes, found
-    return returns, runs, meta_updates * field.num_tasks * num_episodes * family.horizon
+    return returns, runs, meta_updates * experiment.plan.num_tasks * num_episodes * family.horizon
 
 
 def measure_maml(
@@ -249,13 +219,8 @@ def measure_maml(
 ) -> tuple[dict[str, Returns], dict[str, Any], int]:
     """The same of MAML; a policy without inner steps has as many environment steps in more meta-updates."""
     meta_updates, scratch_updates = main.updates(field)
-    policy = networks.softmax_linear(
-        partial(summarisation.features, env=family.env),
-        num_features=family.env.num_topics,
-        action_space=family.action_space,
-    )
-    config = maml.Config(policy="softmax_linear", **field.config)
-    hyper = maml.Hyper(**field.hyper)
+    experiment = field.experiment
+    config, hyper = maml.Config(**experiment.config), maml.Hyper(**experiment.hyper)
     updates_of = {META: config.num_updates, FIXED: 0}
     returns: dict[str, Returns] = {split: {} for split in drawn}
     runs: dict[str, Any] = {}
@@ -278,7 +243,7 @@ def measure_maml(
 
     for name, num_updates in updates_of.items():
         its_config = dataclasses.replace(config, num_updates=num_updates)
-        algorithm = maml.maml(family, its_config, hyper, policy=policy)
+        algorithm = maml.maml(family, its_config, hyper)
         its_updates = meta_updates * (config.num_updates + 1) // (num_updates + 1)
         metas, curve, seconds = trained(algorithm, family, field, its_updates, main.num_seeds)
         runs[name] = {"seconds": seconds, "curve": curve.tolist()}
@@ -288,7 +253,7 @@ def measure_maml(
             returns[split][name] = episodes(steps), look(metas, its_tasks)
         _say(f"{family.name}, {name}: {seconds:.0f} s, {returns['test'][name][1].mean((0, 1))}")
 
-    algorithm = maml.maml(family, config, hyper, policy=policy)
+    algorithm = maml.maml(family, config, hyper)
     newborn = jax.vmap(lambda key: algorithm.init(key).meta)(
         jax.random.split(jax.random.key(10**6 + 2), main.num_seeds)
     )
@@ -307,7 +272,7 @@ def measure_maml(
         found = look(stepping(best), few(its_tasks, main))
         returns[split][SCRATCH] = episodes(scratch_updates), found
     steps_of_task = config.num_streams * family.horizon * (config.num_updates + 1)
-    return returns, runs, meta_updates * field.num_tasks * steps_of_task
+    return returns, runs, meta_updates * experiment.plan.num_tasks * steps_of_task
 
 
 def few(drawn: Task, main: Main) -> Task:
@@ -324,12 +289,13 @@ def each_seed(function: Callable) -> Callable[[Any, Task], np.ndarray]:
 def measure(name: str, main: Main) -> dict[str, Any]:
     """One field."""
     field = FIELDS[name]
-    family = tasks.make(field.family, **field.settings)
+    experiment = field.experiment
+    family = tasks.make(experiment.family, **experiment.family_settings)
     drawn = {
         split: sample_tasks(jax.random.key(10**6), family, main.eval_tasks, split=split)
         for split in SPLITS
     }
-    contest = {"rl2": measure_rl2, "maml": measure_maml}[field.algorithm]
+    contest = {"rl2": measure_rl2, "maml": measure_maml}[experiment.algorithm]
     returns, runs, env_steps = contest(field, family, drawn, main)
     splits = {}
     for split, by_contestant in returns.items():
@@ -394,7 +360,7 @@ def table(measured: Mapping[str, Mapping[str, Any]]) -> list[dict[str, str]]:
 
             meta, scratch = scored[META], scored[SCRATCH]
             # What it was trained for: a whole trial, or so many gradient steps.
-            last = FIELDS[name].config.get("num_updates", -1)
+            last = FIELDS[name].experiment.config.get("num_updates", -1)
             overtaken = [
                 x
                 for x, mean in zip(scratch["x"], scratch["mean"], strict=True)
@@ -434,7 +400,11 @@ def main(main: Main) -> None:
     measured = {}
     for name in main.fields:
         path = folder / f"{name.replace(' ', '_')}.json"
-        described = settings | {"field": json.loads(json.dumps(dataclasses.asdict(FIELDS[name])))}
+        field = FIELDS[name]
+        described = settings | {
+            "field": json.loads(json.dumps(dataclasses.asdict(field))),
+            "experiment": json.loads(json.dumps(describe(field.experiment))),
+        }
         if path.exists():
             measured[name] = json.loads(path.read_text(encoding="utf-8"))
             if measured[name]["settings"] != described:

@@ -76,8 +76,8 @@ class Physics:
     """Fixed λ; the learned one starts at the middle one."""
     meta_updates: int = 1500
     """Meta-updates, two updates of each agent each."""
-    num_agents: int = 8
-    """Lives, each in a cart-pole of its own; η is shared."""
+    num_agents: int = 64
+    """Lives, each in a cart-pole of its own; η is shared. With few of them its gradient is mostly noise."""
     num_streams: int = 8
     """Parallel episodes of each."""
     num_steps: int = 32
@@ -288,9 +288,9 @@ def run_physics(main: Physics) -> Outcome:
     )
     common = dict(
         step_size=3e-3,
-        outer_discount=0.995,
+        outer_discount=0.98,
         outer_lambda=1.0,
-        learning_rate=0.1,
+        learning_rate=0.05,
     )
     grid = [
         Hyper(discount=gamma, gae_lambda=lambda_, **common)

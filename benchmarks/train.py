@@ -4,8 +4,9 @@
     python benchmarks/train.py --help               # every setting
     python benchmarks/train.py --family cartpole --output runs/cartpole
     python benchmarks/train.py --algorithm rl2 --family gridnavi --num-episodes 4 --num-tasks 256
+    python benchmarks/train.py --preset rl2-gridnavi     # settings whose figures are in the README
 
-Leaves config.json, metrics.jsonl, evaluation.json, checkpoints/, adaptation.png and, for learners that
+`jaxmeta.load` gives back what was learned. Leaves config.json, metrics.jsonl, evaluation.json, checkpoints/, adaptation.png and, for learners that
 adapt by gradient steps, trajectories.png in the output folder.
 """
 
@@ -24,10 +25,21 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from jaxmeta import checks, evaluation, memory_learner, plotting, tasks, training
+from jaxmeta import (
+    checks,
+    evaluation,
+    experiments,
+    memory_learner,
+    plotting,
+    presets,
+    sinks,
+    tasks,
+    training,
+)
 from jaxmeta.adaptation import lifetime
 from jaxmeta.algorithms import ALGORITHMS
 from jaxmeta.checkpoints import CheckpointError
+from jaxmeta.experiments import Experiment, describe
 from jaxmeta.tasks import TaskFamily, sample_tasks
 from jaxmeta.types import MetaAlgorithm
 
@@ -47,11 +59,21 @@ class Evaluation:
 
 
 def settings(argv: list[str]) -> Any:
-    """The command line as one object; algorithm and family decide which settings there are."""
+    """The command line as one object; algorithm and family decide which settings there are, a preset how they stand."""
     chooser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    chooser.add_argument("--algorithm", default="maml")
-    chooser.add_argument("--family", default="navigation")
+    for name in ("preset", "algorithm", "family"):
+        chooser.add_argument(f"--{name}")
     chosen, _ = chooser.parse_known_args(argv)
+    preset = Experiment()
+    if chosen.preset is not None:
+        checks.choice("preset", chosen.preset, presets.PRESETS)
+        preset = presets.PRESETS[chosen.preset]
+        for name in ("algorithm", "family"):
+            told = getattr(chosen, name)
+            if told not in (None, getattr(preset, name)):
+                raise ValueError(f"{name}={told!r} is not that of preset={chosen.preset!r}")
+    chosen.algorithm = chosen.algorithm or preset.algorithm
+    chosen.family = chosen.family or preset.family
     checks.choice("algorithm", chosen.algorithm, ALGORITHMS)
     if chosen.algorithm == "meta_value":
         raise ValueError(
@@ -64,7 +86,11 @@ def settings(argv: list[str]) -> Any:
     family_settings = dataclasses.make_dataclass(
         "FamilySettings",
         [
-            (name, parameter.annotation, dataclasses.field(default=parameter.default))
+            (
+                name,
+                parameter.annotation,
+                dataclasses.field(default=preset.family_settings.get(name, parameter.default)),
+            )
             for name, parameter in inspect.signature(constructor).parameters.items()
         ],
         frozen=True,
@@ -73,17 +99,31 @@ def settings(argv: list[str]) -> Any:
     flat = tyro.conf.arg(name="")
     algorithms, families = " | ".join(sorted(ALGORITHMS)), " | ".join(tasks.names())
     fields = [
+        (
+            "preset",
+            Annotated[str | None, tyro.conf.arg(help=", ".join(presets.PRESETS))],
+            chosen.preset,
+        ),
         ("algorithm", Annotated[str, tyro.conf.arg(help=algorithms)], chosen.algorithm),
         ("family", Annotated[str, tyro.conf.arg(help=families)], chosen.family),
         (
             "output",
-            Annotated[Path | None, tyro.conf.arg(help="folder; default runs/ALGORITHM-FAMILY")],
+            Annotated[
+                Path | None,
+                tyro.conf.arg(help="folder; default runs/ALGORITHM-FAMILY or runs/PRESET"),
+            ],
             None,
         ),
         ("resume", Annotated[bool, tyro.conf.arg(help="go on from its newest checkpoint")], False),
-        ("training", Annotated[training.Config, flat], training.Config()),
-        ("config", Annotated[module.Config, flat], module.Config()),
-        ("hyper", Annotated[module.Hyper, flat], module.Hyper()),
+        ("training", Annotated[training.Config, flat], preset.plan),
+        ("config", Annotated[module.Config, flat], module.Config(**preset.config)),
+        ("hyper", Annotated[module.Hyper, flat], module.Hyper(**preset.hyper)),
+        (
+            "tensorboard",
+            Annotated[Path | None, tyro.conf.arg(help="folder for its event files")],
+            None,
+        ),
+        ("wandb", Annotated[str | None, tyro.conf.arg(help="project of Weights & Biases")], None),
         ("evaluation", Annotated[Evaluation, flat], Evaluation()),
         ("task", family_settings, family_settings()),
     ]
@@ -94,6 +134,17 @@ def settings(argv: list[str]) -> Any:
     )
     main.__doc__ = __doc__
     return tyro.cli(main, args=argv)
+
+
+def sink_of(args: Any) -> training.Sink | None:
+    """Where metrics go beside the folder."""
+    if args.tensorboard is not None and args.wandb is not None:
+        raise ValueError(
+            f"wandb={args.wandb!r} and tensorboard={args.tensorboard}: name one of them"
+        )
+    if args.tensorboard is not None:
+        return sinks.tensorboard(args.tensorboard)
+    return None if args.wandb is None else sinks.wandb(project=args.wandb)
 
 
 def evaluate(
@@ -198,15 +249,21 @@ def main(argv: list[str]) -> None:
     console = Console()
     try:
         args = settings(argv)
-        family_settings = dataclasses.asdict(args.task)
-        family = tasks.make(args.family, **family_settings)
-        constructor = getattr(ALGORITHMS[args.algorithm], args.algorithm)
-        algorithm = constructor(family, args.config, args.hyper)
+        experiment = Experiment(
+            args.algorithm,
+            args.family,
+            config=dataclasses.asdict(args.config),
+            hyper=args.hyper._asdict(),
+            family_settings=dataclasses.asdict(args.task),
+            plan=args.training,
+        )
+        algorithm, family = experiments.make(experiment)
         training.device_mesh(args.training.num_tasks)
-    except (ValueError, TypeError) as error:
+        sink = sink_of(args)
+    except (ValueError, TypeError, ImportError) as error:
         sys.exit(f"error: {error}")
     training.enable_compilation_cache()
-    output = args.output or Path("runs") / f"{args.algorithm}-{args.family}"
+    output = args.output or Path("runs") / (args.preset or f"{args.algorithm}-{args.family}")
     device = jax.devices()[0]
     console.print(
         f"{args.algorithm} on {args.family}: {args.training.meta_updates} meta-updates on "
@@ -219,14 +276,9 @@ def main(argv: list[str]) -> None:
             args.training,
             folder=output,
             resume=args.resume,
-            description={
-                "algorithm": args.algorithm,
-                "config": dataclasses.asdict(args.config),
-                "hyper": args.hyper._asdict(),
-                "family": args.family,
-                "family_settings": family_settings,
-            },
+            description=describe(experiment),
             console=console,
+            sink=sink,
         )
     except (OSError, CheckpointError) as error:
         sys.exit(f"error: {error}")

@@ -33,6 +33,11 @@ def between(name: str, value: float, low: float, high: float) -> None:
         raise ValueError(f"{name}={value} must lie between {low} and {high}")
 
 
+def missing(what: str, extra: str) -> ImportError:
+    """The error to raise where the package ``what`` is not installed."""
+    return ImportError(f'{what} is missing: pip install "jaxmeta[{extra}]"')
+
+
 def core(name: str, value: int | None) -> None:
     """Raises ValueError unless a process can be pinned to core ``value``; None, which pins none, always is right."""
     there = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []

@@ -93,7 +93,8 @@ class Config(Adaptation):
     """What the linear baseline of each stream, fitted to the others, is a function of: observation and time,
     or time alone, where observations are long beside the steps of all streams."""
     policy: Literal["mlp", "categorical", "gaussian", "softmax_linear"] = "mlp"
-    """A tanh network, categorical or Gaussian as the action space asks, or softmax-linear."""
+    """A tanh network, categorical or Gaussian as the action space asks, or softmax-linear in the family's
+    `action_features`."""
     context_size: int = 0
     """Entries of the context, fed to the network beside the observation."""
 
@@ -159,6 +160,7 @@ def gradient_learner(
             family.action_space,
             config.hidden_sizes,
             config.context_size,
+            features=family.action_features,
         )
     if config.adapts != "all":
         shapes = jax.eval_shape(policy.init, jax.random.key(0))

@@ -43,7 +43,7 @@ class Counts(NamedTuple):
 
 
 def graph_actor_critic(family: TaskFamily, *, size: int = 16, num_rounds: int = 4) -> ActorCritic:
-    """The network, for the learners of `memory_learner`: ``rl2(family, config, network=...)``.
+    """The network, for the learners of `memory_learner`: RL²'s ``Config(memory="counts")``.
 
     Args:
         family: Tasks with observations that are one-hot states, ``[S]``, and A discrete actions.

@@ -269,11 +269,12 @@ def default_policy(
     action_space: spaces.Space,
     hidden_sizes: Sequence[int],
     context_size: int = 0,
+    features: Callable[[jax.Array], jax.Array] | None = None,
 ) -> Policy:
     """The policy that a configuration names: ``"mlp"``, ``"gaussian"``, ``"categorical"`` or ``"softmax_linear"``.
 
-    ``"mlp"`` is the one of the next two that fits the action space. Raises ValueError where the policy
-    does not fit it.
+    ``"mlp"`` is the one of the next two that fits the action space. The softmax-linear policy is one of ``features``,
+    ``obs -> φ(s, ·) [A, F]``; None is `action_features`. Raises ValueError where the policy does not fit the space.
     """
     checks.choice("policy", kind, POLICIES)
     if kind == "mlp":
@@ -284,12 +285,10 @@ def default_policy(
         return gaussian_mlp(obs_shape, action_space, hidden_sizes, context_size=context_size)
     if context_size:
         raise ValueError(f"context_size={context_size} must be 0: softmax_linear takes no context")
-    num_actions = _num_actions(kind, action_space)
-    return softmax_linear(
-        action_features(obs_shape, num_actions),
-        num_features=num_actions * (math.prod(obs_shape) + 1),
-        action_space=action_space,
-    )
+    if features is None:
+        features = action_features(obs_shape, _num_actions(kind, action_space))
+    phi = jax.eval_shape(features, jnp.zeros(obs_shape))
+    return softmax_linear(features, num_features=phi.shape[-1], action_space=action_space)
 
 
 POLICIES = ("mlp", "categorical", "gaussian", "softmax_linear")

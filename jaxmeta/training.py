@@ -64,6 +64,11 @@ MAY_CHANGE = ("training.meta_updates", "training.checkpoint_every", "training.re
 MAX_UPDATES_PER_CALL = 100
 
 
+Sink = Callable[[Mapping[str, Any]], None]
+"""Is given each line of the metrics, a meta-update's numbers by name, as soon as it is known; None stands for
+what is not finite."""
+
+
 class Run(NamedTuple):
     """A training run between two meta-updates: all that it takes to go on."""
 
@@ -77,6 +82,21 @@ def begin(key: jax.Array, *, algorithm: MetaAlgorithm, hyper: Any = None) -> Run
     init_key, run_key = jax.random.split(key)
     told = () if hyper is None else (hyper,)
     return Run(run_key, algorithm.init(init_key, *told), jnp.zeros((), jnp.int32))
+
+
+def begin_population(seeds: Any, hypers: Sequence[Any] | None, *, algorithm: MetaAlgorithm) -> Run:
+    """Runs before their first meta-update, of each of H settings with each of ``seeds [S]``: ``[H, S]``.
+
+    ``hypers`` of None is the algorithm's own setting, H = 1.
+    """
+    settings = [None] if hypers is None else hypers
+    stacked = jax.tree.map(lambda *x: jnp.asarray(x, float), *settings)
+
+    def first(seed: jax.Array, hyper: Any) -> Run:
+        return begin(jax.random.key(seed), algorithm=algorithm, hyper=hyper)
+
+    every = jax.vmap(jax.vmap(first, (0, None)), (None, 0), axis_size=len(settings))
+    return every(jnp.asarray(seeds, jnp.uint32), stacked)
 
 
 def advance(
@@ -124,6 +144,7 @@ def train(
     resume: bool = False,
     description: Mapping[str, Any] | None = None,
     console: Console | None = None,
+    sink: Sink | None = None,
 ) -> Run:
     """Meta-trains and returns the run; ``run.state.meta`` is what was learned.
 
@@ -138,6 +159,9 @@ def train(
         description: JSON-able settings that identify the algorithm and the family, kept in
             ``config.json`` and in each checkpoint, and compared on resuming; needed with a ``folder``.
         console: Where progress is shown; None shows it on standard error.
+        sink: Where else metrics go: any function of a line; see `sinks`. What it raises ends the run, once the
+            state is checkpointed in ``folder``. A resumed run begins anew at its checkpoint, so a sink may see
+            an ``update`` twice.
 
     Raises:
         FileExistsError: ``folder`` is not empty and ``resume`` is off.
@@ -164,6 +188,7 @@ def train(
         resume=resume,
         description=description,
         console=console,
+        sink=sink,
     )
 
 
@@ -178,6 +203,7 @@ def train_population(
     resume: bool = False,
     description: Mapping[str, Any] | None = None,
     console: Console | None = None,
+    sink: Sink | None = None,
 ) -> Run:
     """Meta-trains every setting with every seed in one program: `train`, mapped. The runs, ``[H, S]``.
 
@@ -194,6 +220,7 @@ def train_population(
         resume: As of `train`.
         description: As of `train`; seeds and settings are added to it.
         console: As of `train`.
+        sink: As of `train`.
 
     Raises:
         ValueError: no seeds or no settings; and what `train` raises.
@@ -204,16 +231,13 @@ def train_population(
     seeds = [config.seed + i for i in range(num_seeds)]
     checks.between("seed", seeds[-1], 0, 2**32 - 1)
     mesh = device_mesh(config.num_tasks)
-    settings = [None] if hypers is None else hypers
-    stacked = jax.tree.map(lambda *x: jnp.asarray(x, float), *settings)
-
-    def first(seed: jax.Array, hyper: Any) -> Run:
-        return begin(jax.random.key(seed), algorithm=algorithm, hyper=hyper)
+    num_settings = 1 if hypers is None else len(hypers)
 
     def newborn() -> Run:
         numbers = jnp.asarray(seeds, jnp.uint32)
-        every = jax.vmap(jax.vmap(first, (0, None)), (None, 0), axis_size=len(settings))
-        return jax.jit(every)(numbers, stacked)
+        return jax.jit(begin_population, static_argnames="algorithm")(
+            numbers, hypers, algorithm=algorithm
+        )
 
     if description is not None:
         told = [] if hypers is None else [jax.tree.map(float, _named(hyper)) for hyper in hypers]
@@ -223,12 +247,13 @@ def train_population(
         newborn,
         jax.vmap(jax.vmap(one, (0, None)), (0, None)),
         config,
-        members=[{"setting": i, "seed": seed} for i in range(len(settings)) for seed in seeds],
+        members=[{"setting": i, "seed": seed} for i in range(num_settings) for seed in seeds],
         mesh=mesh,
         folder=folder,
         resume=resume,
         description=description,
         console=console,
+        sink=sink,
     )
 
 
@@ -259,6 +284,7 @@ def _train(
     resume: bool,
     description: Mapping[str, Any] | None,
     console: Console | None,
+    sink: Sink | None,
 ) -> Run:
     """The loop of `train` and `train_population`; ``members`` are told apart by what their lines hold."""
     if folder is not None and description is None:
@@ -336,9 +362,18 @@ def _train(
                 metrics_file.writelines(json.dumps(line, sort_keys=True) + "\n" for line in lines)
                 metrics_file.flush()
             report(done, lines, seconds)
-            stop = processes.anywhere(interrupted())
+            failure = None
+            if sink is not None and processes.first():
+                try:
+                    for line in lines:
+                        sink(line)
+                except Exception as error:
+                    failure = error
+            stop = processes.anywhere(interrupted() or failure is not None)
             if manager is not None and (done == limit or stop):
                 checkpoints.save(manager, done, run, description)
+            if failure is not None:
+                raise failure
             if stop:
                 raise KeyboardInterrupt(f"stopped after {done} meta-updates")
     return run

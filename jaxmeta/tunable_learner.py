@@ -177,7 +177,9 @@ def tunable_learner(
     """
     if policy is None:
         shapes = family.observation_shape, family.action_space
-        policy = default_policy(config.policy, *shapes, config.hidden_sizes)
+        policy = default_policy(
+            config.policy, *shapes, config.hidden_sizes, features=family.action_features
+        )
     if value is None:
         value = value_mlp(family.observation_shape, config.hidden_sizes)
     reward_network = _reward_network(family, config)

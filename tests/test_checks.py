@@ -55,3 +55,9 @@ def test_hyper_knows_shared_fields_and_is_told_the_others():
     with pytest.raises(ValueError, match="own=3 must lie between 0 and 2"):
         checks.hyper(Hyper(own=3), own=(0, 2))
     checks.hyper(Hyper(discount=jnp.asarray(1.5)), own=(0, 2))  # traced: the caller's
+
+
+def test_a_missing_package_is_named_with_its_extra():
+    error = checks.missing("brax", "robots")
+    assert isinstance(error, ImportError)
+    assert str(error) == 'brax is missing: pip install "jaxmeta[robots]"'

@@ -34,6 +34,9 @@ ORDER = [
     "checkpoints",
     "processes",
     "training",
+    "experiments",
+    "presets",
+    "sinks",
     "plotting",
 ]
 ALONE = {"exact": {"tasks"}, "optimal": {"types", "checks", "tasks"}}
@@ -62,7 +65,7 @@ def imports(path: Path) -> set[str]:
 def test_imports_point_one_way(path):
     module = path.relative_to(ROOT).parts[0].removesuffix(".py")
     if module == "__init__":
-        assert imports(path) == set()
+        assert imports(path) <= {"experiments"}  # looked up when asked for
         return
     if module in ALONE:
         allowed = ALONE[module]

@@ -92,6 +92,24 @@ def test_actions_of_another_rank_are_refused(shape):
         networks.gaussian_mlp((4,), spaces.Box(-1.0, 1.0, shape))
 
 
+def test_softmax_linear_is_of_the_features_that_it_is_told():
+    """π(a|s) ∝ exp(φ(s, a)·θ), with φ(s, a) = (s_a, s_a²)."""
+
+    def features(obs):
+        return jnp.stack([obs, obs**2], axis=-1)
+
+    policy = networks.default_policy("softmax_linear", (3,), DISCRETE, (), features=features)
+    theta = jnp.asarray([0.5, -2.0])
+    assert policy.init(jax.random.key(0))["theta"].shape == (2,)
+    obs = jnp.asarray([0.1, -0.4, 1.0])
+    found = policy.unroll({"theta": theta}, (), timesteps(obs[None]))
+    np.testing.assert_allclose(
+        found.logits[0] - found.logits[0, 0],
+        (features(obs) @ theta) - (features(obs) @ theta)[0],
+        rtol=1e-5,
+    )
+
+
 def test_unknown_policy_and_sizes_are_refused():
     with pytest.raises(ValueError, match="did you mean 'gaussian'"):
         networks.default_policy("gausian", (4,), BOX, (8,))

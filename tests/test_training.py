@@ -204,6 +204,30 @@ def test_lines_after_the_checkpoint_are_computed_again(family, algorithm, tmp_pa
     assert "return/after" in rows[5]
 
 
+def test_a_sink_is_given_every_line_once_and_in_order(family, algorithm, tmp_path):
+    seen = []
+    training.train(algorithm, family, config(), folder=tmp_path / "run", sink=seen.append, **QUIET)
+    assert [line["update"] for line in seen] == list(range(1, 13))
+    assert seen == lines(tmp_path / "run")
+
+
+def test_a_sink_that_fails_loses_nothing(whole, family, algorithm, tmp_path):
+    """It fails on another update than those that are checkpointed in any case."""
+
+    def sink(line):
+        if line["update"] == 3:
+            raise OSError("no network")
+
+    folder = tmp_path / "run"
+    with pytest.raises(OSError, match="no network"):
+        training.train(
+            algorithm, family, config(report_seconds=0.0), folder=folder, sink=sink, **QUIET
+        )
+    assert max(steps(folder)) == 3
+    resumed = training.train(algorithm, family, config(), folder=folder, resume=True, **QUIET)
+    assert_bit_equal(resumed, whole[1])
+
+
 def test_one_compilation_however_often_the_host_looks(family, algorithm):
     chex.clear_trace_counter()
     counted = algorithm._replace(step=chex.assert_max_traces(algorithm.step, n=2))

@@ -19,61 +19,31 @@ import jax
 import jax.numpy as jnp
 from common import Row, Study
 
-from jaxmeta import checks, optimal, tasks
-from jaxmeta.algorithms.rl2 import Config, rl2
+from jaxmeta import checks, experiments, optimal, tasks
 from jaxmeta.evaluation import Trials
-from jaxmeta.memory_learner import Hyper
 from jaxmeta.tasks.bandits import BanditParams
 
 
 class Setting(NamedTuple):
-    """A row of the published table, and how RL² is trained for it."""
+    """A row of the published table; RL² is trained by the preset of its name."""
 
     published: tuple[float, ...]  # in the order of AGENTS
     exploration: (
         float  # UCB1's c; the best of 0.1, 0.2 and 0.3 where it has been tried: up to 100 pulls
     )
     discount: float  # of the Gittins index, for which a trial has no end; likewise
-    meta_updates: int
-    num_tasks: int
-    config: Config
-    hyper: Hyper
 
 
 AGENTS = ("random", "Gittins", "Thompson", "UCB1", "greedy", "RL²")
 
 
-def trained(meta_updates: int, num_tasks: int, size: int, **hyper: float) -> tuple:
-    """RL²'s settings; what is not said is what worked on the smallest setting."""
-    shared = dict(discount=1.0, gae_lambda=0.9, entropy_cost=0.02, anneal_updates=meta_updates)
-    return meta_updates, num_tasks, Config(memory_size=size), Hyper(**(shared | hyper))
-
-
 SETTINGS = {
-    "5,10": Setting(
-        (5.0, 6.6, 5.7, 6.7, 6.6, 6.7), 0.1, 0.8, *trained(400, 2048, 32, learning_rate=3e-3)
-    ),
-    "50,10": Setting(
-        (5.1, 6.5, 5.2, 6.6, 6.5, 6.8), 0.1, 0.8, *trained(2000, 4096, 128, learning_rate=1e-3)
-    ),
-    "5,100": Setting(
-        (49.9, 78.3, 74.7, 78.0, 74.8, 78.7),
-        0.2,
-        0.98,
-        *trained(1000, 2048, 32, learning_rate=3e-3, entropy_cost=0.03),
-    ),
-    "50,100": Setting(
-        (49.8, 85.2, 64.5, 84.3, 78.0, 84.9),
-        0.2,
-        0.98,
-        *trained(4000, 4096, 128, learning_rate=1e-3),
-    ),
-    "10,500": Setting(
-        (249.0, 437.8, 429.5, 437.1, 395.0, 432.5), 0.3, 0.995, *trained(4000, 2048, 256)
-    ),
-    "50,500": Setting(
-        (249.6, 463.7, 427.2, 457.6, 402.8, 438.9), 0.3, 0.995, *trained(4000, 2048, 256)
-    ),
+    "5,10": Setting((5.0, 6.6, 5.7, 6.7, 6.6, 6.7), 0.1, 0.8),
+    "50,10": Setting((5.1, 6.5, 5.2, 6.6, 6.5, 6.8), 0.1, 0.8),
+    "5,100": Setting((49.9, 78.3, 74.7, 78.0, 74.8, 78.7), 0.2, 0.98),
+    "50,100": Setting((49.8, 85.2, 64.5, 84.3, 78.0, 84.9), 0.2, 0.98),
+    "10,500": Setting((249.0, 437.8, 429.5, 437.1, 395.0, 432.5), 0.3, 0.995),
+    "50,500": Setting((249.6, 463.7, 427.2, 457.6, 402.8, 438.9), 0.3, 0.995),
 }
 
 
@@ -142,25 +112,19 @@ def main(study: Bandits) -> None:
             for agent, scores in scored.items()
         ]
         if study.learned:
-            meta_updates = study.meta_updates or setting.meta_updates
-            setting = setting._replace(
-                meta_updates=meta_updates,
-                hyper=setting.hyper._replace(anneal_updates=meta_updates),
-            )
+            preset = f"rl2-bandit-{num_arms}-{num_pulls}"
+            experiment = common.preset(preset, study.meta_updates)
             scores, seconds = common.train_and_measure(
                 expected_total,
-                rl2(family, setting.config, setting.hyper),
+                experiment,
                 drawn,
                 study,
                 family=family,
                 num_steps=num_pulls,
-                meta_updates=meta_updates,
-                num_tasks=setting.num_tasks,
                 name=f"RL² on {name}",
             )
-            rows.append(
-                Row(name, "RL²", scores, mark, published["RL²"], seconds, setting._asdict())
-            )
+            settings = experiments.describe(experiment)
+            rows.append(Row(name, "RL²", scores, mark, published["RL²"], seconds, settings))
         exact = "Bayes-optimal (exact)" if best is not None else "Gittins, what shares are of"
         rows.append(Row(name, exact, None, mark, None))
     common.write(study.output, rows, study, share="share of best", digits=3)

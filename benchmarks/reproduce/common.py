@@ -13,10 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from jaxmeta import checks, evaluation, reports, tasks, training
+from jaxmeta import checks, evaluation, experiments, presets, reports, tasks, training
 from jaxmeta.evaluation import Trials
+from jaxmeta.experiments import Experiment
 from jaxmeta.tasks import TaskFamily
-from jaxmeta.types import Learner, MetaAlgorithm, Task
+from jaxmeta.types import Learner, Task
 
 EVALUATION_SEED = 10**6  # not that of a run
 
@@ -76,6 +77,14 @@ class Row:
         }
 
 
+def preset(name: str, meta_updates: int | None, num_tasks: int | None = None) -> Experiment:
+    """A preset, shorter or longer where it is said."""
+    experiment = presets.PRESETS[name]
+    plan = dataclasses.replace(experiment.plan, num_tasks=num_tasks or experiment.plan.num_tasks)
+    experiment = dataclasses.replace(experiment, plan=plan)
+    return presets.lasting(experiment, meta_updates or plan.meta_updates)
+
+
 def held_out(family: TaskFamily, study: Study) -> Task:
     """The tasks that every agent is measured on."""
     key = jax.random.key(EVALUATION_SEED)
@@ -117,17 +126,17 @@ def measure(
 
 def train_and_measure(
     score: Callable[[Task, Trials], jax.Array],
-    algorithm: MetaAlgorithm,
+    experiment: Experiment,
     drawn: Task,
     study: Study,
     *,
     family: TaskFamily,
     num_steps: int,
-    meta_updates: int,
-    num_tasks: int,
     name: str,
 ) -> tuple[np.ndarray, float]:
     """Scores ``[seeds, M]`` of trained learners, and the mean seconds of a training run without compiling."""
+    algorithm = experiments.make_algorithm(experiment, family)
+    meta_updates, num_tasks = experiment.plan.meta_updates, experiment.plan.num_tasks
     begin = jax.jit(lambda key: training.begin(key, algorithm=algorithm))
     run = begin(jax.random.key(0))
     chunk = max(1, meta_updates // 10)

@@ -16,10 +16,8 @@ import jax
 import jax.numpy as jnp
 from common import Row, Study
 
-from jaxmeta import checks, optimal, tasks
-from jaxmeta.algorithms.rl2 import Config, rl2
+from jaxmeta import checks, experiments, optimal, tasks
 from jaxmeta.evaluation import Trials
-from jaxmeta.memory_learner import Hyper
 from jaxmeta.tasks.bandits import BanditParams
 
 KINDS = ("easy", "uniform", "medium", "hard", "independent")
@@ -36,17 +34,18 @@ class DependentBandits(Study):
     """What is trained and tested on; none is `easy` and `uniform`, or all with `--full`."""
     num_seeds: int = 2
     """Runs of RL²."""
-    meta_updates: int = 400
-    """Meta-updates of RL²."""
-    num_tasks: int = 512
-    """Trials in a meta-update."""
+    meta_updates: int | None = None
+    """Meta-updates of RL²; None is the presets' 400."""
+    num_tasks: int | None = None
+    """Trials in a meta-update; None is the presets' 512."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in self.kinds:
             checks.choice("kinds", name, KINDS)
-        checks.at_least("meta_updates", self.meta_updates, 1)
-        checks.at_least("num_tasks", self.num_tasks, 1)
+        for name in ("meta_updates", "num_tasks"):
+            if getattr(self, name) is not None:
+                checks.at_least(name, getattr(self, name), 1)
 
 
 def expected_regret(task: BanditParams, trials: Trials) -> jax.Array:
@@ -70,26 +69,19 @@ def main(study: DependentBandits) -> None:
             num_steps=NUM_PULLS,
         )
         rows.append(Row(kind, "Thompson, independent priors", scores[None], best, None))
-        hyper = Hyper(
-            discount=1.0,
-            gae_lambda=0.9,
-            learning_rate=3e-3,
-            entropy_cost=0.06,
-            anneal_updates=study.meta_updates,
-        )
-        config = Config(memory_size=32)
+        preset = f"rl2-dependent_bandit-{kind}"
+        experiment = common.preset(preset, study.meta_updates, study.num_tasks)
         scores, seconds = common.train_and_measure(
             expected_regret,
-            rl2(family, config, hyper),
+            experiment,
             drawn,
             study,
             family=family,
             num_steps=NUM_PULLS,
-            meta_updates=study.meta_updates,
-            num_tasks=study.num_tasks,
             name=f"RL² on {kind}",
         )
-        rows.append(Row(kind, "RL²", scores, best, None, seconds, (config, hyper)))
+        settings = experiments.describe(experiment)
+        rows.append(Row(kind, "RL²", scores, best, None, seconds, settings))
         rows.append(Row(kind, "Bayes-optimal (exact)", None, best, None))
     common.write(study.output, rows, study, share="× Bayes-optimal", digits=3)
 

@@ -16,8 +16,7 @@ import common
 import jax
 from common import Row, Study
 
-from jaxmeta import checks, evaluation, optimal, tasks
-from jaxmeta.algorithms import rl2, varibad
+from jaxmeta import checks, evaluation, experiments, optimal, tasks
 from jaxmeta.tasks.informed import informed
 
 EPISODES = 4
@@ -35,53 +34,42 @@ class GridNavi(Study):
     """Held-out tasks; there are 21 goals."""
     meta_updates: int | None = None
     """Meta-updates of each learner; None is 400, or 2 000 with `--full`."""
-    num_tasks: int = 256
-    """Trials in a meta-update."""
+    num_tasks: int | None = None
+    """Trials in a meta-update; None is the presets' 256."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        checks.at_least("num_tasks", self.num_tasks, 1)
-        if self.meta_updates is not None:
-            checks.at_least("meta_updates", self.meta_updates, 1)
+        for name in ("num_tasks", "meta_updates"):
+            if getattr(self, name) is not None:
+                checks.at_least(name, getattr(self, name), 1)
 
 
 def main(study: GridNavi) -> None:
     family = tasks.make("gridnavi")
     drawn = common.held_out(family, study)
     num_steps = EPISODES * family.horizon
-    meta_updates = study.meta_updates or (2000 if study.full else 400)
+    meta_updates = study.meta_updates or (2000 if study.full else None)
     best = optimal.bayes_optimal_gridnavi(num_episodes=EPISODES, num_steps=family.horizon)
-    trained = dict(
-        discount=0.99,
-        gae_lambda=0.9,
-        learning_rate=3e-3,
-        entropy_cost=0.06,
-        anneal_updates=meta_updates,
-    )
-    shared = dict(num_episodes=EPISODES, hidden_sizes=(128, 64))
-    told = informed(family)
     learners = {
-        "VariBAD": (family, varibad, varibad.Config(**shared)),
-        "RL²": (family, rl2, rl2.Config(**shared)),
-        "told the goal": (told, rl2, rl2.Config(**shared, memory="none")),
+        "VariBAD": ("varibad-gridnavi", family, {}),
+        "RL²": ("rl2-gridnavi", family, {}),
+        "told the goal": ("rl2-gridnavi", informed(family), {"memory": "none"}),
     }
     rows = []
-    for agent, (its_family, module, config) in learners.items():
-        hyper = module.Hyper(**trained)
-        constructor = {varibad: varibad.varibad, rl2: rl2.rl2}[module]
-        algorithm = constructor(its_family, config, hyper)
+    for agent, (preset, its_family, settings) in learners.items():
+        experiment = common.preset(preset, meta_updates, study.num_tasks)
+        experiment = dataclasses.replace(experiment, config={**experiment.config, **settings})
         scores, seconds = common.train_and_measure(
             common.total_reward,
-            algorithm,
+            experiment,
             drawn,
             study,
             family=its_family,
             num_steps=num_steps,
-            meta_updates=meta_updates,
-            num_tasks=study.num_tasks,
             name=agent,
         )
-        rows.append(Row("4 episodes", agent, scores, best, None, seconds, (config, hyper)))
+        settings = experiments.describe(experiment)
+        rows.append(Row("4 episodes", agent, scores, best, None, seconds, settings))
     known = jax.jit(
         lambda drawn: evaluation.optimal_returns(jax.random.key(0), drawn, family=family)
     )(drawn)

@@ -12,19 +12,14 @@ table.csv and results.json in the output folder.
 
 import dataclasses
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import common
 import jax
 import numpy as np
 from common import Row, Study
 
-from jaxmeta import checks, evaluation, optimal, tasks
-from jaxmeta.algorithms.rl2 import Config, rl2
-from jaxmeta.graph_actor_critic import graph_actor_critic
-from jaxmeta.memory_learner import Hyper
-from jaxmeta.tasks import TaskFamily
-from jaxmeta.types import MetaAlgorithm
+from jaxmeta import checks, evaluation, experiments, optimal, presets, tasks
 
 PUBLISHED = {  # episodes: random, PSRL, RL²
     10: (100.1, 138.1, 156.2),
@@ -63,41 +58,7 @@ class Tabular(Study):
                 checks.at_least(name, getattr(self, name), 1)
 
 
-@dataclasses.dataclass(frozen=True)
-class Training:
-    """RL² with one memory."""
-
-    name: str
-    meta_updates: int  # without `--full`
-    num_tasks: int
-    config: dict[str, Any]
-    hyper: dict[str, Any]
-
-
-MEMORIES = {
-    "counts": Training("RL² with counts", 120, 128, dict(num_epochs=3), dict(entropy_cost=0.02)),
-    "gru": Training("RL² with a GRU", 450, 1024, dict(num_minibatches=8), dict(entropy_cost=0.04)),
-}
-
-
-def to_train(
-    study: Tabular, family: TaskFamily, episodes: int
-) -> tuple[MetaAlgorithm, dict[str, int], Any]:
-    """RL², how long to train it, and its settings."""
-    chosen = MEMORIES[study.memory]
-    meta_updates = study.meta_updates or chosen.meta_updates * (8 if study.full else 1)
-    hyper = Hyper(
-        discount=0.99,
-        gae_lambda=0.9,
-        learning_rate=3e-3,
-        anneal_updates=meta_updates,
-        **chosen.hyper,
-    )
-    config = Config(num_episodes=episodes, **chosen.config)
-    network = graph_actor_critic(family) if study.memory == "counts" else None
-    algorithm = rl2(family, config, hyper, network=network)
-    budget = dict(meta_updates=meta_updates, num_tasks=study.num_tasks or chosen.num_tasks)
-    return algorithm, budget, (config, hyper)
+MEMORIES = {"counts": "RL² with counts", "gru": "RL² with a GRU"}
 
 
 def main(study: Tabular) -> None:
@@ -122,18 +83,23 @@ def main(study: Tabular) -> None:
             )
             rows.append(Row(setting, agent, scores[None], best.mean(), published))
         if study.learned:
-            name = MEMORIES[study.memory].name
-            algorithm, budget, settings = to_train(study, family, episodes)
+            name = MEMORIES[study.memory]
+            preset = f"rl2-tabular-{study.memory}"
+            longer = presets.PRESETS[preset].plan.meta_updates * (8 if study.full else 1)
+            experiment = common.preset(preset, study.meta_updates or longer, study.num_tasks)
+            experiment = dataclasses.replace(
+                experiment, config={**experiment.config, "num_episodes": episodes}
+            )
             scores, seconds = common.train_and_measure(
                 common.total_reward,
-                algorithm,
+                experiment,
                 drawn,
                 study,
                 family=family,
                 num_steps=episodes * family.horizon,
-                **budget,
                 name=f"{name}, {setting}",
             )
+            settings = experiments.describe(experiment)
             rows.append(Row(setting, name, scores, best.mean(), learned, seconds, settings))
         rows.append(Row(setting, "told the MDP (exact)", best[None], best.mean(), None))
     common.write(study.output, rows, study, share="share of told", digits=1)

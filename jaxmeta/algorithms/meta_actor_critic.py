@@ -93,7 +93,11 @@ def meta_actor_critic(
     """
     checks.hyper(hyper, trace_lambda=(0, 1), value_step_size=(-1e6, 1e6))
     policy = policy or default_policy(
-        config.policy, family.observation_shape, family.action_space, config.hidden_sizes
+        config.policy,
+        family.observation_shape,
+        family.action_space,
+        config.hidden_sizes,
+        features=family.action_features,
     )
     value = value or value_mlp(family.observation_shape, config.hidden_sizes)
 

@@ -135,7 +135,11 @@ def meta_value_parts(
 ) -> MetaValue:
     """The learner that ``config`` describes, on tasks of ``family``; arguments as in `meta_value`."""
     policy = policy or default_policy(
-        config.policy, family.observation_shape, family.action_space, config.hidden_sizes
+        config.policy,
+        family.observation_shape,
+        family.action_space,
+        config.hidden_sizes,
+        features=family.action_features,
     )
     value = value or value_mlp(family.observation_shape, config.hidden_sizes)
 

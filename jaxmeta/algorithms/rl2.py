@@ -16,6 +16,7 @@ import optax
 
 from jaxmeta import checks, memories, memory_learner
 from jaxmeta.distributions import Distribution
+from jaxmeta.graph_actor_critic import graph_actor_critic
 from jaxmeta.memory_learner import ActorCritic, Hyper, Inputs, Loss, joined
 from jaxmeta.networks import value_mlp
 from jaxmeta.tasks.family import TaskFamily
@@ -26,8 +27,9 @@ from jaxmeta.types import MetaAlgorithm, Params
 class Config(memory_learner.Config):
     """What shapes the program."""
 
-    memory: Literal["gru", "lstm", "linear", "transformer", "none"] = "gru"
-    """What remembers; `none` is the control that does not."""
+    memory: Literal["gru", "lstm", "linear", "transformer", "counts", "none"] = "gru"
+    """What remembers; `counts`, of finite MDPs with one-hot states, comes with a policy of its own
+    (`graph_actor_critic`), which the sizes below say nothing of; `none` is the control that does not."""
     memory_size: int = 64
     """Width of the memory."""
     encoder_sizes: tuple[int, ...] = ()
@@ -41,7 +43,9 @@ class Config(memory_learner.Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        memories.check(self.memory, self.memory_size, self.precision)
+        memories.check(
+            self.memory, self.memory_size, self.precision, (*memories.MEMORIES, "counts")
+        )
         for size in self.encoder_sizes:
             checks.at_least("encoder_sizes", size, 1)
         checks.choice("loss", self.loss, ("ppo", "a2c"))
@@ -76,7 +80,9 @@ def rl2(
             of ``config.num_minibatches``.
     """
     checks.hyper(hyper)
-    if network is None:
+    if network is None and config.memory == "counts":
+        network = graph_actor_critic(family)
+    elif network is None:
         network = recurrent_actor_critic(family, config)
     objective = {"ppo": memory_learner.ppo, "a2c": memory_learner.a2c}[config.loss]
     return memory_learner.learn_from_trials(

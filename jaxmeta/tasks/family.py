@@ -36,6 +36,8 @@ class TaskFamily:
             where it is computed exactly; for families whose optimal policy needs more than ``obs``.
         expert_action: ``(task, obs) -> action`` of a good controller told the task, where no optimum is
             known: a mark to measure by, not a bound.
+        action_features: ``obs -> φ(s, ·) [A, F]``: what softmax-linear policies, π(a|s) ∝ exp(φ(s, a)·θ), see of
+            the A actions; None is the observation in a block of features for each action.
     """
 
     name: str
@@ -47,6 +49,7 @@ class TaskFamily:
     optimal_action: Controller | None = None
     optimal_return: Callable[[Task], jax.Array] | None = None
     expert_action: Controller | None = None
+    action_features: Callable[[jax.Array], jax.Array] | None = None
 
     @property
     def action_space(self) -> spaces.Space:

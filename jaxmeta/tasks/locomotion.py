@@ -205,7 +205,7 @@ def _brax() -> Any:
         with _brax_at_work():
             from brax import envs
     except ImportError as error:
-        raise ImportError('locomotion needs Brax: pip install "jaxmeta[brax]"') from error
+        raise checks.missing("brax", "brax") from error
     return envs
 
 

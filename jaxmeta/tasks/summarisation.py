@@ -156,8 +156,8 @@ def optimal_action(task: SummarisationParams, obs: jax.Array, *, env: Summarisat
 def features(obs: jax.Array, *, env: Summarisation) -> jax.Array:
     """``φ(s, a)``, ``[n, m]``: the topics that sentence a would newly cover.
 
-    What a sentence adds is ``φ(s, a)·weight``, so a softmax-linear policy of these features
-    (`networks.softmax_linear`) needs to learn of a task nothing but its weights.
+    What a sentence adds is ``φ(s, a)·weight``, so a softmax-linear policy of these features (the family's
+    ``action_features``) needs to learn of a task nothing but its weights.
     """
     seen = env.seen(obs)
     return seen.mentions * (1.0 - seen.covered)[None]
@@ -236,4 +236,5 @@ def summarisation(*, num_sentences: int = 8, num_topics: int = 6, horizon: int =
         if num_subsets <= MOST_SUBSETS
         else None,
         expert_action=functools.partial(greedy_action, env=env),
+        action_features=functools.partial(features, env=env),
     )

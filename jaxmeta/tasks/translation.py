@@ -294,7 +294,7 @@ def _package(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise ImportError(f'{name} is missing: pip install "jaxmeta[language]"') from error
+        raise checks.missing(name, "language") from error
 
 
 class English(NamedTuple):

@@ -152,7 +152,7 @@ def _package() -> tuple[Any, Any]:
             from xminigrid import types
             from xminigrid.envs.xland import XLandMiniGrid
     except ImportError as error:
-        raise ImportError('xland needs XLand-MiniGrid: pip install "jaxmeta[xland]"') from error
+        raise checks.missing("xminigrid", "xland") from error
     return types, XLandMiniGrid()
 
 

@@ -1,9 +1,11 @@
+import chex
 import jax
 import numpy as np
 import pytest
 
 from jaxmeta import evaluation, optimal, tasks, training
 from jaxmeta.algorithms.rl2 import Config, Hyper, rl2
+from jaxmeta.graph_actor_critic import graph_actor_critic
 
 
 @pytest.mark.parametrize(
@@ -27,6 +29,15 @@ def test_bad_settings_are_named(settings, message):
 def test_bad_hyper_parameters_are_named():
     with pytest.raises(ValueError, match="anneal_updates=0 must lie between 1"):
         rl2(tasks.make("bernoulli_bandit"), hyper=Hyper(anneal_updates=0))
+
+
+def test_counts_are_a_memory_with_a_policy_of_their_own():
+    family = tasks.make("tabular", num_states=3, num_actions=2, horizon=4)
+    ours = rl2(family, Config(memory="counts")).init(jax.random.key(0))
+    own = rl2(family, network=graph_actor_critic(family)).init(jax.random.key(0))
+    chex.assert_trees_all_equal(ours.meta, own.meta)
+    with pytest.raises(ValueError, match="needs one-hot states"):
+        rl2(tasks.make("catch"), Config(memory="counts"))
 
 
 def test_an_encoder_stands_before_the_memory_and_is_seen_beside_it():

@@ -10,10 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxmeta import tasks
+from jaxmeta.algorithms.maml import Config, maml
 from jaxmeta.rollout import begin_stream, rollout
 from jaxmeta.tasks import summarisation
 from jaxmeta.tasks.summarisation import Summarisation, SummarisationParams, SummarisationState
-from jaxmeta.types import Learner
+from jaxmeta.types import Learner, TimeStep
 
 SMALL = Summarisation(num_sentences=4, num_topics=5, horizon=3)
 
@@ -238,3 +239,21 @@ def test_settings_of_the_family():
         tasks.make("summarisation", num_sentences=3, horizon=4)
     with pytest.raises(ValueError, match="num_topics=0 must be at least 1"):
         tasks.make("summarisation", num_topics=0)
+
+
+def test_a_softmax_linear_policy_is_of_the_topics_newly_covered():
+    """What `policy="softmax_linear"` builds acts by φ(s, a)·θ, with a weight for each topic."""
+    family = tasks.make("summarisation")
+    algorithm = maml(family, Config(policy="softmax_linear"))
+    meta = algorithm.init(jax.random.key(0)).meta
+    assert meta.params["theta"].shape == (6,)
+    learner, task = algorithm.learner, family.test(jax.random.key(1))
+    theta = 1000.0 * task.weight
+    meta = meta._replace(params={"theta": theta})
+    agent, memory = learner.init(jax.random.key(2), meta), learner.memory(meta)
+    for seed in range(5):
+        obs, _ = family.env.reset_env(jax.random.key(10 + seed), task)
+        seen = TimeStep(obs, jnp.zeros((), jnp.int32), jnp.zeros(()), jnp.asarray(True))
+        action, *_ = learner.act(jax.random.key(3), meta, agent, memory, seen)
+        scores = summarisation.features(obs, env=family.env) @ theta
+        assert scores[action] > scores.max() - 1

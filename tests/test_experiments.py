@@ -1,0 +1,167 @@
+"""Experiments as data: what they say, what they make, and what a folder gives back."""
+
+import dataclasses
+import json
+
+import chex
+import jax
+import numpy as np
+import pytest
+from rich.console import Console
+
+import jaxmeta
+from jaxmeta import evaluation, experiments, tasks, training
+from jaxmeta.algorithms import ALGORITHMS
+from jaxmeta.checkpoints import CheckpointError
+from jaxmeta.experiments import Experiment
+
+QUIET = Console(quiet=True)
+SMALL = Experiment(
+    "maml",
+    "navigation",
+    config=dict(num_streams=3, hidden_sizes=(8,)),
+    hyper=dict(step_size=0.3),
+    family_settings=dict(horizon=5),
+    plan=training.Config(meta_updates=2, num_tasks=2, seed=7),
+)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run") / "maml"
+    return folder, experiments.train(SMALL, folder=folder, console=QUIET)
+
+
+def test_a_folder_gives_back_what_was_learned(trained):
+    folder, run = trained
+    loaded = jaxmeta.load(folder)
+    chex.assert_trees_all_equal(loaded.meta, run.state.meta)
+    assert int(loaded.run.num_updates) == 2
+    assert experiments.describe(loaded.experiment) == experiments.describe(SMALL)
+    assert loaded.experiment.plan == SMALL.plan
+    assert experiments.read(folder) == loaded.experiment
+    held_out = tasks.sample_tasks(jax.random.key(0), loaded.family, 2, split="test")
+    returns = evaluation.adaptation_returns(
+        jax.random.key(1),
+        loaded.meta,
+        held_out,
+        learner=loaded.learner,
+        env=loaded.family.env,
+        num_streams=2,
+        num_updates=1,
+        num_steps=loaded.family.horizon,
+    )
+    assert returns.shape == (2, 2)
+
+
+def test_what_was_loaded_trains_on(trained, tmp_path):
+    """A longer run from the loaded state is the longer run."""
+    folder, _ = trained
+    loaded = jaxmeta.load(folder)
+    longer = dataclasses.replace(SMALL, plan=dataclasses.replace(SMALL.plan, meta_updates=4))
+    whole = experiments.train(longer, console=QUIET)
+    run, _ = jax.jit(
+        lambda run: training.advance(
+            run, 2, algorithm=loaded.algorithm, family=loaded.family, num_tasks=2, max_updates=2
+        )
+    )(loaded.run)
+    chex.assert_trees_all_close(run.state.meta, whole.state.meta, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("hypers", [None, [dict(step_size=0.1), dict(step_size=0.2)]])
+def test_a_population_is_given_back_whole(hypers, tmp_path):
+    algorithm, family = experiments.make(SMALL)
+    hypers = hypers and [ALGORITHMS["maml"].Hyper(**x) for x in hypers]
+    run = training.train_population(
+        algorithm,
+        family,
+        SMALL.plan,
+        num_seeds=3,
+        hypers=hypers,
+        folder=tmp_path / "population",
+        description=experiments.describe(SMALL),
+        console=QUIET,
+    )
+    loaded = jaxmeta.load(tmp_path / "population")
+    chex.assert_trees_all_equal(loaded.meta, run.state.meta)
+    assert loaded.run.num_updates.shape == (len(hypers or [None]), 3)
+
+
+def test_making_is_what_one_would_write_out():
+    algorithm, family = experiments.make(SMALL)
+    module = ALGORITHMS["maml"]
+    its_family = tasks.make("navigation", horizon=5)
+    own = module.maml(
+        its_family,
+        module.Config(num_streams=3, hidden_sizes=(8,)),
+        module.Hyper(step_size=0.3),
+    )
+    assert family.horizon == 5
+    chex.assert_trees_all_equal(algorithm.init(jax.random.key(0)), own.init(jax.random.key(0)))
+
+
+def test_a_description_names_every_setting_and_survives_json():
+    description = experiments.describe(SMALL)
+    config = {field.name for field in dataclasses.fields(ALGORITHMS["maml"].Config)}
+    assert set(description["config"]) == config
+    assert set(description["hyper"]) == set(ALGORITHMS["maml"].Hyper._fields)
+    assert description["hyper"]["step_size"] == 0.3
+    assert description["family_settings"]["horizon"] == 5
+    assert json.loads(json.dumps(description))["config"]["hidden_sizes"] == [8]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(algorithm="mamal"), "algorithm='mamal' is unknown: did you mean 'maml'"),
+        (dict(family="navigaton"), "family='navigaton' is unknown: did you mean 'navigation'"),
+        (dict(config=dict(num_stream=3)), "config of maml on navigation='num_stream' is unknown"),
+        (dict(hyper=dict(stepsize=3)), "hyper of maml on navigation='stepsize' is unknown"),
+        (dict(family_settings=dict(radius=1)), "family_settings of maml on navigation='radius'"),
+    ],
+)
+def test_what_is_not_known_is_said(changes, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(SMALL, **changes)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "config.json does not exist: .* is no run's folder"),
+        ("{", "config.json cannot be read as JSON"),
+        ("[]", "holds no description of a run"),
+        ("{}", "is not of an experiment that this version knows"),
+    ],
+)
+def test_a_folder_that_is_none_is_said(text, message, tmp_path):
+    if text is not None:
+        (tmp_path / "config.json").write_text(text)
+    with pytest.raises(CheckpointError, match=message):
+        jaxmeta.load(tmp_path)
+
+
+def test_a_setting_of_another_version_is_said(trained, tmp_path):
+    folder, _ = trained
+    description = json.loads((folder / "config.json").read_text())
+    description["hyper"]["warmth"] = 1.0
+    (tmp_path / "config.json").write_text(json.dumps(description))
+    with pytest.raises(CheckpointError, match="hyper of maml on navigation='warmth' is unknown"):
+        jaxmeta.load(tmp_path)
+
+
+def test_every_pretrained_run_loads_and_is_as_good_as_it_was_measured():
+    names = experiments.pretrained_names()
+    assert names
+    for name in names:
+        loaded = jaxmeta.load(jaxmeta.pretrained(name))
+        assert int(loaded.run.num_updates) == loaded.experiment.plan.meta_updates
+    with pytest.raises(ValueError, match="name='maml' is unknown"):
+        jaxmeta.pretrained("maml")
+
+
+def test_only_what_is_public_is_found_at_the_top():
+    assert jaxmeta.load is experiments.load
+    with pytest.raises(AttributeError, match="no attribute 'lod'"):
+        jaxmeta.lod  # noqa: B018
+    assert np.all([hasattr(jaxmeta, name) for name in jaxmeta.__all__])
