@@ -305,10 +305,7 @@ def main(main: Main) -> None:
         lines += ["", *speed_table(cells, main)]
     if "sparse_navigation" in main.families:
         lines += ["", *mean_table(cells, "sparse_navigation", main)]
-    machine = reports.machine()
-    results = {"settings": settings, "machine": machine, "cells": cells}
-    (main.output / "results.json").write_text(json.dumps(results, allow_nan=False) + "\n")
-    (main.output / "table.md").write_text("\n".join(lines) + "\n")
+    reports.leave(main.output, settings, lines, cells=cells)
     plotting.learning(
         main.output / "learning.png",
         {
@@ -318,8 +315,6 @@ def main(main: Main) -> None:
             for family in main.families
         },
     )
-    print("\n".join(lines))
-    console.print(f"{machine}; results in {main.output}")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ Leaves results.json, table.md, estimators.png and meta_gradients.png in the outp
 """
 
 import dataclasses
-import json
 import math
 import sys
 import time
@@ -24,7 +23,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
-from rich.console import Console
 
 from jaxmeta import checks, exact, objectives, plotting, reports, returns, training
 from jaxmeta.objectives import Surrogate
@@ -357,7 +355,6 @@ def main(main: Main) -> None:
     reports.refuse_to_overwrite(main.output)
     jax.config.update("jax_enable_x64", True)
     training.enable_compilation_cache()
-    console = Console()
     features_key, key, small_key = jax.random.split(jax.random.key(main.seed), 3)
     shape = (main.num_states, main.num_actions, main.num_features)
     features = jax.random.normal(features_key, shape)
@@ -375,14 +372,6 @@ def main(main: Main) -> None:
         print(f"  meta-gradients: batches of {size}", file=sys.stderr, flush=True)
         columns[size] = meta_gradients(small, main, size)
 
-    main.output.mkdir(parents=True, exist_ok=True)
-    result = {
-        "settings": {**dataclasses.asdict(main), "output": str(main.output)},
-        "machine": reports.machine(),
-        "estimators": rows,
-        "meta_gradients": columns,
-    }
-    (main.output / "results.json").write_text(json.dumps(result, indent=2) + "\n")
     behaviour = f"off-policy, |θ - θ_μ| = {main.distance:g}" if main.distance else "on-policy"
     lines = [
         f"Bias and standard deviation per trajectory, relative to the exact derivative's norm; N = "
@@ -396,11 +385,10 @@ def main(main: Main) -> None:
         "",
         *meta_gradient_table(columns),
     ]
-    (main.output / "table.md").write_text("\n".join(lines) + "\n")
+    settings = dataclasses.asdict(main)
+    reports.leave(main.output, settings, lines, estimators=rows, meta_gradients=columns)
     plotting.estimators(main.output / "estimators.png", rows, title=behaviour)
     plotting.meta_gradients(main.output / "meta_gradients.png", columns)
-    print("\n".join(lines))
-    console.print(f"{result['machine']}; results in {main.output}")
 
 
 if __name__ == "__main__":

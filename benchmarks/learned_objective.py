@@ -14,7 +14,6 @@ Leaves results.json, table.md and a figure in the output folder.
 
 import dataclasses
 import itertools
-import json
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -438,20 +437,17 @@ def train(args: Train) -> None:
     meta, curve = meta_train(args)
     trained = time.perf_counter() - began
     results = compare(args, meta)
-    lines = comparison_table(results)
-    args.output.mkdir(parents=True, exist_ok=True)
-    plotting.lifetimes(args.output / "lifetimes.png", results)
-    _write(
-        args,
-        lines,
-        {
-            "results": results,
-            "training_curve": curve,
-            "training_seconds": trained,
-            "seconds": time.perf_counter() - began,
-            "rule": jax.tree.map(lambda x: np.asarray(x, float).tolist(), meta.params),
-        },
+    reports.leave(
+        args.output,
+        dataclasses.asdict(args),
+        comparison_table(results),
+        results=results,
+        training_curve=curve,
+        training_seconds=trained,
+        seconds=time.perf_counter() - began,
+        rule=jax.tree.map(lambda x: np.asarray(x, float).tolist(), meta.params),
     )
+    plotting.lifetimes(args.output / "lifetimes.png", results)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -538,19 +534,8 @@ def memory(args: Memory) -> None:
         row["longest / shortest"] = f"{values[-1] / values[0]:.2f}"
         row["seconds, longest"] = f"{list(by_length.values())[-1]['seconds']:.1f}"
         rows.append(row)
-    args.output.mkdir(parents=True, exist_ok=True)
+    reports.leave(args.output, dataclasses.asdict(args), rows, results=results)
     plotting.lifetime_memory(args.output / "memory.png", results)
-    _write(args, reports.markdown(rows), {"results": results})
-
-
-def _write(args: Train | Memory, lines: list[str], record: dict[str, Any]) -> None:
-    machine = reports.machine()
-    settings = {**dataclasses.asdict(args), "output": str(args.output)}
-    text = json.dumps({"settings": settings, "machine": machine, **record}, indent=2)
-    (args.output / "results.json").write_text(text + "\n", encoding="utf-8")
-    (args.output / "table.md").write_text("\n".join([*lines, "", machine]) + "\n", encoding="utf-8")
-    print("\n".join(lines))
-    _say(f"{machine}; results in {args.output}")
 
 
 def _say(text: str) -> None:

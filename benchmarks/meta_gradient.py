@@ -18,7 +18,6 @@ Each leaves results.json, table.md and a figure in the output folder.
 """
 
 import dataclasses
-import json
 import sys
 import time
 from collections.abc import Callable
@@ -485,17 +484,8 @@ def main(argv: list[str]) -> None:
     training.enable_compilation_cache()
     (run,) = (run for kind, run in KINDS.values() if isinstance(settings, kind))
     rows, results, plot = run(settings)
-    lines, machine = reports.markdown(rows), reports.machine()
-    settings.output.mkdir(parents=True, exist_ok=True)
-    told = {**dataclasses.asdict(settings), "output": str(settings.output)}
-    text = json.dumps({"settings": told, "machine": machine, "results": results}, indent=2)
-    (settings.output / "results.json").write_text(text + "\n", encoding="utf-8")
-    (settings.output / "table.md").write_text(
-        "\n".join([*lines, "", machine]) + "\n", encoding="utf-8"
-    )
+    reports.leave(settings.output, dataclasses.asdict(settings), rows, results=results)
     plot(settings.output / "meta_gradient.png")
-    print("\n".join(lines))
-    print(f"{machine}; results in {settings.output}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ Leaves results.json, table.md and adaptation.png in the output folder.
 """
 
 import dataclasses
-import json
 import sys
 import time
 from collections.abc import Sequence
@@ -183,21 +182,11 @@ def main(main: Main) -> None:
             tried[step_size] = report(*measured)
         rows[f"fine-tuned, {name}"] = best_of(tried)
 
-    main.output.mkdir(parents=True, exist_ok=True)
-    result = {
-        "settings": {**dataclasses.asdict(main), "output": str(main.output)},
-        "machine": reports.machine(),
-        "training_seconds": seconds,
-        "rows": rows,
-    }
-    (main.output / "results.json").write_text(json.dumps(result, indent=2) + "\n")
     lines = table(rows)
     reference = next(iter(rows.values()))
     lines = [*lines, "", f"random {reference['random']:.2f}, optimal {reference['optimal']:.2f}"]
-    (main.output / "table.md").write_text("\n".join(lines) + "\n")
+    reports.leave(main.output, dataclasses.asdict(main), lines, training_seconds=seconds, rows=rows)
     plotting.adaptation(main.output / "adaptation.png", rows)
-    print("\n".join(lines))
-    console.print(f"{result['machine']}; training took {seconds} s; results in {main.output}")
 
 
 if __name__ == "__main__":

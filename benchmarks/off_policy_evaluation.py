@@ -15,7 +15,6 @@ results.json and off_policy_evaluation.png in the output folder.
 """
 
 import dataclasses
-import json
 import sys
 import time
 from collections.abc import Callable
@@ -263,15 +262,10 @@ def main(main: Main) -> None:
     summary = []
     for distance in main.distances:
         summary += summarize(compare(main, distance), main.updates)
-    main.output.mkdir(parents=True, exist_ok=True)
-    lines = reports.markdown([shown(row, main.updates) for row in summary])
-    machine = reports.machine()
-    (main.output / "table.md").write_text("\n".join([*lines, "", machine]) + "\n")
+    table = [shown(row, main.updates) for row in summary]
+    reports.leave(main.output, dataclasses.asdict(main), table, rows=summary)
     flat = [{k: v for k, v in row.items() if k != "tuned"} for row in summary]
     reports.write_csv(main.output / "table.csv", flat)
-    given = {**dataclasses.asdict(main), "output": str(main.output)}
-    text = json.dumps({"settings": given, "machine": machine, "rows": summary}, indent=2)
-    (main.output / "results.json").write_text(text + "\n")
     panels: dict[str, dict[str, tuple[list, list]]] = {}
     for row in summary:
         panel = panels.setdefault(f"squared error, mean |log ρ| = {row['log_ratio']:.2f}", {})
@@ -282,8 +276,6 @@ def main(main: Main) -> None:
         x_label="steps on ten trajectories of μ",
         logarithmic=True,
     )
-    print("\n".join(lines))
-    print(f"{machine}; results in {main.output}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ taken in turns. Leaves results.json, table.md and second_order.png in the output
 """
 
 import dataclasses
-import json
 import statistics
 import sys
 import time
@@ -115,16 +114,8 @@ def main(main: Main) -> None:
     for num_updates in main.num_updates:
         results[num_updates] = measure(main, num_updates)
         print(f"K = {num_updates} measured", file=sys.stderr, flush=True)
-    machine = reports.machine()
-    settings = {**dataclasses.asdict(main), "output": str(main.output)}
-    main.output.mkdir(parents=True, exist_ok=True)
-    text = json.dumps({"settings": settings, "machine": machine, "results": results}, indent=2)
-    (main.output / "results.json").write_text(text + "\n")
-    lines = table(results)
-    (main.output / "table.md").write_text("\n".join(lines) + "\n")
+    reports.leave(main.output, dataclasses.asdict(main), table(results), results=results)
     plotting.second_order(main.output / "second_order.png", results)
-    print("\n".join(lines))
-    print(f"{machine}; results in {main.output}", file=sys.stderr)
 
 
 if __name__ == "__main__":

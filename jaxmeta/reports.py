@@ -1,10 +1,14 @@
 """What scripts leave behind: a folder of their own, tables, and on which machine they ran."""
 
+import ast
 import contextlib
 import csv
+import datetime
+import hashlib
 import json
 import os
 import platform
+import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -53,20 +57,70 @@ def markdown(rows: Sequence[Mapping[str, str]]) -> list[str]:
 def leave(
     folder: Path,
     settings: Mapping[str, object],
-    table: Sequence[Mapping[str, str]],
+    table: Sequence[Mapping[str, str]] | Sequence[str],
     **results: object,
 ) -> None:
-    """``results.json`` with settings, machine and results, and ``table.md``, which is shown, too."""
-    lines, told = (
-        markdown(table),
-        {k: str(x) if isinstance(x, Path) else x for k, x in settings.items()},
-    )
+    """``results.json`` with settings, results and where they come from, and ``table.md``, which is shown, too.
+
+    ``table`` is rows as `markdown` takes them, or lines as they are.
+    """
+    lines = [x for x in table if isinstance(x, str)] or markdown(table)  # type: ignore[arg-type]
+    record = {"settings": dict(settings), **provenance(), **results}
     folder.mkdir(parents=True, exist_ok=True)
-    text = json.dumps({"settings": told, "machine": machine(), **results}, indent=2)
+    text = json.dumps(record, indent=2, default=str)
     (folder / "results.json").write_text(text + "\n", encoding="utf-8")
     (folder / "table.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     print("\n".join(lines))
     print(f"{machine()}; results in {folder}", file=sys.stderr)
+
+
+def provenance() -> dict[str, object]:
+    """Of a figure that the running script has measured: the machine, the command, the day and the code.
+
+    ``sources`` are digests of the library's files and of the script's own, by their paths in the repository;
+    ``benchmarks/ledger.py`` tells by them which figures are older than the code they measure.
+    """
+    script = Path(sys.argv[0]).resolve()
+    root = Path(__file__).parent.parent
+    modules = [getattr(module, "__file__", None) for module in list(sys.modules.values())]
+    files = {script, *(Path(file).resolve() for file in modules if file)}
+    return {
+        "machine": machine(),
+        "command": shlex.join(["python", _within(script, root), *sys.argv[1:]]),
+        "date": datetime.date.today().isoformat(),
+        "sources": {
+            _within(path, root): digest(path.read_text(encoding="utf-8"))
+            for path in sorted(files)
+            if path.suffix == ".py"
+            and (path.is_relative_to(root / "jaxmeta") or path.is_relative_to(script.parent))
+        },
+    }
+
+
+def digest(source: str) -> str:
+    """Hexadecimal digits that change when a Python source does, comments, docstrings and layout apart."""
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if isinstance(body, list):  # strings that stand alone are documentation
+            node.body = [  # type: ignore[attr-defined]
+                x
+                for x in body
+                if not (isinstance(x, ast.Expr) and isinstance(x.value, ast.Constant))
+            ]
+    return hashlib.sha256(repr(_plain(tree)).encode()).hexdigest()[:16]
+
+
+def _plain(node: object) -> object:
+    """A syntax tree as lists, the same in every version of Python that has the syntax."""
+    if isinstance(node, ast.AST):
+        fields = [(name, _plain(x)) for name, x in ast.iter_fields(node) if x not in (None, [])]
+        return [type(node).__name__, fields]
+    return [_plain(x) for x in node] if isinstance(node, list) else repr(node)
+
+
+def _within(path: Path, root: Path) -> str:
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, object]]) -> None:

@@ -3,6 +3,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import pytest
@@ -62,3 +63,37 @@ def test_what_a_script_leaves(tmp_path, capsys):
         == capsys.readouterr().out
         == "| a |\n|---|\n| 1 |\n"
     )
+
+
+def test_lines_are_left_as_they_are(tmp_path, capsys):
+    reports.leave(tmp_path / "out", {}, ["| a |", "|---|", "", "and so on"])
+    assert (tmp_path / "out" / "table.md").read_text() == "| a |\n|---|\n\nand so on\n"
+
+
+def test_provenance_says_what_was_run_on_what(tmp_path):
+    """Of a script elsewhere: its own file, the library's that it imports and none that it does not."""
+    script = tmp_path / "measure.py"
+    script.write_text(
+        "import json\nfrom jaxmeta import reports\nprint(json.dumps(reports.provenance()))\n"
+    )
+    told = json.loads(subprocess.check_output([sys.executable, str(script), "--core", "a b"]))
+    assert told["command"] == "python measure.py --core 'a b'"
+    assert told["machine"] == reports.machine()
+    assert set(told["sources"]) == {"measure.py", "jaxmeta/__init__.py", "jaxmeta/reports.py"}
+    source = Path(reports.__file__).read_text(encoding="utf-8")
+    assert told["sources"]["jaxmeta/reports.py"] == reports.digest(source)
+
+
+@pytest.mark.parametrize(
+    ("other", "same"),
+    [
+        ('"""Told better."""\n\ndef f(x):  # why\n    """What."""\n\n    return (x + 1)\n', True),
+        ("def f(x):\n    return x + 2\n", False),
+        ("def f(y):\n    return y + 1\n", False),
+        ("def f(x):\n    return x + 1\n\nf(2)\n", False),
+        ("def f(x):\n    return x + 1.0\n", False),
+    ],
+)
+def test_a_digest_is_of_the_code_and_not_of_the_words(other, same):
+    mine = reports.digest("def f(x):\n    return x + 1\n")
+    assert (reports.digest(other) == mine) is same

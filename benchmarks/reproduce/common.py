@@ -1,7 +1,6 @@
 """What the scripts of this folder share: seeds trained one after the other, agents measured alike, one table."""
 
 import dataclasses
-import json
 import sys
 import time
 from collections.abc import Callable
@@ -185,7 +184,6 @@ def train_and_measure(
 
 def write(output: Path, rows: list[Row], study: Study, *, share: str, digits: int) -> None:
     """Prints the table and leaves table.md, table.csv and results.json in ``output``."""
-    output.mkdir(parents=True, exist_ok=True)
     cells = [row.cells(share) for row in rows]
     shown = []
     for row, cell in zip(rows, cells, strict=True):
@@ -206,22 +204,9 @@ def write(output: Path, rows: list[Row], study: Study, *, share: str, digits: in
                 else f"{row.training_seconds:.0f}",
             }
         )
-    lines = reports.markdown(shown)
-    machine = reports.machine()
-    (output / "table.md").write_text("\n".join([*lines, "", machine]) + "\n", encoding="utf-8")
+    settings = [cell | {"settings": row.settings} for row, cell in zip(rows, cells, strict=True)]
+    reports.leave(output, dataclasses.asdict(study), shown, rows=settings)
     reports.write_csv(output / "table.csv", cells)
-    rows_and_settings = [
-        cell | {"settings": row.settings} for row, cell in zip(rows, cells, strict=True)
-    ]
-    results = {
-        "settings": dataclasses.asdict(study),
-        "machine": machine,
-        "rows": rows_and_settings,
-    }
-    text = json.dumps(results, indent=2, default=str)
-    (output / "results.json").write_text(text + "\n", encoding="utf-8")
-    print("\n".join(lines))
-    print(f"{machine}; results in {output}", file=sys.stderr)
 
 
 def run(kind: type, main: Callable[[Any], None], description: str | None) -> None:

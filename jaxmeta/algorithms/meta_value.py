@@ -329,7 +329,7 @@ def _vtrace(
 
 
 def scattered(key: jax.Array, params: Params, scale: jax.Array) -> Params:
-    """``params`` with normal noise of standard deviation ``scale``."""
+    """``params`` with normal noise of standard deviation ``scale []``."""
     leaves, structure = jax.tree.flatten(params)
     keys = jax.random.split(key, len(leaves))
     noisy = [

@@ -94,7 +94,7 @@ def _acrobot_derived(params: Any) -> Any:
 def balance(task: Any, obs: jax.Array) -> jax.Array:
     """CartPole: push to where the pole will fall, leaning it gently towards the middle of the track.
 
-    The sign of a linear feedback, time measured in units of the pole's own, sqrt(length / gravity).
+    ``obs [4] -> action []``: the sign of a linear feedback, time measured in units of the pole's own, sqrt(length / gravity).
     """
     x, x_dot, theta, theta_dot = obs
     time = jnp.sqrt(task.length / task.gravity)
@@ -124,7 +124,7 @@ def swing_up(task: Any, obs: jax.Array) -> jax.Array:
 def rock(task: Any, obs: jax.Array) -> jax.Array:
     """MountainCar: full throttle the way the idling car would be going four steps from now.
 
-    Pushing along the velocity gains energy; looking ahead turns the engine round in time.
+    ``obs [2] -> action []``. Pushing along the velocity gains energy; looking ahead turns the engine round in time.
     """
     position, velocity = obs
     return 2 * (velocity > 4 * task.gravity * jnp.cos(3 * position)).astype(jnp.int32)
@@ -133,7 +133,7 @@ def rock(task: Any, obs: jax.Array) -> jax.Array:
 def pump(task: Any, obs: jax.Array) -> jax.Array:
     """Acrobot: full torque on the joint against the swing of the first link.
 
-    The joint's torque does work at the rate torque × velocity_2; as the arm swings the two velocities are
+    ``obs [6] -> action []``. The joint's torque does work at the rate torque × velocity_2; as the arm swings the two velocities are
     mostly opposed, and timing by the first link keeps the second from spinning on its own.
     """
     return 2 * (obs[4] < 0).astype(jnp.int32)

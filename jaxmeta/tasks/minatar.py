@@ -64,7 +64,7 @@ def _cell(channel: jax.Array) -> tuple[jax.Array, jax.Array]:
 def rally(task: Any, obs: jax.Array) -> jax.Array:
     """Breakout: be where a falling ball will land, walls reckoned with, and under a rising one.
 
-    The ball moves by one cell in each direction and stays a step at a wall, so its column folds. It goes on
+    ``obs [10, 10, 4] -> action []``. The ball moves by one cell in each direction and stays a step at a wall, so its column folds. It goes on
     to the side where it was going if the paddle meets it in the column that it comes from, and back in
     the one that it goes to: the rule takes the side where more bricks are left.
     """
@@ -91,7 +91,10 @@ def rally(task: Any, obs: jax.Array) -> jax.Array:
 
 
 def cross(task: Any, obs: jax.Array) -> jax.Array:
-    """Freeway: up, unless a car is about to pass in the row above; back, if one is in this row."""
+    """Freeway: up, unless a car is about to pass in the row above; back, if one is in this row.
+
+    ``obs [10, 10, 7] -> action []``.
+    """
     row, _ = _cell(obs[..., 0])
     # A car of speed v, 1 to 5, moves every v + 1 frames; the chicken stays in a row for three.
     car = jnp.argmax(obs[..., 1], axis=1)
@@ -109,7 +112,10 @@ def cross(task: Any, obs: jax.Array) -> jax.Array:
 
 
 def collect(task: Any, obs: jax.Array) -> jax.Array:
-    """Asterix: towards the nearest gold over cells where no enemy is or can be with its next move."""
+    """Asterix: towards the nearest gold over cells where no enemy is or can be with its next move.
+
+    ``obs [10, 10, 4] -> action []``.
+    """
     row, column = _cell(obs[..., 0])
     enemy, trail, gold = (obs[..., i] > 0 for i in (1, 2, 3))
     columns = jnp.arange(10)[None, :]
@@ -129,7 +135,10 @@ def collect(task: Any, obs: jax.Array) -> jax.Array:
 
 
 def shoot(task: Any, obs: jax.Array) -> jax.Array:
-    """Space Invaders: fire under the aliens, else go there, but never stand or step under a bullet."""
+    """Space Invaders: fire under the aliens, else go there, but never stand or step under a bullet.
+
+    ``obs [10, 10, 6] -> action []``.
+    """
     _, column = _cell(obs[..., 0])
     aliens = jnp.max(obs[..., 1], axis=0) > 0
     steps = jnp.arange(10) - column

@@ -173,7 +173,7 @@ def greedy_action(task: SummarisationParams, obs: jax.Array, *, env: Summarisati
 
 
 def text(obs: jax.Array, *, env: Summarisation) -> str:
-    """The document of an observation, a line a sentence: what it mentions, starred where it was picked.
+    """The document of an observation (of the space's shape), a line a sentence: what it mentions, starred where it was picked.
 
     Topics are called by `TOPICS`, further ones by number.
     """

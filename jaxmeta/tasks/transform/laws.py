@@ -21,7 +21,7 @@ def number(
     law: str = "uniform",
     limits: tuple[float, float] = (-math.inf, math.inf),
 ) -> jax.Array:
-    """A number in the range, or outside of it by up to a quarter of its width, within the limits."""
+    """A number ``[]`` in the range, or outside of it by up to a quarter of its width, within the limits."""
     measure, back = (math.log, jnp.exp) if law == "log_uniform" else (float, jnp.asarray)
     start, end = measure(low), measure(high)
     if split != "out_of_distribution":
@@ -37,7 +37,7 @@ def number(
 
 
 def integer(key: jax.Array, low: int, high: int, split: str) -> jax.Array:
-    """An integer of the range, ends included, or outside of it by up to a quarter of its width."""
+    """An integer ``[]`` of the range, ends included, or outside of it by up to a quarter of its width."""
     candidates = np.arange(low, high + 1)
     if split == "out_of_distribution":
         margin = math.ceil((high - low) / 4)

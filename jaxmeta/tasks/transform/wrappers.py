@@ -142,6 +142,7 @@ def transformed(
 
 
 def for_each_split(sampler: Callable[[str], Sampler]) -> dict[str, Any]:
+    """A family's samplers by the names of its splits: ``sampler(split)`` of each."""
     return {split: sampler(split) for split in SPLITS}
 
 
@@ -158,12 +159,13 @@ def carried(
 
 
 def inner_return(family: TaskFamily) -> Callable[[Task], jax.Array] | None:
+    """The family's ``optimal_return`` for a transformation that leaves returns as they are."""
     optimal_return = family.optimal_return
     return None if optimal_return is None else lambda task: optimal_return(task.inner)
 
 
 def strong(x: Any) -> jax.Array:
-    """The same value as an array without a weak type."""
+    """The same value as an array of the same shape, without a weak type."""
     return jnp.asarray(x, jnp.asarray(x).dtype)
 
 
@@ -182,10 +184,12 @@ def replaced(x: Any, fields: dict[str, Any]) -> Any:
 
 
 def box(space: spaces.Space, family: TaskFamily, what: str) -> spaces.Box:
+    """The space itself; raises ValueError unless it is a Box, naming the family and ``what`` the space is of."""
     if not isinstance(space, spaces.Box):
         raise ValueError(f"family={family.name!r} has {what} in {space}, where a Box is needed")
     return space
 
 
 def observations(env: Any) -> spaces.Space:
+    """The observation space of the environment's default task."""
     return env.observation_space(env.default_params)
