@@ -3,15 +3,16 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from jaxmeta.experiments import load, pretrained
+    from jaxmeta.experiments import load as load
+    from jaxmeta.experiments import pretrained as pretrained
 
 __version__ = "0.1.0"
-__all__ = ["load", "pretrained"]
+_FROM_EXPERIMENTS = ("load", "pretrained")
 
 
 def __getattr__(name: str) -> Any:
     # Looked up when asked for: `import jaxmeta.tasks` should not have to wait for training and checkpoints.
-    if name in __all__:
+    if name in _FROM_EXPERIMENTS:
         from jaxmeta import experiments
 
         return getattr(experiments, name)

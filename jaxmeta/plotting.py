@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib.animation import PillowWriter
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -155,6 +156,83 @@ def rollout(
         _tidy(axes)
         axes.set_xlim(-0.5, steps - 0.5)
     figure.savefig(path, dpi=120)
+
+
+def animation(
+    path: str | os.PathLike,
+    observations: np.ndarray,
+    rewards: np.ndarray,
+    last: np.ndarray,
+    *,
+    goal: np.ndarray | None = None,
+    num_frames: int = 60,
+    frames_per_second: int = 10,
+) -> None:
+    """One stream of experience as a GIF: what is seen, and beside it the return of the episode so far.
+
+    Images are shown as in `rollout`; of two numbers the way through the plane; of more a bar each, in units of
+    its own range.
+
+    Args:
+        path: The GIF to write.
+        observations: ``[T, *O]``.
+        rewards: ``[T]``.
+        last: ``[T]``, bool: an episode ended here.
+        goal: ``[2]``, shown in the plane.
+        num_frames: Frames at most; a long stream is shown at as many of its steps.
+        frames_per_second: Of the GIF.
+    """
+    observations, rewards = np.asarray(observations, float), np.asarray(rewards, float)
+    steps = len(observations)
+    shown = np.unique(np.linspace(0, steps - 1, num_frames).round().astype(int))
+    episode = np.concatenate([[0], np.cumsum(np.asarray(last, bool))[:-1]])
+    earned = np.concatenate([np.cumsum(rewards[episode == i]) for i in np.unique(episode)])
+    figure = Figure(figsize=(6.4, 3.2), layout="constrained")
+    seen, sum_of = figure.subplots(1, 2)
+    vectors = observations.reshape(steps, -1)
+    low, high = vectors.min(0), vectors.max(0)
+    scaled = (vectors - low) / np.where(high > low, high - low, 1.0)
+    plane = vectors if goal is None else np.vstack([vectors, np.asarray(goal)[None]])
+    margin = 0.05 * np.ptp(plane, axis=0).max() + 1e-6
+
+    def draw(t: int) -> None:
+        start = int(np.flatnonzero(episode == episode[t])[0])
+        seen.clear()
+        if observations.ndim >= 3:
+            seen.imshow(_coloured(observations[t]), interpolation="nearest")
+            seen.set_axis_off()
+        elif vectors.shape[1] == 2:
+            seen.plot(*vectors[start : t + 1].T, color=BLUE)
+            seen.plot(*vectors[t], "o", color=BLUE)
+            if goal is not None:
+                seen.plot(*goal, "*", color=ORANGE, markersize=12)
+            seen.set_xlim(plane[:, 0].min() - margin, plane[:, 0].max() + margin)
+            seen.set_ylim(plane[:, 1].min() - margin, plane[:, 1].max() + margin)
+            seen.set_aspect("equal")
+            _tidy(seen)
+        else:
+            seen.barh(range(vectors.shape[1]), scaled[t], color=BLUE)
+            seen.set_xlim(0, 1)
+            seen.set_ylim(vectors.shape[1] - 0.5, -0.5)
+            seen.yaxis.set_major_locator(MaxNLocator(integer=True))
+            seen.set_ylabel("observation")
+            seen.set_xticks([])
+            _tidy(seen)
+        seen.set_title(f"step {t - start} of episode {episode[t] + 1}", fontsize=9)
+        sum_of.clear()
+        sum_of.step(range(t + 1), earned[: t + 1], where="mid", color=BLUE)
+        sum_of.set_xlim(-0.5, steps - 0.5)
+        room = 0.05 * (np.ptp(earned) or 1.0)
+        sum_of.set_ylim(earned.min() - room, earned.max() + room)
+        sum_of.set_xlabel("step")
+        sum_of.set_ylabel("return so far")
+        _tidy(sum_of)
+
+    film = PillowWriter(fps=frames_per_second)
+    with film.saving(figure, os.fspath(path), dpi=80):
+        for t in shown:
+            draw(t)
+            film.grab_frame()
 
 
 def _coloured(image: np.ndarray) -> np.ndarray:

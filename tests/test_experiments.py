@@ -5,7 +5,6 @@ import json
 
 import chex
 import jax
-import numpy as np
 import pytest
 from rich.console import Console
 
@@ -164,4 +163,4 @@ def test_only_what_is_public_is_found_at_the_top():
     assert jaxmeta.load is experiments.load
     with pytest.raises(AttributeError, match="no attribute 'lod'"):
         jaxmeta.lod  # noqa: B018
-    assert np.all([hasattr(jaxmeta, name) for name in jaxmeta.__all__])
+    assert jaxmeta.pretrained is experiments.pretrained

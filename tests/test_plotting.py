@@ -2,6 +2,9 @@ import itertools
 
 import matplotlib.image
 import numpy as np
+import PIL.Image
+import PIL.ImageSequence
+import pytest
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
@@ -216,3 +219,30 @@ def test_a_rollout_of_vectors_shows_every_number_in_its_own_range(tmp_path):
     light = np.array(matplotlib.colormaps["cividis"](1.0, bytes=True)[:3])
     is_light = (pixels == light).all(1).reshape(-1, 9 * 120)
     assert (is_light.sum(1) > 10).sum() > 120
+
+
+@pytest.mark.parametrize("shape", [(6, 5), (6, 5, 3), (2,), (7,), ()])
+def test_an_animation_has_a_frame_a_step_up_to_what_is_asked(shape, tmp_path):
+    rng = np.random.default_rng(0)
+    steps, last = 12, np.arange(12) % 5 == 4
+    goal = np.ones(2) if shape == (2,) else None
+    stream = rng.random((steps, *shape)), rng.random(steps), last
+    for num_frames, expected in ((60, 12), (4, 4)):
+        path = tmp_path / f"{num_frames}.gif"
+        plotting.animation(path, *stream, goal=goal, num_frames=num_frames)
+        with PIL.Image.open(path) as image:
+            assert image.n_frames == expected
+            assert image.size == (512, 256)
+
+
+def test_an_animation_shows_the_return_of_the_episode_so_far(tmp_path):
+    """Two streams that differ in a reward look the same up to it, and not after it."""
+    obs, last = np.zeros((6, 3)), np.array([0, 0, 1, 0, 0, 1], bool)
+    frames = []
+    for reward in (np.ones(6), np.array([1.0, 1, 1, 1, 0, 1])):
+        path = tmp_path / "stream.gif"
+        plotting.animation(path, obs, reward, last)
+        with PIL.Image.open(path) as image:
+            frames.append([np.asarray(f.convert("L")) for f in PIL.ImageSequence.Iterator(image)])
+    same = [np.array_equal(a, b) for a, b in zip(*frames, strict=True)]
+    assert same == [True] * 4 + [False] * 2

@@ -1,0 +1,79 @@
+"""The README is true: its code runs, its links lead somewhere, its tables are those that were measured."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
+PYTHON = [text for kind, text in BLOCKS if kind == "python"]
+COMMANDS = [text for kind, text in BLOCKS if kind in ("bash", "sh")]
+DOCUMENTS = [ROOT / "README.md", ROOT / "benchmarks" / "RESULTS.md"]
+
+
+def test_the_first_two_commands_are_those_that_ci_runs():
+    assert "benchmarks/train.py" in COMMANDS[0]
+    assert "pytest" in COMMANDS[1]
+    assert re.findall(r"^```bash\n(.*?)^```$", README, re.DOTALL | re.MULTILINE) == COMMANDS[:2]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", range(len(PYTHON)))
+def test_code_runs(number, monkeypatch, tmp_path):
+    monkeypatch.delenv("XLA_FLAGS", raising=False)  # real work: compile it in earnest
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "block.py").write_text(PYTHON[number], encoding="utf-8")
+    done = subprocess.run([sys.executable, "block.py"], capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", range(2, len(COMMANDS)))
+def test_commands_run(number, monkeypatch, tmp_path):
+    """Those beside the main job and the tests, which CI runs."""
+    monkeypatch.delenv("XLA_FLAGS", raising=False)
+    command = COMMANDS[number].replace("python benchmarks", f"{sys.executable} {ROOT}/benchmarks")
+    done = subprocess.run(
+        command, shell=True, capture_output=True, text=True, timeout=600, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("number", range(len(PYTHON)))
+def test_code_imports_what_there_is(number):
+    for node in ast.walk(ast.parse(PYTHON[number])):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            exec(ast.unparse(node), {})
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_links_lead_somewhere(path):
+    text = path.read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(([^)#]+)\)", text):
+        if not target.startswith("http"):
+            assert (path.parent / target).is_file(), target
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_scripts_and_presets_that_are_named_are_there(path):
+    from jaxmeta import presets
+
+    text = path.read_text(encoding="utf-8")
+    for script in re.findall(r"python (benchmarks/[\w/]+\.py)", text):
+        assert (ROOT / script).is_file(), script
+    for preset in re.findall(r"--preset ([\w-]+)", text):
+        assert preset in presets.PRESETS, preset
+
+
+def test_tables_are_those_that_were_measured():
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "benchmarks" / "ledger.py"), "write", "--check"],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
