@@ -2,12 +2,12 @@
 
 On a family of each field, a meta-learner is trained on the training tasks, and is then put into held-out tasks
 and into tasks out of distribution, for a few episodes each. RL² learns within a trial; MAML, of a softmax-linear
-policy, by a few gradient steps. Beside it, with the same policy,
+policy, and ProMP by a few gradient steps. Beside it, with the same policy,
 
 * *no adaptation*: trained on the same tasks for as many environment steps, but without what adapts: RL²'s memory
-  is cleared at the start of every episode, MAML has no inner step;
+  is cleared at the start of every episode, MAML and ProMP have no inner step;
 * *told the task*: RL² trained likewise with the task in its observation, so that there is nothing to find out;
-  for MAML, and where a task is too large to be shown, the family's optimal agent stands for it;
+  for MAML and ProMP, and where a task is too large to be shown, the family's optimal agent stands for it;
 * *from scratch*: begun anew in each task and trained there alone, for far more episodes: by PPO, or by the same
   gradient steps from an untrained policy at the step size, of several, that does best on training tasks.
 
@@ -36,7 +36,7 @@ import numpy as np
 import tyro
 
 from jaxmeta import checks, evaluation, plotting, presets, reports, tasks, training
-from jaxmeta.algorithms import maml
+from jaxmeta.algorithms import ALGORITHMS
 from jaxmeta.experiments import Experiment, describe, make_algorithm
 from jaxmeta.tasks import TaskFamily, sample_tasks
 from jaxmeta.tasks.informed import informed
@@ -75,6 +75,12 @@ FIELDS = {
         "maml-summarisation", scratch_step_sizes=(10.0, 30.0, 100.0, 300.0, 1000.0)
     ),
     "translation": Field("rl2-translation", task_fits=False, scratch_updates=100),
+    "half-cheetah": Field("rl2-half_cheetah_direction", scratch_updates=30),
+    "half-cheetah, ProMP": Field(
+        "promp-half_cheetah_direction",
+        scratch_updates=30,
+        scratch_step_sizes=(0.03, 0.1, 0.3),
+    ),
 }
 
 
@@ -86,8 +92,8 @@ class Main:
     """Folder for the results; made anew, unless resumed."""
     resume: bool = False
     """Keep the fields that are in the folder and measure the others."""
-    fields: tuple[str, ...] = tuple(FIELDS)
-    """Which."""
+    fields: tuple[str, ...] = ("maze", "swimmer", "summarisation", "translation")
+    """Which; `half-cheetah` and `half-cheetah, ProMP` need Brax."""
     num_seeds: int = 5
     """Seeds, trained at once."""
     budget: float = 1.0
@@ -214,13 +220,13 @@ def measure_rl2(
     return returns, runs, meta_updates * experiment.plan.num_tasks * num_episodes * family.horizon
 
 
-def measure_maml(
+def measure_gradient_learner(
     field: Field, family: TaskFamily, drawn: Mapping[str, Task], main: Main
 ) -> tuple[dict[str, Returns], dict[str, Any], int]:
-    """The same of MAML; a policy without inner steps has as many environment steps in more meta-updates."""
+    """The same of MAML or ProMP; a policy without inner steps has as many environment steps in more meta-updates."""
     meta_updates, scratch_updates = main.updates(field)
     experiment = field.experiment
-    config, hyper = maml.Config(**experiment.config), maml.Hyper(**experiment.hyper)
+    config = ALGORITHMS[experiment.algorithm].Config(**experiment.config)
     updates_of = {META: config.num_updates, FIXED: 0}
     returns: dict[str, Returns] = {split: {} for split in drawn}
     runs: dict[str, Any] = {}
@@ -242,8 +248,8 @@ def measure_maml(
         return np.maximum(config.num_streams * np.arange(num_updates + 1), 1)
 
     for name, num_updates in updates_of.items():
-        its_config = dataclasses.replace(config, num_updates=num_updates)
-        algorithm = maml.maml(family, its_config, hyper)
+        its_config = {**experiment.config, "num_updates": num_updates}
+        algorithm = make_algorithm(dataclasses.replace(experiment, config=its_config), family)
         its_updates = meta_updates * (config.num_updates + 1) // (num_updates + 1)
         metas, curve, seconds = trained(algorithm, family, field, its_updates, main.num_seeds)
         runs[name] = {"seconds": seconds, "curve": curve.tolist()}
@@ -253,7 +259,7 @@ def measure_maml(
             returns[split][name] = episodes(steps), look(metas, its_tasks)
         _say(f"{family.name}, {name}: {seconds:.0f} s, {returns['test'][name][1].mean((0, 1))}")
 
-    algorithm = maml.maml(family, config, hyper)
+    algorithm = make_algorithm(experiment, family)
     newborn = jax.vmap(lambda key: algorithm.init(key).meta)(
         jax.random.split(jax.random.key(10**6 + 2), main.num_seeds)
     )
@@ -295,7 +301,7 @@ def measure(name: str, main: Main) -> dict[str, Any]:
         split: sample_tasks(jax.random.key(10**6), family, main.eval_tasks, split=split)
         for split in SPLITS
     }
-    contest = {"rl2": measure_rl2, "maml": measure_maml}[experiment.algorithm]
+    contest = measure_rl2 if experiment.algorithm == "rl2" else measure_gradient_learner
     returns, runs, env_steps = contest(field, family, drawn, main)
     splits = {}
     for split, by_contestant in returns.items():
@@ -360,7 +366,8 @@ def table(measured: Mapping[str, Mapping[str, Any]]) -> list[dict[str, str]]:
 
             meta, scratch = scored[META], scored[SCRATCH]
             # What it was trained for: a whole trial, or so many gradient steps.
-            last = FIELDS[name].experiment.config.get("num_updates", -1)
+            experiment = FIELDS[name].experiment
+            last = -1 if experiment.algorithm == "rl2" else experiment.config["num_updates"]
             overtaken = [
                 x
                 for x, mean in zip(scratch["x"], scratch["mean"], strict=True)

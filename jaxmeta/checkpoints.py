@@ -34,7 +34,10 @@ def open_manager(folder: Path, *, keep: int = 3) -> ocp.CheckpointManager:
 def save(
     manager: ocp.CheckpointManager, step: int, run: Any, description: Mapping[str, Any]
 ) -> None:
-    """Saves the pytree ``run`` as step ``step``; does nothing where that step is there already."""
+    """Saves the pytree ``run`` as step ``step``; does nothing where that step is there already.
+
+    Raises CheckpointError where it cannot be written; checkpoints before it are as they were.
+    """
     if step in manager.all_steps():
         return
     record = {
@@ -43,11 +46,15 @@ def save(
         "arrays": _arrays(run),
         "sha256": digest(run),
     }
-    manager.save(
-        step,
-        args=ocp.args.Composite(run=ocp.args.StandardSave(run), record=ocp.args.JsonSave(record)),
-    )
-    manager.wait_until_finished()
+    args = ocp.args.Composite(run=ocp.args.StandardSave(run), record=ocp.args.JsonSave(record))
+    try:
+        manager.save(step, args=args)
+        manager.wait_until_finished()
+    except Exception as error:
+        raise CheckpointError(
+            f"{manager.directory / str(step)} could not be written ({_first_line(error)}); make room, then "
+            "resume from the checkpoint before it, or, if there is none, begin again in an empty folder"
+        ) from error
 
 
 def restore(

@@ -4,6 +4,7 @@ import difflib
 import math
 import os
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 
@@ -31,6 +32,19 @@ def between(name: str, value: float, low: float, high: float) -> None:
         raise TypeError(f"{name}={value!r} must be a number between {low} and {high}")
     if not low <= value <= high:
         raise ValueError(f"{name}={value} must lie between {low} and {high}")
+
+
+def folder(name: str, value: Path) -> None:
+    """Raises OSError unless there is a folder ``value`` to write to, or one can be made there."""
+    there = value.absolute()
+    while not there.exists() and there != there.parent:
+        there = there.parent
+    if not there.is_dir():
+        raise NotADirectoryError(f"{name}={str(value)!r}: {there} is a file; name another folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise PermissionError(
+            f"{name}={str(value)!r}: {there} may not be written to; name another folder"
+        )
 
 
 def missing(what: str, extra: str) -> ImportError:

@@ -222,6 +222,23 @@ PRESETS: dict[str, Experiment] = {
         200,
         128,
     ),
+    # Both need Brax. Like the papers' benchmark, but of episodes of 50 steps instead of 100 to 200.
+    "rl2-half_cheetah_direction": _memory(
+        "half_cheetah_direction",
+        dict(horizon=50),
+        dict(memory_size=64, num_episodes=2, num_streams=2),
+        dict(learning_rate=1e-3, entropy_cost=0.01),
+        240,
+        32,
+    ),
+    "promp-half_cheetah_direction": Experiment(
+        "promp",
+        "half_cheetah_direction",
+        config=dict(num_streams=10, num_updates=1),
+        hyper=dict(step_size=0.1, learning_rate=1e-3),
+        family_settings=dict(horizon=50),
+        plan=training.Config(meta_updates=150, num_tasks=10),
+    ),
     "maml-summarisation": Experiment(
         "maml",
         "summarisation",

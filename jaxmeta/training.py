@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TextIO
 
 import jax
 import jax.numpy as jnp
@@ -295,6 +295,8 @@ def _train(
     description = {**(description or {}), "training": dataclasses.asdict(config)}
     description = json.loads(json.dumps(description))  # as it will be read back
     output = None if folder is None else Path(folder)
+    if output is not None:
+        checks.folder("folder", output)
     if output is None:
         if resume:
             raise ValueError("resume=True needs the folder to resume from")
@@ -359,8 +361,8 @@ def _train(
             ]
             done += count
             if metrics_file is not None:
-                metrics_file.writelines(json.dumps(line, sort_keys=True) + "\n" for line in lines)
-                metrics_file.flush()
+                text = "".join(json.dumps(line, sort_keys=True) + "\n" for line in lines)
+                _append(metrics_file, text)
             report(done, lines, seconds)
             failure = None
             if sink is not None and processes.first():
@@ -471,6 +473,18 @@ def _number(x: Any) -> float | int | None:
     """A JSON number; None for what JSON cannot hold."""
     value = x.item()
     return value if math.isfinite(value) else None
+
+
+def _append(file: TextIO, text: str) -> None:
+    try:
+        file.write(text)
+        file.flush()
+    except OSError as error:
+        raise OSError(
+            error.errno,
+            f"{error.strerror}; make room, then resume from the last checkpoint, which is whole",
+            file.name,
+        ) from error
 
 
 def _cut_metrics(path: Path, done: int) -> None:

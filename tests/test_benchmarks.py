@@ -567,3 +567,24 @@ def test_fields_study(field, tmp_path):
     assert again.returncode == 0, again.stderr
     assert (tmp_path / "out" / "fields" / f"{field}.json").read_bytes() == first
     assert again.stdout == result.stdout
+
+
+@pytest.mark.slow
+def test_endurance_study(tmp_path):
+    """Three kills cost no more than a checkpoint interval each, and nothing in the end; a longer run stays as it is."""
+    settings = "--kills 3 --checkpoint-every 2 --output out".split()
+    result = run("endurance.py", "kill", *settings, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    report = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert report["digests"][0] == report["digests"][1]
+    kills = report["kills"]
+    assert len(kills) == 3
+    assert all(kill["done"] - kill["kept"] <= 2 for kill in kills if kill["kept"] is not None)
+    assert [kill["kept"] for kill in kills] == sorted(kill["kept"] for kill in kills)
+    result = run("endurance.py", "long", "--meta-updates", "3000", "--output", "long", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    looks = json.loads((tmp_path / "long" / "results.json").read_text())["looks"]
+    assert len(looks) == 100
+    assert looks[-1]["compilations"] == looks[10]["compilations"]
+    assert looks[-1]["resident_bytes"] - looks[10]["resident_bytes"] < 50e6
+    assert result.stdout.rstrip().endswith("| yes |")

@@ -1,4 +1,8 @@
+import re
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -145,3 +149,50 @@ def test_a_foreign_folder_is_refused(tmp_path):
         manager.save(3, args=ocp.args.StandardSave({"x": np.zeros(3)}))
     with pytest.raises(CheckpointError, match="3 is not a checkpoint of this library"):
         checkpoints.restore(tmp_path, target(), DESCRIPTION)
+
+
+HOSTILE = """
+import os, pickle, sys
+class Hostile:
+    def __reduce__(self):
+        return os.system, (f"touch {sys.argv[1]}",)
+sys.stdout.buffer.write(pickle.dumps(Hostile()))
+"""
+
+
+def test_a_hostile_file_is_refused_and_not_executed(folder, tmp_path):
+    """Every file of a checkpoint in turn is a pickle that would leave a trace where it is loaded."""
+    trace = tmp_path / "executed"
+    payload = subprocess.check_output([sys.executable, "-c", HOSTILE, str(trace)])
+    subprocess.run(
+        [sys.executable, "-c", "import pickle, sys; pickle.load(sys.stdin.buffer)"],
+        input=payload,
+        check=True,
+    )
+    assert trace.exists()  # it would
+    trace.unlink()
+    files = [path for path in (folder / "2").rglob("*") if path.is_file()]
+    assert len(files) > 5
+    for number, file in enumerate(files):
+        copy = tmp_path / str(number)
+        shutil.copytree(folder, copy)
+        (copy / file.relative_to(folder)).write_bytes(payload)
+        refused = None
+        try:
+            step, run = checkpoints.restore(copy, target(), DESCRIPTION)
+        except CheckpointError as error:
+            refused = str(error)
+        if refused is None:  # a file that nothing is read from, or an older checkpoint
+            assert checkpoints.digest(run) == checkpoints.digest(carried(step))
+        else:
+            assert str(copy) in refused
+        assert not trace.exists()
+
+
+def test_nothing_here_unpickles():
+    root = Path(checkpoints.__file__).parent
+    for path in [*root.rglob("*.py"), *(root.parent / "benchmarks").rglob("*.py")]:
+        text = path.read_text(encoding="utf-8")
+        assert not re.search(
+            r"\bpickle\b|allow_pickle=True|(?<![\w.])eval\(|(?<![\w.])exec\(", text
+        ), path
