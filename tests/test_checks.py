@@ -61,3 +61,18 @@ def test_a_missing_package_is_named_with_its_extra():
     error = checks.missing("brax", "robots")
     assert isinstance(error, ImportError)
     assert str(error) == 'brax is missing: pip install "jaxmeta[robots]"'
+
+
+def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
+    checks.folder("output", tmp_path)
+    checks.folder("output", tmp_path / "new" / "newer")
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(NotADirectoryError, match=r"output='.*file.*': .*file is a file; name"):
+            checks.folder("output", path)
+
+
+def test_a_folder_that_may_not_be_written_to_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(checks.os, "access", lambda path, mode: False)  # root may do everything
+    with pytest.raises(PermissionError, match=r"output='.*new': .* may not be written to"):
+        checks.folder("output", tmp_path / "new")

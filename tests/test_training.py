@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -202,6 +203,61 @@ def test_lines_after_the_checkpoint_are_computed_again(family, algorithm, tmp_pa
     rows = lines(tmp_path)
     assert [row["update"] for row in rows] == list(range(1, 9))
     assert "return/after" in rows[5]
+
+
+FULL_DISK = """
+import resource, signal, sys
+from rich.console import Console
+from jaxmeta import tasks, training
+from jaxmeta.algorithms.maml import Config, maml
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+folder, most, resume = sys.argv[1], int(sys.argv[2]), sys.argv[3] == "resume"
+if most:  # no file may grow beyond this: what a full disk looks like to who writes
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+family = tasks.make("navigation", horizon=4)
+algorithm = maml(family, Config(num_streams=2, hidden_sizes=(64, 64)))
+settings = training.Config(meta_updates=6, num_tasks=2, checkpoint_every=2, report_seconds=0.0)
+training.train(
+    algorithm, family, settings, folder=folder, resume=resume, description={}, console=Console(quiet=True)
+)
+"""
+
+
+def test_a_full_disk_loses_nothing_that_was_saved(tmp_path):
+    """Not even room for a checkpoint: said by name; with room again, the run goes on to the end."""
+
+    def attempt(folder, most, resume=False):
+        return subprocess.run(
+            [sys.executable, "-c", FULL_DISK, str(folder), str(most), "resume" if resume else ""],
+            capture_output=True,
+            text=True,
+            env=os.environ | {"JAX_COMPILATION_CACHE_DIR": ""},
+        )
+
+    first = attempt(tmp_path / "none", 500)
+    assert first.returncode != 0
+    assert re.search(r"CheckpointError: .*checkpoints/0 could not be written", first.stderr)
+    later = attempt(tmp_path / "some", 20_000)
+    assert later.returncode != 0
+    assert re.search(
+        r"checkpoints/\d could not be written .*; make room, then resume", later.stderr
+    )
+    kept = steps_of(tmp_path / "some")
+    assert kept
+    assert attempt(tmp_path / "some", 0, resume=True).returncode == 0
+    whole = attempt(tmp_path / "whole", 0)
+    assert whole.returncode == 0, whole.stderr
+    records = [
+        [{k: v for k, v in line.items() if k != "seconds"} for line in lines(tmp_path / name)]
+        for name in ("some", "whole")
+    ]
+    assert records[0] == records[1]
+
+
+def steps_of(folder):
+    """Finished checkpoints, whatever else is there."""
+    names = [path.name for path in (folder / training.CHECKPOINT_FOLDER).iterdir()]
+    return sorted(int(name) for name in names if name.isdigit())
 
 
 def test_a_sink_is_given_every_line_once_and_in_order(family, algorithm, tmp_path):
