@@ -217,7 +217,8 @@ def measure_rl2(
     for split, its_tasks in drawn.items():
         found = np.asarray(lives(keys, few(its_tasks, main)), np.float64)
         returns[split][SCRATCH] = episodes, found
-    return returns, runs, meta_updates * experiment.plan.num_tasks * num_episodes * family.horizon
+    steps_of_task = num_episodes * family.horizon * experiment.config.get("num_streams", 1)
+    return returns, runs, meta_updates * experiment.plan.num_tasks * steps_of_task
 
 
 def measure_gradient_learner(

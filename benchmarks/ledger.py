@@ -208,7 +208,7 @@ def add(args: Add, results: Path = RESULTS) -> Figure:
     files = needed(script, told["families"], told["algorithms"], in_the_repository)
     figure = Figure(
         **told,
-        command=left["command"],
+        command=re.sub(r" --output[ =](\S+)", "", left["command"]),  # wherever it was
         date=left["date"],
         machine=left["machine"],
         sources={x: left["sources"][x] for x in files if x in left["sources"]}

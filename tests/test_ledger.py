@@ -100,7 +100,7 @@ def test_what_a_script_leaves_is_kept(ledger, tmp_path):
     left = {
         "settings": {"num_seeds": 4},
         "machine": "a machine",
-        "command": "python benchmarks/second_order.py --repeats 3",
+        "command": "python benchmarks/second_order.py --output /home/me/run --repeats 3",
         "date": "2026-11-27",
         "sources": {
             "benchmarks/second_order.py": "1",
@@ -118,6 +118,7 @@ def test_what_a_script_leaves_is_kept(ledger, tmp_path):
     kept = ledger.add(told, results)
     assert kept == ledger.read(results / "order.json")
     assert kept.seeds == "4"
+    assert kept.command == "python benchmarks/second_order.py --repeats 3"
     # What it does not run is left out.
     assert kept.sources == {"benchmarks/second_order.py": "1", "jaxmeta/rollout.py": "2"}
     (run / "table.md").write_text("| a |\n|---|\n| 2 |\n")
