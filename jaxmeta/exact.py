@@ -85,7 +85,7 @@ def trajectories(
 ) -> tuple[np.ndarray, np.ndarray]:
     """All paths of ``horizon`` steps: states and actions, int ``[(S·A)^H, H]`` each.
 
-    With ``initial_state``, those that begin there: a factor S fewer, for an MDP that always does.
+    They are NumPy's: `jnp.asarray` them where they are indexed by traced numbers. With ``initial_state``, those that begin there: a factor S fewer, for an MDP that always does.
     """
     steps = list(itertools.product(range(num_states), range(num_actions)))
     paths = np.array(list(itertools.product(steps, repeat=horizon)), np.int32)
@@ -151,7 +151,8 @@ def batch_expectation(
 ) -> Any:
     """``E_{D ~ p^N} statistic(D)`` of N independent draws from P outcomes, by enumeration.
 
-    Differentiable in ``probability`` and in what ``statistic`` closes over.
+    Differentiable in ``probability`` and in what ``statistic`` closes over. Where the statistic is a dict, the result has
+    its keys sorted, as all of JAX's trees.
 
     Args:
         statistic: ``indices [N] -> tree of arrays``, a function of the batch that ignores its order.
