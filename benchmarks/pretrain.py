@@ -39,6 +39,8 @@ def ship(run: Path, folder: Path) -> None:
     checkpoints = sorted((run / training.CHECKPOINT_FOLDER).iterdir(), key=lambda x: int(x.name))
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(checkpoints[-1], folder / training.CHECKPOINT_FOLDER / checkpoints[-1].name)
+    for path in folder.rglob("commit_success.txt"):  # says where it was written, on whose machine
+        path.write_text("Checkpoint commit was successful\n", encoding="utf-8")
     for name in (training.CONFIG_FILE, "evaluation.json"):
         shutil.copy(run / name, folder / name)
 
