@@ -284,3 +284,22 @@ def test_what_cannot_be_adapted_is_named(family):
     cartpole = tasks.make("cartpole")
     with pytest.raises(ValueError, match="context_size=3 must be 0"):
         module.maml(cartpole, module.Config(policy="softmax_linear", context_size=3))
+
+
+@pytest.mark.parametrize(
+    "name", ["maml", "promp", "meta_gradient", "meta_actor_critic", "meta_value"]
+)
+def test_softmax_linear_policies_are_of_the_family_s_action_features(name):
+    """Somewhere in the state there is a θ with an entry for each of summarisation's six topics."""
+    module, family = ALGORITHMS[name], tasks.make("summarisation")
+    algorithm = getattr(module, name)(family, module.Config(policy="softmax_linear"))
+    state = jax.eval_shape(algorithm.init, jax.random.key(0))
+    sizes = {
+        leaf.shape[-1]
+        for path, leaf in jax.tree_util.tree_leaves_with_path(state)
+        if "theta" in jax.tree_util.keystr(path)
+    }
+    if name == "meta_value":  # its policies are born with the agent
+        agent = jax.eval_shape(algorithm.learner.init, jax.random.key(0), state.meta)
+        sizes = {agent.target["theta"].shape[-1]}
+    assert sizes == {6}
