@@ -38,7 +38,7 @@ NO_MATTER = (
     *REGISTRIES,
     "jaxmeta/__init__.py",
     "jaxmeta/checks.py",
-    "jaxmeta/plotting.py",
+    "jaxmeta/plotting/",
     "jaxmeta/presets.py",
     "jaxmeta/reports.py",
     "jaxmeta/sinks.py",
@@ -134,7 +134,7 @@ def needed(
     while left:
         path = left.pop()
         text = source(path)
-        if path in found or path in NO_MATTER or text is None:
+        if path in found or path.startswith(NO_MATTER) or text is None:
             continue
         found.add(path)
         for module in _imports(ast.parse(text)):

@@ -1,0 +1,28 @@
+"""Figures. Each function draws into a file and needs no display."""
+
+from jaxmeta.plotting.bias import estimators, meta_gradients
+from jaxmeta.plotting.costs import lifetime_memory, roofline, second_order
+from jaxmeta.plotting.curves import adaptation, learning, lifetimes, lines, population
+from jaxmeta.plotting.rollouts import animation, rollout, trajectories
+from jaxmeta.plotting.style import BLUE, GREEN, GREY, ORANGE, PALETTE
+
+__all__ = [
+    "BLUE",
+    "GREEN",
+    "GREY",
+    "ORANGE",
+    "PALETTE",
+    "adaptation",
+    "animation",
+    "estimators",
+    "learning",
+    "lifetime_memory",
+    "lifetimes",
+    "lines",
+    "meta_gradients",
+    "population",
+    "rollout",
+    "roofline",
+    "second_order",
+    "trajectories",
+]

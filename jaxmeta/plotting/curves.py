@@ -1,0 +1,186 @@
+"""Curves: what is earned against meta-updates, environment steps, updates of a lifetime or steps of adaptation."""
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from jaxmeta.plotting.style import BLUE, GREEN, GREY, PALETTE, look, tidy
+
+
+def adaptation(
+    path: str | os.PathLike,
+    summaries: Mapping[str, Mapping[str, Any]],
+    *,
+    unit: str = "gradient step",
+) -> None:
+    """Mean return with its interval after each update, with the random and the optimal agent as lines.
+
+    Args:
+        path: The image to write.
+        summaries: Title of a panel to what `evaluation.summarize` returned for it.
+        unit: What a learner has had k of, in the singular.
+    """
+    figure = Figure(figsize=(0.6 + 4.2 * len(summaries), 3.6), layout="constrained")
+    panels = figure.subplots(1, len(summaries), squeeze=False)[0]
+    for axes, (title, summary) in zip(panels, summaries.items(), strict=True):
+        returns = np.asarray(summary["returns"], float)  # None becomes NaN, a gap in the line
+        low, high = np.asarray(summary["intervals"], float).T
+        updates = np.arange(len(returns))
+        axes.axhline(summary["random"], color=GREY, linestyle=":", label="random agent")
+        if summary["optimal"] is not None:
+            axes.axhline(summary["optimal"], color=GREEN, linestyle="--", label="optimal agent")
+        axes.fill_between(updates, low, high, color=BLUE, alpha=0.25, linewidth=0)
+        axes.plot(updates, returns, color=BLUE, marker="o", label="adapted, 95 % interval")
+        axes.set_xticks(updates)
+        axes.set_xlabel(f"{unit}s in the new task")
+        axes.set_ylabel("mean return")
+        axes.set_title(f"{title} ({summary['num_tasks']} tasks)")
+        tidy(axes)
+        axes.legend(frameon=False, fontsize=8)
+    figure.savefig(path, dpi=150)
+
+
+def learning(
+    path: str | os.PathLike, panels: Mapping[str, Mapping[str, Mapping[str, Any]]]
+) -> None:
+    """Normalised return after adaptation against environment steps, a panel a family, a line an algorithm.
+
+    Args:
+        path: The image to write.
+        panels: Title of a panel to algorithm to a cell: ``curve["after"] [S, U]`` (returns of S seeds
+            over U meta-updates), ``env_steps`` of all of them, ``random`` and ``reference`` returns. Lines
+            are means over seeds, smoothed over a tenth of the updates.
+    """
+    columns = min(len(panels), 3)
+    rows = -(-len(panels) // columns)
+    figure = Figure(figsize=(4.2 * columns, 3.1 * rows + 1.0), layout="constrained")
+    every = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes, (title, cells) in zip(every, panels.items(), strict=False):
+        for i, (name, cell) in enumerate(cells.items()):
+            after = np.asarray(cell["curve"]["after"], float).mean(0)
+            width = max(1, len(after) // 10)
+            smooth = np.convolve(after, np.ones(width) / width, mode="valid")
+            share = (smooth - cell["random"]) / (cell["reference"] - cell["random"])
+            steps = cell["env_steps"] * np.arange(width, len(after) + 1) / len(after)
+            axes.plot(steps / 1e6, share, label=name, **look(i))
+        axes.axhline(1.0, color=GREY, linestyle=":", linewidth=1)
+        axes.axhline(0.0, color=GREY, linestyle=":", linewidth=1)
+        axes.set_ylim(-0.6, 1.1)  # a run that diverges leaves the picture, not the others squeezed
+        axes.set_title(title)
+        axes.set_xlabel("environment steps, millions")
+        axes.set_ylabel("normalised return")
+        tidy(axes)
+    for axes in every[len(panels) :]:
+        axes.set_visible(False)
+    handles, names = every[0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=5, frameon=False, fontsize=8)
+    figure.savefig(path, dpi=150)
+
+
+def population(
+    path: str | os.PathLike,
+    curves: Mapping[str, np.ndarray],
+    *,
+    y_label: str = "return after adaptation",
+) -> None:
+    """A metric against meta-updates, a line a setting: the mean over seeds, with their range behind it.
+
+    Args:
+        path: The image to write.
+        curves: Name of a setting to ``[S, U]``. All is smoothed over a twentieth of the updates.
+        y_label: What the metric is.
+    """
+    figure = Figure(figsize=(6.4, 4.0), layout="constrained")
+    axes = figure.subplots()
+    for i, (name, curve) in enumerate(curves.items()):
+        width = max(1, curve.shape[1] // 20)
+        kernel = np.ones(width) / width
+        smooth = np.stack([np.convolve(seed, kernel, mode="valid") for seed in curve])
+        updates = np.arange(width, curve.shape[1] + 1)
+        shown = look(i)
+        axes.plot(updates, smooth.mean(0), label=name, **shown)
+        axes.fill_between(
+            updates, smooth.min(0), smooth.max(0), alpha=0.15, linewidth=0, color=shown["color"]
+        )
+    axes.set_xlabel("meta-updates")
+    axes.set_ylabel(y_label)
+    tidy(axes)
+    axes.legend(frameon=False, fontsize=8)
+    figure.savefig(path, dpi=150)
+
+
+def lines(
+    path: str | os.PathLike,
+    panels: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float]]]],
+    *,
+    x_label: str,
+    logarithmic: bool = False,
+) -> None:
+    """Lines side by side in panels of the same x.
+
+    Args:
+        path: The image to write.
+        panels: Label of a panel's y to name of a line to its x and y.
+        x_label: Label of x.
+        logarithmic: Draw both axes so, and mark the points, whose x are the ticks.
+    """
+    figure = Figure(figsize=(5.2 * len(panels), 3.8), layout="constrained")
+    for axes, (label, named) in zip(
+        figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True
+    ):
+        for i, (name, (x, y)) in enumerate(named.items()):
+            axes.plot(x, y, marker="o" if logarithmic else None, label=name, **look(i))
+        if logarithmic:
+            axes.set_xscale("log")
+            axes.set_yscale("log")
+            ticks = sorted({float(value) for x, _ in named.values() for value in x})
+            axes.set_xticks(ticks, [f"{value:g}" for value in ticks])
+            axes.xaxis.minorticks_off()
+        axes.set_xlabel(x_label)
+        axes.set_ylabel(label)
+        tidy(axes)
+        axes.legend(frameon=False, fontsize=8)
+    figure.savefig(path, dpi=150)
+
+
+def lifetimes(
+    path: str | os.PathLike,
+    results: Mapping[str, Mapping[str, Any]],
+    *,
+    x_label: str = "updates since birth",
+    logarithmic: bool = False,
+) -> None:
+    """Normalised return through a lifetime with its interval, a panel a setting, a line a learner.
+
+    Args:
+        path: The image to write.
+        results: Title of a panel to ``contestants``: name to ``x [C]``, ``mean [C]`` and
+            ``intervals [C, 2]``.
+        x_label: What x counts.
+        logarithmic: Draw x so.
+    """
+    columns = min(len(results), 4)
+    rows = -(-len(results) // columns)
+    figure = Figure(figsize=(3.6 * columns + 0.6, 3.2 * rows + 0.4), layout="constrained")
+    every = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes, (title, entry) in zip(every, results.items(), strict=False):
+        for colour, (name, line) in zip(PALETTE, entry["contestants"].items(), strict=False):
+            low, high = np.asarray(line["intervals"], float).T
+            axes.fill_between(line["x"], low, high, color=colour, alpha=0.25, linewidth=0)
+            axes.plot(line["x"], line["mean"], color=colour, label=name)
+        axes.axhline(1.0, color=GREY, linestyle=":", linewidth=1)
+        axes.axhline(0.0, color=GREY, linestyle=":", linewidth=1)
+        axes.set_ylim(-0.3, 1.1)
+        axes.set_title(title)
+        axes.set_xlabel(x_label)
+        if logarithmic:
+            axes.set_xscale("log")
+        axes.set_ylabel("normalised return")
+        tidy(axes)
+        axes.legend(frameon=False, fontsize=8, loc="lower right")
+    for axes in every[len(results) :]:
+        axes.set_visible(False)
+    figure.savefig(path, dpi=150)

@@ -1,0 +1,206 @@
+"""Experience: paths through a plane, what was seen, done and earned, as a picture and as a GIF."""
+
+import os
+
+import numpy as np
+from matplotlib.animation import PillowWriter
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from jaxmeta.plotting.style import BLUE, GREY, ORANGE, PALETTE, look, tidy
+
+
+def trajectories(
+    path: str | os.PathLike,
+    observations: np.ndarray,
+    first: np.ndarray,
+    *,
+    goals: np.ndarray | None = None,
+    labels: tuple[str, str] = ("x", "y"),
+) -> None:
+    """Paths in the plane of the first two observations before and after adaptation, a panel a task.
+
+    Args:
+        path: The image to write.
+        observations: ``[M, K + 1, N, T, obs_size]`` of M tasks; drawn are the first and last rounds.
+        first: ``[M, K + 1, N, T]``, bool: where episodes begin.
+        goals: ``[M, 2]``, where the tasks have goals.
+        labels: Of the two axes.
+    """
+    num_tasks = len(observations)
+    columns = min(num_tasks, 3)
+    rows = -(-num_tasks // columns)
+    figure = Figure(figsize=(3.2 * columns, 3.2 * rows + 0.8), layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).ravel()
+    last = observations.shape[1] - 1
+    rounds = ((0, ORANGE, "before adaptation"), (last, BLUE, f"after {last} gradient steps"))
+    for task, axes in enumerate(panels[:num_tasks]):
+        for which, colour, label in rounds:
+            for stream in range(observations.shape[2]):
+                xy = np.asarray(observations[task, which, stream, :, :2], float)
+                # An episode's end is no move: lift the pen before the next one begins.
+                starts = np.flatnonzero(first[task, which, stream])
+                xy = np.insert(xy, starts, np.nan, axis=0)
+                label_once = label if stream == 0 else None
+                axes.plot(*xy.T, color=colour, alpha=0.45, linewidth=0.9, label=label_once)
+        if goals is not None:
+            axes.plot(*goals[task], marker="*", markersize=15, color="black", label="goal", ls="")
+        axes.set_xlabel(labels[0])
+        axes.set_ylabel(labels[1])
+        if goals is not None:
+            axes.set_aspect("equal")
+        tidy(axes)
+    for axes in panels[num_tasks:]:
+        axes.set_visible(False)
+    handles, names = panels[0].get_legend_handles_labels()
+    legend = figure.legend(handles, names, loc="outside upper center", ncols=columns, frameon=False)
+    for handle in filter(None, legend.legend_handles):
+        handle.set_alpha(1.0)
+    figure.savefig(path, dpi=150)
+
+
+def rollout(
+    path: str | os.PathLike,
+    observations: np.ndarray,
+    actions: np.ndarray,
+    rewards: np.ndarray,
+    last: np.ndarray,
+    *,
+    num_frames: int = 8,
+) -> None:
+    """One stream of experience: what was seen, what was done and what it earned, episodes told apart.
+
+    Images are shown at a few steps, a colour a channel; vectors at all steps, a row a number, each
+    in units of its own range.
+
+    Args:
+        path: The image to write.
+        observations: ``[T, *O]``; an image where O is ``(height, width)`` or ``(height, width, channels)``.
+        actions: ``[T]`` or ``[T, A]``.
+        rewards: ``[T]``.
+        last: ``[T]``, bool: an episode ended here.
+        num_frames: Images shown.
+    """
+    observations = np.asarray(observations, float)
+    steps = len(observations)
+    figure = Figure(figsize=(9.0, 5.2), layout="constrained")
+    above, below = figure.subfigures(2, 1, squeeze=False, height_ratios=(1.2, 1.0))[:, 0]
+    if observations.ndim >= 3:
+        shown = np.unique(np.linspace(0, steps - 1, num_frames).round().astype(int))
+        for axes, t in zip(np.atleast_1d(above.subplots(1, len(shown))), shown, strict=True):
+            axes.imshow(_coloured(observations[t]), interpolation="nearest")
+            axes.set_title(f"step {t}", fontsize=9)
+            axes.set_xticks([])
+            axes.set_yticks([])
+    else:
+        numbers = observations.reshape(steps, -1).T
+        low, high = (f(numbers, axis=1, keepdims=True) for f in (np.min, np.max))
+        axes = above.subplots()
+        scaled = (numbers - low) / np.where(high > low, high - low, 1.0)
+        axes.imshow(scaled, aspect="auto", cmap="cividis", interpolation="nearest")
+        axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set_ylabel("observation")
+    earned, done = below.subplots(2, 1, sharex=True)
+    earned.step(range(steps), rewards, where="mid", color=BLUE)
+    earned.set_ylabel("reward")
+    for i, action in enumerate(np.asarray(actions, float).reshape(steps, -1).T):
+        done.plot(range(steps), action, ".", markersize=4, **look(i) | {"linestyle": ""})
+    if np.issubdtype(np.asarray(actions).dtype, np.integer):
+        done.yaxis.set_major_locator(MaxNLocator(integer=True))
+    done.set_ylabel("action")
+    done.set_xlabel("step")
+    for axes in (earned, done):
+        for t in np.flatnonzero(last):
+            axes.axvline(t + 0.5, color=GREY, linestyle=":", linewidth=1)
+        tidy(axes)
+        axes.set_xlim(-0.5, steps - 0.5)
+    figure.savefig(path, dpi=120)
+
+
+def animation(
+    path: str | os.PathLike,
+    observations: np.ndarray,
+    rewards: np.ndarray,
+    last: np.ndarray,
+    *,
+    goal: np.ndarray | None = None,
+    num_frames: int = 60,
+    frames_per_second: int = 10,
+) -> None:
+    """One stream of experience as a GIF: what is seen, and beside it the return of the episode so far.
+
+    Images are shown as in `rollout`; of two numbers the way through the plane; of more a bar each, in units of
+    its own range.
+
+    Args:
+        path: The GIF to write.
+        observations: ``[T, *O]``.
+        rewards: ``[T]``.
+        last: ``[T]``, bool: an episode ended here.
+        goal: ``[2]``, shown in the plane.
+        num_frames: Frames at most; a long stream is shown at as many of its steps.
+        frames_per_second: Of the GIF.
+    """
+    observations, rewards = np.asarray(observations, float), np.asarray(rewards, float)
+    steps = len(observations)
+    shown = np.unique(np.linspace(0, steps - 1, num_frames).round().astype(int))
+    episode = np.concatenate([[0], np.cumsum(np.asarray(last, bool))[:-1]])
+    earned = np.concatenate([np.cumsum(rewards[episode == i]) for i in np.unique(episode)])
+    figure = Figure(figsize=(6.4, 3.2), layout="constrained")
+    seen, sum_of = figure.subplots(1, 2)
+    vectors = observations.reshape(steps, -1)
+    low, high = vectors.min(0), vectors.max(0)
+    scaled = (vectors - low) / np.where(high > low, high - low, 1.0)
+    plane = vectors if goal is None else np.vstack([vectors, np.asarray(goal)[None]])
+    margin = 0.05 * np.ptp(plane, axis=0).max() + 1e-6
+
+    def draw(t: int) -> None:
+        start = int(np.flatnonzero(episode == episode[t])[0])
+        seen.clear()
+        if observations.ndim >= 3:
+            seen.imshow(_coloured(observations[t]), interpolation="nearest")
+            seen.set_axis_off()
+        elif vectors.shape[1] == 2:
+            seen.plot(*vectors[start : t + 1].T, color=BLUE)
+            seen.plot(*vectors[t], "o", color=BLUE)
+            if goal is not None:
+                seen.plot(*goal, "*", color=ORANGE, markersize=12)
+            seen.set_xlim(plane[:, 0].min() - margin, plane[:, 0].max() + margin)
+            seen.set_ylim(plane[:, 1].min() - margin, plane[:, 1].max() + margin)
+            seen.set_aspect("equal")
+            tidy(seen)
+        else:
+            seen.barh(range(vectors.shape[1]), scaled[t], color=BLUE)
+            seen.set_xlim(0, 1)
+            seen.set_ylim(vectors.shape[1] - 0.5, -0.5)
+            seen.yaxis.set_major_locator(MaxNLocator(integer=True))
+            seen.set_ylabel("observation")
+            seen.set_xticks([])
+            tidy(seen)
+        seen.set_title(f"step {t - start} of episode {episode[t] + 1}", fontsize=9)
+        sum_of.clear()
+        sum_of.step(range(t + 1), earned[: t + 1], where="mid", color=BLUE)
+        sum_of.set_xlim(-0.5, steps - 0.5)
+        room = 0.05 * (np.ptp(earned) or 1.0)
+        sum_of.set_ylim(earned.min() - room, earned.max() + room)
+        sum_of.set_xlabel("step")
+        sum_of.set_ylabel("return so far")
+        tidy(sum_of)
+
+    film = PillowWriter(fps=frames_per_second)
+    with film.saving(figure, os.fspath(path), dpi=80):
+        for t in shown:
+            draw(t)
+            film.grab_frame()
+
+
+def _coloured(image: np.ndarray) -> np.ndarray:
+    """``[H, W]`` or ``[H, W, C]`` as RGB ``[H, W, 3]``: on white, each channel in its colour, later ones on top."""
+    channels = image[..., None] if image.ndim == 2 else image
+    top = np.abs(channels).max()
+    painted = np.ones((*channels.shape[:2], 3))
+    for i, channel in enumerate(np.moveaxis(channels, -1, 0)):
+        opacity = (np.abs(channel) / (top or 1.0))[..., None]
+        painted = (1 - opacity) * painted + opacity * np.array(to_rgb(PALETTE[i % len(PALETTE)]))
+    return painted

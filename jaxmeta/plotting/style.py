@@ -1,0 +1,19 @@
+"""How all figures look: colours are Okabe and Ito's, which the colour-blind can tell apart."""
+
+from typing import Any
+
+BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#6E6E6E"
+PALETTE = (BLUE, ORANGE, GREEN, "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+LINE_STYLES = ("-", "--", ":")
+
+
+def look(i: int) -> dict[str, Any]:
+    """Of the i-th line: its colour and, after each round of colours, another stroke."""
+    stroke = LINE_STYLES[i // len(PALETTE) % len(LINE_STYLES)]
+    return {"color": PALETTE[i % len(PALETTE)], "linestyle": stroke}
+
+
+def tidy(axes: Any) -> None:
+    """Axes without what is above and to the right, on a faint grid."""
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.25)

@@ -1,0 +1,86 @@
+import numpy as np
+
+from jaxmeta import evaluation, plotting
+from tests.plotting.shared import colours
+
+
+def test_adaptation_shows_curve_random_and_optimum(tmp_path):
+    rng = np.random.default_rng(0)
+    returns = np.array([-10.0, -2.0, -1.0]) + rng.normal(size=(20, 3))
+    known = evaluation.summarize(returns, np.full(20, -30.0), np.zeros(20))
+    unknown = evaluation.summarize(returns, np.full(20, -30.0), None)
+    plotting.adaptation(tmp_path / "both.png", {"one": known, "two": known})
+    plotting.adaptation(tmp_path / "unknown.png", {"one": unknown})
+    returns[0, 2] = np.nan  # diverged: the curve has a gap, and there is a figure
+    broken = evaluation.summarize(returns, np.full(20, -30.0), np.zeros(20))
+    plotting.adaptation(tmp_path / "broken.png", {"one": broken})
+    seen, both = colours(tmp_path / "both.png")
+    assert {plotting.BLUE, plotting.GREEN, plotting.GREY} <= seen
+    seen, single = colours(tmp_path / "unknown.png")
+    assert plotting.GREEN not in seen
+    assert {plotting.BLUE, plotting.GREY} <= seen
+    assert len(both) > 1.5 * len(single)
+
+
+def test_learning_curves_of_any_number_of_families(tmp_path):
+    def cell(level):
+        after = np.full((2, 20), level) + np.linspace(0, 1, 20)[None, :]
+        return {
+            "curve": {"after": after},
+            "env_steps": 2_000_000,
+            "random": -10.0,
+            "reference": 0.0,
+        }
+
+    many = {f"algorithm {i}": cell(-9.0 + i) for i in range(8)}
+    plotting.learning(tmp_path / "many.png", {f"family {i}": many for i in range(4)})
+    plotting.learning(tmp_path / "one.png", {"family": {"algorithm": cell(-5.0)}})
+    seen, _ = colours(tmp_path / "many.png")
+    assert set(plotting.PALETTE) <= seen
+    seen, _ = colours(tmp_path / "one.png")
+    assert plotting.BLUE in seen
+    assert plotting.ORANGE not in seen
+
+
+def test_lifetimes_draw_every_rule_in_every_setting(tmp_path):
+    def line(height):
+        return {
+            "x": [1, 10],
+            "mean": [0.0, height],
+            "intervals": [(-0.1, 0.1), (height - 0.1, height + 0.1)],
+        }
+
+    entry = {"contestants": {"LPG": line(0.9), "A2C": line(0.5)}}
+    five = {str(i): entry for i in range(5)}
+    plotting.lifetimes(
+        tmp_path / "lifetimes.png", five, x_label="episodes in the task", logarithmic=True
+    )
+    seen, _ = colours(tmp_path / "lifetimes.png")
+    assert {plotting.BLUE, plotting.ORANGE} <= seen
+
+
+def test_a_population_is_a_line_a_setting_with_the_range_of_its_seeds(tmp_path):
+    rng = np.random.default_rng(0)
+    steady = np.cumsum(rng.uniform(size=(3, 60)), axis=1)
+    plotting.population(tmp_path / "apart.png", {"a": steady, "b": 2 * steady})
+    plotting.population(tmp_path / "together.png", {"a": steady[:1], "b": 2 * steady[:1]})
+    (seen, apart), (_, together) = (colours(tmp_path / f"{x}.png") for x in ("apart", "together"))
+    assert {plotting.PALETTE[0], plotting.PALETTE[1]} <= seen
+    assert len(apart) > 10**5
+    white = [np.mean(np.all(x == 255, axis=-1)) for x in (apart, together)]
+    assert white[0] < white[1] - 0.02  # the range is shaded
+
+
+def test_lines_in_panels(tmp_path):
+    """A colour a line, the same in every panel; logarithmic axes spread what others squeeze."""
+    x = np.array([1.0, 10.0, 100.0])
+    panels = {"y": {"a": (x, x), "b": (x, 0 * x + 1)}, "z": {"a": (x, 1 / x)}}
+    plotting.lines(tmp_path / "plain.png", panels, x_label="x")
+    plotting.lines(tmp_path / "log.png", panels, x_label="x", logarithmic=True)
+    for name in ("plain.png", "log.png"):
+        seen, pixels = colours(tmp_path / name)
+        assert {plotting.PALETTE[0], plotting.PALETTE[1]} <= seen
+        assert len(pixels) > 10**5
+    one = {"y": {"a": (x, x)}}
+    plotting.lines(tmp_path / "one.png", one, x_label="x")
+    assert len(colours(tmp_path / "one.png")[1]) < 0.6 * len(pixels)

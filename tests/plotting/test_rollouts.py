@@ -1,0 +1,89 @@
+import matplotlib.image
+import numpy as np
+import PIL.Image
+import PIL.ImageSequence
+import pytest
+
+from jaxmeta import plotting
+from tests.plotting.shared import colours
+
+
+def test_trajectories_lift_the_pen_between_episodes(tmp_path):
+    """One path that jumps from right to left: drawn as one episode it crosses the middle, as two it does not."""
+    obs = np.zeros((1, 2, 1, 4, 2))
+    obs[..., 0] = [-2.0, -1.0, 1.0, 2.0]
+    first = np.zeros((1, 2, 1, 4), bool)
+    first[..., 0] = True
+    plotting.trajectories(tmp_path / "one.png", obs, first)
+    first[..., 2] = True
+    plotting.trajectories(tmp_path / "two.png", obs, first)
+    dark = []
+    for name in ("one.png", "two.png"):
+        image = matplotlib.image.imread(tmp_path / name)[..., :3]
+        height, width, _ = image.shape
+        column = image[height // 4 : -height // 5, int(0.66 * width)]  # x = 0.3: no grid line
+        dark.append(column.mean(axis=1).min() < 0.8)
+    assert dark == [True, False]
+
+
+def test_trajectories_draw_goals_and_any_number_of_tasks(tmp_path):
+    obs = np.random.default_rng(0).normal(size=(4, 3, 2, 6, 2))
+    first = np.zeros((4, 3, 2, 6), bool)
+    first[..., 0] = True
+    plotting.trajectories(tmp_path / "goals.png", obs, first, goals=np.zeros((4, 2)))
+    plotting.trajectories(tmp_path / "free.png", obs, first, labels=("a", "b"))
+    assert (tmp_path / "goals.png").stat().st_size > 10_000
+    assert (tmp_path / "free.png").stat().st_size > 10_000
+
+
+def test_a_rollout_of_images_shows_each_channel_in_its_colour(tmp_path):
+    images = np.zeros((5, 4, 3, 2))
+    images[:, 0, 0, 0] = images[:, 3, 2, 1] = 1.0
+    last = np.array([0, 1, 0, 0, 1], bool)
+    plotting.rollout(tmp_path / "grid.png", images, np.arange(5), np.arange(5.0), last)
+    seen, _ = colours(tmp_path / "grid.png")
+    assert {plotting.BLUE, plotting.ORANGE} <= seen
+    # One channel alone, and no picture of what is not there.
+    plotting.rollout(tmp_path / "empty.png", 0 * images[..., 0], np.arange(5), np.zeros(5), last)
+    seen, _ = colours(tmp_path / "empty.png")
+    assert plotting.ORANGE not in seen
+
+
+def test_a_rollout_of_vectors_shows_every_number_in_its_own_range(tmp_path):
+    steps = np.arange(40.0)
+    vectors = np.stack([1e6 * steps, steps, np.ones(40)], axis=1)
+    actions = np.stack([np.sin(steps), np.cos(steps)], axis=1)
+    plotting.rollout(tmp_path / "rollout.png", vectors, actions, steps, steps == 20)
+    seen, pixels = colours(tmp_path / "rollout.png")
+    assert {plotting.BLUE, plotting.ORANGE} <= seen  # an action has two components
+    # Both rows that change end at the light end of the scale, though one is a million times larger.
+    light = np.array(matplotlib.colormaps["cividis"](1.0, bytes=True)[:3])
+    is_light = (pixels == light).all(1).reshape(-1, 9 * 120)
+    assert (is_light.sum(1) > 10).sum() > 120
+
+
+@pytest.mark.parametrize("shape", [(6, 5), (6, 5, 3), (2,), (7,), ()])
+def test_an_animation_has_a_frame_a_step_up_to_what_is_asked(shape, tmp_path):
+    rng = np.random.default_rng(0)
+    steps, last = 12, np.arange(12) % 5 == 4
+    goal = np.ones(2) if shape == (2,) else None
+    stream = rng.random((steps, *shape)), rng.random(steps), last
+    for num_frames, expected in ((60, 12), (4, 4)):
+        path = tmp_path / f"{num_frames}.gif"
+        plotting.animation(path, *stream, goal=goal, num_frames=num_frames)
+        with PIL.Image.open(path) as image:
+            assert image.n_frames == expected
+            assert image.size == (512, 256)
+
+
+def test_an_animation_shows_the_return_of_the_episode_so_far(tmp_path):
+    """Two streams that differ in a reward look the same up to it, and not after it."""
+    obs, last = np.zeros((6, 3)), np.array([0, 0, 1, 0, 0, 1], bool)
+    frames = []
+    for reward in (np.ones(6), np.array([1.0, 1, 1, 1, 0, 1])):
+        path = tmp_path / "stream.gif"
+        plotting.animation(path, obs, reward, last)
+        with PIL.Image.open(path) as image:
+            frames.append([np.asarray(f.convert("L")) for f in PIL.ImageSequence.Iterator(image)])
+    same = [np.array_equal(a, b) for a, b in zip(*frames, strict=True)]
+    assert same == [True] * 4 + [False] * 2
