@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from jaxmeta.plotting.style import BLUE, GREEN, GREY, ORANGE, tidy
+from jaxmeta.plotting.style import BLUE, CYCLE, GREY, ORANGE, tidy
 
-CYCLE = (BLUE, ORANGE, GREEN, "#CC79A7", "#56B4E9", "#E69F00", "#000000", GREY)
 ROUNDING = 1e-11  # a relative bias below this is none
 
 
