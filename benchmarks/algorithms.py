@@ -63,6 +63,9 @@ class Main:
     """Gradient steps that each of them is given."""
 
     def __post_init__(self) -> None:
+        checks.fields(self)
+        checks.some("algorithms", self.algorithms)
+        checks.some("families", self.families)
         for name in ("num_seeds", "meta_updates", "num_tasks", "num_streams", "eval_updates"):
             checks.at_least(name, getattr(self, name), 1)
         checks.at_least("num_seeds", self.num_seeds, 2)

@@ -1,13 +1,15 @@
-"""Does a run survive being killed, and does a long one stay what it was?
+"""Does a run survive being killed, does a long one stay what it was, and what do broken numbers cost?
 
     python benchmarks/endurance.py kill --kills 100
     python benchmarks/endurance.py long --meta-updates 100000
+    python benchmarks/endurance.py faults --rates 0 0.001 0.01
 
 `kill` trains by `benchmarks/train.py` and ends the process with SIGKILL at random moments, most of them after
 training has begun, checkpoints every few updates among them; each time `--resume` goes on. A kill may cost
 what was done since the last checkpoint and nothing else; what is learned in the end is compared, bit by bit, with a run that was left
 alone. `long` makes very many small meta-updates and looks at host memory, compilations, the time of an update and the
-metrics file.
+metrics file. `faults` meta-trains MAML on 2-D navigation whose simulator reports NaN or infinity now and then, and
+looks at what was left out and how the result adapts to held-out goals without faults.
 
 Leaves results.json, table.md and the runs in the output folder.
 """
@@ -27,8 +29,10 @@ import numpy as np
 import tyro
 from rich.console import Console
 
-from jaxmeta import checkpoints, checks, experiments, reports, training
+from jaxmeta import checkpoints, checks, evaluation, experiments, reports, tasks, training
+from jaxmeta.algorithms import maml
 from jaxmeta.experiments import Experiment
+from jaxmeta.tasks import transform
 
 TRAIN = Path(__file__).parent / "train.py"
 
@@ -62,6 +66,33 @@ class Long:
 
     def __post_init__(self) -> None:
         checks.at_least("meta_updates", self.meta_updates, 10)
+
+
+@dataclasses.dataclass(frozen=True)
+class Faults:
+    """A simulator that breaks now and then."""
+
+    output: Path = Path("runs/endurance-faults")
+    """Folder for the results; made anew."""
+    rates: tuple[float, ...] = (0.0, 1e-3, 1e-2)
+    """Shares of steps whose reward or observation is not finite."""
+    meta_updates: int = 200
+    """Meta-updates of each run."""
+    num_tasks: int = 20
+    """Tasks in each."""
+    eval_tasks: int = 200
+    """Held-out tasks."""
+    seed: int = 0
+    """Of training."""
+
+    def __post_init__(self) -> None:
+        checks.some("rates", self.rates)
+        for rate in self.rates:
+            checks.between("rates", rate, 0, 1)
+        for name in ("meta_updates", "num_tasks"):
+            checks.at_least(name, getattr(self, name), 1)
+        checks.at_least("eval_tasks", self.eval_tasks, 2)
+        checks.at_least("seed", self.seed, 0)
 
 
 def command(folder: Path, meta_updates: int, checkpoint_every: int, *, resume: bool) -> list[str]:
@@ -206,16 +237,71 @@ def run_long(args: Long) -> tuple[list[dict[str, str]], dict[str, Any]]:
     return [row], {"looks": looks, "last": np.asarray(text[-1:]).tolist()}
 
 
+def run_faults(args: Faults) -> tuple[list[dict[str, str]], dict[str, Any]]:
+    family, config = tasks.make("navigation"), maml.Config()
+    plan = training.Config(meta_updates=args.meta_updates, num_tasks=args.num_tasks, seed=args.seed)
+    task_key, key, optimal_key = jax.random.split(jax.random.key(1_000_000), 3)
+    held_out = tasks.sample_tasks(task_key, family, args.eval_tasks, split="test")
+    optimal = np.asarray(evaluation.optimal_returns(optimal_key, held_out, family=family))
+    streams = args.meta_updates * args.num_tasks * config.num_streams * (config.num_updates + 1)
+    rows, results = [], {}
+    for rate in args.rates:
+        algorithm = maml.maml(transform.faulty(family, rate=rate), config)
+        lines: list[dict[str, Any]] = []
+        trained = training.train(
+            algorithm,
+            transform.faulty(family, rate=rate),
+            plan,
+            sink=lines.append,
+            console=Console(quiet=True),
+        )
+        returns = jax.jit(
+            lambda meta, algorithm=algorithm: evaluation.adaptation_returns(
+                key,
+                meta,
+                held_out,
+                learner=algorithm.learner,
+                env=family.env,
+                num_streams=config.num_streams,
+                num_updates=1,
+                num_steps=family.horizon,
+            )
+        )(trained.state.meta)
+        summary = evaluation.summarize(np.asarray(returns), optimal, optimal)
+        skipped = {
+            name: sum(int(line[f"skipped_{name}"]) for line in lines)
+            for name in ("streams", "tasks", "updates")
+        }
+        results[str(rate)] = summary | {"skipped": skipped}
+        low, high = summary["intervals"][1]
+        rows.append(
+            {
+                "faulty steps": f"{100 * rate:g} %",
+                "episodes left out": f"{100 * skipped['streams'] / streams:.1f} %",
+                "tasks left out": str(skipped["tasks"]),
+                "meta-updates left out": str(skipped["updates"]),
+                "held-out return before": f"{summary['returns'][0]:.2f}",
+                "after one step": f"{summary['returns'][1]:.2f} ({low:.2f}, {high:.2f})",
+                "gap closed": f"{100 * summary['gap_closed'][1]:.1f} %",
+            }
+        )
+        print(rows[-1], file=sys.stderr, flush=True)
+    return rows, {"rates": results}
+
+
 def resident() -> int:
     """Bytes of this process in memory."""
     with open("/proc/self/statm", encoding="ascii") as file:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-def main(args: Kill | Long) -> None:
+KINDS: dict[type, Any] = {Kill: run_kill, Long: run_long, Faults: run_faults}
+
+
+def main(args: Kill | Long | Faults) -> None:
     reports.refuse_to_overwrite(args.output)
     training.enable_compilation_cache()
-    rows, results = run_kill(args) if isinstance(args, Kill) else run_long(args)
+    rows, results = KINDS[type(args)](args)
     reports.leave(args.output, dataclasses.asdict(args), rows, **results)
 
 
@@ -223,6 +309,7 @@ if __name__ == "__main__":
     Command: Any = (
         Annotated[Kill, tyro.conf.subcommand("kill")]
         | Annotated[Long, tyro.conf.subcommand("long")]
+        | Annotated[Faults, tyro.conf.subcommand("faults")]
     )
     try:
         main(tyro.cli(Command, description=__doc__))

@@ -76,17 +76,22 @@ class Main:
     """Of the MDP, the features and the policies."""
 
     def __post_init__(self) -> None:
+        checks.fields(self)
         for name in ("num_states", "num_actions", "horizon", "num_features", "cost_steps"):
             checks.at_least(name, getattr(self, name), 1)
         checks.at_least("num_streams", self.num_streams, 1)
         checks.between("discount", self.discount, 0, 1)
         checks.between("distance", self.distance, 0, 1e6)
-        num_paths = (self.num_states * self.num_actions) ** self.horizon
-        if num_paths > MAX_PATHS:
+        checks.between("step_size", self.step_size, -1e6, 1e6)
+        checks.at_least("seed", self.seed, 0, 2**32 - 1)
+        # In logarithms: the number itself may have too many digits to be computed.
+        digits = self.horizon * math.log10(self.num_states * self.num_actions)
+        if digits > math.log10(MAX_PATHS):
             raise ValueError(
                 f"num_states={self.num_states}, num_actions={self.num_actions} and "
-                f"horizon={self.horizon} make {num_paths} trajectories; at most {MAX_PATHS} are enumerated"
+                f"horizon={self.horizon} make 10^{digits:.1f} trajectories; at most {MAX_PATHS} are enumerated"
             )
+        checks.some("meta_batch_sizes", self.meta_batch_sizes)
         for size in self.meta_batch_sizes:
             checks.at_least("meta_batch_sizes", size, 1)
             if math.comb(size + 7, size) > MAX_PATHS:

@@ -38,6 +38,7 @@ class Main:
     """Episodes in a picture, at most 200 steps."""
 
     def __post_init__(self) -> None:
+        checks.some("families", self.families)
         for name in ("num_tasks", "num_episodes"):
             checks.at_least(name, getattr(self, name), 1)
         for name in self.families:

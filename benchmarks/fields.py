@@ -107,8 +107,8 @@ class Main:
         checks.at_least("num_seeds", self.num_seeds, 1)
         checks.at_least("scratch_tasks", self.scratch_tasks, 2)
         checks.at_least("eval_tasks", self.eval_tasks, self.scratch_tasks)
-        if not self.budget > 0:
-            raise ValueError(f"budget={self.budget} must be positive")
+        checks.between("budget", self.budget, 1e-6, 1e6)
+        checks.some("fields", self.fields)
         for name in self.fields:
             checks.choice("fields", name, FIELDS)
 

@@ -89,6 +89,15 @@ class Train:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        checks.fields(self)
+        for name in ("gae_lambdas", "entropy_costs", "compare_on"):
+            checks.some(name, getattr(self, name))
+        for value in self.gae_lambdas:
+            checks.between("gae_lambdas", value, 0, 1)
+        for name in ("learning_rate", "step_size", "entropy_bonus"):
+            checks.between(name, getattr(self, name), 0, 1e6)
+        for value in self.entropy_costs:
+            checks.between("entropy_costs", value, 0, 1e6)
         for name in self.compare_on:
             checks.choice("compare_on", name, families() | unknown_families())
         for field in dataclasses.fields(self):
@@ -465,6 +474,7 @@ class Memory:
     num_steps: int = 20
 
     def __post_init__(self) -> None:
+        checks.some("lifespans", self.lifespans)
         for name in ("window", "num_agents", "num_streams", "num_steps"):
             checks.at_least(name, getattr(self, name), 1)
         for lifespan in self.lifespans:

@@ -59,6 +59,7 @@ class Chain:
     def __post_init__(self) -> None:
         for name in ("meta_updates", "num_streams", "value_updates", "num_seeds"):
             checks.at_least(name, getattr(self, name), 1)
+        checks.some("variants", self.variants)
         for name in self.variants:
             checks.choice("variants", name, VARIANTS)
 
@@ -89,9 +90,11 @@ class Physics:
     def __post_init__(self) -> None:
         for name in ("meta_updates", "num_agents", "num_streams", "num_steps", "num_seeds"):
             checks.at_least(name, getattr(self, name), 1)
+        checks.at_least("seed", self.seed, 0, 2**32 - 1)
         for name in ("discounts", "lambdas"):
-            if not getattr(self, name):
-                raise ValueError(f"{name}=() must name at least one")
+            checks.some(name, getattr(self, name))
+            for value in getattr(self, name):
+                checks.between(name, value, 0, 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,6 +115,7 @@ class Memory:
     def __post_init__(self) -> None:
         for name in ("num_agents", "num_streams", "num_steps"):
             checks.at_least(name, getattr(self, name), 1)
+        checks.some("lifetimes", self.lifetimes)
         for value in self.lifetimes:
             checks.at_least("lifetimes", value, 2)
             if value % 2:

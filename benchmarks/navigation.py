@@ -51,8 +51,9 @@ class Main:
         for name in ("num_seeds", "meta_updates", "num_tasks", "num_streams"):
             checks.at_least(name, getattr(self, name), 1)
         checks.at_least("eval_tasks", self.eval_tasks, 2)
-        if not self.fine_tuning_steps:
-            raise ValueError("fine_tuning_steps=() must hold at least one step size")
+        checks.some("fine_tuning_steps", self.fine_tuning_steps)
+        for value in self.fine_tuning_steps:
+            checks.between("fine_tuning_steps", value, -1e6, 1e6)
 
 
 def train_seeds(

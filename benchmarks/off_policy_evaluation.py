@@ -15,6 +15,7 @@ results.json and off_policy_evaluation.png in the output folder.
 """
 
 import dataclasses
+import math
 import sys
 import time
 from collections.abc import Callable
@@ -68,7 +69,10 @@ class Main:
         checks.choice("family", self.family, ("latent_tabular", "tabular"))
         for name in ("meta_updates", "num_tasks", "num_tuning"):
             checks.at_least(name, getattr(self, name), 2)
-        checks.at_least("seed", self.seed, 0)
+        checks.at_least("seed", self.seed, 0, 2**32 - 1)
+        checks.between("rho_bar", self.rho_bar, 0, math.inf)
+        checks.some("updates", self.updates)
+        checks.some("distances", self.distances)
         for value in self.updates:
             checks.at_least("updates", value, 1)
         for value in self.distances:

@@ -29,6 +29,7 @@ class Main:
     """Folder of the runs."""
 
     def __post_init__(self) -> None:
+        checks.some("names", self.names)
         for name in self.names:
             checks.choice("names", name, presets.PRESETS)
 

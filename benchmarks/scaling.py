@@ -84,6 +84,10 @@ class Study:
             raise ValueError(
                 f"factors={self.factors} must be at least three numbers, 1 and more, that rise"
             )
+        if self.tasks_per_chunk is not None:
+            checks.at_least("tasks_per_chunk", self.tasks_per_chunk, 1)
+        for factor in self.factors:
+            checks.at_least("factors", factor, 1)
         checks.core("core", self.core)
 
 

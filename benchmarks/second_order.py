@@ -50,6 +50,9 @@ class Main:
     def __post_init__(self) -> None:
         for name in ("num_tasks", "num_streams", "repeats"):
             checks.at_least(name, getattr(self, name), 1)
+        if self.tasks_per_chunk is not None:
+            checks.at_least("tasks_per_chunk", self.tasks_per_chunk, 1)
+        checks.some("num_updates", self.num_updates)
         for value in self.num_updates:
             checks.at_least("num_updates", value, 1)
 

@@ -63,8 +63,7 @@ class Memory:
 
     def __post_init__(self) -> None:
         for name in ("memories", "sizes", "num_trials"):
-            if not getattr(self, name):
-                raise ValueError(f"{name}=() must name at least one")
+            checks.some(name, getattr(self, name))
         for name in self.memories:
             checks.choice("memories", name, memories.MEMORIES)
         for name in ("num_steps", "repeats"):
@@ -91,8 +90,7 @@ class Rollout:
 
     def __post_init__(self) -> None:
         for name in ("families", "num_streams"):
-            if not getattr(self, name):
-                raise ValueError(f"{name}=() must name at least one")
+            checks.some(name, getattr(self, name))
         for name in self.families:
             checks.choice("families", name, tasks.names())
         for name in ("num_steps", "repeats"):
@@ -298,13 +296,11 @@ class Updates:
     """Timed calls of each."""
 
     def __post_init__(self) -> None:
-        if not self.algorithms:
-            raise ValueError("algorithms=() must name at least one")
+        checks.some("algorithms", self.algorithms)
         for name in self.algorithms:
             checks.choice("algorithms", name, UPDATES)
         checks.at_least("repeats", self.repeats, 1)
-        if not self.scales:
-            raise ValueError("scales=() must hold at least one number")
+        checks.some("scales", self.scales)
         for scale in self.scales:
             checks.at_least("scales", scale, 1)
             for name in {"meta-gradient", "LPG"} & set(self.algorithms):

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxmeta import checks
 from jaxmeta.rollout import begin_stream, rollout
 from jaxmeta.types import History, Learner, Stream, Task, Trajectory
 
@@ -28,6 +29,7 @@ def begin_streams(
     key: jax.Array, meta: Any, task: Task, *, learner: Learner, env: Any, num_streams: int
 ) -> Stream:
     """``num_streams`` streams at the start of an episode, ``[N]``, with fresh memories."""
+    checks.at_least("num_streams", num_streams, 1)
     return jax.vmap(lambda key: begin_stream(key, meta, task, learner=learner, env=env))(
         jax.random.split(key, num_streams)
     )
@@ -85,6 +87,9 @@ def adapt(
 
     The history holds the agent that acted in each round, still differentiable, beside what it saw.
     """
+
+    checks.at_least("num_updates", num_updates, 0)
+    checks.field("restart", restart, bool)
 
     def update(carry: tuple, _: None) -> tuple[tuple, History]:
         key, agent, streams = carry
@@ -160,7 +165,8 @@ def replay(key: jax.Array, meta: Any, trajectories: Trajectory, *, learner: Lear
     Nothing acts, so a ``meta`` that has moved since can be tried on recorded experience (ProMP's
     epochs, a line search): its agents are live, from birth through every update.
     """
-    begin_key, adapt_key, _ = jax.random.split(key, 3)
+    # The same keys once more, on purpose.
+    begin_key, adapt_key, _ = jax.random.split(jax.random.clone(key), 3)
     agent_key, _ = jax.random.split(begin_key)
 
     def update(carry: tuple, trajectories: Trajectory) -> tuple[tuple, Any]:

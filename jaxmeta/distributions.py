@@ -9,6 +9,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxmeta import checks
+
 
 class Categorical(NamedTuple):
     """A distribution over the integers 0 .. A-1, from unnormalised ``logits [..., A]``."""
@@ -29,6 +31,7 @@ class Categorical(NamedTuple):
 
     def log_prob(self, value: jax.Array) -> jax.Array:
         """log p(value) for integers ``value [...]``, ``[...]``; -inf outside 0 .. A-1."""
+        checks.shapes("...A ...", logits=self.logits, value=value)
         # A one-hot product, not a gather: its gradient is dense, which an accelerator does faster.
         chosen = jax.nn.one_hot(value, self.logits.shape[-1], dtype=bool)
         log_prob = jnp.sum(jnp.where(chosen, self.log_probs(), 0.0), axis=-1)
@@ -41,6 +44,7 @@ class Categorical(NamedTuple):
 
     def kl(self, other: "Categorical") -> jax.Array:
         """KL(self || other), in nats, ``[...]``."""
+        checks.shapes("...A", logits=self.logits, other=other.logits)
         log_p, log_q = self.log_probs(), other.log_probs()
         return jnp.sum(_expected(log_p, log_p) - _expected(log_p, log_q), axis=-1)
 
@@ -59,6 +63,7 @@ class DiagGaussian(NamedTuple):
 
     def sample(self, key: jax.Array) -> jax.Array:
         """A draw ``[..., D]``."""
+        checks.shapes("...D", mean=self.mean, log_std=self.log_std)
         noise = jax.random.normal(key, self.mean.shape, self.mean.dtype)
         return self.mean + jnp.exp(self.log_std) * noise
 
@@ -68,6 +73,7 @@ class DiagGaussian(NamedTuple):
 
     def log_prob(self, value: jax.Array) -> jax.Array:
         """log density at ``value [..., D]``, ``[...]``."""
+        checks.shapes("...D", mean=self.mean, log_std=self.log_std, value=value)
         z = (value - self.mean) * jnp.exp(-self.log_std)
         return jnp.sum(-0.5 * z**2 - self.log_std - 0.5 * math.log(2 * math.pi), axis=-1)
 
@@ -77,6 +83,8 @@ class DiagGaussian(NamedTuple):
 
     def kl(self, other: "DiagGaussian") -> jax.Array:
         """KL(self || other), in nats, ``[...]``."""
+        others = {"other.mean": other.mean, "other.log_std": other.log_std}
+        checks.shapes("...D", mean=self.mean, log_std=self.log_std, **others)
         variance_ratio = jnp.exp(2.0 * (self.log_std - other.log_std))
         z = (self.mean - other.mean) * jnp.exp(-other.log_std)
         return jnp.sum(other.log_std - self.log_std + 0.5 * (variance_ratio + z**2 - 1.0), axis=-1)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.stats
 
+from jaxmeta import checks
 from jaxmeta.adaptation import lifetime
 from jaxmeta.returns import episode_index, first_episode_return
 from jaxmeta.tasks.family import TaskFamily
@@ -36,6 +37,8 @@ def adaptation_returns(
     ``num_steps`` must cover an episode. What is reported after k updates was not learned from: it is
     the experience of the agent before its next update.
     """
+
+    checks.at_least("tasks_per_chunk", tasks_per_chunk, 1)
 
     def returns(key_and_task: tuple) -> jax.Array:
         history = lifetime(
@@ -86,6 +89,8 @@ def trials(
     (posterior sampling learns between episodes).
     """
 
+    checks.at_least("tasks_per_chunk", tasks_per_chunk, 1)
+
     def trial(key_and_task: tuple) -> Trials:
         history = lifetime(
             key_and_task[0],
@@ -114,6 +119,9 @@ def episode_returns(trials: Trials, num_episodes: int) -> jax.Array:
 
     An episode that the trial is too short for counts as far as it went.
     """
+
+    checks.at_least("num_episodes", num_episodes, 1)
+    checks.shapes("MT", **{"trials.reward": trials.reward, "trials.last": trials.last})
 
     def returns(reward: jax.Array, last: jax.Array) -> jax.Array:
         episode = jax.nn.one_hot(episode_index(last), num_episodes, dtype=reward.dtype)
@@ -227,12 +235,15 @@ def normalized(returns: np.ndarray, random: np.ndarray, reference: np.ndarray) -
         reference: ``[M]``, from `reference_returns` on them.
 
     Raises:
-        ValueError: the reference is no better than random, so there is no scale.
+        ValueError: the reference is no better than random, so there is no scale; or shapes do not fit.
     """
-    zero, one = np.mean(random, dtype=np.float64), np.mean(reference, dtype=np.float64)
+    returns, random, reference = checks.numbers(
+        "... M M", returns=returns, random=random, reference=reference
+    )
+    zero, one = np.mean(random), np.mean(reference)
     if not one > zero:
         raise ValueError(f"mean reference return {one} must exceed the random agent's, {zero}")
-    return (np.asarray(returns, np.float64) - zero) / (one - zero)
+    return (returns - zero) / (one - zero)
 
 
 def interquartile_mean(x: np.ndarray, axis: int | None = 0) -> np.ndarray:
@@ -253,9 +264,7 @@ def interquartile_interval(
     This one speaks of new seeds and new tasks, with a single seed of new tasks alone; with a handful of
     seeds a bootstrap is still too narrow. NaN where an entry is not finite or there is only one.
     """
-    x = np.asarray(x, np.float64)
-    if x.ndim != 2:
-        raise ValueError(f"x has shape {x.shape}; it must be [seeds, tasks]")
+    x = _table(x, confidence, num_resamples, seed)
     if not np.all(np.isfinite(x)) or x.size < 2:
         return (float("nan"), float("nan"))
     rng = np.random.default_rng(seed)
@@ -272,9 +281,7 @@ def mean_interval(
 
     Resampled as in `interquartile_interval`, whole rows and whole columns; for many tasks.
     """
-    x = np.asarray(x, np.float64)
-    if x.ndim != 2:
-        raise ValueError(f"x has shape {x.shape}; it must be [seeds, tasks]")
+    x = _table(x, confidence, num_resamples, seed)
     if not np.all(np.isfinite(x)) or x.size < 2:
         return (float("nan"), float("nan"))
     rng = np.random.default_rng(seed)
@@ -287,6 +294,17 @@ def mean_interval(
     return float(low), float(high)
 
 
+def _table(x: np.ndarray, confidence: float, num_resamples: int, seed: int) -> np.ndarray:
+    """``x [seeds, tasks]`` in float64, checked like the settings of its bootstrap."""
+    (x,) = checks.numbers("...", x=x)
+    if x.ndim != 2:
+        raise ValueError(f"x has shape {x.shape}; it must be [seeds, tasks]")
+    checks.between("confidence", confidence, 0, 1)
+    checks.at_least("num_resamples", num_resamples, 1)
+    checks.at_least("seed", seed, 0)
+    return x
+
+
 def bootstrap_interval(
     x: np.ndarray,
     statistic: Callable[..., Any] = np.mean,
@@ -295,7 +313,9 @@ def bootstrap_interval(
     seed: int = 0,
 ) -> tuple[float, float]:
     """Percentile bootstrap interval of a statistic of ``x [M]`` (tasks or seeds): ``(low, high)``."""
-    x = np.asarray(x, np.float64)
+    (x,) = checks.numbers("M", x=x)
+    checks.between("confidence", confidence, 0, 1)
+    checks.at_least("seed", seed, 0)
     if not np.all(np.isfinite(x)) or len(x) < 2:
         return (float("nan"), float("nan"))
     result = scipy.stats.bootstrap(
@@ -313,14 +333,17 @@ def bootstrap_interval(
 def gap_closed(returns: np.ndarray, optimal: np.ndarray) -> np.ndarray:
     """Share of the gap between the unadapted agent and the optimum that k updates close, ``[K + 1]``.
 
-    ``(mean R_k - mean R_0) / (mean R* - mean R_0)``, means over tasks; 0 at k = 0 and 1 at the optimum.
+    ``(mean R_k - mean R_0) / (mean R* - mean R_0)``, means over tasks; 0 at k = 0 and 1 at the optimum. NaN where there
+    is no gap.
 
     Args:
         returns: ``[M, K + 1]``.
         optimal: ``[M]``.
     """
+    returns, optimal = checks.numbers("MK M", returns=returns, optimal=optimal)
     mean = np.mean(returns, axis=0)
-    return (mean - mean[0]) / (np.mean(optimal) - mean[0])
+    gap = np.mean(optimal) - mean[0]
+    return (mean - mean[0]) / gap if gap else np.full(mean.shape, np.nan)
 
 
 def summarize(
@@ -338,9 +361,9 @@ def summarize(
         ``random``, ``optimal`` and ``gap_closed`` (None where no optimum is known), ``num_tasks``.
         A number that is not finite is None.
     """
-    returns = np.asarray(returns, np.float64)
+    returns, random = checks.numbers("MK M", returns=returns, random=random)
     columns: Sequence[np.ndarray] = list(returns.T)
-    closed = None if optimal is None else gap_closed(returns, np.asarray(optimal, np.float64))
+    closed = None if optimal is None else gap_closed(returns, optimal)
     return {
         "num_tasks": len(returns),
         "returns": [_number(x.mean()) for x in columns],

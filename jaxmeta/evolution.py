@@ -7,11 +7,13 @@ gradient of F itself where F is quadratic.
 import jax
 import jax.numpy as jnp
 
+from jaxmeta import checks
 from jaxmeta.types import Params
 
 
 def perturbation(key: jax.Array, params: Params, noise_std: jax.Array | float) -> Params:
     """``ε ~ N(0, σ²)``, a tree like ``params``."""
+    checks.shapes("?", noise_std=noise_std)
     leaves, structure = jax.tree.flatten(params)
     keys = jax.random.split(key, len(leaves))
     noise = [noise_std * jax.random.normal(keys[i], x.shape, x.dtype) for i, x in enumerate(leaves)]
@@ -20,6 +22,7 @@ def perturbation(key: jax.Array, params: Params, noise_std: jax.Array | float) -
 
 def antithetic(params: Params, epsilon: Params) -> Params:
     """``(params + ε, params - ε)``, a tree like ``params`` with a leading ``[2]``."""
+    checks.alike(params=params, epsilon=epsilon)
     return jax.tree.map(lambda x, e: jnp.stack([x + e, x - e]), params, epsilon)
 
 
@@ -37,5 +40,6 @@ def gradient(xi: Params, fitness: jax.Array, noise_std: jax.Array | float) -> Pa
         fitness: ``[2]``, of the pair as `antithetic` orders it.
         noise_std: σ.
     """
+    checks.shapes("2 ?", fitness=fitness, noise_std=noise_std)
     slope = (fitness[0] - fitness[1]) / (2.0 * noise_std**2)
     return jax.tree.map(lambda x: slope * x, xi)

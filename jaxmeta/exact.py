@@ -21,6 +21,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxmeta import checks
+
 
 class MDP(NamedTuple):
     """A finite MDP, γ included."""
@@ -33,6 +35,9 @@ class MDP(NamedTuple):
 
 def random_mdp(key: jax.Array, *, num_states: int, num_actions: int, discount: float) -> MDP:
     """Flat-Dirichlet transitions and initial state, standard normal rewards."""
+    checks.at_least("num_states", num_states, 1)
+    checks.at_least("num_actions", num_actions, 1)
+    checks.between("discount", discount, 0, 1)
     transition_key, reward_key, initial_key = jax.random.split(key, 3)
     flat = jnp.ones(num_states)
     return MDP(
@@ -45,6 +50,7 @@ def random_mdp(key: jax.Array, *, num_states: int, num_actions: int, discount: f
 
 def softmax_linear(features: jax.Array, theta: jax.Array) -> jax.Array:
     """``π(a|s) ∝ exp(φ(s, a)·θ)`` for ``features [S, A, F]`` and ``theta [F]``, ``[S, A]``."""
+    checks.shapes("SAF F", features=features, theta=theta)
     return jax.nn.softmax(features @ theta)
 
 
@@ -53,6 +59,8 @@ def values(mdp: MDP, policy: jax.Array, horizon: int) -> jax.Array:
 
     Backward induction: ``Q_t = R + γ P V_{t+1}``, ``V_t = sum_a π Q_t``.
     """
+    _check(mdp, policy=policy)
+    checks.at_least("horizon", horizon, 0)
     v = jnp.zeros_like(mdp.reward[:, 0])
     table = [v]
     for _ in range(horizon):
@@ -67,6 +75,12 @@ def expected_return(mdp: MDP, policy: jax.Array, horizon: int) -> jax.Array:
     return mdp.initial @ values(mdp, policy, horizon)[0]
 
 
+def _check(mdp: MDP, expected: str = "SA", **arrays: jax.Array) -> None:
+    """Raises ValueError unless the shapes of an MDP and of ``arrays`` fit each other."""
+    parts = {f"mdp.{name}": x for name, x in mdp._asdict().items()}
+    checks.shapes(f"SAS SA S ? {expected}", **parts, **arrays)
+
+
 def derivatives(
     objective: Callable[[jax.Array], jax.Array], theta: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
@@ -76,6 +90,7 @@ def derivatives(
         g = jax.grad(objective)(theta)
         return g, g
 
+    checks.shapes("F", theta=theta)
     hessian, g = jax.jacfwd(gradient, has_aux=True)(theta)
     return g, hessian
 
@@ -87,6 +102,11 @@ def trajectories(
 
     They are NumPy's: `jnp.asarray` them where they are indexed by traced numbers. With ``initial_state``, those that begin there: a factor S fewer, for an MDP that always does.
     """
+    sizes = dict(num_states=num_states, num_actions=num_actions, horizon=horizon)
+    for name, size in sizes.items():
+        checks.at_least(name, size, 1)
+    if initial_state is not None:
+        checks.at_least("initial_state", initial_state, 0, num_states - 1)
     steps = list(itertools.product(range(num_states), range(num_actions)))
     paths = np.array(list(itertools.product(steps, repeat=horizon)), np.int32)
     if initial_state is not None:
@@ -99,6 +119,7 @@ def probabilities(mdp: MDP, policy: jax.Array, states: jax.Array, actions: jax.A
 
     The transition after the last step is not part of a path, so over all `trajectories` it sums to 1.
     """
+    _check(mdp, "SA nH nH", policy=policy, states=states, actions=actions)
     moves = mdp.transition[states[:, :-1], actions[:, :-1], states[:, 1:]]
     return (
         mdp.initial[states[:, 0]]
@@ -117,6 +138,8 @@ def limit_objective(
 
     For any differentiable ``objective: [F] -> []``. With K = 1 its gradient is ``(I + α H) ∇J(θ')``.
     """
+    checks.shapes("F ?", theta=theta, step_size=step_size)
+    checks.at_least("num_updates", num_updates, 0)
     for _ in range(num_updates):
         theta = theta + step_size * jax.grad(objective)(theta)
     return objective(theta)
@@ -129,6 +152,8 @@ def batches(num_outcomes: int, batch_size: int) -> tuple[np.ndarray, np.ndarray]
         indices: int ``[C, N]``, sorted in each row; ``C = (P + N - 1 choose N)``.
         multiplicity: float ``[C]``, the number of orders of each: ``N! / prod_p n_p!``.
     """
+    checks.at_least("num_outcomes", num_outcomes, 1)
+    checks.at_least("batch_size", batch_size, 1)
     rows = itertools.combinations_with_replacement(range(num_outcomes), batch_size)
     size = math.comb(num_outcomes + batch_size - 1, batch_size) * batch_size
     flat = np.fromiter(itertools.chain.from_iterable(rows), np.int32, size)
@@ -160,6 +185,8 @@ def batch_expectation(
         batch_size: N; there are ``(P + N - 1 choose N)`` batches.
         chunk_size: Batches looked at at a time, which bounds memory.
     """
+    checks.shapes("P", probability=probability)
+    checks.at_least("chunk_size", chunk_size, 1)
     indices, multiplicity = batches(probability.shape[0], batch_size)
     chunk_size = min(chunk_size, len(indices))
     padding = -len(indices) % chunk_size  # with batches of multiplicity 0
@@ -208,6 +235,8 @@ def finite_batch_objective(
         num_updates: K; ``(P + N - 1 choose N)^K`` adapted policies are looked at.
         chunk_size: Batches looked at at a time, which bounds memory.
     """
+    checks.shapes("F", theta=theta)
+    checks.at_least("num_updates", num_updates, 0)
     if num_updates == 0:
         return objective(theta)
 

@@ -46,6 +46,7 @@ class Experiment:
     """How long, on how many tasks and from which seed."""
 
     def __post_init__(self) -> None:
+        checks.fields(self)
         checks.choice("algorithm", self.algorithm, ALGORITHMS)
         checks.choice("family", self.family, tasks.FAMILIES)
         module = ALGORITHMS[self.algorithm]

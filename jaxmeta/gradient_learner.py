@@ -26,8 +26,11 @@ from jaxmeta.objectives import Surrogate
 from jaxmeta.returns import (
     advantage_scale,
     baseline_td_errors,
+    finite_streams,
     first_episode_return,
     in_first_episode,
+    mean_over_streams,
+    without_broken_streams,
 )
 from jaxmeta.tasks.family import TaskFamily
 from jaxmeta.types import History, Learner, MetaAlgorithm, Params, Task, TimeStep, Trajectory
@@ -62,6 +65,7 @@ class Adaptation:
     """Steps a rollout's loop is unrolled by."""
 
     def __post_init__(self) -> None:
+        checks.fields(self)
         checks.at_least("num_streams", self.num_streams, 1)
         if self.num_steps is not None:
             checks.at_least("num_steps", self.num_steps, 1)
@@ -123,7 +127,8 @@ class GradientLearner(NamedTuple):
     """``(params, data [N, T]) -> the policy's action distributions [N, T]``."""
     loss: Callable[[Params, Trajectory, Any, Surrogate], jax.Array]
     """``(params, data [N, T], hyper, surrogate) -> []``: minus the surrogate of the streams' first
-    episodes, per step of T, to be minimised."""
+    episodes, per step of T, to be minimised. Streams with a number that is not finite are left out; NaN
+    with no other."""
     lifetime: Callable[..., History]
     """`adaptation.lifetime` with the configured sizes."""
     env_steps: int
@@ -174,9 +179,10 @@ def gradient_learner(
         return jax.vmap(policy.unroll, in_axes=(None, 0, 0))(params, data.memory, data.timestep)
 
     def loss(params: Params, data: Trajectory, hyper: Any, surrogate: Surrogate) -> jax.Array:
+        data, good = without_broken_streams(data)
         log_prob = distribution(params, data).log_prob(data.action)
         discount = hyper.discount * data.discount
-        counted = jax.vmap(in_first_episode)(data.last)
+        counted = jax.vmap(in_first_episode)(data.last) & good[:, None]
         observed = config.baseline == "observation"
         delta = baseline_td_errors(data, discount, family.horizon, counted, observed=observed)
         if config.normalize:
@@ -186,7 +192,7 @@ def gradient_learner(
             log_prob, data.log_prob, delta, discount, data.timestep.first, hyper.gae_lambda
         )
         # A sum over one episode, over a constant: the realised lengths would bias it.
-        return -jnp.mean(terms) / data.reward.shape[1]
+        return -mean_over_streams(terms, good) / data.reward.shape[1]
 
     def update(key: jax.Array, meta: Meta, agent: Params, data: Trajectory) -> Params:
         del key
@@ -277,16 +283,32 @@ def with_learned(meta: Meta, learned: dict[str, Any], config: Adaptation) -> Met
     return meta._replace(**learned)
 
 
-def mean_kl(old: Distribution, new: Distribution) -> jax.Array:
-    """KL(old || new) in nats, its mean over the batch ``[N, T]``, ``[]``."""
-    return jnp.mean(old.kl(new))  # type: ignore[arg-type]
+def mean_kl(old: Distribution, new: Distribution, good: jax.Array) -> jax.Array:
+    """KL(old || new) in nats, its mean over the ``good`` (bool ``[N]``) streams of a batch ``[N, T]``, ``[]``."""
+    return mean_over_streams(old.kl(new), good)  # type: ignore[arg-type]
 
 
 def report(history: History) -> dict[str, jax.Array]:
-    """Mean undiscounted return of the newborn and of the adapted agent, of a history ``[K + 1]``."""
+    """Mean undiscounted return of the newborn and of the adapted agent, of a history ``[K + 1]``, and how
+    many streams did not count: `skipped_streams`."""
     data = history.trajectories
-    returns = jax.vmap(jax.vmap(first_episode_return))(data.reward, data.last).mean(1)
-    return {"return/before": returns[0], "return/after": returns[-1]}
+    returns = jax.vmap(jax.vmap(first_episode_return))(data.reward, data.last)
+    good = jax.vmap(finite_streams)(data)
+    return {
+        "return/before": mean_over_streams(returns[0], good[0]),
+        "return/after": mean_over_streams(returns[-1], good[-1]),
+        "skipped_streams": skipped_streams(data),
+    }
+
+
+def skipped_streams(*data: Trajectory) -> jax.Array:
+    """How many streams of ``data [..., N, T]`` hold a number that is not finite, int32 ``[]``."""
+
+    def broken(x: Trajectory) -> jax.Array:
+        flat = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[x.reward.ndim - 1 :]), x)
+        return jnp.sum(~finite_streams(flat), dtype=jnp.int32)
+
+    return jnp.sum(jnp.stack([broken(x._replace(memory=())) for x in data]))
 
 
 def record(
@@ -303,7 +325,7 @@ def record(
         (keys, tasks),
         tasks_per_chunk=config.tasks_per_chunk,
     )
-    return keys, jax.lax.stop_gradient(histories)
+    return jax.random.clone(keys), jax.lax.stop_gradient(histories)
 
 
 Optimizer = Callable[[Any], optax.GradientTransformation]

@@ -43,10 +43,14 @@ def tally(score: Score, reward: jax.Array, last: jax.Array) -> Score:
     """The score of one stream after ``[T]`` more steps.
 
     The mean of ``finished`` over streams counts each stream once: one over the episodes that happened to
-    end would favour the short ones.
+    end would favour the short ones. The return of an episode with a reward that is not finite is NaN.
     """
     keep = 1.0 - jnp.concatenate([jnp.zeros_like(last[:1]), last[:-1]])
-    total = linear_recurrence(reward.at[0].add(score.so_far), keep)
+    reward = reward.at[0].add(score.so_far)
+    broken = ~jnp.isfinite(reward)
+    # 0 times NaN is NaN: it would never be forgotten.
+    total = linear_recurrence(jnp.where(broken, 0.0, reward), keep)
+    total = jnp.where(linear_recurrence(broken.astype(reward.dtype), keep) > 0, jnp.nan, total)
     latest = last.shape[0] - 1 - jnp.argmax(last[::-1])
     return Score(
         so_far=jnp.where(last[-1], 0.0, total[-1]),

@@ -171,6 +171,7 @@ def linear_recurrence(
     """
     _check_sizes(num_inputs, size)
     checks.at_least("num_layers", num_layers, 1)
+    checks.field("parallel", parallel, bool | None)
     names = [f"layer_{i}" for i in range(num_layers)]
     affine = _affine(precision)
 
@@ -463,6 +464,7 @@ def check(memory: str, memory_size: int, precision: str, choices: Sequence[str] 
 def make(kind: str, *, num_inputs: int, size: int, context: int, precision: str = "full") -> Memory:
     """The memory that a configuration names: one of `MEMORIES`. Only ``"transformer"`` takes a context."""
     checks.choice("memory", kind, MEMORIES)
+    checks.at_least("context", context, 1)
     common: dict[str, Any] = dict(num_inputs=num_inputs, size=size, precision=precision)
     if kind == "transformer":
         return transformer(context=context, **common)

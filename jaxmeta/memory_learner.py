@@ -25,7 +25,7 @@ from jaxmeta import adaptation, checks, objectives
 from jaxmeta.distributions import Distribution
 from jaxmeta.meta_update import State, guarded_update
 from jaxmeta.networks import Head, Value, action_head, value_mlp
-from jaxmeta.returns import episode_index, gae, td_errors
+from jaxmeta.returns import episode_index, gae, td_errors, without_broken_streams
 from jaxmeta.tasks.family import TaskFamily
 from jaxmeta.types import Learner, MetaAlgorithm, Params, Task, TimeStep, Trajectory
 
@@ -56,6 +56,7 @@ class Config:
     """Steps a rollout's loop is unrolled by."""
 
     def __post_init__(self) -> None:
+        checks.fields(self)
         for name in ("num_episodes", "num_streams", "num_epochs", "num_minibatches", "unroll"):
             checks.at_least(name, getattr(self, name), 1)
         checks.choice("remembers", self.remembers, ("trial", "episode"))
@@ -328,7 +329,7 @@ def learn_from_trials(
             entropy_cost=left * meta.hyper.entropy_cost,
         )
         recorded = parts.trials(act_key, meta, tasks)
-        data, good = _without_bad_trials(recorded)
+        data, good = without_broken_streams(recorded)
         num_trials = good.shape[0]
         _check_minibatches(num_trials, config)
         inputs = jax.vmap(parts.inputs)(data)
@@ -381,25 +382,6 @@ def learn_from_trials(
         return State(meta._replace(params=params), optimizer_state, done), metrics
 
     return MetaAlgorithm(init, step, parts.learner)
-
-
-def _without_bad_trials(data: Trajectory) -> tuple[Trajectory, jax.Array]:
-    """The trials ``[B, T]`` with zeros in place of those that are not finite, and which are good, bool ``[B]``.
-
-    Zeros, not a mask alone: a NaN that is only masked comes back through the derivative.
-    """
-    num_trials = data.reward.shape[0]
-    finite = [
-        jnp.all(jnp.isfinite(x.reshape(num_trials, -1)), axis=1)
-        for x in jax.tree.leaves(data._replace(memory=()))
-    ]
-    good = jnp.stack(finite).all(axis=0)
-
-    def clean(x: jax.Array) -> jax.Array:
-        mask = good.reshape(num_trials, *[1] * (x.ndim - 1))
-        return jnp.where(mask, x, jnp.zeros_like(x))
-
-    return jax.tree.map(clean, data), good
 
 
 def _moved_scale(

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxmeta import checks
+
 TaskLoss = Callable[[Any, jax.Array, Any], tuple[jax.Array, dict[str, jax.Array]]]
 """``(learned, key, task) -> (loss [], report)``: the meta-objective in one task (or on what was recorded
 in it), to be minimised. Its value is not reported: a surrogate's gradient means something, its value on
@@ -27,6 +29,9 @@ def tasks_at_once(num_tasks: int, tasks_per_chunk: int | None) -> int:
     ``None`` is all of them on an accelerator or on several devices, and 5 on a single CPU, where a
     working set that fits the cache is what counts.
     """
+    checks.at_least("num_tasks", num_tasks, 1)
+    if tasks_per_chunk is not None:
+        checks.at_least("tasks_per_chunk", tasks_per_chunk, 1)
     single_cpu = jax.default_backend() == "cpu" and jax.device_count() == 1
     return min(tasks_per_chunk or (5 if single_cpu else num_tasks), num_tasks)
 
@@ -78,11 +83,16 @@ def finite_tasks(results: Any) -> jax.Array:
 
 
 def masked_mean(results: Any, good: jax.Array) -> Any:
-    """Mean of those of ``results [M]`` that are ``good`` (bool ``[M]``), zero where none is."""
+    """Mean of those of ``results [M]`` that are ``good`` (bool ``[M]``), zero where none is; of integers,
+    which are counts, the sum."""
 
     def mean(x: jax.Array) -> jax.Array:
+        checks.shapes("M... M", results=x, good=good)
         mask = good.reshape(-1, *[1] * (x.ndim - 1))
-        return jnp.sum(jnp.where(mask, x, 0), axis=0) / jnp.maximum(jnp.sum(good), 1)
+        total = jnp.sum(jnp.where(mask, x, jnp.zeros_like(x)), axis=0, dtype=x.dtype)
+        if jnp.issubdtype(x.dtype, jnp.integer):
+            return total
+        return total / jnp.maximum(jnp.sum(good), 1)
 
     return jax.tree.map(mean, results)
 
@@ -94,7 +104,8 @@ def meta_gradient(
 
     Guarded: a task whose loss, report or gradient is not finite is left out of the mean, of every
     metric too, and counted in ``skipped_tasks``. With no task left the gradient is zero and the
-    reported means are NaN. ``tasks_per_chunk`` as in `map_tasks`.
+    reported means are NaN. What a report holds as integers are counts: they are added up.
+    ``tasks_per_chunk`` as in `map_tasks`.
     """
 
     def task_gradient(key_and_task: tuple) -> tuple:
@@ -106,10 +117,18 @@ def meta_gradient(
     (gradient, _, reports), num_good = mean_of_finite(
         task_gradient, (keys, tasks), tasks_per_chunk=tasks_per_chunk
     )
-    metrics = {name: jnp.where(num_good > 0, x, jnp.nan) for name, x in reports.items()}
+    metrics = known_if(num_good > 0, reports)
     return gradient, metrics | {
         "meta_grad_norm": optax.tree.norm(gradient),
         "skipped_tasks": len(keys) - num_good,
+    }
+
+
+def known_if(some: jax.Array, report: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    """Means that are NaN unless they are of ``some []``; counts (integers) stay what they are."""
+    return {
+        name: x if jnp.issubdtype(x.dtype, jnp.integer) else jnp.where(some, x, jnp.nan)
+        for name, x in report.items()
     }
 
 

@@ -67,6 +67,7 @@ def softmax_linear(
         action_space: A `Discrete` space of A actions.
     """
     num_actions = _num_actions("softmax_linear", action_space)
+    checks.at_least("num_features", num_features, 1)
 
     def apply(params: Params, obs: jax.Array) -> Categorical:
         phi = features(obs)
@@ -86,6 +87,8 @@ def action_features(obs_shape: Sequence[int], num_actions: int) -> Callable[[jax
     The features that make `softmax_linear` a multinomial logistic regression;
     ``F = num_actions * (obs_size + 1)``.
     """
+    checks.each_at_least("obs_shape", obs_shape, 0)
+    checks.at_least("num_actions", num_actions, 1)
     size = math.prod(obs_shape) + 1
 
     def features(obs: jax.Array) -> jax.Array:
@@ -122,8 +125,7 @@ def _mlp(
     num_inputs: int, hidden_sizes: Sequence[int], num_outputs: int, output_scale: float
 ) -> _Network:
     """A tanh network whose last layer, the head, has parameters of its own: some methods adapt it alone."""
-    for size in hidden_sizes:
-        checks.at_least("hidden_sizes", size, 1)
+    checks.each_at_least("hidden_sizes", hidden_sizes, 1)
     body, head = _Body(tuple(hidden_sizes)), _dense(num_outputs, output_scale)
 
     def init(key: jax.Array) -> Params:
@@ -152,6 +154,7 @@ def action_head(
     hidden_sizes: Sequence[int] = (),
 ) -> Head:
     """A tanh network to the action distribution that fits the space: `Categorical` or `DiagGaussian`."""
+    checks.at_least("num_features", num_features, 1)
     if isinstance(action_space, spaces.Discrete):
         return _categorical_head(num_features, action_space, hidden_sizes)
     if not isinstance(action_space, spaces.Box):
@@ -178,8 +181,7 @@ def _gaussian_head(
             f"{user} needs a continuous action space (Box), not {action_space!r}; "
             "use categorical_mlp or softmax_linear"
         )
-    if not initial_std > 0:
-        raise ValueError(f"initial_std={initial_std} must be positive")
+    checks.between("initial_std", initial_std, 1e-12, 1e6)
     shape = tuple(action_space.shape)
     if len(shape) != 1:
         raise ValueError(
@@ -221,6 +223,8 @@ def categorical_mlp(
     inputs beside the observation, zero at first (Zintgraf et al. 2019, CAVIA).
     """
     _num_actions("categorical_mlp", action_space)
+    checks.each_at_least("obs_shape", obs_shape, 0)
+    checks.at_least("context_size", context_size, 0)
     head = _categorical_head(math.prod(obs_shape) + context_size, action_space, hidden_sizes)
     return _with_context(head, context_size)
 
@@ -240,6 +244,8 @@ def gaussian_mlp(
     log-probability would not be that of the action drawn. Parameters as in `categorical_mlp`; the
     head holds ``"mean"`` and ``"log_std"``.
     """
+    checks.each_at_least("obs_shape", obs_shape, 0)
+    checks.at_least("context_size", context_size, 0)
     num_features = math.prod(obs_shape) + context_size
     head = _gaussian_head("gaussian_mlp", num_features, action_space, hidden_sizes, initial_std)
     return _with_context(head, context_size)
@@ -254,7 +260,6 @@ def _with_context(head: Head, context_size: int) -> Policy:
 
 
 def _context(size: int) -> Params:
-    checks.at_least("context_size", size, 0)
     return {"context": jnp.zeros(size)} if size else {}
 
 
@@ -283,7 +288,8 @@ def default_policy(
         return categorical_mlp(obs_shape, action_space, hidden_sizes, context_size)
     if kind == "gaussian":
         return gaussian_mlp(obs_shape, action_space, hidden_sizes, context_size=context_size)
-    if context_size:
+    checks.each_at_least("obs_shape", obs_shape, 0)
+    if context_size != 0:
         raise ValueError(f"context_size={context_size} must be 0: softmax_linear takes no context")
     if features is None:
         features = action_features(obs_shape, _num_actions(kind, action_space))
@@ -301,11 +307,14 @@ def value_mlp(
 ) -> Value:
     """A tanh network to a state's value, or to ``[num_outputs]`` predictions."""
     size = 1 if num_outputs is None else num_outputs
+    checks.each_at_least("obs_shape", obs_shape, 0)
     checks.at_least("num_outputs", size, 1)
     mlp = _mlp(math.prod(obs_shape), hidden_sizes, size, 1.0)
     rank = len(obs_shape)
 
     def apply(params: Params, obs: jax.Array) -> jax.Array:
+        if obs.shape[obs.ndim - rank :] != tuple(obs_shape):
+            raise ValueError(f"obs has shape {obs.shape}; its last axes must be {tuple(obs_shape)}")
         batch = obs.shape[: obs.ndim - rank]
         outputs = mlp.apply(params, obs.reshape(*batch, -1))
         return outputs[..., 0] if num_outputs is None else outputs
@@ -322,6 +331,8 @@ def linear_features(obs: jax.Array, step: jax.Array, horizon: int) -> jax.Array:
         horizon: The scale of time: ``u = 2·step/horizon - 1`` (Duan et al. 2016, "Benchmarking deep
             reinforcement learning", use step/100; centred, the normal equations hold in float32).
     """
+    checks.shapes("T... T", obs=obs, step=step)
+    checks.at_least("horizon", horizon, 1)
     flat = obs.reshape(obs.shape[0], -1)
     u = (2.0 * step / horizon - 1.0)[:, None]
     return jnp.concatenate([flat, flat**2, u, u**2, u**3, jnp.ones_like(u)], axis=1)
@@ -340,6 +351,7 @@ def linear_baseline(features: jax.Array, targets: jax.Array, ridge: float = 1e-4
         targets: ``[N, T]``, the returns to come.
         ridge: Regularisation, relative to the mean square of each feature.
     """
+    checks.shapes("NTF NT ?", features=features, targets=targets, ridge=ridge)
     gram = jnp.einsum("ntf,ntg->nfg", features, features)
     moment = jnp.einsum("ntf,nt->nf", features, targets)
     gram = gram.sum(0, keepdims=True) - gram

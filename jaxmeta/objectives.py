@@ -47,6 +47,7 @@ def score(log_ratio: jax.Array, first: jax.Array) -> jax.Array:
 
     Its second derivative lacks the terms in which an action changes the distribution of what follows.
     """
+    checks.shapes("T", log_ratio=log_ratio, first=first)
     return log_ratio
 
 
@@ -56,6 +57,7 @@ def lvc(log_ratio: jax.Array, first: jax.Array) -> jax.Array:
     Rothfuss et al. 2019, "ProMP: proximal meta-policy search", section 5 (here in TD errors instead
     of advantages).
     """
+    checks.shapes("T", log_ratio=log_ratio, first=first)
     return jnp.expm1(log_ratio)
 
 
@@ -66,6 +68,7 @@ def taypo(log_ratio: jax.Array, first: jax.Array, *, order: int) -> jax.Array:
     expansion policy optimization". Order 1 is `lvc`; order T is `dice`.
     """
     checks.at_least("order", order, 1)
+    checks.shapes("T", log_ratio=log_ratio, first=first)
     x, keep = jnp.expm1(log_ratio), 1.0 - first
     added = x  # x_t e_{j}(x before t), at j = 0
     total = added
@@ -85,6 +88,7 @@ def loaded_dice(
     log-ratios. λ = 1 is DiCE (Foerster et al. 2018), which with TD errors of any fixed value function
     is the doubly robust estimator (Jiang & Li 2016).
     """
+    checks.shapes("T T T?", log_ratio=log_ratio, first=first, lambda_=lambda_)
     u = linear_recurrence(log_ratio, (1.0 - first) * lambda_)
     # exp(λ u_{t-1}) (ρ_t - 1), not a difference of two exponentials that are nearly equal.
     return jnp.exp(u - log_ratio) * jnp.expm1(log_ratio)
@@ -106,6 +110,10 @@ def vtrace(
         ValueError: ``rho_bar`` or ``c_bar`` is at most 1 and ``off_policy`` is not set: where ρ = 1 the
             minimum of two equal numbers has half the derivative.
     """
+    checks.shapes("T", log_ratio=log_ratio, first=first)
+    checks.field("off_policy", off_policy, bool)
+    checks.between("rho_bar", rho_bar, 1e-12, math.inf)
+    checks.between("c_bar", c_bar, 1e-12, math.inf)
     if not off_policy and not (rho_bar > 1 and c_bar > 1):
         raise ValueError(
             f"rho_bar={rho_bar} and c_bar={c_bar} must exceed 1: on-policy ρ is 1, and min(1, ρ) has half "
@@ -135,6 +143,7 @@ def surrogate(
     ``discount`` is γ times the trajectory's. The sum runs over time: divide by a constant, never by a
     realised length, to keep it unbiased.
     """
+    _check_stream(log_prob, log_prob_mu, delta, discount, first, tau)
     d = weights(log_prob - log_prob_mu, first)
     w = linear_recurrence(d, (1.0 - first) * tau)
     return jnp.sum(cumulative_discount(discount, first) * w * delta)
@@ -155,16 +164,30 @@ def ppo_clip(
     Schulman et al. 2017, "Proximal policy optimization algorithms", eq. 7, with the advantages
     ``A_t`` of `returns.gae` at λ = τ. At π = μ its gradient is the unclipped one.
     """
+    _check_stream(log_prob, log_prob_mu, delta, discount, first, tau)
     last = jnp.concatenate([first[1:], jnp.zeros_like(first[:1])])
     advantage = gae(delta, discount, last, tau)
     g = cumulative_discount(discount, first)
     return jnp.sum(g * clipped_ratio(log_prob - log_prob_mu, advantage, epsilon))
 
 
+def _check_stream(
+    log_prob: jax.Array,
+    log_prob_mu: jax.Array,
+    delta: jax.Array,
+    discount: jax.Array,
+    first: jax.Array,
+    tau: jax.Array | float,
+) -> None:
+    stream = dict(delta=delta, discount=discount, first=first)
+    checks.shapes("T T T T T ?", log_prob=log_prob, log_prob_mu=log_prob_mu, **stream, tau=tau)
+
+
 def clipped_ratio(
     log_ratio: jax.Array, advantage: jax.Array, epsilon: jax.Array | float
 ) -> jax.Array:
     """``min(ρ A, clip(ρ, 1 - ε, 1 + ε) A)`` for each entry, the shape of both."""
+    checks.shapes("... ... ...?", log_ratio=log_ratio, advantage=advantage, epsilon=epsilon)
     ratio = jnp.exp(log_ratio)
     clipped = jnp.clip(ratio, 1.0 - epsilon, 1.0 + epsilon)
     return jnp.minimum(ratio * advantage, clipped * advantage)
@@ -182,7 +205,8 @@ def semi_gradient(value: Callable[[Params], jax.Array], params: Params, error: j
         params: Where the step starts.
         error: Targets less predictions, shaped like v.
     """
-    _, pullback = jax.vjp(value, params)
+    v, pullback = jax.vjp(value, params)
+    checks.shapes("...", **{"value(params)": v}, error=error)
     return pullback(error)[0]
 
 
@@ -199,11 +223,13 @@ def sampling_correction(log_prob: jax.Array, gain: jax.Array) -> jax.Array:
     Valid only beside an update whose derivative does not carry that dependence already: inner
     surrogate `score`, never `dice` or `lvc`. Callers stop the gradient of ``gain``.
     """
+    checks.shapes("NT N", log_prob=log_prob, gain=gain)
     return jnp.sum(gain * jnp.sum(log_prob, axis=-1))
 
 
 def leave_one_out_mean(x: jax.Array) -> jax.Array:
     """Mean of the *other* entries, ``[N] -> [N]``; 0 where N = 1: a baseline that biases nothing."""
+    checks.shapes("N", x=x)
     return (jnp.sum(x) - x) / max(x.shape[0] - 1, 1)
 
 

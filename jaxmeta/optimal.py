@@ -328,8 +328,7 @@ def ucb1(*, num_arms: int, exploration: float) -> Learner:
         exploration: c, 0 or positive; 1 is Auer et al.'s.
     """
     checks.at_least("num_arms", num_arms, 1)
-    if not exploration >= 0:
-        raise ValueError(f"exploration={exploration} must be 0 or positive")
+    checks.between("exploration", exploration, 0, 1e6)
 
     def index(key: jax.Array, counts: Counts) -> jax.Array:
         log_time = jnp.log(1 + jnp.sum(counts.pulls))
@@ -344,6 +343,7 @@ def thompson(*, num_arms: int, optimistic: bool = False) -> Learner:
     ``optimistic`` takes no draw below the posterior mean (May et al. 2012).
     """
     checks.at_least("num_arms", num_arms, 1)
+    checks.field("optimistic", optimistic, bool)
 
     def index(key: jax.Array, counts: Counts) -> jax.Array:
         drawn = jax.random.beta(key, 1 + counts.reward, 1 + counts.pulls - counts.reward)
@@ -502,8 +502,8 @@ def psrl(
     sizes = dict(num_states=num_states, num_actions=num_actions, horizon=horizon)
     for name, size in sizes.items():
         checks.at_least(name, size, 1)
-    if not reward_noise > 0:
-        raise ValueError(f"reward_noise={reward_noise} must be positive")
+    checks.between("reward_noise", reward_noise, 1e-6, 1e6)
+    checks.between("reward_prior", reward_prior, -1e6, 1e6)
 
     def draw(key: jax.Array, posterior: Posterior) -> Sampled:
         transition_key, reward_key = jax.random.split(key)

@@ -12,7 +12,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from jaxmeta import training
+from jaxmeta import checks, training
 from jaxmeta.algorithms import ALGORITHMS
 from jaxmeta.experiments import Experiment
 
@@ -89,6 +89,12 @@ def compared(
     ``meta_updates`` and ``num_tasks`` are MAML's on navigation. Everybody is given as many environment steps, which
     are not always as many meta-updates: these are what the experiment is planned for.
     """
+    checks.choice("variant", variant, VARIANTS)
+    checks.choice("family", family, COLUMNS)
+    for name, count in dict(
+        meta_updates=meta_updates, num_tasks=num_tasks, num_streams=num_streams
+    ).items():
+        checks.at_least(name, count, 1)
     how, column = VARIANTS[variant], COLUMNS[family]
     hyper: dict[str, float] = {"step_size": column.step_size}
     if how.algorithm == "imaml":

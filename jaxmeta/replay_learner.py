@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxmeta import adaptation, checks, gradient_learner, objectives
 from jaxmeta.gradient_learner import Adaptation, Meta
 from jaxmeta.networks import Policy
-from jaxmeta.returns import gae, in_first_episode, td_errors
+from jaxmeta.returns import gae, in_first_episode, mean_over_streams, td_errors
 from jaxmeta.tasks.family import TaskFamily
 from jaxmeta.types import History, Learner, Params, Task, TimeStep, Trajectory
 
@@ -139,13 +139,19 @@ def log_probs(policy: Policy, params: Params, data: Trajectory) -> jax.Array:
 
 
 def outer_loss(
-    log_prob: jax.Array, data: Trajectory, v: jax.Array, v_next: jax.Array, hyper: Any
+    log_prob: jax.Array,
+    data: Trajectory,
+    good: jax.Array,
+    v: jax.Array,
+    v_next: jax.Array,
+    hyper: Any,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """The adapted agent on its own new experience, all ``[N, T]``: ``(loss [], report)``.
 
     Minus the policy gradient's surrogate, per step of T, plus ``value_cost`` times the values' squared
     error to TD(λ) targets. For the policy the values are constants, and so are the targets: a derivative
-    through them would be one of neither the return nor the error. First episodes count.
+    through them would be one of neither the return nor the error. First episodes count, of the streams
+    that are ``good [N]``.
     """
     discount = hyper.discount * data.discount
     counted = jax.vmap(in_first_episode)(data.last)
@@ -154,10 +160,10 @@ def outer_loss(
     surrogates = jax.vmap(objectives.SURROGATES["score"], in_axes=(0, 0, 0, 0, 0, None))(
         log_prob, data.log_prob, delta, discount, data.timestep.first, hyper.trace_lambda
     )
-    gain = jnp.mean(surrogates) / data.reward.shape[1]
+    gain = mean_over_streams(surrogates, good) / data.reward.shape[1]
     correction = jax.vmap(gae, in_axes=(0, 0, 0, None))(
         delta, discount, data.last, hyper.trace_lambda
     )
     target = jax.lax.stop_gradient(v + correction)
-    error = 0.5 * jnp.sum(jnp.where(counted, (v - target) ** 2, 0.0)) / v.size
+    error = 0.5 * mean_over_streams(jnp.where(counted, (v - target) ** 2, 0.0), good)
     return hyper.value_cost * error - gain, {"value_loss": error}

@@ -13,6 +13,7 @@ Nothing here stops a gradient: γ, λ, rewards and values can all be meta-learne
 import jax
 import jax.numpy as jnp
 
+from jaxmeta import checks
 from jaxmeta.networks import linear_baseline, linear_features
 from jaxmeta.types import Trajectory
 
@@ -26,6 +27,9 @@ def linear_recurrence(
     step: on a CPU a MAML update is no slower for it, and compiles in two thirds of the time. None is what
     fits the device.
     """
+    checks.shapes("T...", a=a, b=b)
+    checks.field("reverse", reverse, bool)
+    checks.field("parallel", parallel, bool | None)
     if jax.default_backend() != "cpu" if parallel is None else parallel:
 
         def compose(earlier: tuple, later: tuple) -> tuple:
@@ -43,7 +47,8 @@ def linear_recurrence(
 
 
 def td_errors(reward: jax.Array, discount: jax.Array, v: jax.Array, v_next: jax.Array) -> jax.Array:
-    """``δ_t = r_t + discount_t v_next_t - v_t``, all ``[T]``."""
+    """``δ_t = r_t + discount_t v_next_t - v_t``, all ``[T]``, or of any one shape; ``discount`` also ``[]``."""
+    checks.shapes("... ...? ... ...", reward=reward, discount=discount, v=v, v_next=v_next)
     return reward + discount * v_next - v
 
 
@@ -55,6 +60,7 @@ def gae(
     Schulman et al. 2016, "High-dimensional continuous control using generalized advantage
     estimation", eq. 16. With λ = 1 and v = 0 it is the return.
     """
+    checks.shapes("T T T T?", delta=delta, discount=discount, last=last, lambda_=lambda_)
     return linear_recurrence(delta, discount * lambda_ * (1.0 - last), reverse=True)
 
 
@@ -62,6 +68,7 @@ def discounted_returns(
     reward: jax.Array, discount: jax.Array, last: jax.Array, v_next: jax.Array
 ) -> jax.Array:
     """``G_t = r_t + discount_t G_{t+1}``, with ``v_next`` at an episode's and at the stream's end, ``[T]``."""
+    checks.shapes("T", reward=reward, discount=discount, last=last, v_next=v_next)
     cut = jnp.asarray(last, reward.dtype).at[-1].set(1.0)
     return linear_recurrence(reward + discount * cut * v_next, discount * (1.0 - cut), reverse=True)
 
@@ -75,6 +82,7 @@ def importance_returns(
     ``v_next`` at an episode's and at the stream's end as in `discounted_returns`. ``E[G_t | s_t]`` is the
     value of the policy that the ratios are of, if ``v_next`` is its value there.
     """
+    checks.shapes("T", reward=reward, discount=discount, last=last, v_next=v_next, rho=rho)
     cut = jnp.asarray(last, reward.dtype).at[-1].set(1.0)
     now = rho * (reward + discount * cut * v_next)
     return linear_recurrence(now, rho * discount * (1.0 - cut), reverse=True)
@@ -90,6 +98,7 @@ def weighted_importance_returns(
     per-decision estimator). Biased by O(1/N), consistent; one stream alone returns what it saw. The
     streams' episodes begin and end together, or as if: w_tk is of those streams whose episode lasts from t to k.
     """
+    checks.shapes("NT", reward=reward, discount=discount, last=last, v_next=v_next, rho=rho)
     cut = jnp.asarray(last, reward.dtype).at[:, -1].set(1.0)
     step = jnp.arange(reward.shape[1])
 
@@ -139,6 +148,8 @@ def vtrace_targets(
     least 1 it is ``v`` plus the advantages of `gae`. A derivative through ρ is halved where a ratio
     equals its bar: as in IMPALA, ratios are data.
     """
+    arrays = dict(reward=reward, discount=discount, v=v, v_next=v_next, rho=rho, last=last)
+    checks.shapes("T T T T T T T? ? ?", **arrays, lambda_=lambda_, rho_bar=rho_bar, c_bar=c_bar)
     delta = td_errors(reward, discount, v, v_next)
     c = jnp.minimum(rho, c_bar)
     return v + gae(jnp.minimum(rho, rho_bar) * delta, discount * c, last, lambda_)
@@ -167,6 +178,7 @@ def action_value_targets(
 
     Whatever c does not exceed ρ, the fixed point is Q^π.
     """
+    checks.shapes("T", reward=reward, discount=discount, q=q, v_next=v_next, c=c, last=last)
     delta = td_errors(reward, discount, q, v_next)
     c_next = jnp.append(c[1:], jnp.zeros_like(c[:1]))
     return q + gae(delta, discount * c_next, last, 1.0)
@@ -177,6 +189,7 @@ def cumulative_discount(discount: jax.Array, first: jax.Array) -> jax.Array:
 
     The factor γ^t of the policy gradient of a discounted objective.
     """
+    checks.shapes("T", discount=discount, first=first)
     start = jnp.asarray(first, discount.dtype).at[0].set(1.0)
     previous = jnp.concatenate([jnp.ones_like(discount[:1]), discount[:-1]])
     return linear_recurrence(start, (1.0 - start) * previous)
@@ -184,6 +197,7 @@ def cumulative_discount(discount: jax.Array, first: jax.Array) -> jax.Array:
 
 def episode_step(first: jax.Array) -> jax.Array:
     """Steps since the episode started (since the stream's first step where that is later), ``[T]``."""
+    checks.shapes("T", first=first)
     ones = jnp.ones(first.shape)
     return linear_recurrence(ones, ones - first) - 1.0
 
@@ -194,6 +208,7 @@ def first_episode_return(reward: jax.Array, last: jax.Array) -> jax.Array:
     What evaluation reports: averaging over however many episodes fit into T steps would favour the
     short ones.
     """
+    checks.shapes("T", reward=reward, last=last)
     return jnp.sum(jnp.where(in_first_episode(last), reward, 0.0))
 
 
@@ -208,6 +223,7 @@ def in_first_episode(last: jax.Array) -> jax.Array:
 
 def episode_index(last: jax.Array) -> jax.Array:
     """Which episode of its stream a step belongs to, from 0, int32 ``[T]``."""
+    checks.shapes("T", last=last)
     ended = last.astype(jnp.int32)
     return jnp.cumsum(ended) - ended
 
@@ -235,6 +251,15 @@ def baseline_td_errors(
             Where only some steps are learned from, the others must not speak through the baseline.
         observed: Whether the baseline sees the observations, or the time alone.
     """
+    told = {} if counted is None else dict(counted=counted)
+    parts = {
+        "data.reward": data.reward,
+        "data.last": data.last,
+        "data.timestep.first": data.timestep.first,
+    }
+    checks.shapes("NT", **parts, discount=discount, **told)
+    checks.at_least("horizon", horizon, 1)
+    checks.field("observed", observed, bool)
     obs = data.timestep.obs
     obs = obs if observed else obs[..., :0]
     zeros = jnp.zeros_like(data.reward)
@@ -262,5 +287,42 @@ def advantage_scale(
     Dividing by it keeps the direction of this batch's gradient; subtracting the batch's mean would
     bend it.
     """
+    told = {} if counted is None else dict(counted=counted)
+    checks.shapes("NT", delta=delta, discount=discount, last=last, **told)
     advantages = jax.vmap(gae, in_axes=(0, 0, 0, None))(delta, discount, last, lambda_)
     return jnp.sqrt(jnp.mean(advantages**2, where=counted)) + 1e-8
+
+
+def finite_streams(data: Trajectory) -> jax.Array:
+    """Which streams of ``data [N, T]`` hold finite numbers alone, bool ``[N]``; memories do not count."""
+    num_streams = data.reward.shape[0]
+    finite = [
+        jnp.all(jnp.isfinite(x.reshape(num_streams, -1)), axis=1)
+        for x in jax.tree.leaves(data._replace(memory=()))
+    ]
+    return jnp.stack(finite).all(axis=0)
+
+
+def without_broken_streams(data: Trajectory) -> tuple[Trajectory, jax.Array]:
+    """``data [N, T]`` and which of its streams to count, bool ``[N]``: `finite_streams`.
+
+    A broken stream is left out whole: what an environment did before a number that is not finite is no
+    fair draw of what it does. In its place is a copy of the first good one (zeros without any), for a NaN
+    that is only masked comes back through the derivative.
+    """
+    good = finite_streams(data)
+    first, some = jnp.argmax(good), jnp.any(good)
+
+    def mended(x: jax.Array) -> jax.Array:
+        mask = good.reshape(-1, *[1] * (x.ndim - 1))
+        spare = jnp.where(some, x[first], jnp.zeros_like(x[0]))
+        return jnp.where(mask, x, spare[None])
+
+    return jax.tree.map(mended, data), good
+
+
+def mean_over_streams(x: jax.Array, good: jax.Array) -> jax.Array:
+    """Mean of those rows of ``x [N, ...]`` that are ``good`` (bool ``[N]``), over all axes, ``[]``; NaN
+    without any. Both may have more axes in front."""
+    where = good.reshape(*good.shape, *[1] * (x.ndim - good.ndim))
+    return jnp.mean(x, where=where)

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxmeta import checks
 from jaxmeta.types import Learner, Stream, Task, TimeStep, Trajectory
 
 
@@ -44,6 +45,8 @@ def rollout(
     truncation at once, termination wins (``discount`` is 0). Observations and rewards are cast to
     float once, here. ``unroll`` is passed to ``jax.lax.scan``; 4 helps on accelerators.
     """
+    checks.at_least("num_steps", num_steps, 1)
+    checks.at_least("unroll", unroll, 1)
     # Stopped on the way in, so that differentiating a caller does not even trace the tangents.
     meta, agent, stream = jax.lax.stop_gradient((meta, agent, stream))
     act_key, step_key, reset_key = jax.random.split(key, 3)

@@ -52,8 +52,7 @@ class Config:
     def __post_init__(self) -> None:
         checks.at_least("meta_updates", self.meta_updates, 1)
         checks.at_least("num_tasks", self.num_tasks, 1)
-        checks.at_least("seed", self.seed, 0)
-        checks.between("seed", self.seed, 0, 2**32 - 1)
+        checks.at_least("seed", self.seed, 0, 2**32 - 1)
         checks.at_least("checkpoint_every", self.checkpoint_every, 1)
         checks.between("report_seconds", self.report_seconds, 0, 3600)
 

@@ -22,7 +22,7 @@ from jaxmeta.distributions import Distribution
 from jaxmeta.gradient_learner import Optimizer
 from jaxmeta.memory_learner import action_features, input_sizes
 from jaxmeta.networks import Policy, Value, default_policy, value_mlp
-from jaxmeta.returns import gae, td_errors
+from jaxmeta.returns import gae, mean_over_streams, td_errors, without_broken_streams
 from jaxmeta.tasks.family import TaskFamily
 from jaxmeta.types import Learner, Params, TimeStep, Trajectory
 
@@ -65,6 +65,7 @@ class Config:
     """Steps a rollout's loop is unrolled by."""
 
     def __post_init__(self) -> None:
+        checks.fields(self)
         for name in ("num_streams", "num_steps", "unroll"):
             checks.at_least(name, getattr(self, name), 1)
         for name in self.learns:
@@ -202,13 +203,18 @@ def tunable_learner(
             delta, discount, data.last, 1.0
         )
 
-    def policy_loss(params: Params, data: Trajectory, advantage: Any, entropy_cost: Any) -> Any:
+    def policy_loss(
+        params: Params, data: Trajectory, good: jax.Array, advantage: Any, entropy_cost: Any
+    ) -> jax.Array:
         pi = distribution(params, data)
-        gain = jnp.mean(pi.log_prob(data.action) * advantage)
-        return -gain - entropy_cost * jnp.mean(pi.entropy())
+        gain = mean_over_streams(pi.log_prob(data.action) * advantage, good)
+        return -gain - entropy_cost * mean_over_streams(pi.entropy(), good)
 
-    def value_loss(params: Params, data: Trajectory, target: jax.Array) -> jax.Array:
-        return jnp.mean((target - value.apply(params, data.timestep.obs)) ** 2) / 2
+    def value_loss(
+        params: Params, data: Trajectory, good: jax.Array, target: jax.Array
+    ) -> jax.Array:
+        error = target - value.apply(params, data.timestep.obs)
+        return mean_over_streams(error**2, good) / 2
 
     def init(key: jax.Array, hyper: Hyper) -> Meta:
         hyper = jax.tree.map(lambda x: jnp.asarray(x, float), hyper)
@@ -232,6 +238,7 @@ def tunable_learner(
     def update(key: jax.Array, meta: Meta, agent: Agent, data: Trajectory) -> Agent:
         del key
         h, now = learned_hyper(meta), agent.params
+        data, good = without_broken_streams(data)
         reward = data.reward
         if config.intrinsic_reward:
             inputs = _state_actions(data, family)
@@ -244,10 +251,11 @@ def tunable_learner(
             _, outer_target = evaluation(now["outer_value"], data, data.reward, *outer)
 
         def loss(params: Params) -> jax.Array:
-            total = policy_loss(params["policy"], data, h.policy_cost * advantage, h.entropy_cost)
-            total += h.value_cost * value_loss(params["value"], data, target)
+            seen = data, good
+            total = policy_loss(params["policy"], *seen, h.policy_cost * advantage, h.entropy_cost)
+            total += h.value_cost * value_loss(params["value"], *seen, target)
             if config.outer_value:
-                error = value_loss(params["outer_value"], data, outer_target)
+                error = value_loss(params["outer_value"], *seen, outer_target)
                 total += meta.hyper.value_cost * error
             return total
 
@@ -259,11 +267,12 @@ def tunable_learner(
 
     def outer_loss(params: Params, data: Trajectory, hyper: Hyper) -> jax.Array:
         critic = params["outer_value" if config.outer_value else "value"]
+        data, good = without_broken_streams(data)
         advantage, target = jax.lax.stop_gradient(
             evaluation(critic, data, data.reward, hyper.outer_discount, hyper.outer_lambda)
         )
-        loss = policy_loss(params["policy"], data, advantage, hyper.outer_entropy_cost)
-        return loss + hyper.outer_value_cost * value_loss(critic, data, target)
+        loss = policy_loss(params["policy"], data, good, advantage, hyper.outer_entropy_cost)
+        return loss + hyper.outer_value_cost * value_loss(critic, data, good, target)
 
     learner = Learner(
         init=init_agent,

@@ -24,7 +24,13 @@ import optax
 from jaxmeta import checks, memories
 from jaxmeta.distributions import Categorical, Distribution
 from jaxmeta.networks import Policy, default_policy, value_mlp
-from jaxmeta.returns import advantage_scale, gae, td_errors
+from jaxmeta.returns import (
+    advantage_scale,
+    gae,
+    mean_over_streams,
+    td_errors,
+    without_broken_streams,
+)
 from jaxmeta.tasks.family import TaskFamily
 from jaxmeta.types import Learner, Params, TimeStep, Trajectory
 
@@ -61,9 +67,10 @@ class UpdateRule(NamedTuple):
     targets: Callable[[Params, Outputs, Trajectory, Any], Any]
     """``(params, outputs, data, hyper) -> targets``, of the agent that acted."""
     loss: Callable[[Params, Outputs, Trajectory, Any, Any], jax.Array]
-    """``(params, outputs, data, targets, hyper) -> []``: what the agent descends in its outputs."""
+    """``(params, outputs, data, targets, hyper) -> [N, T]``: the agent descends its mean in the outputs."""
     regularizer: Callable[[Params, Outputs, Trajectory, Any], jax.Array]
-    """``(params, outputs, data, hyper) -> []``: what the rule is charged for an agent, beside its failure."""
+    """``(params, outputs, data, hyper) -> [N, T]``: its mean is what the rule is charged for an agent,
+    beside its failure."""
 
 
 class RuleLearner(NamedTuple):
@@ -103,6 +110,8 @@ def rule_learner(
         ValueError: the policy does not fit the family's action space.
     """
     checks.at_least("num_epochs", num_epochs, 1)
+    checks.each_at_least("hidden_sizes", hidden_sizes, 1)
+    checks.field("rematerialize", rematerialize, bool)
     obs_shape = family.observation_shape
     if policy is None:
         policy = default_policy("mlp", obs_shape, family.action_space, hidden_sizes)
@@ -129,10 +138,12 @@ def rule_learner(
 
     def update(key: jax.Array, meta: Meta, agent: Agent, data: Trajectory) -> Agent:
         del key
+        data, good = without_broken_streams(data)
         targets = rule.targets(meta.params, outputs(agent.params, data), data, meta.hyper)
 
         def loss(params: Params) -> jax.Array:
-            return rule.loss(meta.params, outputs(params, data), data, targets, meta.hyper)
+            at_steps = rule.loss(meta.params, outputs(params, data), data, targets, meta.hyper)
+            return mean_over_streams(at_steps, good)
 
         def epoch(agent: Agent, _: None) -> tuple[Agent, None]:
             steps, state = optimizer(meta.hyper.step_size).update(
@@ -172,6 +183,8 @@ def lpg(*, num_predictions: int = 16, memory_size: int = 32) -> UpdateRule:
         num_predictions: m, categories of y.
         memory_size: Units of the LSTM.
     """
+    checks.at_least("num_predictions", num_predictions, 1)
+    checks.at_least("memory_size", memory_size, 1)
     memory = memories.lstm(num_inputs=6, size=memory_size)
     embedding = value_mlp((num_predictions,), (EMBEDDING_SIZE,))
     policy_head = value_mlp((memory_size,), ())
@@ -215,11 +228,11 @@ def lpg(*, num_predictions: int = 16, memory_size: int = 32) -> UpdateRule:
     ) -> jax.Array:
         log_prob = outputs.distribution.log_prob(data.action)
         divergence = Categorical(outputs.prediction).kl(targets.prediction)
-        return jnp.mean(hyper.prediction_cost * divergence - log_prob * targets.policy)
+        return hyper.prediction_cost * divergence - log_prob * targets.policy
 
     def regularizer(params: Params, outputs: Outputs, data: Trajectory, hyper: Any) -> jax.Array:
         pi_hat, y_hat = targets(params, outputs, data, hyper)
-        return jnp.mean(
+        return (
             hyper.policy_target_cost * pi_hat**2
             + hyper.prediction_target_cost * jnp.sum(jnp.exp(2 * y_hat.log_probs()), axis=-1)
             - hyper.policy_entropy_bonus * outputs.distribution.entropy()
@@ -259,10 +272,10 @@ def lpo(*, hidden_size: int = 32) -> UpdateRule:
     ) -> jax.Array:
         log_ratio = outputs.distribution.log_prob(data.action) - data.log_prob
         gain = jnp.exp(log_ratio) * targets.advantage - drift(params, log_ratio, targets.advantage)
-        return jnp.mean(_value_and_entropy_cost(outputs, targets, hyper) - gain)
+        return _value_and_entropy_cost(outputs, targets, hyper) - gain
 
     def regularizer(params: Params, outputs: Outputs, data: Trajectory, hyper: Any) -> jax.Array:
-        return -hyper.policy_entropy_bonus * jnp.mean(outputs.distribution.entropy())
+        return -hyper.policy_entropy_bonus * outputs.distribution.entropy()
 
     return UpdateRule(None, init, targets, loss, regularizer)
 
@@ -294,9 +307,12 @@ def a2c() -> UpdateRule:
         params: Params, outputs: Outputs, data: Trajectory, targets: ValueTargets, hyper: Any
     ) -> jax.Array:
         gain = outputs.distribution.log_prob(data.action) * targets.advantage
-        return jnp.mean(_value_and_entropy_cost(outputs, targets, hyper) - gain)
+        return _value_and_entropy_cost(outputs, targets, hyper) - gain
 
-    return UpdateRule(None, lambda key: {}, targets, loss, lambda *_: jnp.zeros(()))
+    def regularizer(params: Params, outputs: Outputs, data: Trajectory, hyper: Any) -> jax.Array:
+        return jnp.zeros_like(data.reward)
+
+    return UpdateRule(None, lambda key: {}, targets, loss, regularizer)
 
 
 class ValueTargets(NamedTuple):

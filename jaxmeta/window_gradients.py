@@ -18,8 +18,9 @@ import optax
 
 from jaxmeta import adaptation, evolution, lifelong
 from jaxmeta.lifelong import Life
+from jaxmeta.meta_update import masked_mean
 from jaxmeta.networks import Value
-from jaxmeta.returns import gae, td_errors
+from jaxmeta.returns import gae, mean_over_streams, td_errors, without_broken_streams
 from jaxmeta.types import History, Learner, Params, Task, Trajectory
 
 
@@ -65,7 +66,7 @@ class Critic(NamedTuple):
 def policy_gradient(
     window: Window,
     log_prob: Callable[[Any, Trajectory], jax.Array],
-    charge: Callable[[Any, Any, Trajectory], jax.Array],
+    charge: Callable[[Any, Any, Trajectory, jax.Array], jax.Array],
     value: Value,
 ) -> Estimator:
     """Policy gradients of the agents after each update, through the window's updates.
@@ -80,7 +81,7 @@ def policy_gradient(
     Args:
         window: What is looked at.
         log_prob: ``(agent, data [N, T]) -> [N, T]`` of its actions.
-        charge: ``(meta, agent, data [N, T]) -> []``, a cost beside what is earned.
+        charge: ``(meta, agent, data [N, T], good [N]) -> []``, a cost beside what is earned.
         value: The critic.
     """
     world: dict[str, Any] = dict(learner=window.learner, env=window.env)
@@ -104,19 +105,24 @@ def policy_gradient(
         )
         return advantage, v + advantage
 
-    def fitted(meta: Any, critic: Critic, data: Trajectory, targets: jax.Array) -> Critic:
-        """The critic after a step on each round ``[K, N, T]``."""
+    def fitted(
+        meta: Any, critic: Critic, data: Trajectory, good: jax.Array, targets: jax.Array
+    ) -> Critic:
+        """The critic after a step on each round ``[K, N, T]``, of its streams that are ``good [K, N]``."""
 
         def fit(critic: Critic, round: tuple) -> tuple[Critic, None]:
-            obs, target = round
-            gradient = jax.grad(
-                lambda params: 0.5 * jnp.mean((value.apply(params, obs) - target) ** 2)
-            )(critic.params)
+            obs, good, target = round
+
+            def loss(params: Params) -> jax.Array:
+                error = value.apply(params, obs) - target
+                return 0.5 * mean_over_streams(error**2, good)
+
+            gradient = jax.grad(loss)(critic.params)
             optimizer = optax.adam(meta.hyper.critic_step_size)
             steps, state = optimizer.update(gradient, critic.optimizer)
             return Critic(optax.apply_updates(critic.params, steps), state), None
 
-        return jax.lax.scan(fit, critic, (data.timestep.obs, targets))[0]
+        return jax.lax.scan(fit, critic, (data.timestep.obs, good, targets))[0]
 
     def estimate(
         key: jax.Array, meta: Any, member: Member, task: Task
@@ -141,22 +147,23 @@ def policy_gradient(
                 history,
                 History(lived.agent, after),
             )
-            data = looked_at.trajectories
+            data, good = jax.vmap(without_broken_streams)(looked_at.trajectories)
             advantage, targets = jax.vmap(partial(advantages, meta, critic))(data)
-            gain = jnp.mean(jax.vmap(log_prob)(looked_at.agent, data) * advantage)
+            gain = mean_over_streams(jax.vmap(log_prob)(looked_at.agent, data) * advantage, good)
             lived = lived._replace(streams=streams)
-            return charge(learned, lived.agent, after) - gain, (lived, data, targets)
+            cost = charge(learned, lived.agent, *jax.tree.map(lambda x: x[-1], (data, good)))
+            return cost - gain, (lived, data, good, targets)
 
-        gradient, (life, data, targets) = jax.grad(loss, has_aux=True)(meta.params)
-        report = {"reward/step": jnp.mean(data.reward)}
-        return gradient, report, Member(life, fitted(meta, critic, data, targets), ())
+        gradient, (life, *seen) = jax.grad(loss, has_aux=True)(meta.params)
+        data, good, _ = seen
+        return gradient, _report(data.reward, good), Member(life, fitted(meta, critic, *seen), ())
 
     steps = window.num_streams * window.num_steps * (window.num_updates + 1)
     return Estimator(birth, estimate, steps)
 
 
 def evolution_strategy(
-    window: Window, fitness: Callable[[Any, History], jax.Array], *, persistent: bool
+    window: Window, fitness: Callable[[Any, History, jax.Array], jax.Array], *, persistent: bool
 ) -> Estimator:
     """Antithetic pairs of perturbed parameters, which share their tasks and random numbers.
 
@@ -167,11 +174,11 @@ def evolution_strategy(
 
     Args:
         window: What is looked at.
-        fitness: ``(meta, history [K]) -> []`` of one window.
+        fitness: ``(meta, history [K], good [K, N]) -> []`` of those streams of one window that are good.
         persistent: Whether pairs live apart.
     """
 
-    def live(key: jax.Array, meta: Any, life: Life) -> tuple[Life, jax.Array, jax.Array]:
+    def live(key: jax.Array, meta: Any, life: Life) -> tuple[Life, jax.Array, dict]:
         life, history = lifelong.live(
             key,
             meta,
@@ -182,7 +189,9 @@ def evolution_strategy(
             num_steps=window.num_steps,
             unroll=window.unroll,
         )
-        return life, fitness(meta, history), jnp.mean(history.trajectories.reward)
+        data, good = jax.vmap(without_broken_streams)(history.trajectories)
+        earned = fitness(meta, history._replace(trajectories=data), good)
+        return life, earned, _report(data.reward, good)
 
     def birth(key: jax.Array, meta: Any, task: Task) -> Member:
         life = _birth(key, meta, task, window)
@@ -204,20 +213,28 @@ def evolution_strategy(
             xi = jax.tree.map(
                 lambda xi, e: jnp.where(newborn, 0.0, xi) + e, member.perturbation, epsilon
             )
-            lives, earned, reward = jax.vmap(live, (None, 0, 0))(pair_key, pair, lives)
+            lives, earned, reports = jax.vmap(live, (None, 0, 0))(pair_key, pair, lives)
+            report = masked_mean(reports, jnp.ones(2, bool))
             member = Member(lives, (), xi)
         else:
             life, xi = _renewed(renew_key, meta, member.life, task, window), epsilon
             _, earned, _ = jax.vmap(live, (None, 0, None))(pair_key, pair, life)
-            life, _, reward = live(own_key, meta, life)
+            life, _, report = live(own_key, meta, life)
             member = Member(life, (), ())
         ascent = evolution.gradient(xi, earned, meta.hyper.noise_std)
-        report = {"reward/step": jnp.mean(reward)}
         return jax.tree.map(jnp.negative, ascent), report, member
 
     lives = 2 if persistent else 3
     steps = lives * window.num_streams * window.num_steps * window.num_updates
     return Estimator(birth, estimate, steps)
+
+
+def _report(reward: jax.Array, good: jax.Array) -> dict[str, jax.Array]:
+    """Of what was seen in a window, ``[K, N, T]``, and which of its streams are good, ``[K, N]``."""
+    return {
+        "reward/step": mean_over_streams(reward, good),
+        "skipped_streams": jnp.sum(~good, dtype=jnp.int32),
+    }
 
 
 def _birth(key: jax.Array, meta: Any, task: Task, window: Window) -> Life:

@@ -149,3 +149,18 @@ def recorded_lifetime(algorithm, family, meta, *, num_streams, num_updates):
         num_steps=family.horizon,
         restart=True,
     ).trajectories
+
+
+def broken(data: Trajectory, stream: int, where: str, value: float) -> Trajectory:
+    """``data [N, T]`` with one number of one stream replaced: its reward, observation or last successor."""
+    if where == "reward":
+        return data._replace(reward=data.reward.at[stream, 2].set(value))
+    if where == "successor":
+        return data._replace(next_obs=data.next_obs.at[stream, -1].set(value))
+    obs = data.timestep.obs.at[stream, 1].set(value)
+    return data._replace(timestep=data.timestep._replace(obs=obs))
+
+
+def without(data: Trajectory, stream: int) -> Trajectory:
+    """``data [N, T]`` without one of its streams."""
+    return jax.tree.map(lambda x: jnp.delete(x, stream, axis=0), data)

@@ -588,3 +588,14 @@ def test_endurance_study(tmp_path):
     assert looks[-1]["compilations"] == looks[10]["compilations"]
     assert looks[-1]["resident_bytes"] - looks[10]["resident_bytes"] < 50e6
     assert result.stdout.rstrip().endswith("| yes |")
+    settings = (
+        "--rates 0 0.01 --meta-updates 3 --num-tasks 4 --eval-tasks 4 --output faults".split()
+    )
+    result = run("endurance.py", "faults", *settings, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    rates = json.loads((tmp_path / "faults" / "results.json").read_text())["rates"]
+    assert rates["0.0"]["skipped"] == {"streams": 0, "tasks": 0, "updates": 0}
+    # A step in a hundred breaks 63 % of episodes of a hundred steps.
+    assert 0.5 < rates["0.01"]["skipped"]["streams"] / (3 * 4 * 20 * 2) < 0.75
+    assert rates["0.01"]["skipped"]["updates"] == 0
+    assert all(np.isfinite(x["returns"]).all() for x in rates.values())

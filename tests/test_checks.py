@@ -1,7 +1,12 @@
+import dataclasses
 import os
-from typing import NamedTuple
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal, NamedTuple
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from jaxmeta import checks
@@ -15,6 +20,13 @@ def test_choice_names_the_nearest():
         checks.choice("family", "zzz", ["cartpole", "acrobot"])
 
 
+def test_choice_takes_any_value_and_numbers():
+    checks.choice("episodes", 10, {10: None, 25: None})
+    for value in (11, "10", None, [], np.ones(2)):
+        with pytest.raises(ValueError, match="episodes=.* is unknown"):
+            checks.choice("episodes", value, {10: None, 25: None})
+
+
 def test_at_least():
     checks.at_least("n", 1, 1)
     with pytest.raises(ValueError, match="n=0 must be at least 1"):
@@ -22,6 +34,140 @@ def test_at_least():
     for value in (1.5, True, "3", None):
         with pytest.raises(TypeError, match="must be an integer of at least 1"):
             checks.at_least("n", value, 1)
+    with pytest.raises(ValueError, match="n=2147483648 must be at most 2147483647"):
+        checks.at_least("n", 2**31, 1)
+    checks.at_least("seed", 2**31, 0, 2**32 - 1)
+
+
+def test_each_at_least():
+    checks.each_at_least("sizes", (), 1)
+    checks.each_at_least("sizes", [1, 2], 1)
+    with pytest.raises(ValueError, match="sizes=0 must be at least 1"):
+        checks.each_at_least("sizes", (1, 0), 1)
+    for value in (None, 3, "12", {1: 2}):
+        with pytest.raises(TypeError, match="sizes=.* must be a tuple of integers of at least 1"):
+            checks.each_at_least("sizes", value, 1)
+
+
+def test_some():
+    checks.some("names", ("a",))
+    for none in ((), [], {}):
+        with pytest.raises(ValueError, match="names=.* must hold at least one"):
+            checks.some("names", none)
+
+
+def test_shapes_bind_axes_by_letter():
+    checks.shapes("NTF NT", features=jnp.ones((3, 4, 2)), targets=np.ones((3, 4)))
+    checks.shapes("T", a=jnp.ones(4), b=jnp.ones(4), c=np.ones(4))
+    for wrong, told in (
+        ((3, 5), "T = 4 as in features"),
+        ((4, 3), "N = 3 as in features"),
+        ((3, 1), "T = 4 as in features"),
+        ((3, 4, 1), r"\(3, 4, 1\); it must be \[N, T\]$"),
+        ((), "must be"),
+    ):
+        with pytest.raises(ValueError, match=f"targets has shape .*{told}"):
+            checks.shapes("NTF NT", features=jnp.ones((3, 4, 2)), targets=np.ones(wrong))
+
+
+def test_shapes_with_any_axes_with_sizes_and_with_scalars():
+    for shape in ((), (5,), (5, 6)):
+        checks.shapes("...A ... ?", logits=np.ones((*shape, 2)), value=np.ones(shape), scale=0.5)
+    with pytest.raises(ValueError, match=r"value has shape \(6,\); .*\(5,\) as in logits"):
+        checks.shapes("...A ...", logits=np.ones((5, 2)), value=np.ones(6))
+    with pytest.raises(ValueError, match=r"logits has shape \(\); it must be \[..., A\]"):
+        checks.shapes("...A", logits=np.ones(()))
+    checks.shapes("T... T", obs=np.ones((4, 2, 3)), step=np.ones(4))
+    checks.shapes("2", pair=np.ones(2))
+    with pytest.raises(ValueError, match=r"pair has shape \(3,\); it must be \[2\]"):
+        checks.shapes("2", pair=np.ones(3))
+    for lambda_ in (0.9, 1, jnp.asarray(0.9), np.float32(0.9), np.ones(4)):
+        checks.shapes("T T?", delta=np.ones(4), lambda_=lambda_)
+    with pytest.raises(ValueError, match=r"lambda_ has shape \(1,\); it must be \[T\] or a scalar"):
+        checks.shapes("T T?", delta=np.ones(4), lambda_=np.ones(1))
+
+
+def test_shapes_take_arrays_alone_where_arrays_are_wanted():
+    for value in (0.5, [1.0, 2.0], "ab", None):
+        with pytest.raises(TypeError, match=r"x is .*; it must be \[T\]"):
+            checks.shapes("T", x=value)
+    for value in ("0.5", None, True):
+        with pytest.raises(TypeError, match=r"x is .*; it must be a scalar"):
+            checks.shapes("?", x=value)
+
+
+def test_shapes_are_those_that_a_transformation_leaves():
+    def f(x):
+        checks.shapes("T", x=x)
+        return jnp.sum(x**2)
+
+    jax.jit(jax.vmap(jax.grad(f)))(jnp.ones((3, 4)))
+    with pytest.raises(ValueError, match=r"x has shape \(3, 4\)"):
+        jax.jit(f)(jnp.ones((3, 4)))
+
+
+def test_numbers_are_float64_of_the_shapes():
+    x, y = checks.numbers("MK M", x=[[1, 2]], y=jnp.ones(1))
+    assert x.dtype == y.dtype == np.float64
+    assert (x.shape, y.shape) == ((1, 2), (1,))
+    with pytest.raises(ValueError, match="y has shape"):
+        checks.numbers("MK M", x=[[1, 2]], y=[1, 2])
+    for wrong in ("0.5", None, [[1], [2, 3]], ["a"]):
+        with pytest.raises(TypeError, match="x is .*; it must be an array of numbers"):
+            checks.numbers("M", x=wrong)
+
+
+def test_alike():
+    params = {"w": jnp.ones((2, 3)), "b": jnp.ones(3)}
+    checks.alike(params=params, epsilon={"w": np.ones((2, 3)), "b": np.ones(3)})
+    with pytest.raises(
+        ValueError, match=r"epsilon has a leaf of shape \(1,\); in params it is \(3,\)"
+    ):
+        checks.alike(params=params, epsilon=params | {"b": jnp.ones(1)})
+    with pytest.raises(ValueError, match="epsilon has the structure .* that of params"):
+        checks.alike(params=params, epsilon={"w": params["w"]})
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    count: int = 1
+    rate: float = 1
+    flag: bool = False
+    kind: Literal["a", "b"] = "a"
+    steps: int | None = None
+    sizes: tuple[int, ...] = (1,)
+    rates: tuple[float, ...] = ()
+    path: Path = Path()
+    more: Mapping[str, int] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self):
+        checks.fields(self)
+
+
+def test_fields_are_of_their_types():
+    Settings()
+    Settings(2, 0.5, True, "b", 3, [1, 2], (1, 0.5), Path("x"), {"y": 1})
+    wrong = {
+        "count": (1.5, "1", None, True),
+        "rate": ("1", None, False, 1j),
+        "flag": (1, None, "yes"),
+        "steps": ("1", 1.5, True),
+        "sizes": (None, 3, "12", (1.5,), ("1",), (None,)),
+        "rates": (0.5, ("a",)),
+        "path": ("x", None),
+        "more": (None, [1]),
+    }
+    for name, values in wrong.items():
+        for value in values:
+            with pytest.raises(TypeError, match=f"{name}=.* must be of type"):
+                Settings(**{name: value})
+    with pytest.raises(TypeError, match=r"steps='1' must be of type int \| None"):
+        Settings(steps="1")
+    with pytest.raises(ValueError, match="kind='c' is unknown: .*'a', 'b'"):
+        Settings(kind="c")
+    for name, value in (("rate", float("nan")), ("rates", (1.0, float("nan")))):
+        with pytest.raises(ValueError, match=f"{name}=.* must not be NaN"):
+            Settings(**{name: value})
 
 
 def test_between():
@@ -55,6 +201,11 @@ def test_hyper_knows_shared_fields_and_is_told_the_others():
     with pytest.raises(ValueError, match="own=3 must lie between 0 and 2"):
         checks.hyper(Hyper(own=3), own=(0, 2))
     checks.hyper(Hyper(discount=jnp.asarray(1.5)), own=(0, 2))  # traced: the caller's
+    for wrong in ("0.9", None, True):
+        with pytest.raises(TypeError, match="discount=.* must be a number between 0 and 1"):
+            checks.hyper(Hyper(discount=wrong), own=(0, 2))
+    with pytest.raises(ValueError, match=r"discount has shape \(2,\); it must be a scalar"):
+        checks.hyper(Hyper(discount=jnp.ones(2)), own=(0, 2))
 
 
 def test_a_missing_package_is_named_with_its_extra():

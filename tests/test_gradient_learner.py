@@ -59,9 +59,12 @@ def test_mean_kl_is_that_of_the_old_to_the_new(kind):
         old, new = Categorical(rows), Categorical(-2.0 * rows)
     else:
         old, new = DiagGaussian(rows, 0.1 * rows), DiagGaussian(-rows, 0.0 * rows)
-    np.testing.assert_allclose(gradient_learner.mean_kl(old, new), old.kl(new).mean(), rtol=1e-6)
-    assert gradient_learner.mean_kl(old, old) == 0
-    assert gradient_learner.mean_kl(old, new) != gradient_learner.mean_kl(new, old)
+    every, second = jnp.array([True, True]), jnp.array([False, True])
+    mean_kl = gradient_learner.mean_kl
+    np.testing.assert_allclose(mean_kl(old, new, every), old.kl(new).mean(), rtol=1e-6)
+    np.testing.assert_allclose(mean_kl(old, new, second), old.kl(new)[1].mean(), rtol=1e-6)
+    assert mean_kl(old, old, every) == 0
+    assert mean_kl(old, new, every) != mean_kl(new, old, every)
 
 
 def test_records_are_the_lifetimes_that_a_meta_gradient_would_live(family):

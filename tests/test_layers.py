@@ -39,7 +39,7 @@ ORDER = [
     "sinks",
     "plotting",
 ]
-ALONE = {"exact": {"tasks"}, "optimal": {"types", "checks", "tasks"}}
+ALONE = {"exact": {"checks", "tasks"}, "optimal": {"types", "checks", "tasks"}}
 ROOT = Path(jaxmeta.__file__).parent
 
 

@@ -129,3 +129,17 @@ def test_agents_of_any_structure(x64):
     )
     assert life.agent["k"] == 3
     assert life.agent["a"].tolist() == [3, 3]
+
+
+def test_an_episode_with_a_broken_reward_has_no_return_and_the_next_one_has():
+    """Over windows, too: what is NaN when one ends is forgotten with its episode."""
+    score = jax.tree.map(lambda x: x[0], lifelong.no_score(1))
+    last = jnp.array([False, True, False])
+    score = lifelong.tally(score, jnp.array([1.0, 2.0, jnp.nan]), last)
+    assert score.finished == 3
+    assert jnp.isnan(score.so_far)
+    score = lifelong.tally(score, jnp.array([1.0, 1.0, 5.0]), last)
+    assert jnp.isnan(score.finished)
+    assert score.so_far == 5
+    score = lifelong.tally(score, jnp.array([1.0, 1.0, 1.0]), last)
+    assert score.finished == 7

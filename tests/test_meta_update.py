@@ -61,6 +61,26 @@ def test_a_bad_task_is_left_out_and_counted(bad):
     np.testing.assert_allclose(metrics["return/after"], 20.0)
 
 
+def test_counts_are_added_up_and_means_are_means():
+    """Integers that tasks report are counts; those of a task that is left out do not count."""
+
+    def counting(learned, key, task):
+        return learned * task, {"skipped_streams": jnp.asarray(task * 2, jnp.int32), "mean": task}
+
+    def metrics(tasks):
+        tasks = jnp.asarray(tasks)
+        keys = jax.random.split(jax.random.key(0), len(tasks))
+        return meta_gradient(counting, jnp.ones(()), keys, tasks, tasks_per_chunk=None)[1]
+
+    found = metrics([1.0, jnp.nan, 4.0])
+    assert found["skipped_streams"] == 10
+    assert found["skipped_streams"].dtype == jnp.int32
+    assert found["mean"] == 2.5
+    none = metrics([jnp.nan])
+    assert none["skipped_streams"] == 0
+    assert jnp.isnan(none["mean"])
+
+
 def test_with_no_good_task_the_gradient_is_zero():
     gradient, metrics = gradient_of([jnp.nan, jnp.nan])
     assert jnp.all(gradient["w"] == 0)

@@ -501,7 +501,7 @@ def test_everything_is_float64_where_float_is(learner, x64):
             "size=8 must be at most 7",
         ),
         (optimal.bayes_optimal_gridnavi, dict(num_episodes=0, num_steps=5), "num_episodes=0"),
-        (optimal.ucb1, dict(num_arms=2, exploration=-1.0), "exploration=-1.0 must be 0 or"),
+        (optimal.ucb1, dict(num_arms=2, exploration=-1.0), "exploration=-1.0 must lie between 0"),
         (optimal.epsilon_greedy, dict(num_arms=2, epsilon=1.5), "epsilon=1.5 must lie between"),
         (
             optimal.gittins,
@@ -511,7 +511,7 @@ def test_everything_is_float64_where_float_is(learner, x64):
         (optimal.gittins_indices, dict(num_pulls=0, discount=0.9), "num_pulls=0 must be at least"),
         (optimal.thompson, dict(num_arms=0), "num_arms=0 must be at least 1"),
         (optimal.psrl, dict(horizon=0), "horizon=0 must be at least 1"),
-        (optimal.psrl, dict(reward_noise=0.0), "reward_noise=0.0 must be positive"),
+        (optimal.psrl, dict(reward_noise=0.0), "reward_noise=0.0 must lie between 1e-06"),
     ],
 )
 def test_bad_settings_are_named(function, settings, message):

@@ -94,7 +94,7 @@ def test_the_outer_loss_is_return_and_prediction_error_each_for_itself(x64):
         discount, trace_lambda, value_cost = 0.9, 0.8, 0.3
 
     def loss(log_prob, v, v_next):
-        return outer_loss(log_prob, data, v, v_next, Hyper)[0]
+        return outer_loss(log_prob, data, jnp.ones(2, bool), v, v_next, Hyper)[0]
 
     by_policy, by_value, by_next = jax.grad(loss, argnums=(0, 1, 2))(data.log_prob, v, v_next)
     advantage = np.zeros((2, 5))

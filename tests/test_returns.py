@@ -589,3 +589,33 @@ def test_what_is_not_counted_changes_neither_baseline_nor_scale():
         np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6)
     for x, y in zip(results(0.0, None), results(50.0, None), strict=True):
         assert jnp.max(jnp.abs(x - y)) > 1e-2  # and it is the mask that does it
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.int32])
+def test_broken_streams_are_found_and_replaced_by_a_good_one(dtype):
+    """Memories may hold anything (masks of attention are infinite); integers are always finite."""
+    reward = jnp.arange(12.0).reshape(4, 3)
+    data = Trajectory(
+        timestep=TimeStep(reward[..., None], reward, reward, reward == 0),
+        action=reward.astype(dtype),
+        log_prob=reward.at[2, 1].set(-jnp.inf),
+        reward=reward.at[0, 2].set(jnp.nan),
+        discount=reward,
+        last=reward == 0,
+        next_obs=reward[..., None],
+        memory=jnp.full((4, 2), -jnp.inf),
+    )
+    clean, good = returns.without_broken_streams(data)
+    assert good.tolist() == [False, True, False, True]
+    np.testing.assert_array_equal(returns.finite_streams(data), good)
+    for before, after in zip(*map(jax.tree.leaves, (data, clean)), strict=True):
+        np.testing.assert_array_equal(after, before[jnp.array([1, 1, 1, 3])])
+    assert returns.mean_over_streams(reward, good) == reward[jnp.array([1, 3])].mean()
+    assert returns.mean_over_streams(reward[:, 0], good) == 6
+    both = jnp.stack([good, ~good])
+    assert returns.mean_over_streams(jnp.stack([reward, reward + 1]), both) == reward.mean() + 0.5
+    hopeless = data._replace(reward=jnp.full((4, 3), jnp.nan))
+    clean, good = returns.without_broken_streams(hopeless)
+    assert not jnp.any(good)
+    assert all(jnp.all(x == 0) for x in jax.tree.leaves(clean._replace(memory=())))
+    assert jnp.isnan(returns.mean_over_streams(clean.reward, good))

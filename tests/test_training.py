@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 from jaxmeta import checkpoints, tasks, training
 from jaxmeta.algorithms.maml import Config, Hyper, maml
@@ -518,3 +519,33 @@ def test_compilation_cache_folder(monkeypatch, tmp_path):
         assert jax.config.jax_compilation_cache_dir == str(tmp_path / "b")
     finally:
         jax.config.update("jax_compilation_cache_dir", before)
+
+
+def test_the_compilation_cache_changes_no_number(whole, family, algorithm, tmp_path):
+    """A program that was compiled, one that was read from the folder, and one that never was in it."""
+    hits: list[str] = []
+    jax.monitoring.register_event_listener(
+        lambda name, **_: hits.append(name) if name.endswith("/cache_hits") else None
+    )
+    before = jax.config.jax_compilation_cache_dir, jax.config.jax_enable_compilation_cache
+    minimum = jax.config.jax_persistent_cache_min_compile_time_secs
+    digests, found = [], []
+    try:
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+        for folder, on in ((tmp_path, True), (tmp_path, True), (tmp_path / "none", False)):
+            jax.config.update("jax_enable_compilation_cache", on)
+            jax.config.update("jax_compilation_cache_dir", str(folder))
+            compilation_cache.reset_cache()
+            jax.clear_caches()
+            hits.clear()
+            run = training.train(algorithm, family, config(), **QUIET)
+            digests.append(checkpoints.digest(run))
+            found.append(len(hits))
+    finally:
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", minimum)
+        jax.config.update("jax_compilation_cache_dir", before[0])
+        jax.config.update("jax_enable_compilation_cache", before[1])
+        compilation_cache.reset_cache()
+    assert found[0] == found[2] == 0
+    assert found[1] > 0
+    assert digests == [checkpoints.digest(whole[1])] * 3

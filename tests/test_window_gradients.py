@@ -41,7 +41,7 @@ def test_persistent_evolution_is_unbiased_where_truncation_is_not(x64, persisten
     window = Window(climber(), Counter(), lifespan=4, num_updates=2, num_streams=1, num_steps=1)
     estimator = evolution_strategy(
         window,
-        lambda meta, history: jnp.mean(history.trajectories.reward),
+        lambda meta, history, good: jnp.mean(history.trajectories.reward),
         persistent=persistent,
     )
     meta = Meta({"theta": jnp.array(0.45)}, Values(noise_std=0.3))

@@ -17,7 +17,7 @@ from evosax.algorithms import Open_ES
 
 from jaxmeta import checks, gradient_learner
 from jaxmeta.gradient_learner import Meta, Optimizer, learned, with_learned
-from jaxmeta.meta_update import State, map_tasks
+from jaxmeta.meta_update import State, known_if, map_tasks, masked_mean
 from jaxmeta.networks import Policy
 from jaxmeta.tasks.family import TaskFamily
 from jaxmeta.types import MetaAlgorithm, Task
@@ -96,7 +96,8 @@ def es(
         task_keys = jax.random.split(live_key, num_tasks)
 
         def returns(member: dict) -> dict[str, jax.Array]:
-            """Of one member in every task, ``[M]`` each."""
+            """Of one member in every task, ``[M]`` each; all members with the same random numbers."""
+            keys = jax.random.clone(task_keys)
 
             def lifetime(key_and_task: tuple) -> dict[str, jax.Array]:
                 key, task = key_and_task
@@ -104,7 +105,7 @@ def es(
                     parts.live(key, with_learned(meta, member, config), task)
                 )
 
-            return map_tasks(lifetime, (task_keys, tasks), tasks_per_chunk=config.tasks_per_chunk)
+            return map_tasks(lifetime, (keys, tasks), tasks_per_chunk=config.tasks_per_chunk)
 
         own = returns(learned(meta, config))  # what is reported is θ's, not its perturbations'
         earned = jax.lax.map(lambda member: returns(member)["return/after"], population)  # [P, M]
@@ -127,7 +128,7 @@ def es(
             lambda new, old: jnp.where(applied, new, old), _strong(found), state.optimizer
         )
         moved = strategy.get_mean(search)
-        metrics = {name: jnp.where(applied, mean_of_good(x), jnp.nan) for name, x in own.items()}
+        metrics = known_if(applied, masked_mean(own, good))
         env_steps = (config.population_size + 1) * num_tasks * parts.env_steps
         metrics |= {
             "update_norm": optax.tree.norm(

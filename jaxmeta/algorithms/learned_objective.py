@@ -25,8 +25,15 @@ import optax
 
 from jaxmeta import checks, update_rules
 from jaxmeta.gradient_learner import Optimizer
-from jaxmeta.meta_update import finite_tasks, guarded_update, map_tasks, masked_mean
+from jaxmeta.meta_update import (
+    finite_tasks,
+    guarded_update,
+    known_if,
+    map_tasks,
+    masked_mean,
+)
 from jaxmeta.networks import Policy, value_mlp
+from jaxmeta.returns import mean_over_streams
 from jaxmeta.tasks.family import TaskFamily, sample_tasks
 from jaxmeta.types import History, MetaAlgorithm, Task, Trajectory
 from jaxmeta.update_rules import Agent, AgentOptimizer, Meta, UpdateRule
@@ -67,6 +74,7 @@ class Config:
     """Steps of acting compiled into one iteration."""
 
     def __post_init__(self) -> None:
+        checks.fields(self)
         checks.choice("objective", self.objective, ("lpg", "lpo"))
         checks.choice("outer", self.outer, ("meta_gradient", "es", "pes"))
         at_least_one = (
@@ -185,16 +193,18 @@ def learned_objective(
         unroll=config.unroll,
     )
 
-    def charge(meta: Meta, agent: Agent, data: Trajectory) -> jax.Array:
+    def charge(meta: Meta, agent: Agent, data: Trajectory, good: jax.Array) -> jax.Array:
         outputs = parts.outputs(agent.params, data)
-        return followed.regularizer(meta.params, outputs, data, meta.hyper)
+        at_steps = followed.regularizer(meta.params, outputs, data, meta.hyper)
+        return mean_over_streams(at_steps, good)
 
     def log_prob(agent: Agent, data: Trajectory) -> jax.Array:
         return parts.outputs(agent.params, data).distribution.log_prob(data.action)
 
-    def fitness(meta: Meta, history: History) -> jax.Array:
-        agent, data = jax.tree.map(lambda x: x[-1], history)
-        return jnp.mean(history.trajectories.reward) - charge(meta, agent, data)
+    def fitness(meta: Meta, history: History, good: jax.Array) -> jax.Array:
+        earned = mean_over_streams(history.trajectories.reward, good)
+        (agent, data), last_good = jax.tree.map(lambda x: x[-1], (history, good))
+        return earned - charge(meta, agent, data, last_good)
 
     if config.outer == "meta_gradient":
         critic = value_mlp(family.observation_shape, config.hidden_sizes)
@@ -249,7 +259,7 @@ def learned_objective(
             meta.params,
             apply=applied,
         )
-        metrics = {name: jnp.where(num_good > 0, x, jnp.nan) for name, x in report.items()}
+        metrics = known_if(applied, report)
         # Whose agent is broken is born again where the next window begins.
         members = _aged(~good, members, jnp.full(num_tasks, config.lifespan))
         return State(

@@ -26,6 +26,7 @@ from jaxmeta.distributions import Distribution
 from jaxmeta.gradient_learner import Meta, learned, mean_kl, with_learned
 from jaxmeta.meta_update import State, mean_of_finite, meta_gradient
 from jaxmeta.networks import Policy
+from jaxmeta.returns import without_broken_streams
 from jaxmeta.tasks.family import TaskFamily
 from jaxmeta.types import History, MetaAlgorithm, Params, Task, Trajectory
 
@@ -87,7 +88,8 @@ def maml_trpo(
         agent = adapted(meta, key, recorded)
         old, data = last_round(recorded)
         loss = parts.loss(agent, data, meta.hyper, surrogate)
-        return loss, mean_kl(parts.distribution(old, data), parts.distribution(agent, data))
+        data, good = without_broken_streams(data)
+        return loss, mean_kl(parts.distribution(old, data), parts.distribution(agent, data), good)
 
     def init(key: jax.Array, hyper: Hyper = hyper) -> State:
         return State(parts.init(key, hyper), (), jnp.zeros((), jnp.int32))
@@ -114,13 +116,13 @@ def maml_trpo(
 
             def of_task(lived: tuple) -> dict:
                 key, recorded = lived
+                data, good = without_broken_streams(last_round(recorded)[1])
 
                 def policies(theta: dict) -> Distribution:
-                    agent = adapted(meta(theta), key, recorded)
-                    return parts.distribution(agent, last_round(recorded)[1])
+                    return parts.distribution(adapted(meta(theta), key, recorded), data)
 
                 old, moved = jax.jvp(policies, (theta,), (v,))  # J v
-                slope = jax.grad(partial(mean_kl, jax.lax.stop_gradient(old)))
+                slope = jax.grad(partial(mean_kl, jax.lax.stop_gradient(old), good=good))
                 _, curved = jax.jvp(slope, (old,), (moved,))  # M J v
                 return jax.vjp(policies, theta)[1](curved)[0]  # J^T M J v
 

@@ -28,7 +28,13 @@ from jaxmeta import checks, gradient_learner, objectives, replay_learner
 from jaxmeta.gradient_learner import Meta, Optimizer
 from jaxmeta.networks import Policy, Value, default_policy, value_mlp
 from jaxmeta.replay_learner import log_probs
-from jaxmeta.returns import cumulative_discount, in_first_episode, td_errors, vtrace_targets
+from jaxmeta.returns import (
+    cumulative_discount,
+    in_first_episode,
+    td_errors,
+    vtrace_targets,
+    without_broken_streams,
+)
 from jaxmeta.tasks.family import TaskFamily
 from jaxmeta.types import MetaAlgorithm, Params, Task, Trajectory
 
@@ -115,11 +121,13 @@ def meta_actor_critic(
         like if the policy had begun elsewhere. Those in the targets are data, as in IMPALA: live, they
         would move the targets of the values with the policy and leave what they are judged by behind.
         """
-        counted = jax.vmap(in_first_episode)(data.last)
+        data, good = without_broken_streams(data)
+        counted = jax.vmap(in_first_episode)(data.last) & good[:, None]
         discount = meta.hyper.discount * data.discount
 
         def along(function: Callable[[Params], jax.Array], at: Params, e: jax.Array) -> Params:
-            return objectives.semi_gradient(function, at, -jnp.where(counted, e, 0.0) / e.size)
+            num_steps = jnp.sum(good) * e.shape[1]
+            return objectives.semi_gradient(function, at, -jnp.where(counted, e, 0.0) / num_steps)
 
         def log_prob(theta: Params) -> jax.Array:
             return log_probs(policy, theta, data)
@@ -147,9 +155,11 @@ def meta_actor_critic(
     def task_loss(meta: Meta, key: jax.Array, task: Task) -> tuple[jax.Array, dict]:
         history = parts.lifetime(key, meta, task)
         params, data = jax.tree.map(lambda x: x[-1], (history.agent.params, history.trajectories))
+        data, good = without_broken_streams(data)
         loss, report = replay_learner.outer_loss(
             log_probs(policy, params["policy"], data),
             data,
+            good,
             value.apply(params["value"], data.timestep.obs),
             value.apply(params["value"], data.next_obs),
             meta.hyper,

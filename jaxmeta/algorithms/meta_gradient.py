@@ -33,9 +33,16 @@ import jax.numpy as jnp
 import optax
 
 from jaxmeta import adaptation, checks, lifelong, meta_update, tunable_learner
-from jaxmeta.gradient_learner import Optimizer, is_applicable, mean_kl, outer_optimizer
+from jaxmeta.gradient_learner import (
+    Optimizer,
+    is_applicable,
+    mean_kl,
+    outer_optimizer,
+    skipped_streams,
+)
 from jaxmeta.lifelong import Life, Score
 from jaxmeta.networks import Policy, Value
+from jaxmeta.returns import without_broken_streams
 from jaxmeta.tasks.family import TaskFamily, sample_tasks
 from jaxmeta.tunable_learner import HYPER_RANGES, Agent, Hyper, Meta, learned_hyper
 from jaxmeta.types import MetaAlgorithm, Params, Stream, Task, Trajectory
@@ -134,13 +141,16 @@ def meta_gradient(
             window.agent,
             learned_from,
         )
-        now = distribution(agent.params["policy"], held_out)
-        before = distribution(window.agent.params["policy"], held_out)
-        penalty = meta.hyper.outer_kl_cost * mean_kl(now, before)
+
+        def distance(old: Params, new: Params, data: Trajectory) -> jax.Array:
+            data, good = without_broken_streams(data)
+            return mean_kl(distribution(old, data), distribution(new, data), good)
+
+        now, before = agent.params["policy"], window.agent.params["policy"]
+        penalty = meta.hyper.outer_kl_cost * distance(now, before, held_out)
         if config.outer == "policy_gradient":
             return parts.outer_loss(agent.params, held_out, meta.hyper) + penalty
-        target = distribution(window.target, window.matching)
-        return mean_kl(target, distribution(agent.params["policy"], window.matching)) + penalty
+        return distance(window.target, now, window.matching) + penalty
 
     def bootstrap(
         key: jax.Array, meta: Meta, task: Task, agent: Agent, streams: Stream, data: Trajectory
@@ -251,6 +261,7 @@ def meta_gradient(
             "return/before": jnp.nanmean(before.finished),
             "return/after": jnp.nanmean(scores.finished),
             "skipped_updates": jnp.asarray(~applied, jnp.int32),
+            "skipped_streams": skipped_streams(windows.trajectories),
             "env_steps": jnp.asarray(
                 num_tasks * config.num_streams * config.num_steps * windows_seen, jnp.int32
             ),

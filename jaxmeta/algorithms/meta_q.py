@@ -23,7 +23,11 @@ from jaxmeta import checks, gradient_learner, objectives, replay_learner
 from jaxmeta.distributions import Categorical
 from jaxmeta.gradient_learner import Meta, Optimizer
 from jaxmeta.networks import Policy, Value, feed_forward, value_mlp
-from jaxmeta.returns import action_value_targets, in_first_episode
+from jaxmeta.returns import (
+    action_value_targets,
+    in_first_episode,
+    without_broken_streams,
+)
 from jaxmeta.tasks.family import TaskFamily
 from jaxmeta.types import MetaAlgorithm, Params, Task, Trajectory
 
@@ -104,6 +108,7 @@ def meta_q(
 
     def gradient(meta: Meta, params: Params, data: Trajectory) -> Params:
         """Down which Q goes, of one batch ``[N, T]``; ratios and targets are live."""
+        data, good = without_broken_streams(data)
 
         def taken(params: Params) -> jax.Array:
             every = q.apply(params, data.timestep.obs)
@@ -128,9 +133,10 @@ def meta_q(
             meta.hyper.trace_lambda * cut,
             data.last,
         )
-        counted = jax.vmap(in_first_episode)(data.last)
+        counted = jax.vmap(in_first_episode)(data.last) & good[:, None]
         error = jnp.where(counted, target - now, 0.0)
-        return objectives.semi_gradient(taken, params, -error / error.size)
+        num_steps = jnp.sum(good) * error.shape[1]
+        return objectives.semi_gradient(taken, params, -error / num_steps)
 
     parts = replay_learner.replay_learner(
         family, config, policy, lambda meta, params: (params, meta.hyper.temperature), gradient
@@ -139,10 +145,11 @@ def meta_q(
     def task_loss(meta: Meta, key: jax.Array, task: Task) -> tuple[jax.Array, dict]:
         history = parts.lifetime(key, meta, task)
         params, data = jax.tree.map(lambda x: x[-1], (history.agent.params, history.trajectories))
+        data, good = without_broken_streams(data)
         v, distribution = values(params, data.timestep.obs, meta.hyper)
         v_next, _ = values(params, data.next_obs, meta.hyper)
         loss, report = replay_learner.outer_loss(
-            distribution.log_prob(data.action), data, v, v_next, meta.hyper
+            distribution.log_prob(data.action), data, good, v, v_next, meta.hyper
         )
         return loss, report | gradient_learner.report(history)
 

@@ -29,7 +29,13 @@ import optax
 from jaxmeta import adaptation, checks, gradient_learner, objectives
 from jaxmeta.gradient_learner import Adaptation, Meta, Optimizer, adapted, with_adapted
 from jaxmeta.networks import Policy, Value, default_policy, value_mlp
-from jaxmeta.returns import importance_returns, vtrace_targets, weighted_importance_returns
+from jaxmeta.returns import (
+    importance_returns,
+    mean_over_streams,
+    vtrace_targets,
+    weighted_importance_returns,
+    without_broken_streams,
+)
 from jaxmeta.tasks.family import TaskFamily
 from jaxmeta.types import Learner, MetaAlgorithm, Params, Task, TimeStep, Trajectory
 
@@ -170,6 +176,7 @@ def meta_value_parts(
 
     def update(key: jax.Array, meta: Meta, agent: Agent, data: Trajectory) -> Agent:
         del key
+        data, good = without_broken_streams(data)
         rho = jnp.exp(log_ratio(agent, data))
         part = adapted(agent.value, config)
 
@@ -182,9 +189,10 @@ def meta_value_parts(
             return inner_targets(data, v, v_next, rho, meta.hyper, config) - v
 
         if config.gradient == "residual":
-            gradient = jax.grad(lambda part: 0.5 * jnp.mean(errors(part) ** 2))(part)
+            gradient = jax.grad(lambda part: 0.5 * mean_over_streams(errors(part) ** 2, good))(part)
         else:
-            descent = -errors(part) / data.reward.size
+            num_steps = jnp.sum(good) * data.reward.shape[1]
+            descent = -jnp.where(good[:, None], errors(part), 0.0) / num_steps
             gradient = objectives.semi_gradient(predict, part, descent)
         part = gradient_learner.stepped(part, meta, gradient, config)
         return agent._replace(value=with_adapted(agent.value, part, config))
@@ -263,7 +271,9 @@ def meta_value(
         )
         scored = errors[1:] if config.scored == "all" and config.num_updates else errors[-1:]
         report = {f"error/{k}": error for k, error in enumerate(errors)}
-        report["log_ratio"] = jnp.mean(jnp.abs(parts.log_ratio(agent, data)))
+        report["skipped_streams"] = gradient_learner.skipped_streams(data, fresh)
+        data, good = without_broken_streams(data)
+        report["log_ratio"] = mean_over_streams(jnp.abs(parts.log_ratio(agent, data)), good)
         return jnp.mean(scored), report
 
     steps = config.num_streams * (config.num_steps or family.horizon)
@@ -280,10 +290,11 @@ def prediction_error(
     Targets are constants. With unbiased ones the gradient is that of the error to V^π, weighted by where
     the data's policy goes.
     """
+    data, good = without_broken_streams(data)
     v, v_next = parts.predict(w, data.timestep.obs), parts.predict(w, data.next_obs)
     rho = jnp.exp(parts.log_ratio(agent, data))
     target = jax.lax.stop_gradient(outer_targets(data, v, v_next, rho, hyper, config))
-    return 0.5 * jnp.mean((v - target) ** 2)
+    return 0.5 * mean_over_streams((v - target) ** 2, good)
 
 
 def inner_targets(

@@ -23,6 +23,7 @@ from jaxmeta import adaptation, checks, gradient_learner, objectives
 from jaxmeta.gradient_learner import Meta, Optimizer, learned, mean_kl, with_learned
 from jaxmeta.meta_update import State, meta_gradient
 from jaxmeta.networks import Policy
+from jaxmeta.returns import without_broken_streams
 from jaxmeta.tasks.family import TaskFamily
 from jaxmeta.types import History, MetaAlgorithm, Params, Task, Trajectory
 
@@ -79,7 +80,8 @@ def promp(
         loss = parts.loss(last_agent, last_data, meta.hyper, clipped)
 
         def divergence(old: Params, new: Params, data: Trajectory) -> jax.Array:
-            return mean_kl(parts.distribution(old, data), parts.distribution(new, data))
+            data, good = without_broken_streams(data)
+            return mean_kl(parts.distribution(old, data), parts.distribution(new, data), good)
 
         acted = jax.tree.map(lambda x: x[:-1], (recorded.agent, agents, data))
         kl = jnp.sum(jax.vmap(divergence)(*acted))

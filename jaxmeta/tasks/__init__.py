@@ -1,6 +1,7 @@
 """Families of tasks: what varies from one lifetime to the next."""
 
 import inspect
+import typing
 from collections.abc import Callable
 from typing import Any
 
@@ -81,12 +82,17 @@ def make(name: str, **settings: Any) -> TaskFamily:
     Raises:
         ValueError: the name or a setting's name is unknown, with the nearest ones; or a setting's
             value is out of range.
+        TypeError: a setting is not of the type that its constructor says.
     """
     checks.choice("family", name, FAMILIES)
     constructor = FAMILIES[name]
     known = inspect.signature(constructor).parameters
-    for setting in settings:
+    kinds = typing.get_type_hints(constructor)
+    for setting, value in settings.items():
         checks.choice(f"setting of family {name!r}", setting, known)
+        # A family of your own may have no annotations; integers its constructor checks, range and all.
+        if setting in kinds and kinds[setting] is not int:
+            checks.field(setting, value, kinds[setting])
     return constructor(**settings)
 
 

@@ -131,8 +131,7 @@ def gaussian_bandit(
         num_pulls: Time limit of an episode, in pulls.
         reward_noise: Standard deviation of a reward around its mean, 0 or positive.
     """
-    if not reward_noise >= 0:
-        raise ValueError(f"reward_noise={reward_noise} must be 0 or positive")
+    checks.between("reward_noise", reward_noise, 0, 1e6)
 
     def sampler(centre: float) -> Sampler:
         return lambda key: BanditParams(mean=centre + jax.random.normal(key, (num_arms,)))

@@ -49,8 +49,7 @@ def _family(
     derive: Callable[[Any], Any] = lambda params: params,
 ) -> TaskFamily:
     checks.at_least("horizon", horizon, 1)
-    if not scale >= 1:
-        raise ValueError(f"scale={scale} must be at least 1 (1 is the one standard task)")
+    checks.between("scale", scale, 1, 1e6)  # 1 is the one standard task
     env = _environment(env_name)
     defaults = jax.tree.map(
         lambda x: jnp.asarray(x, jnp.asarray(x).dtype),

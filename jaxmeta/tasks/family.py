@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from gymnax.environments import spaces
 
+from jaxmeta import checks
 from jaxmeta.types import Task
 
 Sampler = Callable[[jax.Array], Task]
@@ -74,6 +75,8 @@ SPLITS = ("train", "test", "out_of_distribution")
 
 def sample_tasks(key: jax.Array, family: TaskFamily, num_tasks: int, *, split: str) -> Task:
     """``num_tasks`` independent tasks of a split (one of `SPLITS`): a pytree with leading ``[M]``."""
+    checks.choice("split", split, SPLITS)
+    checks.at_least("num_tasks", num_tasks, 1)
     return jax.vmap(getattr(family, split))(jax.random.split(key, num_tasks))
 
 

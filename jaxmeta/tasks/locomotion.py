@@ -426,7 +426,8 @@ def walker_params(
             most uneven bodies to NaN.
         backend: Brax's physics, see `Backend`.
     """
-    if not scale > 1:
+    checks.between("scale", scale, 1, 1e6)
+    if scale == 1:
         raise ValueError(f"scale={scale} must be above 1 (1 is the one standard walker)")
     log_scale = math.log(scale)
 

@@ -44,7 +44,7 @@ def _game(
         family = transform.with_parameters(family, **fixed)
     if parameters:
         for parameter in parameters:
-            checks.choice("parameter", parameter, live)
+            checks.choice("parameters", parameter, live)
         family = transform.drawn_parameters(family, parameters)
     if permuted_actions:
         family = transform.permuted_actions(family)

@@ -126,15 +126,13 @@ def navigation(
 
 def sparse_navigation(*, horizon: int = 100, radius: float = 0.2) -> TaskFamily:
     """2-D navigation with a reward only within ``radius`` of the goal; splits as in `navigation`."""
-    if not radius > 0:
-        raise ValueError(f"radius={radius} must be positive")
+    checks.between("radius", radius, 1e-6, 1e6)
     return _family("sparse_navigation", Navigation(horizon, "sparse", radius))
 
 
 def _family(name: str, env: Navigation) -> TaskFamily:
     checks.at_least("horizon", env.horizon, 1)
-    if env.goal_tolerance < 0:
-        raise ValueError(f"goal_tolerance={env.goal_tolerance} must be 0 or positive")
+    checks.between("goal_tolerance", env.goal_tolerance, 0, 1e6)
     return TaskFamily(
         name=name,
         env=env,

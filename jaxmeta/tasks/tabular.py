@@ -142,8 +142,7 @@ def tabular(
     sizes = dict(num_states=num_states, num_actions=num_actions, horizon=horizon)
     for name, size in sizes.items():
         checks.at_least(name, size, 1)
-    if not reward_noise >= 0:
-        raise ValueError(f"reward_noise={reward_noise} must be 0 or positive")
+    checks.between("reward_noise", reward_noise, 0, 1e6)
 
     def sampler(concentration: float) -> Callable[[jax.Array], TabularParams]:
         def sample(key: jax.Array) -> TabularParams:

@@ -9,9 +9,11 @@ import numpy as np
 import optax
 import pytest
 
-from jaxmeta import adaptation, tasks
+from jaxmeta import adaptation, tasks, tunable_learner, update_rules
 from jaxmeta.algorithms import ALGORITHMS
+from jaxmeta.tasks import transform
 from jaxmeta.tasks.navigation import NavigationParams
+from tests.probes import broken, without
 
 VARIANTS = {
     "MAML": ("maml", {}),
@@ -303,3 +305,125 @@ def test_softmax_linear_policies_are_of_the_family_s_action_features(name):
         agent = jax.eval_shape(algorithm.learner.init, jax.random.key(0), state.meta)
         sizes = {agent.target["theta"].shape[-1]}
     assert sizes == {6}
+
+
+@pytest.mark.parametrize(
+    "variant",
+    [
+        *("MAML", "PPO outside, normalised", "CAVIA", "iMAML", "actor-critic", "Retrace"),
+        *("values", "values by importance sampling", "tunable", "LPG", "A2C"),
+    ],
+)
+def test_an_update_with_a_broken_stream_is_the_update_without_it(x64, variant):
+    """Exactly: a number that is not finite costs its stream, and nothing else."""
+    family = tasks.make("tabular", num_states=3, num_actions=2, horizon=6)
+
+    def learner_of(num_streams):
+        if variant == "tunable":
+            config = tunable_learner.Config(num_streams=num_streams, num_steps=6, hidden_sizes=(8,))
+            parts = tunable_learner.tunable_learner(family, config)
+            return parts.learner, parts.init(jax.random.key(0), tunable_learner.Hyper())
+        if variant in ("LPG", "A2C"):
+            rule = getattr(update_rules, variant.lower())()
+            parts = update_rules.rule_learner(rule, family, hidden_sizes=(8,))
+            hyper = ALGORITHMS["learned_objective"].Hyper(discount=0.9)
+            meta = update_rules.Meta(rule.init(jax.random.key(0)), hyper)
+            return parts.learner, meta
+        name, settings = (VARIANTS | OFF_POLICY)[variant]
+        module = ALGORITHMS[name]
+        config = module.Config(num_streams=num_streams, hidden_sizes=(8,), **settings)
+        algorithm = getattr(module, name)(family, config)
+        return algorithm.learner, algorithm.init(jax.random.key(0)).meta
+
+    @jax.jit
+    def agents(key):
+        learner, meta = learner_of(4)
+        begin_key, act_key, update_key = jax.random.split(key, 3)
+        world = dict(learner=learner, env=family.env)
+        task = family.train(jax.random.key(1))
+        agent, streams = adaptation.begin(begin_key, meta, task, **world, num_streams=4)
+        _, data = adaptation.experience(act_key, meta, task, agent, streams, **world, num_steps=6)
+        faults = [("reward", jnp.nan), ("obs", -jnp.inf), ("successor", jnp.nan)]
+        stacked = jax.tree.map(
+            lambda *x: jnp.stack(x), data, *(broken(data, 1, *fault) for fault in faults)
+        )
+        updated = jax.vmap(learner.update, (None, None, None, 0))(update_key, meta, agent, stacked)
+        fewer, _ = learner_of(3)
+        other = fewer.init(jax.random.split(begin_key)[0], meta)
+        other = fewer.update(update_key, meta, other, without(data, 1))
+        before, other = (flat(parameters(x)) for x in (agent, other))
+        return before, jax.vmap(flat)(parameters(updated)), other
+
+    def parameters(agent):
+        return getattr(agent, "value", getattr(agent, "params", agent))
+
+    before, (whole, *mended), fewer = agents(jax.random.key(5))
+    for x in mended:
+        np.testing.assert_allclose(x, fewer, rtol=1e-9, atol=1e-12)
+    assert jnp.max(jnp.abs(fewer - before)) > 1e-6
+    assert jnp.max(jnp.abs(fewer - whole)) > 1e-7
+
+
+@pytest.mark.parametrize("variant", ["MAML", "MAML-TRPO", "ProMP", "ES", "actor-critic", "values"])
+def test_steps_with_broken_numbers_are_left_out_and_counted(variant):
+    """An environment that reports what is not finite now and then: training goes on with the streams that
+    it spared, says how many it did not, and what was learned is sound in tasks without faults."""
+    family = tasks.make("tabular", num_states=3, num_actions=2, horizon=6)
+    faulty = transform.faulty(family, rate=0.02)
+    algorithm, _ = make(faulty, variant)
+    step = jax.jit(algorithm.step)
+    state, counts = algorithm.init(jax.random.key(0)), []
+    for i in range(3):
+        drawn = tasks.sample_tasks(jax.random.key(i), faulty, 8, split="train")
+        theta = flat(state.meta.params)
+        state, metrics = step(jax.random.key(10 + i), state, drawn)
+        counts.append([int(metrics[f"skipped_{name}"]) for name in ("streams", "tasks", "updates")])
+        assert jnp.all(jnp.isfinite(flat(state.meta.params)))
+        assert not jnp.allclose(theta, flat(state.meta.params), atol=1e-7)
+    streams, lost, updates = np.sum(counts, axis=0)
+    # Some 12 % of 3 · 8 · 4 · 2 streams of six steps.
+    assert 2 <= streams <= 60
+    assert lost <= 2
+    assert updates == 0
+
+
+@pytest.mark.parametrize(
+    "variant",
+    [
+        *(
+            "PPO outside, normalised",
+            "ProMP",
+            "MAML-TRPO",
+            "iMAML",
+            "ES",
+            "actor-critic",
+            "Retrace",
+        ),
+        *("values by residual gradients", "rl2", "varibad", "meta_gradient", "lpg", "lpo, es"),
+    ],
+)
+def test_where_there_is_nothing_to_learn_nothing_breaks(variant):
+    """Rewards that are all zero, and then all the same: advantages without a spread, values that are exact, no
+    direction to move in. Nothing is left out as broken, and what is learned stays finite."""
+    family = tasks.make("tabular", num_states=3, num_actions=2, horizon=6)
+    if variant in VARIANTS | OFF_POLICY:
+        algorithm, _ = make(family, variant)
+    else:
+        name, settings = {
+            "lpg": ("learned_objective", dict(num_agents=4, lifespan=2, num_updates=2)),
+            "lpo, es": (
+                "learned_objective",
+                dict(objective="lpo", outer="es", num_agents=4, num_epochs=2),
+            ),
+            "meta_gradient": ("meta_gradient", dict(num_agents=4, num_streams=2)),
+        }.get(variant, (variant, dict(num_episodes=2, memory_size=4)))
+        module = ALGORITHMS[name]
+        algorithm = getattr(module, name)(family, module.Config(**settings))
+    step = jax.jit(algorithm.step)
+    state = algorithm.init(jax.random.key(0))
+    for reward in (0.0, 0.0, 1.0):
+        drawn = tasks.sample_tasks(jax.random.key(1), family, 4, split="train")
+        drawn = drawn.replace(reward=jnp.full_like(drawn.reward, reward))
+        state, metrics = step(jax.random.key(2), state, drawn)
+        assert metrics["skipped_tasks"] == 0
+        assert jnp.all(jnp.isfinite(flat(state.meta.params)))

@@ -201,7 +201,7 @@ def test_meta_gradient_is_that_of_finite_differences(x64, family):
             log_prob = parts.outputs(agent.params, data).distribution.log_prob(data.action)
             total = total - jnp.mean(log_prob * advantage) / 2
         outputs = parts.outputs(life.agent.params, last)
-        return total + learned.regularizer(moved.params, outputs, last, meta.hyper)
+        return total + learned.regularizer(moved.params, outputs, last, meta.hyper).mean()
 
     theta = flat(meta.params)
     for key in range(3):

@@ -160,7 +160,12 @@ def test_sizes_below_one_are_named(name, size):
     ("name", "settings", "error", "message"),
     [
         ("bernoulli_bandit", dict(num_arms=2.0), TypeError, "num_arms=2.0 must be an integer"),
-        ("gaussian_bandit", dict(reward_noise=-1.0), ValueError, "reward_noise=-1.0 must be 0 or"),
+        (
+            "gaussian_bandit",
+            dict(reward_noise=-1.0),
+            ValueError,
+            "reward_noise=-1.0 must lie between 0",
+        ),
         ("gaussian_bandit", dict(reward_noise=float("nan")), ValueError, "reward_noise=nan must"),
         ("dependent_bandit", dict(kind="esay"), ValueError, "kind='esay' is unknown: did you mean"),
     ],

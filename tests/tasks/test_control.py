@@ -164,5 +164,5 @@ def test_one_environment_a_name():
 
 
 def test_bad_scale_is_named():
-    with pytest.raises(ValueError, match=r"scale=0.5 must be at least 1"):
+    with pytest.raises(ValueError, match=r"scale=0.5 must lie between 1 and"):
         tasks.make("pendulum", scale=0.5)

@@ -134,7 +134,7 @@ def test_bad_settings_are_named(name):
     with pytest.raises(ValueError, match=r"max_stickiness=0.6 must lie between"):
         tasks.make(name, max_stickiness=0.6)
     if "parameters" in inspect.signature(tasks.FAMILIES[name]).parameters:
-        with pytest.raises(ValueError, match="parameter='gravity' is unknown"):
+        with pytest.raises(ValueError, match="parameters='gravity' is unknown"):
             tasks.make(name, parameters={"gravity": (1, 2)})
 
 

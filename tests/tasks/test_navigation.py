@@ -81,8 +81,8 @@ def test_equal_settings_are_equal_environments():
     ("name", "settings", "message"),
     [
         ("navigation", dict(reward="cubed"), "reward='cubed' is unknown"),
-        ("navigation", dict(goal_tolerance=-1.0), "goal_tolerance=-1.0 must be 0 or positive"),
-        ("sparse_navigation", dict(radius=0.0), "radius=0.0 must be positive"),
+        ("navigation", dict(goal_tolerance=-1.0), "goal_tolerance=-1.0 must lie between 0"),
+        ("sparse_navigation", dict(radius=0.0), "radius=0.0 must lie between 1e-06"),
     ],
 )
 def test_bad_settings_are_named(name, settings, message):

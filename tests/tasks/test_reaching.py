@@ -90,7 +90,7 @@ def test_bodies_differ_if_asked_for(name):
             size = np.abs(np.log2(factor))
             least, most = (1.0, 1.5) if split == "out_of_distribution" else (0.0, 1.0)
             np.testing.assert_allclose([size.min(), size.max()], [least, most], atol=0.02)
-    with pytest.raises(ValueError, match=r"scale=0.5 must be at least 1"):
+    with pytest.raises(ValueError, match=r"scale=0.5 must lie between 1 and"):
         tasks.make(name, scale=0.5)
 
 

@@ -128,7 +128,7 @@ def test_equal_settings_are_equal_environments():
     [
         (dict(num_states=0), ValueError, "num_states=0 must be at least 1"),
         (dict(num_actions=2.5), TypeError, "num_actions=2.5 must be an integer of at least 1"),
-        (dict(reward_noise=-1.0), ValueError, "reward_noise=-1.0 must be 0 or positive"),
+        (dict(reward_noise=-1.0), ValueError, "reward_noise=-1.0 must lie between 0"),
     ],
 )
 def test_bad_settings_are_named(settings, error, message):

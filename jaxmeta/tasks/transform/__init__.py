@@ -22,6 +22,7 @@ from jaxmeta.tasks.transform.actions import (
     rotated_actions,
     sticky_actions,
 )
+from jaxmeta.tasks.transform.faults import faulty
 from jaxmeta.tasks.transform.gymnax_environments import IDENTITY, UNSUPPORTED, from_gymnax
 from jaxmeta.tasks.transform.laws import factor
 from jaxmeta.tasks.transform.observations import (
@@ -48,6 +49,7 @@ __all__ = [
     "delayed_rewards",
     "drawn_parameters",
     "factor",
+    "faulty",
     "flipped_actions",
     "from_gymnax",
     "masked_observations",

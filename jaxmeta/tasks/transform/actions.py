@@ -234,7 +234,9 @@ def sticky_actions(
     """
     checks.between("high", high, 0.0, 1.0)
     checks.between("low", low, 0.0, high)
-    checks.between("outside", outside, high, 1.0)
+    checks.between("outside", outside, 0.0, 1.0)
+    if outside < high:
+        raise ValueError(f"outside={outside} must be at least high={high}")
 
     def draw(key: jax.Array, inner: Task, split: str) -> jax.Array:
         ends = (high, outside) if split == "out_of_distribution" else (low, high)

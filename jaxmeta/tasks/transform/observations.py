@@ -183,6 +183,7 @@ def projected_observations(family: TaskFamily, *, size: int) -> TaskFamily:
 
 def _num_elements(env: Any, axis: int | None) -> int:
     space = observations(env)
+    checks.field("axis", axis, int | None)
     if axis is None:
         return space.n if isinstance(space, spaces.Discrete) else math.prod(space.shape)
     if not 0 <= axis < len(space.shape):

@@ -80,8 +80,11 @@ def drawn_parameters(
     known = parameter_fields(family)
     params = jax.eval_shape(lambda: innermost(family.train(jax.random.key(0))))
     dtypes = {name: getattr(params, name).dtype for name in known}
-    for name, (low, high) in ranges.items():
+    for name, drawn_from in ranges.items():
         checks.choice("parameter", name, known)
+        if not isinstance(drawn_from, tuple | list) or len(drawn_from) != 2:
+            raise TypeError(f"{name}={drawn_from!r} must be a range (low, high)")
+        low, high = drawn_from
         if not low < high:
             raise ValueError(f"{name}={(low, high)} must be a range (low, high) with low < high")
         if law == "log_uniform" and not low > 0 and jnp.issubdtype(dtypes[name], jnp.floating):

@@ -37,7 +37,8 @@ def scaled_rewards(family: TaskFamily, *, scale: float = 10.0) -> TaskFamily:
 
     Out of distribution the factor is outside, on either side, by up to a factor of sqrt(scale).
     """
-    if not scale > 1:
+    checks.between("scale", scale, 1, 1e6)
+    if scale == 1:
         raise ValueError(f"scale={scale} must be above 1")
     optimal_return = family.optimal_return
 

@@ -89,7 +89,7 @@ def test_bad_settings_are_named(own):
         transform.pinned(catch)
     with pytest.raises(ValueError, match="scale=1 must be above 1"):
         transform.scaled_rewards(catch, scale=1)
-    with pytest.raises(ValueError, match=r"outside=0.1 must lie between 0.25 and 1.0"):
+    with pytest.raises(ValueError, match=r"outside=0.1 must be at least high=0.25"):
         transform.sticky_actions(catch, outside=0.1)
 
 

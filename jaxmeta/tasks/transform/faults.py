@@ -1,0 +1,45 @@
+"""What a broken simulator reports: numbers that are not finite."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxmeta import checks
+from jaxmeta.tasks.family import TaskFamily
+from jaxmeta.tasks.transform.wrappers import Wrapper
+from jaxmeta.types import Task
+
+
+@dataclasses.dataclass(frozen=True)
+class Faulty(Wrapper):
+    """Now and then the reward is NaN, or the first entry of the observation infinite; the state is sound.
+
+    Attributes:
+        rate: The share of steps that report either.
+    """
+
+    rate: float
+
+    def step_env(
+        self, key: jax.Array, state: Any, action: jax.Array, params: Task
+    ) -> tuple[jax.Array, Any, jax.Array, jax.Array, dict]:
+        fault_key, kind_key, key = jax.random.split(key, 3)
+        obs, state, reward, terminated, info = self.env.step_env(key, state, action, params)
+        fault = jax.random.bernoulli(fault_key, self.rate)
+        is_reward = jax.random.bernoulli(kind_key)
+        first = (jnp.arange(obs.size) == 0).reshape(obs.shape)
+        reward = jnp.where(fault & is_reward, jnp.nan, reward)
+        return jnp.where(fault & ~is_reward & first, jnp.inf, obs), state, reward, terminated, info
+
+
+def faulty(family: TaskFamily, *, rate: float = 1e-3) -> TaskFamily:
+    """The family with numbers that are not finite in a share ``rate`` of its steps: half of the time the reward
+    is NaN, else an observation infinite.
+
+    To see what a learner makes of a simulator that breaks: those of this library leave the streams out that
+    it breaks in, and count them.
+    """
+    checks.between("rate", rate, 0, 1)
+    return dataclasses.replace(family, name=f"faulty_{family.name}", env=Faulty(family.env, rate))
