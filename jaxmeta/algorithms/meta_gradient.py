@@ -42,7 +42,7 @@ from jaxmeta.gradient_learner import (
 )
 from jaxmeta.lifelong import Life, Score
 from jaxmeta.networks import Policy, Value
-from jaxmeta.returns import without_broken_streams
+from jaxmeta.returns import finite_streams, without_broken_streams
 from jaxmeta.tasks.family import TaskFamily, sample_tasks
 from jaxmeta.tunable_learner import HYPER_RANGES, Agent, Hyper, Meta, learned_hyper
 from jaxmeta.types import MetaAlgorithm, Params, Stream, Task, Trajectory
@@ -204,6 +204,10 @@ def meta_gradient(
         agent = learner.update(key, meta, life.agent, data)
         return life._replace(agent=agent, age=life.age + 1)
 
+    def over(lives: Life, which: jax.Array) -> Life:
+        """``lives [M]``, of which some (bool ``[M]``) make room at the next step."""
+        return lives._replace(age=jnp.where(which, config.lifespan or NO_END, lives.age))
+
     def init(key: jax.Array, hyper: Hyper = hyper) -> State:
         meta_key, task_key, birth_key = jax.random.split(key, 3)
         meta = parts.init(meta_key, hyper)
@@ -226,9 +230,8 @@ def meta_gradient(
             )
         keys = [jax.random.split(key, num_tasks) for key in jax.random.split(key, 4)]
         meta, lives = state.meta, state.lives
-        # An agent that is not finite would be left out for ever: its time, too, is up.
-        alive = meta_update.finite_tasks(lives.agent)
-        lives = lives._replace(age=jnp.where(alive, lives.age, config.lifespan or NO_END))
+        # An agent that is not finite would be left out for ever: its time is up.
+        lives = over(lives, ~meta_update.finite_tasks(lives.agent))
         lives, scores = jax.vmap(renew, in_axes=(0, None, 0, 0, 0))(
             keys[0], meta, lives, state.scores, tasks
         )
@@ -251,6 +254,8 @@ def meta_gradient(
         meta = meta._replace(params=params)
         held_out = jax.tree.map(lambda x: x[:, -1], windows.trajectories)
         lives = jax.vmap(learn, in_axes=(0, None, 0, 0))(keys[3], meta, lives, held_out)
+        # And so is that of one to whom its task shows nothing but broken numbers.
+        lives = over(lives, ~jnp.any(jax.vmap(finite_streams)(held_out), axis=1))
         before, scores = scores, jax.vmap(_tally)(scores, windows.trajectories)
         windows_seen = config.num_updates + 1
         if config.outer == "bootstrap":

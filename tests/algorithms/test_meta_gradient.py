@@ -519,13 +519,21 @@ def test_a_life_that_is_not_finite_is_left_out_counted_and_replaced():
     assert metrics["skipped_updates"] == 0
     assert np.isfinite([*state.meta.params.values()]).all()
     assert state.meta.params["discount"] != start["discount"]
-    assert not np.isfinite(state.lives.agent.params["policy"][1]).any()
-    assert np.isfinite(state.lives.agent.params["policy"][::2]).all()
+    assert np.isfinite(state.lives.agent.params["policy"]).all()
     state, metrics = step(jax.random.key(1), state, given)
     assert metrics["skipped_tasks"] == 0
     assert state.lives.age.tolist() == [4, 2, 6]
     np.testing.assert_allclose(state.lives.task.number, [0.1, 0.6, 0.3], rtol=1e-6)
     assert np.isfinite(metrics["return/after"])
+
+    _, state, step = lives_apart(numbers=(0.1, 0.2, 0.3))
+    agent = jax.tree.map(lambda x: x.at[1].set(jnp.nan), state.lives.agent)
+    state, metrics = step(
+        jax.random.key(0), state._replace(lives=state.lives._replace(agent=agent)), given
+    )
+    assert metrics["skipped_tasks"] == 0
+    assert np.isfinite(state.lives.agent.params["policy"]).all()
+    np.testing.assert_allclose(state.lives.task.number, [0.1, 0.6, 0.3], rtol=1e-6)
 
     _, state, step = lives_apart(numbers=(jnp.nan,) * 3)
     after, metrics = step(jax.random.key(0), state, given)
@@ -570,8 +578,9 @@ def test_protocol(variant):
         )
     assert all(x.shape == () for x in metrics.values())
     assert metrics["env_steps"] == 2 * 3 * 5 * (4 if variant == "BMG" else 2)
-    names = {"return/before", "return/after", "meta_grad_norm", "skipped_tasks", "skipped_updates"}
-    assert set(metrics) == names | {"env_steps"} | {f"learned/{name}" for name in config.learns}
+    names = {"return/before", "return/after", "meta_grad_norm", "env_steps"}
+    names |= {"skipped_tasks", "skipped_updates", "skipped_streams"}
+    assert set(metrics) == names | {f"learned/{name}" for name in config.learns}
     assert state.num_updates == 3
     for name in config.learns:
         if name != "value_cost":
