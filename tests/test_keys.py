@@ -41,6 +41,7 @@ def family():
     return tasks.make("tabular", num_states=3, num_actions=2, horizon=4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "settings"),
     [
@@ -64,6 +65,7 @@ def test_training_uses_each_key_once(family, name, settings):
     key_reuse.check_key_reuse(train, jax.random.key(0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", tasks.FAMILIES)
 def test_tasks_and_episodes_use_each_key_once(name):
     family = made(name)

@@ -364,6 +364,7 @@ def test_an_update_with_a_broken_stream_is_the_update_without_it(x64, variant):
     assert jnp.max(jnp.abs(fewer - whole)) > 1e-7
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", ["MAML", "MAML-TRPO", "ProMP", "ES", "actor-critic", "values"])
 def test_steps_with_broken_numbers_are_left_out_and_counted(variant):
     """An environment that reports what is not finite now and then: training goes on with the streams that
@@ -387,6 +388,7 @@ def test_steps_with_broken_numbers_are_left_out_and_counted(variant):
     assert updates == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "variant",
     [

@@ -392,6 +392,7 @@ def biases(*worlds):
 SIZES = [(1, False), (2, False), (5, True)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("num_streams", "deterministic"), SIZES)
 def test_e_maml_is_unbiased_for_every_number_of_streams(x64, num_streams, deterministic):
     """Every lifetime of N streams before and N after the update, weighted by its probability, against

@@ -660,6 +660,7 @@ def exact_values(gamma):
     return jnp.asarray(np.concatenate([first, values]), jnp.float32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("outer", ["policy_gradient", "bootstrap"])
 def test_the_outer_value_removes_the_bias(outer):
     """Bonnet et al. 2022: an agent of γ = 0.95 is torn between the first chain and the better one. Valued
