@@ -9,8 +9,9 @@ import numpy as np
 import optax
 import pytest
 
-from jaxmeta import adaptation, tasks, tunable_learner, update_rules
-from jaxmeta.algorithms import ALGORITHMS
+from jaxmeta import adaptation, replay_learner, tasks, tunable_learner, update_rules
+from jaxmeta.algorithms import ALGORITHMS, meta_value
+from jaxmeta.returns import without_broken_streams
 from jaxmeta.tasks import transform
 from jaxmeta.tasks.navigation import NavigationParams
 from tests.probes import broken, without
@@ -362,6 +363,58 @@ def test_an_update_with_a_broken_stream_is_the_update_without_it(x64, variant):
         np.testing.assert_allclose(x, fewer, rtol=1e-9, atol=1e-12)
     assert jnp.max(jnp.abs(fewer - before)) > 1e-6
     assert jnp.max(jnp.abs(fewer - whole)) > 1e-7
+
+
+@pytest.mark.parametrize("where", ["reward", "obs", "successor"])
+def test_outer_losses_with_a_broken_stream_are_those_without_it(x64, where):
+    """Of the policy gradient, of predictions and of the tunable agent: value and gradient."""
+    family = tasks.make("tabular", num_states=3, num_actions=2, horizon=6)
+    tunable = tunable_learner.tunable_learner(
+        family, tunable_learner.Config(hidden_sizes=(8,), outer_value=True)
+    )
+    hyper = tunable_learner.Hyper(outer_value_cost=0.5, outer_entropy_cost=0.1)
+    predicting = meta_value.meta_value_parts(family, meta_value.Config(hidden_sizes=(8,)))
+    values = predicting.init(jax.random.key(0), meta_value.Hyper())
+    agent = tunable.learner.init(
+        jax.random.key(0), tunable.init(jax.random.key(0), tunable_learner.Hyper())
+    )
+    predictor = predicting.learner.init(jax.random.key(0), values)
+
+    def data_of(parts, meta, agent):
+        world = dict(learner=parts.learner, env=family.env)
+        task = family.train(jax.random.key(1))
+        streams = adaptation.begin_streams(jax.random.key(2), meta, task, **world, num_streams=4)
+        acting = dict(num_steps=6)
+        return adaptation.experience(
+            jax.random.key(3), meta, task, agent, streams, **world, **acting
+        )[1]
+
+    def prediction_error(w, data):
+        return meta_value.prediction_error(
+            predicting, w, predictor, data, values.hyper, meta_value.Config(hidden_sizes=(8,))
+        )
+
+    def replayed(params, data):
+        data, good = without_broken_streams(data)
+        log_prob = tunable.distribution(params["policy"], data).log_prob(data.action)
+        v = jnp.sum(data.timestep.obs, axis=-1) * params["scale"]
+        hyper = ALGORITHMS["meta_actor_critic"].Hyper()
+        return replay_learner.outer_loss(log_prob, data, good, v, 0.5 * v, hyper)[0]
+
+    seen = data_of(tunable, None, agent)
+    losses = [
+        (lambda params, data: tunable.outer_loss(params, data, hyper), agent.params, seen),
+        (prediction_error, predictor.value, data_of(predicting, values, predictor)),
+        (replayed, {"policy": agent.params["policy"], "scale": jnp.ones(())}, seen),
+    ]
+    for loss, at, data in losses:
+        measure = jax.jit(jax.value_and_grad(loss))
+        whole, mended, fewer = (
+            measure(at, x) for x in (data, broken(data, 1, where, jnp.nan), without(data, 1))
+        )
+        np.testing.assert_allclose(mended[0], fewer[0], rtol=1e-9)
+        np.testing.assert_allclose(flat(mended[1]), flat(fewer[1]), rtol=1e-9, atol=1e-12)
+        assert abs(whole[0] - fewer[0]) > 1e-7
 
 
 @pytest.mark.slow
