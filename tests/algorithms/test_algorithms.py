@@ -418,6 +418,42 @@ def test_outer_losses_with_a_broken_stream_are_those_without_it(x64, where):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("variant", ["ProMP", "MAML-TRPO", "ES", "lpg", "lpg, es", "lpg, pes"])
+def test_a_meta_update_with_broken_streams_is_the_one_without_them(x64, variant, monkeypatch):
+    """One stream of every batch, where acting is made to break it and where it is made to leave it out."""
+    family = tasks.make("tabular", num_states=3, num_actions=2, horizon=6)
+    experience = adaptation.experience
+    if variant in VARIANTS:
+        algorithm, _ = make(family, variant)
+    else:
+        outer = {"lpg": "meta_gradient"}.get(variant, variant[5:])
+        sizes = dict(num_agents=3, num_streams=4, num_steps=5, lifespan=4, num_updates=2)
+        module = ALGORITHMS["learned_objective"]
+        algorithm = module.learned_objective(family, module.Config(outer=outer, **sizes))
+    state = algorithm.init(jax.random.key(0))
+    drawn = tasks.sample_tasks(jax.random.key(1), family, 3, split="train")
+
+    def after(change):
+        def changed(*args, **settings):
+            streams, data = experience(*args, **settings)
+            return streams, change(data)
+
+        monkeypatch.setattr(adaptation, "experience", changed)
+        return jax.jit(lambda: algorithm.step(jax.random.key(2), state, drawn))()
+
+    whole, _ = after(lambda data: data)
+    mended, metrics = after(lambda data: broken(data, 1, "reward", jnp.nan))
+    fewer, expected = after(lambda data: without(data, 1))
+    assert metrics["skipped_tasks"] == 0
+    assert metrics["skipped_streams"] > expected["skipped_streams"] == 0
+    moved = flat(fewer.meta.params) - flat(state.meta.params)
+    np.testing.assert_allclose(
+        flat(mended.meta.params) - flat(state.meta.params), moved, rtol=1e-5, atol=1e-9
+    )
+    assert jnp.max(jnp.abs(flat(whole.meta.params) - flat(fewer.meta.params))) > 1e-6
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", ["MAML", "MAML-TRPO", "ProMP", "ES", "actor-critic", "values"])
 def test_steps_with_broken_numbers_are_left_out_and_counted(variant):
     """An environment that reports what is not finite now and then: training goes on with the streams that
