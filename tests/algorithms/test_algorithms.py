@@ -424,12 +424,19 @@ def test_a_meta_update_with_broken_streams_is_the_one_without_them(x64, variant,
     family = tasks.make("tabular", num_states=3, num_actions=2, horizon=6)
     experience = adaptation.experience
     if variant in VARIANTS:
-        algorithm, _ = make(family, variant)
+        name, settings = VARIANTS[variant]
+        settings = dict(num_streams=4, hidden_sizes=(8,)) | settings
     else:
         outer = {"lpg": "meta_gradient"}.get(variant, variant[5:])
         sizes = dict(num_agents=3, num_streams=4, num_steps=5, lifespan=4, num_updates=2)
-        module = ALGORITHMS["learned_objective"]
-        algorithm = module.learned_objective(family, module.Config(outer=outer, **sizes))
+        name, settings = "learned_objective", dict(outer=outer, **sizes)
+    module = ALGORITHMS[name]
+    # Adam's first step would hide by how much a gradient is wrong; a small penalty, or a perturbation that changes
+    # no action, that it is.
+    plain = {} if name == "maml_trpo" else dict(optimizer=optax.sgd)
+    hyper = {"promp": dict(kl_cost=1.0), "learned_objective": dict(noise_std=1.0, step_size=30.0)}
+    hyper = module.Hyper(**hyper.get(name, {}))
+    algorithm = getattr(module, name)(family, module.Config(**settings), hyper, **plain)
     state = algorithm.init(jax.random.key(0))
     drawn = tasks.sample_tasks(jax.random.key(1), family, 3, split="train")
 
@@ -439,18 +446,20 @@ def test_a_meta_update_with_broken_streams_is_the_one_without_them(x64, variant,
             return streams, change(data)
 
         monkeypatch.setattr(adaptation, "experience", changed)
-        return jax.jit(lambda: algorithm.step(jax.random.key(2), state, drawn))()
+        step = jax.jit(lambda key, state: algorithm.step(key, state, drawn))
+        # Twice: the critics of agents are fitted for what follows.
+        return step(jax.random.key(3), step(jax.random.key(2), state)[0])
 
     whole, _ = after(lambda data: data)
     mended, metrics = after(lambda data: broken(data, 1, "reward", jnp.nan))
     fewer, expected = after(lambda data: without(data, 1))
     assert metrics["skipped_tasks"] == 0
     assert metrics["skipped_streams"] > expected["skipped_streams"] == 0
-    moved = flat(fewer.meta.params) - flat(state.meta.params)
-    np.testing.assert_allclose(
-        flat(mended.meta.params) - flat(state.meta.params), moved, rtol=1e-5, atol=1e-9
-    )
-    assert jnp.max(jnp.abs(flat(whole.meta.params) - flat(fewer.meta.params))) > 1e-6
+    start = flat(state.meta.params)
+    whole, mended, fewer = (flat(x.meta.params) - start for x in (whole, mended, fewer))
+    size = jnp.max(jnp.abs(fewer))
+    assert jnp.max(jnp.abs(mended - fewer)) < 1e-6 * size
+    assert jnp.max(jnp.abs(whole - fewer)) > 1e-2 * size
 
 
 @pytest.mark.slow
