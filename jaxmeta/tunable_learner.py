@@ -53,6 +53,9 @@ class Config:
     value_targets: Literal["lambda", "monte_carlo"] = "lambda"
     """What values are fitted to: returns of the λ of the advantages, or of λ = 1, which do not wait for
     one value to have learned from the next."""
+    normalize: bool = False
+    """Divide each update's advantages by their root mean square, so that η does not change the length of a
+    step by way of their size, which a meta-objective a step ahead rewards whatever the direction."""
     inner_optimizer: Literal["sgd", "rmsprop", "adam"] = "sgd"
     """Of the agents; its state is part of them."""
     policy: Literal["mlp", "categorical", "gaussian", "softmax_linear"] = "mlp"
@@ -246,6 +249,10 @@ def tunable_learner(
             reward = reward + h.intrinsic_scale * r
         # Outside of the loss, and live: what the loss takes as given, the meta-gradient does not.
         advantage, target = evaluation(now["value"], data, reward, h.discount, h.gae_lambda)
+        if config.normalize:
+            mean_square = mean_over_streams(advantage**2, good)
+            # Where nothing is better than expected the root has no derivative; what is added is no scale.
+            advantage = advantage / jnp.sqrt(mean_square + 1e-16)
         if config.outer_value:
             outer = h.outer_discount, h.outer_lambda
             _, outer_target = evaluation(now["outer_value"], data, data.reward, *outer)

@@ -113,6 +113,7 @@ def test_help_names_every_setting():
     assert "--task.radius" in run("train.py", "--family", "sparse_navigation", "--help").stdout
 
 
+@pytest.mark.slow
 def test_a_run_that_diverges_still_reports_valid_json(tmp_path):
     settings = [x for x in SMALL if "step-size" not in x]
     out = tmp_path / "out"
@@ -125,6 +126,7 @@ def test_a_run_that_diverges_still_reports_valid_json(tmp_path):
     json.loads((out / "evaluation.json").read_text(), parse_constant=refuse)
 
 
+@pytest.mark.slow
 def test_any_family(tmp_path):
     result = run(
         "train.py",
@@ -347,7 +349,7 @@ def test_estimators_study(tmp_path):
         assert min(matplotlib.image.imread(tmp_path / "out" / name).shape[:2]) > 300
     assert "is not empty" in run("estimators.py", *small, cwd=tmp_path).stderr
     refused = run("estimators.py", "--horizon", "9", cwd=tmp_path)
-    assert "num_states=4, num_actions=3 and horizon=9 make 5159780352" in refused.stderr
+    assert "num_states=4, num_actions=3 and horizon=9 make 10^9.7" in refused.stderr
     assert "Traceback" not in refused.stderr
     assert not (tmp_path / "runs").exists()
 

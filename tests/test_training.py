@@ -224,6 +224,7 @@ training.train(
 """
 
 
+@pytest.mark.slow
 def test_a_full_disk_loses_nothing_that_was_saved(tmp_path):
     """Not even room for a checkpoint: said by name; with room again, the run goes on to the end."""
 
@@ -309,6 +310,7 @@ def test_every_update_draws_tasks_and_keys_of_its_own(family):
     assert len(np.unique(np.concatenate([rows["uniform"] for rows in seen]))) == 6
 
 
+@pytest.mark.slow
 def test_advance_can_be_mapped_over_seeds(family, algorithm):
     runs = jax.vmap(lambda key: training.begin(key, algorithm=algorithm))(
         jax.vmap(jax.random.key)(jnp.arange(2))

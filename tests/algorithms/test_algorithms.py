@@ -206,6 +206,7 @@ def test_agents_are_born_with_theta_and_change_what_they_may(family, variant):
         assert jnp.all(agents["context"][1] != 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_hyper_parameters_can_be_mapped_over(x64, name):
     """Two values in one vmap are two runs."""

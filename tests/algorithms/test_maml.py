@@ -415,6 +415,7 @@ def test_e_maml_is_unbiased_for_every_number_of_streams(x64, num_streams, determ
     assert min(found[2:]) > 1e-3
 
 
+@pytest.mark.slow
 def test_e_maml_is_unbiased_where_episodes_end_early(x64):
     """What a stream does after its first episode belongs neither to the gain nor to the score."""
     world = partial(Enumerated, deterministic=True, terminating=True, inner_surrogate="score")
