@@ -259,13 +259,20 @@ PRESETS: dict[str, Experiment] = {
         plan=training.Config(meta_updates=300, num_tasks=20),
     ),
     # Without much entropy all that a policy learns is what most languages have in common: what it
-    # never proposes it never finds to be right.
+    # never proposes it never finds to be right. A name that recurs must be found again in the memory, which
+    # takes recurrent ones far longer to learn.
     "rl2-translation": _memory(
         "translation",
-        dict(kinds=("months", "days"), max_length=11, horizon=11, sound_laws=5),
-        dict(memory="linear", memory_size=128, encoder_sizes=(128,), num_epochs=2, num_episodes=10),
+        dict(kinds=("months", "days"), max_length=11, horizon=11, sound_laws=5, num_names=3),
+        dict(
+            memory="transformer",
+            memory_size=64,
+            encoder_sizes=(128,),
+            num_epochs=2,
+            num_episodes=10,
+        ),
         dict(learning_rate=1e-3, entropy_cost=0.5, discount=0.0),
-        1200,
+        600,
         64,
     ),
 }

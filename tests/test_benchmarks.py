@@ -239,6 +239,7 @@ def test_meta_gradient_study(kind, tmp_path):
         assert np.shape(results["fixed"]["return/after"]) == (2, 2, 3)
         assert np.shape(results["learned"]["learned/discount"]) == (1, 2, 3)
         assert "| best fixed |" in result.stdout
+        assert "| best fixed, its search included |" in result.stdout
     if kind == "memory":
         cells = {(row["meta_gradient"], row["lifetime"]): row for row in results["rows"]}
         for name in {name for name, _ in cells}:

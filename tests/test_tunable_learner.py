@@ -127,6 +127,49 @@ def test_advantages_do_not_cross_a_time_limit(x64):
     )
 
 
+@pytest.mark.parametrize("reward", [2.0, -70.0])
+def test_normalised_advantages_have_no_size_to_learn(x64, reward):
+    """Of two steps a and b it is a / √((a² + b²)/2) that counts, in the update and in its derivative in γ."""
+    parts = tunable_learner(FAMILY, Config(**SIZES | dict(num_streams=2, normalize=True)))
+    meta = parts.init(jax.random.key(0), HYPER)
+    agent = newborn(parts, meta)
+    # Actions 1 from state 0 and 0 from state 1; each moves its own row and the bias.
+    one, other = one_step(reward), one_step(50.0)
+    other = other._replace(
+        timestep=other.timestep._replace(obs=jnp.eye(3)[None, None, 1]), action=one.action * 0
+    )
+    both = jax.tree.map(lambda x, y: jnp.concatenate([x, y]), one, other)
+
+    def moved(params):
+        after = parts.learner.update(jax.random.key(1), meta._replace(params=params), agent, both)
+        return parts.distribution(after.params["policy"], one).logits[0, 0, 1]
+
+    def expected(gamma):
+        a, b = reward + gamma * 1.5 - 0.5, 50.0 + gamma * 1.5 + 0.3
+        return 0.1 * 0.7 / 2 * 0.5 * (2 * a - b) / np.sqrt((a**2 + b**2) / 2)
+
+    np.testing.assert_allclose(moved(meta.params), expected(0.8), rtol=1e-9)
+    slope = (expected(0.8 + 1e-5) - expected(0.8 - 1e-5)) / 2e-5
+    gradient = jax.grad(moved)(meta.params)["discount"]
+    np.testing.assert_allclose(gradient, slope * 0.8 * 0.2, rtol=1e-6)
+
+
+def test_normalised_advantages_that_are_all_zero_stay_so(x64):
+    """Values that predict everything leave nothing to scale, and no NaN in a derivative."""
+    parts = tunable_learner(FAMILY, Config(**SIZES | dict(normalize=True)))
+    meta = parts.init(jax.random.key(0), HYPER)
+    agent = newborn(parts, meta, values=(0.0, 0.0, 0.0))
+
+    def moved(params):
+        updated = parts.learner.update(
+            jax.random.key(1), meta._replace(params=params), agent, one_step(reward=0.0)
+        )
+        return parts.distribution(updated.params["policy"], one_step()).logits[0, 0, 1]
+
+    assert moved(meta.params) == 0.0
+    assert jax.grad(moved)(meta.params)["discount"] == 0.0
+
+
 def test_policy_and_values_are_drawn_apart():
     parts = tunable_learner(FAMILY, Config(outer_value=True, hidden_sizes=(4,)))
     params = parts.learner.init(jax.random.key(0), parts.init(jax.random.key(0), HYPER)).params

@@ -373,6 +373,16 @@ def _exchanged(key: jax.Array, most: int) -> jax.Array:
     return letters.astype(jnp.int8)
 
 
+def _some(key: jax.Array, cumulative: jax.Array, number: int) -> jax.Array:
+    """The uniform law on up to ``number`` indices that are drawn by the law ``cumulative [I]`` without
+    replacement, by its sums likewise: the largest of log-probabilities with Gumbel noise (Yellott 1977)."""
+    law = jnp.diff(cumulative, prepend=0.0)
+    scores = jnp.log(law) + jax.random.gumbel(key, law.shape, law.dtype)
+    rank = jnp.argsort(jnp.argsort(-scores))
+    drawn = (rank < number) & (law > 0.0)
+    return jnp.cumsum(drawn / jnp.sum(drawn)).astype(cumulative.dtype)
+
+
 def _draw(key: jax.Array, cumulative: jax.Array) -> jax.Array:
     """An index of the law whose sums are ``cumulative [I]``, int32 ``[]``."""
     u = cumulative[-1] * jax.random.uniform(key, dtype=cumulative.dtype)
@@ -394,6 +404,7 @@ def translation(
     horizon: int = 14,
     feedback: Literal["correction", "reward"] = "correction",
     sound_laws: int = 0,
+    num_names: int | None = None,
 ) -> TaskFamily:
     """Interactive translation of names: languages of the same families for train and test.
 
@@ -403,17 +414,23 @@ def translation(
     With ``feedback="correction"`` nothing that an agent does changes what it will see, so that a
     discount of 0 is right.
 
-    There are few languages, and one word gives a language away. With sound laws a task is a language of
-    its own, no matter how long one trains: letters are exchanged throughout it, as Latin's p is f in
-    Germanic (Campbell 2013, "Historical linguistics", ch. 2), and only all words together tell which.
+    There are few languages, and one word gives a language away. With sound laws each training task is a
+    language of its own, no matter how long one trains: letters are exchanged throughout it, as Latin's p is
+    f in Germanic (Campbell 2013, "Historical linguistics", ch. 2), and only all words together tell which.
+    Languages that are held out stay as they are.
+
+    A text has few names, which recur. With ``num_names`` a task is a text in its language, of so many
+    names; what was corrected once need not be corrected again, by who remembers it.
 
     Args:
         kinds: Which kinds of names, of `KINDS`.
         max_length: Characters that a name may have, its end included, in both languages; at least 2.
         horizon: Time limit of an episode, in characters.
         feedback: What the agent is shown as written: the right characters or its own.
-        sound_laws: Pairs of letters that are exchanged for each other in a task are up to so many, at
-            most 13; their number and they themselves are drawn uniformly.
+        sound_laws: Pairs of letters that are exchanged for each other in a training task are up to so
+            many, at most 13; their number and they themselves are drawn uniformly.
+        num_names: Names of a task, each as likely in an episode, drawn by the law of the language's names
+            without replacement (all, where it has fewer); None is all names of the language.
 
     Raises:
         ImportError: babel or num2words is not installed.
@@ -429,6 +446,8 @@ def translation(
     checks.at_least("sound_laws", sound_laws, 0)
     if sound_laws > NUM_LETTERS // 2:
         raise ValueError(f"sound_laws={sound_laws} must be at most {NUM_LETTERS // 2}, all letters")
+    if num_names is not None:
+        checks.at_least("num_names", num_names, 1)
 
     def sampler(split: str) -> Sampler:
         languages = " ".join(SPLITS[split].values()).split()
@@ -439,14 +458,18 @@ def translation(
             )
 
         stacked = jax.tree.map(lambda *x: np.stack(x), *lexicons)
+        laws = sound_laws if split == "train" else 0
 
         def sample(key: jax.Array) -> TranslationParams:
-            law_key, key = jax.random.split(key) if sound_laws else (None, key)
+            law_key, key = jax.random.split(key) if laws else (None, key)
+            name_key, key = jax.random.split(key) if num_names else (None, key)
             index = jax.random.randint(key, (), 0, len(lexicons))
             task = jax.tree.map(lambda x: x[index], _task(stacked))
-            if law_key is None:
-                return task
-            return task.replace(target=_exchanged(law_key, sound_laws)[task.target])
+            if name_key is not None:
+                task = task.replace(cumulative=_some(name_key, task.cumulative, num_names))
+            if law_key is not None:
+                task = task.replace(target=_exchanged(law_key, laws)[task.target])
+            return task
 
         return sample
 

@@ -549,6 +549,7 @@ VARIANTS = {
     "discount and λ": {},
     "all that can be learned": dict(learns=LEARNABLE, inner_optimizer="rmsprop"),
     "nothing": dict(learns=()),
+    "normalised": dict(normalize=True, inner_optimizer="adam"),
     "LIRPG": dict(intrinsic_reward=True, outer_value=True, inner_optimizer="adam"),
     "BMG": dict(outer="bootstrap", num_target_updates=2, lifespan=6, num_updates=2),
 }

@@ -431,6 +431,63 @@ def test_with_sound_laws_a_language_is_itself_but_for_its_letters():
     assert 0.2 < np.mean(np.array(changed) == 0) < 0.5
 
 
+@pytest.mark.parametrize("split", ["test", "out_of_distribution"])
+def test_languages_that_are_held_out_have_no_sound_laws(split):
+    one, other = (
+        jax.jit(lambda key, which=which: tasks.sample_tasks(key, which, 20, split=split))(
+            jax.random.key(0)
+        )
+        for which in (family(sound_laws=13), family())
+    )
+    np.testing.assert_array_equal(one.target, other.target)
+
+
 def test_too_many_sound_laws_are_refused():
     with pytest.raises(ValueError, match="sound_laws=14 must be at most 13"):
         tasks.make("translation", sound_laws=14)
+
+
+def test_a_text_has_so_many_names_each_as_likely():
+    """Those of a draw are of the language; which they are follows its law; the rest never come."""
+    draw = jax.jit(lambda key: tasks.sample_tasks(key, family(num_names=3), 3000, split="test"))
+    drawn = draw(jax.random.key(0))
+    law = np.diff(np.asarray(drawn.cumulative), axis=1, prepend=0.0)
+    np.testing.assert_allclose(np.sort(law)[:, -3:], 1 / 3, rtol=1e-5)
+    np.testing.assert_allclose(np.sort(law)[:, :-3], 0.0, atol=1e-6)
+    chosen = law > 0.1
+    assert np.asarray(drawn.length)[chosen].min() > 0
+    # Of the 12 months each is as likely.
+    months = np.flatnonzero(translation._english(KINDS, L).kind == KINDS.index("months"))
+    counts = chosen[:, months].sum(0)
+    assert scipy.stats.chisquare(counts).pvalue > 1e-4
+    # One in five is a month at first, more where a language lacks a kind: of names alike it were 1 in 35.
+    assert 0.15 < counts.sum() / chosen.sum() < 0.27
+    entries = jax.vmap(lambda key, task: family().env.reset_env(key, task)[1].entry)(
+        jax.random.split(jax.random.key(1), 3000), drawn
+    )
+    assert chosen[np.arange(3000), entries].all()
+
+
+def test_a_language_of_fewer_names_has_them_all():
+    cumulative = jnp.array([0.5, 0.5, 0.7, 1.0])
+    some = translation._some(jax.random.key(0), cumulative, 5)
+    np.testing.assert_allclose(some, [1 / 3, 1 / 3, 2 / 3, 1.0], rtol=1e-6)
+
+
+def test_names_are_drawn_without_replacement_by_the_law():
+    """Of three names with probabilities 1/2, 3/10 and 1/5, two."""
+    keys = jax.random.split(jax.random.key(0), 20_000)
+    some = jax.vmap(lambda key: translation._some(key, jnp.array([0.5, 0.8, 1.0]), 2))(keys)
+    left_out = np.argmin(np.diff(np.asarray(some), axis=1, prepend=0.0), axis=1)
+    p = np.array([0.5, 0.3, 0.2])
+    pairs = {  # which is left out: the two others in either order
+        k: sum(p[i] * p[j] / (1 - p[i]) for i, j in itertools.permutations(set(range(3)) - {k}))
+        for k in range(3)
+    }
+    counts = np.bincount(left_out, minlength=3)
+    assert scipy.stats.chisquare(counts, [20_000 * pairs[k] for k in range(3)]).pvalue > 1e-4
+
+
+def test_a_text_without_a_name_is_refused():
+    with pytest.raises(ValueError, match="num_names=0 must be at least 1"):
+        tasks.make("translation", num_names=0)
