@@ -43,7 +43,7 @@ from tests.test_docstrings import MODULES, public
 
 LIBRARY = Path(jaxmeta.__file__).parent
 SCRIPTS = LIBRARY.parent / "benchmarks"
-RANDOM = dict(derandomize=True, deadline=None, database=None)
+RANDOM = dict(derandomize=True, database=None)
 CASES = {"shapes": 30, "scalars": 4, "settings": 15, "configurations": 50, "scripts": 20}
 """Cases of each thing that is tried, by the test that tries it."""
 

@@ -12,7 +12,7 @@ finite = st.floats(-5, 5, width=32)
 logits = st.lists(finite, min_size=2, max_size=5)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(logits)
 def test_categorical_matches_its_definition(row):
     p = np.exp(row) / np.sum(np.exp(row))

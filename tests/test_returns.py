@@ -42,7 +42,7 @@ def streams(seed):
 seeds = st.integers(0, 10_000)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(seeds, st.booleans(), st.sampled_from([None, False, True]))
 def test_linear_recurrence_is_its_loop(seed, reverse, parallel):
     a, b = np.random.default_rng(seed).normal(size=(2, T))
@@ -68,7 +68,7 @@ def test_both_ways_through_a_linear_recurrence_have_the_same_derivatives(x64):
         chex.assert_trees_all_close(step_by_step, at_once, rtol=1e-10)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(seeds, st.floats(0, 1))
 def test_gae_is_its_loop(seed, lambda_):
     s = streams(seed)
@@ -83,7 +83,7 @@ def test_gae_is_its_loop(seed, lambda_):
     np.testing.assert_allclose(result, expected, rtol=1e-4, atol=1e-4)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(seeds)
 def test_gae_at_lambda_one_is_the_return_less_the_value(seed):
     """Σ of TD errors telescopes: v cancels between steps when v_next is the next step's v."""
@@ -97,7 +97,7 @@ def test_gae_at_lambda_one_is_the_return_less_the_value(seed):
     )
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(seeds, st.sampled_from([(math.inf, math.inf), (1.0, 1.0), (1.5, 0.5), (math.inf, 0.0)]))
 def test_vtrace_targets_are_their_sum(seed, bars):
     """Espeholt et al. 2018, eq. 1, up to where the episode ends."""

@@ -458,20 +458,24 @@ def translation(
             )
 
         stacked = jax.tree.map(lambda *x: np.stack(x), *lexicons)
-        laws = sound_laws if split == "train" else 0
 
-        def sample(key: jax.Array) -> TranslationParams:
-            law_key, key = jax.random.split(key) if laws else (None, key)
-            name_key, key = jax.random.split(key) if num_names else (None, key)
+        def whole(key: jax.Array) -> TranslationParams:
             index = jax.random.randint(key, (), 0, len(lexicons))
-            task = jax.tree.map(lambda x: x[index], _task(stacked))
-            if name_key is not None:
-                task = task.replace(cumulative=_some(name_key, task.cumulative, num_names))
-            if law_key is not None:
-                task = task.replace(target=_exchanged(law_key, laws)[task.target])
-            return task
+            return jax.tree.map(lambda x: x[index], _task(stacked))
 
-        return sample
+        def text(key: jax.Array) -> TranslationParams:
+            if num_names is None:
+                return whole(key)
+            name_key, key = jax.random.split(key)
+            task = whole(key)
+            return task.replace(cumulative=_some(name_key, task.cumulative, num_names))
+
+        def changed(key: jax.Array) -> TranslationParams:
+            law_key, key = jax.random.split(key)
+            task = text(key)
+            return task.replace(target=_exchanged(law_key, sound_laws)[task.target])
+
+        return changed if sound_laws and split == "train" else text
 
     return TaskFamily(
         name="translation",

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxmeta import tasks
@@ -83,7 +83,6 @@ def test_a_pick_earns_the_topics_that_are_new():
     np.testing.assert_allclose(seen.left, [2 / 3, 1 / 3, 0], atol=1e-7)
 
 
-@settings(deadline=None)
 @given(seed=st.integers(0, 10_000), actions=st.lists(st.integers(0, 3), min_size=3, max_size=3))
 def test_an_episode_earns_the_weight_of_what_it_covers(seed, actions):
     mentions, task = drawn(seed)
@@ -100,7 +99,6 @@ def test_covering_everything_earns_one():
     np.testing.assert_allclose(reward.sum(), 1.0, atol=1e-6)
 
 
-@settings(deadline=None)
 @given(seed=st.integers(0, 10_000))
 def test_the_optimum_is_that_of_all_sequences_of_picks(seed):
     """From the start, and from states with picks behind them, wasted ones among them."""
@@ -115,7 +113,6 @@ def test_the_optimum_is_that_of_all_sequences_of_picks(seed):
         np.testing.assert_allclose(earned, best - have, atol=1e-6)
 
 
-@settings(deadline=None)
 @given(seed=st.integers(0, 10_000))
 def test_greed_earns_at_least_its_share_of_the_optimum(seed):
     mentions, task = drawn(seed)

@@ -264,7 +264,7 @@ def edit_distance(a, b):
     return row[-1]
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     source=st.text("abc", min_size=1, max_size=6),
     written=st.text("abcd", max_size=8),
@@ -405,7 +405,7 @@ def test_tasks_are_imported_without_the_packages():
 
 
 @given(seed=st.integers(0, 2**31), most=st.integers(1, 13))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_sound_laws_exchange_letters_and_nothing_else(seed, most):
     letters = np.asarray(translation._exchanged(jax.random.key(seed), most))
     np.testing.assert_array_equal(letters[letters], np.arange(28))  # an exchange undoes itself

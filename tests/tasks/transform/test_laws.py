@@ -17,7 +17,7 @@ from jaxmeta.tasks.transform import laws
     split=st.sampled_from(tasks.SPLITS),
     seed=st.integers(0, 99),
 )
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 def test_every_value_has_a_place_and_the_splits_are_what_they_say(num_values, extra, split, seed):
     num_places = num_values + extra
     drawn = np.asarray(
