@@ -459,11 +459,11 @@ def translation(
 
         stacked = jax.tree.map(lambda *x: np.stack(x), *lexicons)
 
-        def whole(key: jax.Array) -> TranslationParams:
+        def whole(key: jax.Array) -> Any:
             index = jax.random.randint(key, (), 0, len(lexicons))
             return jax.tree.map(lambda x: x[index], _task(stacked))
 
-        def text(key: jax.Array) -> TranslationParams:
+        def text(key: jax.Array) -> Any:
             if num_names is None:
                 return whole(key)
             name_key, key = jax.random.split(key)
