@@ -13,6 +13,14 @@ from jaxmeta import adaptation, tasks
 from jaxmeta.types import Learner, TimeStep, Trajectory
 
 
+ARCADE = ("asterix", "freeway", "seaquest", "space_invaders")
+"""Families whose programs take longest to compile."""
+EVERY_FAMILY = [
+    pytest.param(name, marks=pytest.mark.slow) if name in ARCADE else name for name in tasks.names()
+]
+"""Their names, for tests that compile an episode of each."""
+
+
 def made(name, **settings):
     """The family called ``name``; the test is skipped where the package that it needs is not installed."""
     try:

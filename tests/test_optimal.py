@@ -428,6 +428,7 @@ def test_each_episode_follows_its_policy():
     np.testing.assert_array_equal(visits, np.full((5, 3), 3.0) * np.arange(3))
 
 
+@pytest.mark.slow
 def test_ten_episodes_of_psrl():
     family = tasks.make("tabular")
     totals = total_rewards(optimal.psrl(), family, num_tasks=250, num_updates=9, num_steps=10)

@@ -13,7 +13,14 @@ from jaxmeta.distributions import Categorical
 from jaxmeta.rollout import _key_at, begin_stream, rollout
 from jaxmeta.tasks.tabular import Tabular, TabularParams
 from jaxmeta.types import Learner
-from tests.probes import Counter, CounterParams, constant_learner, made, random_learner
+from tests.probes import (
+    EVERY_FAMILY,
+    Counter,
+    CounterParams,
+    constant_learner,
+    made,
+    random_learner,
+)
 
 ENV = Counter()
 
@@ -66,7 +73,7 @@ def test_a_rollout_continues_where_the_last_one_stopped():
     assert stream.memory == 12
 
 
-@pytest.mark.parametrize("name", sorted(set(tasks.names())))
+@pytest.mark.parametrize("name", EVERY_FAMILY)
 def test_reset_never_changes_the_task(name):
     """Steps on the drawn task and on the task read back after many resets agree; physics are leaves."""
     settings = inspect.signature(tasks.FAMILIES[name]).parameters

@@ -382,6 +382,7 @@ def test_an_empty_population_is_refused(family, algorithm):
         training.train_population(algorithm, family, config(), hypers=[])
 
 
+@pytest.mark.slow
 def test_a_population_of_the_algorithms_own_settings(family, algorithm):
     runs = training.train_population(algorithm, family, config(meta_updates=3), num_seeds=2)
     alone = training.train(algorithm, family, config(meta_updates=3, seed=1))

@@ -73,6 +73,7 @@ def test_the_step_is_the_natural_meta_gradient(x64, family):
     np.testing.assert_allclose(written.theta - theta, step, rtol=1e-6, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_the_trust_region_holds_and_the_loss_falls(x64, family):
     written = Written(family, Config(**SMALL))
     measure = jax.jit(written)
@@ -85,6 +86,7 @@ def test_the_trust_region_holds_and_the_loss_falls(x64, family):
     assert metrics["backtracks"] > 0  # the quadratic model does not hold so far away
 
 
+@pytest.mark.slow
 def test_a_step_that_is_never_acceptable_is_not_taken(x64, family):
     """With no halving allowed, and a region so large that the model's full step leaves it."""
     written = Written(family, Config(max_backtracks=0, **SMALL))
@@ -94,6 +96,7 @@ def test_a_step_that_is_never_acceptable_is_not_taken(x64, family):
     assert metrics["kl"] == 0
 
 
+@pytest.mark.slow
 def test_a_broken_task_is_in_neither_gradient_nor_curvature_nor_search(family):
     algorithm = maml_trpo(family, Config(**SMALL))
     state = algorithm.init(jax.random.key(0))
