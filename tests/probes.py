@@ -12,7 +12,6 @@ from gymnax.environments import environment, spaces
 from jaxmeta import adaptation, tasks
 from jaxmeta.types import Learner, TimeStep, Trajectory
 
-
 ARCADE = ("asterix", "freeway", "seaquest", "space_invaders")
 """Families whose programs take longest to compile."""
 EVERY_FAMILY = [
