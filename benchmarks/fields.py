@@ -15,7 +15,7 @@ Returns are normalised: 0 is the random agent and 1 the family's reference agent
 has none, the learner that is told the task. Everything is the interquartile mean over seeds and tasks.
 
     python benchmarks/fields.py --output runs/fields
-    python benchmarks/fields.py --fields translation --num-seeds 2
+    python benchmarks/fields.py --fields translation --num-seeds 3
 
 Leaves fields/*.json (one a field, written as soon as it is measured; `--resume` keeps those that are
 there), results.json, table.md and fields.png in the output folder.
