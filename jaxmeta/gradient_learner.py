@@ -1,8 +1,8 @@
-"""The fast loop of the gradient-based family: a policy that is adapted by policy-gradient steps.
+r"""The fast loop of the gradient-based family: a policy that is adapted by policy-gradient steps.
 
 In a task the agent φ is a set of policy parameters. It starts at the meta-learned θ and takes K steps
 
-    φ_0 = θ,    φ_{k+1} = φ_k - α ∇ L(φ_k; D_k),    D_k ~ π_{φ_k},
+$$φ_0 = θ, \quad φ_{k+1} = φ_k - α ∇ L(φ_k; D_k), \quad D_k \sim π_{φ_k},$$
 
 on a surrogate loss L of `objectives`. MAML, ProMP, MAML-TRPO, Reptile and evolution strategies share it
 and differ in how θ is learned; their settings narrow what is adapted (ANIL, CAVIA) and what else is

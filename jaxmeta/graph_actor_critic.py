@@ -1,4 +1,4 @@
-"""An actor-critic for finite MDPs that remembers counts, and plans on the graph that they describe.
+r"""An actor-critic for finite MDPs that remembers counts, and plans on the graph that they describe.
 
 In an MDP of S states and A actions all that a stream can teach is how often each action was taken in each
 state, where it led and what it earned: a Bayesian's posterior is a function of these sums (Duff 2002,
@@ -7,8 +7,9 @@ memory, and nothing in it is learned. What is learned is what to make of them. M
 estimated transitions as values do in value iteration (Tamar et al. 2016, "Value iteration networks"), by a
 rule that is the same for every state, every action and every round:
 
-    u_s  = W_u [max_a h_sa, mean_a h_sa],
-    h_sa ← relu(W_x x_sa + W_h h_sa + Σ_s' P(s' | s, a) u_s'),
+$$u_s = W_u [\max_a h_{sa}, \mathrm{mean}_a h_{sa}],$$
+
+$$h_{sa} ← \mathrm{relu}(W_x x_{sa} + W_h h_{sa} + \sum_{s'} P(s' | s, a) u_{s'}),$$
 
 where x are a pair's mean reward and how often it was tried, whether s is the present state, and the time;
 P are posterior means of transitions, by a Dirichlet prior whose weight is learned. The policy at s is a softmax of w·h_sa over a. Renaming states and

@@ -145,13 +145,14 @@ def linear_recurrence(
     parallel: bool | None = None,
     precision: str = "full",
 ) -> Memory:
-    """A gated linear recurrence, which runs in O(log T) parallel steps. The state is a tuple of ``h [H]``.
+    r"""A gated linear recurrence, which runs in O(log T) parallel steps. The state is a tuple of ``h [H]``.
 
     Each layer is a minimal GRU (Feng et al. 2024, "Were RNNs all we needed?", sec. 3.1), whose gates
-    see the input alone, read by a tanh layer that sees the input too::
+    see the input alone, read by a tanh layer that sees the input too:
 
-        h_t = a_t h_{t-1} + (1 - a_t) c_t            a_t = σ(W_a x_t), c_t = W_c x_t
-        y_t = tanh(h_t + W_s x_t)
+    $$h_t = a_t h_{t-1} + (1 - a_t) c_t, \quad a_t = σ(W_a x_t), \quad c_t = W_c x_t,$$
+
+    $$y_t = \tanh(h_t + W_s x_t)$$
 
     A unit writes any direction of the inputs it opens for, so a linear function of y is a network with
     one hidden layer over what is remembered. Units meet in the layer above, if there is one: a product

@@ -1,9 +1,9 @@
-"""Surrogates: functions of log-probabilities whose derivatives estimate policy gradients.
+r"""Surrogates: functions of log-probabilities whose derivatives estimate policy gradients.
 
 One formula holds the family. With ``lr_t = log π(a_t|s_t) - log μ(a_t|s_t)``, ``ρ_t = exp lr_t``, the
 discount factor ``g_t = prod_{i<t} discount_i`` and TD errors ``δ_t``,
 
-    L = sum_k g_k w_k δ_k,    w_k = sum_{t<=k} τ^{k-t} d_t
+$$L = \sum_k g_k w_k δ_k, \quad w_k = \sum_{t \le k} τ^{k-t} d_t$$
 
 on one stream ``[T]``. The weight w_k is a trace that carries the actions up to k to the TD error at k;
 an estimator is what an action adds to it, d_t. Traces restart where an episode starts. τ is the λ of

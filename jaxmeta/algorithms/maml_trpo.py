@@ -1,10 +1,10 @@
-"""MAML with a trust region around the outer step.
+r"""MAML with a trust region around the outer step.
 
 Finn et al. 2017, section 5.3, as its authors ran it: the meta-gradient g is followed under trust-region
 policy optimisation (Schulman et al. 2015). With D(θ) the mean over tasks of KL(π_{φ_K(θ_o)}, π_{φ_K(θ)})
 on experience after adaptation and F its Hessian at θ_o,
 
-    θ = θ_o - 2^-i sqrt(2 δ / x·F x) x,    F x = g    (F damped, throughout)
+$$θ = θ_o - 2^{-i} \sqrt{2 δ / x^⊤ F x} \; x, \quad F x = g \quad\text{(F damped, throughout)}$$
 
 for the first i at which the surrogate loss falls and D stays below δ. F is never formed. Because D has
 neither value nor slope at θ_o, its Hessian is exactly J^T M J, J the derivative of the adapted policy's

@@ -1,12 +1,13 @@
-"""Meta-learned actor-critic: policy and value adapt together and are meta-learned together.
+r"""Meta-learned actor-critic: policy and value adapt together and are meta-learned together.
 
 In a task the agent holds a policy π_θ and a value V_w, which start at what is meta-learned. An update
 looks at the last R batches of experience, each corrected by the ratios ρ = π_θ/μ to the policy that acted
 then, and moves both (Espeholt et al. 2018, "IMPALA", section 4.2, with V-trace targets v_t and the factor
 g_t = γ^t of a discounted objective):
 
-    θ ← θ + α_θ mean_t g_t min(ρ_t, ρ̄) (r_t + γ v_{t+1} - V_w(s_t)) ∇log π_θ(a_t|s_t)
-    w ← w + α_w mean_t (v_t - V_w(s_t)) ∇V_w(s_t)
+$$θ ← θ + α_θ \,\mathrm{mean}_t\, g_t \min(ρ_t, \bar ρ) (r_t + γ v_{t+1} - V_w(s_t)) ∇\log π_θ(a_t | s_t)$$
+
+$$w ← w + α_w \,\mathrm{mean}_t\, (v_t - V_w(s_t)) ∇V_w(s_t)$$
 
 The meta-objective, on new experience of the adapted agent, is the return less ``value_cost`` times the
 prediction error (`replay_learner.outer_loss`). Its derivative goes back through all updates to both

@@ -1,13 +1,13 @@
-"""Meta-gradients: agents whose discount, λ, costs, step size and reward are learned while they live.
+r"""Meta-gradients: agents whose discount, λ, costs, step size and reward are learned while they live.
 
 Xu, van Hasselt & Silver 2018, "Meta-gradient reinforcement learning". An agent θ is an actor-critic that
 learns on and on, and its update depends on numbers η,
 
-    θ_{k+1} = θ_k - α ∇ L_η(θ_k; D_k),    D_k ~ π_{θ_k},
+$$θ_{k+1} = θ_k - α ∇ L_η(θ_k; D_k), \quad D_k \sim π_{θ_k},$$
 
 which are moved after every L updates down a meta-objective on what the agent does next,
 
-    η ← η - β ∇_η L'(θ_L(η); D_L),
+$$η ← η - β ∇_η L'(θ_L(η); D_L),$$
 
 the derivative taken through those L updates and no further: the memory that it needs does not grow with
 a lifetime. D_L is then learned from in its turn, with the new η. All lives share η. The agent and its

@@ -1,9 +1,9 @@
-"""Meta-learned action values: control by a softmax of Q, adapted by Retrace or tree-backup.
+r"""Meta-learned action values: control by a softmax of Q, adapted by Retrace or tree-backup.
 
 The agent holds Q_w, which starts at what is meta-learned, and acts by π(a|s) ∝ exp(Q_w(s, a)/τ). An update
 looks at the last R batches of experience, each of the policy μ that acted then, and takes a step
 
-    w ← w + α mean_t (target_t - Q_w(s_t, a_t)) ∇Q_w(s_t, a_t)
+$$w ← w + α \,\mathrm{mean}_t\, (\mathrm{target}_t - Q_w(s_t, a_t)) ∇Q_w(s_t, a_t)$$
 
 on targets of the present π (Munos et al. 2016, "Safe and efficient off-policy reinforcement learning",
 eq. 3). The policy after the updates is a differentiable function of where they began, so the

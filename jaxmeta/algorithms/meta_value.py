@@ -1,10 +1,10 @@
-"""Meta-learned value functions: predict a policy's return in a new task from a little experience of another's.
+r"""Meta-learned value functions: predict a policy's return in a new task from a little experience of another's.
 
 In a task there are two policies, a target π whose value is wanted and a behaviour μ that acts. The agent
 holds a value function V_w. It starts at the meta-learned w_0 and takes K steps on one batch D of μ's
 experience,
 
-    w_{k+1} = w_k + β mean_t e_t ∇V_{w_k}(s_t),    e_t = target_t - V_{w_k}(s_t),
+$$w_{k+1} = w_k + β \,\mathrm{mean}_t\, e_t ∇V_{w_k}(s_t), \quad e_t = \mathrm{target}_t - V_{w_k}(s_t),$$
 
 on targets that importance ratios ρ = π/μ turn from μ's to π's. The meta-objective is the prediction error
 after the steps, ``½ E (V_{w_K}(s) - V^π(s))²``, measured on *other* experience D' of the same task: on D

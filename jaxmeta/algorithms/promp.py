@@ -1,9 +1,9 @@
-"""Proximal meta-policy search.
+r"""Proximal meta-policy search.
 
 Rothfuss et al. 2019, "ProMP: proximal meta-policy search", algorithm 1. Experience of one lifetime a
 task is recorded under θ_o, then used for several steps on
 
-    J^ProMP(θ) = J^CLIP(θ) - η KL(π_{θ_o}, π_θ)    (eq. 11 and 12)
+$$J^{ProMP}(θ) = J^{CLIP}(θ) - η \,KL(π_{θ_o}, π_θ) \quad\text{(eq. 11 and 12)}$$
 
 with the likelihood-ratio objective J^LR inside (the surrogate `lvc`, whose curvature has low variance),
 PPO's clipped objective outside and the Kullback-Leibler divergence, on pre-update experience, of the

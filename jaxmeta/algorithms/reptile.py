@@ -1,8 +1,8 @@
-"""Reptile: move the initialisation towards where adaptation leads.
+r"""Reptile: move the initialisation towards where adaptation leads.
 
 Nichol, Achiam & Schulman 2018, "On first-order meta-learning algorithms", algorithm 2:
 
-    θ ← θ + ε mean_i (φ_i - θ),
+$$θ ← θ + ε \,\mathrm{mean}_i\, (φ_i - θ),$$
 
 φ_i what a few policy-gradient steps in task i make of θ. No derivative of the adaptation is taken. The
 direction θ - φ_i goes through the outer optimiser as a gradient, so plain SGD with learning rate ε is the

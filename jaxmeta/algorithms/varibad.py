@@ -1,10 +1,10 @@
-"""VariBAD: a policy that acts on a learned belief about the task.
+r"""VariBAD: a policy that acts on a learned belief about the task.
 
 Zintgraf et al. 2020, "VariBAD: a very good method for Bayes-adaptive deep RL via meta-learning". A recurrent
 encoder turns what was seen up to step t into a posterior over a latent m that stands for the task,
 ``q(m | τ_:t) = N(μ_t, σ_t²)``. It is trained with decoders of rewards and successors on
 
-    ELBO_t = E_{m ~ q(m | τ_:t)} sum_{i<T} log p(r_i, s_{i+1} | s_i, a_i, m) - KL(q(m | τ_:t) || q(m | τ_:t-1))
+$$ELBO_t = E_{m \sim q(m | τ_{:t})} \sum_{i<T} \log p(r_i, s_{i+1} | s_i, a_i, m) - KL(q(m | τ_{:t}) \,\|\, q(m | τ_{:t-1}))$$
 
 (eq. 8 and 9: the past is reconstructed and the future predicted; the first prior is N(0, I)), with weights on
 its terms, the policy by PPO on the observation and (μ_t, σ_t) together, with no gradient from it into the
