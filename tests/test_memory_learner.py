@@ -308,7 +308,10 @@ PROTOCOL = {
     "RL² by A2C": (rl2, dict(loss="a2c", num_epochs=1, num_minibatches=1)),
     "RL², linear": (rl2, dict(memory="linear", num_streams=2)),
     "no memory": (rl2, dict(memory="none", remembers="episode")),
+    "RL², transformer": (rl2, dict(memory="transformer", memory_size=8)),
+    "RL² in bfloat16": (rl2, dict(precision="bfloat16")),
     "VariBAD": (varibad, dict(decodes=("rewards", "states"))),
+    "VariBAD in bfloat16": (varibad, dict(precision="bfloat16")),
 }
 
 
