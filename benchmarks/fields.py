@@ -6,8 +6,8 @@ policy, and ProMP by a few gradient steps. Beside it, with the same policy,
 
 * *no adaptation*: trained on the same tasks for as many environment steps, but without what adapts: RL²'s memory
   is cleared at the start of every episode, MAML and ProMP have no inner step;
-* *told the task*: RL² trained likewise with the task in its observation, so that there is nothing to find out;
-  for MAML and ProMP, and where a task is too large to be shown, the family's optimal agent stands for it;
+* *told the task*: trained likewise with the task in its observation, so that there is nothing to find out; where a
+  task is too large to be shown, and for MAML and ProMP where there is one, the family's optimal agent stands for it;
 * *from scratch*: begun anew in each task and trained there alone, for far more episodes: by PPO, or by the same
   gradient steps from an untrained policy at the step size, of several, that does best on training tasks.
 
@@ -228,17 +228,24 @@ def measure_gradient_learner(
     meta_updates, scratch_updates = main.updates(field)
     experiment = field.experiment
     config = ALGORITHMS[experiment.algorithm].Config(**experiment.config)
-    updates_of = {META: config.num_updates, FIXED: 0}
+    contestants: dict[str, tuple[TaskFamily, int]] = {
+        META: (family, config.num_updates),
+        FIXED: (family, 0),
+    }
+    if not has_reference(family):
+        contestants[TOLD] = (informed(family), 0)
     returns: dict[str, Returns] = {split: {} for split in drawn}
     runs: dict[str, Any] = {}
 
-    def adapted(meta: Any, drawn: Task, *, algorithm: MetaAlgorithm, num_updates: int) -> jax.Array:
+    def adapted(
+        meta: Any, drawn: Task, *, algorithm: MetaAlgorithm, env: Any, num_updates: int
+    ) -> jax.Array:
         return evaluation.adaptation_returns(
             jax.random.key(10**6 + 1),
             meta,
             drawn,
             learner=algorithm.learner,
-            env=family.env,
+            env=env,
             num_streams=config.num_streams,
             num_updates=num_updates,
             num_steps=family.horizon,
@@ -248,14 +255,16 @@ def measure_gradient_learner(
         """Seen before each look; 1 stands for none, on an axis that has no 0."""
         return np.maximum(config.num_streams * np.arange(num_updates + 1), 1)
 
-    for name, num_updates in updates_of.items():
+    for name, (its_family, num_updates) in contestants.items():
         its_config = {**experiment.config, "num_updates": num_updates}
-        algorithm = make_algorithm(dataclasses.replace(experiment, config=its_config), family)
+        algorithm = make_algorithm(dataclasses.replace(experiment, config=its_config), its_family)
         its_updates = meta_updates * (config.num_updates + 1) // (num_updates + 1)
-        metas, curve, seconds = trained(algorithm, family, field, its_updates, main.num_seeds)
+        metas, curve, seconds = trained(algorithm, its_family, field, its_updates, main.num_seeds)
         runs[name] = {"seconds": seconds, "curve": curve.tolist()}
         steps = field.eval_updates if num_updates else 0
-        look = each_seed(partial(adapted, algorithm=algorithm, num_updates=steps))
+        look = each_seed(
+            partial(adapted, algorithm=algorithm, env=its_family.env, num_updates=steps)
+        )
         for split, its_tasks in drawn.items():
             returns[split][name] = episodes(steps), look(metas, its_tasks)
         _say(f"{family.name}, {name}: {seconds:.0f} s, {returns['test'][name][1].mean((0, 1))}")
@@ -264,7 +273,9 @@ def measure_gradient_learner(
     newborn = jax.vmap(lambda key: algorithm.init(key).meta)(
         jax.random.split(jax.random.key(10**6 + 2), main.num_seeds)
     )
-    look = each_seed(partial(adapted, algorithm=algorithm, num_updates=scratch_updates))
+    look = each_seed(
+        partial(adapted, algorithm=algorithm, env=family.env, num_updates=scratch_updates)
+    )
     tuning = sample_tasks(jax.random.key(10**6 + 4), family, main.scratch_tasks, split="train")
 
     def stepping(step_size: float) -> Any:
@@ -333,6 +344,11 @@ def measure(name: str, main: Main) -> dict[str, Any]:
     return {"family": family.name, "env_steps": env_steps, "runs": runs, "splits": splits}
 
 
+def has_reference(family: TaskFamily) -> bool:
+    """Whether somebody knows how to act in its tasks; else the learner that is told them is what counts as 1."""
+    return bool(family.optimal_action or family.optimal_return or family.expert_action)
+
+
 def references(
     family: TaskFamily, drawn: Task, told: np.ndarray | None
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -343,7 +359,7 @@ def references(
         return jax.jit(lambda key, drawn: function(key, drawn, family=family))
 
     random = of(evaluation.random_returns)(keys[0], drawn)
-    if family.optimal_action or family.optimal_return or family.expert_action:
+    if has_reference(family):
         reference = of(evaluation.reference_returns)(keys[1], drawn)
     elif told is not None:
         reference = told.mean((0, 2))
