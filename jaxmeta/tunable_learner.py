@@ -55,7 +55,7 @@ class Config:
     one value to have learned from the next."""
     normalize: bool = False
     """Divide each update's advantages by their root mean square, so that η does not change the length of a
-    step by way of their size, which a meta-objective a step ahead rewards whatever the direction."""
+    step by way of their size."""
     inner_optimizer: Literal["sgd", "rmsprop", "adam"] = "sgd"
     """Of the agents; its state is part of them."""
     policy: Literal["mlp", "categorical", "gaussian", "softmax_linear"] = "mlp"
