@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxmeta import checks
+from jaxmeta import checks, keys
 from jaxmeta.types import Learner, Stream, Task, TimeStep, Trajectory
 
 
@@ -49,19 +49,21 @@ def rollout(
     checks.at_least("unroll", unroll, 1)
     # Stopped on the way in, so that differentiating a caller does not even trace the tangents.
     meta, agent, stream = jax.lax.stop_gradient((meta, agent, stream))
-    act_key, step_key, reset_key = jax.random.split(key, 3)
+    begun, stream = stream, keys.all_quick(stream)
+    act_key, step_key, reset_key = keys.all_quick(tuple(jax.random.split(key, 3)))
 
     def step(stream: Stream, t: jax.Array) -> tuple[Stream, Trajectory]:
         timestep = stream.timestep
         action, log_prob, memory = learner.act(
-            _key_at(act_key, t), meta, agent, stream.memory, timestep
+            keys.at_step(act_key, t), meta, agent, stream.memory, timestep
         )
         next_obs, env_state, reward, terminated, _ = env.step_env(
-            _key_at(step_key, t), stream.env_state, action, task
+            keys.at_step(step_key, t), stream.env_state, action, task
         )
         # At every step: under a vmap nothing can be left out for most. It is drawn here and not for all
         # steps beforehand, for that much memory to write and read is slower than drawing.
-        reset_obs, reset_state = env.reset_env(_key_at(reset_key, t), task)
+        reset_obs, reset_state = env.reset_env(keys.at_step(reset_key, t), task)
+        reset_state, env_state, memory = keys.all_quick((reset_state, env_state, memory))
         next_obs, reward = _as_float(next_obs), _as_float(reward).reshape(())
         last = jnp.logical_or(terminated, env.is_truncated(env_state, task))
         env_state = jax.tree.map(
@@ -88,22 +90,9 @@ def rollout(
         )
         return Stream(env_state, next_timestep, memory), seen
 
-    first_memory = stream.memory
     stream, trajectory = jax.lax.scan(step, stream, jnp.arange(num_steps), unroll=unroll)
-    return jax.lax.stop_gradient((stream, trajectory._replace(memory=first_memory)))
-
-
-def _key_at(key: jax.Array, t: jax.Array) -> jax.Array:
-    """A key of step ``t``'s own, by counting up from ``key``.
-
-    Hashing (``split``, ``fold_in``) costs as much as a draw, and drawing is most of what acting costs on a
-    CPU. Keys of a counter-based generator need only differ: Salmon et al. 2011, "Parallel random numbers:
-    as easy as 1, 2, 3".
-    """
-    data = jax.random.key_data(key)
-    return jax.random.wrap_key_data(
-        data.at[-1].add(t.astype(data.dtype)), impl=jax.random.key_impl(key)
-    )
+    trajectory = trajectory._replace(memory=begun.memory)
+    return jax.lax.stop_gradient((keys.as_in(begun, stream), trajectory))
 
 
 def _float_dtype() -> Any:

@@ -1,122 +1,107 @@
-"""No random key is used twice, but where it is said: by ``jax.random.clone``."""
-
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
+from flax import struct
+from hypothesis import given
+from hypothesis import strategies as st
 
-# The checker of `jax.debug_key_reuse`, which would compile and run what it looks at.
-from jax.experimental.key_reuse import _core as key_reuse
+from jaxmeta import keys
+from jaxmeta.rollout import begin_stream, rollout
+from tests.probes import Counter, CounterParams, constant_learner
 
-from jaxmeta import evaluation, tasks, training
-from jaxmeta.algorithms import ALGORITHMS
-from jaxmeta.types import TimeStep
-from tests.probes import made, random_learner
-
-# It takes keys for used by operations that it does not know: by one that moves them, and by a solver that is
-# handed those of its linear map, and of the transposed one; both of them clone theirs.
-key_reuse.key_reuse_signatures[jax.lax.transpose_p] = key_reuse.KeyReuseSignature(
-    key_reuse.Forward(0, 0)
-)
-key_reuse.key_reuse_signatures[jax.lax.linear_solve_p] = key_reuse.KeyReuseSignature()
-
-SETTINGS = {
-    "maml": dict(num_updates=2),
-    "promp": dict(num_epochs=2),
-    "es": dict(population_size=2),
-    "reptile": dict(num_updates=1),
-    "rl2": dict(num_minibatches=2),
-    "varibad": dict(num_minibatches=2),
-    "meta_gradient": dict(num_agents=2, outer="bootstrap", num_target_updates=2),
+DRAWS = {
+    "uniform": lambda key: jax.random.uniform(key, (5, 3)),
+    "scalar": jax.random.uniform,
+    "normal": lambda key: jax.random.normal(key, (4,)),
+    "categorical": lambda key: jax.random.categorical(key, jnp.zeros((3, 7))),
+    "randint": lambda key: jax.random.randint(key, (4,), 0, 9),
+    "permutation": lambda key: jax.random.permutation(key, 6),
+    "bits of 8": lambda key: jax.random.bits(key, (5,), "uint8"),
+    "bits of 16": lambda key: jax.random.bits(key, (5,), "uint16"),
+    "split": lambda key: jax.random.key_data(jax.random.split(key, (2, 3))),
+    "fold_in": lambda key: jax.random.key_data(jax.random.fold_in(key, 7)),
+    "draws of split": lambda key: jax.vmap(jax.random.normal)(jax.random.split(key, 4)),
+    "none": lambda key: jax.random.uniform(key, (0, 2)),
 }
-"""Of algorithms whose defaults would leave out a loop in which keys are drawn."""
 
 
-def small_algorithm(family, name, **settings):
-    module = ALGORITHMS[name]
-    return getattr(module, name)(family, module.Config(num_streams=2, **settings))
+@pytest.mark.parametrize("draw", DRAWS)
+@given(seed=st.integers(0, 2**32 - 1))
+def test_a_quick_key_draws_the_same_numbers(draw, seed):
+    key = jax.random.key(seed)
+    np.testing.assert_array_equal(DRAWS[draw](keys.quick(key)), DRAWS[draw](key))
 
 
-@pytest.fixture(scope="module")
-def family():
-    return tasks.make("tabular", num_states=3, num_actions=2, horizon=4)
+def test_so_it_does_in_double_precision():
+    with jax.enable_x64():
+        key = jax.random.key(2**63 - 25)
+        for draw in (jax.random.normal, lambda key: jax.random.bits(key, (3,), "uint64")):
+            drawn = draw(keys.quick(key))
+            assert drawn.dtype.itemsize == 8
+            np.testing.assert_array_equal(drawn, draw(key))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "settings"),
-    [
-        *((name, SETTINGS.get(name, {})) for name in ALGORITHMS if name != "learned_objective"),
-        *(
-            ("learned_objective", dict(num_agents=2, outer=outer))
-            for outer in ("meta_gradient", "es", "pes")
-        ),
-    ],
-)
-def test_training_uses_each_key_once(family, name, settings):
-    """From the first state on, through sampling of tasks and several meta-updates."""
-    algorithm = small_algorithm(family, name, **settings)
+def test_only_the_generator_that_it_writes_out_becomes_quick():
+    other = jax.random.key(0, impl="rbg")
+    assert keys.quick(other) is other
+    key = jax.random.key(0)
+    assert (keys.quick(key).dtype != key.dtype) == (jax.default_backend() == "cpu")
+    assert keys.quick(keys.quick(key)).dtype == keys.quick(key).dtype
+    with jax.threefry_partitionable(False):  # which draws other numbers
+        assert keys.quick(key) is key
 
-    def train(key):
-        run = training.begin(key, algorithm=algorithm)
-        return training.advance(
-            run, jnp.asarray(2), algorithm=algorithm, family=family, num_tasks=2, max_updates=2
+
+def test_keys_of_steps_differ_from_each_other_and_draw_alike():
+    key = jax.random.key(0)
+    mine = [keys.at_step(keys.quick(key), jnp.asarray(t)) for t in range(100)]
+    plain = [keys.at_step(key, jnp.asarray(t)) for t in range(100)]
+    draws = np.array([jax.random.uniform(k) for k in mine])
+    np.testing.assert_array_equal(draws, [jax.random.uniform(k) for k in plain])
+    assert len(np.unique(draws)) == 100
+
+
+@struct.dataclass
+class KeyedState:
+    count: jax.Array
+    key: jax.Array
+
+
+class Keyed(Counter):
+    """A counter whose state holds a key, from which its observation is drawn, and which every reset makes anew."""
+
+    def reset_env(self, key, params):
+        count = jnp.zeros((), jnp.int32)
+        return jnp.zeros(1), KeyedState(count, key)
+
+    def step_env(self, key, state, action, params):
+        key, draw = jax.random.split(state.key)
+        state = KeyedState(state.count + 1, key)
+        return jax.random.uniform(draw, (1,)), state, jnp.ones(()), state.count >= 4, {}
+
+    def is_truncated(self, state, params):
+        return jnp.zeros((), bool)
+
+
+@pytest.mark.parametrize("impl", ["threefry2x32", "rbg"])
+def test_an_environment_may_hold_keys(impl):
+    key, learner, task = jax.random.key(1, impl=impl), constant_learner(), CounterParams()
+    env = Keyed()
+    stream = begin_stream(jax.random.key(0, impl=impl), None, task, learner=learner, env=env)
+    after, data = jax.jit(
+        lambda key, stream: rollout(
+            key, None, task, (), stream, learner=learner, env=env, num_steps=7
         )
+    )(key, stream)
+    assert after.env_state.key.dtype == key.dtype  # as it came, for who holds on to the stream
 
-    key_reuse.check_key_reuse(train, jax.random.key(0))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", tasks.FAMILIES)
-def test_tasks_and_episodes_use_each_key_once(name):
-    family = made(name)
-
-    def episode(key):
-        task_key, key = jax.random.split(key)
-        drawn = tasks.sample_tasks(task_key, family, 2, split="out_of_distribution")
-        return evaluation.random_returns(key, drawn, family=family, num_streams=2)
-
-    key_reuse.check_key_reuse(episode, jax.random.key(0))
-
-
-def test_evaluation_uses_each_key_once(family):
-    algorithm = small_algorithm(family, "maml")
-
-    def evaluate(key, meta, drawn):
-        keys = jax.random.split(key)
-        settings = dict(learner=algorithm.learner, env=family.env, num_updates=1, num_steps=4)
-        return (
-            evaluation.adaptation_returns(keys[0], meta, drawn, num_streams=2, **settings),
-            evaluation.trials(keys[1], meta, drawn, **settings),
-        )
-
-    drawn = tasks.sample_tasks(jax.random.key(0), family, 2, split="test")
-    key_reuse.check_key_reuse(
-        evaluate, jax.random.key(1), algorithm.init(jax.random.key(2)).meta, drawn
+    reset_key = jax.random.split(key, 3)[2]
+    held = [stream.env_state.key, keys.at_step(reset_key, jnp.asarray(3))]
+    seen = []
+    for t in range(7):  # the first episode ends after four steps
+        held[t // 4], draw = jax.random.split(held[t // 4])
+        seen.append(jax.random.uniform(draw, (1,)))
+    np.testing.assert_array_equal(data.next_obs, seen)
+    np.testing.assert_array_equal(
+        jax.random.key_data(after.env_state.key), jax.random.key_data(held[1])
     )
-
-
-def test_what_is_used_twice_is_found(family):
-    """In this library's own loops: a learner that draws its action and its memory from one key."""
-    learner = random_learner()
-
-    def act(key, meta, agent, memory, timestep: TimeStep):
-        action, log_prob, _ = learner.act(key, meta, agent, memory, timestep)
-        return action, log_prob, jax.random.normal(key)
-
-    careless = learner._replace(act=act, memory=lambda meta: jnp.zeros(()))
-
-    def returns(key, drawn):
-        return evaluation.adaptation_returns(
-            key,
-            1.0,
-            drawn,
-            learner=careless,
-            env=family.env,
-            num_streams=2,
-            num_updates=1,
-            num_steps=4,
-        )
-
-    drawn = tasks.sample_tasks(jax.random.key(0), family, 2, split="test")
-    with pytest.raises(jax.errors.KeyReuseError):
-        key_reuse.check_key_reuse(returns, jax.random.key(1), drawn)

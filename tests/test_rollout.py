@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from jaxmeta import exact, tasks
+from jaxmeta import exact, keys, tasks
 from jaxmeta.adaptation import lifetime
 from jaxmeta.distributions import Categorical
-from jaxmeta.rollout import _key_at, begin_stream, rollout
+from jaxmeta.rollout import begin_stream, rollout
 from jaxmeta.tasks.tabular import Tabular, TabularParams
 from jaxmeta.types import Learner
 from tests.probes import (
@@ -113,11 +113,11 @@ def replay_transitions(env, task, data, m):
     successors = []
     state = env.reset_env(jax.random.key(0), task)[1]
     for t in range(12):
-        key = _key_at(step_key, jnp.asarray(t))
+        key = keys.at_step(step_key, jnp.asarray(t))
         obs, state, _, _, _ = env.step_env(key, state, data.action[m, t], task)
         successors.append(np.asarray(obs))
         if data.last[m, t]:
-            state = env.reset_env(_key_at(reset_key, jnp.asarray(t)), task)[1]
+            state = env.reset_env(keys.at_step(reset_key, jnp.asarray(t)), task)[1]
     return np.stack(successors)
 
 
