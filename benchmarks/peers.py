@@ -1,8 +1,14 @@
 """Side by side with what else can be installed: this library and a peer, on one core, taking turns.
 
+    python benchmarks/peers.py maml --output runs/peers-maml
     python benchmarks/peers.py ppo --output runs/peers-ppo
     python benchmarks/peers.py rollout --output runs/peers-rollout
     python benchmarks/peers.py grid --output runs/peers-grid
+
+`maml`: MAML on 2-D navigation beside the same in PyTorch with TorchOpt's differentiable optimiser: environment, network,
+baseline, surrogate and optimisers are the same, and all streams of a task act at once on both sides. Both have to collect
+experience, adapt, collect again and step. Speed is measured first, a turn being a meta-update from drawing the tasks; then the
+learning curves. PyTorch and TorchOpt are installed in a virtual environment that the script makes (kept in ``--peers``).
 
 `ppo`: proximal policy optimisation of CartPole, written with this library's parts, beside rejax's. Same environment,
 networks, optimiser, batch, minibatches and epochs. rejax 0.1.3 needs an older gymnax, so the script
@@ -37,27 +43,81 @@ import tyro
 from jaxmeta import checks, plotting, reports
 
 SIDES = Path(__file__).parent / "sides"
+TORCHOPT = ("torch==2.13.0", "torchopt==0.7.3")
 XMINIGRID = ("xminigrid==0.9.3", "--editable", str(Path(__file__).parent.parent))
 REJAX = ("rejax==0.1.3", "gymnax==0.0.9", "jax<0.11")
 
 
 @dataclasses.dataclass(frozen=True)
-class Pair:
+class Duel:
     """What every comparison can be told."""
 
-    num_envs: int = 2048
-    """Copies of the environment."""
-    num_steps: int = 128
-    """Steps of each in a turn."""
     pairs: int = 11
     """Turns of each side that are measured."""
     core: int | None = min(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
     """The core that both are pinned to; None pins neither, for an accelerator."""
 
     def __post_init__(self) -> None:
-        for name in ("num_envs", "num_steps", "pairs"):
-            checks.at_least(name, getattr(self, name), 1)
+        checks.at_least("pairs", self.pairs, 1)
         checks.core("core", self.core)
+
+    def told(self, *names: str) -> dict[str, Any]:
+        """The settings that both sides are told."""
+        return {name: getattr(self, name) for name in names}
+
+
+@dataclasses.dataclass(frozen=True)
+class Pair(Duel):
+    """Many copies of one environment."""
+
+    num_envs: int = 2048
+    """Copies of the environment."""
+    num_steps: int = 128
+    """Steps of each in a turn."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("num_envs", "num_steps"):
+            checks.at_least(name, getattr(self, name), 1)
+
+    @property
+    def env_steps(self) -> int:
+        """Of a turn."""
+        return self.num_envs * self.num_steps
+
+
+@dataclasses.dataclass(frozen=True)
+class Maml(Duel):
+    """MAML on 2-D navigation, beside TorchOpt's."""
+
+    output: Path = Path("runs/peers-maml")
+    """Folder for the results; made anew."""
+    peers: Path = Path("runs/peers")
+    """Folder of the peer's virtual environment, made where it is not there."""
+    num_tasks: int = 20
+    """Tasks of a meta-update."""
+    num_streams: int = 20
+    """Episodes in each, before and after the inner step."""
+    num_steps: int = 100
+    """Steps of an episode."""
+    num_seeds: int = 6
+    """Learning curves of each."""
+    num_updates: int = 40
+    """Meta-updates of a learning curve."""
+    evaluate_every: int = 5
+    """Meta-updates between two evaluations, on 100 held-out tasks."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        checks.at_least("num_streams", self.num_streams, 2)  # a baseline is fitted to the others
+        names = ("num_tasks", "num_steps", "num_seeds", "num_updates", "evaluate_every")
+        for name in names:
+            checks.at_least(name, getattr(self, name), 1)
+
+    @property
+    def env_steps(self) -> int:
+        """Of a turn."""
+        return 2 * self.num_tasks * self.num_streams * self.num_steps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,7 +209,9 @@ def peer_python(folder: Path, requirements: tuple[str, ...]) -> Path:
     return python
 
 
-def duel(main: Pair, ours: Side, theirs: Side, name: str) -> tuple[dict[str, str], dict[str, Any]]:
+def duel(
+    main: Pair | Maml, ours: Side, theirs: Side, name: str
+) -> tuple[dict[str, str], dict[str, Any]]:
     """A row of the table, and all turns."""
     clock = "seconds" if main.core is None else "cpu_seconds"
     turns: list[list[dict[str, Any]]] = [[], []]
@@ -158,8 +220,7 @@ def duel(main: Pair, ours: Side, theirs: Side, name: str) -> tuple[dict[str, str
             answer = side.ask(do="turn")
             if turn:  # the first is for warming up
                 mine.append(answer)
-    steps = main.num_envs * main.num_steps
-    speeds = [[steps / turn[clock] for turn in mine] for mine in turns]
+    speeds = [[main.env_steps / turn[clock] for turn in mine] for mine in turns]
     ratios = [ours / theirs for ours, theirs in zip(*speeds, strict=True)]
     row = {
         "peer": name,
@@ -171,10 +232,10 @@ def duel(main: Pair, ours: Side, theirs: Side, name: str) -> tuple[dict[str, str
     return row, {"clock": clock, "jaxmeta": turns[0], "peer": turns[1], "ratios": ratios}
 
 
-def curves(main: Ppo, ours: Side, theirs: Side) -> dict[str, np.ndarray]:
+def curves(main: Ppo | Maml, ours: Side, theirs: Side, peer: str) -> dict[str, np.ndarray]:
     """Mean returns ``[seeds, evaluations]`` of each side."""
     shape = (main.num_seeds, main.num_updates // main.evaluate_every + 1)
-    returns = {"jaxmeta": np.zeros(shape), "rejax": np.zeros(shape)}
+    returns = {"jaxmeta": np.zeros(shape), peer: np.zeros(shape)}
     for seed in range(main.num_seeds):
         for side, (name, mine) in zip((ours, theirs), returns.items(), strict=True):
             side.ask(do="begin", seed=seed)
@@ -186,29 +247,35 @@ def curves(main: Ppo, ours: Side, theirs: Side) -> dict[str, np.ndarray]:
     return returns
 
 
-def run_ppo(main: Ppo) -> None:
-    rejax = peer_python(main.peers / "rejax", REJAX)
-    names = ("num_envs", "num_steps", "num_epochs", "num_minibatches")
-    settings = {name: getattr(main, name) for name in names}
+def run_learning(main: Ppo | Maml) -> None:
+    """Speed and learning curves of one algorithm on both sides."""
+    if isinstance(main, Ppo):
+        peer, name, requirements = "rejax", "rejax 0.1.3, PPO", REJAX
+        scripts = "jaxmeta_ppo.py", "rejax_ppo.py"
+        settings = main.told("num_envs", "num_steps", "num_epochs", "num_minibatches")
+    else:
+        peer, name, requirements = "torchopt", "TorchOpt 0.7.3, PyTorch 2.13, MAML", TORCHOPT
+        scripts = "jaxmeta_maml.py", "torchopt_maml.py"
+        settings = main.told("num_tasks", "num_streams", "num_steps")
+    python = peer_python(main.peers / peer, requirements)
     with (
-        Side(Path(sys.executable), "jaxmeta_ppo.py", settings, main.core) as ours,
-        Side(rejax, "rejax_ppo.py", settings, main.core) as theirs,
+        Side(Path(sys.executable), scripts[0], settings, main.core) as ours,
+        Side(python, scripts[1], settings, main.core) as theirs,
     ):
-        row, turns = duel(main, ours, theirs, "rejax 0.1.3, PPO")
-        returns = curves(main, ours, theirs)
-    for name, mine in returns.items():
-        row[f"return, {name}"] = f"{mine[:, -1].mean():.0f}"
-        row[f"mean of the curve, {name}"] = f"{mine.mean():.0f}"
+        row, turns = duel(main, ours, theirs, name)
+        returns = curves(main, ours, theirs, peer)
+    for side, mine in returns.items():
+        row[f"return, {side}"] = f"{mine[:, -1].mean():.3g}"
+        row[f"mean of the curve, {side}"] = f"{mine.mean():.3g}"
     evaluated = main.evaluate_every * np.arange(mine.shape[1])
-    steps = evaluated * main.num_envs * main.num_steps
     results = {"turns": turns, "returns": {k: x.tolist() for k, x in returns.items()}}
     reports.leave(main.output, dataclasses.asdict(main), [row], results=results)
-    panels = {"return": {name: (steps, mine.mean(0)) for name, mine in returns.items()}}
+    panels = {"return": {k: (evaluated * main.env_steps, x.mean(0)) for k, x in returns.items()}}
     plotting.lines(main.output / "curves.png", panels=panels, x_label="environment steps")
 
 
 def run_rollout(main: Rollout | Grid) -> None:
-    settings = {"num_envs": main.num_envs, "num_steps": main.num_steps}
+    settings = main.told("num_envs", "num_steps")
     if isinstance(main, Grid):
         python, script = peer_python(main.peers / "xminigrid", XMINIGRID), "xminigrid_rollout.py"
         peer, name = "xminigrid", "xminigrid 0.9.3, GymAutoResetWrapper"
@@ -225,11 +292,11 @@ def run_rollout(main: Rollout | Grid) -> None:
 
 def main(argv: list[str]) -> None:
     settings = tyro.extras.subcommand_cli_from_dict(
-        {"ppo": Ppo, "rollout": Rollout, "grid": Grid}, args=argv, description=__doc__
+        {"maml": Maml, "ppo": Ppo, "rollout": Rollout, "grid": Grid}, args=argv, description=__doc__
     )
     reports.refuse_to_overwrite(settings.output)
-    if isinstance(settings, Ppo):
-        run_ppo(settings)
+    if isinstance(settings, Maml | Ppo):
+        run_learning(settings)
     else:
         run_rollout(settings)
 

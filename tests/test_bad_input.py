@@ -590,7 +590,7 @@ COMMANDS = {
     "meta_gradient": ["Chain", "Physics", "Memory"],
     "navigation": ["Main"],
     "off_policy_evaluation": ["Main"],
-    "peers": ["Ppo", "Rollout", "Grid"],
+    "peers": ["Maml", "Ppo", "Rollout", "Grid"],
     "pretrain": ["Main"],
     "scaling": ["Study"],
     "second_order": ["Main"],

@@ -495,6 +495,18 @@ def test_ppo_for_the_comparison_learns():
 
 
 @pytest.mark.slow
+def test_maml_for_the_comparison_learns():
+    settings = dict(num_tasks=10, num_streams=10, num_steps=50)
+    evaluate, turn = dict(do="evaluate", seed=0), dict(do="turn")
+    told = answers(
+        "jaxmeta_maml.py", settings, dict(do="begin", seed=1), evaluate, *[turn] * 20, evaluate
+    )
+    first, last = (answer["return"] for answer in told if "return" in answer)
+    assert first < -15  # of 50 steps; standing still earns about -8
+    assert last > -7
+
+
+@pytest.mark.slow
 def test_peers(tmp_path):
     small = "rollout --num-envs 8 --num-steps 4 --pairs 2 --output out"
     result = run("peers.py", *small.split(), cwd=tmp_path)
