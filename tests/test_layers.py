@@ -15,6 +15,7 @@ ORDER = [
     "networks",
     "memories",
     "tasks",
+    "keys",
     "rollout",
     "returns",
     "objectives",
@@ -90,7 +91,7 @@ def test_every_module_has_a_test_file():
 
 def test_only_training_compiles():
     for path in ROOT.rglob("*.py"):
-        if path.stem != "training":
+        if path.stem not in ("training", "keys"):  # of the latter XLA is told what to keep apart
             text = path.read_text(encoding="utf-8")
             assert "jax.jit" not in text, path
             assert "import jit" not in text, path

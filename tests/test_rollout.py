@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
+from gymnax.wrappers import FlattenObservationWrapper, StickyActionWrapper
 
 from jaxmeta import exact, keys, tasks
 from jaxmeta.adaptation import lifetime
@@ -352,3 +353,25 @@ def test_what_is_recorded_is_exact(life):
     np.testing.assert_array_equal(rewards, np.asarray(TASK.reward)[states, actions])
     assert last[..., -1].all()
     assert not last[..., :-1].any()
+
+
+def test_an_environment_that_has_only_step_is_stepped_by_it():
+    """gymnax's wrappers hand on ``step_env`` of what they wrap, which would leave them out without a word."""
+    inner, task = gymnax.make("Catch-bsuite")
+    flat = FlattenObservationWrapper(inner)
+    still = StickyActionWrapper(flat, sticky_action_prob=1.0)  # its first action, 0, for ever
+    learner = random_learner()
+    stream, data = act_in(still, task, learner, num_steps=20)
+    assert data.timestep.obs.shape == data.next_obs.shape == (20, 50)
+    assert data.last.tolist() == ([False] * 8 + [True]) * 2 + [False] * 2
+    assert set(data.action.tolist()) == {0, 1, 2}
+    # The paddle starts in the middle of the last row and goes left.
+    paddle = [int(row[-5:].argmax()) for row in data.next_obs[:5]]
+    assert paddle == [1, 0, 0, 0, 0]
+    # After an episode's end the next one's start is seen, and the successor is the old one's end.
+    np.testing.assert_array_equal(data.timestep.obs[1:9], data.next_obs[:8])
+    assert data.timestep.obs[9, :5].sum() == 1
+    assert data.next_obs[8, :45].sum() == 0
+    np.testing.assert_array_equal(
+        inner.get_obs(stream.env_state.env_state).reshape(-1), stream.timestep.obs
+    )

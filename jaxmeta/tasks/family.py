@@ -23,7 +23,7 @@ class TaskFamily:
 
     Attributes:
         name: The name under which `jaxmeta.tasks.make` knows it.
-        env: A gymnax environment (``reset_env``, ``step_env``, ``is_truncated``). Everything that tells
+        env: A gymnax environment (``reset_env``, ``step_env``, ``is_truncated``; else ``reset`` and ``step``). Everything that tells
             one task from another is a traced leaf of its parameters and nothing of it is drawn in
             ``reset_env``, so an episode's end never changes the task.
         horizon: The time limit of an episode, in steps.
@@ -68,6 +68,15 @@ class TaskFamily:
         if isinstance(space, spaces.Discrete):  # one random number, where `randint` takes four
             return jnp.floor(space.n * jax.random.uniform(key)).astype(space.dtype)
         return space.sample(key)
+
+
+def steps_without_reset(env: Any) -> bool:
+    """Whether an environment has a ``step_env`` and a ``reset_env`` of its own.
+
+    gymnax's wrappers hand on those of what they wrap, as if they were not there; of such only ``step`` and
+    ``reset`` are to be called.
+    """
+    return hasattr(type(env), "step_env") and hasattr(type(env), "reset_env")
 
 
 SPLITS = ("train", "test", "out_of_distribution")

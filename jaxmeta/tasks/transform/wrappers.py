@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import struct
 from gymnax.environments import environment, spaces
 
-from jaxmeta.tasks.family import SPLITS, Controller, Sampler, TaskFamily
+from jaxmeta.tasks.family import SPLITS, Controller, Sampler, TaskFamily, steps_without_reset
 from jaxmeta.types import Task
 
 Draw = Callable[[jax.Array, Task, str], Any]
@@ -27,6 +27,13 @@ class Wrapper(environment.Environment[Any, Any]):
     """
 
     env: Any
+
+    def __post_init__(self) -> None:
+        if not steps_without_reset(self.env):
+            raise TypeError(
+                f"env={self.env!r} must have a step_env and a reset_env of its own: around one that has not, as "
+                "around gymnax's wrappers, nothing can be changed"
+            )
 
     @property
     def default_params(self) -> Task:

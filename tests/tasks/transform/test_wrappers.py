@@ -2,6 +2,10 @@
 
 import functools
 
+import gymnax
+import pytest
+from gymnax.wrappers import FlattenObservationWrapper
+
 from jaxmeta.tasks import transform
 from tests.tasks.transform.shared import everything
 
@@ -15,3 +19,9 @@ def test_equal_settings_make_equal_environments():
     assert hash(first) == hash(second)
     shorter = transform.delayed_rewards(make(size=4), max_delay=1)
     assert shorter.env != transform.delayed_rewards(make(size=4), max_delay=2).env
+
+
+def test_what_only_resets_by_itself_is_refused():
+    inner, _ = gymnax.make("Catch-bsuite")
+    with pytest.raises(TypeError, match=r"env=.* must have a step_env and a reset_env of its own"):
+        transform.Wrapper(FlattenObservationWrapper(inner))
