@@ -12,7 +12,8 @@ policy, and ProMP by a few gradient steps. Beside it, with the same policy,
   gradient steps from an untrained policy at the step size, of several, that does best on training tasks.
 
 Returns are normalised: 0 is the random agent and 1 the family's reference agent, which is told the task; where it
-has none, the learner that is told the task. Everything is the interquartile mean over seeds and tasks.
+has none, the learner that is told the task. Everything is the interquartile mean over seeds and tasks, and
+*ahead of it* that of the differences from who does not adapt, task by task.
 
     python benchmarks/fields.py --output runs/fields
     python benchmarks/fields.py --fields translation --num-seeds 3
@@ -319,10 +320,11 @@ def measure(name: str, main: Main) -> dict[str, Any]:
     for split, by_contestant in returns.items():
         told = by_contestant.get(TOLD, (None, None))[1]
         random, reference = references(family, drawn[split], told)
-        scored = {}
+        scored, at_last = {}, {}
         for contestant, (episodes, x) in by_contestant.items():
             num_tasks = x.shape[1]
             normalized = evaluation.normalized(x, random[:num_tasks], reference[:num_tasks])
+            at_last[contestant] = normalized[..., last_look(name) if contestant == META else -1]
             # A long life is shown at some of its updates.
             shown = np.unique(np.geomspace(1, x.shape[2], 25).astype(int)) - 1
             normalized = normalized[..., shown]
@@ -336,12 +338,23 @@ def measure(name: str, main: Main) -> dict[str, Any]:
                     evaluation.interquartile_interval(at) for at in np.moveaxis(normalized, -1, 0)
                 ],
             }
+        lead = at_last[META] - at_last[FIXED]  # task by task, which they share
         splits[split] = {
+            "lead": [
+                float(evaluation.interquartile_mean(lead, axis=None)),
+                *evaluation.interquartile_interval(lead),
+            ],
             "random": float(random.mean()),
             "reference": float(reference.mean()),
             "contestants": scored,
         }
     return {"family": family.name, "env_steps": env_steps, "runs": runs, "splits": splits}
+
+
+def last_look(name: str) -> int:
+    """Where a field's meta-learner has had what it was trained for: a whole trial, or so many gradient steps."""
+    experiment = FIELDS[name].experiment
+    return -1 if experiment.algorithm == "rl2" else experiment.config["num_updates"]
 
 
 def has_reference(family: TaskFamily) -> bool:
@@ -382,9 +395,8 @@ def table(measured: Mapping[str, Mapping[str, Any]]) -> list[dict[str, str]]:
                 return f"{entry['mean'][i]:.2f} ({low:.2f}, {high:.2f})"
 
             meta, scratch = scored[META], scored[SCRATCH]
-            # What it was trained for: a whole trial, or so many gradient steps.
-            experiment = FIELDS[name].experiment
-            last = -1 if experiment.algorithm == "rl2" else experiment.config["num_updates"]
+            last = last_look(name)
+            lead, low, high = result["splits"][split]["lead"]
             overtaken = [
                 x
                 for x, mean in zip(scratch["x"], scratch["mean"], strict=True)
@@ -398,6 +410,7 @@ def table(measured: Mapping[str, Mapping[str, Any]]) -> list[dict[str, str]]:
                     "last": score(META, last),
                     "after episodes": f"{meta['x'][last]}",
                     FIXED: score(FIXED, -1),
+                    "ahead of it": f"{lead:.2f} ({low:.2f}, {high:.2f})",
                     TOLD: score(TOLD, -1),
                     f"{SCRATCH}: first": score(SCRATCH, 0),
                     "at its end": score(SCRATCH, -1),
