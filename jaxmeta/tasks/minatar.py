@@ -160,11 +160,13 @@ def dive(task: Any, obs: jax.Array) -> jax.Array:
     row, column = _cell(obs[..., 0])
     _, behind = _cell(obs[..., 1])
     facing = jnp.where((column - behind) % 10 == 1, 1, -1)
-    bullet, enemy_bullet, fish, enemy_sub, diver = (obs[..., i] > 0 for i in (2, 4, 5, 6, 9))
+    bullet, trail, enemy_bullet, fish, enemy_sub, diver = (
+        obs[..., i] > 0 for i in (2, 3, 4, 5, 6, 9)
+    )
     enemy = fish | enemy_sub
     # Whatever leaves its trail to one side moves to the other; a bullet leaves none.
     to_right, to_left = (
-        enemy & (jnp.roll(obs[..., 3] > 0, by, axis=1) | (jnp.arange(10) == edge)) | enemy_bullet
+        enemy & (jnp.roll(trail, by, axis=1) | (jnp.arange(10) == edge)[None]) | enemy_bullet
         for by, edge in ((1, 0), (-1, 9))
     )
     danger = to_right | to_left | jnp.roll(to_right, 1, axis=1) | jnp.roll(to_left, -1, axis=1)

@@ -207,7 +207,7 @@ def _landmark(task: XLandParams) -> jax.Array:
     is_rule = jnp.arange(len(kind)) > 0
     laid = (kind == NEAR) | ((kind == HOLD) & is_rule)
     in_hand = jnp.where((kind == HOLD) & is_rule, product, -1)
-    needed = jnp.any((subject == in_hand[:, None]) & laid)
+    needed = jnp.any(jnp.isin(in_hand, jnp.where(laid, subject, 0)))
     objects = _codes(task.objects)
     idle = ~jnp.isin(objects, jnp.append(subject, partner))
     return jnp.where(needed, jnp.max(jnp.where(idle, objects, 0)), 0)
@@ -240,16 +240,16 @@ def seek(task: XLandParams, obs: jax.Array) -> jax.Array:
     away = jnp.abs(row - me[0]) + jnp.abs(column - me[1])
     targets = jnp.where(empty_handed, is_subject, is_partner)
     target = jnp.argmin(jnp.where(targets, away, size**2))
-    down, across = target // size - row, target % size - column
     is_near = jnp.any((kind == NEAR) & (subject == jnp.ravel(tiles)[target]))
     done_by = jnp.where(empty_handed, jnp.where(is_near, FORWARD, PICK_UP), PUT_DOWN)
 
     # A pose is a direction and a cell, [4, V, V].
     step_down, step_across = STEPS[:, :1, None], STEPS[:, 1:, None]
+    down, across = (target // size - row)[None], (target % size - column)[None]
     ahead = down * step_down + across * step_across
     aside = down * step_across - across * step_down
-    in_view = free & (ahead >= 0) & (ahead < size) & (jnp.abs(aside) <= size // 2)
-    front = row + step_down + 1, column + step_across + 1  # with a margin of one
+    in_view = free[None] & (ahead >= 0) & (ahead < size) & (jnp.abs(aside) <= size // 2)
+    front = row[None] + step_down + 1, column[None] + step_across + 1  # with a margin of one
     faced = (ahead == 1) & (aside == 0)
     one_off = jnp.abs(down - step_down) + jnp.abs(across - step_across) == 1
     beside = one_off & jnp.pad(free, 1)[front]
