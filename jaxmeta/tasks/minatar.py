@@ -5,8 +5,8 @@ learning experiments", in gymnax's dynamics: a 10×10 board observed as ``[10, 1
 and ones. A task is the mapping of the controls and, if asked for, how sticky they are, how hard the game is
 and whether its rewards are rewards.
 
-Four games have an expert: a short rule told the task, which looks at the board alone. Each moves on what
-is seen now, and none is optimal.
+Each game has an expert: a short rule told the task, which looks at the board alone. It moves on what is
+seen now, and none is optimal.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ Ranges = Mapping[str, tuple[int, int]]
 def _game(
     name: str,
     env_name: str,
-    expert: Controller | None,
+    expert: Controller,
     live: tuple[str, ...],
     *,
     horizon: int,
@@ -148,6 +148,60 @@ def shoot(task: Any, obs: jax.Array) -> jax.Array:
     about_to_hit = falling[jnp.clip(column + moves, 0, 9)]
     wanted = jnp.where(nearest == 0, jnp.arange(4) == 3, moves == jnp.sign(nearest))
     return jnp.argmax(wanted - 2 * about_to_hit).astype(jnp.int32)
+
+
+def dive(task: Any, obs: jax.Array) -> jax.Array:
+    """Seaquest: fire at an enemy ahead, else go where there is one or a diver; up with six divers or for air.
+
+    ``obs [10, 10, 10] -> action []``. It takes the move, of those that cannot be met by an enemy or a bullet
+    in the next step, that is nearest to the nearest target. Air costs a diver, and without any the episode
+    ends at the surface: short of both it looks for divers alone.
+    """
+    row, column = _cell(obs[..., 0])
+    _, behind = _cell(obs[..., 1])
+    facing = jnp.where((column - behind) % 10 == 1, 1, -1)
+    bullet, trail, enemy_bullet, fish, enemy_sub, diver = (
+        obs[..., i] > 0 for i in (2, 3, 4, 5, 6, 9)
+    )
+    enemy = fish | enemy_sub
+    # Whatever leaves its trail to one side moves to the other; a bullet leaves none.
+    to_right, to_left = (
+        enemy & (jnp.roll(trail, by, axis=1) | (jnp.arange(10) == edge)[None]) | enemy_bullet
+        for by, edge in ((1, 0), (-1, 9))
+    )
+    danger = to_right | to_left | jnp.roll(to_right, 1, axis=1) | jnp.roll(to_left, -1, axis=1)
+
+    # Wait, left, up, right, down, fire.
+    moves = jnp.array([[0, 0], [0, -1], [-1, 0], [0, 1], [1, 0], [0, 0]])
+    rows = jnp.clip(row + moves[:, 0], 0, 8)
+    places = jnp.clip(column + moves[:, 1], 0, 9)
+    heading = jnp.where(moves[:, 1] == 0, facing, moves[:, 1])
+    down = jnp.abs(jnp.arange(10)[None, :, None] - rows[:, None, None])
+    across = jnp.arange(10)[None, None, :] - places[:, None, None]
+
+    def nearest(distance: jax.Array, there: jax.Array) -> jax.Array:
+        return jnp.min(jnp.where(there, distance, 40), axis=(1, 2))
+
+    # Enemies that a bullet is on its way to are as good as shot.
+    left_over = enemy & (jnp.sum(enemy, axis=1) > jnp.sum(bullet, axis=1))[:, None]
+    turned = jnp.sign(across) == heading[:, None, None]
+    to_enemy = nearest(1 + down + ~turned + jnp.abs(across) / 10, left_over)
+    to_diver = nearest(down + jnp.abs(across), diver)
+    held = jnp.sum(obs[9, :, 8])
+    air = jnp.sum(obs[9, :, 7]) * task.max_oxygen / 10
+    short = air < row + 10
+    under = jnp.where(short, to_diver, jnp.minimum(to_enemy, to_diver))
+    target = jnp.where((held == 6) | (short & (held > 0)), rows, under)
+
+    ahead = jnp.sign(jnp.arange(10) - column) == facing
+    fire = jnp.sum(enemy[row] & ahead) > jnp.sum(bullet[row] & ahead)
+    shoots = fire & (jnp.arange(6) == 5)
+    # What comes into the board does so at its sides, unseen, and is as far from the middle at both.
+    side = 3 * ((places == 0) | (places == 9))
+    middle = (jnp.abs(rows - 4) + jnp.abs(places - 4.5)) / 100
+    drowned = (held == 0) & (row > 0) & (rows == 0)
+    cost = target - 5 * shoots + side + middle + 100 * (danger[rows, places] | drowned)
+    return jnp.argmin(cost).astype(jnp.int32)
 
 
 def breakout(
@@ -291,7 +345,7 @@ def seaquest(
         horizon: Time limit of an episode, in steps.
         permuted_actions: As in `breakout`.
         max_stickiness: As in `breakout`.
-        signed_rewards: As in `breakout`; there is no expert in any case.
+        signed_rewards: As in `breakout`.
         ramping: Let the game grow faster with each time at the surface.
         parameters: Ranges ``{name: (low, high)}`` of integers to draw: ``init_spawn_speed`` (20),
             ``init_move_interval`` (5), ``max_oxygen`` (200), ``diver_spawn_speed`` (30),
@@ -300,7 +354,7 @@ def seaquest(
     return _game(
         "seaquest",
         "Seaquest-MinAtar",
-        None,
+        dive,
         (
             "init_spawn_speed",
             "init_move_interval",

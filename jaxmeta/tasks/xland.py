@@ -5,11 +5,14 @@ is a *ruleset*: what ends the episode, which objects turn into which others and 
 lie about at its start. The goal may need an object that is not there but has to be made, of one that has
 to be made in turn. The package's benchmarks of rulesets are downloads; here they are drawn.
 
+The expert is told the ruleset but sees what an agent sees: neither what is behind it nor what it carries.
+
 Needs the package: ``pip install "jaxmeta[xland]"``.
 """
 
 import dataclasses
 import functools
+import math
 from typing import Any
 
 import jax
@@ -38,6 +41,14 @@ where one is put next to another."""
 GOAL_LENGTH, RULE_LENGTH = 5, 7
 
 NUM_ACTIONS = 5
+FORWARD, RIGHT, LEFT, PICK_UP, PUT_DOWN = range(NUM_ACTIONS)
+
+HOLD, NEAR, PAIR = 1, 2, 3
+"""What goals and rules ask for, in one numbering; 0 is nothing."""
+AHEAD, RIGHTWARD, LEFTWARD = 0, 1, 3
+"""Directions, clockwise from the one that the agent looks in."""
+STEPS = np.array([(-1, 0), (0, 1), (1, 0), (0, -1)])
+"""Their rows and columns in the view."""
 
 
 @struct.dataclass
@@ -165,6 +176,110 @@ def _seen(cells: jax.Array) -> jax.Array:
     return jnp.concatenate([blocked, is_shape, is_color], axis=-1).astype(float).reshape(-1)
 
 
+def _codes(tiles: jax.Array) -> jax.Array:
+    """One number for each of ``tiles [..., 2]``; 0 for none."""
+    return 16 * tiles[..., 0].astype(jnp.int32) + tiles[..., 1]
+
+
+def _demands(task: XLandParams) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """``(kind, subject, partner, product)``, ``[1 + R]`` each: of the goal and then of the rules.
+
+    Rules make a chain: of what one asks for at most one object is made by another. That is the subject, which
+    is to be held, walked up to or put next to its partner, which stays where it lies.
+    """
+    kind_of_goal = jnp.array([0, HOLD, 0, NEAR, PAIR])[task.goal[0]]
+    kind = jnp.append(kind_of_goal, task.rules[:, 0].astype(jnp.int32))
+    codes = [_codes(task.rules[:, i : i + 2]) for i in (1, 3, 5)]
+    a, b = (
+        jnp.append(_codes(task.goal[i : i + 2]), of_rules)
+        for i, of_rules in zip((1, 3), codes, strict=False)
+    )
+    product = jnp.append(0, jnp.where(task.rules[:, 0] == PAIR, codes[2], codes[1]))
+    swapped = jnp.isin(b, product)
+    subject = jnp.where((kind == PAIR) & swapped, b, a)
+    partner = jnp.where(kind == PAIR, jnp.where(swapped, a, b), 0)
+    return kind, subject, partner, product
+
+
+def _landmark(task: XLandParams) -> jax.Array:
+    """An object of no use, where what a rule leaves in the hand has to be laid down for the next; else 0."""
+    kind, subject, partner, product = _demands(task)
+    is_rule = jnp.arange(len(kind)) > 0
+    laid = (kind == NEAR) | ((kind == HOLD) & is_rule)
+    in_hand = jnp.where((kind == HOLD) & is_rule, product, -1)
+    needed = jnp.any(jnp.isin(in_hand, jnp.where(laid, subject, 0)))
+    objects = _codes(task.objects)
+    idle = ~jnp.isin(objects, jnp.append(subject, partner))
+    return jnp.where(needed, jnp.max(jnp.where(idle, objects, 0)), 0)
+
+
+def seek(task: XLandParams, obs: jax.Array) -> jax.Array:
+    """To a subject in view, to do with it what is asked; else to a partner, to put down what is carried.
+
+    ``obs [V · V · 13] -> action []``, for a view of V × V cells. Rules leave one subject at a time, so one in
+    view says that nothing is carried. None in view may mean either: the rule then acts as if it carried
+    the subject and stands for ever before the partner if it does not, which is how it mostly fails. Ways are
+    the shortest through what is seen, with the target in view at each step; with no target it walks
+    straight on and turns two cells from a wall, along which it comes to see all of the room.
+    """
+    per_cell = 1 + len(SHAPES) + len(COLORS)
+    size = math.isqrt(obs.size // per_cell)
+    cells = obs.reshape(size, size, per_cell)
+    blocked = cells[..., 0] > 0
+    shape, color = jnp.split(cells[..., 1:], [len(SHAPES)], axis=-1)
+    tiles = _codes(jnp.stack([shape @ jnp.array(SHAPES), color @ jnp.array(COLORS)], axis=-1))
+    free = ~blocked & (tiles == 0)
+
+    kind, subject, partner, _ = _demands(task)
+    is_tile = tiles > 0
+    is_subject = is_tile & jnp.isin(tiles, subject)
+    is_partner = is_tile & jnp.isin(tiles, jnp.append(partner, _landmark(task)))
+    empty_handed = jnp.any(is_subject)
+    row, column = jnp.mgrid[:size, :size]
+    me = (size - 1, size // 2)
+    away = jnp.abs(row - me[0]) + jnp.abs(column - me[1])
+    targets = jnp.where(empty_handed, is_subject, is_partner)
+    target = jnp.argmin(jnp.where(targets, away, size**2))
+    is_near = jnp.any((kind == NEAR) & (subject == jnp.ravel(tiles)[target]))
+    done_by = jnp.where(empty_handed, jnp.where(is_near, FORWARD, PICK_UP), PUT_DOWN)
+
+    # A pose is a direction and a cell, [4, V, V].
+    step_down, step_across = STEPS[:, :1, None], STEPS[:, 1:, None]
+    down, across = (target // size - row)[None], (target % size - column)[None]
+    ahead = down * step_down + across * step_across
+    aside = down * step_across - across * step_down
+    in_view = free[None] & (ahead >= 0) & (ahead < size) & (jnp.abs(aside) <= size // 2)
+    front = row[None] + step_down + 1, column[None] + step_across + 1  # with a margin of one
+    faced = (ahead == 1) & (aside == 0)
+    one_off = jnp.abs(down - step_down) + jnp.abs(across - step_across) == 1
+    beside = one_off & jnp.pad(free, 1)[front]
+    far = size**3
+    length = jnp.where(in_view & jnp.where(empty_handed, faced, beside), 0, far)
+
+    def after(length: jax.Array) -> jax.Array:
+        """Lengths of the ways from where each move, forward, right or left, leads ``[3, 4, V, V]``."""
+        margin = jnp.pad(length, ((0, 0), (1, 1), (1, 1)), constant_values=far)
+        forward = margin[jnp.arange(4)[:, None, None], *front]
+        return jnp.stack([forward, jnp.roll(length, -1, axis=0), jnp.roll(length, 1, axis=0)])
+
+    def closer(_: int, length: jax.Array) -> jax.Array:
+        return jnp.where(in_view, jnp.minimum(length, 1 + jnp.min(after(length), axis=0)), far)
+
+    length = jax.lax.fori_loop(0, 3 * size, closer, length)
+    here = (AHEAD, *me)
+    approach = jnp.where(length[here] == 0, done_by, jnp.argmin(after(length)[:, *here]))
+
+    def is_open(direction: int) -> jax.Array:
+        one, two = (me + i * STEPS[direction] for i in (1, 2))
+        return free[*one] & ~blocked[*two]
+
+    # In a lane along the wall it sees the room's middle too.
+    turn = jnp.where(is_open(LEFTWARD) & ~is_open(RIGHTWARD), LEFT, RIGHT)
+    explore = jnp.where(is_open(AHEAD), FORWARD, turn)
+    reachable = jnp.any(targets) & (length[here] < far)
+    return jnp.where(reachable, approach, explore).astype(jnp.int32)
+
+
 def draw_ruleset(
     rng: np.random.Generator, *, depth: int, num_distractors: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -281,6 +396,7 @@ def xland(
         train=_sampler(jax.tree.map(lambda x: x[:num_rulesets], both)),
         test=_sampler(jax.tree.map(lambda x: x[num_rulesets:], both)),
         out_of_distribution=_sampler(drawn(num_rulesets, depth=depth + 1)),
+        expert_action=seek,
     )
 
 

@@ -50,10 +50,17 @@ def test_buttons_do_what_the_task_says_in_gymnax_s_game(name):
 
 
 @pytest.mark.parametrize(
-    ("name", "least"), [("breakout", 25), ("freeway", 11), ("asterix", 17), ("space_invaders", 20)]
+    ("name", "least"),
+    [
+        ("breakout", 25),
+        ("freeway", 11),
+        ("asterix", 17),
+        ("space_invaders", 20),
+        pytest.param("seaquest", 36, marks=pytest.mark.slow),
+    ],
 )
 def test_experts_are_far_better_than_random(name, least):
-    """Whatever the buttons do. Random agents earn about 0.3, 0.1, 0.4 and 3.5."""
+    """Whatever the buttons do. Random agents earn about 0.3, 0.1, 0.4, 3.5 and 0.1."""
     family = tasks.make(name)
     splits = ("test", "out_of_distribution")
     drawn = [tasks.sample_tasks(jax.random.key(0), family, 4, split=split) for split in splits]
@@ -187,3 +194,54 @@ def test_the_cannon_does_not_step_under_a_bullet():
     alone = board.at[2, 4, 1].set(0)
     assert minatar.shoot(None, alone) == right
     assert minatar.shoot(None, alone.at[8, 5, 5].set(1)) in (stay, left, fire)
+
+
+def test_the_submarine_shoots_ahead_dodges_and_surfaces_with_divers():
+    params = gymnax.make("Seaquest-MinAtar")[1]
+    stay, left, up, right, down, fire = range(6)
+
+    def act(obs):
+        return minatar.dive(params, obs)
+
+    def at(row=4, column=4, facing=right, air=10, divers=0):
+        obs = jnp.zeros((10, 10, 10)).at[row, column, 0].set(1)
+        obs = obs.at[row, column - 1 if facing == right else column + 1, 1].set(1)
+        return obs.at[9, :air, 7].set(1).at[9, 9 - divers : 9, 8].set(1)
+
+    def met(obs, row, column, channel=5, to=left):
+        trail = column - 1 if to == right else column + 1
+        return obs.at[row, column, channel].set(1).at[row, trail, 3].set(1)
+
+    bullet, enemy_bullet, enemy_sub, diver = 2, 4, 6, 9
+    assert act(at()) == stay
+    # Fire at what is ahead, unless a bullet is on its way; turn to what is behind; go to its row.
+    assert act(met(at(), 4, 8)) == fire
+    assert act(met(at(), 4, 8, channel=enemy_sub)) == fire
+    assert act(met(at(), 4, 8).at[4, 6, bullet].set(1)) == stay
+    assert act(met(at(facing=left), 4, 8)) == right
+    assert act(met(at(), 6, 8)) == down
+    assert act(met(at(), 2, 8)) == up
+    # Divers are met, whichever way they swim.
+    assert act(met(at(), 4, 6, channel=diver)) == right
+    assert act(met(at(), 5, 4, channel=diver)) == down
+    # Not into what comes, nor to stay before it; what has passed is no danger.
+    assert act(met(at(), 4, 5)) in (up, down, left)
+    assert act(at().at[4, 3, enemy_bullet].set(1)) in (up, down, right)
+    assert act(met(met(at(), 6, 8), 5, 5)) != down
+    assert act(met(met(at(), 4, 5), 5, 4)) in (up, left)
+    assert act(met(at(), 4, 5, to=right)) == fire
+    # Up with six divers or for air; without a diver, which would be the end, there is one to look for.
+    assert act(met(at(divers=6), 4, 8)) == fire
+    assert act(met(at(divers=6), 6, 8)) == up
+    assert act(met(at(divers=5), 6, 8)) == down
+    assert act(met(at(divers=1, air=0), 6, 8)) == up
+    assert act(met(at(air=0), 6, 4, channel=diver)) == down
+    assert act(at(row=1, air=0)) != up
+    assert act(at(row=1, divers=1, air=0)) == up
+    # Little air is enough close to the surface.
+    little = params.replace(max_oxygen=80)
+    assert minatar.dive(little, met(at(row=8, divers=1, air=2), 8, 8, channel=diver)) == up
+    assert minatar.dive(params, met(at(row=8, divers=1, air=2), 8, 8, channel=diver)) == right
+    # What shows its direction falls off the board at one edge and comes back on the far side at the other.
+    assert act(met(at(column=0), 4, 5)) == fire
+    assert act(met(at(column=9, facing=left), 4, 5, to=right)) == fire
