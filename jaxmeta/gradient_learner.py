@@ -101,12 +101,16 @@ class Config(Adaptation):
     `action_features`."""
     context_size: int = 0
     """Entries of the context, fed to the network beside the observation."""
+    initial_std: float = 1.0
+    """A Gaussian policy's first standard deviation, in half-widths of the action space. At 1 a third of what is drawn
+    lies outside; the same inner step goes further where it is smaller."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         checks.choice("inner_surrogate", self.inner_surrogate, objectives.SURROGATES)
         checks.choice("baseline", self.baseline, ("observation", "time"))
         checks.at_least("context_size", self.context_size, 0)
+        checks.between("initial_std", self.initial_std, 1e-12, 1e6)
 
 
 class Meta(NamedTuple):
@@ -166,6 +170,7 @@ def gradient_learner(
             config.hidden_sizes,
             config.context_size,
             features=family.action_features,
+            initial_std=config.initial_std,
         )
     if config.adapts != "all":
         shapes = jax.eval_shape(policy.init, jax.random.key(0))

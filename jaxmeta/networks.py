@@ -275,19 +275,24 @@ def default_policy(
     hidden_sizes: Sequence[int],
     context_size: int = 0,
     features: Callable[[jax.Array], jax.Array] | None = None,
+    initial_std: float = 1.0,
 ) -> Policy:
     """The policy that a configuration names: ``"mlp"``, ``"gaussian"``, ``"categorical"`` or ``"softmax_linear"``.
 
     ``"mlp"`` is the one of the next two that fits the action space. The softmax-linear policy is one of ``features``,
-    ``obs -> φ(s, ·) [A, F]``; None is `action_features`. Raises ValueError where the policy does not fit the space.
+    ``obs -> φ(s, ·) [A, F]``; None is `action_features`. Raises ValueError where the policy does not fit the space, or
+    is given an ``initial_std`` and has none.
     """
     checks.choice("policy", kind, POLICIES)
+    checks.between("initial_std", initial_std, 1e-12, 1e6)
     if kind == "mlp":
         kind = "categorical" if isinstance(action_space, spaces.Discrete) else "gaussian"
+    if kind != "gaussian" and initial_std != 1:
+        raise ValueError(f"initial_std={initial_std} must be 1: only a Gaussian policy has one")
     if kind == "categorical":
         return categorical_mlp(obs_shape, action_space, hidden_sizes, context_size)
     if kind == "gaussian":
-        return gaussian_mlp(obs_shape, action_space, hidden_sizes, context_size=context_size)
+        return gaussian_mlp(obs_shape, action_space, hidden_sizes, initial_std, context_size)
     checks.each_at_least("obs_shape", obs_shape, 0)
     if context_size != 0:
         raise ValueError(f"context_size={context_size} must be 0: softmax_linear takes no context")

@@ -39,6 +39,13 @@ def test_a_context_is_adapted_but_not_learned():
     assert jnp.all(part["context"] == 1)
 
 
+def test_the_first_standard_deviation_is_the_configured_one(family):
+    state = maml(family, Config(initial_std=0.25)).init(jax.random.key(0))
+    np.testing.assert_allclose(jnp.exp(state.meta.params["head"]["log_std"]), 0.25, rtol=1e-6)
+    with pytest.raises(ValueError, match="initial_std=0"):
+        Config(initial_std=0.0)
+
+
 def test_descent_goes_down_the_gradient_and_is_clipped():
     hyper = Hyper(learning_rate=0.1, max_grad_norm=1.0)
     meta = Meta({"w": jnp.array([3.0, 4.0])}, jnp.asarray(0.5), hyper)

@@ -119,6 +119,15 @@ def test_unknown_policy_and_sizes_are_refused():
         networks.gaussian_mlp((4,), BOX, initial_std=0)
 
 
+def test_only_a_gaussian_policy_is_given_a_standard_deviation():
+    policy = networks.default_policy("mlp", (4,), BOX, (8,), initial_std=0.5)
+    log_std = policy.init(jax.random.key(0))["head"]["log_std"]
+    np.testing.assert_allclose(jnp.exp(log_std), 0.5, rtol=1e-6)
+    for kind in ("mlp", "softmax_linear"):
+        with pytest.raises(ValueError, match="initial_std=0.5 must be 1"):
+            networks.default_policy(kind, (4,), DISCRETE, (8,), initial_std=0.5)
+
+
 def test_gaussian_is_in_units_of_the_action_space():
     policy = networks.gaussian_mlp((4,), BOX, (8,), initial_std=0.5)
     params = policy.init(jax.random.key(0))
