@@ -82,101 +82,109 @@ def folded(search: Search) -> jax.Array:
     """The weights on observations as they are."""
     std = jnp.sqrt(search.square - search.mean**2 + 1e-4)  # what never changes has a scale, too
     weights = search.weights[..., :-1] / std[None, None]
-    return jnp.concatenate([weights, search.weights[..., -1:] - (weights @ search.mean)[..., None]], -1)
+    return jnp.concatenate(
+        [weights, search.weights[..., -1:] - (weights @ search.mean)[..., None]], -1
+    )
 
 
-def episode(
-    key: jax.Array, weights: jax.Array, task: Any, family: TaskFamily
-) -> tuple[jax.Array, jax.Array]:
-    """Return ``[]`` and, of what the policies saw, ``[3, O]``: sum, sum of squares and number.
+class Episode(NamedTuple):
+    """What is known of an episode."""
 
-    Unlike `rollout`, which resets at every step, it ends once.
-    """
+    value: jax.Array  # [], its return
+    moments: jax.Array  # [3, O], of what policies saw: sum, sum of squares and number
+    used: jax.Array  # [K], bool, the policies that were mixed in at all
+
+
+def episode(key: jax.Array, weights: jax.Array, task: Any, family: TaskFamily) -> Episode:
+    """One episode of the weights ``[K, A, O + 1]``; unlike `rollout`, which resets at every step, it ends once."""
     env = family.env
     obs, state = env.reset_env(key, task)
 
     def step(carry: tuple, _: None) -> tuple:
         obs, state, alive = carry
+        view = env.kind.view(task, obs)
         action = locomotion.linear_action(weights, task, obs, kind=env.kind)
-        seen = env.kind.view(task, obs).obs
         obs, state, reward, terminated, _ = env.step_env(key, state, action, task)
-        moments = jnp.stack([seen, seen**2, jnp.ones_like(seen)])
-        return (obs, state, alive & ~terminated), (alive * reward, alive * moments)
+        moments = jnp.stack([view.obs, view.obs**2, jnp.ones_like(view.obs)])
+        seen = Episode(alive * reward, alive * moments, alive & (view.mixture != 0))
+        return (obs, state, alive & ~terminated), seen
 
-    _, (rewards, moments) = jax.lax.scan(
-        step, (obs, state, jnp.ones((), bool)), length=family.horizon
-    )
-    return rewards.sum(), moments.sum(0)
+    _, seen = jax.lax.scan(step, (obs, state, jnp.ones((), bool)), length=family.horizon)
+    return Episode(seen.value.sum(), seen.moments.sum(0), seen.used.any(0))
 
 
-def step(search: Search, key: jax.Array, *, main: Main, family: TaskFamily) -> tuple[Search, Any]:
-    """A generation: ``(search, mean return)``."""
-    env = family.env
+def generation(search: Search, key: jax.Array, *, main: Main, family: TaskFamily) -> Search:
+    """The search after one more step."""
 
-    def pair(key: jax.Array) -> tuple:
+    def pair(key: jax.Array) -> tuple[jax.Array, Episode]:
         noise_key, task_key, episode_key = jax.random.split(key, 3)
         task = family.train(task_key)
         noise = evolution.perturbation(noise_key, search.weights, main.noise_std)
-        # A policy that the task leaves out would only be moved at random.
-        mixture = env.kind.view(task, env.reset_env(episode_key, task)[0]).mixture
-        noise = noise * (mixture != 0)[:, None, None]
         both = evolution.antithetic(search.weights, noise)
-        fitness, moments = jax.vmap(
-            lambda weights: episode(episode_key, folded(search._replace(weights=weights)), task, family)
+        lived = jax.vmap(
+            lambda weights: episode(
+                episode_key, folded(search._replace(weights=weights)), task, family
+            )
         )(both)
-        return noise, fitness, moments.sum(0)
+        # Of policies that were left out the return says nothing.
+        return noise * lived.used.any(0)[:, None, None], lived
 
-    noise, fitness, moments = jax.vmap(pair)(jax.random.split(key, main.num_pairs))
-    difference = fitness[:, 0] - fitness[:, 1]
-    direction = jnp.tensordot(difference / (jnp.std(difference) + 1e-8), noise / main.noise_std, 1)
-    total, squares, number = moments.sum(0)
-    rate = 1 / (search.generation + 1)
+    noise, lived = jax.vmap(pair)(jax.random.split(key, main.num_pairs))
+    difference = lived.value[:, 0] - lived.value[:, 1]
+    weight = difference / (jnp.std(difference) + 1e-8)
+    direction = jnp.tensordot(weight, noise / main.noise_std, 1) / main.num_pairs
     step_size = main.step_size * (1 - search.generation / main.num_generations)
-    after = Search(
-        search.weights + step_size / main.num_pairs * direction,
+    total, squares, number = lived.moments.sum((0, 1))
+    rate = 1 / (search.generation + 1)
+    return Search(
+        search.weights + step_size * direction,
         search.mean + rate * (total / number - search.mean),
         search.square + rate * (squares / number - search.square),
         search.generation + 1,
     )
-    return after, fitness.mean()
+
+
+def begin(family: TaskFamily) -> Search:
+    """Weights of zero, on observations as they are."""
+    task = family.env.default_params
+    obs, _ = family.env.reset_env(jax.random.key(0), task)
+    view = family.env.kind.view(task, obs)
+    seen = len(view.obs)
+    weights = jnp.zeros((len(view.mixture), *family.action_space.shape, seen + 1))
+    return Search(weights, jnp.zeros(seen), jnp.ones(seen), jnp.zeros(()))
 
 
 def main(main: Main) -> None:
     training.enable_compilation_cache()
     main.output.mkdir(parents=True, exist_ok=True)
     family = tasks.make(main.family, horizon=main.horizon)
-    task = family.env.default_params
-    obs, _ = family.env.reset_env(jax.random.key(0), task)
-    view = family.env.kind.view(task, obs)
-    num_policies, num_seen, num_actions = len(view.mixture), len(view.obs), family.action_space.shape[0]
-    search = Search(
-        jnp.zeros((num_policies, num_actions, num_seen + 1)),
-        jnp.zeros(num_seen),
-        jnp.ones(num_seen),
-        jnp.zeros(()),
-    )
+    search_key, task_key, episode_key = jax.random.split(jax.random.key(main.seed), 3)
 
     @jax.jit
-    def advance(search: Search, keys: jax.Array) -> tuple:
-        return jax.lax.scan(lambda s, key: step(s, key, main=main, family=family), search, keys)
+    def advance(search: Search, keys: jax.Array) -> Search:
+        return jax.lax.scan(
+            lambda search, key: (generation(search, key, main=main, family=family), None),
+            search,
+            keys,
+        )[0]
 
     @jax.jit
-    def judge(search: Search) -> jax.Array:
-        key = jax.random.key(main.seed)
-        drawn = tasks.sample_tasks(key, family, main.num_tasks, split="train")
-        keys = jax.random.split(key, main.num_tasks)
-        return jax.vmap(lambda key, task: episode(key, folded(search), task, family)[0])(keys, drawn)
+    def judge(weights: jax.Array) -> jax.Array:
+        drawn = tasks.sample_tasks(task_key, family, main.num_tasks, split="train")
+        keys = jax.random.split(episode_key, main.num_tasks)
+        return jax.vmap(lambda key, task: episode(key, weights, task, family).value)(keys, drawn)
 
-    keys = jax.random.split(jax.random.key(main.seed + 1), main.num_generations)
+    search, keys = begin(family), jax.random.split(search_key, main.num_generations)
     best, started = -np.inf, time.monotonic()
     for done in range(0, main.num_generations, main.judge_every):
-        search, lived = advance(search, keys[done : done + main.judge_every])
-        returns = np.asarray(judge(search))
+        search = advance(search, keys[done : done + main.judge_every])
+        weights = folded(search)
+        returns = np.asarray(judge(weights))
         if returns.mean() > best:
             best = returns.mean()
-            np.save(main.output / f"{main.family}.npy", np.asarray(folded(search), np.float32))
+            np.save(main.output / f"{main.family}.npy", np.asarray(weights, np.float32))
         print(
-            f"{done + len(lived)} generations, {time.monotonic() - started:.0f} s: "
+            f"{int(search.generation)} generations, {time.monotonic() - started:.0f} s: "
             f"{returns.mean():.4g} (worst {returns.min():.4g}; best so far {best:.4g})",
             file=sys.stderr,
             flush=True,

@@ -7,6 +7,10 @@ al. 2021, "Brax: a differentiable physics engine for large scale rigid body simu
 those papers but for the ant's cost of contacts, which Brax does not measure. What is to be done is never
 observed; only rewards tell.
 
+Each family has an expert for the physics `spring`: a mixture of linear policies, told the task
+(`linear_action`), whose weights ``benchmarks/experts.py`` found by augmented random search (Mania et al. 2018,
+"Simple random search provides a competitive approach to reinforcement learning"). None is proven optimal.
+
 Needs Brax: ``pip install "jaxmeta[brax]"``.
 """
 
@@ -283,7 +287,7 @@ def _ant_view(direction: jax.Array, obs: jax.Array) -> tuple[jax.Array, jax.Arra
 
 
 def _view_of_heading(task: Heading, obs: jax.Array) -> View:
-    """One policy, to run along x; others are its mirror images."""
+    """One policy, to run along x."""
     seen, turn = _ant_view(task.heading, jnp.concatenate([jnp.zeros(2), obs]))
     return View(jnp.ones(1), seen[2:], turn)
 
@@ -396,6 +400,7 @@ def half_cheetah_direction(*, horizon: int = 200, backend: Backend = "spring") -
 
     A step earns the velocity that way, in metres a second, less 0.05 times the sum of the squared
     actions. There are only these two tasks. Out of distribution it is forward with a probability of 0.9.
+    The expert has a linear policy for each.
 
     Args:
         horizon: Time limit of an episode, in steps of 0.05 seconds.
@@ -423,7 +428,7 @@ def half_cheetah_velocity(*, horizon: int = 200, backend: Backend = "spring") ->
     """The half-cheetah that is to run at a speed, uniform in [0, 2] metres a second for train and test.
 
     A step earns minus the distance from it, less 0.05 times the sum of the squared actions. Out of
-    distribution the speed is uniform in [2, 3].
+    distribution the speed is uniform in [2, 3]. The expert's weights are linear in the speed.
 
     Args:
         horizon: Time limit of an episode, in steps of 0.05 seconds.
@@ -447,7 +452,8 @@ def ant_direction(*, horizon: int = 200, backend: Backend = "spring") -> TaskFam
     """The ant that is to run forward or backward, either as likely for train and test.
 
     A step earns the velocity that way, in metres a second, and 1, less 0.5 times the sum of the squared
-    actions; a fall ends the episode. Out of distribution any heading is as likely.
+    actions; a fall ends the episode. Out of distribution any heading is as likely. The expert is one linear policy,
+    to run along x, of an ant turned so that this is the axis nearest to its heading: of four, as it has legs.
 
     Args:
         horizon: Time limit of an episode, in steps of 0.05 seconds.
@@ -471,7 +477,8 @@ def ant_goal(*, horizon: int = 200, backend: Backend = "spring") -> TaskFamily:
 
     A step earns minus the distance left, that along x plus that along y in metres, less 0.1 times the sum
     of the squared actions; nothing ends the episode. Where the ant is is observed. Out of distribution
-    places are uniform between 3 and 4.5 metres from the start.
+    places are uniform between 3 and 4.5 metres from the start. The expert runs along the axis nearest to the
+    way left, as `ant_direction`'s does, and mixes two linear policies: to go and, the nearer, to stay.
 
     Args:
         horizon: Time limit of an episode, in steps of 0.05 seconds.
@@ -506,7 +513,7 @@ def walker_params(
     actions; a fall ends the episode. Every link has a factor of its own on its mass and moment of inertia
     (which `spring` takes to be 1, whatever the link), and friction one: log-uniform in [1/scale, scale] for
     train and test. Out of distribution every factor lies outside that range, on either side of it, up to
-    a factor of sqrt(scale) further.
+    a factor of sqrt(scale) further. The expert is one linear policy for all bodies.
 
     Args:
         horizon: Time limit of an episode, in steps of 0.008 seconds.
