@@ -43,6 +43,8 @@ class Main:
     family: Annotated[str, tyro.conf.Positional]
     output: Path = locomotion.EXPERTS
     """Folder of the weights."""
+    start: Path | None = None
+    """File of weights to begin from; None begins with zeros."""
     num_generations: int = 200
     """Steps of the search."""
     num_pairs: int = 64
@@ -51,6 +53,8 @@ class Main:
     """Standard deviation of a perturbation, of weights on normalised observations."""
     step_size: float = 0.3
     """Of the mean perturbation, each weighted by its standardised difference in return; falls linearly to zero."""
+    forgiven: float = 0.0
+    """Share of the control cost that is not charged at first; it falls to none half-way, linearly."""
     horizon: int = 200
     """Length of an episode, in steps."""
     judge_every: int = 10
@@ -66,6 +70,7 @@ class Main:
             checks.at_least(name, getattr(self, name), 1)
         for name in ("noise_std", "step_size"):
             checks.between(name, getattr(self, name), 1e-6, 10)
+        checks.between("forgiven", self.forgiven, 0, 1)
         checks.at_least("seed", self.seed, 0)
 
 
@@ -78,13 +83,26 @@ class Search(NamedTuple):
     generation: jax.Array  # []
 
 
+def std(search: Search) -> jax.Array:
+    """Of what policies saw, ``[O]``; what never changes has some, too."""
+    return jnp.sqrt(search.square - search.mean**2 + 1e-4)
+
+
 def folded(search: Search) -> jax.Array:
     """The weights on observations as they are."""
-    std = jnp.sqrt(search.square - search.mean**2 + 1e-4)  # what never changes has a scale, too
-    weights = search.weights[..., :-1] / std[None, None]
+    weights = search.weights[..., :-1] / std(search)[None, None]
     return jnp.concatenate(
         [weights, search.weights[..., -1:] - (weights @ search.mean)[..., None]], -1
     )
+
+
+def unfolded(weights: jax.Array, lived: "Episode") -> Search:
+    """A search that begins from weights on observations as they are, by episodes ``[M]`` of theirs."""
+    total, squares, number = lived.moments.sum(0)
+    search = Search(weights, total / number, squares / number, jnp.zeros(()))
+    shift = weights[..., -1:] + (weights[..., :-1] @ search.mean)[..., None]
+    scaled = weights[..., :-1] * std(search)[None, None]
+    return search._replace(weights=jnp.concatenate([scaled, shift], -1))
 
 
 class Episode(NamedTuple):
@@ -95,7 +113,14 @@ class Episode(NamedTuple):
     used: jax.Array  # [K], bool, the policies that were mixed in at all
 
 
-def episode(key: jax.Array, weights: jax.Array, task: Any, family: TaskFamily) -> Episode:
+def episode(
+    key: jax.Array,
+    weights: jax.Array,
+    task: Any,
+    *,
+    family: TaskFamily,
+    forgiven: jax.Array | float = 0.0,
+) -> Episode:
     """One episode of the weights ``[K, A, O + 1]``; unlike `rollout`, which resets at every step, it ends once."""
     env = family.env
     obs, state = env.reset_env(key, task)
@@ -105,6 +130,7 @@ def episode(key: jax.Array, weights: jax.Array, task: Any, family: TaskFamily) -
         view = env.kind.view(task, obs)
         action = locomotion.linear_action(weights, task, obs, kind=env.kind)
         obs, state, reward, terminated, _ = env.step_env(key, state, action, task)
+        reward += forgiven * env.kind.control_cost * jnp.sum(action**2)
         moments = jnp.stack([view.obs, view.obs**2, jnp.ones_like(view.obs)])
         seen = Episode(alive * reward, alive * moments, alive & (view.mixture != 0))
         return (obs, state, alive & ~terminated), seen
@@ -115,6 +141,8 @@ def episode(key: jax.Array, weights: jax.Array, task: Any, family: TaskFamily) -
 
 def generation(search: Search, key: jax.Array, *, main: Main, family: TaskFamily) -> Search:
     """The search after one more step."""
+    progress = search.generation / main.num_generations
+    forgiven = main.forgiven * jnp.maximum(1 - 2 * progress, 0)
 
     def pair(key: jax.Array) -> tuple[jax.Array, Episode]:
         noise_key, task_key, episode_key = jax.random.split(key, 3)
@@ -123,7 +151,11 @@ def generation(search: Search, key: jax.Array, *, main: Main, family: TaskFamily
         both = evolution.antithetic(search.weights, noise)
         lived = jax.vmap(
             lambda weights: episode(
-                episode_key, folded(search._replace(weights=weights)), task, family
+                episode_key,
+                folded(search._replace(weights=weights)),
+                task,
+                family=family,
+                forgiven=forgiven,
             )
         )(both)
         # Of policies that were left out the return says nothing.
@@ -133,25 +165,28 @@ def generation(search: Search, key: jax.Array, *, main: Main, family: TaskFamily
     difference = lived.value[:, 0] - lived.value[:, 1]
     weight = difference / (jnp.std(difference) + 1e-8)
     direction = jnp.tensordot(weight, noise / main.noise_std, 1) / main.num_pairs
-    step_size = main.step_size * (1 - search.generation / main.num_generations)
     total, squares, number = lived.moments.sum((0, 1))
     rate = 1 / (search.generation + 1)
     return Search(
-        search.weights + step_size * direction,
+        search.weights + main.step_size * (1 - progress) * direction,
         search.mean + rate * (total / number - search.mean),
         search.square + rate * (squares / number - search.square),
         search.generation + 1,
     )
 
 
-def begin(family: TaskFamily) -> Search:
-    """Weights of zero, on observations as they are."""
+def first(family: TaskFamily, start: Path | None) -> np.ndarray:
+    """The weights to begin from, ``[K, A, O + 1]``."""
     task = family.env.default_params
     obs, _ = family.env.reset_env(jax.random.key(0), task)
     view = family.env.kind.view(task, obs)
-    seen = len(view.obs)
-    weights = jnp.zeros((len(view.mixture), *family.action_space.shape, seen + 1))
-    return Search(weights, jnp.zeros(seen), jnp.ones(seen), jnp.zeros(()))
+    shape = len(view.mixture), *family.action_space.shape, len(view.obs) + 1
+    if start is None:
+        return np.zeros(shape, np.float32)
+    weights = np.load(start)
+    if weights.shape != shape:
+        raise ValueError(f"start={start} has weights of shape {weights.shape}, not {shape}")
+    return weights
 
 
 def main(main: Main) -> None:
@@ -169,17 +204,19 @@ def main(main: Main) -> None:
         )[0]
 
     @jax.jit
-    def judge(weights: jax.Array) -> jax.Array:
+    def judge(weights: jax.Array) -> Episode:
         drawn = tasks.sample_tasks(task_key, family, main.num_tasks, split="train")
         keys = jax.random.split(episode_key, main.num_tasks)
-        return jax.vmap(lambda key, task: episode(key, weights, task, family).value)(keys, drawn)
+        return jax.vmap(lambda key, task: episode(key, weights, task, family=family))(keys, drawn)
 
-    search, keys = begin(family), jax.random.split(search_key, main.num_generations)
+    weights = jnp.asarray(first(family, main.start))
+    search = unfolded(weights, judge(weights))
+    keys = jax.random.split(search_key, main.num_generations)
     best, started = -np.inf, time.monotonic()
     for done in range(0, main.num_generations, main.judge_every):
         search = advance(search, keys[done : done + main.judge_every])
         weights = folded(search)
-        returns = np.asarray(judge(weights))
+        returns = np.asarray(judge(weights).value)
         if returns.mean() > best:
             best = returns.mean()
             np.save(main.output / f"{main.family}.npy", np.asarray(weights, np.float32))
