@@ -1,13 +1,15 @@
 """Searches for the experts of the legged bodies, which `jaxmeta.tasks.locomotion` ships.
 
-    python benchmarks/experts.py half_cheetah_direction
+    python benchmarks/experts.py half_cheetah_direction  # likewise half_cheetah_velocity and walker_params
+    python benchmarks/experts.py ant_goal --horizon 100 --step-size 0.2
 
 An expert is told the task and is a mixture of linear policies (`locomotion.linear_action`). Its weights are
 found by augmented random search, as of Mania et al. 2018, "Simple random search provides a competitive
 approach to reinforcement learning": antithetic pairs of perturbed weights live one episode each, of the same
 task from the same start, and a step goes along the mean perturbation, each weighted by the pair's difference
 in return over those differences' standard deviation. Observations are normalised by their running mean and
-standard deviation, which end up in the weights. All pairs count: the best of tasks would be the easiest.
+standard deviation, which end up in the weights. All pairs count: tasks differ in what can be earned, and the
+best pairs would be those of the easiest.
 
 Every few generations the weights are judged on training tasks of their own, always the same; the best
 are left as FAMILY.npy in --output, and what was there is replaced.
@@ -45,7 +47,7 @@ class Main:
     """Folder of the weights."""
     start: Path | None = None
     """File of weights to begin from; None begins with zeros."""
-    num_generations: int = 200
+    num_generations: int = 100
     """Steps of the search."""
     num_pairs: int = 64
     """Perturbations in a generation; each is added and taken away."""

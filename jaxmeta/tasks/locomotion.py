@@ -7,9 +7,9 @@ al. 2021, "Brax: a differentiable physics engine for large scale rigid body simu
 those papers but for the ant's cost of contacts, which Brax does not measure. What is to be done is never
 observed; only rewards tell.
 
-Each family has an expert for the physics `spring`: a mixture of linear policies, told the task
-(`linear_action`), whose weights ``benchmarks/experts.py`` found by augmented random search (Mania et al. 2018,
-"Simple random search provides a competitive approach to reinforcement learning"). None is proven optimal.
+Each family but `ant_direction` has an expert for the physics `spring`: a mixture of linear policies, told the
+task (`linear_action`), whose weights ``benchmarks/experts.py`` found by augmented random search (Mania et al.
+2018, "Simple random search provides a competitive approach to reinforcement learning"). None is proven optimal.
 
 Needs Brax: ``pip install "jaxmeta[brax]"``.
 """
@@ -452,8 +452,8 @@ def ant_direction(*, horizon: int = 200, backend: Backend = "spring") -> TaskFam
     """The ant that is to run forward or backward, either as likely for train and test.
 
     A step earns the velocity that way, in metres a second, and 1, less 0.5 times the sum of the squared
-    actions; a fall ends the episode. Out of distribution any heading is as likely. The expert is one linear policy,
-    to run along x, of an ant turned so that this is the axis nearest to its heading: of four, as it has legs.
+    actions; a fall ends the episode. Out of distribution any heading is as likely. It has no expert:
+    the search found none that is far above standing still, which earns 1 a step.
 
     Args:
         horizon: Time limit of an episode, in steps of 0.05 seconds.
@@ -477,8 +477,9 @@ def ant_goal(*, horizon: int = 200, backend: Backend = "spring") -> TaskFamily:
 
     A step earns minus the distance left, that along x plus that along y in metres, less 0.1 times the sum
     of the squared actions; nothing ends the episode. Where the ant is is observed. Out of distribution
-    places are uniform between 3 and 4.5 metres from the start. The expert runs along the axis nearest to the
-    way left, as `ant_direction`'s does, and mixes two linear policies: to go and, the nearer, to stay.
+    places are uniform between 3 and 4.5 metres from the start. The expert mixes
+    two linear policies, to go and, the nearer, to stay, of an ant turned so that of four axes, as it has legs,
+    the one nearest to the way left is x.
 
     Args:
         horizon: Time limit of an episode, in steps of 0.05 seconds.
