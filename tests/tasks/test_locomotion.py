@@ -247,7 +247,8 @@ LEAST = {
 def test_the_cheetah_s_expert_runs_both_ways():
     family = tasks.make("half_cheetah_direction", horizon=40)
     returns, size = lived_by(family.expert_action, family, 6)
-    assert returns.min() > 10
+    assert returns.mean() > 40
+    assert returns.min() > 0
     assert size.max() <= 1
 
 
@@ -275,15 +276,15 @@ def test_an_expert_is_one_for_the_physics_that_it_was_found_in(name):
 
 def test_an_expert_is_a_mixture_of_linear_policies_with_their_constants():
     """By hand, of two policies with two actions that see two numbers."""
-    weights = jnp.array([[[1.0, 0.0, 0.5], [0.0, 1.0, 0.0]], [[0.0, -1.0, 0.25], [3.0, 0.0, 1.0]]])
+    weights = jnp.array([[[1.0, 0.0, 0.5], [0.0, 1.0, 0.0]], [[0.0, -1.0, 0.25], [30.0, 0.0, 1.0]]])
 
     def view(task, obs):
         return locomotion.View(jnp.array([1.0, task]), obs)
 
     kind = dataclasses.replace(locomotion.WALKER_PARAMS, view=view)
     obs = jnp.array([0.1, -0.2])
-    action = locomotion.linear_action(weights, 2.0, obs, kind=kind)
-    np.testing.assert_allclose(action, [0.1 + 0.5 + 2 * (0.2 + 0.25), 1.0], rtol=1e-6)
+    action = locomotion.linear_action(weights, 0.5, obs, kind=kind)
+    np.testing.assert_allclose(action, [0.1 + 0.5 + 0.5 * (0.2 + 0.25), 1.0], rtol=1e-6)
     kind = dataclasses.replace(
         kind, view=lambda *x: view(*x)._replace(turn=jnp.array([[0.0, -1.0], [1.0, 0.0]]))
     )
