@@ -5,7 +5,7 @@
 
 For each family: what varies, what is observed and done, the time limit, and the mean returns of the random
 agent and of the reference agent, which is told the task (optimal where the optimum is known, else a
-hand-written controller), on held-out tasks. Leaves table.md, results.json and, for each family, a picture of
+controller, hand-written or searched for), on held-out tasks. Leaves table.md, results.json and, for each family, a picture of
 a rollout in a held-out task. A family whose package is not installed is left out and named.
 """
 
@@ -20,7 +20,7 @@ import tyro
 from gymnax.environments import spaces
 
 from jaxmeta import adaptation, checks, evaluation, plotting, reports, tasks, training
-from jaxmeta.tasks import TaskFamily
+from jaxmeta.tasks import TaskFamily, locomotion
 from jaxmeta.types import Trajectory
 
 
@@ -73,9 +73,6 @@ def row(name: str, family: TaskFamily, returns: dict[str, np.ndarray]) -> dict[s
     actions = f"{space.n}" if isinstance(space, spaces.Discrete) else f"{space.shape[0]} continuous"
     shape = " × ".join(map(str, family.observation_shape)) or "1"
     reference = returns.get("reference")
-    kind = (
-        "" if reference is None else (" (optimal)" if optimum_known(family) else " (hand-written)")
-    )
     return {
         "family": f"`{name}`",
         "what it is": tasks.describe(name),
@@ -83,12 +80,19 @@ def row(name: str, family: TaskFamily, returns: dict[str, np.ndarray]) -> dict[s
         "actions": actions,
         "steps": f"{family.horizon}",
         "random": shown(returns["random"]),
-        "told the task": "" if reference is None else shown(reference) + kind,
+        "told the task": "" if reference is None else f"{shown(reference)} ({source(family)})",
     }
 
 
 def shown(returns: np.ndarray) -> str:
     return f"{round(float(returns.mean()), 3):.4g}"
+
+
+def source(family: TaskFamily) -> str:
+    """Where the reference agent is from, in a word."""
+    if optimum_known(family):
+        return "optimal"
+    return "searched" if isinstance(family.env, locomotion.Locomotion) else "hand-written"
 
 
 def optimum_known(family: TaskFamily) -> bool:

@@ -159,12 +159,12 @@ def optimal_returns(key: jax.Array, tasks: Task, *, family: TaskFamily) -> jax.A
 def expert_returns(
     key: jax.Array, tasks: Task, *, family: TaskFamily, num_streams: int = 20
 ) -> jax.Array:
-    """Mean return of the family's hand-written controller, which is told the task, ``[M]``.
+    """Mean return of the family's expert, which is told the task, ``[M]``.
 
     It is good, not proven optimal: a learner may do better.
 
     Raises:
-        ValueError: the family has no such controller.
+        ValueError: the family has none.
     """
     expert_action = family.expert_action
     if expert_action is None:

@@ -583,6 +583,7 @@ COMMANDS = {
     "algorithms": ["Main"],
     "endurance": ["Kill", "Long"],
     "estimators": ["Main"],
+    "experts": ["Main"],
     "families": ["Main"],
     "fields": ["Main"],
     "learned_objective": ["Train", "Memory"],
@@ -676,6 +677,7 @@ def test_a_wrong_option_is_refused_by_name(name, command):
     if not known:
         return
     needed = {
+        "experts": ["ant_goal"],
         "pretrain": ["maml-navigation"],
         "ledger": ["runs/x", "--name", "x"] * (command == "Add"),
     }

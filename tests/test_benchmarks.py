@@ -1,5 +1,6 @@
 """The scripts as a user runs them, small; those that answer a question each are slow, for each compiles a lot."""
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -556,6 +557,26 @@ def test_families_study(tmp_path):
         assert matplotlib.image.imread(tmp_path / "out" / f"{name}.png").shape[1] == 1080
     assert "| `catch` | Catch, the same task in every split" in result.stdout
     assert "(hand-written)" in result.stdout
+
+
+@pytest.mark.slow
+def test_search_for_an_expert(tmp_path):
+    """Weights that act as they should, whatever they are worth so far; the best that were judged are kept."""
+    if importlib.util.find_spec("brax") is None:
+        pytest.skip("Brax is not installed")
+    small = "--num-generations 5 --judge-every 2 --num-pairs 8 --horizon 20 --num-tasks 4".split()
+    result = run("experts.py", "half_cheetah_direction", *small, "--output", "out", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    lines = [x for x in result.stderr.splitlines() if "generations" in x]
+    assert [int(x.split()[0]) for x in lines] == [2, 4, 5]
+    weights = np.load(tmp_path / "out" / "half_cheetah_direction.npy")
+    assert weights.shape == (2, 6, 18)
+    assert weights.dtype == np.float32
+    assert np.all(np.isfinite(weights))
+    assert np.all(np.abs(weights).max(axis=(1, 2)) > 0)
+    refused = run("experts.py", "half_cheetah", cwd=tmp_path)
+    assert "did you mean 'half_cheetah_velocity'" in refused.stderr
+    assert "Traceback" not in refused.stderr
 
 
 @pytest.mark.slow

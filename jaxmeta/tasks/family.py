@@ -35,8 +35,8 @@ class TaskFamily:
             form exists.
         optimal_return: ``task -> expected return`` of an episode under an optimal policy told the task,
             where it is computed exactly; for families whose optimal policy needs more than ``obs``.
-        expert_action: ``(task, obs) -> action`` of a good controller told the task, where no optimum is
-            known: a mark to measure by, not a bound.
+        expert_action: ``(task, obs) -> action`` of a good controller told the task, hand-written or searched
+            for, where no optimum is known: a mark to measure by, not a bound.
         action_features: ``obs -> φ(s, ·) [A, F]``: what softmax-linear policies, π(a|s) ∝ exp(φ(s, a)·θ), see of
             the A actions; None is the observation in a block of features for each action.
     """

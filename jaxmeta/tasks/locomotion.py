@@ -7,6 +7,10 @@ al. 2021, "Brax: a differentiable physics engine for large scale rigid body simu
 those papers but for the ant's cost of contacts, which Brax does not measure. What is to be done is never
 observed; only rewards tell.
 
+Each family but `ant_direction` has an expert for the physics `spring`: a mixture of linear policies, told the
+task (`linear_action`), whose weights ``benchmarks/experts.py`` found by augmented random search (Mania et al.
+2018, "Simple random search provides a competitive approach to reinforcement learning"). None is proven optimal.
+
 Needs Brax: ``pip install "jaxmeta[brax]"``.
 """
 
@@ -17,15 +21,18 @@ import functools
 import math
 import warnings
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+import scipy.linalg
 from flax import struct
 from gymnax.environments import environment, spaces
 
 from jaxmeta import checks
-from jaxmeta.tasks.family import Sampler, TaskFamily
+from jaxmeta.tasks.family import Controller, Sampler, TaskFamily
 from jaxmeta.types import Task
 
 Backend = Literal["spring", "generalized"]
@@ -41,6 +48,9 @@ FARTHEST, FARTHER = 3.0, 4.5
 OUT_OF_DISTRIBUTION_PROBABILITY = 0.9
 
 NUM_WALKER_LINKS = 7
+
+EXPERTS = Path(__file__).parent / "experts"
+"""Folder of the experts' weights, a file a family."""
 
 
 @struct.dataclass
@@ -86,6 +96,14 @@ class Motion(NamedTuple):
     velocity: jax.Array  # [2], on average, in metres a second
 
 
+class View(NamedTuple):
+    """What an expert makes of task and observation before anything linear."""
+
+    mixture: jax.Array  # [K], of the linear policies
+    obs: jax.Array  # [O], what they see
+    turn: jax.Array | None = None  # [A, A], of what they do; None leaves it as it is
+
+
 @dataclasses.dataclass(frozen=True)
 class Kind:
     """What the families differ in.
@@ -94,6 +112,7 @@ class Kind:
         body: Brax's name of the body.
         task: Makes the default task.
         earned: ``(task, motion) -> reward``, less the rest.
+        view: ``(task, obs) -> View``, see `linear_action`.
         control_cost: Charged at every step, times the sum of the squared actions.
         alive: Earned at every step.
         falls: Whether a fall ends the episode.
@@ -104,6 +123,7 @@ class Kind:
     body: str
     task: Callable[[], Any]
     earned: Callable[[Any, Motion], jax.Array]
+    view: Callable[[Any, jax.Array], View]
     control_cost: float
     alive: float = 0.0
     falls: bool = False
@@ -239,10 +259,52 @@ def _with_physics(system: Any, task: WalkerBody) -> Any:
     )
 
 
+@functools.cache
+def _quarter_turns() -> tuple[np.ndarray, np.ndarray]:
+    """What 0 to 3 quarter turns, counter-clockwise, do to what the ant sees and does.
+
+    ``([4, 29, 29], [4, 8, 8])``. Turned once, each leg stands where the next one stood: with its joints
+    renamed, the ant is as it was. The ankles of neighbours bend about opposite axes.
+    """
+    legs = np.kron(np.roll(np.eye(4), 1, axis=0), np.eye(2))  # each of a hip and an ankle
+    joints = np.diag([1, 1, 1, -1, 1, 1, 1, -1]) @ legs
+    vector = np.array([[0, -1, 0], [1, 0, 0], [0, 0, 1]])
+    # Position and the quaternion's scalar, its vector, joints; velocities of all three.
+    seen = scipy.linalg.block_diag(vector, 1, vector, joints, vector, vector, joints)
+    motors = np.roll(joints, 2, axis=(0, 1))  # Brax lists the last leg's first
+    turned = (
+        np.stack([np.linalg.matrix_power(turn, k) for k in range(4)]) for turn in (seen, motors)
+    )
+    return next(turned), next(turned)
+
+
+def _ant_view(direction: jax.Array, obs: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """``obs [29]`` of an ant turned so that the axis nearest to ``direction [2]`` is x, and its `View.turn`."""
+    seen, motors = (jnp.asarray(turns, float) for turns in _quarter_turns())
+    angle = jnp.arctan2(direction[1], direction[0])
+    turns = jnp.round(angle / (math.pi / 2)).astype(int)
+    return seen[-turns % 4] @ obs, motors[turns % 4]
+
+
+def _view_of_heading(task: Heading, obs: jax.Array) -> View:
+    """One policy, to run along x."""
+    seen, turn = _ant_view(task.heading, jnp.concatenate([jnp.zeros(2), obs]))
+    return View(jnp.ones(1), seen[2:], turn)
+
+
+def _view_of_goal(task: Goal, obs: jax.Array) -> View:
+    """Two, to go and to stay; for its position they see the way left, as far as 1 metre."""
+    left = task.goal - obs[:2]
+    seen, turn = _ant_view(left, obs.at[:2].set(left))
+    near = jnp.clip(seen[:2], -1.0, 1.0)
+    return View(jnp.stack([near[0], 1.0 - near[0]]), seen.at[:2].set(near), turn)
+
+
 HALF_CHEETAH_DIRECTION = Kind(
     body="halfcheetah",
     task=lambda: Direction(jnp.ones(())),
     earned=lambda task, motion: task.direction * motion.velocity[0],
+    view=lambda task, obs: View(jnp.stack([task.direction > 0, task.direction < 0]), obs),
     control_cost=0.05,
 )
 
@@ -250,6 +312,7 @@ HALF_CHEETAH_VELOCITY = Kind(
     body="halfcheetah",
     task=lambda: Velocity(jnp.ones(())),
     earned=lambda task, motion: -jnp.abs(motion.velocity[0] - task.velocity),
+    view=lambda task, obs: View(jnp.stack([jnp.ones(()), task.velocity - FASTEST / 2]), obs),
     control_cost=0.05,
 )
 
@@ -257,6 +320,7 @@ ANT_DIRECTION = Kind(
     body="ant",
     task=lambda: Heading(jnp.array([1.0, 0.0])),
     earned=lambda task, motion: jnp.sum(task.heading * motion.velocity),
+    view=_view_of_heading,
     control_cost=0.5,
     alive=1.0,
     falls=True,
@@ -266,6 +330,7 @@ ANT_GOAL = Kind(
     body="ant",
     task=lambda: Goal(jnp.array([FARTHEST, 0.0])),
     earned=lambda task, motion: -jnp.sum(jnp.abs(motion.position - task.goal)),
+    view=_view_of_goal,
     control_cost=0.1,
     sees_position=True,
 )
@@ -274,11 +339,37 @@ WALKER_PARAMS = Kind(
     body="walker2d",
     task=lambda: WalkerBody(mass=jnp.ones(NUM_WALKER_LINKS), friction=jnp.ones(())),
     earned=lambda task, motion: motion.velocity[0],
+    view=lambda task, obs: View(jnp.ones(1), obs),
     control_cost=1e-3,
     alive=1.0,
     falls=True,
     altered=_with_physics,
 )
+
+
+def linear_action(weights: jax.Array, task: Task, obs: jax.Array, *, kind: Kind) -> jax.Array:
+    """A mixture of K linear policies, ``clip(Σ_k c_k (W_k o + b_k))``, ``[A]``.
+
+    Args:
+        weights: ``[K, A, O + 1]``, the last column b.
+        task: Which the mixture c is told.
+        obs: ``[O]``.
+        kind: Whose `View` it is.
+    """
+    view = kind.view(task, obs)
+    action = jnp.einsum("k,kao,o->a", view.mixture, weights, jnp.append(view.obs, 1.0))
+    if view.turn is not None:
+        action = view.turn @ action
+    return jnp.clip(action, -1.0, 1.0)
+
+
+def _expert(name: str, kind: Kind, backend: Backend) -> Controller | None:
+    """The policy whose weights are shipped, for the physics that they were found in."""
+    path = EXPERTS / f"{name}.npy"
+    if backend != "spring" or not path.exists():
+        return None
+    weights = np.load(path)
+    return lambda task, obs: linear_action(weights, task, obs, kind=kind)
 
 
 def _family(
@@ -300,6 +391,7 @@ def _family(
         train=train,
         test=train,
         out_of_distribution=out_of_distribution,
+        expert_action=_expert(name, kind, backend),
     )
 
 
@@ -308,6 +400,7 @@ def half_cheetah_direction(*, horizon: int = 200, backend: Backend = "spring") -
 
     A step earns the velocity that way, in metres a second, less 0.05 times the sum of the squared
     actions. There are only these two tasks. Out of distribution it is forward with a probability of 0.9.
+    The expert has a linear policy for each.
 
     Args:
         horizon: Time limit of an episode, in steps of 0.05 seconds.
@@ -335,7 +428,7 @@ def half_cheetah_velocity(*, horizon: int = 200, backend: Backend = "spring") ->
     """The half-cheetah that is to run at a speed, uniform in [0, 2] metres a second for train and test.
 
     A step earns minus the distance from it, less 0.05 times the sum of the squared actions. Out of
-    distribution the speed is uniform in [2, 3].
+    distribution the speed is uniform in [2, 3]. The expert's weights are linear in the speed.
 
     Args:
         horizon: Time limit of an episode, in steps of 0.05 seconds.
@@ -359,7 +452,8 @@ def ant_direction(*, horizon: int = 200, backend: Backend = "spring") -> TaskFam
     """The ant that is to run forward or backward, either as likely for train and test.
 
     A step earns the velocity that way, in metres a second, and 1, less 0.5 times the sum of the squared
-    actions; a fall ends the episode. Out of distribution any heading is as likely.
+    actions; a fall ends the episode. Out of distribution any heading is as likely. It has no expert:
+    the search found none that is far above standing still, which earns 1 a step.
 
     Args:
         horizon: Time limit of an episode, in steps of 0.05 seconds.
@@ -383,7 +477,9 @@ def ant_goal(*, horizon: int = 200, backend: Backend = "spring") -> TaskFamily:
 
     A step earns minus the distance left, that along x plus that along y in metres, less 0.1 times the sum
     of the squared actions; nothing ends the episode. Where the ant is is observed. Out of distribution
-    places are uniform between 3 and 4.5 metres from the start.
+    places are uniform between 3 and 4.5 metres from the start. The expert mixes
+    two linear policies, to go and, the nearer, to stay, of an ant turned so that of four axes, as it has legs,
+    the one nearest to the way left is x.
 
     Args:
         horizon: Time limit of an episode, in steps of 0.05 seconds.
@@ -418,7 +514,7 @@ def walker_params(
     actions; a fall ends the episode. Every link has a factor of its own on its mass and moment of inertia
     (which `spring` takes to be 1, whatever the link), and friction one: log-uniform in [1/scale, scale] for
     train and test. Out of distribution every factor lies outside that range, on either side of it, up to
-    a factor of sqrt(scale) further.
+    a factor of sqrt(scale) further. The expert is one linear policy for all bodies.
 
     Args:
         horizon: Time limit of an episode, in steps of 0.008 seconds.

@@ -1,5 +1,6 @@
 """Brax's dynamics through this library's environment; rewards by hand. Few programs: they compile slowly."""
 
+import dataclasses
 import functools
 import importlib.util
 import sys
@@ -211,6 +212,125 @@ def test_rewards_are_the_papers():
         (0.1, 0, False),
         (1e-3, 1, True),
     ]
+
+
+def lived_by(controller, family, num_tasks):
+    """Returns of an episode in each of some held-out tasks; what `evaluation` does, but quicker to compile."""
+
+    def episode(key, task):
+        obs, state = family.env.reset_env(key, task)
+
+        def step(carry, _):
+            obs, state, alive = carry
+            action = controller(task, obs)
+            obs, state, reward, terminated, _ = family.env.step_env(key, state, action, task)
+            return (obs, state, alive & ~terminated), (alive * reward, jnp.abs(action).max())
+
+        start = obs, state, jnp.ones((), bool)
+        _, (reward, size) = jax.lax.scan(step, start, length=family.horizon)
+        return reward.sum(), size.max()
+
+    drawn = tasks.sample_tasks(jax.random.key(3), family, num_tasks, split="test")
+    keys = jax.random.split(jax.random.key(4), num_tasks)
+    return jax.tree.map(np.asarray, jax.jit(jax.vmap(episode))(keys, drawn))
+
+
+LEAST = {
+    "half_cheetah_direction": 400.0,
+    "half_cheetah_velocity": -110.0,
+    "ant_goal": -250.0,
+    "walker_params": 480.0,
+}
+"""Mean returns that experts exceed; standing still earns about 0, -200, -500 and 200."""
+
+
+def test_the_cheetah_s_expert_runs_both_ways():
+    family = tasks.make("half_cheetah_direction", horizon=40)
+    returns, size = lived_by(family.expert_action, family, 6)
+    assert returns.mean() > 40
+    assert returns.min() > 0
+    assert size.max() <= 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "least"), LEAST.items())
+def test_experts_do_what_is_asked_in_held_out_tasks(name, least):
+    """Means of whole episodes; random actions and standing still are far below, as the README's table says."""
+    family = tasks.make(name)
+    returns, size = lived_by(family.expert_action, family, 20)
+    assert returns.mean() > least
+    assert size.max() <= 1
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_expert_is_one_for_the_physics_that_it_was_found_in(name):
+    assert tasks.make(name, backend="generalized").expert_action is None
+    family = tasks.make(name)
+    assert (family.expert_action is not None) == (name in LEAST)
+    if family.expert_action is not None:
+        task = family.train(jax.random.key(0))
+        action = family.expert_action(task, 100 * jnp.ones(family.observation_shape))
+        assert family.action_space.contains(action)
+        assert np.abs(action).max() == 1  # clipped
+
+
+def test_an_expert_is_a_mixture_of_linear_policies_with_their_constants():
+    """By hand, of two policies with two actions that see two numbers."""
+    weights = jnp.array([[[1.0, 0.0, 0.5], [0.0, 1.0, 0.0]], [[0.0, -1.0, 0.25], [30.0, 0.0, 1.0]]])
+
+    def view(task, obs):
+        return locomotion.View(jnp.array([1.0, task]), obs)
+
+    kind = dataclasses.replace(locomotion.WALKER_PARAMS, view=view)
+    obs = jnp.array([0.1, -0.2])
+    action = locomotion.linear_action(weights, 0.5, obs, kind=kind)
+    np.testing.assert_allclose(action, [0.1 + 0.5 + 0.5 * (0.2 + 0.25), 1.0], rtol=1e-6)
+    kind = dataclasses.replace(
+        kind, view=lambda *x: view(*x)._replace(turn=jnp.array([[0.0, -1.0], [1.0, 0.0]]))
+    )
+    turned = locomotion.linear_action(weights, 0.0, obs, kind=kind)
+    np.testing.assert_allclose(turned, [0.2, 0.6], rtol=1e-6)
+
+
+@pytest.mark.slow
+def test_the_ant_is_the_same_after_a_quarter_turn():
+    """Brax's dynamics from a pose, and from the same pose turned, with the motors renamed."""
+    body = tasks.make("ant_goal").env._standard_body()
+    seen, motors = (turns[1] for turns in locomotion._quarter_turns())
+    rng = np.random.default_rng(0)
+    pose = np.array(body.sys.init_q)
+    pose[7:] += rng.uniform(-0.2, 0.2, 8)
+    obs = np.concatenate([pose, rng.normal(scale=0.3, size=14)])
+    action = rng.uniform(-1, 1, 8)
+
+    def after(obs, action):
+        with locomotion._brax_at_work():
+            state = body.pipeline_init(obs[:15], obs[15:])
+            for _ in range(2):
+                state = body.pipeline_step(state, action)
+            return body._get_obs(state)
+
+    both = np.stack([obs, seen @ obs]), np.stack([action, motors @ action])
+    one, turned = np.asarray(jax.jit(jax.vmap(after))(*both))
+    np.testing.assert_allclose(seen @ one, turned, atol=0.05)
+    assert np.abs(one - turned).max() > 1
+
+
+def test_experts_of_ants_see_their_way_along_x():
+    """Whichever of the four axes is nearest to it; what they do is turned back."""
+    stand = jnp.zeros(27).at[0].set(0.5)
+    for turns, heading in enumerate([[0.8, 0.6], [-0.6, 0.8], [-0.8, -0.6], [0.6, -0.8]]):
+        heading = jnp.array(heading)
+        view = locomotion.ANT_DIRECTION.view(
+            locomotion.Heading(heading), stand.at[13:15].set(heading)
+        )
+        np.testing.assert_allclose(view.obs[:15], [*stand[:13].tolist(), 0.8, 0.6], atol=1e-6)
+        np.testing.assert_array_equal(view.turn, locomotion._quarter_turns()[1][turns])
+        place = jnp.array([5.0, -7.0])
+        goal = locomotion.Goal(place + 0.5 * heading)
+        view = locomotion.ANT_GOAL.view(goal, jnp.concatenate([place, stand]))
+        np.testing.assert_allclose(view.obs[:3], [0.4, 0.3, 0.5], atol=1e-6)
+        np.testing.assert_allclose(view.mixture, [0.4, 0.6], atol=1e-6)
 
 
 def drawn(name, split):
