@@ -236,7 +236,7 @@ def lived_by(controller, family, num_tasks):
 
 
 LEAST = {
-    "half_cheetah_direction": 400.0,
+    "half_cheetah_direction": 300.0,
     "half_cheetah_velocity": -110.0,
     "ant_goal": -250.0,
     "walker_params": 480.0,
