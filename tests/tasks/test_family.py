@@ -146,9 +146,9 @@ def test_a_task_survives_the_end_of_an_episode(name):
     first, second = jax.jit(jax.vmap(returns))(jax.random.split(jax.random.key(1), 40), drawn)[
         :, 0
     ].T
-    random = jax.jit(lambda key: evaluation.random_returns(key, drawn, family=family))(
-        jax.random.key(2)
-    )
+    random = jax.jit(
+        lambda key: evaluation.random_returns(key, drawn, family=family, num_streams=2)
+    )(jax.random.key(2))
     gained = np.array([np.mean(x - random) for x in (first, second)])
     assert gained[0] > 0
     spread = np.std(first - second) / np.sqrt(40)
