@@ -12,7 +12,7 @@ from jax.extend import random as extend_random
 
 
 def at_step(key: jax.Array, t: jax.Array) -> jax.Array:
-    """A key of step ``t``'s own, by counting up from ``key``.
+    """A key ``[]`` of step ``t``'s (``[]``) own, by counting up from ``key``.
 
     Hashing (``split``, ``fold_in``) costs as much as a draw. Keys of a counter-based generator need only differ:
     Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3".
@@ -24,7 +24,7 @@ def at_step(key: jax.Array, t: jax.Array) -> jax.Array:
 
 
 def quick(key: jax.Array) -> jax.Array:
-    """The same key, from which a CPU draws the same numbers up to three times as fast.
+    """The same key ``[...]``, from which a CPU draws the same numbers up to three times as fast.
 
     For CPUs jax compiles Threefry as a loop over five groups of rounds that keeps its words in memory; here the
     rounds are written out, so that they stay in registers. On other devices jax writes them out itself, and the
