@@ -2,6 +2,8 @@
 
     python benchmarks/experts.py half_cheetah_direction  # likewise half_cheetah_velocity and walker_params
     python benchmarks/experts.py ant_goal --horizon 100 --step-size 0.2
+    python benchmarks/experts.py ant_direction --horizon 100 --step-size 0.1 --noise-std 0.03 --num-generations 240 \
+        --start jaxmeta/tasks/experts/ant_goal.npy --start-scale 0.2
 
 An expert is told the task and is a mixture of linear policies (`locomotion.linear_action`). Its weights are
 found by augmented random search, as of Mania et al. 2018, "Simple random search provides a competitive
@@ -9,7 +11,8 @@ approach to reinforcement learning": antithetic pairs of perturbed weights live 
 task from the same start, and a step goes along the mean perturbation, each weighted by the pair's difference
 in return over those differences' standard deviation. Observations are normalised by their running mean and
 standard deviation, which end up in the weights. All pairs count: tasks differ in what can be earned, and the
-best pairs would be those of the easiest.
+best pairs would be those of the easiest. From zero the search does not make the ant run, for standing still earns more
+than stumbling: it begins from the ant that goes to a goal, at a fifth of its torques.
 
 Every few generations the weights are judged on training tasks of their own, always the same; the best
 are left as FAMILY.npy in --output, and what was there is replaced.
@@ -46,7 +49,9 @@ class Main:
     output: Path = locomotion.EXPERTS
     """Folder of the weights."""
     start: Path | None = None
-    """File of weights to begin from; None begins with zeros."""
+    """File of weights to begin from, for `ant_direction` those of `ant_goal`; None begins with zeros."""
+    start_scale: float = 1.0
+    """What they are multiplied by."""
     num_generations: int = 100
     """Steps of the search."""
     num_pairs: int = 64
@@ -55,8 +60,6 @@ class Main:
     """Standard deviation of a perturbation, of weights on normalised observations."""
     step_size: float = 0.3
     """Of the mean perturbation, each weighted by its standardised difference in return; falls linearly to zero."""
-    forgiven: float = 0.0
-    """Share of the control cost that is not charged at first; it falls to none half-way, linearly."""
     horizon: int = 200
     """Length of an episode, in steps."""
     judge_every: int = 10
@@ -72,7 +75,7 @@ class Main:
             checks.at_least(name, getattr(self, name), 1)
         for name in ("noise_std", "step_size"):
             checks.between(name, getattr(self, name), 1e-6, 10)
-        checks.between("forgiven", self.forgiven, 0, 1)
+        checks.between("start_scale", self.start_scale, 1e-6, 10)
         checks.at_least("seed", self.seed, 0)
 
 
@@ -115,14 +118,7 @@ class Episode(NamedTuple):
     used: jax.Array  # [K], bool, the policies that were mixed in at all
 
 
-def episode(
-    key: jax.Array,
-    weights: jax.Array,
-    task: Any,
-    *,
-    family: TaskFamily,
-    forgiven: jax.Array | float = 0.0,
-) -> Episode:
+def episode(key: jax.Array, weights: jax.Array, task: Any, *, family: TaskFamily) -> Episode:
     """One episode of the weights ``[K, A, O + 1]``; unlike `rollout`, which resets at every step, it ends once."""
     env = family.env
     obs, state = env.reset_env(key, task)
@@ -132,7 +128,6 @@ def episode(
         view = env.kind.view(task, obs)
         action = locomotion.linear_action(weights, task, obs, kind=env.kind)
         obs, state, reward, terminated, _ = env.step_env(key, state, action, task)
-        reward += forgiven * env.kind.control_cost * jnp.sum(action**2)
         moments = jnp.stack([view.obs, view.obs**2, jnp.ones_like(view.obs)])
         seen = Episode(alive * reward, alive * moments, alive & (view.mixture != 0))
         return (obs, state, alive & ~terminated), seen
@@ -144,7 +139,6 @@ def episode(
 def generation(search: Search, key: jax.Array, *, main: Main, family: TaskFamily) -> Search:
     """The search after one more step."""
     progress = search.generation / main.num_generations
-    forgiven = main.forgiven * jnp.maximum(1 - 2 * progress, 0)
 
     def pair(key: jax.Array) -> tuple[jax.Array, Episode]:
         noise_key, task_key, episode_key = jax.random.split(key, 3)
@@ -157,7 +151,6 @@ def generation(search: Search, key: jax.Array, *, main: Main, family: TaskFamily
                 folded(search._replace(weights=weights)),
                 task,
                 family=family,
-                forgiven=forgiven,
             )
         )(both)
         # Of policies that were left out the return says nothing.
@@ -177,18 +170,26 @@ def generation(search: Search, key: jax.Array, *, main: Main, family: TaskFamily
     )
 
 
-def first(family: TaskFamily, start: Path | None) -> np.ndarray:
-    """The weights to begin from, ``[K, A, O + 1]``."""
+def first(family: TaskFamily, start: Path | None, scale: float = 1.0) -> np.ndarray:
+    """The weights to begin from, ``[K, A, O + 1]``, ``scale`` times those in the file ``start``."""
     task = family.env.default_params
     obs, _ = family.env.reset_env(jax.random.key(0), task)
     view = family.env.kind.view(task, obs)
     shape = len(view.mixture), *family.action_space.shape, len(view.obs) + 1
     if start is None:
         return np.zeros(shape, np.float32)
-    weights = np.load(start)
+    weights = scale * np.load(start)
+    if family.env.kind is locomotion.ANT_DIRECTION and len(weights) == 2:
+        weights = far_from_goal(weights)
     if weights.shape != shape:
         raise ValueError(f"start={start} has weights of shape {weights.shape}, not {shape}")
     return weights
+
+
+def far_from_goal(weights: np.ndarray) -> np.ndarray:
+    """What the ant that goes to a goal, ``[2, A, 2 + O + 1]``, does while that is 1 metre away along x, ``[1, A, O + 1]``."""
+    go = weights[0]
+    return np.concatenate([go[:, 2:-1], go[:, -1:] + go[:, :1]], axis=1)[None]
 
 
 def main(main: Main) -> None:
@@ -211,7 +212,7 @@ def main(main: Main) -> None:
         keys = jax.random.split(episode_key, main.num_tasks)
         return jax.vmap(lambda key, task: episode(key, weights, task, family=family))(keys, drawn)
 
-    weights = jnp.asarray(first(family, main.start))
+    weights = jnp.asarray(first(family, main.start, main.start_scale))
     search = unfolded(weights, judge(weights))
     keys = jax.random.split(search_key, main.num_generations)
     best, started = -np.inf, time.monotonic()

@@ -7,9 +7,9 @@ al. 2021, "Brax: a differentiable physics engine for large scale rigid body simu
 those papers but for the ant's cost of contacts, which Brax does not measure. What is to be done is never
 observed; only rewards tell.
 
-Each family but `ant_direction` has an expert for the physics `spring`: a mixture of linear policies, told the
-task (`linear_action`), whose weights ``benchmarks/experts.py`` found by augmented random search (Mania et al.
-2018, "Simple random search provides a competitive approach to reinforcement learning"). None is proven optimal.
+Each family has an expert for the physics `spring`: a mixture of linear policies, told the task
+(`linear_action`), whose weights ``benchmarks/experts.py`` found by augmented random search (Mania et al. 2018,
+"Simple random search provides a competitive approach to reinforcement learning"). None is proven optimal.
 
 Needs Brax: ``pip install "jaxmeta[brax]"``.
 """
@@ -365,10 +365,9 @@ def linear_action(weights: jax.Array, task: Task, obs: jax.Array, *, kind: Kind)
 
 def _expert(name: str, kind: Kind, backend: Backend) -> Controller | None:
     """The policy whose weights are shipped, for the physics that they were found in."""
-    path = EXPERTS / f"{name}.npy"
-    if backend != "spring" or not path.exists():
+    if backend != "spring":
         return None
-    weights = np.load(path)
+    weights = np.load(EXPERTS / f"{name}.npy")
     return lambda task, obs: linear_action(weights, task, obs, kind=kind)
 
 
@@ -452,8 +451,8 @@ def ant_direction(*, horizon: int = 200, backend: Backend = "spring") -> TaskFam
     """The ant that is to run forward or backward, either as likely for train and test.
 
     A step earns the velocity that way, in metres a second, and 1, less 0.5 times the sum of the squared
-    actions; a fall ends the episode. Out of distribution any heading is as likely. It has no expert:
-    the search found none that is far above standing still, which earns 1 a step.
+    actions; a fall ends the episode. Out of distribution any heading is as likely. The expert is one linear policy
+    to run along x, of an ant turned as in `ant_goal`.
 
     Args:
         horizon: Time limit of an episode, in steps of 0.05 seconds.
