@@ -1,7 +1,7 @@
 """MAML on 2-D navigation with TorchOpt's differentiable optimiser, as `benchmarks/peers.py` asks for it.
 
-The loop over tasks is that of TorchOpt's own example of MAML in reinforcement learning: an inner step of ``MetaSGD``, a
-backward pass, the parameters recovered. Environment, network, baseline, advantages and numbers are those of this
+The loop over tasks is the way that TorchOpt is meant for: an inner step of ``MetaSGD``, a backward pass, the parameters
+recovered. Environment, network, baseline, advantages and numbers are those of this
 library's side. All streams of a task act at once, and before adaptation those of all tasks. Runs in an environment of
 its own.
 """
