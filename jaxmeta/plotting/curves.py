@@ -171,6 +171,9 @@ def lifetimes(
             low, high = np.asarray(line["intervals"], float).T
             axes.fill_between(line["x"], low, high, color=colour, alpha=0.25, linewidth=0)
             axes.plot(line["x"], line["mean"], color=colour, label=name)
+            if len(line["x"]) == 1:  # who does not learn is looked at once
+                bars = np.abs([low, high] - np.asarray(line["mean"]))
+                axes.errorbar(line["x"], line["mean"], bars, color=colour, marker="o")
         axes.axhline(1.0, color=GREY, linestyle=":", linewidth=1)
         axes.axhline(0.0, color=GREY, linestyle=":", linewidth=1)
         axes.set_ylim(-0.3, 1.1)
