@@ -24,7 +24,7 @@ def at_step(key: jax.Array, t: jax.Array) -> jax.Array:
 
 
 def quick(key: jax.Array) -> jax.Array:
-    """The same key ``[...]``, from which a CPU draws the same numbers up to three times as fast.
+    """The same key ``[...]``, from which a CPU draws the same numbers, faster.
 
     For CPUs jax compiles Threefry as a loop over five groups of rounds that keeps its words in memory; here the
     rounds are written out, so that they stay in registers. On other devices jax writes them out itself, and the
@@ -76,7 +76,7 @@ def _hashes(key: jax.Array, shape: tuple[int, ...]) -> tuple[jax.Array, jax.Arra
     """Two words for every element of ``shape``, whose position is the counter."""
     size = math.prod(shape)
     if size > 2**32:
-        raise NotImplementedError(f"more than 2**32 random numbers at once, in shape {shape}")
+        raise ValueError(f"shape={shape} must have at most 2**32 entries: one word counts them")
     low = jax.lax.iota(jnp.uint32, size).reshape(shape)
     return _threefry(key, jnp.zeros_like(low), low)
 

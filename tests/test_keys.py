@@ -52,6 +52,12 @@ def test_only_the_generator_that_it_writes_out_becomes_quick():
         assert keys.quick(key) is key
 
 
+def test_as_many_at_once_as_one_word_counts():
+    draw = jax.jit(lambda key: jax.random.bits(key, (2**16, 2**16 + 1)))
+    with pytest.raises(ValueError, match=r"shape=\(65536, 65537\) must have at most 2\*\*32"):
+        draw.lower(keys.quick(jax.random.key(0)))
+
+
 def test_keys_of_steps_differ_from_each_other_and_draw_alike():
     key = jax.random.key(0)
     mine = [keys.at_step(keys.quick(key), jnp.asarray(t)) for t in range(100)]
@@ -105,3 +111,22 @@ def test_an_environment_may_hold_keys(impl):
     np.testing.assert_array_equal(
         jax.random.key_data(after.env_state.key), jax.random.key_data(held[1])
     )
+
+
+class OwnKey(Keyed):
+    """One that begins every episode with the same key, whatever kind it is handed."""
+
+    def reset_env(self, key, params):
+        obs, state = super().reset_env(key, params)
+        return obs, state.replace(key=jax.random.key(7))
+
+
+def test_an_environment_may_make_its_own_keys():
+    env, learner, task = OwnKey(), constant_learner(), CounterParams()
+    stream = begin_stream(jax.random.key(0), None, task, learner=learner, env=env)
+    _, data = rollout(
+        jax.random.key(1), None, task, (), stream, learner=learner, env=env, num_steps=8
+    )
+    assert data.last.tolist() == [0, 0, 0, 1] * 2
+    np.testing.assert_array_equal(data.next_obs[:4], data.next_obs[4:])  # drawn from the same key
+    assert len(np.unique(data.next_obs[:4])) == 4

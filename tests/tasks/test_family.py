@@ -1,13 +1,16 @@
 from importlib import metadata
 
+import gymnax
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
+from gymnax.wrappers import FlattenObservationWrapper
 
 from jaxmeta import adaptation, evaluation, tasks
 from jaxmeta.algorithms.rl2 import Config, rl2
+from jaxmeta.tasks.family import steps_without_reset
 from tests.probes import EVERY_FAMILY, made
 
 FEW = {
@@ -229,3 +232,15 @@ def test_a_learner_learns_once_in_every_family(name):
     assert int(metrics["env_steps"]) == 2 * family.horizon
     moved = jax.tree.map(lambda a, b: jnp.any(a != b), after.meta.params, state.meta.params)
     assert any(jax.tree.leaves(moved))
+
+
+def test_what_steps_without_reset_has_both_halves_of_its_own():
+    inner = gymnax.make("Catch-bsuite")[0]
+    halves = {"step_env": lambda self: None, "reset_env": lambda self: None}
+    assert steps_without_reset(inner)
+    assert not steps_without_reset(FlattenObservationWrapper(inner))
+    for name, half in halves.items():
+        assert not steps_without_reset(
+            type("Half", (FlattenObservationWrapper,), {name: half})(inner)
+        )
+    assert steps_without_reset(type("Both", (FlattenObservationWrapper,), halves)(inner))
