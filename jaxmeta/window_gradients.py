@@ -73,8 +73,8 @@ def policy_gradient(
 
     Oh et al. 2020, "Discovering reinforcement learning algorithms", eqs. 3 and 4. The last agent acts
     once more, to be looked at too, and is what ``charge`` is for. The critic is a function of states
-    that the learner never sees, fitted to λ-returns after it has served, so the baseline does not
-    depend on the actions that it is subtracted for.
+    that the learner never sees, fitted to each round's λ-returns after it has served there, so the baseline
+    does not depend on the actions that it is subtracted for.
 
     Reads ``discount``, ``gae_lambda`` and ``critic_step_size`` (of Adam) of ``meta.hyper``.
 
@@ -105,24 +105,27 @@ def policy_gradient(
         )
         return advantage, v + advantage
 
-    def fitted(
-        meta: Any, critic: Critic, data: Trajectory, good: jax.Array, targets: jax.Array
-    ) -> Critic:
-        """The critic after a step on each round ``[K, N, T]``, of its streams that are ``good [K, N]``."""
+    def fitted(critic: Critic, obs: Any, good: jax.Array, target: jax.Array, meta: Any) -> Critic:
+        """The critic after a step on one round ``[N, T]``, of its streams that are ``good [N]``."""
 
-        def fit(critic: Critic, round: tuple) -> tuple[Critic, None]:
-            obs, good, target = round
+        def loss(params: Params) -> jax.Array:
+            return 0.5 * mean_over_streams((value.apply(params, obs) - target) ** 2, good)
 
-            def loss(params: Params) -> jax.Array:
-                error = value.apply(params, obs) - target
-                return 0.5 * mean_over_streams(error**2, good)
+        optimizer = optax.adam(meta.hyper.critic_step_size)
+        steps, state = optimizer.update(jax.grad(loss)(critic.params), critic.optimizer)
+        return Critic(optax.apply_updates(critic.params, steps), state)
 
-            gradient = jax.grad(loss)(critic.params)
-            optimizer = optax.adam(meta.hyper.critic_step_size)
-            steps, state = optimizer.update(gradient, critic.optimizer)
-            return Critic(optax.apply_updates(critic.params, steps), state), None
+    def judged(
+        meta: Any, critic: Critic, data: Trajectory, good: jax.Array
+    ) -> tuple[Critic, jax.Array]:
+        """Advantages ``[K, N, T]``, each round's by the critic that was fitted to those before it."""
 
-        return jax.lax.scan(fit, critic, (data.timestep.obs, good, targets))[0]
+        def judge(critic: Critic, round: tuple) -> tuple[Critic, jax.Array]:
+            data, good = round
+            advantage, target = advantages(meta, critic, data)
+            return fitted(critic, data.timestep.obs, good, target, meta), advantage
+
+        return jax.lax.scan(judge, critic, (data, good))
 
     def estimate(
         key: jax.Array, meta: Any, member: Member, task: Task
@@ -148,15 +151,14 @@ def policy_gradient(
                 History(lived.agent, after),
             )
             data, good = jax.vmap(without_broken_streams)(looked_at.trajectories)
-            advantage, targets = jax.vmap(partial(advantages, meta, critic))(data)
+            judge, advantage = judged(meta, critic, data, good)
             gain = mean_over_streams(jax.vmap(log_prob)(looked_at.agent, data) * advantage, good)
             lived = lived._replace(streams=streams)
             cost = charge(learned, lived.agent, *jax.tree.map(lambda x: x[-1], (data, good)))
-            return cost - gain, (lived, data, good, targets)
+            return cost - gain, (lived, judge, _report(data.reward, good))
 
-        gradient, (life, *seen) = jax.grad(loss, has_aux=True)(meta.params)
-        data, good, _ = seen
-        return gradient, _report(data.reward, good), Member(life, fitted(meta, critic, *seen), ())
+        gradient, (life, judge, report) = jax.grad(loss, has_aux=True)(meta.params)
+        return gradient, report, Member(life, judge, ())
 
     steps = window.num_streams * window.num_steps * (window.num_updates + 1)
     return Estimator(birth, estimate, steps)
