@@ -22,6 +22,7 @@ from jaxmeta.distributions import Distribution
 from jaxmeta.gradient_learner import Optimizer
 from jaxmeta.memory_learner import action_features, input_sizes
 from jaxmeta.networks import Policy, Value, default_policy, value_mlp
+from jaxmeta.objectives import leave_one_out_mean
 from jaxmeta.returns import gae, mean_over_streams, td_errors, without_broken_streams
 from jaxmeta.tasks.family import TaskFamily
 from jaxmeta.types import Learner, Params, TimeStep, Trajectory
@@ -56,6 +57,10 @@ class Config:
     normalize: bool = False
     """Divide each update's advantages by their root mean square, so that η does not change the length of a
     step by way of their size."""
+    leave_one_out: bool = False
+    """Take from the derivative of an advantage in η that of the other streams' mean at the same step. A value
+    is a baseline of advantages and not of their derivative in γ, to which every later value adds: large, alike
+    in all streams, and times a score nothing but noise. What agents do is the same."""
     inner_optimizer: Literal["sgd", "rmsprop", "adam"] = "sgd"
     """Of the agents; its state is part of them."""
     policy: Literal["mlp", "categorical", "gaussian", "softmax_linear"] = "mlp"
@@ -75,6 +80,10 @@ class Config:
             checks.choice("learns", name, LEARNABLE)
         checks.choice("value_targets", self.value_targets, ("lambda", "monte_carlo"))
         checks.choice("inner_optimizer", self.inner_optimizer, INNER_OPTIMIZERS)
+        if self.leave_one_out and self.num_streams < 2:
+            raise ValueError(
+                f"num_streams={self.num_streams} must be at least 2 with leave_one_out: there are no others"
+            )
         if self.intrinsic_reward and not self.outer_value:
             raise ValueError(
                 "outer_value=False must be True with intrinsic_reward: the agent's own value is of both "
@@ -249,6 +258,9 @@ def tunable_learner(
             reward = reward + h.intrinsic_scale * r
         # Outside of the loss, and live: what the loss takes as given, the meta-gradient does not.
         advantage, target = evaluation(now["value"], data, reward, h.discount, h.gae_lambda)
+        if config.leave_one_out:
+            others = jax.vmap(leave_one_out_mean, in_axes=1, out_axes=1)(advantage)
+            advantage -= others - jax.lax.stop_gradient(others)
         if config.normalize:
             mean_square = mean_over_streams(advantage**2, good)
             # Where nothing is better than expected the root has no derivative; what is added is no scale.

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxmeta import tasks
+from jaxmeta import adaptation, tasks
 from jaxmeta.networks import value_mlp
 from jaxmeta.tunable_learner import LEARNABLE, Config, Hyper, learned_hyper, tunable_learner
 from jaxmeta.types import TimeStep, Trajectory
@@ -168,6 +168,69 @@ def test_normalised_advantages_that_are_all_zero_stay_so(x64):
 
     assert moved(meta.params) == 0.0
     assert jax.grad(moved)(meta.params)["discount"] == 0.0
+
+
+def test_leaving_one_out_changes_the_derivative_and_not_the_update(x64):
+    """Of advantages a and b, what a counts is a's derivative less b's, and the other way round."""
+    moves, slopes = [], []
+    one, other = one_step(2.0), one_step(50.0)
+    other = other._replace(
+        timestep=other.timestep._replace(obs=jnp.eye(3)[None, None, 1]),
+        next_obs=jnp.eye(3)[None, None, 0],
+        action=one.action * 0,
+    )
+    both = jax.tree.map(lambda x, y: jnp.concatenate([x, y]), one, other)
+    for leave_one_out in (False, True):
+        config = Config(**SIZES | dict(num_streams=2, leave_one_out=leave_one_out))
+        parts = tunable_learner(FAMILY, config)
+        meta = parts.init(jax.random.key(0), HYPER)
+        agent = newborn(parts, meta)
+
+        def moved(params, parts=parts, meta=meta, agent=agent):
+            meta = meta._replace(params=params)
+            after = parts.learner.update(jax.random.key(1), meta, agent, both)
+            return parts.distribution(after.params["policy"], one).logits[0, 0, 1]
+
+        move, slope = jax.value_and_grad(moved)(meta.params)
+        moves.append(move)
+        slopes.append(slope["discount"])
+    # The successors' values 1.5 and 0.5 are the derivatives of a and b.
+    scale = 0.1 * 0.7 / 2 * 0.5 * 0.8 * 0.2
+    assert moves[0] == moves[1]
+    np.testing.assert_allclose(slopes[0], scale * (2 * 1.5 - 0.5), rtol=1e-9)
+    np.testing.assert_allclose(slopes[1], scale * (2 * (1.5 - 0.5) - (0.5 - 1.5)), rtol=1e-9)
+
+
+def test_leaving_one_out_takes_noise_and_nothing_else(x64):
+    """The derivative of an update in γ, over many rounds of experience with values far from zero."""
+    slopes = []
+    for leave_one_out in (False, True):
+        sizes = SIZES | dict(num_streams=8, num_steps=8, leave_one_out=leave_one_out)
+        parts = tunable_learner(FAMILY, Config(**sizes))
+        world = dict(learner=parts.learner, env=FAMILY.env)
+        meta = parts.init(jax.random.key(0), HYPER._replace(gae_lambda=0.9))
+        agent = newborn(parts, meta, values=(10.0, 9.0, 11.0))
+        task = FAMILY.train(jax.random.key(5))
+
+        def slope(key, parts=parts, meta=meta, agent=agent, world=world, task=task):
+            begin_key, act_key = jax.random.split(key)
+            streams = adaptation.begin_streams(begin_key, meta, task, **world, num_streams=8)
+            _, data = adaptation.experience(
+                act_key, meta, task, agent, streams, **world, num_steps=8
+            )
+
+            def moved(params):
+                after = parts.learner.update(key, meta._replace(params=params), agent, data)
+                return parts.distribution(after.params["policy"], one_step()).logits[0, 0, 1]
+
+            return jax.grad(moved)(meta.params)["discount"]
+
+        slopes.append(jax.jit(jax.vmap(slope))(jax.random.split(jax.random.key(3), 20_000)))
+    plain, left_out = (np.asarray(x) for x in slopes)
+    error = np.std(plain - left_out) / np.sqrt(len(plain))
+    assert abs(plain.mean() - left_out.mean()) < 4 * error
+    assert left_out.std() < 0.5 * plain.std()
+    assert abs(left_out.mean()) > 10 * left_out.std() / np.sqrt(len(plain))
 
 
 def test_policy_and_values_are_drawn_apart():

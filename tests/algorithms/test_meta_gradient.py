@@ -550,6 +550,7 @@ VARIANTS = {
     "all that can be learned": dict(learns=LEARNABLE, inner_optimizer="rmsprop"),
     "nothing": dict(learns=()),
     "normalised": dict(normalize=True, inner_optimizer="adam"),
+    "leaving one out": dict(leave_one_out=True),
     "LIRPG": dict(intrinsic_reward=True, outer_value=True, inner_optimizer="adam"),
     "BMG": dict(outer="bootstrap", num_target_updates=2, lifespan=6, num_updates=2),
 }
