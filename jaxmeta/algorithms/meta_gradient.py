@@ -21,6 +21,8 @@ update are in `tunable_learner`. Settings make it
   the meta-objective is the distance to where a few more updates would lead;
 * debiased (`outer_value`: Bonnet, Midgley & Laterre 2022, "Debiasing meta-gradient reinforcement learning
   by learning the outer value function"): L' has a value function of its own discount;
+* less noisy (`leave_one_out`): the derivative of an advantage in γ has a baseline, which the value, of the
+  present η alone, is not (Xu et al. condition values on η instead);
 * with nothing to learn, the actor-critic itself.
 """
 
