@@ -161,7 +161,8 @@ def test_no_agent_leaks_into_another(x64, family, outer):
 
 def test_meta_gradient_is_that_of_finite_differences(x64, family):
     """Through both updates of a window, on the same experience: the loss written out again, moved by hand
-    along a random direction. The second round is judged by a critic that has seen the first."""
+    along a random direction. The second round is judged by a critic that has seen the first, and the next
+    window's by one that has seen both."""
     config = Config(num_agents=1, lifespan=4, num_updates=2, **SMALL)
     hyper = Hyper(step_size=3.0, max_grad_norm=1e9, learning_rate=1.0)
     algorithm = learned_objective(family, config, hyper, optimizer=optax.sgd)
@@ -194,26 +195,30 @@ def test_meta_gradient_is_that_of_finite_differences(x64, family):
             after_key, moved, life.task, life.agent, life.streams, **world, num_steps=5
         )
         second = jax.tree.map(lambda x: x[1], history)
-        total, judge = 0.0, critic
+        total, judge, fit = 0.0, critic, optax.adam(0.05).init(critic)
         for agent, data in ((second.agent, second.trajectories), (life.agent, last)):
             discount = meta.hyper.discount * data.discount
             v, v_next = (value(obs, judge) for obs in (data.timestep.obs, data.next_obs))
             delta = td_errors(data.reward, discount, v, v_next)
             advantage = jax.vmap(gae, (0, 0, 0, None))(delta, discount, data.last, 0.95)
             slope = jax.grad(
-                lambda critic, obs, target: jnp.mean((value(obs, critic) - target) ** 2)
+                lambda critic, obs, target: jnp.mean((value(obs, critic) - target) ** 2) / 2
             )(judge, data.timestep.obs, v + advantage)
-            # Adam's first step is as long whatever the slope.
-            judge = jax.tree.map(lambda w, g: w - 0.05 * jnp.sign(g), judge, slope)
+            steps, fit = optax.adam(0.05).update(slope, fit)
+            judge = optax.apply_updates(judge, steps)
             log_prob = parts.outputs(agent.params, data).distribution.log_prob(data.action)
             total = total - jnp.mean(log_prob * advantage) / 2
         outputs = parts.outputs(life.agent.params, last)
-        return total + learned.regularizer(moved.params, outputs, last, meta.hyper).mean()
+        cost = learned.regularizer(moved.params, outputs, last, meta.hyper).mean()
+        return total + cost, judge
 
     theta = flat(meta.params)
+    kept = jax.tree.map(lambda x: x[0], after.members.critic.params)
+    np.testing.assert_allclose(flat(kept), flat(loss(theta)[1]), rtol=1e-9)
     for key in range(3):
         direction = jax.random.normal(jax.random.key(key), theta.shape)
-        slope = (loss(theta + 1e-5 * direction) - loss(theta - 1e-5 * direction)) / 2e-5
+        high, low = (loss(theta + sign * 1e-5 * direction)[0] for sign in (1, -1))
+        slope = (high - low) / 2e-5
         np.testing.assert_allclose(gradient @ direction, slope, rtol=1e-5)
 
 
