@@ -287,9 +287,8 @@ def smooth(values: np.ndarray, share: int = 50) -> np.ndarray:
 
 
 def scaled_values(family: TaskFamily, hidden_sizes: tuple[int, ...], scale: float) -> Value:
-    """A tanh network whose output is multiplied. Adam moves a weight by a step size at a time, however far
-    values have to go: without it those of 100 take most of a lifetime, and γ is judged by how fast its
-    values are learned."""
+    """A tanh network whose output is multiplied. Adam moves a weight by about a step size at a time, however
+    far values have to go, so that without it a γ is also judged by how large its values are."""
     network = value_mlp(family.observation_shape, hidden_sizes)
     return Value(network.init, lambda params, obs: scale * network.apply(params, obs))
 

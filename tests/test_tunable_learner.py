@@ -307,6 +307,10 @@ def test_numbers_start_where_hyper_says_and_stay_in_their_range():
         (dict(value_targets="lamda"), "value_targets='lamda' is unknown: did you mean 'lambda'"),
         (dict(inner_optimizer="adamm"), "inner_optimizer='adamm' is unknown: did you mean 'adam'"),
         (dict(intrinsic_reward=True), "outer_value=False must be True with intrinsic_reward"),
+        (
+            dict(leave_one_out=True, num_streams=1),
+            "num_streams=1 must be at least 2 with leave_one_out",
+        ),
     ],
 )
 def test_bad_settings_are_named(settings, message):
