@@ -289,6 +289,8 @@ def test_learned_objective_study(tmp_path):
         assert list(entry["contestants"]) == ["LPG", "A2C"]
         for cell in entry["contestants"].values():
             assert len(cell["mean"]) == len(cell["intervals"]) == len(cell["x"]) == 26
+        learned, tuned = (np.asarray(cell["final"]) for cell in entry["contestants"].values())
+        assert f"| {(learned - tuned).mean():.3f} (" in result.stdout
     assert len(report["training_curve"]["grid worlds"]) == 2
     assert min(matplotlib.image.imread(tmp_path / "out" / "lifetimes.png").shape[:2]) > 300
     assert "| Catch | A2C |" in result.stdout
