@@ -50,7 +50,9 @@ class Config:
     intrinsic_reward: bool = False
     """Meta-learn a reward that is added to the task's (LIRPG); needs `outer_value`."""
     outer_value: bool = False
-    """Learn a second value function, of the outer discount and λ, for the meta-objective."""
+    """Learn a second value function, of the outer discount and λ, for the meta-objective. The agents' own is of
+    the learned γ: far from the outer one it is no baseline, and a meta-gradient stays large and noisy even
+    where nothing is left to learn."""
     value_targets: Literal["lambda", "monte_carlo"] = "lambda"
     """What values are fitted to: returns of the λ of the advantages, or of λ = 1, which do not wait for
     one value to have learned from the next."""

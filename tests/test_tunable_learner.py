@@ -265,6 +265,22 @@ def test_the_outer_loss_reads_its_own_value_as_data(x64, outer_value):
         assert all(jnp.all(x == 0) for x in jax.tree.leaves(gradient["value"]))
 
 
+@pytest.mark.parametrize("outer_value", [False, True])
+def test_only_a_value_of_the_outer_discount_sees_that_nothing_is_left_to_learn(x64, outer_value):
+    """Rewards of 1 whatever is done, values exact: those of γ are no baseline of returns at γ'."""
+    parts = tunable_learner(FAMILY, Config(learns=(), outer_value=outer_value, **SIZES))
+    meta = parts.init(jax.random.key(0), HYPER)
+    exact = {
+        name: newborn(parts, meta, values=3 * (1 / (1 - discount),)).params
+        for name, discount in (("value", 0.8), ("outer_value", 0.9))
+    }
+    params = {name: exact.get(name, exact["value"])[name] for name in exact["value"]}
+    gradient = jax.grad(parts.outer_loss)(params, one_step(reward=1.0), meta.hyper)["policy"]
+    delta = 0.0 if outer_value else 1 + 0.9 * 5 - 5
+    # By way of weights and bias alike.
+    np.testing.assert_allclose(logits(parts, gradient)[1], -2 * 0.5 * delta, atol=1e-12)
+
+
 def test_a_learned_reward_is_bounded_and_adds_to_the_tasks(x64):
     parts = tunable_learner(
         FAMILY, Config(learns=(), outer_value=True, intrinsic_reward=True, **SIZES)
