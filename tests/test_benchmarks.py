@@ -225,7 +225,7 @@ def test_meta_gradient_study(kind, tmp_path):
     small = {
         "chain": "--meta-updates 3 --value-updates 2 --num-streams 2 --variants fixed plain",
         "physics": "--meta-updates 3 --discounts 0.5 0.9 --lambdas 0.5 --num-agents 2 --num-streams 2 "
-        "--num-steps 4 --num-seeds 2",
+        "--num-steps 16 --num-seeds 2",
         "memory": "--lifetimes 4 40 --num-agents 2 --num-streams 2 --num-steps 4",
     }[kind]
     result = run("meta_gradient.py", kind, *small.split(), "--output", "out", cwd=tmp_path)
@@ -241,6 +241,14 @@ def test_meta_gradient_study(kind, tmp_path):
         assert np.shape(results["learned"]["learned/discount"]) == (1, 2, 3)
         assert "| best fixed |" in result.stdout
         assert "| best fixed, its search included |" in result.stdout
+        learned, fixed = (
+            np.asarray(results[name]["return/after"])[..., -1].mean(1)
+            for name in ("learned", "fixed")
+        )
+        (row,) = (x for x in result.stdout.splitlines() if x.startswith("| learned |"))
+        lead = learned[0] - fixed.max()
+        assert abs(lead) > 0.05  # so that its sign is seen
+        assert abs(float(row.split("|")[5].split("±")[0]) - lead) < 0.01
     if kind == "memory":
         cells = {(row["meta_gradient"], row["lifetime"]): row for row in results["rows"]}
         for name in {name for name, _ in cells}:

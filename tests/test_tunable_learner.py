@@ -265,6 +265,19 @@ def test_the_outer_loss_reads_its_own_value_as_data(x64, outer_value):
         assert all(jnp.all(x == 0) for x in jax.tree.leaves(gradient["value"]))
 
 
+def test_each_value_learns_at_its_own_discount(x64):
+    parts = tunable_learner(FAMILY, Config(learns=(), outer_value=True, **SIZES))
+    meta = parts.init(jax.random.key(0), HYPER)
+    agent = newborn(parts, meta)
+    after = parts.learner.update(jax.random.key(1), meta, agent, one_step())
+    for name, discount in (("value", 0.8), ("outer_value", 0.9)):
+        delta = 2.0 + discount * 1.5 - 0.5
+        # By way of weights and bias alike.
+        expected = 0.5 + 2 * 0.1 * 0.6 * delta
+        seen = value_mlp((3,), ()).apply(after.params[name], jnp.eye(3)[0])
+        np.testing.assert_allclose(seen, expected, rtol=1e-9)
+
+
 @pytest.mark.parametrize("outer_value", [False, True])
 def test_only_a_value_of_the_outer_discount_sees_that_nothing_is_left_to_learn(x64, outer_value):
     """Rewards of 1 whatever is done, values exact: those of γ are no baseline of returns at γ'."""
