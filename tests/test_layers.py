@@ -10,6 +10,7 @@ import jaxmeta
 ORDER = [
     "types",
     "checks",
+    "boxes",
     "reports",
     "distributions",
     "networks",
