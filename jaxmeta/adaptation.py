@@ -143,7 +143,12 @@ def lifetime(
     begin_key, adapt_key, after_key = jax.random.split(key, 3)
     world: dict[str, Any] = dict(learner=learner, env=env)
     acting: dict[str, Any] = dict(num_steps=num_steps, unroll=unroll)
+    checks.at_least("num_updates", num_updates, 0)
+    checks.field("restart", restart, bool)
     agent, streams = begin(begin_key, meta, task, **world, num_streams=num_streams)
+    if num_updates == 0:
+        _, after = experience(after_key, meta, task, agent, streams, **world, **acting)
+        return jax.tree.map(lambda x: x[None], History(agent, after))
     agent, streams, history = adapt(
         adapt_key,
         meta,
@@ -176,6 +181,8 @@ def replay(key: jax.Array, meta: Any, trajectories: Trajectory, *, learner: Lear
 
     learned_from = jax.tree.map(lambda x: x[:-1], trajectories)
     newborn = learner.init(agent_key, meta)
+    if trajectories.reward.shape[0] == 1:
+        return History(jax.tree.map(lambda x: x[None], newborn), trajectories)
     (_, agent), agents = jax.lax.scan(update, (adapt_key, newborn), learned_from)
     return History(_append(agents, agent), trajectories)
 

@@ -13,12 +13,25 @@ import scipy.stats
 
 from jaxmeta import checks
 from jaxmeta.adaptation import lifetime
-from jaxmeta.returns import episode_index, first_episode_return
+from jaxmeta.returns import (
+    episode_index,
+    finite_streams,
+    first_episode_return,
+    mean_over_streams,
+)
+from jaxmeta.tasks import door
 from jaxmeta.tasks.family import TaskFamily
 from jaxmeta.types import Learner, Task, TimeStep
 
 
-def adaptation_returns(
+class AdaptationCurve(NamedTuple):
+    """Returns after each update, and how many streams did not count."""
+
+    returns: jax.Array  # [M, K + 1], NaN where every stream of the task is broken
+    skipped_streams: jax.Array  # [M, K + 1], int32
+
+
+def adaptation_curve(
     key: jax.Array,
     meta: Any,
     tasks: Task,
@@ -30,17 +43,35 @@ def adaptation_returns(
     num_steps: int,
     restart: bool = True,
     tasks_per_chunk: int = 20,
-) -> jax.Array:
-    """Mean return in each task after 0 .. K updates, ``[M, K + 1]``.
+) -> AdaptationCurve:
+    """Mean return in each task after 0 .. K updates, and the streams that were left out of it.
 
-    A return is undiscounted, of the first episode of each stream, averaged over the N streams.
-    ``num_steps`` must cover an episode. What is reported after k updates was not learned from: it is
-    the experience of the agent before its next update.
+    A return is undiscounted, of the first episode of each stream, averaged over those of the N streams that
+    hold finite numbers alone. What is reported after k updates was not learned from: it is the experience of
+    the agent before its next update.
+
+    Args:
+        key: Of everything random.
+        meta: What the learner reads: ``state.meta``.
+        tasks: With a leading axis, ``[M]``.
+        learner: Whose lifetimes are measured.
+        env: The family's: ``family.env``.
+        num_streams: N, episodes for each update and for each measurement.
+        num_updates: K.
+        num_steps: Steps of a stream, at least an episode's: ``family.horizon``.
+        restart: Begin every round anew, in independent episodes from the start.
+        tasks_per_chunk: Tasks that are worked on at a time, to bound memory.
+
+    Raises:
+        ValueError: tasks have no leading axis, or ``num_steps`` is shorter than an episode may be.
     """
 
     checks.at_least("tasks_per_chunk", tasks_per_chunk, 1)
+    checks.at_least("num_steps", num_steps, 1)
+    _covers_an_episode(num_steps, env)
+    num_tasks = door.num_tasks("tasks", tasks, env)
 
-    def returns(key_and_task: tuple) -> jax.Array:
+    def curve(key_and_task: tuple) -> AdaptationCurve:
         history = lifetime(
             key_and_task[0],
             meta,
@@ -53,14 +84,34 @@ def adaptation_returns(
             restart=restart,
         )
         data = history.trajectories
-        return jax.vmap(jax.vmap(first_episode_return))(data.reward, data.last).mean(1)
+        returns = jax.vmap(jax.vmap(first_episode_return))(data.reward, data.last)
+        good = jax.vmap(finite_streams)(data)
+        return AdaptationCurve(
+            jax.vmap(mean_over_streams)(returns, good), jnp.sum(~good, axis=1, dtype=jnp.int32)
+        )
 
-    num_tasks = jax.tree.leaves(tasks)[0].shape[0]
     return jax.lax.map(
-        returns,
+        curve,
         (jax.random.split(key, num_tasks), tasks),
         batch_size=min(tasks_per_chunk, num_tasks),
     )
+
+
+def adaptation_returns(key: jax.Array, meta: Any, tasks: Task, **how: Any) -> jax.Array:
+    """The ``returns [M, K + 1]`` of `adaptation_curve`, which has the same arguments.
+
+    Broken streams are left out of the means; a task whose streams are all broken has NaN. `adaptation_curve`
+    counts them.
+    """
+    return adaptation_curve(key, meta, tasks, **how).returns
+
+
+def _covers_an_episode(num_steps: int, env: Any) -> None:
+    limit = door.ends_by(env)
+    if limit is not None and num_steps < limit:
+        raise ValueError(
+            f"num_steps={num_steps} must be at least {limit}, the horizon: an episode that is cut has no return"
+        )
 
 
 class Trials(NamedTuple):
@@ -69,6 +120,7 @@ class Trials(NamedTuple):
     action: jax.Array  # [M, T, *action_shape]
     reward: jax.Array  # [M, T]
     last: jax.Array  # [M, T], bool: an episode ended here
+    good: jax.Array  # [M], bool: every number that was seen is finite
 
 
 def trials(
@@ -86,10 +138,11 @@ def trials(
 
     A trial is ``num_steps`` T of one stream that is never begun anew, so memory outlives episodes. With
     ``num_updates`` K > 0 it is K + 1 times as long, with an update of the learner's every T steps
-    (posterior sampling learns between episodes).
+    (posterior sampling learns between episodes). ``tasks`` have a leading axis, ``[M]``.
     """
 
     checks.at_least("tasks_per_chunk", tasks_per_chunk, 1)
+    num_tasks = door.num_tasks("tasks", tasks, env)
 
     def trial(key_and_task: tuple) -> Trials:
         history = lifetime(
@@ -103,10 +156,10 @@ def trials(
             num_steps=num_steps,
         )
         data = history.trajectories  # [K + 1, 1, T]
-        seen = Trials(data.action, data.reward, data.last)
-        return jax.tree.map(lambda x: x.reshape(-1, *x.shape[3:]), seen)
+        seen = (data.action, data.reward, data.last)
+        action, reward, last = jax.tree.map(lambda x: x.reshape(-1, *x.shape[3:]), seen)
+        return Trials(action, reward, last, jnp.all(jax.vmap(finite_streams)(data)))
 
-    num_tasks = jax.tree.leaves(tasks)[0].shape[0]
     return jax.lax.map(
         trial,
         (jax.random.split(key, num_tasks), tasks),
@@ -117,23 +170,30 @@ def trials(
 def episode_returns(trials: Trials, num_episodes: int) -> jax.Array:
     """Undiscounted return of each of the first E episodes of every trial, ``[M, E]``.
 
-    An episode that the trial is too short for counts as far as it went.
+    NaN where there is none: an episode that the trial ends before, or cuts off, has no return, nor has one of a
+    trial in which a number is not finite. `summarize` leaves such trials out and counts them.
     """
 
     checks.at_least("num_episodes", num_episodes, 1)
-    checks.shapes("MT", **{"trials.reward": trials.reward, "trials.last": trials.last})
+    told = {"trials.reward": trials.reward, "trials.last": trials.last, "trials.good": trials.good}
+    checks.shapes("MT MT M", **told)
 
-    def returns(reward: jax.Array, last: jax.Array) -> jax.Array:
-        episode = jax.nn.one_hot(episode_index(last), num_episodes, dtype=reward.dtype)
-        return reward @ episode
+    def returns(reward: jax.Array, last: jax.Array, good: jax.Array) -> jax.Array:
+        index = episode_index(last)
+        episode = jax.nn.one_hot(index, num_episodes, dtype=reward.dtype)
+        ended = jnp.arange(num_episodes) < index[-1] + last[-1]
+        return jnp.where(ended & good, reward @ episode, jnp.nan)
 
-    return jax.vmap(returns)(trials.reward, trials.last)
+    return jax.vmap(returns)(trials.reward, trials.last, trials.good)
 
 
 def random_returns(
     key: jax.Array, tasks: Task, *, family: TaskFamily, num_streams: int = 20
 ) -> jax.Array:
-    """Mean return of uniformly random actions in each task, ``[M]``."""
+    """Mean return of uniformly random actions in each task, ``[M]``.
+
+    Like all returns of controllers below, it is the mean over the streams that are not broken; NaN without any.
+    """
     return _controller_returns(
         key, tasks, lambda key, task, obs: family.random_action(key), family, num_streams
     )
@@ -147,6 +207,7 @@ def optimal_returns(key: jax.Array, tasks: Task, *, family: TaskFamily) -> jax.A
         ValueError: the family's optimum is not known.
     """
     if family.optimal_return is not None:
+        door.num_tasks("tasks", tasks, family.env)
         return jax.vmap(family.optimal_return)(tasks)
     optimal_action = family.optimal_action
     if optimal_action is None:
@@ -219,7 +280,7 @@ def _controller_returns(
         one = jax.tree.map(lambda x: x[None], task)
         return adaptation_returns(key, task, one, **settings)
 
-    num_tasks = jax.tree.leaves(tasks)[0].shape[0]
+    num_tasks = door.num_tasks("tasks", tasks, family.env)
     return jax.vmap(task_returns)(jax.random.split(key, num_tasks), tasks).reshape(num_tasks)
 
 
@@ -227,7 +288,8 @@ def normalized(returns: np.ndarray, random: np.ndarray, reference: np.ndarray) -
     """Returns on a scale where the random agent is 0 and the reference 1, the shape of ``returns``.
 
     ``(R - mean R_random) / (mean R_reference - mean R_random)``. Means are over the tasks: scaled task
-    by task, one in which the reference is hardly better than chance would outweigh all others.
+    by task, one in which the reference is hardly better than chance would outweigh all others. Tasks in which
+    either has no return (NaN: its streams are broken) are left out of both means.
 
     Args:
         returns: Any shape.
@@ -240,7 +302,10 @@ def normalized(returns: np.ndarray, random: np.ndarray, reference: np.ndarray) -
     returns, random, reference = checks.numbers(
         "... M M", returns=returns, random=random, reference=reference
     )
-    zero, one = np.mean(random), np.mean(reference)
+    known = np.isfinite(random) & np.isfinite(reference)
+    if not np.any(known):
+        raise ValueError("random and reference have no task in which both are finite")
+    zero, one = np.mean(random[known]), np.mean(reference[known])
     if not one > zero:
         raise ValueError(f"mean reference return {one} must exceed the random agent's, {zero}")
     return (returns - zero) / (one - zero)
@@ -351,6 +416,9 @@ def summarize(
 ) -> dict[str, Any]:
     """What a report needs of an adaptation curve, ready for JSON.
 
+    A task in which a return is not finite (its streams are broken, or learning diverged) is left out of every
+    number and counted.
+
     Args:
         returns: ``[M, K + 1]``, return of each task after 0 .. K updates.
         random: ``[M]``, return of the random agent.
@@ -358,21 +426,34 @@ def summarize(
 
     Returns:
         ``returns`` (means, K + 1), ``intervals`` (95 % bootstrap over tasks), ``interquartile_means``,
-        ``random``, ``optimal`` and ``gap_closed`` (None where no optimum is known), ``num_tasks``.
-        A number that is not finite is None.
+        ``random``, ``optimal`` and ``gap_closed`` (None where no optimum is known), ``num_tasks`` and
+        ``skipped_tasks``. A number that is of no task is None.
     """
     returns, random = checks.numbers("MK M", returns=returns, random=random)
+    good = np.all(np.isfinite(returns), axis=1) & np.isfinite(random)
+    if optimal is not None:
+        (optimal,) = checks.numbers("M", optimal=optimal)
+        checks.shapes("MK M", returns=returns, optimal=optimal)
+        good &= np.isfinite(optimal)
+        optimal = optimal[good]
+    returns, random = returns[good], random[good]
+    some = bool(np.any(good))
     columns: Sequence[np.ndarray] = list(returns.T)
-    closed = None if optimal is None else gap_closed(returns, optimal)
+    closed = gap_closed(returns, optimal) if optimal is not None and some else None
     return {
-        "num_tasks": len(returns),
-        "returns": [_number(x.mean()) for x in columns],
+        "num_tasks": int(np.sum(good)),
+        "skipped_tasks": int(np.sum(~good)),
+        "returns": [_mean(x) for x in columns],
         "intervals": [[_number(end) for end in bootstrap_interval(x)] for x in columns],
-        "interquartile_means": [_number(interquartile_mean(x)) for x in columns],
-        "random": _number(np.mean(random)),
-        "optimal": None if optimal is None else _number(np.mean(optimal)),
+        "interquartile_means": [_number(interquartile_mean(x)) if some else None for x in columns],
+        "random": _mean(random),
+        "optimal": None if optimal is None else _mean(optimal),
         "gap_closed": None if closed is None else [_number(x) for x in closed],
     }
+
+
+def _mean(x: np.ndarray) -> float | None:
+    return _number(np.mean(x)) if x.size else None
 
 
 def _number(x: Any) -> float | None:

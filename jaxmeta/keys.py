@@ -11,6 +11,11 @@ from jax.experimental.xla_metadata import set_xla_metadata
 from jax.extend import random as extend_random
 
 
+def typed(key: jax.Array) -> jax.Array:
+    """The same key ``[...]`` as an array of keys, also where it is ``[..., 2]`` of words, as ``jax.random.PRNGKey``'s."""
+    return key if _is_key(key) else jax.random.wrap_key_data(key)
+
+
 def at_step(key: jax.Array, t: jax.Array) -> jax.Array:
     """A key ``[]`` of step ``t``'s (``[]``) own, by counting up from ``key``.
 

@@ -204,10 +204,11 @@ def test_summary():
 
 def test_what_diverged_is_null_in_json():
     returns = np.array([[-10.0, np.nan], [-20.0, -6.0]])
-    summary = evaluation.summarize(returns, np.full(2, -50.0), np.zeros(2))
-    assert summary["returns"] == [-15.0, None]
-    assert summary["intervals"][1] == [None, None]
-    assert summary["gap_closed"] == [0.0, None]
+    summary = evaluation.summarize(returns[:1], np.full(1, -50.0), np.zeros(1))
+    assert (summary["num_tasks"], summary["skipped_tasks"]) == (0, 1)
+    assert summary["returns"] == summary["interquartile_means"] == [None, None]
+    assert summary["intervals"] == [[None, None]] * 2
+    assert summary["random"] is summary["optimal"] is summary["gap_closed"] is None
     assert json.loads(json.dumps(summary, allow_nan=False)) == summary
 
 

@@ -3,6 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import struct
+from gymnax.environments import spaces
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -87,6 +88,9 @@ class Keyed(Counter):
 
     def is_truncated(self, state, params):
         return jnp.zeros((), bool)
+
+    def observation_space(self, params):
+        return spaces.Box(0.0, 1.0, (1,))
 
 
 @pytest.mark.parametrize("impl", ["threefry2x32", "rbg"])

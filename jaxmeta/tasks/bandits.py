@@ -79,6 +79,11 @@ class Bandit(environment.Environment[Any, Any]):
         return state.time >= self.num_pulls
 
     @property
+    def ends_by(self) -> int:
+        """The step by which every episode has ended."""
+        return self.num_pulls
+
+    @property
     def name(self) -> str:
         return "Bandit"
 

@@ -83,6 +83,11 @@ class DiscountingChain(environment.Environment[Any, Any]):
         return jnp.zeros((), bool)
 
     @property
+    def ends_by(self) -> int:
+        """The step by which every episode has ended."""
+        return self.horizon
+
+    @property
     def name(self) -> str:
         return "DiscountingChain"
 

@@ -10,8 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 from gymnax.environments import spaces
 
-from jaxmeta import checks
+from jaxmeta import boxes, checks
+from jaxmeta.tasks import door
 from jaxmeta.types import Task
+
+SPLITS = ("train", "test", "out_of_distribution")
 
 Sampler = Callable[[jax.Array], Task]
 Controller = Callable[[Task, jax.Array], jax.Array]
@@ -25,8 +28,10 @@ class TaskFamily:
         name: The name under which `jaxmeta.tasks.make` knows it.
         env: A gymnax environment (``reset_env``, ``step_env``, ``is_truncated``; else ``reset`` and ``step``). Everything that tells
             one task from another is a traced leaf of its parameters and nothing of it is drawn in
-            ``reset_env``, so an episode's end never changes the task.
-        horizon: The time limit of an episode, in steps.
+            ``reset_env``, so an episode's end never changes the task. Unless it promises by an attribute ``ends_by`` that its
+            episodes end by the horizon, it is kept in a `door.TimeLimit`, which sees to that; ``family.env.env`` is then the
+            environment that was given.
+        horizon: The time limit of an episode, in steps. An environment may end its episodes sooner.
         train: ``key -> task``: the tasks to learn from.
         test: ``key -> task``: held-out tasks of the same distribution.
         out_of_distribution: ``key -> task``: tasks outside the training distribution's support; where
@@ -52,34 +57,35 @@ class TaskFamily:
     expert_action: Controller | None = None
     action_features: Callable[[jax.Array], jax.Array] | None = None
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str):
+            raise TypeError(f"name={self.name!r} must be a string")
+        checks.at_least("horizon", self.horizon, 1)
+        for split in SPLITS:
+            if not callable(getattr(self, split)):
+                raise TypeError(f"{split}={getattr(self, split)!r} must be a function, key -> task")
+        if isinstance(self.env, TaskFamily | type):
+            raise TypeError(
+                f"env={self.env!r} must be an environment: an instance, and of no family"
+            )
+        object.__setattr__(self, "env", door.limited(self.env, self.horizon))
+
     @property
-    def action_space(self) -> spaces.Space:
-        """The action space of the environment's default task."""
-        return self.env.action_space(self.env.default_params)
+    def action_space(self) -> spaces.Discrete | spaces.Box:
+        """The action space of the environment's default task; raises `door.InvalidEnvironment` where it is none."""
+        return door.action_space(self.env)
 
     @property
     def observation_shape(self) -> tuple[int, ...]:
-        """Shape of one observation, ``()`` for a scalar."""
-        return tuple(self.env.observation_space(self.env.default_params).shape)
+        """Shape of one observation, ``()`` for a scalar; raises `door.InvalidEnvironment` without a space of one array."""
+        return tuple(door.observation_space(self.env).shape)
 
     def random_action(self, key: jax.Array) -> jax.Array:
-        """A uniform draw from the action space."""
+        """A uniform draw from the action space: of a `Box`, from its nominal range (see `boxes`)."""
         space = self.action_space
         if isinstance(space, spaces.Discrete):  # one random number, where `randint` takes four
             return jnp.floor(space.n * jax.random.uniform(key)).astype(space.dtype)
-        return space.sample(key)
-
-
-def steps_without_reset(env: Any) -> bool:
-    """Whether an environment has a ``step_env`` and a ``reset_env`` of its own.
-
-    gymnax's wrappers hand on those of what they wrap, as if they were not there; of such only ``step`` and
-    ``reset`` are to be called.
-    """
-    return hasattr(type(env), "step_env") and hasattr(type(env), "reset_env")
-
-
-SPLITS = ("train", "test", "out_of_distribution")
+        return boxes.sample(key, space)
 
 
 def sample_tasks(key: jax.Array, family: TaskFamily, num_tasks: int, *, split: str) -> Task:

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from gymnax.environments import environment, spaces
 
+from jaxmeta.tasks import door
 from jaxmeta.tasks.family import Controller, TaskFamily
 from jaxmeta.types import Task
 
@@ -28,6 +29,11 @@ class Informed(environment.Environment[Any, Any]):
     """
 
     env: Any
+
+    @property
+    def ends_by(self) -> int | None:
+        """The step by which every episode has ended, if the environment within promises one."""
+        return door.ends_by(self.env)
 
     @property
     def default_params(self) -> Any:

@@ -190,6 +190,11 @@ class Locomotion(environment.Environment[Any, Any]):
         return state.time >= self.horizon
 
     @property
+    def ends_by(self) -> int:
+        """The step by which every episode has ended."""
+        return self.horizon
+
+    @property
     def name(self) -> str:
         return "Locomotion"
 

@@ -70,6 +70,11 @@ class TMaze(environment.Environment[Any, Any]):
         return jnp.zeros((), bool)
 
     @property
+    def ends_by(self) -> int:
+        """The step by which every episode has ended."""
+        return self.length + 1
+
+    @property
     def name(self) -> str:
         return "TMaze"
 

@@ -10,7 +10,7 @@ from gymnax.wrappers import FlattenObservationWrapper
 
 from jaxmeta import adaptation, evaluation, tasks
 from jaxmeta.algorithms.rl2 import Config, rl2
-from jaxmeta.tasks.family import steps_without_reset
+from jaxmeta.tasks.door import steps_without_reset
 from tests.probes import EVERY_FAMILY, made
 
 FEW = {

@@ -1,17 +1,14 @@
 """Families of gymnax environments as they are, and what is known of these."""
 
-import dataclasses
 import functools
 from typing import Any
 
 import gymnax
 import jax
-import jax.numpy as jnp
-from flax import struct
 
 from jaxmeta import checks
 from jaxmeta.tasks.family import TaskFamily
-from jaxmeta.tasks.transform.wrappers import Wrapper, strong
+from jaxmeta.tasks.transform.wrappers import strong
 from jaxmeta.types import Task
 
 UNSUPPORTED = {"MNISTBandit-bsuite": "its constructor downloads the images"}
@@ -41,37 +38,6 @@ def _environment(name: str, settings: tuple[tuple[str, Any], ...]) -> Any:
     return gymnax.make(name, **dict(settings))[0]
 
 
-@struct.dataclass
-class TimedState:
-    """The state within, and the steps taken."""
-
-    inner: Any
-    time: jax.Array  # [], int32
-
-
-@dataclasses.dataclass(frozen=True)
-class TimeLimit(Wrapper):
-    """Cuts an episode off after ``horizon`` steps, for environments whose parameters have no such limit."""
-
-    horizon: int
-
-    def reset_env(self, key: jax.Array, params: Task) -> tuple[jax.Array, TimedState]:
-        obs, state = self.env.reset_env(key, params)
-        return obs, TimedState(state, jnp.zeros((), jnp.int32))
-
-    def step_env(
-        self, key: jax.Array, state: TimedState, action: jax.Array, params: Task
-    ) -> tuple[jax.Array, TimedState, jax.Array, jax.Array, dict]:
-        obs, inner, *rest = self.env.step_env(key, state.inner, action, params)
-        return obs, TimedState(inner, state.time + 1), *rest
-
-    def state_within(self, state: TimedState) -> Any:
-        return state.inner
-
-    def is_truncated(self, state: TimedState, params: Task) -> jax.Array:
-        return state.time >= self.horizon
-
-
 def from_gymnax(name: str, *, horizon: int, **settings: Any) -> TaskFamily:
     """The family of the one default task of a registered gymnax environment, in every split.
 
@@ -94,9 +60,8 @@ def from_gymnax(name: str, *, horizon: int, **settings: Any) -> TaskFamily:
     env = _environment(name, tuple(sorted(settings.items())))
     task = env.default_params
     if hasattr(task, "max_steps_in_episode"):
+        # A limit of its own must not cut an episode off before the horizon.
         task = task.replace(max_steps_in_episode=type(task.max_steps_in_episode)(horizon))
-    else:
-        env = TimeLimit(env, horizon)
 
     def sample(key: jax.Array) -> Task:
         del key

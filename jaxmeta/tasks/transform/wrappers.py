@@ -9,7 +9,8 @@ import jax.numpy as jnp
 from flax import struct
 from gymnax.environments import environment, spaces
 
-from jaxmeta.tasks.family import SPLITS, Controller, Sampler, TaskFamily, steps_without_reset
+from jaxmeta.tasks import door
+from jaxmeta.tasks.family import SPLITS, Controller, Sampler, TaskFamily
 from jaxmeta.types import Task
 
 Draw = Callable[[jax.Array, Task, str], Any]
@@ -29,11 +30,16 @@ class Wrapper(environment.Environment[Any, Any]):
     env: Any
 
     def __post_init__(self) -> None:
-        if not steps_without_reset(self.env):
+        if not door.steps_without_reset(self.env):
             raise TypeError(
                 f"env={self.env!r} must have a step_env and a reset_env of its own: around one that has not, as "
                 "around gymnax's wrappers, nothing can be changed"
             )
+
+    @property
+    def ends_by(self) -> int | None:
+        """The step by which every episode has ended, if the environment within promises one."""
+        return door.ends_by(self.env)
 
     @property
     def default_params(self) -> Task:
