@@ -25,7 +25,9 @@ from jaxmeta.tasks import (
     translation,
     xland,
 )
+from jaxmeta.tasks.door import InvalidEnvironment
 from jaxmeta.tasks.family import SPLITS, TaskFamily, content_hash, sample_tasks
+from jaxmeta.tasks.promises import Checked, check, check_promises
 
 FAMILIES: dict[str, Callable[..., TaskFamily]] = {
     "navigation": navigation.navigation,
@@ -99,7 +101,11 @@ def make(name: str, **settings: Any) -> TaskFamily:
 __all__ = [
     "FAMILIES",
     "SPLITS",
+    "Checked",
+    "InvalidEnvironment",
     "TaskFamily",
+    "check",
+    "check_promises",
     "content_hash",
     "describe",
     "make",

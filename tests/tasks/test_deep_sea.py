@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from jaxmeta import evaluation, tasks
+from jaxmeta.tasks.transform.wrappers import innermost
 
 
 def test_of_all_ways_down_the_optimum_is_the_best_and_its_return_what_it_earns():
@@ -42,7 +43,7 @@ def test_the_mapping_survives_and_random_agents_find_nothing():
     task = family.train(jax.random.key(0))
     for key in range(3):
         _, state = family.env.reset_env(jax.random.key(key), task)
-        np.testing.assert_array_equal(state.action_mapping, task.drawn["action_mapping"])
+        np.testing.assert_array_equal(innermost(state).action_mapping, task.drawn["action_mapping"])
 
 
 @pytest.mark.parametrize(

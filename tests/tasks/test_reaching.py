@@ -15,11 +15,11 @@ def test_the_arm_is_gymnax_s_with_actions_clipped_and_the_goal_hidden():
     task = family.train(jax.random.key(0))
     env, _ = gymnax.make("Reacher-misc")
     obs, state = family.env.reset_env(jax.random.key(1), task)
-    np.testing.assert_array_equal(state.goal_xy, task.drawn["goal_xy"])
+    np.testing.assert_array_equal(state.inner.goal_xy, task.drawn["goal_xy"])
     assert obs.shape == family.observation_shape == (6,)
     for t, action in enumerate(jax.random.normal(jax.random.key(2), (10, 2)) * 2):
         clipped = jnp.clip(action, -1.0, 1.0)
-        expected, _, reward, *_ = env.step_env(jax.random.key(t), state, clipped, task.inner)
+        expected, _, reward, *_ = env.step_env(jax.random.key(t), state.inner, clipped, task.inner)
         obs, state, got, *_ = family.env.step_env(jax.random.key(t), state, action, task)
         np.testing.assert_array_equal(obs, expected[:6])
         assert got == reward

@@ -9,6 +9,7 @@ import pytest
 
 from jaxmeta import tasks
 from jaxmeta.tasks import transform
+from jaxmeta.tasks.transform.wrappers import replaced
 from tests.tasks.transform.shared import (
     KEY,
 )
@@ -37,7 +38,9 @@ def test_a_state_s_number_is_permuted():
     assert family.env.observation_space().n == 16
     _, state = family.env.reset_env(KEY, task)
     for position in range(16):
-        seen = family.env.observe(KEY, state.replace(position=jnp.array(position)), None, task)
+        seen = family.env.observe(
+            KEY, replaced(state, {"position": jnp.array(position)}), None, task
+        )
         assert seen == task.drawn[position]
         assert family.expert_action(task, seen.astype(float)) == position % 4
 

@@ -9,6 +9,7 @@ import pytest
 
 from jaxmeta import tasks
 from jaxmeta.tasks import transform
+from jaxmeta.tasks.transform.wrappers import replaced
 from tests.tasks.transform.shared import KEY
 
 
@@ -72,7 +73,7 @@ def test_parameters_drawn_change_the_dynamics_and_are_told_to_controllers():
     assert family.name == "drawn_parameters_cartpole"
     task = family.train(jax.random.key(0))
     other = task.replace(gravity=task.gravity * 2)
-    state = family.env.reset_env(KEY, task)[1].replace(theta=jnp.array(0.1))
+    state = replaced(family.env.reset_env(KEY, task)[1], {"theta": jnp.array(0.1)})
     assert family.optimal_action is None
     first, second = (family.env.step_env(KEY, state, jnp.array(0), t)[0] for t in (task, other))
     assert not np.array_equal(first, second)

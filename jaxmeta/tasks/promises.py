@@ -1,0 +1,186 @@
+"""Does a family keep its promises?"""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from gymnax.environments import spaces
+
+from jaxmeta import boxes, checks
+from jaxmeta.tasks import door
+from jaxmeta.tasks.door import InvalidEnvironment
+from jaxmeta.tasks.family import SPLITS, TaskFamily, sample_tasks
+
+
+class Checked(NamedTuple):
+    """What was seen of a family by random actions, over all splits."""
+
+    num_tasks: int
+    """Tasks drawn of each split."""
+    distinct_tasks: int
+    """How many of those of the training split differ from each other."""
+    longest_episode: int
+    """Steps of the longest episode."""
+    problems: tuple[str, ...]
+    """What is allowed and probably not meant, in sentences; empty where nothing was found."""
+
+
+def check_promises(family: TaskFamily) -> None:
+    """Raises unless all that can be seen without running a family is right; nothing compiles.
+
+    Looked at are its spaces, the tasks of every split, resets and steps (see `door`), and its controllers.
+
+    Raises:
+        TypeError: it is no family.
+        InvalidEnvironment: the message names the part, and what would be right.
+    """
+    if not isinstance(family, TaskFamily):
+        raise TypeError(
+            f"family={family!r} must be a TaskFamily, as tasks.make({family!r}) returns"
+            if isinstance(family, str)
+            else f"family={family!r} must be a TaskFamily"
+        )
+    family.action_space, family.observation_shape  # noqa: B018
+    one = jax.eval_shape(lambda: family.train(jax.random.key(0)))
+    for split in SPLITS:
+        try:
+            drawn = jax.eval_shape(lambda: sample_tasks(jax.random.key(0), family, 2, split=split))  # noqa: B023
+            door.num_tasks(f"family.{split}'s tasks", drawn, family.env)
+        except InvalidEnvironment:
+            raise
+        except Exception as error:
+            raise InvalidEnvironment(f"family={family.name!r}: {error}") from error
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    obs, state = jax.eval_shape(lambda key, task: door.reset(family.env, key, task), key, one)
+    action = jax.eval_shape(family.random_action, key)
+    jax.eval_shape(lambda *inputs: door.step(family.env, *inputs), key, key, state, action, one)
+    for name in ("optimal_action", "expert_action"):
+        controller = getattr(family, name)
+        if controller is not None:
+            door.check_action(
+                f"family={family.name!r}: {name}",
+                jax.eval_shape(controller, one, obs),
+                family.action_space,
+            )
+    if family.optimal_return is not None:
+        found = jax.eval_shape(family.optimal_return, one)
+        if getattr(found, "shape", None) != ():
+            raise InvalidEnvironment(
+                f"family={family.name!r}: optimal_return is {found}; it must be one number, of shape ()"
+            )
+
+
+def check(family: TaskFamily, *, num_tasks: int = 16, seed: int = 0) -> Checked:
+    """What a family does, tried: `check_promises`, then ``num_tasks`` tasks of each split by random actions.
+
+    One episode of each task is compiled and run. ``problems`` tells which tasks do not differ, which observations
+    leave their space or are not finite, and which leaf of the state a reset draws anew although nothing changes it
+    within an episode: then it tells one task from another, what was learned in one episode is wrong in the next, and
+    `transform.pinned` makes it part of the task.
+
+    Raises:
+        TypeError: it is no family.
+        InvalidEnvironment: a promise is broken: see `check_promises`; an episode did not end by the horizon.
+    """
+    check_promises(family)
+    checks.at_least("num_tasks", num_tasks, 2)
+    checks.at_least("seed", seed, 0)
+    draw = jax.jit(
+        partial(sample_tasks, family=family, num_tasks=num_tasks), static_argnames="split"
+    )
+    run = jax.jit(jax.vmap(partial(_episode, family)))  # one program for all splits
+    problems: dict[str, list[str]] = {}
+    longest, distinct = 0, {}
+    for number, split in enumerate(SPLITS):
+        task_key, *keys = jax.random.split(jax.random.key(seed + number), num_tasks + 1)
+        drawn = draw(task_key, split=split)
+        seen = jax.device_get(run(jnp.stack(keys), drawn))
+        if not np.all(np.any(seen.last, axis=1)):
+            raise InvalidEnvironment(
+                f"family={family.name!r}: an episode of {split} had not ended after horizon={family.horizon} steps, "
+                f"although {door.name_of(family.env)} promises it by ends_by={door.ends_by(family.env)}"
+            )
+        lived = np.cumsum(seen.last, axis=1) - seen.last == 0  # [M, T], the first episode
+        longest = max(longest, int(np.max(np.sum(lived, axis=1))))
+        distinct[split] = _num_distinct(drawn)
+        for problem in _problems(family, seen, lived, distinct[split]):
+            problems.setdefault(problem, []).append(split)
+    told = tuple(f"{', '.join(where)}: {problem}" for problem, where in problems.items())
+    return Checked(num_tasks, distinct["train"], longest, told)
+
+
+class _Seen(NamedTuple):
+    obs: jax.Array  # [T, *obs_shape], the true successors
+    reward: jax.Array  # [T]
+    last: jax.Array  # [T]
+    still: Any  # bool [], of each leaf of the state: nothing changed it in the first episode
+    redrawn: Any  # bool [], another reset draws it anew
+
+
+def _episode(family: TaskFamily, key: jax.Array, task: Any) -> _Seen:
+    reset_key, other_key, key = jax.random.split(key, 3)
+    env = family.env
+    _, first = door.reset(env, reset_key, task)
+    _, other = door.reset(env, other_key, task)
+
+    def same(x: jax.Array, y: jax.Array) -> jax.Array:
+        if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+            return jnp.zeros((), bool)
+        return jnp.all((x == y) | ((x != x) & (y != y)))
+
+    def step(carry: tuple, key: jax.Array) -> tuple:
+        state, still, ended = carry
+        keys = jax.random.split(key, 3)
+        after = door.step(env, keys[0], keys[1], state, family.random_action(keys[2]), task)
+        ended = ended | after.last
+        still = jax.tree.map(lambda s, x, y: s & (ended | same(x, y)), still, first, after.state)
+        return (after.state, still, ended), (after.next_obs, after.reward, after.last)
+
+    still = jax.tree.map(lambda x: jnp.ones((), bool), first)
+    (_, still, _), seen = jax.lax.scan(
+        step, (first, still, jnp.zeros((), bool)), jax.random.split(key, family.horizon)
+    )
+    return _Seen(*seen, still, jax.tree.map(lambda x, y: ~same(x, y), first, other))
+
+
+def _problems(family: TaskFamily, seen: _Seen, lived: np.ndarray, num_distinct: int) -> list[str]:
+    found = []
+    if num_distinct == 1:
+        found.append("all tasks are the same")
+    obs = seen.obs[lived]
+    broken = int(
+        np.sum(~np.isfinite(obs.reshape(len(obs), -1)).all(1) | ~np.isfinite(seen.reward[lived]))
+    )
+    if broken:
+        found.append(
+            f"{100 * broken:.1g} % of the steps have an observation or a reward that is not finite"
+        )
+    space = door.observation_space(family.env)
+    if isinstance(space, spaces.Discrete):
+        low, high = np.zeros(()), np.asarray(space.n - 1.0)
+    else:
+        low, high = boxes.bounds(space)
+    slack = 1e-5 * np.maximum(1.0, np.where(np.isfinite(high - low), high - low, 1.0))
+    outside = (obs < low - slack) | (obs > high + slack)
+    if np.any(outside):
+        share = np.mean(outside.reshape(len(obs), -1).any(1))
+        found.append(
+            f"{100 * share:.0f} % of the observations lie outside of the observation space"
+        )
+    for (path, still), redrawn in zip(
+        jax.tree_util.tree_leaves_with_path(seen.still), jax.tree.leaves(seen.redrawn), strict=True
+    ):
+        if np.all(still) and np.any(redrawn):
+            found.append(
+                f"state{jax.tree_util.keystr(path)} never changes within an episode and every reset draws it anew: if "
+                "it tells one task from another, make it part of the task (transform.pinned)"
+            )
+    return found
+
+
+def _num_distinct(tasks: Any) -> int:
+    """How many of ``tasks [M]`` differ from each other."""
+    leaves = [np.asarray(x) for x in jax.tree.leaves(jax.device_get(tasks))]
+    return len({b"".join(x[m].tobytes() for x in leaves) for m in range(len(leaves[0]))})
