@@ -56,7 +56,7 @@ def rollout(
     checks.at_least("unroll", unroll, 1)
     # Stopped on the way in, so that differentiating a caller does not even trace the tangents.
     meta, agent, stream = jax.lax.stop_gradient((meta, agent, stream))
-    begun, stream = stream, keys.all_quick(stream)
+    begun, stream = stream, stream._replace(memory=keys.all_quick(stream.memory))
     act_key, step_key, reset_key = keys.all_quick(tuple(jax.random.split(keys.typed(key), 3)))
 
     def step(stream: Stream, t: jax.Array) -> tuple[Stream, Trajectory]:

@@ -210,6 +210,7 @@ def reset(env: Any, key: jax.Array, task: Task) -> tuple[jax.Array, Any]:
     Raises InvalidEnvironment where the environment breaks what the module says.
     """
     signature = _signature(env, task)
+    key = key if signature.quick_keys else keys.plain(key)
     obs, state = _alike(_first(_within(env), key, task), signature)
     return obs, TimedState(state, jnp.zeros((), jnp.int32)) if isinstance(env, TimeLimit) else state
 
@@ -222,6 +223,8 @@ def step(
     Raises InvalidEnvironment as `reset` does, and where the action is not of the action space's shape and kind.
     """
     within, signature = _within(env), _signature(env, task)
+    if not signature.quick_keys:
+        step_key, reset_key = keys.plain(step_key), keys.plain(reset_key)
     space = action_space(env)
     check_action("the learner's action", action, space)
     if isinstance(space, spaces.Box):
@@ -246,9 +249,9 @@ def step(
         anew = _first(within, reset_key, task)
         obs, after = jax.tree.map(
             lambda new, old: jnp.where(begins_anew, new, old),
-            *(keys.all_quick(_alike(x, signature)) for x in (anew, (obs, after))),
+            *(_alike(x, signature) for x in (anew, (obs, after))),
         )
-    obs, after = keys.all_quick(_alike((obs, after), signature))
+    obs, after = _alike((obs, after), signature)
     if isinstance(env, TimeLimit):
         after = TimedState(after, jnp.where(last, 0, time))
     return Transition(
@@ -307,7 +310,8 @@ def num_tasks(name: str, tasks: Task, env: Any) -> int:
 class _Signature(NamedTuple):
     """What resets and steps of an environment hand over, as shapes and dtypes."""
 
-    state: Any  # wide enough for resets and steps
+    state: Any  # wide enough for resets and steps; its keys are jax's own
+    quick_keys: bool  # whether it can be handed `keys.quick` ones
 
 
 def _signature(env: Any, task: Task) -> _Signature:
@@ -328,7 +332,17 @@ def _signature(env: Any, task: Task) -> _Signature:
 def _looked_at(env: Any, structure: Any, shapes: tuple, x64: bool) -> _Signature:
     del x64
     task = jax.tree.unflatten(structure, shapes)
-    name, key = name_of(env), jax.eval_shape(lambda: jax.random.key(0))
+    try:
+        return _Signature(_state_of(env, task, keys.quick), quick_keys=True)
+    except InvalidEnvironment:
+        # It may be one that lets a key of its own take the place of the one it is handed.
+        return _Signature(_state_of(env, task, keys.plain), quick_keys=False)
+
+
+def _state_of(env: Any, task: Any, kind_of_key: Callable[[jax.Array], jax.Array]) -> Any:
+    """The shapes of its states, after all checks, where it is handed keys of a kind."""
+    name = name_of(env)
+    key = jax.eval_shape(lambda: kind_of_key(jax.random.key(0)))
     without_reset = steps_without_reset(env)
     begin, go = ("reset_env", "step_env") if without_reset else ("reset", "step")
     for method in (begin, go, "is_truncated") if without_reset else (begin, go):
@@ -370,7 +384,7 @@ def _looked_at(env: Any, structure: Any, shapes: tuple, x64: bool) -> _Signature
         )
         return obs, obs, after, reward, terminated, env.is_truncated(after, task)
 
-    state, where = first[1], f"{name}.{go}"
+    state, where = _plain(first[1]), f"{name}.{go}"
     for _ in range(4):  # widening may widen what follows from it
         obs, final, after, reward, terminated, truncated = _shaped(
             where, follow, key, state, action, task
@@ -382,9 +396,9 @@ def _looked_at(env: Any, structure: Any, shapes: tuple, x64: bool) -> _Signature
         _check_flag(
             f"{where}'s truncated" if not without_reset else f"{name}.is_truncated", truncated
         )
-        wide = _widened(name, begin, go, state, after)
+        wide = _widened(name, begin, go, state, _plain(after))
         if jax.tree.map(_dtype, wide) == jax.tree.map(_dtype, state):
-            return _Signature(wide)
+            return wide
         state = wide
     raise InvalidEnvironment(
         f"{where}'s state grows wider with every step; it must keep its dtypes"
@@ -506,6 +520,16 @@ def _widened(name: str, begin: str, go: str, before: Any, after: Any) -> Any:
     return jax.tree_util.tree_map_with_path(wider, before, after)
 
 
+def _plain(state: Any) -> Any:
+    """The shapes of a state whose keys are jax's own."""
+
+    def plain(x: Any) -> Any:
+        is_key = _is_one_array(x) and _kind(x.dtype) == "key"
+        return jax.eval_shape(keys.plain, x) if is_key else x
+
+    return jax.tree.map(plain, state)
+
+
 def _kind(dtype: Any) -> str:
     """What cannot become one another without a word."""
     kinds = {
@@ -548,11 +572,11 @@ def _first(env: Any, key: jax.Array, task: Task) -> tuple[Any, Any]:
 
 
 def _alike(obs_and_state: tuple[Any, Any], signature: _Signature) -> tuple[jax.Array, Any]:
-    """An observation as floats, and a state as wide as it gets."""
+    """An observation as floats, and a state as wide as it gets, whose keys are jax's own."""
     obs, state = obs_and_state
 
     def cast(x: Any, like: Any) -> jax.Array:
-        return x if _kind(like.dtype) == "key" else jnp.asarray(x, like.dtype)
+        return keys.plain(x) if _kind(like.dtype) == "key" else jnp.asarray(x, like.dtype)
 
     return _as_float(obs), jax.tree.map(cast, state, signature.state)
 
