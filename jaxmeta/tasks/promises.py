@@ -150,13 +150,9 @@ def _problems(family: TaskFamily, seen: _Seen, lived: np.ndarray, num_distinct: 
     if num_distinct == 1:
         found.append("all tasks are the same")
     obs = seen.obs[lived]
-    broken = int(
-        np.sum(~np.isfinite(obs.reshape(len(obs), -1)).all(1) | ~np.isfinite(seen.reward[lived]))
-    )
-    if broken:
-        found.append(
-            f"{100 * broken:.1g} % of the steps have an observation or a reward that is not finite"
-        )
+    finite = np.isfinite(obs.reshape(len(obs), -1)).all(1) & np.isfinite(seen.reward[lived])
+    if not np.all(finite):
+        found.append("numbers of observations or rewards are not finite")
     space = door.observation_space(family.env)
     if isinstance(space, spaces.Discrete):
         low, high = np.zeros(()), np.asarray(space.n - 1.0)

@@ -1,0 +1,113 @@
+"""What a family promises is tried."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import pytest
+from gymnax.environments import spaces
+
+from jaxmeta import tasks
+from jaxmeta.tasks import InvalidEnvironment, transform
+from tests.probes import Counter, CounterParams
+
+
+@pytest.mark.parametrize("name", ["navigation", "gridnavi", "t_maze", "cartpole", "tabular"])
+def test_families_of_this_library_keep_theirs(name):
+    tasks.check_promises(tasks.make(name))
+
+
+def test_a_reset_that_draws_the_task_is_found_and_pinning_mends_it():
+    family = transform.from_gymnax("PointRobot-misc", horizon=4)
+    found = tasks.check(family, num_tasks=3)
+    same, drawn = found.problems
+    assert same == "train, test, out_of_distribution: all tasks are the same"
+    assert "state.inner.goal never changes within an episode" in drawn
+    mended = tasks.check(transform.pinned(family, "goal"), num_tasks=3)
+    assert mended.problems == ()
+    assert (mended.distinct_tasks, mended.longest_episode) == (3, 4)
+
+
+class Leaves(Counter):
+    """Its observations leave their space, its rewards are now and then NaN, its promise is not kept."""
+
+    ends_by = 3
+
+    def step_env(self, key, state, action, params):
+        obs, state, _, terminated, info = super().step_env(key, state, action, params)
+        return obs, state, jnp.where(state.time == 2, jnp.nan, 0.0), terminated, info
+
+    def is_truncated(self, state, params):
+        return state.time >= params.truncate_at
+
+    def observation_space(self, params):
+        return spaces.Box(0.0, 1.5, (2,))
+
+
+def test_what_is_probably_not_meant_is_told_and_broken_promises_are_errors():
+    def family(truncate_at):
+        draw = lambda key: CounterParams(jax.random.uniform(key), 99, truncate_at)  # noqa: E731
+        return tasks.TaskFamily("leaves", Leaves(), 3, draw, draw, draw)
+
+    found = tasks.check(family(3), num_tasks=2)
+    assert [problem.split(": ", 1)[1] for problem in found.problems] == [
+        "numbers of observations or rewards are not finite",
+        "observations lie outside of the observation space",
+    ]
+    with pytest.raises(InvalidEnvironment, match="had not ended after horizon=3 steps"):
+        tasks.check(family(4), num_tasks=2)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"train": lambda key: jnp.zeros(2)}, "family.train's tasks has the structure"),
+        (
+            {"test": lambda key: CounterParams(number=jnp.zeros(2))},
+            "family.test's tasks.number has shape (2, 2)",
+        ),
+        ({"optimal_action": lambda task, obs: jnp.zeros(())}, "optimal_action is float32"),
+        ({"expert_action": lambda task, obs: obs}, "expert_action is float32 of shape (2,)"),
+        ({"optimal_return": lambda task: jnp.zeros(3)}, "optimal_return is"),
+    ],
+)
+def test_every_part_is_looked_at(change, message):
+    one = lambda key: jax.tree.map(jnp.asarray, CounterParams())  # noqa: E731
+    family = tasks.TaskFamily("own", Counter(), 3, one, one, one)
+    tasks.check_promises(family)
+    with pytest.raises(InvalidEnvironment) as error:
+        tasks.check_promises(dataclasses.replace(family, **change))
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"horizon": 0}, "horizon=0 must be at least 1"),
+        ({"horizon": 2.5}, "horizon=2.5 must be an integer"),
+        ({"train": 3}, "train=3 must be a function"),
+        ({"env": Counter}, "must be an environment"),
+        ({"name": 1}, "name=1 must be a string"),
+    ],
+)
+def test_a_family_s_arguments(change, message):
+    one = lambda key: CounterParams()  # noqa: E731
+    with pytest.raises((TypeError, ValueError), match=message):
+        tasks.TaskFamily(
+            **(
+                dict(
+                    name="own",
+                    env=Counter(),
+                    horizon=3,
+                    train=one,
+                    test=one,
+                    out_of_distribution=one,
+                )
+                | change
+            )
+        )
+
+
+def test_a_name_is_no_family():
+    with pytest.raises(TypeError, match="as tasks.make\\('navigation'\\) returns"):
+        tasks.check_promises("navigation")
