@@ -26,7 +26,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from jaxmeta import checks, presets, reports
+from jaxmeta import MISCOMPILES, checks, presets, reports
 from jaxmeta.experiments import describe
 
 ROOT = Path(__file__).parent.parent
@@ -238,6 +238,13 @@ def _seeds(figure: Figure) -> str:
     )
 
 
+def jax_of(figure: Figure) -> str:
+    """The release that a figure was made on, and whether it is to be made again."""
+    found = re.search(r"jax ([\w.]+)", figure.machine)
+    release = found[1] if found else "unknown"
+    return f"{release}, to be made again" if release == MISCOMPILES else release
+
+
 def index(figures: dict[str, Figure], *, status: bool) -> list[str]:
     rows = [
         {
@@ -246,6 +253,7 @@ def index(figures: dict[str, Figure], *, status: bool) -> list[str]:
             "seeds": figure.seeds,
             "date": figure.date,
             "machine": figure.machine,
+            "jax": jax_of(figure),
         }
         | (
             {"code": "as it is" if not (x := changed(figure)) else f"older than {', '.join(x)}"}

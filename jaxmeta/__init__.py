@@ -1,5 +1,7 @@
 """jaxmeta: meta-reinforcement learning as pure functions in JAX."""
 
+import warnings
+from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -8,6 +10,16 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 _FROM_EXPERIMENTS = ("load", "pretrained")
+MISCOMPILES = "0.10.2"
+"""A release of jax that compiles some programs wrongly on CPUs."""
+
+if metadata.version("jax") == MISCOMPILES:
+    warnings.warn(
+        f"jax {MISCOMPILES} compiles some programs wrongly on CPUs: numbers may be wrong without a word. Install another "
+        'release: pip install "jax>=0.10.1,!=0.10.2,<0.12"',
+        RuntimeWarning,
+        stacklevel=2,
+    )
 
 
 def __getattr__(name: str) -> Any:

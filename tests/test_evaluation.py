@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import jax
@@ -8,6 +9,7 @@ import scipy.stats
 
 from jaxmeta import evaluation, tasks
 from jaxmeta.algorithms.maml import Config, maml
+from jaxmeta.tasks import transform
 from tests.probes import Counter, CounterParams, constant_learner
 
 
@@ -254,3 +256,65 @@ def test_mean_interval_covers_new_seeds_and_new_tasks():
     assert np.isnan(evaluation.mean_interval(np.array([[1.0, np.nan]]))).all()
     with pytest.raises(ValueError, match="must be .seeds, tasks."):
         evaluation.mean_interval(np.ones(3))
+
+
+def test_broken_streams_are_left_out_and_counted():
+    """Rewards are NaN in some streams: their means are those of the others."""
+    family = transform.faulty(tasks.make("navigation", horizon=10), rate=5e-3)
+    drawn = tasks.sample_tasks(jax.random.key(0), family, 8, split="test")
+    how = dict(num_streams=20, num_updates=0, num_steps=10, env=family.env)
+    right = evaluation.controller_learner(lambda key, task, obs: jnp.full(2, 0.05))
+    curve = jax.jit(
+        jax.vmap(
+            lambda key, task: evaluation.adaptation_curve(
+                key, task, jax.tree.map(lambda x: x[None], task), learner=right, **how
+            )
+        )
+    )(jax.random.split(jax.random.key(1), 8), drawn)
+    assert 8 <= curve.skipped_streams.sum() <= 40  # 5 % of 160 streams, NaN or infinite
+    sound = dataclasses.replace(family, env=family.env.env)
+    expected = evaluation._controller_returns(
+        jax.random.key(1), drawn, lambda key, task, obs: jnp.full(2, 0.05), sound, 1
+    )
+    np.testing.assert_allclose(curve.returns[:, 0, 0], expected, rtol=1e-5)
+    broken = transform.faulty(tasks.make("navigation", horizon=10), rate=1.0)
+    assert np.isnan(evaluation.random_returns(jax.random.key(1), drawn, family=broken)).all()
+
+
+def test_tasks_without_a_return_are_left_out_of_every_number_and_counted():
+    rng = np.random.default_rng(0)
+    returns, random, optimal = rng.normal(size=(6, 2)), np.full(6, -5.0), np.full(6, 5.0)
+    whole = evaluation.summarize(returns[3:], random[3:], optimal[3:])
+    returns[0, 1] = random[1] = optimal[2] = np.nan
+    summary = evaluation.summarize(returns, random, optimal)
+    assert summary == whole | {"skipped_tasks": 3}
+    assert whole["skipped_tasks"] == 0
+    np.testing.assert_allclose(evaluation.normalized(np.array([0.0]), random, optimal), [0.5])
+    with pytest.raises(ValueError, match="no task in which both are finite"):
+        evaluation.normalized(returns, np.full(6, np.nan), optimal)
+
+
+def test_an_episode_that_is_cut_or_never_began_has_no_return():
+    reward, last = jnp.ones((2, 5)), jnp.array([[0, 1, 0, 1, 0]] * 2, bool)
+    trials = evaluation.Trials(reward, reward, last, jnp.array([True, False]))
+    found = np.asarray(evaluation.episode_returns(trials, 4))
+    np.testing.assert_array_equal(found[0], [2.0, 2.0, np.nan, np.nan])
+    assert np.isnan(found[1]).all()  # a number of that trial is not finite
+
+
+def test_what_is_measured_covers_an_episode_of_tasks_with_a_leading_axis():
+    family = tasks.make("navigation", horizon=10)
+    one = family.test(jax.random.key(0))
+    how = dict(learner=constant_learner(), env=family.env, num_streams=1, num_updates=0)
+    many = jax.tree.map(lambda x: x[None], one)
+    with pytest.raises(ValueError, match="num_steps=9 must be at least 10, the horizon"):
+        evaluation.adaptation_returns(jax.random.key(0), None, many, num_steps=9, **how)
+    for measure in (
+        lambda: evaluation.adaptation_returns(jax.random.key(0), None, one, num_steps=10, **how),
+        lambda: evaluation.random_returns(jax.random.key(0), one, family=family),
+        lambda: evaluation.trials(
+            jax.random.key(0), None, one, learner=constant_learner(), env=family.env, num_steps=10
+        ),
+    ):
+        with pytest.raises(ValueError, match=r"tasks.goal has shape \(2,\); it must be \[M, 2\]"):
+            measure()

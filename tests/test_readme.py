@@ -1,19 +1,35 @@
 """The README is true: its code runs, its links lead somewhere, its tables are those that were measured."""
 
 import ast
+import importlib
 import re
 import subprocess
 import sys
+import tomllib
+from importlib import metadata
 from pathlib import Path
 
 import pytest
+from markdown_it import MarkdownIt
+
+import jaxmeta
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
+FENCES = [
+    x for x in MarkdownIt().parse(README) if x.type == "fence"
+]  # the blocks that a reader sees
+BLOCKS = [(fence.info, fence.content) for fence in FENCES]
 PYTHON = [text for kind, text in BLOCKS if kind == "python"]
 COMMANDS = [text for kind, text in BLOCKS if kind in ("bash", "sh")]
 DOCUMENTS = [ROOT / "README.md", ROOT / "benchmarks" / "RESULTS.md"]
+
+
+def test_every_block_names_its_language_and_is_closed():
+    lines = README.splitlines()
+    for fence in FENCES:
+        assert fence.info in ("python", "bash", "sh", "bibtex"), fence.content[:80]
+        assert lines[fence.map[1] - 1] == "```"
 
 
 def test_the_first_two_commands_are_those_that_ci_runs():
@@ -68,6 +84,17 @@ def test_scripts_and_presets_that_are_named_are_there(path):
         assert (ROOT / script).is_file(), script
     for preset in re.findall(r"--preset ([\w-]+)", text):
         assert preset in presets.PRESETS, preset
+
+
+@pytest.mark.filterwarnings("default")
+def test_a_release_of_jax_that_compiles_wrongly_is_excluded(monkeypatch):
+    assert metadata.version("jax") != jaxmeta.MISCOMPILES
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    needed = next(x for x in project["dependencies"] if x.startswith("jax>"))
+    assert f"!={jaxmeta.MISCOMPILES}" in needed
+    monkeypatch.setattr(metadata, "version", lambda name: jaxmeta.MISCOMPILES)
+    with pytest.warns(RuntimeWarning, match="compiles some programs wrongly"):
+        importlib.reload(jaxmeta)
 
 
 def test_tables_are_those_that_were_measured():
