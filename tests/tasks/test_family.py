@@ -10,6 +10,7 @@ from gymnax.wrappers import FlattenObservationWrapper
 
 from jaxmeta import adaptation, evaluation, tasks
 from jaxmeta.algorithms.rl2 import Config, rl2
+from jaxmeta.returns import finite_streams
 from jaxmeta.tasks.door import steps_without_reset
 from tests.probes import EVERY_FAMILY, made
 
@@ -144,7 +145,8 @@ def test_a_task_survives_the_end_of_an_episode(name):
             num_steps=2 * family.horizon,
         )
         data = jax.tree.map(lambda x: x[0], history.trajectories)
-        return evaluation.episode_returns(evaluation.Trials(data.action, data.reward, data.last), 2)
+        seen = evaluation.Trials(data.action, data.reward, data.last, finite_streams(data))
+        return evaluation.episode_returns(seen, 2)
 
     first, second = jax.jit(jax.vmap(returns))(jax.random.split(jax.random.key(1), 40), drawn)[
         :, 0
