@@ -10,7 +10,7 @@ seen now, and none is optimal.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -19,8 +19,24 @@ import jax.numpy as jnp
 from jaxmeta import checks
 from jaxmeta.tasks import transform
 from jaxmeta.tasks.family import Controller, TaskFamily
+from jaxmeta.tasks.transform.wrappers import Wrapper, innermost, replaced
 
 Ranges = Mapping[str, tuple[int, int]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Asterix(Wrapper):
+    """gymnax's Asterix with MinAtar's end of ramping: whatever moves pauses for a frame at least.
+
+    gymnax lets the pause shrink to 0, which a short ``init_move_interval`` leads to.
+    """
+
+    def step_env(
+        self, key: jax.Array, state: Any, action: jax.Array, params: Any
+    ) -> tuple[jax.Array, Any, jax.Array, jax.Array, dict]:
+        obs, state, *rest = self.env.step_env(key, state, action, params)
+        pause = jnp.maximum(innermost(state).move_speed, 1)
+        return obs, replaced(state, {"move_speed": pause}), *rest
 
 
 def _game(
@@ -35,11 +51,12 @@ def _game(
     signed_rewards: bool,
     parameters: Ranges | None = None,
     fixed: Mapping[str, Any] | None = None,
+    around: Callable[[Any], Any] = lambda env: env,
 ) -> TaskFamily:
     """The game with whatever is drawn put around it; ``live`` parameters are those that the game reads."""
     checks.between("max_stickiness", max_stickiness, 0.0, 0.5)
     family = transform.from_gymnax(env_name, horizon=horizon)
-    family = dataclasses.replace(family, expert_action=expert)
+    family = dataclasses.replace(family, env=around(family.env), expert_action=expert)
     if fixed:
         family = transform.with_parameters(family, **fixed)
     if parameters:
@@ -296,6 +313,7 @@ def asterix(
         signed_rewards=signed_rewards,
         parameters=parameters,
         fixed={"ramping": ramping},
+        around=Asterix,
     )
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from jaxmeta import evaluation, tasks
 from jaxmeta.tasks import minatar
+from jaxmeta.tasks.transform.wrappers import innermost, replaced
 
 GAMES = {
     "breakout": ("Breakout-MinAtar", 3, 4),
@@ -183,6 +184,21 @@ def test_asterix_takes_gold_and_shuns_what_an_enemy_enters_next():
     assert minatar.collect(None, met) != right
     away = board.at[5, 7, 1].set(1).at[5, 6, 2].set(1)
     assert minatar.collect(None, away) == right
+
+
+def test_asterix_s_pauses_do_not_shrink_to_nothing():
+    """As in MinAtar; gymnax's own do."""
+    family = tasks.make("asterix", permuted_actions=False)
+    task = family.train(jax.random.key(0))
+    _, state = family.env.reset_env(jax.random.key(1), task)
+    due = {"move_speed": jnp.array(1), "ramp_timer": jnp.array(-1), "ramp_index": jnp.array(1)}
+    state = replaced(jax.tree.map(jnp.asarray, state), due)
+    step = (jax.random.key(2), jnp.array(0), task)
+    gymnaxs, _ = gymnax.make("Asterix-MinAtar")
+    for env, before, pause in ((gymnaxs, innermost(state), 0), (family.env, state, 1)):
+        _, after, *_ = env.step_env(step[0], before, *step[1:])
+        assert innermost(after).move_speed == pause
+        assert innermost(after).ramp_index == 2
 
 
 def test_the_cannon_does_not_step_under_a_bullet():
