@@ -83,15 +83,15 @@ def finite_tasks(results: Any) -> jax.Array:
 
 
 def masked_mean(results: Any, good: jax.Array) -> Any:
-    """Mean of those of ``results [M]`` that are ``good`` (bool ``[M]``), zero where none is; of integers,
-    which are counts, the sum."""
+    """Mean of those of ``results [M]`` that are ``good`` (bool ``[M]``), zero where none is. Integers are counts:
+    they are added up over all of them, good or not, because what a count is of took place."""
 
     def mean(x: jax.Array) -> jax.Array:
         checks.shapes("M... M", results=x, good=good)
+        if jnp.issubdtype(x.dtype, jnp.integer):
+            return jnp.sum(x, axis=0, dtype=x.dtype)
         mask = good.reshape(-1, *[1] * (x.ndim - 1))
         total = jnp.sum(jnp.where(mask, x, jnp.zeros_like(x)), axis=0, dtype=x.dtype)
-        if jnp.issubdtype(x.dtype, jnp.integer):
-            return total
         return total / jnp.maximum(jnp.sum(good), 1)
 
     return jax.tree.map(mean, results)
@@ -102,9 +102,10 @@ def meta_gradient(
 ) -> tuple[Any, dict[str, jax.Array]]:
     """Mean over ``tasks [M]`` of the gradient of ``task_loss``, a key each: ``(gradient, metrics)``.
 
-    Guarded: a task whose loss, report or gradient is not finite is left out of the mean, of every
-    metric too, and counted in ``skipped_tasks``. With no task left the gradient is zero and the
-    reported means are NaN. What a report holds as integers are counts: they are added up.
+    Guarded: a task whose loss, report or gradient is not finite is left out of every mean, of metrics too,
+    and counted in ``skipped_tasks``. With no task left the gradient is zero and the reported means are
+    NaN. What a report holds as integers are counts: they are added up over all tasks, also those that are
+    left out.
     ``tasks_per_chunk`` as in `map_tasks`.
     """
 

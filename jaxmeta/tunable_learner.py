@@ -261,7 +261,8 @@ def tunable_learner(
         # Outside of the loss, and live: what the loss takes as given, the meta-gradient does not.
         advantage, target = evaluation(now["value"], data, reward, h.discount, h.gae_lambda)
         if config.leave_one_out:
-            others = jax.vmap(leave_one_out_mean, in_axes=1, out_axes=1)(advantage)
+            at_each_step = jax.vmap(leave_one_out_mean, in_axes=(1, None), out_axes=1)
+            others = at_each_step(advantage, good)
             advantage -= others - jax.lax.stop_gradient(others)
         if config.normalize:
             mean_square = mean_over_streams(advantage**2, good)

@@ -155,10 +155,7 @@ def meta_value_parts(
         return log_prob - data.log_prob
 
     def init(key: jax.Array, hyper: Any) -> Meta:
-        hyper = jax.tree.map(lambda x: jnp.asarray(x, float), hyper)
-        params = value.init(key)
-        step_size = gradient_learner.first_step_size(hyper.step_size, params, config)
-        return Meta(params, step_size, hyper)
+        return gradient_learner.first_meta(value.init(key), hyper, config)
 
     def birth(key: jax.Array, meta: Meta) -> Agent:
         """π and μ are drawn where an agent is born: they are as new to it as its task."""
@@ -186,7 +183,7 @@ def meta_value_parts(
         def errors(part: Any) -> jax.Array:
             v = predict(part)
             v_next = value.apply(with_adapted(agent.value, part, config), data.next_obs)
-            return inner_targets(data, v, v_next, rho, meta.hyper, config) - v
+            return inner_targets(data, good, v, v_next, rho, meta.hyper, config) - v
 
         if config.gradient == "residual":
             gradient = jax.grad(lambda part: 0.5 * mean_over_streams(errors(part) ** 2, good))(part)
@@ -298,14 +295,20 @@ def prediction_error(
 
 
 def inner_targets(
-    data: Trajectory, v: jax.Array, v_next: jax.Array, rho: jax.Array, hyper: Any, config: Config
+    data: Trajectory,
+    good: jax.Array,
+    v: jax.Array,
+    v_next: jax.Array,
+    rho: jax.Array,
+    hyper: Any,
+    config: Config,
 ) -> jax.Array:
-    """What the steps move the values to, all ``[N, T]``."""
+    """What the steps move the values to, all ``[N, T]``; streams that are not ``good [N]`` have no part in it."""
     reward, discount, last = data.reward, hyper.discount * data.discount, data.last
     if config.target == "importance_sampling":
         return jax.vmap(importance_returns)(reward, discount, last, v_next, rho)
     if config.target == "weighted_importance_sampling":
-        return weighted_importance_returns(reward, discount, last, v_next, rho)
+        return weighted_importance_returns(reward, discount, last, v_next, rho, good)
     if config.target == "td":
         rho = jnp.ones_like(rho)
     return _vtrace(data, v, v_next, rho, hyper, rho_bar=config.rho_bar, c_bar=config.c_bar)
