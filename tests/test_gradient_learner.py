@@ -11,7 +11,7 @@ from jaxmeta.algorithms.maml import Config, Hyper, maml
 from jaxmeta.distributions import Categorical, DiagGaussian
 from jaxmeta.gradient_learner import Meta, descend, first_state, learned, with_learned
 
-META = Meta({"body": jnp.ones(2), "context": jnp.zeros(3)}, jnp.asarray(0.5), Hyper())
+META = Meta({"body": jnp.ones(2), "context": jnp.zeros(3)}, Hyper(step_size=0.5))
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +24,8 @@ def test_what_is_learned_and_put_back():
     assert learned(META, everything) == {"params": META.params}
     steps = dataclasses.replace(everything, step_sizes="scalar")
     assert set(learned(META, steps)) == {"params", "step_size"}
-    assert with_learned(META, {"params": META.params, "step_size": 2.0}, steps).step_size == 2.0
+    changed = with_learned(META, {"params": META.params, "step_size": 2.0}, steps)
+    assert changed.hyper == META.hyper._replace(step_size=2.0)
 
 
 def test_a_context_is_adapted_but_not_learned():
@@ -48,7 +49,7 @@ def test_the_first_standard_deviation_is_the_configured_one(family):
 
 def test_descent_goes_down_the_gradient_and_is_clipped():
     hyper = Hyper(learning_rate=0.1, max_grad_norm=1.0)
-    meta = Meta({"w": jnp.array([3.0, 4.0])}, jnp.asarray(0.5), hyper)
+    meta = Meta({"w": jnp.array([3.0, 4.0])}, hyper)
     state = first_state(meta, Config(), optax.sgd)
     gradient = {"params": {"w": jnp.array([30.0, 40.0])}}
     after = descend(state, gradient, Config(), optax.sgd, apply=jnp.asarray(True))

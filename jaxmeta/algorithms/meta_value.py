@@ -49,6 +49,8 @@ class Config(Adaptation):
 
     num_streams: int = 10
     """Trajectories of μ in a batch (N)."""
+    num_steps: int | None = None
+    """Steps of each (T), of any number: values bootstrap where a stream is cut. None is the family's horizon."""
     num_updates: int = 3
     """Steps on the batch (K) in meta-training; 0 trains one value function for all tasks."""
     step_sizes: Literal["fixed", "scalar", "parameter"] = "parameter"
