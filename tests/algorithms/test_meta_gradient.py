@@ -100,6 +100,9 @@ def measured(config, hyper=HYPER):
     """The meta-gradient that a step follows, by name, and the state before it."""
     built = algorithm(config, hyper)
     state = jax.jit(built.init)(jax.random.key(0))
+    # Elsewhere than where it began, so that what is learned is not what stands in `hyper`.
+    eta = jax.tree.map(lambda x: x + 0.2, state.meta.params)
+    state = state._replace(meta=state.meta._replace(params=eta))
     after, metrics = jax.jit(built.step)(jax.random.key(1), state, state.lives.task)
     assert metrics["skipped_updates"] == metrics["skipped_tasks"] == 0
     gradient = jax.tree.map(lambda x, y: x - y, state.meta.params, after.meta.params)
