@@ -130,8 +130,8 @@ class GradientLearner(NamedTuple):
     """``(params, data [N, T]) -> the policy's action distributions [N, T]``."""
     loss: Callable[[Params, Trajectory, Any, Surrogate], jax.Array]
     """``(params, data [N, T], hyper, surrogate) -> []``: minus the surrogate of the streams' first
-    episodes, per step of T, to be minimised. Streams with a number that is not finite are left out; NaN
-    with no other."""
+    episodes, per step of T, to be minimised. Streams with a number that is not finite are left out. With no
+    other the loss is NaN and its gradient zero: an update changes nothing, a meta-update skips the task."""
     lifetime: Callable[..., History]
     """`adaptation.lifetime` with the configured sizes."""
     env_steps: int

@@ -61,19 +61,6 @@ def map_tasks(function: Callable[..., Any], inputs: Any, *, tasks_per_chunk: int
     return jax.tree.map(whole, results)
 
 
-def mean_of_finite(
-    function: Callable[..., Any], inputs: Any, *, tasks_per_chunk: int | None
-) -> tuple[Any, jax.Array]:
-    """Mean of ``function(input)`` over ``inputs [M]``, tasks whose result is not finite left out.
-
-    Returns:
-        The mean, zero with no task left, and the number of tasks that it is of, ``[]``.
-    """
-    results = map_tasks(function, inputs, tasks_per_chunk=tasks_per_chunk)
-    good = finite_tasks(results)
-    return masked_mean(results, good), jnp.sum(good)
-
-
 def finite_tasks(results: Any) -> jax.Array:
     """Which of ``results [M]`` are finite in every leaf, bool ``[M]``."""
     finite = [
@@ -109,20 +96,29 @@ def meta_gradient(
     ``tasks_per_chunk`` as in `map_tasks`.
     """
 
+    return guarded_gradient(task_loss, learned, keys, tasks, tasks_per_chunk=tasks_per_chunk)[:2]
+
+
+def guarded_gradient(
+    task_loss: TaskLoss, learned: Any, keys: jax.Array, tasks: Any, *, tasks_per_chunk: int | None
+) -> tuple[Any, dict[str, jax.Array], jax.Array]:
+    """`meta_gradient`, and which of the tasks it is of, bool ``[M]``."""
+
     def task_gradient(key_and_task: tuple) -> tuple:
         (loss, report), gradient = jax.value_and_grad(task_loss, has_aux=True)(
             learned, *key_and_task
         )
         return gradient, loss, report
 
-    (gradient, _, reports), num_good = mean_of_finite(
-        task_gradient, (keys, tasks), tasks_per_chunk=tasks_per_chunk
-    )
-    metrics = known_if(num_good > 0, reports)
-    return gradient, metrics | {
+    results = map_tasks(task_gradient, (keys, tasks), tasks_per_chunk=tasks_per_chunk)
+    good = finite_tasks(results)
+    gradient, _, reports = masked_mean(results, good)
+    num_good = jnp.sum(good)
+    metrics = known_if(num_good > 0, reports) | {
         "meta_grad_norm": optax.tree.norm(gradient),
         "skipped_tasks": len(keys) - num_good,
     }
+    return gradient, metrics, good
 
 
 def known_if(some: jax.Array, report: dict[str, jax.Array]) -> dict[str, jax.Array]:

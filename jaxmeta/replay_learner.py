@@ -73,7 +73,7 @@ def replay_learner(
         policy: Who acts.
         acting: ``(meta, params) -> the policy's parameters``.
         gradient: ``(meta, params, data [N, T], good [N]) -> gradient``, a tree like params, of the good streams of
-            one batch, finite without any; params go down its mean over those batches that have some.
+            one batch, zero without any; params go down its mean over those batches that have some.
 
     Raises:
         ValueError: ``config.num_steps`` is below the horizon.
@@ -120,7 +120,8 @@ def replay_learner(
         seen, good = jax.vmap(without_broken_streams)(batches)
         gradients = jax.vmap(gradient, (None, None, 0, 0))(meta, agent.params, seen, good)
         some = filled & jnp.any(good, axis=1)
-        mean = jax.tree.map(lambda g: jnp.tensordot(some / jnp.sum(some), g, 1), gradients)
+        share = some / jnp.maximum(jnp.sum(some), 1)
+        mean = jax.tree.map(lambda g: jnp.tensordot(share, g, 1), gradients)
         part = gradient_learner.adapted(agent.params, config)
         part = gradient_learner.stepped(part, meta, gradient_learner.adapted(mean, config), config)
         params = gradient_learner.with_adapted(agent.params, part, config)

@@ -774,7 +774,7 @@ EXEMPT = {
     "meta_update.guarded_update": "of trees that an optimiser made",
     "meta_update.known_if": "of a report",
     "meta_update.map_tasks": "`tasks_at_once` is tried",
-    "meta_update.mean_of_finite": "`tasks_at_once` is tried",
+    "meta_update.guarded_gradient": "`tasks_at_once` is tried",
     "meta_update.meta_gradient": "`tasks_at_once` is tried",
     "networks.feed_forward": "of functions alone",
     "optimal.dependent_greedy": "of nothing",

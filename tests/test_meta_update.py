@@ -4,7 +4,7 @@ import numpy as np
 import optax
 import pytest
 
-from jaxmeta.meta_update import guarded_update, mean_of_finite, meta_gradient, tasks_at_once
+from jaxmeta.meta_update import guarded_update, meta_gradient, tasks_at_once
 
 LEARNED = {"w": jnp.array([1.0, 2.0]), "b": jnp.array(3.0)}
 
@@ -99,17 +99,6 @@ def test_guarded_update():
     for result, right in ((moved, expected), (kept, (LEARNED, before))):
         for x, y in zip(jax.tree.leaves(result), jax.tree.leaves(right), strict=True):
             assert jnp.array_equal(x, y)
-
-
-def test_the_mean_is_over_what_is_finite():
-    rows = jnp.array([[1.0, 2.0], [jnp.nan, 5.0], [3.0, 6.0]])
-    mean, count = mean_of_finite(lambda x: {"x": x, "y": 2 * x[0]}, rows, tasks_per_chunk=2)
-    np.testing.assert_allclose(mean["x"], [2.0, 4.0])
-    np.testing.assert_allclose(mean["y"], 4.0)
-    assert count == 2
-    mean, count = mean_of_finite(lambda x: x / 0.0, rows, tasks_per_chunk=None)
-    np.testing.assert_array_equal(mean, [0.0, 0.0])
-    assert count == 0
 
 
 def test_how_many_tasks_at_once():

@@ -15,7 +15,6 @@ through the updates. Settings make it
 
 import dataclasses
 from collections.abc import Callable
-from functools import partial
 from typing import Literal, NamedTuple
 
 import jax
@@ -28,6 +27,7 @@ from jaxmeta.gradient_learner import GradientLearner, Meta, Optimizer
 from jaxmeta.networks import Policy
 from jaxmeta.returns import (
     cumulative_discount,
+    finite_streams,
     in_first_episode,
     mean_over_streams,
     without_broken_streams,
@@ -157,16 +157,14 @@ def meta_loss(parts: GradientLearner, config: Config) -> Callable[[Meta, History
             return jnp.where(jax.vmap(in_first_episode)(data.last), log_prob, 0.0)
 
         # What was not learned from has no part in what it led to.
-        gain = jnp.where(good[:-1], jax.lax.stop_gradient(gains(meta, history, good)), 0.0)
+        gain = jnp.where(good[:-1], jax.lax.stop_gradient(gains(meta, history)), 0.0)
         learned_from = jax.tree.map(lambda x: x[:-1], (history.agent, data))
         log_prob = jax.vmap(first_episodes)(*learned_from)
         return total - jnp.sum(jax.vmap(objectives.sampling_correction)(log_prob, gain))
 
-    def score_gains(meta: Meta, history: History, good: jax.Array) -> jax.Array:
-        """What follows each update, less what the other streams earned before it, ``[K, N]``.
-
-        Of the streams that are ``good [K + 1, N]``.
-        """
+    def score_gains(meta: Meta, history: History) -> jax.Array:
+        """What follows each update, less what the other streams earned before it, ``[K, N]``."""
+        good = jax.vmap(finite_streams)(history.trajectories)
 
         def per_step_return(data: Trajectory) -> jax.Array:
             g = cumulative_discount(meta.hyper.discount * data.discount, data.timestep.first)
@@ -180,12 +178,11 @@ def meta_loss(parts: GradientLearner, config: Config) -> Callable[[Meta, History
         baseline = jax.vmap(objectives.leave_one_out_mean)(earned[:-1], good[:-1])
         return to_come[:, None] - weight_to_come[:, None] * baseline
 
-    def leave_one_out_gains(meta: Meta, history: History, good: jax.Array) -> jax.Array:
+    def leave_one_out_gains(meta: Meta, history: History) -> jax.Array:
         """How much better the adapted policy is than the one adapted without the stream, ``[1, N]``.
 
         The latter does not depend on the stream, so it is a baseline; the difference of their returns
-        is an importance-weighted difference on the experience after adaptation. Without another stream
-        that is ``good [2, N]`` the policy is not adapted.
+        is an importance-weighted difference on the experience after adaptation.
         """
         meta, history = jax.lax.stop_gradient((meta, history))
         before, after = (jax.tree.map(lambda x, i=i: x[i], history) for i in (0, 1))
@@ -198,9 +195,7 @@ def meta_loss(parts: GradientLearner, config: Config) -> Callable[[Meta, History
                 others = (n + 1 + jnp.arange(num_streams - 1)) % num_streams
                 data = jax.tree.map(lambda x: x[others], before.trajectories)
                 # The key is for learners that draw in their updates; this one does not.
-                moved = parts.learner.update(jax.random.key(0), meta, agent, data)
-                learned = jnp.any(good[0][others])
-                agent = jax.tree.map(partial(jnp.where, learned), moved, agent)
+                agent = parts.learner.update(jax.random.key(0), meta, agent, data)
             return parts.loss(agent, after.trajectories, unbiased, objectives.SURROGATES["dice"])
 
         return jax.lax.map(gain, jnp.arange(num_streams))[None]
