@@ -280,8 +280,8 @@ def measure_gradient_learner(
     tuning = sample_tasks(jax.random.key(10**6 + 4), family, main.scratch_tasks, split="train")
 
     def stepping(step_size: float) -> Any:
-        sizes = jax.tree.map(lambda x: jnp.full_like(x, step_size), newborn.step_size)
-        return newborn._replace(step_size=sizes)
+        sizes = jax.tree.map(lambda x: jnp.full_like(x, step_size), newborn.hyper.step_size)
+        return newborn._replace(hyper=newborn.hyper._replace(step_size=sizes))
 
     # The best over the whole lifetime: at its end alone, a small step would be as good.
     earned = {x: look(stepping(x), tuning).mean() for x in field.scratch_step_sizes}

@@ -178,7 +178,8 @@ def main(main: Main) -> None:
         tried = {}
         for step_size in main.fine_tuning_steps:
             sizes = jnp.full(main.num_seeds, step_size)
-            metas = runs.state.meta._replace(step_size=sizes)
+            metas = runs.state.meta
+            metas = metas._replace(hyper=metas.hyper._replace(step_size=sizes))
             measured = adaptation_returns(metas, control, family, main, split)
             tried[step_size] = report(*measured)
         rows[f"fine-tuned, {name}"] = best_of(tried)

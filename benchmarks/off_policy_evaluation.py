@@ -161,8 +161,10 @@ def best_control(main: Main, measure: Measure, meta: Meta, family: TaskFamily) -
     drawn = tasks.sample_tasks(task_key, family, main.num_tuning, split="train")
     candidates = [
         meta._replace(
-            step_size=jnp.asarray(step_size, float),
-            hyper=meta.hyper._replace(trace_lambda=jnp.asarray(trace_lambda, float)),
+            hyper=meta.hyper._replace(
+                step_size=jnp.asarray(step_size, float),
+                trace_lambda=jnp.asarray(trace_lambda, float),
+            )
         )
         for step_size in STEP_SIZES
         for trace_lambda in LAMBDAS
@@ -214,7 +216,7 @@ def compare(main: Main, distance: float) -> list[dict[str, Any]]:
                 "tuned": {
                     k: None
                     if name == "meta-learned"
-                    else [float(meta.step_size), float(meta.hyper.trace_lambda)]
+                    else [float(meta.hyper.step_size), float(meta.hyper.trace_lambda)]
                     for k, meta in of_updates.items()
                 },
                 "training_seconds": spent,

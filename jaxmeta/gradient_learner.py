@@ -43,7 +43,7 @@ class Adaptation:
     num_streams: int = 20
     """Parallel episodes a task and update (N)."""
     num_steps: int | None = None
-    """Steps of each (T); None is the family's horizon, one whole episode."""
+    """Steps of each (T), at least the family's horizon; None is the horizon, one whole episode."""
     num_updates: int = 1
     """Inner gradient steps (K) in meta-training; 0 trains without meta-learning."""
     step_sizes: Literal["fixed", "scalar", "parameter"] = "fixed"
@@ -81,8 +81,8 @@ class Config(Adaptation):
     """What shapes the program of a policy that adapts; algorithms add their own settings to it."""
 
     num_steps: int | None = None
-    """Steps of each (T); None is the family's horizon, one whole episode. An episode that ends sooner is
-    followed by others, which are not learned from: a stream is one episode."""
+    """Steps of each (T), at least the family's horizon; None is the horizon, one whole episode. An episode that
+    ends sooner is followed by others, which are not learned from: a stream is one episode."""
     adapts: str = "all"
     """What the inner steps change: `all` parameters; the `head`, a network's last layer (ANIL: Raghu et
     al. 2020); the `context`, inputs that start at zero and are not meta-learned (CAVIA: Zintgraf et al.
@@ -117,8 +117,7 @@ class Meta(NamedTuple):
     """What the learner reads."""
 
     params: Params  # θ
-    step_size: Any  # α: [] or a tree like params
-    hyper: Any  # the algorithm's Hyper, with at least discount, gae_lambda, step_size
+    hyper: Any  # the algorithm's Hyper, with at least discount, gae_lambda, step_size: see `step_sizes`
 
 
 class GradientLearner(NamedTuple):
@@ -131,8 +130,8 @@ class GradientLearner(NamedTuple):
     """``(params, data [N, T]) -> the policy's action distributions [N, T]``."""
     loss: Callable[[Params, Trajectory, Any, Surrogate], jax.Array]
     """``(params, data [N, T], hyper, surrogate) -> []``: minus the surrogate of the streams' first
-    episodes, per step of T, to be minimised. Streams with a number that is not finite are left out; NaN
-    with no other."""
+    episodes, per step of T, to be minimised. Streams with a number that is not finite are left out. With no
+    other the loss is NaN and its gradient zero: an update changes nothing, a meta-update skips the task."""
     lifetime: Callable[..., History]
     """`adaptation.lifetime` with the configured sizes."""
     env_steps: int
@@ -160,8 +159,9 @@ def gradient_learner(
 
     Raises:
         ValueError: the policy does not fit the family's action space; it has no parameters of the name
-            ``config.adapts``.
+            ``config.adapts``; ``config.num_steps`` is below the horizon.
     """
+    num_steps = episode_steps(family, config)
     if policy is None:
         policy = default_policy(
             config.policy,
@@ -177,7 +177,6 @@ def gradient_learner(
         checks.choice(
             "adapts", config.adapts, ["all", *(shapes if isinstance(shapes, dict) else ())]
         )
-    num_steps = config.num_steps or family.horizon
     inner_surrogate = objectives.SURROGATES[config.inner_surrogate]
 
     def distribution(params: Params, data: Trajectory) -> Distribution:
@@ -236,9 +235,8 @@ def gradient_learner(
     )
 
     def init(key: jax.Array, hyper: Any) -> Meta:
-        hyper = jax.tree.map(lambda x: jnp.asarray(x, float), hyper)
         params = policy.init(key)
-        return Meta(params, first_step_size(hyper.step_size, params, config), hyper)
+        return first_meta(params, hyper, config)
 
     env_steps = config.num_streams * num_steps * (config.num_updates + 1)
     return GradientLearner(learner, init, distribution, loss, lifetime, env_steps)
@@ -254,17 +252,58 @@ def with_adapted(params: Params, part: Any, config: Adaptation) -> Params:
     return part if config.adapts == "all" else {**params, config.adapts: part}
 
 
-def first_step_size(step_size: Any, params: Params, config: Adaptation) -> Any:
-    """Step sizes before any meta-learning: as given (one, or a prefix of the tree), or of each parameter."""
-    if config.step_sizes != "parameter":
-        return step_size
-    return jax.tree.map(jnp.full_like, params, jax.tree.broadcast(step_size, params))
+def episode_steps(family: TaskFamily, config: Adaptation) -> int:
+    """Steps of a stream (T), which hold one whole episode.
+
+    Raises:
+        ValueError: ``config.num_steps`` is below the family's horizon, so that an episode may be cut.
+    """
+    if config.num_steps is None:
+        return family.horizon
+    if config.num_steps < family.horizon:
+        raise ValueError(
+            f"num_steps={config.num_steps} must be at least {family.horizon}, the horizon of family "
+            f"{family.name!r}, or None: a stream is one episode, and one that is cut has no return"
+        )
+    return config.num_steps
+
+
+def first_meta(params: Params, hyper: Any, config: Adaptation) -> Meta:
+    """What training starts from: ``hyper`` as arrays, with inner step sizes of each parameter where
+    ``config.step_sizes`` asks for them."""
+    hyper = jax.tree.map(lambda x: jnp.asarray(x, float), hyper)
+    if config.step_sizes == "parameter":
+        sizes = {
+            name: jax.tree.map(jnp.full_like, part, jax.tree.broadcast(size, part))
+            for name, (size, part) in step_sizes(params, hyper).items()
+        }
+        hyper = hyper._replace(**sizes)
+    return Meta(params, hyper)
+
+
+def step_sizes(params: Params, hyper: Any) -> dict[str, tuple[Any, Params]]:
+    """The fields of ``hyper`` that are inner step sizes, each with the parameters that it is of.
+
+    ``step_size`` is of all parameters but those of a top-level ``part`` for which there is a
+    ``{part}_step_size``. A step size is one number, or a prefix of the tree of its parameters.
+    """
+    top_level = params if isinstance(params, dict) else {}
+    own = {part: x for part, x in top_level.items() if hasattr(hyper, f"{part}_step_size")}
+    rest = {part: x for part, x in top_level.items() if part not in own} if own else params
+    parts = {"step_size": rest} | {f"{part}_step_size": x for part, x in own.items()}
+    return {name: (getattr(hyper, name), x) for name, x in parts.items()}
 
 
 def stepped(part: Any, meta: Meta, gradient: Any, config: Adaptation) -> Any:
     """The adapted ``part`` after an inner step, ``part - α gradient``."""
-    step_size = adapted(jax.tree.broadcast(meta.step_size, meta.params), config)
-    return jax.tree.map(lambda p, a, g: p - a * g, part, step_size, gradient)
+    sizes = {
+        name: jax.tree.broadcast(size, part)
+        for name, (size, part) in step_sizes(meta.params, meta.hyper).items()
+    }
+    every = sizes.pop("step_size")
+    if sizes:
+        every |= {name.removesuffix("_step_size"): size for name, size in sizes.items()}
+    return jax.tree.map(lambda p, a, g: p - a * g, part, adapted(every, config), gradient)
 
 
 def learned(meta: Meta, config: Adaptation) -> dict[str, Any]:
@@ -278,14 +317,16 @@ def learned(meta: Meta, config: Adaptation) -> dict[str, Any]:
         params = {name: x for name, x in params.items() if name != "context"}
     if config.step_sizes == "fixed":
         return {"params": params}
-    return {"params": params, "step_size": meta.step_size}
+    sizes = step_sizes(meta.params, meta.hyper)
+    return {"params": params} | {name: size for name, (size, _) in sizes.items()}
 
 
 def with_learned(meta: Meta, learned: dict[str, Any], config: Adaptation) -> Meta:
     """``meta`` with another `learned` part."""
+    params, sizes = learned["params"], {x: y for x, y in learned.items() if x != "params"}
     if config.adapts == "context":
-        learned = learned | {"params": {**meta.params, **learned["params"]}}
-    return meta._replace(**learned)
+        params = {**meta.params, **params}
+    return Meta(params, meta.hyper._replace(**sizes) if sizes else meta.hyper)
 
 
 def mean_kl(old: Distribution, new: Distribution, good: jax.Array) -> jax.Array:

@@ -31,31 +31,42 @@ class Score(NamedTuple):
     """What one stream has earned, over however many windows it lasts."""
 
     so_far: jax.Array  # [], undiscounted, in the episode that is going on
-    finished: jax.Array  # [], the return of the last one that ended; NaN before any did
+    broken: jax.Array  # [], bool: whether that episode had a reward that is not finite
+    finished: jax.Array  # [], the return of the last episode that ended; 0 where there is none
+    counts: jax.Array  # [], bool: whether an episode ended, and the last one that did has a return
 
 
 def no_score(num_streams: int) -> Score:
     """The score of streams that begin, ``[N]``."""
-    return Score(jnp.zeros(num_streams), jnp.full(num_streams, jnp.nan, float))
+    zeros, no = jnp.zeros(num_streams), jnp.zeros(num_streams, bool)
+    return Score(zeros, no, zeros, no)
 
 
 def tally(score: Score, reward: jax.Array, last: jax.Array) -> Score:
     """The score of one stream after ``[T]`` more steps.
 
-    The mean of ``finished`` over streams counts each stream once: one over the episodes that happened to
-    end would favour the short ones. The return of an episode with a reward that is not finite is NaN.
+    The mean of ``finished`` over the streams that count takes each stream once: one over the episodes that
+    happened to end would favour the short ones. An episode with a reward that is not finite has no return.
     """
     keep = 1.0 - jnp.concatenate([jnp.zeros_like(last[:1]), last[:-1]])
-    reward = reward.at[0].add(score.so_far)
-    broken = ~jnp.isfinite(reward)
-    # 0 times NaN is NaN: it would never be forgotten.
-    total = linear_recurrence(jnp.where(broken, 0.0, reward), keep)
-    total = jnp.where(linear_recurrence(broken.astype(reward.dtype), keep) > 0, jnp.nan, total)
-    latest = last.shape[0] - 1 - jnp.argmax(last[::-1])
+    finite = jnp.isfinite(reward)
+    total = linear_recurrence(jnp.where(finite, reward, 0.0).at[0].add(score.so_far), keep)
+    faults = (~finite).astype(reward.dtype).at[0].add(score.broken)
+    broken = linear_recurrence(faults, keep) > 0
+    ended, latest = jnp.any(last), last.shape[0] - 1 - jnp.argmax(last[::-1])
     return Score(
         so_far=jnp.where(last[-1], 0.0, total[-1]),
-        finished=jnp.where(jnp.any(last), total[latest], score.finished),
+        broken=broken[-1] & ~last[-1],
+        finished=jnp.where(ended, jnp.where(broken[latest], 0.0, total[latest]), score.finished),
+        counts=jnp.where(ended, ~broken[latest], score.counts),
     )
+
+
+def mean_return(score: Score) -> tuple[jax.Array, jax.Array]:
+    """Mean return of the last episodes of ``score [...]``, 0 where none ended, and how many it is of, int32 ``[]``."""
+    count = jnp.sum(score.counts, dtype=jnp.int32)
+    total = jnp.sum(jnp.where(score.counts, score.finished, 0.0))
+    return total / jnp.maximum(count, 1), count
 
 
 def birth(

@@ -61,19 +61,6 @@ def map_tasks(function: Callable[..., Any], inputs: Any, *, tasks_per_chunk: int
     return jax.tree.map(whole, results)
 
 
-def mean_of_finite(
-    function: Callable[..., Any], inputs: Any, *, tasks_per_chunk: int | None
-) -> tuple[Any, jax.Array]:
-    """Mean of ``function(input)`` over ``inputs [M]``, tasks whose result is not finite left out.
-
-    Returns:
-        The mean, zero with no task left, and the number of tasks that it is of, ``[]``.
-    """
-    results = map_tasks(function, inputs, tasks_per_chunk=tasks_per_chunk)
-    good = finite_tasks(results)
-    return masked_mean(results, good), jnp.sum(good)
-
-
 def finite_tasks(results: Any) -> jax.Array:
     """Which of ``results [M]`` are finite in every leaf, bool ``[M]``."""
     finite = [
@@ -83,15 +70,15 @@ def finite_tasks(results: Any) -> jax.Array:
 
 
 def masked_mean(results: Any, good: jax.Array) -> Any:
-    """Mean of those of ``results [M]`` that are ``good`` (bool ``[M]``), zero where none is; of integers,
-    which are counts, the sum."""
+    """Mean of those of ``results [M]`` that are ``good`` (bool ``[M]``), zero where none is. Integers are counts:
+    they are added up over all of them, good or not, because what a count is of took place."""
 
     def mean(x: jax.Array) -> jax.Array:
         checks.shapes("M... M", results=x, good=good)
+        if jnp.issubdtype(x.dtype, jnp.integer):
+            return jnp.sum(x, axis=0, dtype=x.dtype)
         mask = good.reshape(-1, *[1] * (x.ndim - 1))
         total = jnp.sum(jnp.where(mask, x, jnp.zeros_like(x)), axis=0, dtype=x.dtype)
-        if jnp.issubdtype(x.dtype, jnp.integer):
-            return total
         return total / jnp.maximum(jnp.sum(good), 1)
 
     return jax.tree.map(mean, results)
@@ -102,11 +89,20 @@ def meta_gradient(
 ) -> tuple[Any, dict[str, jax.Array]]:
     """Mean over ``tasks [M]`` of the gradient of ``task_loss``, a key each: ``(gradient, metrics)``.
 
-    Guarded: a task whose loss, report or gradient is not finite is left out of the mean, of every
-    metric too, and counted in ``skipped_tasks``. With no task left the gradient is zero and the
-    reported means are NaN. What a report holds as integers are counts: they are added up.
+    Guarded: a task whose loss, report or gradient is not finite is left out of every mean, of metrics too,
+    and counted in ``skipped_tasks``. With no task left the gradient is zero and the reported means are
+    NaN. What a report holds as integers are counts: they are added up over all tasks, also those that are
+    left out.
     ``tasks_per_chunk`` as in `map_tasks`.
     """
+
+    return guarded_gradient(task_loss, learned, keys, tasks, tasks_per_chunk=tasks_per_chunk)[:2]
+
+
+def guarded_gradient(
+    task_loss: TaskLoss, learned: Any, keys: jax.Array, tasks: Any, *, tasks_per_chunk: int | None
+) -> tuple[Any, dict[str, jax.Array], jax.Array]:
+    """`meta_gradient`, and which of the tasks it is of, bool ``[M]``."""
 
     def task_gradient(key_and_task: tuple) -> tuple:
         (loss, report), gradient = jax.value_and_grad(task_loss, has_aux=True)(
@@ -114,14 +110,15 @@ def meta_gradient(
         )
         return gradient, loss, report
 
-    (gradient, _, reports), num_good = mean_of_finite(
-        task_gradient, (keys, tasks), tasks_per_chunk=tasks_per_chunk
-    )
-    metrics = known_if(num_good > 0, reports)
-    return gradient, metrics | {
+    results = map_tasks(task_gradient, (keys, tasks), tasks_per_chunk=tasks_per_chunk)
+    good = finite_tasks(results)
+    gradient, _, reports = masked_mean(results, good)
+    num_good = jnp.sum(good)
+    metrics = known_if(num_good > 0, reports) | {
         "meta_grad_norm": optax.tree.norm(gradient),
         "skipped_tasks": len(keys) - num_good,
     }
+    return gradient, metrics, good
 
 
 def known_if(some: jax.Array, report: dict[str, jax.Array]) -> dict[str, jax.Array]:

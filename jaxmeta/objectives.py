@@ -227,10 +227,15 @@ def sampling_correction(log_prob: jax.Array, gain: jax.Array) -> jax.Array:
     return jnp.sum(gain * jnp.sum(log_prob, axis=-1))
 
 
-def leave_one_out_mean(x: jax.Array) -> jax.Array:
-    """Mean of the *other* entries, ``[N] -> [N]``; 0 where N = 1: a baseline that biases nothing."""
-    checks.shapes("N", x=x)
-    return (jnp.sum(x) - x) / max(x.shape[0] - 1, 1)
+def leave_one_out_mean(x: jax.Array, good: jax.Array | None = None) -> jax.Array:
+    """Mean of the *other* entries, ``[N] -> [N]``; 0 where there are none: a baseline that biases nothing.
+
+    Entries that are not ``good`` (bool ``[N]``; None is all) are no others.
+    """
+    good = jnp.ones(x.shape, bool) if good is None else good
+    checks.shapes("N", x=x, good=good)
+    counted = jnp.where(good, x, 0.0)
+    return (jnp.sum(counted) - counted) / jnp.maximum(jnp.sum(good) - good, 1)
 
 
 SURROGATES: dict[str, Surrogate] = {

@@ -15,7 +15,13 @@ import jax.numpy as jnp
 from jaxmeta import adaptation, checks, gradient_learner, objectives
 from jaxmeta.gradient_learner import Adaptation, Meta
 from jaxmeta.networks import Policy
-from jaxmeta.returns import gae, in_first_episode, mean_over_streams, td_errors
+from jaxmeta.returns import (
+    gae,
+    in_first_episode,
+    mean_over_streams,
+    td_errors,
+    without_broken_streams,
+)
 from jaxmeta.tasks.family import TaskFamily
 from jaxmeta.types import History, Learner, Params, Task, TimeStep, Trajectory
 
@@ -57,7 +63,7 @@ def replay_learner(
     config: Config,
     policy: Policy,
     acting: Callable[[Meta, Params], Params],
-    gradient: Callable[[Meta, Params, Trajectory], Params],
+    gradient: Callable[[Meta, Params, Trajectory, jax.Array], Params],
 ) -> ReplayLearner:
     """The learner of an agent's ``params`` on tasks of ``family``.
 
@@ -66,10 +72,14 @@ def replay_learner(
         config: What shapes the program.
         policy: Who acts.
         acting: ``(meta, params) -> the policy's parameters``.
-        gradient: ``(meta, params, data [N, T]) -> gradient``, a tree like params, of one batch; params go
-            down its mean over the batches that are kept.
+        gradient: ``(meta, params, data [N, T], good [N]) -> gradient``, a tree like params, of the good streams of
+            one batch, zero without any; params go down its mean over those batches that have some.
+
+    Raises:
+        ValueError: ``config.num_steps`` is below the horizon.
     """
-    sizes: dict[str, Any] = dict(num_steps=config.num_steps or family.horizon, unroll=config.unroll)
+    num_steps = gradient_learner.episode_steps(family, config)
+    sizes: dict[str, Any] = dict(num_steps=num_steps, unroll=config.unroll)
 
     def birth(key: jax.Array, meta: Meta) -> Agent:
         def experience(key: jax.Array, meta: Meta) -> Trajectory:
@@ -106,8 +116,12 @@ def replay_learner(
         )
         num_batches = jnp.minimum(agent.num_batches + 1, config.num_batches)
         filled = jnp.arange(config.num_batches) < num_batches
-        gradients = jax.vmap(gradient, in_axes=(None, None, 0))(meta, agent.params, batches)
-        mean = jax.tree.map(lambda g: jnp.tensordot(filled / num_batches, g, 1), gradients)
+        # What is kept is what was seen: a broken stream stays broken, and is left out as often as it is met.
+        seen, good = jax.vmap(without_broken_streams)(batches)
+        gradients = jax.vmap(gradient, (None, None, 0, 0))(meta, agent.params, seen, good)
+        some = filled & jnp.any(good, axis=1)
+        share = some / jnp.maximum(jnp.sum(some), 1)
+        mean = jax.tree.map(lambda g: jnp.tensordot(share, g, 1), gradients)
         part = gradient_learner.adapted(agent.params, config)
         part = gradient_learner.stepped(part, meta, gradient_learner.adapted(mean, config), config)
         params = gradient_learner.with_adapted(agent.params, part, config)
@@ -128,7 +142,7 @@ def replay_learner(
         restart=True,
         **sizes,
     )
-    env_steps = config.num_streams * sizes["num_steps"] * (config.num_updates + 1)
+    env_steps = config.num_streams * num_steps * (config.num_updates + 1)
     return ReplayLearner(learner, lifetime, env_steps)
 
 

@@ -89,16 +89,24 @@ def importance_returns(
 
 
 def weighted_importance_returns(
-    reward: jax.Array, discount: jax.Array, last: jax.Array, v_next: jax.Array, rho: jax.Array
+    reward: jax.Array,
+    discount: jax.Array,
+    last: jax.Array,
+    v_next: jax.Array,
+    rho: jax.Array,
+    good: jax.Array | None = None,
 ) -> jax.Array:
     """`importance_returns` with each weight divided by its mean over streams, all ``[N, T]``.
 
     The weight of the reward at k in the return from t is ``w_tk = ρ_t ... ρ_k``, whose mean is 1 in
     expectation; dividing by the mean that came out bounds it by N (Precup et al. 2000, weighted
     per-decision estimator). Biased by O(1/N), consistent; one stream alone returns what it saw. The
-    streams' episodes begin and end together, or as if: w_tk is of those streams whose episode lasts from t to k.
+    streams' episodes begin and end together, or as if: w_tk is of those streams whose episode lasts from t to k,
+    and of those that are ``good`` (bool ``[N]``; None is all). What comes back for the others means nothing.
     """
-    checks.shapes("NT", reward=reward, discount=discount, last=last, v_next=v_next, rho=rho)
+    arrays = dict(reward=reward, discount=discount, last=last, v_next=v_next, rho=rho)
+    good = jnp.ones(rho.shape[:1], bool) if good is None else good
+    checks.shapes("NT NT NT NT NT N", **arrays, good=good)
     cut = jnp.asarray(last, reward.dtype).at[:, -1].set(1.0)
     step = jnp.arange(reward.shape[1])
 
@@ -114,7 +122,9 @@ def weighted_importance_returns(
         return products(rho, step), products(before, step + 1), follows
 
     w, factor, follows = jax.vmap(terms)(discount, cut, rho)
-    mean = jnp.mean(w, axis=0, where=follows, keepdims=True)
+    counted = follows & good[:, None, None]
+    total = jnp.sum(jnp.where(counted, w, 0.0), axis=0, keepdims=True)
+    mean = total / jnp.maximum(jnp.sum(counted, axis=0, keepdims=True), 1)
     weight = jnp.where(follows, w / jnp.where(mean > 0.0, mean, 1.0) * factor, 0.0)
     return jnp.einsum("ntk,nk->nt", weight, reward + discount * cut * v_next)
 
@@ -307,8 +317,9 @@ def without_broken_streams(data: Trajectory) -> tuple[Trajectory, jax.Array]:
     """``data [N, T]`` and which of its streams to count, bool ``[N]``: `finite_streams`.
 
     A broken stream is left out whole: what an environment did before a number that is not finite is no
-    fair draw of what it does. In its place is a copy of the first good one (zeros without any), for a NaN
-    that is only masked comes back through the derivative.
+    fair draw of what it does. In its place is a copy of the first good one (zeros without any), because a NaN
+    that is only masked comes back through the derivative. The copy keeps numbers finite and stands for
+    nothing: every sum, mean, scale or fit over streams takes the mask too.
     """
     good = finite_streams(data)
     first, some = jnp.argmax(good), jnp.any(good)

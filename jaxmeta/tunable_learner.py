@@ -46,7 +46,7 @@ class Config:
     num_steps: int = 20
     """Steps of each between two updates (T)."""
     learns: tuple[str, ...] = ("discount", "gae_lambda")
-    """Which of `LEARNABLE` are meta-learned; the rest stay as they are in `Hyper`."""
+    """Which of `LEARNABLE` are meta-learned, from where they are in `Hyper`; the rest stay there."""
     intrinsic_reward: bool = False
     """Meta-learn a reward that is added to the task's (LIRPG); needs `outer_value`."""
     outer_value: bool = False
@@ -142,7 +142,11 @@ HYPER_RANGES: dict[str, tuple[float, float]] = {
 
 
 class Meta(NamedTuple):
-    """What the learner reads."""
+    """What the learner reads.
+
+    Where a number is learned, η says what it is, and ``hyper`` only where η began: change ``params``, not
+    ``hyper``, and read `learned_hyper`. (``hyper.value_cost`` is also the outer value's, which no η changes.)
+    """
 
     params: dict[
         str, Any
@@ -242,7 +246,7 @@ def tunable_learner(
         params = {"policy": policy.init(policy_key), "value": value.init(value_key)}
         if config.outer_value:
             params["outer_value"] = value.init(outer_key)
-        return Agent(params, inner_optimizer(meta.hyper.step_size).init(params))
+        return Agent(params, inner_optimizer(learned_hyper(meta).step_size).init(params))
 
     def act(key: jax.Array, meta: Meta, agent: Agent, memory: Any, timestep: TimeStep) -> tuple:
         pi, memory = policy.step(agent.params["policy"], memory, timestep)
@@ -261,7 +265,8 @@ def tunable_learner(
         # Outside of the loss, and live: what the loss takes as given, the meta-gradient does not.
         advantage, target = evaluation(now["value"], data, reward, h.discount, h.gae_lambda)
         if config.leave_one_out:
-            others = jax.vmap(leave_one_out_mean, in_axes=1, out_axes=1)(advantage)
+            at_each_step = jax.vmap(leave_one_out_mean, in_axes=(1, None), out_axes=1)
+            others = at_each_step(advantage, good)
             advantage -= others - jax.lax.stop_gradient(others)
         if config.normalize:
             mean_square = mean_over_streams(advantage**2, good)

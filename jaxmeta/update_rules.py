@@ -64,8 +64,9 @@ class UpdateRule(NamedTuple):
     """m, the outputs of the agent's prediction; None is one value."""
     init: Callable[[jax.Array], Params]
     """``(key) -> params`` of the rule."""
-    targets: Callable[[Params, Outputs, Trajectory, Any], Any]
-    """``(params, outputs, data, hyper) -> targets``, of the agent that acted."""
+    targets: Callable[[Params, Outputs, Trajectory, jax.Array, Any], Any]
+    """``(params, outputs, data, good [N], hyper) -> targets``, of the agent that acted. A stream that is not good
+    is no part of what targets say of the others; its own are not looked at."""
     loss: Callable[[Params, Outputs, Trajectory, Any, Any], jax.Array]
     """``(params, outputs, data, targets, hyper) -> [N, T]``: the agent descends its mean in the outputs."""
     regularizer: Callable[[Params, Outputs, Trajectory, Any], jax.Array]
@@ -139,7 +140,7 @@ def rule_learner(
     def update(key: jax.Array, meta: Meta, agent: Agent, data: Trajectory) -> Agent:
         del key
         data, good = without_broken_streams(data)
-        targets = rule.targets(meta.params, outputs(agent.params, data), data, meta.hyper)
+        targets = rule.targets(meta.params, outputs(agent.params, data), data, good, meta.hyper)
 
         def loss(params: Params) -> jax.Array:
             at_steps = rule.loss(meta.params, outputs(params, data), data, targets, meta.hyper)
@@ -199,7 +200,13 @@ def lpg(*, num_predictions: int = 16, memory_size: int = 32) -> UpdateRule:
             "prediction": prediction_head.init(prediction_key),
         }
 
-    def targets(params: Params, outputs: Outputs, data: Trajectory, hyper: Any) -> LPGTargets:
+    def targets(
+        params: Params, outputs: Outputs, data: Trajectory, good: jax.Array, hyper: Any
+    ) -> LPGTargets:
+        del good  # each stream is read by itself
+        return read(params, outputs, data, hyper)
+
+    def read(params: Params, outputs: Outputs, data: Trajectory, hyper: Any) -> LPGTargets:
         def phi(logits: jax.Array) -> jax.Array:
             return embedding.apply(params["embedding"], jax.nn.softmax(logits))
 
@@ -231,7 +238,7 @@ def lpg(*, num_predictions: int = 16, memory_size: int = 32) -> UpdateRule:
         return hyper.prediction_cost * divergence - log_prob * targets.policy
 
     def regularizer(params: Params, outputs: Outputs, data: Trajectory, hyper: Any) -> jax.Array:
-        pi_hat, y_hat = targets(params, outputs, data, hyper)
+        pi_hat, y_hat = read(params, outputs, data, hyper)
         return (
             hyper.policy_target_cost * pi_hat**2
             + hyper.prediction_target_cost * jnp.sum(jnp.exp(2 * y_hat.log_probs()), axis=-1)
@@ -261,10 +268,13 @@ def lpo(*, hidden_size: int = 32) -> UpdateRule:
         output = jax.random.normal(output_key, (hidden_size,)) / jnp.sqrt(1.0 * hidden_size)
         return {"hidden": hidden, "output": output}
 
-    def targets(params: Params, outputs: Outputs, data: Trajectory, hyper: Any) -> ValueTargets:
+    def targets(
+        params: Params, outputs: Outputs, data: Trajectory, good: jax.Array, hyper: Any
+    ) -> ValueTargets:
         found = value_targets(outputs, data, hyper)
         discount = hyper.discount * data.discount
-        scale = advantage_scale(found.delta, discount, data.last, hyper.gae_lambda)
+        counted = jnp.broadcast_to(good[:, None], data.reward.shape)
+        scale = advantage_scale(found.delta, discount, data.last, hyper.gae_lambda, counted)
         return found._replace(advantage=found.advantage / scale)
 
     def loss(
@@ -300,7 +310,10 @@ DRIFT_MARGIN = 1e-6
 def a2c() -> UpdateRule:
     """Advantage actor-critic (Mnih et al. 2016) with advantages of Schulman et al. 2016; no parameters."""
 
-    def targets(params: Params, outputs: Outputs, data: Trajectory, hyper: Any) -> ValueTargets:
+    def targets(
+        params: Params, outputs: Outputs, data: Trajectory, good: jax.Array, hyper: Any
+    ) -> ValueTargets:
+        del good  # each stream is read by itself
         return value_targets(outputs, data, hyper)
 
     def loss(

@@ -157,7 +157,10 @@ def policy_gradient(
             cost = charge(learned, lived.agent, *jax.tree.map(lambda x: x[-1], (data, good)))
             return cost - gain, (lived, judge, _report(data.reward, good))
 
-        gradient, (life, judge, report) = jax.grad(loss, has_aux=True)(meta.params)
+        (total, aux), gradient = jax.value_and_grad(loss, has_aux=True)(meta.params)
+        life, judge, report = aux
+        # The derivative of a mean of no streams is zero, although there is no such mean.
+        gradient = jax.tree.map(lambda g: jnp.where(jnp.isfinite(total), g, jnp.nan), gradient)
         return gradient, report, Member(life, judge, ())
 
     steps = window.num_streams * window.num_steps * (window.num_updates + 1)

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from flax import struct
 from gymnax.environments import environment, spaces
@@ -156,6 +157,28 @@ def recorded_lifetime(algorithm, family, meta, *, num_streams, num_updates):
         num_steps=family.horizon,
         restart=True,
     ).trajectories
+
+
+def made_up_streams(num_streams: int = 4, num_steps: int = 6) -> Trajectory:
+    """Streams ``[N, T]`` of two actions and three observed numbers: episodes that end early, terminate and are cut."""
+    draw, shape = np.random.default_rng(0), (num_streams, num_steps)
+    last = draw.random(shape) < 0.25
+    first = np.roll(last, 1, axis=1)
+    first[:, 0] = True
+    obs, next_obs = draw.normal(size=(2, *shape, 3))
+    action, previous = draw.integers(0, 2, (2, *shape))
+    reward, before = draw.normal(size=(2, *shape))
+    data = Trajectory(
+        timestep=TimeStep(obs, previous, before, first),
+        action=action,
+        log_prob=np.log(draw.uniform(0.3, 0.7, shape)),
+        reward=reward,
+        discount=1.0 - (last & (draw.random(shape) < 0.5)),
+        last=last,
+        next_obs=next_obs,
+        memory=(),
+    )
+    return jax.tree.map(jnp.asarray, data)
 
 
 def broken(data: Trajectory, stream: int, where: str, value: float) -> Trajectory:

@@ -40,7 +40,7 @@ def test_the_first_column_is_the_newborn_s():
     def returns(num_updates):
         return evaluation.adaptation_returns(
             jax.random.key(2),
-            meta._replace(step_size=jnp.array(5.0)),
+            meta._replace(hyper=meta.hyper._replace(step_size=jnp.array(5.0))),
             drawn,
             learner=algorithm.learner,
             env=family.env,

@@ -6,12 +6,15 @@ import numpy as np
 import optax
 import pytest
 
-from jaxmeta import gradient_learner, tasks
+from jaxmeta import gradient_learner, returns, tasks
+from jaxmeta.algorithms import ALGORITHMS
 from jaxmeta.algorithms.maml import Config, Hyper, maml
 from jaxmeta.distributions import Categorical, DiagGaussian
 from jaxmeta.gradient_learner import Meta, descend, first_state, learned, with_learned
+from jaxmeta.objectives import SURROGATES
+from tests.probes import made_up_streams
 
-META = Meta({"body": jnp.ones(2), "context": jnp.zeros(3)}, jnp.asarray(0.5), Hyper())
+META = Meta({"body": jnp.ones(2), "context": jnp.zeros(3)}, Hyper(step_size=0.5))
 
 
 @pytest.fixture(scope="module")
@@ -19,12 +22,93 @@ def family():
     return tasks.make("navigation", horizon=4)
 
 
+def test_a_stream_must_hold_an_episode(family):
+    for name in ("maml", "reptile", "meta_actor_critic"):
+        module = ALGORITHMS[name]
+        with pytest.raises(
+            ValueError, match="num_steps=3 must be at least 4, the horizon of family"
+        ):
+            getattr(module, name)(family, module.Config(num_steps=3))
+        getattr(module, name)(family, module.Config(num_steps=5))
+    # Values bootstrap where a stream is cut.
+    ALGORITHMS["meta_value"].meta_value(family, ALGORITHMS["meta_value"].Config(num_steps=3))
+
+
+def test_the_loss_is_per_step_of_t_however_soon_episodes_end(x64):
+    """Against the sum over first episodes written out; a division by their lengths would weight short ones more."""
+    tabular = tasks.make("tabular", num_states=3, num_actions=2, horizon=6)
+    data, hyper = made_up_streams(), Hyper(discount=0.9, gae_lambda=0.8)
+    config = Config(policy="softmax_linear", hidden_sizes=())
+    parts = gradient_learner.gradient_learner(tabular, config)
+    theta = parts.init(jax.random.key(0), hyper).params
+
+    @jax.jit
+    def looked_at(theta):
+        log_prob = parts.distribution(theta, data).log_prob(data.action)
+        counted = jax.vmap(returns.in_first_episode)(data.last)
+        delta = returns.baseline_td_errors(data, 0.9 * data.discount, 6, counted)
+        loss = parts.loss(theta, data, hyper, SURROGATES["score"])
+        return log_prob - data.log_prob, counted, delta, loss
+
+    log_ratio, counted, delta, loss = jax.tree.map(np.asarray, looked_at(theta))
+    lengths, total = counted.sum(1), 0.0
+    assert lengths.min() < lengths.max()
+    for n in range(4):
+        weight, factor = 0.0, 1.0
+        for k in range(lengths[n]):
+            weight = 0.8 * weight + log_ratio[n, k]
+            total += factor * weight * delta[n, k]
+            factor *= 0.9 * float(data.discount[n, k])
+    np.testing.assert_allclose(loss, -total / (4 * 6), rtol=1e-9)
+
+
+@pytest.mark.parametrize("step_sizes", ["fixed", "parameter"])
+@pytest.mark.parametrize("name", ["maml", "imaml", "meta_q", "meta_actor_critic", "meta_value"])
+def test_the_step_size_that_is_read_is_the_one_in_hyper(name, step_sizes):
+    """Of a learner that was made with another: at zero nothing moves, at twice the size all moves twice as far."""
+    if (name, step_sizes) == ("imaml", "parameter"):
+        return
+    module, tabular = (
+        ALGORITHMS[name],
+        tasks.make("tabular", num_states=3, num_actions=2, horizon=6),
+    )
+    config = module.Config(num_streams=4, hidden_sizes=(), step_sizes=step_sizes)
+    if name == "imaml":
+        config = dataclasses.replace(config, solver_steps=1)
+    algorithm = getattr(module, name)(tabular, config)
+    meta, data = algorithm.init(jax.random.key(0)).meta, made_up_streams()
+    data = jax.tree.map(lambda x: x.astype(float) if jnp.issubdtype(x.dtype, float) else x, data)
+    sizes = {x: y for x, y in meta.hyper._asdict().items() if x.endswith("step_size")}
+
+    @jax.jit
+    def moved(factors):
+        scaled = {x: jax.tree.map(lambda y, x=x: factors[x] * y, sizes[x]) for x in sizes}
+        changed = meta._replace(hyper=meta.hyper._replace(**scaled))
+        agent = algorithm.learner.init(jax.random.key(1), changed)
+        after = algorithm.learner.update(jax.random.key(2), changed, agent, data)
+        before, after = (getattr(x, "value", getattr(x, "params", x)) for x in (agent, after))
+        return jax.tree.map(jnp.subtract, after, before)
+
+    whole = moved({x: 1.0 for x in sizes})
+    assert all(bool(jnp.any(x != 0)) for x in jax.tree.leaves(whole))
+    for x in jax.tree.leaves(moved({x: 0.0 for x in sizes})):
+        assert not jnp.any(x)
+    twice = moved({x: 2.0 for x in sizes})
+    for x, y in zip(jax.tree.leaves(twice), jax.tree.leaves(whole), strict=True):
+        np.testing.assert_allclose(x, 2.0 * y, rtol=1e-3, atol=1e-6)
+    if name == "meta_actor_critic":
+        one = moved({"step_size": 1.0, "value_step_size": 0.0})
+        assert not any(bool(jnp.any(x)) for x in jax.tree.leaves(one["value"]))
+        assert any(bool(jnp.any(x)) for x in jax.tree.leaves(one["policy"]))
+
+
 def test_what_is_learned_and_put_back():
     everything = Config()
     assert learned(META, everything) == {"params": META.params}
     steps = dataclasses.replace(everything, step_sizes="scalar")
     assert set(learned(META, steps)) == {"params", "step_size"}
-    assert with_learned(META, {"params": META.params, "step_size": 2.0}, steps).step_size == 2.0
+    changed = with_learned(META, {"params": META.params, "step_size": 2.0}, steps)
+    assert changed.hyper == META.hyper._replace(step_size=2.0)
 
 
 def test_a_context_is_adapted_but_not_learned():
@@ -48,7 +132,7 @@ def test_the_first_standard_deviation_is_the_configured_one(family):
 
 def test_descent_goes_down_the_gradient_and_is_clipped():
     hyper = Hyper(learning_rate=0.1, max_grad_norm=1.0)
-    meta = Meta({"w": jnp.array([3.0, 4.0])}, jnp.asarray(0.5), hyper)
+    meta = Meta({"w": jnp.array([3.0, 4.0])}, hyper)
     state = first_state(meta, Config(), optax.sgd)
     gradient = {"params": {"w": jnp.array([30.0, 40.0])}}
     after = descend(state, gradient, Config(), optax.sgd, apply=jnp.asarray(True))

@@ -106,7 +106,8 @@ def test_scores_over_windows_of_any_length():
             assert score.finished == finished[-1]
         assert score.so_far == returns[-1].sum() == 19
     score = tally(jax.tree.map(lambda x: x[0], lifelong.no_score(1)), reward[1:3], last[1:3])
-    assert jnp.isnan(score.finished)
+    assert not score.counts
+    assert score.finished == 0
     assert score.so_far == 5
 
 
@@ -132,14 +133,29 @@ def test_agents_of_any_structure(x64):
 
 
 def test_an_episode_with_a_broken_reward_has_no_return_and_the_next_one_has():
-    """Over windows, too: what is NaN when one ends is forgotten with its episode."""
+    """Over windows, too: that a reward was broken is forgotten with its episode."""
     score = jax.tree.map(lambda x: x[0], lifelong.no_score(1))
     last = jnp.array([False, True, False])
     score = lifelong.tally(score, jnp.array([1.0, 2.0, jnp.nan]), last)
-    assert score.finished == 3
-    assert jnp.isnan(score.so_far)
+    assert score.broken
+    assert (score.finished, score.counts) == (3, True)
     score = lifelong.tally(score, jnp.array([1.0, 1.0, 5.0]), last)
-    assert jnp.isnan(score.finished)
-    assert score.so_far == 5
-    score = lifelong.tally(score, jnp.array([1.0, 1.0, 1.0]), last)
-    assert score.finished == 7
+    assert not score.broken
+    assert not score.counts
+    assert (score.finished, score.so_far) == (0, 5)
+    score = lifelong.tally(score, jnp.array([1.0, 1.0, -jnp.inf]), last)
+    assert (score.finished, score.counts) == (7, True)
+    assert score.broken
+    score = lifelong.tally(score, jnp.ones(3), jnp.zeros(3, bool))
+    assert (score.finished, score.counts) == (7, True)
+    assert score.broken
+
+
+def test_the_mean_return_is_of_the_streams_that_have_one():
+    score = lifelong.no_score(4)
+    mean, count = lifelong.mean_return(score)
+    assert (mean, count) == (0, 0)
+    assert count.dtype == jnp.int32
+    counts = jnp.array([True, False, True, False])
+    some = score._replace(finished=jnp.array([1.0, 50.0, 4.0, 50.0]), counts=counts)
+    assert lifelong.mean_return(some) == (2.5, 2)

@@ -1,5 +1,7 @@
 """What an agent keeps, and what its meta-objective says of policy and values."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +11,10 @@ from jaxmeta import adaptation, networks, tasks
 from jaxmeta.gradient_learner import Meta
 from jaxmeta.replay_learner import Config, log_probs, outer_loss, replay_learner
 from jaxmeta.types import TimeStep, Trajectory
+
+
+class Hyper(NamedTuple):
+    step_size: float = 1.0
 
 
 def learner_that_sums(num_batches, constant=0.0):
@@ -22,7 +28,7 @@ def learner_that_sums(num_batches, constant=0.0):
         config,
         policy,
         lambda meta, params: {"theta": jnp.zeros(6)},
-        lambda meta, params, data: {"w": -constant - jnp.mean(data.reward)},
+        lambda meta, params, data, good: {"w": -constant - jnp.mean(data.reward)},
     )
     return family, parts
 
@@ -30,7 +36,7 @@ def learner_that_sums(num_batches, constant=0.0):
 @pytest.mark.parametrize("num_batches", [1, 2, 3])
 def test_an_update_looks_at_the_last_batches_and_at_nothing_else(num_batches):
     family, parts = learner_that_sums(num_batches)
-    meta = Meta({"w": jnp.zeros(())}, jnp.ones(()), None)
+    meta = Meta({"w": jnp.zeros(())}, Hyper())
     agent = parts.learner.init(jax.random.key(0), meta)
     assert agent.batches.reward.shape == (num_batches, 3, 4)
     streams = adaptation.begin_streams(
@@ -64,7 +70,7 @@ def test_an_update_looks_at_the_last_batches_and_at_nothing_else(num_batches):
 
 def test_the_policy_that_acts_is_the_one_that_is_recorded():
     family, parts = learner_that_sums(1)
-    meta = Meta({"w": jnp.zeros(())}, jnp.ones(()), None)
+    meta = Meta({"w": jnp.zeros(())}, Hyper())
     history = jax.jit(parts.lifetime)(jax.random.key(0), meta, family.train(jax.random.key(1)))
     np.testing.assert_allclose(history.trajectories.log_prob, jnp.log(0.5), rtol=1e-6)
     assert history.trajectories.reward.shape == (4, 3, 4)
@@ -90,11 +96,11 @@ def test_the_outer_loss_is_return_and_prediction_error_each_for_itself(x64):
         memory=(),
     )
 
-    class Hyper:
+    class Values:
         discount, trace_lambda, value_cost = 0.9, 0.8, 0.3
 
     def loss(log_prob, v, v_next):
-        return outer_loss(log_prob, data, jnp.ones(2, bool), v, v_next, Hyper)[0]
+        return outer_loss(log_prob, data, jnp.ones(2, bool), v, v_next, Values)[0]
 
     by_policy, by_value, by_next = jax.grad(loss, argnums=(0, 1, 2))(data.log_prob, v, v_next)
     advantage = np.zeros((2, 5))
@@ -110,7 +116,7 @@ def test_the_outer_loss_is_return_and_prediction_error_each_for_itself(x64):
 
 def test_log_probs_are_of_what_was_done():
     family, parts = learner_that_sums(1)
-    meta = Meta({"w": jnp.zeros(())}, jnp.ones(()), None)
+    meta = Meta({"w": jnp.zeros(())}, Hyper())
     history = parts.lifetime(jax.random.key(0), meta, family.train(jax.random.key(1)))
     data = jax.tree.map(lambda x: x[0], history.trajectories)
     policy = networks.default_policy("softmax_linear", (2,), family.action_space, ())
@@ -128,7 +134,7 @@ def test_log_probs_are_of_what_was_done():
 
 def test_what_was_never_filled_counts_for_nothing():
     _, parts = learner_that_sums(3, constant=1.0)
-    meta = Meta({"w": jnp.zeros(())}, jnp.ones(()), None)
+    meta = Meta({"w": jnp.zeros(())}, Hyper())
     agent = parts.learner.init(jax.random.key(0), meta)
     data = jax.tree.map(lambda x: x[0], agent.batches)
     for i in range(1, 5):
@@ -138,7 +144,7 @@ def test_what_was_never_filled_counts_for_nothing():
 
 def test_batches_of_another_size_are_refused():
     _, parts = learner_that_sums(2)
-    meta = Meta({"w": jnp.zeros(())}, jnp.ones(()), None)
+    meta = Meta({"w": jnp.zeros(())}, Hyper())
     agent = parts.learner.init(jax.random.key(0), meta)
     data = jax.tree.map(lambda x: x[0, :2], agent.batches)
     with pytest.raises(ValueError, match=r"shape \(2, 4\) must be .* = \(3, 4\)"):

@@ -17,6 +17,9 @@ from jaxmeta.update_rules import Meta, a2c, drift, lpg, lpo, rule_learner
 FAMILY = tasks.make("gridworld", size=3, horizon=4)
 
 
+EVERY = jnp.ones(2, bool)
+
+
 class Values(NamedTuple):
     """What rules read, undisturbed by what a learned one is charged for."""
 
@@ -110,7 +113,7 @@ def test_lpg_that_says_the_return_is_reinforce(x64):
     assert jnp.sum(data.last) >= 3
     zeros = jnp.zeros_like(data.reward)
     returns = jax.vmap(discounted_returns)(data.reward, zeros + 1.0, data.last, zeros)
-    targets = rule.targets(params, parts.outputs(agent.params, data), data, values)
+    targets = rule.targets(params, parts.outputs(agent.params, data), data, EVERY, values)
     np.testing.assert_allclose(targets.policy, returns, rtol=1e-6, atol=1e-8)
 
     def score(params):
@@ -147,7 +150,7 @@ def test_every_input_of_lpg_counts():
     outputs = parts.outputs(agent.params, data)
 
     def targets(outputs=outputs, data=data, **values):
-        return rule.targets(meta.params, outputs, data, Values(**values)).policy
+        return rule.targets(meta.params, outputs, data, EVERY, Values(**values)).policy
 
     logits = outputs.distribution.logits
     flat = outputs.distribution._replace(logits=3.0 * logits)

@@ -5,13 +5,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxmeta.networks import value_mlp
 from jaxmeta.types import Learner
-from jaxmeta.window_gradients import Window, evolution_strategy
+from jaxmeta.window_gradients import Window, evolution_strategy, policy_gradient
 from tests.probes import Counter, CounterParams
 
 
 class Values(NamedTuple):
-    noise_std: float
+    noise_std: float = 0.3
+    discount: float = 0.9
+    gae_lambda: float = 0.8
+    critic_step_size: float = 0.1
 
 
 class Meta(NamedTuple):
@@ -44,7 +48,7 @@ def test_persistent_evolution_is_unbiased_where_truncation_is_not(x64, persisten
         lambda meta, history, good: jnp.mean(history.trajectories.reward),
         persistent=persistent,
     )
-    meta = Meta({"theta": jnp.array(0.45)}, Values(noise_std=0.3))
+    meta = Meta({"theta": jnp.array(0.45)}, Values())
     task = CounterParams(number=0.0, terminate_at=1000)
 
     def estimate(key):
@@ -59,3 +63,65 @@ def test_persistent_evolution_is_unbiased_where_truncation_is_not(x64, persisten
     error = estimates.std() / np.sqrt(len(estimates))
     assert error < 0.04
     assert abs(estimates.mean() - expected) < 4 * error
+
+
+@pytest.mark.parametrize("persistent", [False, True])
+def test_who_lives_by_perturbed_parameters(x64, persistent):
+    """A pair only, which lives apart or is forgotten; the agent itself adds θ to x twice, and earns what that
+    earns."""
+    window = Window(climber(), Counter(), lifespan=4, num_updates=2, num_streams=1, num_steps=1)
+    estimator = evolution_strategy(
+        window,
+        lambda meta, history, good: jnp.mean(history.trajectories.reward),
+        persistent=persistent,
+    )
+    theta, meta = 0.45, Meta({"theta": jnp.array(0.45)}, Values())
+    task = CounterParams(number=0.0, terminate_at=1000)
+    member = estimator.birth(jax.random.key(0), meta, task)
+    _, report, member = jax.jit(estimator.estimate)(jax.random.key(1), meta, member, task)
+    if persistent:
+        high, low = np.asarray(member.life.agent) - 2 * theta
+        np.testing.assert_allclose(high, -low, rtol=1e-12)
+        np.testing.assert_allclose(high, 2 * member.perturbation["theta"], rtol=1e-12)
+        assert abs(high) > 1e-3
+        return
+    np.testing.assert_allclose(member.life.agent, 2 * theta, rtol=1e-12)
+    earned = [1.0 - (x - 1.0) ** 2 for x in (0.0, theta)]
+    np.testing.assert_allclose(report["reward/step"], np.mean(earned), rtol=1e-12)
+
+
+def test_a_newborn_has_a_new_critic(x64):
+    """Adam's first step has the length of the step size in every entry: it begins at what the key draws, whatever
+    critic the agent before it had. That of an agent that lives on goes on from where it is."""
+    window = Window(climber(), Counter(), lifespan=4, num_updates=1, num_streams=2, num_steps=3)
+    value = value_mlp((2,), ())
+    estimator = policy_gradient(
+        window,
+        lambda agent, data: agent * jnp.ones_like(data.reward),
+        lambda meta, agent, data, good: 0.0 * agent,
+        value,
+    )
+    meta = Meta({"theta": jnp.array(0.45)}, Values())
+    task = CounterParams(number=1.0, terminate_at=1000)
+    key = jax.random.key(1)
+    member = estimator.birth(jax.random.key(0), meta, task)
+    old = jax.tree.map(lambda x: x + 5.0, member.critic.params)
+    fitted = member.critic.optimizer[0]._replace(count=jnp.asarray(7, jnp.int32))
+    optimizer = (fitted, *member.critic.optimizer[1:])
+    critic = member.critic._replace(params=old, optimizer=optimizer)
+
+    def after(age):
+        life = member.life._replace(age=jnp.asarray(age, jnp.int32))
+        given = member._replace(life=life, critic=critic)
+        return jax.jit(estimator.estimate)(key, meta, given, task)[2].critic
+
+    for age, start, count in ((4, value.init(jax.random.split(key, 4)[1]), 1), (2, old, 8)):
+        found = after(age)
+        assert found.optimizer[0].count == count
+        for x, y in zip(jax.tree.leaves(found.params), jax.tree.leaves(start), strict=True):
+            moved = np.abs(x - y)
+            assert np.all(moved > 0)
+            if count == 1:
+                np.testing.assert_allclose(moved, 0.1, rtol=1e-5)
+            else:
+                assert np.all(moved < 1.0)

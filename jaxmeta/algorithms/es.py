@@ -8,7 +8,7 @@ evosax implements it; all members live with the same tasks and random numbers.
 """
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -79,19 +79,25 @@ def es(
             std_schedule=lambda _: meta.hyper.noise_std,
         )
 
+    def search_from(key: jax.Array, meta: Meta) -> tuple[Open_ES, Any]:
+        """The strategy, and its search from θ; of it the optimiser's state alone is kept between steps, for
+        θ and σ are in ``meta``."""
+        strategy = strategy_of(meta)
+        return strategy, strategy.init(key, learned(meta, config), strategy.default_params)
+
     def init(key: jax.Array, hyper: Hyper = hyper) -> State:
         init_key, key = jax.random.split(key)
         meta = parts.init(init_key, hyper)
-        strategy = strategy_of(meta)
-        search = strategy.init(key, learned(meta, config), strategy.default_params)
-        return State(meta, _strong(search), jnp.zeros((), jnp.int32))
+        _, search = search_from(key, meta)
+        return State(meta, _strong(search.opt_state), jnp.zeros((), jnp.int32))
 
     def step(key: jax.Array, state: State, tasks: Task) -> tuple[State, dict]:
         meta = state.meta
         ask_key, live_key, tell_key = jax.random.split(key, 3)
-        strategy = strategy_of(meta)
+        strategy, search = search_from(jax.random.clone(key), meta)
+        search = search.replace(opt_state=state.optimizer)
         with jax.numpy_rank_promotion("allow"):  # evosax adds [D] to [P, D]
-            population, search = strategy.ask(ask_key, state.optimizer, strategy.default_params)
+            population, search = strategy.ask(ask_key, search, strategy.default_params)
         num_tasks = jax.tree.leaves(tasks)[0].shape[0]
         task_keys = jax.random.split(live_key, num_tasks)
 
@@ -124,10 +130,11 @@ def es(
             found, _ = strategy.tell(
                 tell_key, population, -fitness, search, strategy.default_params
             )
-        search = jax.tree.map(
-            lambda new, old: jnp.where(applied, new, old), _strong(found), state.optimizer
+        after = strategy.get_mean(found), _strong(found.opt_state)
+        before = learned(meta, config), state.optimizer
+        moved, optimizer_state = jax.tree.map(
+            lambda new, old: jnp.where(applied, new, old), after, before
         )
-        moved = strategy.get_mean(search)
         metrics = known_if(applied, masked_mean(own, good))
         env_steps = (config.population_size + 1) * num_tasks * parts.env_steps
         metrics |= {
@@ -139,7 +146,7 @@ def es(
             "env_steps": jnp.asarray(env_steps, jnp.int32),
         }
         return State(
-            with_learned(meta, moved, config), search, state.num_updates + applied
+            with_learned(meta, moved, config), optimizer_state, state.num_updates + applied
         ), metrics
 
     return MetaAlgorithm(init, step, parts.learner)

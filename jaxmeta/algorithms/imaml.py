@@ -99,8 +99,7 @@ def imaml(
         """What gradient descent from ``agent`` finds, as a function of θ and of what is not adapted."""
 
         def step(_: jax.Array, part: Any) -> Any:
-            move = slope(part, meta, agent, data)
-            return jax.tree.map(lambda p, g: p - meta.step_size * g, part, move)
+            return gradient_learner.stepped(part, meta, slope(part, meta, agent, data), config)
 
         return jax.lax.fori_loop(0, config.solver_steps, step, adapted(agent, config))
 

@@ -25,7 +25,13 @@ import optax
 from jaxmeta import checks, gradient_learner, objectives
 from jaxmeta.gradient_learner import GradientLearner, Meta, Optimizer
 from jaxmeta.networks import Policy
-from jaxmeta.returns import cumulative_discount, in_first_episode
+from jaxmeta.returns import (
+    cumulative_discount,
+    finite_streams,
+    in_first_episode,
+    mean_over_streams,
+    without_broken_streams,
+)
 from jaxmeta.tasks.family import TaskFamily
 from jaxmeta.types import History, MetaAlgorithm, Params, Task, Trajectory
 
@@ -144,18 +150,21 @@ def meta_loss(parts: GradientLearner, config: Config) -> Callable[[Meta, History
         if config.sampling_correction == "none" or num_updates == 0:
             return total
         gains = score_gains if config.sampling_correction == "score" else leave_one_out_gains
-        learned_from = jax.tree.map(lambda x: x[:-1], history)
+        data, good = jax.vmap(without_broken_streams)(history.trajectories)
 
         def first_episodes(agent: Params, data: Trajectory) -> jax.Array:
             log_prob = parts.distribution(agent, data).log_prob(data.action)
             return jnp.where(jax.vmap(in_first_episode)(data.last), log_prob, 0.0)
 
-        log_prob = jax.vmap(first_episodes)(learned_from.agent, learned_from.trajectories)
-        gain = jax.lax.stop_gradient(gains(meta, history))
+        # What was not learned from has no part in what it led to.
+        gain = jnp.where(good[:-1], jax.lax.stop_gradient(gains(meta, history)), 0.0)
+        learned_from = jax.tree.map(lambda x: x[:-1], (history.agent, data))
+        log_prob = jax.vmap(first_episodes)(*learned_from)
         return total - jnp.sum(jax.vmap(objectives.sampling_correction)(log_prob, gain))
 
     def score_gains(meta: Meta, history: History) -> jax.Array:
         """What follows each update, less what the other streams earned before it, ``[K, N]``."""
+        good = jax.vmap(finite_streams)(history.trajectories)
 
         def per_step_return(data: Trajectory) -> jax.Array:
             g = cumulative_discount(meta.hyper.discount * data.discount, data.timestep.first)
@@ -164,8 +173,9 @@ def meta_loss(parts: GradientLearner, config: Config) -> Callable[[Meta, History
         earned = jax.vmap(jax.vmap(per_step_return))(history.trajectories)  # [K + 1, N]
         weights = jnp.asarray(_round_weights(config))
         weight_to_come = jnp.cumsum(weights[::-1])[::-1][1:]  # [K]
-        to_come = jnp.cumsum((weights * earned.mean(1))[::-1])[::-1][1:]
-        baseline = jax.vmap(objectives.leave_one_out_mean)(earned[:-1])
+        mean = jax.vmap(mean_over_streams)(earned, good)
+        to_come = jnp.cumsum((weights * mean)[::-1])[::-1][1:]
+        baseline = jax.vmap(objectives.leave_one_out_mean)(earned[:-1], good[:-1])
         return to_come[:, None] - weight_to_come[:, None] * baseline
 
     def leave_one_out_gains(meta: Meta, history: History) -> jax.Array:

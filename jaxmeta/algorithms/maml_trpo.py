@@ -13,8 +13,9 @@ derivatives of the adaptation suffice where the Hessian of D by automatic differ
 """
 
 import dataclasses
+from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +25,7 @@ from jax.scipy.sparse.linalg import cg
 from jaxmeta import adaptation, checks, gradient_learner, objectives
 from jaxmeta.distributions import Distribution
 from jaxmeta.gradient_learner import Meta, learned, mean_kl, with_learned
-from jaxmeta.meta_update import State, mean_of_finite, meta_gradient
+from jaxmeta.meta_update import State, guarded_gradient, map_tasks, masked_mean
 from jaxmeta.networks import Policy
 from jaxmeta.returns import without_broken_streams
 from jaxmeta.tasks.family import TaskFamily
@@ -97,7 +98,6 @@ def maml_trpo(
     def step(key: jax.Array, state: State, tasks: Task) -> tuple[State, dict]:
         hyper, theta = state.meta.hyper, learned(state.meta, config)
         keys, recorded = lived = gradient_learner.record(key, state.meta, tasks, parts, config)
-        mean = partial(mean_of_finite, inputs=lived, tasks_per_chunk=config.tasks_per_chunk)
 
         def meta(theta: dict) -> Meta:
             return with_learned(state.meta, theta, config)
@@ -107,9 +107,14 @@ def maml_trpo(
                 recorded
             )
 
-        gradient, metrics = meta_gradient(
+        gradient, metrics, good_tasks = guarded_gradient(
             task_loss, theta, keys, recorded, tasks_per_chunk=config.tasks_per_chunk
         )
+
+        def mean(function: Callable[[tuple], Any]) -> Any:
+            """Over the tasks that the gradient is of; not finite where it is not in one of them."""
+            results = map_tasks(function, lived, tasks_per_chunk=config.tasks_per_chunk)
+            return masked_mean(results, good_tasks)
 
         def fisher_product(v: dict) -> dict:
             """``F v``, damped."""
@@ -126,8 +131,7 @@ def maml_trpo(
                 _, curved = jax.jvp(slope, (old,), (moved,))  # M J v
                 return jax.vjp(policies, theta)[1](curved)[0]  # J^T M J v
 
-            product, _ = mean(of_task)
-            return jax.tree.map(lambda p, x: p + hyper.damping * x, product, v)
+            return jax.tree.map(lambda p, x: p + hyper.damping * x, mean(of_task), v)
 
         direction, _ = cg(fisher_product, gradient, tol=1e-10, maxiter=config.cg_steps)
         length = optax.tree.vdot(direction, fisher_product(direction))
@@ -137,15 +141,14 @@ def maml_trpo(
             step = scale * 0.5**backtracks
             return jax.tree.map(lambda p, x: p - step * x, theta, direction)
 
-        def measure(theta: dict) -> tuple[jax.Array, jax.Array, jax.Array]:
-            (loss, kl), num_good = mean(lambda lived: surrogate_and_kl(meta(theta), *lived))
-            return loss, kl, num_good
+        def measure(theta: dict) -> tuple[jax.Array, jax.Array]:
+            return mean(lambda lived: surrogate_and_kl(meta(theta), *lived))
 
-        loss_before, _, num_good_before = measure(theta)
+        loss_before, _ = measure(theta)
 
-        def acceptable(loss: jax.Array, kl: jax.Array, num_good: jax.Array) -> jax.Array:
-            # A step that breaks a task must not pass for having left its loss out.
-            return (loss < loss_before) & (kl <= hyper.max_kl) & (num_good == num_good_before)
+        def acceptable(loss: jax.Array, kl: jax.Array) -> jax.Array:
+            # A step that breaks a task has no loss, and is not acceptable.
+            return (loss < loss_before) & (kl <= hyper.max_kl)
 
         def halve(search: tuple) -> tuple:
             backtracks = search[0] + 1

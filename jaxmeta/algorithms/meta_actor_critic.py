@@ -98,7 +98,7 @@ def meta_actor_critic(
     Args:
         value: The critic; None is a tanh network, linear in the observation without hidden sizes.
     """
-    checks.hyper(hyper, trace_lambda=(0, 1), value_step_size=(-1e6, 1e6))
+    checks.hyper(hyper, trace_lambda=(0, 1), value_step_size=(0, 1e6))
     policy = policy or default_policy(
         config.policy,
         family.observation_shape,
@@ -110,24 +110,21 @@ def meta_actor_critic(
 
     def init(key: jax.Array, hyper: Any) -> Meta:
         policy_key, value_key = jax.random.split(key)
-        hyper = jax.tree.map(lambda x: jnp.asarray(x, float), hyper)
         params = {"policy": policy.init(policy_key), "value": value.init(value_key)}
-        sizes = {"policy": hyper.step_size, "value": hyper.value_step_size}
-        return Meta(params, gradient_learner.first_step_size(sizes, params, config), hyper)
+        return gradient_learner.first_meta(params, hyper, config)
 
-    def gradient(meta: Meta, params: Params, data: Trajectory) -> Params:
+    def gradient(meta: Meta, params: Params, data: Trajectory, good: jax.Array) -> Params:
         """Down which policy and value go, of one batch ``[N, T]``; targets are live.
 
         So is the ratio that weights a step of the policy: its derivative there says what the update would be
         like if the policy had begun elsewhere. Those in the targets are data, as in IMPALA: live, they
         would move the targets of the values with the policy and leave what they are judged by behind.
         """
-        data, good = without_broken_streams(data)
         counted = jax.vmap(in_first_episode)(data.last) & good[:, None]
         discount = meta.hyper.discount * data.discount
 
         def along(function: Callable[[Params], jax.Array], at: Params, e: jax.Array) -> Params:
-            num_steps = jnp.sum(good) * e.shape[1]
+            num_steps = jnp.maximum(jnp.sum(good), 1) * e.shape[1]
             return objectives.semi_gradient(function, at, -jnp.where(counted, e, 0.0) / num_steps)
 
         def log_prob(theta: Params) -> jax.Array:

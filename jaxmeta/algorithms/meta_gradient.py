@@ -111,6 +111,10 @@ def meta_gradient(
 ) -> MetaAlgorithm:
     """Meta-gradients on a family of tasks.
 
+    ``return/before`` and ``return/after`` are means over the streams in which an episode has ended, of each the
+    last one; ``episodes/before`` and ``episodes/after`` count those streams. Where they are 0, the mean is 0
+    and says nothing.
+
     Args:
         family: The tasks' family; ``step`` is given its tasks, as many as ``config.num_agents``.
         config: What shapes the program.
@@ -264,9 +268,9 @@ def meta_gradient(
             windows_seen += config.num_target_updates - 1
         h = learned_hyper(meta)
         metrics |= {f"learned/{name}": getattr(h, name) for name in config.learns}
+        for name, score in {"before": before, "after": scores}.items():
+            metrics[f"return/{name}"], metrics[f"episodes/{name}"] = lifelong.mean_return(score)
         metrics |= {
-            "return/before": jnp.nanmean(before.finished),
-            "return/after": jnp.nanmean(scores.finished),
             "skipped_updates": jnp.asarray(~applied, jnp.int32),
             "skipped_streams": skipped_streams(windows.trajectories),
             "env_steps": jnp.asarray(

@@ -94,11 +94,7 @@ def meta_q(
     policy = softmax_policy(q)
 
     def init(key: jax.Array, hyper: Any) -> Meta:
-        hyper = jax.tree.map(lambda x: jnp.asarray(x, float), hyper)
-        params = q.init(key)
-        return Meta(
-            params, gradient_learner.first_step_size(hyper.step_size, params, config), hyper
-        )
+        return gradient_learner.first_meta(q.init(key), hyper, config)
 
     def values(params: Params, obs: jax.Array, hyper: Any) -> tuple[jax.Array, Categorical]:
         """Mean of Q under π, and π, for ``obs [N, T, *obs_shape]``."""
@@ -106,9 +102,8 @@ def meta_q(
         distribution = Categorical(every / hyper.temperature)
         return jnp.sum(jnp.exp(distribution.log_probs()) * every, axis=-1), distribution
 
-    def gradient(meta: Meta, params: Params, data: Trajectory) -> Params:
+    def gradient(meta: Meta, params: Params, data: Trajectory, good: jax.Array) -> Params:
         """Down which Q goes, of one batch ``[N, T]``; ratios and targets are live."""
-        data, good = without_broken_streams(data)
 
         def taken(params: Params) -> jax.Array:
             every = q.apply(params, data.timestep.obs)
@@ -135,7 +130,7 @@ def meta_q(
         )
         counted = jax.vmap(in_first_episode)(data.last) & good[:, None]
         error = jnp.where(counted, target - now, 0.0)
-        num_steps = jnp.sum(good) * error.shape[1]
+        num_steps = jnp.maximum(jnp.sum(good), 1) * error.shape[1]
         return objectives.semi_gradient(taken, params, -error / num_steps)
 
     parts = replay_learner.replay_learner(

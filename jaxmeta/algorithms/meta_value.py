@@ -49,6 +49,8 @@ class Config(Adaptation):
 
     num_streams: int = 10
     """Trajectories of μ in a batch (N)."""
+    num_steps: int | None = None
+    """Steps of each (T), of any number: values bootstrap where a stream is cut. None is the family's horizon."""
     num_updates: int = 3
     """Steps on the batch (K) in meta-training; 0 trains one value function for all tasks."""
     step_sizes: Literal["fixed", "scalar", "parameter"] = "parameter"
@@ -155,10 +157,7 @@ def meta_value_parts(
         return log_prob - data.log_prob
 
     def init(key: jax.Array, hyper: Any) -> Meta:
-        hyper = jax.tree.map(lambda x: jnp.asarray(x, float), hyper)
-        params = value.init(key)
-        step_size = gradient_learner.first_step_size(hyper.step_size, params, config)
-        return Meta(params, step_size, hyper)
+        return gradient_learner.first_meta(value.init(key), hyper, config)
 
     def birth(key: jax.Array, meta: Meta) -> Agent:
         """π and μ are drawn where an agent is born: they are as new to it as its task."""
@@ -186,12 +185,12 @@ def meta_value_parts(
         def errors(part: Any) -> jax.Array:
             v = predict(part)
             v_next = value.apply(with_adapted(agent.value, part, config), data.next_obs)
-            return inner_targets(data, v, v_next, rho, meta.hyper, config) - v
+            return inner_targets(data, good, v, v_next, rho, meta.hyper, config) - v
 
         if config.gradient == "residual":
             gradient = jax.grad(lambda part: 0.5 * mean_over_streams(errors(part) ** 2, good))(part)
         else:
-            num_steps = jnp.sum(good) * data.reward.shape[1]
+            num_steps = jnp.maximum(jnp.sum(good), 1) * data.reward.shape[1]
             descent = -jnp.where(good[:, None], errors(part), 0.0) / num_steps
             gradient = objectives.semi_gradient(predict, part, descent)
         part = gradient_learner.stepped(part, meta, gradient, config)
@@ -298,14 +297,20 @@ def prediction_error(
 
 
 def inner_targets(
-    data: Trajectory, v: jax.Array, v_next: jax.Array, rho: jax.Array, hyper: Any, config: Config
+    data: Trajectory,
+    good: jax.Array,
+    v: jax.Array,
+    v_next: jax.Array,
+    rho: jax.Array,
+    hyper: Any,
+    config: Config,
 ) -> jax.Array:
-    """What the steps move the values to, all ``[N, T]``."""
+    """What the steps move the values to, all ``[N, T]``; streams that are not ``good [N]`` have no part in it."""
     reward, discount, last = data.reward, hyper.discount * data.discount, data.last
     if config.target == "importance_sampling":
         return jax.vmap(importance_returns)(reward, discount, last, v_next, rho)
     if config.target == "weighted_importance_sampling":
-        return weighted_importance_returns(reward, discount, last, v_next, rho)
+        return weighted_importance_returns(reward, discount, last, v_next, rho, good)
     if config.target == "td":
         rho = jnp.ones_like(rho)
     return _vtrace(data, v, v_next, rho, hyper, rho_bar=config.rho_bar, c_bar=config.c_bar)

@@ -9,12 +9,10 @@ import numpy as np
 import optax
 import pytest
 
-from jaxmeta import adaptation, replay_learner, tasks, tunable_learner, update_rules
-from jaxmeta.algorithms import ALGORITHMS, meta_value
-from jaxmeta.returns import without_broken_streams
+from jaxmeta import adaptation, tasks
+from jaxmeta.algorithms import ALGORITHMS
 from jaxmeta.tasks import transform
 from jaxmeta.tasks.navigation import NavigationParams
-from tests.probes import broken, without
 
 VARIANTS = {
     "MAML": ("maml", {}),
@@ -307,160 +305,6 @@ def test_softmax_linear_policies_are_of_the_family_s_action_features(name):
         agent = jax.eval_shape(algorithm.learner.init, jax.random.key(0), state.meta)
         sizes = {agent.target["theta"].shape[-1]}
     assert sizes == {6}
-
-
-@pytest.mark.parametrize(
-    "variant",
-    [
-        *("MAML", "PPO outside, normalised", "CAVIA", "iMAML", "actor-critic", "Retrace"),
-        *("values", "values by importance sampling", "tunable", "LPG", "A2C"),
-    ],
-)
-def test_an_update_with_a_broken_stream_is_the_update_without_it(x64, variant):
-    """Exactly: a number that is not finite costs its stream, and nothing else."""
-    family = tasks.make("tabular", num_states=3, num_actions=2, horizon=6)
-
-    def learner_of(num_streams):
-        if variant == "tunable":
-            config = tunable_learner.Config(num_streams=num_streams, num_steps=6, hidden_sizes=(8,))
-            parts = tunable_learner.tunable_learner(family, config)
-            return parts.learner, parts.init(jax.random.key(0), tunable_learner.Hyper())
-        if variant in ("LPG", "A2C"):
-            rule = getattr(update_rules, variant.lower())()
-            parts = update_rules.rule_learner(rule, family, hidden_sizes=(8,))
-            hyper = ALGORITHMS["learned_objective"].Hyper(discount=0.9)
-            meta = update_rules.Meta(rule.init(jax.random.key(0)), hyper)
-            return parts.learner, meta
-        name, settings = (VARIANTS | OFF_POLICY)[variant]
-        module = ALGORITHMS[name]
-        config = module.Config(num_streams=num_streams, hidden_sizes=(8,), **settings)
-        algorithm = getattr(module, name)(family, config)
-        return algorithm.learner, algorithm.init(jax.random.key(0)).meta
-
-    @jax.jit
-    def agents(key):
-        learner, meta = learner_of(4)
-        begin_key, act_key, update_key = jax.random.split(key, 3)
-        world = dict(learner=learner, env=family.env)
-        task = family.train(jax.random.key(1))
-        agent, streams = adaptation.begin(begin_key, meta, task, **world, num_streams=4)
-        _, data = adaptation.experience(act_key, meta, task, agent, streams, **world, num_steps=6)
-        faults = [("reward", jnp.nan), ("obs", -jnp.inf), ("successor", jnp.nan)]
-        stacked = jax.tree.map(
-            lambda *x: jnp.stack(x), data, *(broken(data, 1, *fault) for fault in faults)
-        )
-        updated = jax.vmap(learner.update, (None, None, None, 0))(update_key, meta, agent, stacked)
-        fewer, _ = learner_of(3)
-        other = fewer.init(jax.random.split(begin_key)[0], meta)
-        other = fewer.update(update_key, meta, other, without(data, 1))
-        before, other = (flat(parameters(x)) for x in (agent, other))
-        return before, jax.vmap(flat)(parameters(updated)), other
-
-    def parameters(agent):
-        return getattr(agent, "value", getattr(agent, "params", agent))
-
-    before, (whole, *mended), fewer = agents(jax.random.key(5))
-    for x in mended:
-        np.testing.assert_allclose(x, fewer, rtol=1e-9, atol=1e-12)
-    assert jnp.max(jnp.abs(fewer - before)) > 1e-6
-    assert jnp.max(jnp.abs(fewer - whole)) > 1e-7
-
-
-@pytest.mark.parametrize("where", ["reward", "obs", "successor"])
-def test_outer_losses_with_a_broken_stream_are_those_without_it(x64, where):
-    """Of the policy gradient, of predictions and of the tunable agent: value and gradient."""
-    family = tasks.make("tabular", num_states=3, num_actions=2, horizon=6)
-    tunable = tunable_learner.tunable_learner(
-        family, tunable_learner.Config(hidden_sizes=(8,), outer_value=True)
-    )
-    hyper = tunable_learner.Hyper(outer_value_cost=0.5, outer_entropy_cost=0.1)
-    predicting = meta_value.meta_value_parts(family, meta_value.Config(hidden_sizes=(8,)))
-    values = predicting.init(jax.random.key(0), meta_value.Hyper())
-    agent = tunable.learner.init(
-        jax.random.key(0), tunable.init(jax.random.key(0), tunable_learner.Hyper())
-    )
-    predictor = predicting.learner.init(jax.random.key(0), values)
-
-    def data_of(parts, meta, agent):
-        world = dict(learner=parts.learner, env=family.env)
-        task = family.train(jax.random.key(1))
-        streams = adaptation.begin_streams(jax.random.key(2), meta, task, **world, num_streams=4)
-        acting = dict(num_steps=6)
-        return adaptation.experience(
-            jax.random.key(3), meta, task, agent, streams, **world, **acting
-        )[1]
-
-    def prediction_error(w, data):
-        return meta_value.prediction_error(
-            predicting, w, predictor, data, values.hyper, meta_value.Config(hidden_sizes=(8,))
-        )
-
-    def replayed(params, data):
-        data, good = without_broken_streams(data)
-        log_prob = tunable.distribution(params["policy"], data).log_prob(data.action)
-        v = jnp.sum(data.timestep.obs, axis=-1) * params["scale"]
-        hyper = ALGORITHMS["meta_actor_critic"].Hyper()
-        return replay_learner.outer_loss(log_prob, data, good, v, 0.5 * v, hyper)[0]
-
-    seen = data_of(tunable, None, agent)
-    losses = [
-        (lambda params, data: tunable.outer_loss(params, data, hyper), agent.params, seen),
-        (prediction_error, predictor.value, data_of(predicting, values, predictor)),
-        (replayed, {"policy": agent.params["policy"], "scale": jnp.ones(())}, seen),
-    ]
-    for loss, at, data in losses:
-        measure = jax.jit(jax.value_and_grad(loss))
-        whole, mended, fewer = (
-            measure(at, x) for x in (data, broken(data, 1, where, jnp.nan), without(data, 1))
-        )
-        np.testing.assert_allclose(mended[0], fewer[0], rtol=1e-9)
-        np.testing.assert_allclose(flat(mended[1]), flat(fewer[1]), rtol=1e-9, atol=1e-12)
-        assert abs(whole[0] - fewer[0]) > 1e-7
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("variant", ["ProMP", "MAML-TRPO", "ES", "lpg", "lpg, es", "lpg, pes"])
-def test_a_meta_update_with_broken_streams_is_the_one_without_them(x64, variant, monkeypatch):
-    """One stream of every batch, where acting is made to break it and where it is made to leave it out."""
-    family = tasks.make("tabular", num_states=3, num_actions=2, horizon=6)
-    experience = adaptation.experience
-    if variant in VARIANTS:
-        name, settings = VARIANTS[variant]
-        settings = dict(num_streams=4, hidden_sizes=(8,)) | settings
-    else:
-        outer = {"lpg": "meta_gradient"}.get(variant, variant[5:])
-        sizes = dict(num_agents=3, num_streams=4, num_steps=5, lifespan=4, num_updates=2)
-        name, settings = "learned_objective", dict(outer=outer, **sizes)
-    module = ALGORITHMS[name]
-    # Adam's first step would hide by how much a gradient is wrong; a small penalty, or a perturbation that changes
-    # no action, that it is.
-    plain = {} if name == "maml_trpo" else dict(optimizer=optax.sgd)
-    hyper = {"promp": dict(kl_cost=1.0), "learned_objective": dict(noise_std=1.0, step_size=30.0)}
-    hyper = module.Hyper(**hyper.get(name, {}))
-    algorithm = getattr(module, name)(family, module.Config(**settings), hyper, **plain)
-    state = algorithm.init(jax.random.key(0))
-    drawn = tasks.sample_tasks(jax.random.key(1), family, 3, split="train")
-
-    def after(change):
-        def changed(*args, **settings):
-            streams, data = experience(*args, **settings)
-            return streams, change(data)
-
-        monkeypatch.setattr(adaptation, "experience", changed)
-        step = jax.jit(lambda key, state: algorithm.step(key, state, drawn))
-        # Twice: the critics of agents are fitted for what follows.
-        return step(jax.random.key(3), step(jax.random.key(2), state)[0])
-
-    whole, _ = after(lambda data: data)
-    mended, metrics = after(lambda data: broken(data, 1, "reward", jnp.nan))
-    fewer, expected = after(lambda data: without(data, 1))
-    assert metrics["skipped_tasks"] == 0
-    assert metrics["skipped_streams"] > expected["skipped_streams"] == 0
-    start = flat(state.meta.params)
-    whole, mended, fewer = (flat(x.meta.params) - start for x in (whole, mended, fewer))
-    size = jnp.max(jnp.abs(fewer))
-    assert jnp.max(jnp.abs(mended - fewer)) < 1e-6 * size
-    assert jnp.max(jnp.abs(whole - fewer)) > 1e-2 * size
 
 
 @pytest.mark.slow

@@ -103,13 +103,15 @@ def test_old_experience_is_weighted_by_its_ratios(x64):
 def check_derivative(algorithm, family, data, meta, *, of):
     """Automatic against numerical differentiation of what adaptation on ``data`` leads to, in both
     beginnings and both step sizes; ``of`` are the entries of the adapted parameters that count."""
-    flat, unravel = jax.flatten_util.ravel_pytree((meta.params, meta.step_size))
+    sizes = (meta.hyper.step_size, meta.hyper.value_step_size)
+    flat, unravel = jax.flatten_util.ravel_pytree((meta.params, sizes))
     out = jax.random.normal(jax.random.key(9), (flat.size - 2,))
 
     @jax.jit
     def adapted(flat):
-        params, step_size = unravel(flat)
-        moved = meta._replace(params=params, step_size=step_size)
+        params, (step_size, value_step_size) = unravel(flat)
+        sizes = dict(step_size=step_size, value_step_size=value_step_size)
+        moved = meta._replace(params=params, hyper=meta.hyper._replace(**sizes))
         history = adaptation.replay(jax.random.key(1), moved, data, learner=algorithm.learner)
         last = jax.tree.map(lambda x: x[-1], history.agent.params)
         return jax.flatten_util.ravel_pytree(last)[0][of] @ out[of]

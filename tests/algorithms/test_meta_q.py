@@ -79,13 +79,13 @@ def test_the_meta_gradient_goes_through_the_updates(trace, x64):
     data = recorded_lifetime(algorithm, family, meta, num_streams=NUM_STREAMS, num_updates=2)
     # Experience as if of a policy to which it was all unlikely: every ratio is above 1 and cut to it.
     data = data._replace(log_prob=data.log_prob - 30.0)
-    flat, unravel = jax.flatten_util.ravel_pytree((meta.params, meta.step_size))
+    flat, unravel = jax.flatten_util.ravel_pytree((meta.params, meta.hyper.step_size))
     out = jax.random.normal(jax.random.key(9), (flat.size - 1,))
 
     @jax.jit
     def adapted(flat):
         params, step_size = unravel(flat)
-        moved = meta._replace(params=params, step_size=step_size)
+        moved = meta._replace(params=params, hyper=meta.hyper._replace(step_size=step_size))
         history = adaptation.replay(jax.random.key(1), moved, data, learner=algorithm.learner)
         last = jax.tree.map(lambda x: x[-1], history.agent.params)
         return jax.flatten_util.ravel_pytree(last)[0] @ out
