@@ -241,7 +241,8 @@ def baseline_td_errors(
     The objective is that of episodes that end with their time limit: returns stop where an episode or
     the stream was cut, and so do the values. The baseline of a stream is fitted to the others
     (`networks.linear_baseline`), so the policy gradient stays unbiased (at λ = 1; below, any value
-    function that is not exact biases it).
+    function that is not exact biases it). It may be of observations of any size: they are centred where the
+    streams begin, before an action was taken, and scaled, which changes no prediction.
 
     Args:
         data: ``[N, T]``.
@@ -260,19 +261,35 @@ def baseline_td_errors(
     checks.shapes("NT", **parts, discount=discount, **told)
     checks.at_least("horizon", horizon, 1)
     checks.field("observed", observed, bool)
-    obs = data.timestep.obs
-    obs = obs if observed else obs[..., :0]
+    if counted is None:
+        counted = jnp.ones(data.reward.shape, bool)
+    obs = _standardised(data.timestep.obs, counted) if observed else jnp.zeros((*counted.shape, 0))
     zeros = jnp.zeros_like(data.reward)
     returns = jax.vmap(discounted_returns)(data.reward, discount, data.last, zeros)
     features = jax.vmap(lambda obs, first: linear_features(obs, episode_step(first), horizon))(
         obs, data.timestep.first
     )
-    if counted is not None:
-        features = jnp.where(counted[..., None], features, 0.0)
-        returns = jnp.where(counted, returns, 0.0)
-    v = linear_baseline(features, returns)
+    v = linear_baseline(
+        jnp.where(counted[..., None], features, 0.0), jnp.where(counted, returns, 0.0)
+    )
     v_next = jnp.concatenate([v[:, 1:], zeros[:, :1]], axis=1) * (1.0 - data.last)
     return td_errors(data.reward, discount, v, v_next)
+
+
+def _standardised(obs: jax.Array, counted: jax.Array) -> jax.Array:
+    """Observations ``[N, T, ...]`` as ``[N, T, O]``: around the mean of the streams' first ones, and at most 1
+    in size at the ``counted`` steps.
+
+    Neither lets a stream's actions into its own baseline: the first observations come before them, and a
+    least-squares fit whose ridge is relative to each feature's size does not see the scale.
+    """
+    flat = obs.reshape(*counted.shape, -1)
+    # From some first observation, for a mean of large numbers rounds.
+    stream = jnp.argmax(counted[:, 0])
+    x = flat - flat[stream, 0][None, None, :]
+    x = x - jnp.mean(x[:, 0], axis=0, where=counted[:, :1], keepdims=True)[:, None, :]
+    size = jnp.max(jnp.abs(x), axis=(0, 1), where=counted[..., None], initial=0.0, keepdims=True)
+    return x / jnp.where(size > 0, size, 1.0)
 
 
 def advantage_scale(
@@ -285,12 +302,13 @@ def advantage_scale(
     """Root mean square of the advantages of ``[N, T]`` TD errors, ``[]``, never zero.
 
     Dividing by it keeps the direction of this batch's gradient; subtracting the batch's mean would
-    bend it.
+    bend it. Where all are 0 it is 1.
     """
     told = {} if counted is None else dict(counted=counted)
     checks.shapes("NT", delta=delta, discount=discount, last=last, **told)
     advantages = jax.vmap(gae, in_axes=(0, 0, 0, None))(delta, discount, last, lambda_)
-    return jnp.sqrt(jnp.mean(advantages**2, where=counted)) + 1e-8
+    square = jnp.mean(advantages**2, where=counted)
+    return jnp.sqrt(jnp.where(square > 0, square, 1.0))
 
 
 def finite_streams(data: Trajectory) -> jax.Array:

@@ -78,7 +78,7 @@ def test_what_is_trained_is_what_acted_and_it_remembers_the_trial(
 
     @jax.jit
     def log_probs(params, data):
-        distribution, v = network.unroll(params, data.memory.state, parts.inputs(data))
+        distribution, v = network.unroll(params, data.memory.state, parts.inputs(meta, data))
         return distribution.log_prob(data.action), distribution.log_probs(), v
 
     np.testing.assert_allclose(log_probs(meta.params, data)[0], data.log_prob, atol=1e-5)
@@ -103,7 +103,7 @@ def test_inputs_show_the_past_and_the_time(family):
         family, config, rl2.recurrent_actor_critic(family, config)
     )
     _, data = trial(family, rl2.rl2(family, config))
-    inputs = parts.inputs(data)
+    inputs = parts.inputs(meta, data)
     num_steps = EPISODES * HORIZON
     assert parts.num_steps == num_steps
     assert inputs.reset.tolist() == [True] + [False] * (num_steps - 1)
@@ -118,7 +118,7 @@ def test_inputs_show_the_past_and_the_time(family):
 
     blind = rl2.Config(num_episodes=EPISODES, memory_size=4, sees_time=False)
     parts = memory_learner.memory_learner(family, blind, rl2.recurrent_actor_critic(family, blind))
-    assert jnp.all(parts.inputs(data).time[:, 1] == 0)
+    assert jnp.all(parts.inputs(meta, data).time[:, 1] == 0)
 
 
 def test_advantages_are_of_the_whole_trial():

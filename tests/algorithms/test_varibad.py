@@ -79,7 +79,7 @@ def test_the_loss_is_the_weighted_elbo_of_the_paper():
         num_steps=4,
     )
     data = jax.tree.map(lambda x: x[0, 0], history.trajectories)
-    inputs = parts.inputs(data)
+    inputs = parts.inputs(meta, data)
     assert inputs.reset.tolist() == [True, False, True, False]
     params = jax.tree.map(lambda x: 2.0 * x, meta.params)
     key = jax.random.key(3)
