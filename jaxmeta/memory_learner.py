@@ -31,7 +31,15 @@ from jaxmeta import adaptation, checks, objectives
 from jaxmeta.distributions import Distribution
 from jaxmeta.meta_update import State, guarded_update
 from jaxmeta.networks import Head, Value, action_head, value_mlp
-from jaxmeta.returns import episode_index, gae, td_errors, without_broken_streams
+from jaxmeta.returns import (
+    episode_index,
+    gae,
+    in_units,
+    running,
+    running_reward_scale,
+    td_errors,
+    without_broken_streams,
+)
 from jaxmeta.tasks.family import TaskFamily
 from jaxmeta.types import Learner, MetaAlgorithm, Params, Task, TimeStep, Trajectory
 
@@ -231,12 +239,6 @@ def memory_learner(family: TaskFamily, config: Config, network: ActorCritic) -> 
     return MemoryLearner(learner, inputs, trials, num_steps)
 
 
-def in_units(x: jax.Array, scale: jax.Array) -> jax.Array:
-    """``x / scale``, and 0 where the scale is not known yet: then nothing can be said in units."""
-    known = scale > 0
-    return jnp.where(known, x / jnp.where(known, scale, 1.0), 0.0)
-
-
 def values_to_come(v: jax.Array) -> jax.Array:
     """``v_{t+1}``, and 0 after the trial, ``[T]``: ends of episodes within it are not ends of anything."""
     return jnp.append(v[1:], jnp.zeros_like(v[:1]))
@@ -368,7 +370,7 @@ def learn_from_trials(
         )
         meta = meta._replace(
             value_scale=value_scale,
-            reward_scale=_moved_reward_scale(meta.reward_scale, reward, steps),
+            reward_scale=running_reward_scale(meta.reward_scale, reward, steps),
         )
         transform = outer_optimizer(hyper)
 
@@ -420,32 +422,16 @@ def _blank(data: Trajectory, counted: jax.Array) -> Trajectory:
     return jax.tree.map(blank, data._replace(memory=()))._replace(memory=data.memory)
 
 
-def _moved(scale: jax.Array, batch: jax.Array, known: jax.Array, some: jax.Array) -> jax.Array:
-    """A running scale after a batch: the first batch's, then a tenth of each batch's; unmoved unless the
-    batch has ``some``."""
-    return jnp.where(some, jnp.where(known, scale + 0.1 * (batch - scale), batch), scale)
-
-
 def _moved_value_scale(scale: jax.Array, returns: jax.Array, steps: jax.Array) -> jax.Array:
     """Running mean and standard deviation of the returns to come ``[B, T]`` at ``steps``, ``[2]``.
 
     A spread that may be rounding is 0, not known: in its units noise would be learned.
     """
     batch = jnp.stack([jnp.mean(returns, where=steps), jnp.std(returns, where=steps)])
-    mean, spread = _moved(scale, batch, scale[1] > 0, jnp.any(steps))
+    moved = running(scale, batch, scale[1] > 0)
+    mean, spread = jnp.where(jnp.any(steps), moved, scale)
     rounding = 100 * jnp.finfo(spread.dtype).eps * jnp.abs(mean)
     return jnp.stack([mean, jnp.where(spread > rounding, spread, 0.0)])
-
-
-def _moved_reward_scale(scale: jax.Array, reward: jax.Array, steps: jax.Array) -> jax.Array:
-    """Running root mean square of the rewards ``[B, T]`` at ``steps`` that are not 0, ``[]``: where they are
-    sparse, what is shown of them keeps its size."""
-    earned = steps & (reward != 0)
-    some = jnp.any(earned)
-    # In units of the largest, whose square overflows at no unit.
-    largest = jnp.where(some, jnp.max(jnp.abs(reward), where=earned, initial=0.0), 1.0)
-    batch = largest * jnp.sqrt(jnp.mean((reward / largest) ** 2, where=earned))
-    return _moved(scale, batch, scale > 0, some)
 
 
 def _returns(data: Trajectory, steps: jax.Array, num_episodes: int) -> dict[str, jax.Array]:

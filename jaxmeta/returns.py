@@ -343,6 +343,42 @@ def advantage_scale(
     return jnp.sqrt(jnp.where(square > 0, square, 1.0))
 
 
+def in_units(x: jax.Array, scale: jax.Array) -> jax.Array:
+    """``x / scale``, of any shape; 0 where the scale ``[]`` is 0, not known yet: then nothing can be said in
+    units."""
+    checks.shapes("... ?", x=x, scale=scale)
+    known = scale > 0
+    return jnp.where(known, x / jnp.where(known, scale, 1.0), 0.0)
+
+
+def running(mean: jax.Array, batch: jax.Array, known: jax.Array) -> jax.Array:
+    """A running mean, of any shape, after another batch's: the first batch's, then a tenth of each batch's.
+
+    ``known`` (bool ``[]``) says whether there was a batch before.
+    """
+    checks.shapes("... ... ?", mean=mean, batch=batch, known=known)
+    return jnp.where(known, mean + 0.1 * (batch - mean), batch)
+
+
+def running_reward_scale(scale: jax.Array, reward: jax.Array, counted: jax.Array) -> jax.Array:
+    """The `running` root mean square of those rewards that are not 0, after another batch, ``[]``.
+
+    0 is a scale that is not known yet. Zeros are left out for sparse rewards to keep their size.
+
+    Args:
+        scale: ``[]``, before.
+        reward: Of any shape; finite where ``counted``.
+        counted: Of the same shape, bool.
+    """
+    checks.shapes("? ... ...", scale=scale, reward=reward, counted=counted)
+    earned = jnp.asarray(counted, bool) & (reward != 0)
+    some = jnp.any(earned)
+    # In units of the largest, whose square overflows at no unit.
+    largest = jnp.where(some, jnp.max(jnp.abs(reward), where=earned, initial=0.0), 1.0)
+    batch = largest * jnp.sqrt(jnp.mean((reward / largest) ** 2, where=earned))
+    return jnp.where(some, running(scale, batch, scale > 0), scale)
+
+
 def finite_streams(data: Trajectory) -> jax.Array:
     """Which streams of ``data [N, T]`` hold finite numbers alone, bool ``[N]``; memories do not count."""
     num_streams = data.reward.shape[0]

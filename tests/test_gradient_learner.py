@@ -1,5 +1,4 @@
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +12,7 @@ from jaxmeta.algorithms import promp
 from jaxmeta.algorithms.maml import Config, Hyper, maml
 from jaxmeta.distributions import Categorical, DiagGaussian
 from jaxmeta.gradient_learner import Meta, descend, first_state, learned, with_learned
-from jaxmeta.tasks.transform import Wrapper
+from tests.probes import Paid
 
 META = Meta({"body": jnp.ones(2), "context": jnp.zeros(3)}, jnp.asarray(0.5), Hyper())
 
@@ -97,16 +96,6 @@ def test_records_are_the_lifetimes_that_a_meta_gradient_would_live(family):
 
     gradient = jax.grad(total)(meta.params)
     assert all(bool(jnp.all(x == 0)) for x in jax.tree.leaves(gradient))  # they are data
-
-
-@dataclasses.dataclass(frozen=True)
-class Paid(Wrapper):
-    """Rewards in another unit."""
-
-    unit: Any
-
-    def earn(self, reward, params):
-        return self.unit * reward
 
 
 @pytest.mark.parametrize("module", [maml_module, promp])

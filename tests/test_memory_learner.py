@@ -1,6 +1,5 @@
 import dataclasses
 import itertools
-from typing import Any
 
 import chex
 import jax
@@ -15,9 +14,8 @@ from jaxmeta.distributions import Categorical
 from jaxmeta.memory_learner import ActorCritic, Hyper, Loss, TrialMemory, advantages, joined
 from jaxmeta.tasks.bandits import BanditParams
 from jaxmeta.tasks.family import TaskFamily
-from jaxmeta.tasks.transform import Wrapper
 from jaxmeta.types import TimeStep, Trajectory
-from tests.probes import Counter, CounterParams
+from tests.probes import Counter, CounterParams, Paid
 
 HORIZON, EPISODES = 4, 3
 MEMORIES = ("gru", "lstm", "linear", "transformer")
@@ -236,31 +234,6 @@ def test_the_scale_of_values_is_the_first_batch_s_and_then_moves_slowly():
         np.testing.assert_allclose(mean, unit / 3, rtol=1e-6)
         assert spread == 0
     assert move(jnp.array([1 / 3, 0.0]), returns, steps)[1] > 2  # and the next batch's is taken
-
-
-@pytest.mark.parametrize("unit", [1e-30, 1.0, 1e30])
-def test_the_scale_of_rewards_is_of_those_that_are_not_zero(unit):
-    move = memory_learner._moved_reward_scale
-    reward = jnp.array([[0.0, 3.0], [0.0, -4.0], [7.0, jnp.nan]]) * unit
-    steps = jnp.array([[True, True], [True, True], [False, False]])
-    born = jnp.zeros(())
-    np.testing.assert_allclose(move(born, reward, steps), 12.5**0.5 * unit, rtol=1e-6)
-    moved = move(jnp.asarray(unit), reward, steps)
-    np.testing.assert_allclose(moved, (0.9 + 0.1 * 12.5**0.5) * unit, rtol=1e-6)
-    assert move(born, 0.0 * reward, steps) == 0
-    np.testing.assert_array_equal(
-        move(jnp.asarray(unit), reward, ~steps & False), jnp.float32(unit)
-    )
-
-
-@dataclasses.dataclass(frozen=True)
-class Paid(Wrapper):
-    """Rewards in another unit."""
-
-    unit: Any
-
-    def earn(self, reward, params):
-        return self.unit * reward
 
 
 PAID = {
