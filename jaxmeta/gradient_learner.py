@@ -24,12 +24,14 @@ from jaxmeta.meta_update import State, guarded_update, map_tasks, meta_gradient
 from jaxmeta.networks import Policy, default_policy
 from jaxmeta.objectives import Surrogate
 from jaxmeta.returns import (
+    BASELINES,
     advantage_scale,
     baseline_td_errors,
     finite_streams,
     first_episode_return,
     in_first_episode,
     mean_over_streams,
+    sees_observations,
     without_broken_streams,
 )
 from jaxmeta.tasks.family import TaskFamily
@@ -91,11 +93,12 @@ class Config(Adaptation):
     """Surrogate of the inner step: `score`, `dice`, `lvc`, `ppo_clip` or another name in
     `objectives.SURROGATES`."""
     normalize: bool = False
-    """Divide each batch's advantages by their root mean square, so that step sizes do not depend on
-    the scale of rewards; steps then do not shrink near the optimum either."""
-    baseline: Literal["observation", "time"] = "observation"
-    """What the linear baseline of each stream, fitted to the others, is a function of: observation and time,
-    or time alone, where observations are long beside the steps of all streams."""
+    """Divide each batch's advantages by their root mean square, inside and outside, so that what is learned
+    does not depend on the unit of rewards; steps then do not shrink near the optimum either."""
+    baseline: Literal["auto", "observation", "time"] = "auto"
+    """What the linear baseline of each stream, fitted to the others, is a function of: `observation` and time,
+    or `time` alone, where observations are long beside the steps of all streams. `auto` takes observations of
+    up to 248 numbers (`returns.AUTO_FEATURES`), so no images."""
     policy: Literal["mlp", "categorical", "gaussian", "softmax_linear"] = "mlp"
     """A tanh network, categorical or Gaussian as the action space asks, or softmax-linear in the family's
     `action_features`."""
@@ -108,7 +111,7 @@ class Config(Adaptation):
     def __post_init__(self) -> None:
         super().__post_init__()
         checks.choice("inner_surrogate", self.inner_surrogate, objectives.SURROGATES)
-        checks.choice("baseline", self.baseline, ("observation", "time"))
+        checks.choice("baseline", self.baseline, BASELINES)
         checks.at_least("context_size", self.context_size, 0)
         checks.between("initial_std", self.initial_std, 1e-12, 1e6)
 
@@ -159,7 +162,8 @@ def gradient_learner(
 
     Raises:
         ValueError: the policy does not fit the family's action space; it has no parameters of the name
-            ``config.adapts``; ``config.num_steps`` is below the horizon.
+            ``config.adapts``; ``config.num_steps`` is below the horizon; observations are too long for the
+            baseline that ``config`` asks for.
     """
     num_steps = episode_steps(family, config)
     if policy is None:
@@ -177,6 +181,7 @@ def gradient_learner(
         checks.choice(
             "adapts", config.adapts, ["all", *(shapes if isinstance(shapes, dict) else ())]
         )
+    sees_observations(family.observation_shape, config.baseline)
     inner_surrogate = objectives.SURROGATES[config.inner_surrogate]
 
     def distribution(params: Params, data: Trajectory) -> Distribution:
@@ -187,8 +192,9 @@ def gradient_learner(
         log_prob = distribution(params, data).log_prob(data.action)
         discount = hyper.discount * data.discount
         counted = jax.vmap(in_first_episode)(data.last) & good[:, None]
-        observed = config.baseline == "observation"
-        delta = baseline_td_errors(data, discount, family.horizon, counted, observed=observed)
+        delta = baseline_td_errors(
+            data, discount, family.horizon, counted, baseline=config.baseline
+        )
         if config.normalize:
             delta = delta / advantage_scale(delta, discount, data.last, hyper.gae_lambda, counted)
         delta = jnp.where(counted, jax.lax.stop_gradient(delta), 0.0)

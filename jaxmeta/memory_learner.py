@@ -1,12 +1,18 @@
 """The fast loop of learners with memory: what is learned in a task is in a recurrent network's state.
 
 A *trial* is one stream of a task: E episodes of at most H steps, one after the other, and the memory lasts
-from the first step to the last. (Where episodes end sooner the stream goes on for E H steps; what follows
-the E-th episode counts for nothing: else those would earn most who fail soonest.) It is not cleared where an episode ends, for what one episode taught is for
+from the first step to the last. It is not cleared where an episode ends, for what one episode taught is for
 the next; that, and seeing the previous action and reward, is all that makes a recurrent policy a
 meta-learner (Duan et al. 2016, "RL²: fast reinforcement learning via slow reinforcement learning"; Wang et
 al. 2016, "Learning to reinforcement learn"). The objective is the return of the whole trial: values and
 advantages cross the ends of episodes too.
+
+Where episodes end sooner the stream goes on for E H steps. The steps up to the end of the E-th episode are
+*counted*; what follows enters no loss, no statistic and no report, whatever numbers it holds. Otherwise
+policies whose episodes end soonest would earn most.
+
+What is learned does not depend on the unit of rewards: the network sees rewards, and values and advantages
+are learned, in units of running scales (`Meta`). Rewards times 1 000 give the same parameters.
 
 RL² and VariBAD share it and differ in the network.
 """
@@ -25,7 +31,15 @@ from jaxmeta import adaptation, checks, objectives
 from jaxmeta.distributions import Distribution
 from jaxmeta.meta_update import State, guarded_update
 from jaxmeta.networks import Head, Value, action_head, value_mlp
-from jaxmeta.returns import episode_index, gae, td_errors, without_broken_streams
+from jaxmeta.returns import (
+    episode_index,
+    gae,
+    in_units,
+    running,
+    running_reward_scale,
+    td_errors,
+    without_broken_streams,
+)
 from jaxmeta.tasks.family import TaskFamily
 from jaxmeta.types import Learner, MetaAlgorithm, Params, Task, TimeStep, Trajectory
 
@@ -51,7 +65,8 @@ class Config:
     num_minibatches: int = 4
     """Gradient steps in a pass; the number of trials must be a multiple of it."""
     normalize: bool = True
-    """Scale each minibatch's advantages to mean 0 and standard deviation 1."""
+    """Scale each minibatch's advantages to mean 0 and standard deviation 1; without it they are in units of
+    the spread of returns."""
     unroll: int = 1
     """Steps a rollout's loop is unrolled by."""
 
@@ -91,7 +106,8 @@ class Meta(NamedTuple):
 
     params: Params
     value_scale: jax.Array  # [2], running mean and standard deviation of the returns to come
-    hyper: Any
+    reward_scale: jax.Array  # [], running root mean square of the rewards that are not 0
+    hyper: Any  # a scale of 0 is not known yet: it awaits a batch that has one
 
 
 class TrialMemory(NamedTuple):
@@ -107,7 +123,7 @@ class Inputs(NamedTuple):
     obs: jax.Array  # [O], flat
     past: (
         jax.Array
-    )  # [A + 1], previous action (one-hot if discrete) and reward; zeros after a reset
+    )  # [A + 1], previous action (one-hot if discrete) and reward in units; zeros after a reset
     time: jax.Array  # [2], first step of an episode; share of the trial that has passed
     reset: jax.Array  # [], bool: forget everything before this step
 
@@ -134,8 +150,8 @@ class MemoryLearner(NamedTuple):
     """The learner and what the outer losses need of it."""
 
     learner: Learner
-    inputs: Callable[[Trajectory], Inputs]
-    """``(data [T]) -> inputs [T]``."""
+    inputs: Callable[[Meta, Trajectory], Inputs]
+    """``(meta, data [T]) -> inputs [T]``."""
     trials: Callable[[jax.Array, Any, Task], Trajectory]
     """``(key, meta, tasks [M]) -> [M N, T]``: the trials of all streams of all tasks."""
     num_steps: int
@@ -167,12 +183,13 @@ def memory_learner(family: TaskFamily, config: Config, network: ActorCritic) -> 
     """The learner that acts by ``network`` and remembers as ``config`` says, on tasks of ``family``."""
     num_steps = config.num_episodes * family.horizon
 
-    def look(timestep: TimeStep, time: jax.Array) -> Inputs:
+    def look(meta: Meta, timestep: TimeStep, time: jax.Array) -> Inputs:
         """What is shown at one step."""
         reset = time == 0
         if config.remembers == "episode":
             reset = reset | timestep.first
-        past = jnp.append(action_features(timestep.action[None], family)[0], timestep.reward)
+        reward = in_units(timestep.reward, meta.reward_scale)
+        past = jnp.append(action_features(timestep.action[None], family)[0], reward)
         passed = (time / num_steps) if config.sees_time else jnp.zeros_like(timestep.reward)
         return Inputs(
             obs=timestep.obs.reshape(-1),
@@ -184,14 +201,14 @@ def memory_learner(family: TaskFamily, config: Config, network: ActorCritic) -> 
     def act(
         key: jax.Array, meta: Meta, agent: tuple, memory: TrialMemory, timestep: TimeStep
     ) -> tuple[jax.Array, jax.Array, TrialMemory]:
-        shown = look(timestep, memory.time)
+        shown = look(meta, timestep, memory.time)
         distribution, state = network.step(meta.params, memory.state, shown)
         action = distribution.sample(key)
         return action, distribution.log_prob(action), TrialMemory(state, memory.time + 1)
 
-    def inputs(data: Trajectory) -> Inputs:
+    def inputs(meta: Meta, data: Trajectory) -> Inputs:
         time = data.memory.time + jnp.arange(data.reward.shape[0], dtype=jnp.int32)
-        return jax.vmap(look)(data.timestep, time)
+        return jax.vmap(look, (None, 0, 0))(meta, data.timestep, time)
 
     learner = Learner(
         init=lambda key, meta: (),
@@ -243,8 +260,9 @@ class Loss(NamedTuple):
     policy: Callable[[jax.Array, jax.Array, Any], jax.Array]
     """``(log_ratio [T], advantage [T], hyper) -> [T]``, to be maximised."""
     auxiliary: Callable[..., tuple[jax.Array, dict]] | None = None
-    """``(params, key, data [T], inputs [T], hyper) -> (loss [], report)`` of one trial, to be minimised
-    beside it."""
+    """``(params, key, data [T], inputs [T], counted [T], hyper) -> (loss [], report)`` of one trial, to be
+    minimised beside it. Rewards in ``data`` are in units; steps that are not ``counted`` (bool) hold zeros
+    and must enter nothing."""
 
 
 def ppo(log_ratio: jax.Array, advantage: jax.Array, hyper: Any) -> jax.Array:
@@ -267,8 +285,8 @@ def learn_from_trials(
 ) -> MetaAlgorithm:
     """The outer loop: trials on new tasks, then some passes over them by minibatches.
 
-    A trial with a number in it that is not finite is left out and counted in ``skipped_tasks``; a
-    minibatch without a good trial or a finite gradient changes nothing; ``skipped_updates`` is 1 where
+    A trial with a number in its counted steps that is not finite is left out and counted in
+    ``skipped_tasks``; a minibatch without a good trial or a finite gradient changes nothing; ``skipped_updates`` is 1 where
     that was true of all. On several devices the tasks are shared for acting; minibatches are drawn from
     all of them, so learning gathers its trials and is not shared.
     """
@@ -282,11 +300,10 @@ def learn_from_trials(
     def init(key: jax.Array, hyper: Any = hyper) -> State:
         hyper = jax.tree.map(lambda x: jnp.asarray(x, float), hyper)
         params = network.init(key)
-        value_scale = jnp.array([0.0, 1.0])
-        optimizer_state = outer_optimizer(hyper).init(params)
-        return State(Meta(params, value_scale, hyper), optimizer_state, jnp.zeros((), jnp.int32))
+        meta = Meta(params, jnp.zeros(2), jnp.zeros(()), hyper)
+        return State(meta, outer_optimizer(hyper).init(params), jnp.zeros((), jnp.int32))
 
-    def batch_loss(params: Params, key: jax.Array, batch: tuple, hyper: Any) -> tuple:
+    def batch_loss(params: Params, keys: jax.Array, batch: tuple, hyper: Any) -> tuple:
         data, inputs, advantage, target, steps = batch
         if config.normalize:
             mean = jnp.mean(advantage, where=steps)
@@ -294,7 +311,8 @@ def learn_from_trials(
         distribution, v = jax.vmap(network.unroll, in_axes=(None, 0, 0))(
             params, data.memory.state, inputs
         )
-        log_ratio = distribution.log_prob(data.action) - data.log_prob
+        # The others' ratio is no policy's: it may be infinite, and a mask after `exp` leaves a gradient NaN.
+        log_ratio = jnp.where(steps, distribution.log_prob(data.action) - data.log_prob, 0.0)
         num_steps = jnp.maximum(jnp.sum(steps), 1)
 
         def mean_step(x: jax.Array) -> jax.Array:
@@ -310,9 +328,8 @@ def learn_from_trials(
         }
         total = hyper.value_cost * error - gain - hyper.entropy_cost * entropy
         if loss.auxiliary is not None:
-            keys = jax.random.split(key, steps.shape[0])
-            more, its_report = jax.vmap(loss.auxiliary, in_axes=(None, 0, 0, 0, None))(
-                params, keys, data, inputs, hyper
+            more, its_report = jax.vmap(loss.auxiliary, in_axes=(None, 0, 0, 0, 0, None))(
+                params, keys, data, inputs, steps, hyper
             )
             good = jnp.any(steps, axis=1)
             weight = good / jnp.maximum(jnp.sum(good), 1)
@@ -329,31 +346,41 @@ def learn_from_trials(
             entropy_cost=left * meta.hyper.entropy_cost,
         )
         recorded = parts.trials(act_key, meta, tasks)
-        data, good = without_broken_streams(recorded)
+        counted = jax.vmap(episode_index)(recorded.last) < config.num_episodes
+        data, good = without_broken_streams(_blank(recorded, counted))
         num_trials = good.shape[0]
         _check_minibatches(num_trials, config)
-        inputs = jax.vmap(parts.inputs)(data)
+        steps = good[:, None] & counted  # [B, T]: what is learned from
+        inputs = jax.vmap(parts.inputs, in_axes=(None, 0))(meta, data)
         mean, spread = meta.value_scale
         _, v = jax.vmap(network.unroll, in_axes=(None, 0, 0))(
             meta.params, data.memory.state, inputs
         )
-        within = jax.vmap(episode_index)(data.last) < config.num_episodes
-        steps = good[:, None] & within  # [B, T]: what is learned from
-        v = jnp.where(within, mean + spread * v, 0.0)
-        reward = jnp.where(within, data.reward, 0.0)
+        v = jnp.where(steps, mean + spread * v, 0.0)
+        reward = jnp.where(steps, data.reward, 0.0)
         advantage = jax.vmap(advantages, in_axes=(0, 0, None))(reward, v, hyper)
         returns = advantage + v
-        mean, spread = _moved_scale(meta.value_scale, returns, steps, state.num_updates)
-        target = (returns - mean) / spread
-        meta = meta._replace(value_scale=jnp.stack([mean, spread]))
-        batch = (data, inputs, advantage, target, steps)
+        mean, spread = value_scale = _moved_value_scale(meta.value_scale, returns, steps)
+        batch = (
+            data._replace(reward=in_units(reward, meta.reward_scale)),
+            inputs,
+            in_units(advantage, spread),
+            in_units(returns - mean, spread),
+            steps,
+        )
+        meta = meta._replace(
+            value_scale=value_scale,
+            reward_scale=running_reward_scale(meta.reward_scale, reward, steps),
+        )
         transform = outer_optimizer(hyper)
 
         def minibatch_step(carry: tuple, key_and_rows: tuple) -> tuple:
             params, optimizer_state = carry
             key, rows = key_and_rows
+            # What is drawn for a trial goes by its number, not by its place among those that are good.
+            keys = jax.vmap(jax.random.fold_in, (None, 0))(key, rows)
             (_, report), gradient = jax.value_and_grad(batch_loss, has_aux=True)(
-                params, key, jax.tree.map(lambda x: x[rows], batch), hyper
+                params, keys, jax.tree.map(lambda x: x[rows], batch), hyper
             )
             norm = optax.tree.norm(gradient)
             applied = jnp.isfinite(norm) & jnp.any(steps[rows])
@@ -384,15 +411,27 @@ def learn_from_trials(
     return MetaAlgorithm(init, step, parts.learner)
 
 
-def _moved_scale(
-    scale: jax.Array, returns: jax.Array, steps: jax.Array, num_updates: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """Running mean and standard deviation of the returns to come ``[B, T]`` at ``steps``: the first batch's,
-    then a tenth of each batch's."""
+def _blank(data: Trajectory, counted: jax.Array) -> Trajectory:
+    """``data [B, T]`` with zeros at the steps that are not ``counted``: a NaN that is only masked comes back
+    through a derivative, and through attention."""
+
+    def blank(x: jax.Array) -> jax.Array:
+        mask = counted.reshape(*counted.shape, *[1] * (x.ndim - 2))
+        return jnp.where(mask, x, jnp.zeros_like(x))
+
+    return jax.tree.map(blank, data._replace(memory=()))._replace(memory=data.memory)
+
+
+def _moved_value_scale(scale: jax.Array, returns: jax.Array, steps: jax.Array) -> jax.Array:
+    """Running mean and standard deviation of the returns to come ``[B, T]`` at ``steps``, ``[2]``.
+
+    A spread that may be rounding is 0, not known: in its units noise would be learned.
+    """
     batch = jnp.stack([jnp.mean(returns, where=steps), jnp.std(returns, where=steps)])
-    rate = jnp.where(num_updates == 0, 1.0, 0.1)
-    moved = jnp.where(jnp.any(steps), scale + rate * (batch - scale), scale)
-    return moved[0], jnp.maximum(moved[1], 1e-3)
+    moved = running(scale, batch, scale[1] > 0)
+    mean, spread = jnp.where(jnp.any(steps), moved, scale)
+    rounding = 100 * jnp.finfo(spread.dtype).eps * jnp.abs(mean)
+    return jnp.stack([mean, jnp.where(spread > rounding, spread, 0.0)])
 
 
 def _returns(data: Trajectory, steps: jax.Array, num_episodes: int) -> dict[str, jax.Array]:

@@ -354,16 +354,19 @@ def linear_baseline(features: jax.Array, targets: jax.Array, ridge: float = 1e-4
     Args:
         features: ``[N, T, F]``.
         targets: ``[N, T]``, the returns to come.
-        ridge: Regularisation, relative to the mean square of each feature.
+        ridge: Regularisation, relative to the mean square of each feature: predictions are the same
+            whatever units features are in, and targets in another unit give predictions in that unit.
     """
     checks.shapes("NTF NT ?", features=features, targets=targets, ridge=ridge)
     gram = jnp.einsum("ntf,ntg->nfg", features, features)
     moment = jnp.einsum("ntf,nt->nf", features, targets)
-    gram = gram.sum(0, keepdims=True) - gram
-    moment = moment.sum(0, keepdims=True) - moment
-    # The constant keeps the system regular where a feature is zero throughout (or N = 1).
+    # Sums over the others, not differences to the sum over all: what a large stream rounds away is lost.
+    others = 1.0 - jnp.eye(features.shape[0], dtype=gram.dtype)
+    gram = jnp.einsum("mn,nfg->mfg", others, gram)
+    moment = jnp.einsum("mn,nf->mf", others, moment)
+    # A feature that is zero throughout (or N = 1) gets weight 0.
     diagonal = jnp.diagonal(gram, axis1=-2, axis2=-1)
-    penalty = jax.vmap(jnp.diag)(ridge * diagonal + 1e-6 * features.shape[1])
+    penalty = jax.vmap(jnp.diag)(jnp.where(diagonal > 0, ridge * diagonal, 1.0))
     weights = jax.vmap(_solve_positive_definite)(gram + penalty, moment)
     return jnp.einsum("ntf,nf->nt", features, weights)
 

@@ -27,7 +27,9 @@ from jaxmeta.networks import Policy, default_policy, value_mlp
 from jaxmeta.returns import (
     advantage_scale,
     gae,
+    in_units,
     mean_over_streams,
+    running_reward_scale,
     td_errors,
     without_broken_streams,
 )
@@ -47,6 +49,7 @@ class Agent(NamedTuple):
 
     params: Params  # {"policy": ..., "prediction": ...}
     optimizer: Any
+    reward_scale: Any = ()  # [], of its own life so far, where it learns from rewards in units of that
 
 
 class Outputs(NamedTuple):
@@ -95,6 +98,7 @@ def rule_learner(
     policy: Policy | None = None,
     optimizer: AgentOptimizer = optax.sgd,
     rematerialize: bool = True,
+    scale_rewards: bool = False,
 ) -> RuleLearner:
     """Agents that follow ``rule`` in tasks of ``family``, which need not be the one it was learned on.
 
@@ -106,6 +110,8 @@ def rule_learner(
         policy: The policy; None builds one that fits the action space.
         optimizer: The agents' optimiser; a meta-gradient through Adam needs its ``eps_root`` positive.
         rematerialize: Compute an update's intermediate values again in the reverse pass.
+        scale_rewards: Show the rule rewards in units of the scale of those that the agent has seen in its
+            life: then what it learns does not depend on the unit of rewards.
 
     Raises:
         ValueError: the policy does not fit the family's action space.
@@ -113,6 +119,7 @@ def rule_learner(
     checks.at_least("num_epochs", num_epochs, 1)
     checks.each_at_least("hidden_sizes", hidden_sizes, 1)
     checks.field("rematerialize", rematerialize, bool)
+    checks.field("scale_rewards", scale_rewards, bool)
     obs_shape = family.observation_shape
     if policy is None:
         policy = default_policy("mlp", obs_shape, family.action_space, hidden_sizes)
@@ -128,7 +135,8 @@ def rule_learner(
     def init(key: jax.Array, meta: Meta) -> Agent:
         policy_key, prediction_key = jax.random.split(key)
         params = {"policy": policy.init(policy_key), "prediction": prediction.init(prediction_key)}
-        return Agent(params, optimizer(meta.hyper.step_size).init(params))
+        scale = jnp.zeros(()) if scale_rewards else ()
+        return Agent(params, optimizer(meta.hyper.step_size).init(params), scale)
 
     def act(
         key: jax.Array, meta: Meta, agent: Agent, memory: Any, timestep: TimeStep
@@ -140,6 +148,11 @@ def rule_learner(
     def update(key: jax.Array, meta: Meta, agent: Agent, data: Trajectory) -> Agent:
         del key
         data, good = without_broken_streams(data)
+        if scale_rewards:
+            counted = jnp.broadcast_to(good[:, None], data.reward.shape)
+            scale = running_reward_scale(agent.reward_scale, data.reward, counted)
+            agent = agent._replace(reward_scale=scale)
+            data = data._replace(reward=in_units(data.reward, scale))
         targets = rule.targets(meta.params, outputs(agent.params, data), data, good, meta.hyper)
 
         def loss(params: Params) -> jax.Array:
@@ -150,7 +163,8 @@ def rule_learner(
             steps, state = optimizer(meta.hyper.step_size).update(
                 jax.grad(loss)(agent.params), agent.optimizer, agent.params
             )
-            return Agent(optax.apply_updates(agent.params, steps), state), None
+            params = optax.apply_updates(agent.params, steps)
+            return agent._replace(params=params, optimizer=state), None
 
         return jax.lax.scan(epoch, agent, length=num_epochs)[0]
 

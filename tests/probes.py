@@ -1,5 +1,6 @@
 """Environments and learners so small that the right answer is known."""
 
+import dataclasses
 import time
 from typing import Any
 
@@ -11,6 +12,7 @@ from flax import struct
 from gymnax.environments import environment, spaces
 
 from jaxmeta import adaptation, tasks
+from jaxmeta.tasks.transform import Wrapper
 from jaxmeta.types import Learner, TimeStep, Trajectory
 
 ARCADE = ("asterix", "freeway", "seaquest", "space_invaders")
@@ -70,6 +72,16 @@ class Counter(environment.Environment):
 
     def observation_space(self, params):
         return spaces.Box(-jnp.inf, jnp.inf, (2,), jnp.float32)
+
+
+@dataclasses.dataclass(frozen=True)
+class Paid(Wrapper):
+    """Rewards in another unit."""
+
+    unit: Any
+
+    def earn(self, reward, params):
+        return self.unit * reward
 
 
 FAIL_AT_ONCE = """

@@ -7,12 +7,13 @@ import optax
 import pytest
 
 from jaxmeta import gradient_learner, returns, tasks
-from jaxmeta.algorithms import ALGORITHMS
+from jaxmeta.algorithms import ALGORITHMS, promp
+from jaxmeta.algorithms import maml as maml_module
 from jaxmeta.algorithms.maml import Config, Hyper, maml
 from jaxmeta.distributions import Categorical, DiagGaussian
 from jaxmeta.gradient_learner import Meta, descend, first_state, learned, with_learned
 from jaxmeta.objectives import SURROGATES
-from tests.probes import made_up_streams
+from tests.probes import Paid, made_up_streams
 
 META = Meta({"body": jnp.ones(2), "context": jnp.zeros(3)}, Hyper(step_size=0.5))
 
@@ -177,6 +178,33 @@ def test_records_are_the_lifetimes_that_a_meta_gradient_would_live(family):
 
     gradient = jax.grad(total)(meta.params)
     assert all(bool(jnp.all(x == 0)) for x in jax.tree.leaves(gradient))  # they are data
+
+
+@pytest.mark.parametrize("module", [maml_module, promp])
+def test_with_normalized_advantages_the_unit_of_rewards_changes_nothing(x64, family, module):
+    """Not a number of two meta-updates, inner steps, clipping and all: to the bit where the unit is a power
+    of two."""
+    config = module.Config(num_streams=3, hidden_sizes=(3,), normalize=True)
+    hyper = module.Hyper(max_grad_norm=0.1)
+
+    @jax.jit
+    def learned(unit):
+        paid = dataclasses.replace(family, env=Paid(family.env, unit))
+        algorithm = getattr(module, module.__name__.rsplit(".")[-1])(paid, config, hyper)
+
+        def update(state, keys):
+            drawn = tasks.sample_tasks(keys[0], paid, 2, split="train")
+            return algorithm.step(keys[1], state, drawn)
+
+        keys = jax.random.split(jax.random.key(1), (2, 2))
+        state, metrics = jax.lax.scan(update, algorithm.init(jax.random.key(0)), keys)
+        return state, metrics["meta_grad_norm"]
+
+    usual = learned(1.0)
+    assert jnp.all(usual[1] > 0.1)
+    for unit, tolerance in ((1024.0, 0.0), (2.0**-30, 0.0), (1e3, 1e-7)):
+        for x, y in zip(*map(jax.tree.leaves, (learned(unit), usual)), strict=True):
+            np.testing.assert_allclose(x, y, rtol=tolerance, atol=1e-3 * tolerance)
 
 
 def test_rematerializing_changes_nothing_but_memory(x64, family):

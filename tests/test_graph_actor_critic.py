@@ -24,10 +24,10 @@ def acted(request):
     params = network.init(jax.random.key(0))
     # At first the policy is uniform; here it must depend on what it is shown.
     params["policy"] = 3.0 * jax.random.normal(jax.random.key(1), params["policy"].shape)
-    meta = memory_learner.Meta(params, jnp.array([0.0, 1.0]), Hyper())
+    meta = memory_learner.Meta(params, jnp.array([0.0, 1.0]), jnp.ones(()), Hyper())
     drawn = sample_tasks(jax.random.key(2), FAMILY, 5, split="train")
     data = jax.jit(parts.trials)(jax.random.key(3), meta, drawn)
-    return network, params, jax.vmap(parts.inputs)(data), data, request.param
+    return network, params, jax.vmap(parts.inputs, (None, 0))(meta, data), data, request.param
 
 
 def test_counts_are_of_what_was_seen_and_no_more(acted):

@@ -269,9 +269,55 @@ def test_a_baseline_of_the_time_alone_does_not_see_the_observations():
         data._replace(timestep=data.timestep._replace(obs=obs)) for obs in (noise, 0.0 * noise)
     )
     discount = 0.9 * data.discount
-    blind = returns.baseline_td_errors(seen, discount, 8, observed=False)
+    blind = returns.baseline_td_errors(seen, discount, 8, baseline="time")
     np.testing.assert_allclose(blind, returns.baseline_td_errors(unseen, discount, 8), atol=1e-4)
     assert np.abs(blind - returns.baseline_td_errors(seen, discount, 8)).max() > 0.1
+
+
+def test_neither_large_observations_nor_the_unit_of_rewards_show_in_the_baseline():
+    """In single precision: near 1 000, a time stamp, far too large and far too small to be squared. And
+    beside a coordinate that never moves."""
+    data = trajectories(num_steps=20)
+    obs = jax.random.normal(jax.random.key(1), (6, 20, 2))
+    reward = data.reward + obs[..., 0] * obs[..., 1]
+
+    @jax.jit
+    def delta(scale, shift, unit):
+        seen = jnp.stack([scale * obs[..., 0] + shift, obs[..., 1], shift + 0.0 * reward], axis=-1)
+        earned = data._replace(timestep=data.timestep._replace(obs=seen), reward=unit * reward)
+        return returns.baseline_td_errors(earned, 0.9 * data.discount, 20)
+
+    usual = delta(1.0, 0.0, 1.0)
+    assert jnp.max(jnp.abs(usual - reward)) > 0.5  # the baseline does something
+    for scale, shift in ((1.0, 1e3), (1e6, 1.7e9), (1e30, 0.0), (1e-30, 0.0), (1e-3, 1.0)):
+        np.testing.assert_allclose(delta(scale, shift, 1.0), usual, atol=5e-3)
+    for unit in (2.0**30, 2.0**-30):
+        np.testing.assert_array_equal(delta(1.0, 0.0, unit) / unit, usual)
+
+
+def test_long_observations_are_left_to_who_asks_for_them():
+    """An image makes tens of thousands of features: their fit is neither made unasked nor at all."""
+    sees = returns.sees_observations
+    assert sees((248,), "auto")
+    assert not sees((249,), "auto")
+    assert not sees((2,), "time")
+    assert sees((10, 10, 4), "observation")
+    image = (64, 64, 3)
+    with pytest.raises(ValueError, match=r"makes 24580 features .* \(64, 64, 3\), .*use .*'time'"):
+        sees(image, "observation")
+
+    def floats(*shape):
+        return jax.ShapeDtypeStruct(shape, jnp.float32)
+
+    N, T = 20, 100
+    timestep = TimeStep(floats(N, T, *image), None, None, floats(N, T))
+    data = Trajectory(timestep, None, None, floats(N, T), floats(N, T), floats(N, T), None, None)
+
+    def delta(data):
+        return returns.baseline_td_errors(data, data.discount, T)
+
+    memory = jax.jit(delta).lower(data).compile().memory_analysis()
+    assert memory.temp_size_in_bytes < 2**20
 
 
 def test_the_baseline_s_values_end_with_the_episode():
@@ -305,7 +351,24 @@ def test_advantage_scale_is_the_root_mean_square():
     never = jnp.zeros((2, 2), bool)
     scale = returns.advantage_scale(delta, jnp.zeros((2, 2)), never, 1.0)
     np.testing.assert_allclose(scale, 2.5, rtol=1e-6)
-    assert returns.advantage_scale(jnp.zeros((2, 2)), jnp.ones((2, 2)), never, 1.0) > 0
+    assert returns.advantage_scale(jnp.zeros((2, 2)), jnp.ones((2, 2)), never, 1.0) == 1
+    small = returns.advantage_scale(1e-12 * delta, jnp.zeros((2, 2)), never, 1.0)
+    np.testing.assert_allclose(small, 2.5e-12, rtol=1e-6)
+
+
+@pytest.mark.parametrize("unit", [1e-30, 1.0, 1e30])
+def test_the_scale_of_rewards_is_of_those_that_are_not_zero(unit):
+    move = returns.running_reward_scale
+    reward = jnp.array([[0.0, 3.0], [0.0, -4.0], [7.0, jnp.nan]]) * unit
+    steps = jnp.array([[True, True], [True, True], [False, False]])
+    born = jnp.zeros(())
+    np.testing.assert_allclose(move(born, reward, steps), 12.5**0.5 * unit, rtol=1e-6)
+    moved = move(jnp.asarray(unit), reward, steps)
+    np.testing.assert_allclose(moved, (0.9 + 0.1 * 12.5**0.5) * unit, rtol=1e-6)
+    assert move(born, 0.0 * reward, steps) == 0
+    np.testing.assert_array_equal(
+        move(jnp.asarray(unit), reward, ~steps & False), jnp.float32(unit)
+    )
 
 
 @pytest.mark.parametrize("num_streams", [1, 2])

@@ -247,3 +247,25 @@ def test_one_rule_teaches_agents_of_any_family(rule, name):
 def test_an_update_without_a_step_is_refused():
     with pytest.raises(ValueError, match="num_epochs=0 must be at least 1"):
         rule_learner(update_rules.a2c(), FAMILY, num_epochs=0)
+
+
+@pytest.mark.parametrize("rule", [a2c(), lpo(hidden_size=4)])
+def test_agents_that_scale_rewards_learn_the_same_in_every_unit(x64, rule):
+    """Two updates; without the option a unit of 1 000 is another task."""
+
+    def learned(unit, scale_rewards):
+        parts, meta, agent, data = newborn(
+            rule, Values(), num_epochs=2, scale_rewards=scale_rewards
+        )
+        data = data._replace(reward=unit * (data.reward + 0.3))
+        return update(parts, meta, agent, data, times=2)
+
+    usual = learned(1.0, True)
+    for unit, tolerance in ((1024.0, 0.0), (1e-3, 1e-9)):
+        agent = learned(unit, True)
+        np.testing.assert_allclose(agent.reward_scale, unit * usual.reward_scale, rtol=1e-9)
+        for x, y in zip(*map(jax.tree.leaves, (agent.params, usual.params)), strict=True):
+            np.testing.assert_allclose(x, y, rtol=tolerance, atol=1e-3 * tolerance)
+    plain, other = learned(1.0, False), learned(1024.0, False)
+    assert plain.reward_scale == ()
+    assert optax.tree.norm(jax.tree.map(jnp.subtract, plain.params, other.params)) > 0.1

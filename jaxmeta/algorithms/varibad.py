@@ -8,7 +8,8 @@ $$ELBO_t = E_{m \sim q(m | τ_{:t})} \sum_{i<T} \log p(r_i, s_{i+1} | s_i, a_i, 
 
 (eq. 8 and 9: the past is reconstructed and the future predicted; the first prior is N(0, I)), with weights on
 its terms, the policy by PPO on the observation and (μ_t, σ_t) together, with no gradient from it into the
-encoder (section 3.3). Both learn from the same trials, in the same steps of one optimiser; so what PPO calls
+encoder (section 3.3). Rewards are decoded in the units that the encoder sees (see `memory_learner`), and T
+counts the steps up to the end of the trial's last episode. Both learn from the same trials, in the same steps of one optimiser; so what PPO calls
 a change of policy holds changes of the belief as well.
 """
 
@@ -90,7 +91,7 @@ class Hyper(NamedTuple):
     value_cost: float = 0.5
     """Weight of the squared error of values, in units of the spread of returns."""
     reward_cost: float = 10.0
-    """Weight of the squared error of rewards."""
+    """Weight of the squared error of rewards, in units of their running scale."""
     state_cost: float = 1.0
     """Weight of the squared error of successors, a mean over their entries."""
     kl_cost: float = 0.1
@@ -114,8 +115,8 @@ def varibad(
 def belief_actor_critic(
     family: TaskFamily, config: Config
 ) -> tuple[ActorCritic, Callable[..., tuple[jax.Array, dict]]]:
-    """A policy and a value on a belief, and the loss ``(params, key, data [T], inputs [T], hyper) ->
-    (loss [], report)`` of one trial by which the belief is learned."""
+    """A policy and a value on a belief, and the loss ``(params, key, data [T], inputs [T],
+    counted [T], hyper) -> (loss [], report)`` of one trial by which the belief is learned."""
     obs_size, past_size, time_size = memory_learner.input_sizes(family)
     latent_size = config.latent_size
     encoder = memories.make(
@@ -172,10 +173,17 @@ def belief_actor_critic(
         return policy.apply(params["policy"], x), value.apply(params["value"], x)
 
     def negative_elbo(
-        params: Params, key: jax.Array, data: Trajectory, inputs: Inputs, hyper: Hyper
+        params: Params,
+        key: jax.Array,
+        data: Trajectory,
+        inputs: Inputs,
+        counted: jax.Array,
+        hyper: Hyper,
     ) -> tuple[jax.Array, dict]:
-        """Minus the mean over t of ELBO_t / T, its terms weighted, of one trial ``[T]``."""
+        """Minus the mean over t of ELBO_t / T, its terms weighted, of the T counted steps of one trial."""
         num_steps = data.reward.shape[0]
+        num_counted = jnp.maximum(jnp.sum(counted), 1)
+        pairs = (counted[:, None] & counted[None, :])[:, :, None]
         y, _ = encoder.unroll(params["encoder"], data.memory.state, joined(inputs), inputs.reset)
         q = posteriors(params, y)
         first = jnp.zeros((1, latent_size))
@@ -184,7 +192,7 @@ def belief_actor_critic(
             lambda x: jnp.where(inputs.reset[:, None], 0.0, jnp.concatenate([first, x[:-1]])),
             q,
         )
-        kl = q.kl(before)
+        kl = jnp.sum(jnp.where(counted, q.kl(before), 0.0))
 
         m = q.sample(key)  # [T, L]
         next_obs = data.next_obs.reshape(num_steps, -1)
@@ -199,11 +207,12 @@ def belief_actor_critic(
             of_transition = features[name].apply(params[name]["features"], shown[name])
             of_transition = of_transition.reshape(num_steps, rank, -1)
             decoded = jnp.einsum("tr,iro->tio", codes, of_transition) / math.sqrt(rank)
-            error[name] = jnp.mean((decoded - truth[name][None]) ** 2)
+            square = jnp.where(pairs, (decoded - truth[name][None]) ** 2, 0.0)
+            error[name] = jnp.sum(square) / (num_counted**2 * square.shape[-1])
         costs = {"rewards": hyper.reward_cost, "states": hyper.state_cost}
-        loss = hyper.kl_cost * jnp.mean(kl) / num_steps
+        loss = hyper.kl_cost * kl / num_counted**2
         loss += sum(costs[name] * x for name, x in error.items())
         report = {f"error/{name}": x for name, x in error.items()}
-        return loss, report | {"belief_kl": jnp.sum(kl)}
+        return loss, report | {"belief_kl": kl}
 
     return ActorCritic(init, encoder.initial, step, unroll), negative_elbo

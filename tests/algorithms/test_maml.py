@@ -61,7 +61,7 @@ def test_the_inner_step_is_minus_alpha_times_the_policy_gradient(x64, family, ba
     step = flat(adapted(algorithm, meta.params, meta, data)) - flat(meta.params)
 
     policy = default_policy("mlp", (2,), family.action_space, (8,))
-    delta = baseline_td_errors(data, 0.9 * data.discount, 6, observed=baseline == "observation")
+    delta = baseline_td_errors(data, 0.9 * data.discount, 6, baseline=baseline)
     gamma = 0.9 ** np.arange(6)
     advantage = np.stack(
         [

@@ -79,11 +79,16 @@ def test_the_loss_is_the_weighted_elbo_of_the_paper():
         num_steps=4,
     )
     data = jax.tree.map(lambda x: x[0, 0], history.trajectories)
-    inputs = parts.inputs(data)
+    inputs = parts.inputs(meta, data)
     assert inputs.reset.tolist() == [True, False, True, False]
     params = jax.tree.map(lambda x: 2.0 * x, meta.params)
     key = jax.random.key(3)
-    loss, report = negative_elbo(params, key, data, inputs, hyper)
+    # Nothing of a fifth step, which does not count.
+    longer = jax.tree.map(lambda x: jnp.concatenate([x, 3 * x[:1]]), data._replace(memory=()))
+    longer = longer._replace(memory=data.memory)
+    more = jax.tree.map(lambda x: jnp.concatenate([x, x[:1]]), inputs)
+    counted = jnp.arange(5) < 4
+    loss, report = negative_elbo(params, key, longer, more, counted, hyper)
 
     plain = jax.tree.map(np.asarray, params)
     data, inputs = jax.tree.map(np.asarray, (data, inputs))

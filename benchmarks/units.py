@@ -1,0 +1,240 @@
+"""Does what is learned depend on the unit of rewards? The same tasks paid in units of 0.001, 1 and 1 000.
+
+RL², VariBAD, MAML and ProMP with normalized advantages, and A2C whose agents scale their rewards, as learned
+objectives are measured against, on bandits and on 2-D navigation. Beside them A2C on rewards as they are, which
+does depend on the unit. Returns are in units; units share the seeds' keys and are trained in one program.
+
+    python benchmarks/units.py --output runs/units
+
+Leaves results.json and table.md in the output folder.
+"""
+
+import dataclasses
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import tyro
+
+from jaxmeta import adaptation, checks, evaluation, reports, tasks, training, update_rules
+from jaxmeta.algorithms import learned_objective, maml, promp, rl2, varibad
+from jaxmeta.returns import first_episode_return
+from jaxmeta.tasks.family import TaskFamily
+from jaxmeta.tasks.transform import Wrapper
+from jaxmeta.types import Learner, Task
+
+UNITS = (1e-3, 1.0, 1e3)
+FAMILIES = {
+    "bandit": ("bernoulli_bandit", dict(num_arms=3, num_pulls=8)),
+    "navigation": ("navigation", dict(horizon=10)),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Main:
+    """Final returns in each unit."""
+
+    output: Path = Path("runs/units")
+    """Folder for the results; made anew."""
+    num_seeds: int = 3
+    """Seeds of each."""
+    meta_updates: int = 100
+    """Meta-updates of each, and updates of an A2C agent's life."""
+    trials: int = 64
+    """Trials in a meta-update of RL² and VariBAD, a task each."""
+    num_tasks: int = 10
+    """Tasks in a meta-update of MAML and ProMP."""
+    num_streams: int = 8
+    """Episodes a task and update; streams of an A2C agent."""
+    eval_tasks: int = 200
+    """Held-out tasks."""
+
+    def __post_init__(self) -> None:
+        for name in ("num_seeds", "meta_updates", "trials", "num_tasks", "num_streams"):
+            checks.at_least(name, getattr(self, name), 1)
+        checks.at_least("eval_tasks", self.eval_tasks, 2)
+
+
+@dataclasses.dataclass(frozen=True)
+class Paid(Wrapper):
+    """Rewards in another unit."""
+
+    unit: Any
+
+    def earn(self, reward: jax.Array, params: Task) -> jax.Array:
+        return self.unit * reward
+
+
+Learning = Callable[[jax.Array, TaskFamily, Main], jax.Array]
+"""``(key, family, main) -> [eval_tasks]``, what is earned by what was learned in the family's unit."""
+
+
+def trained(algorithm: Any, num_tasks: int, key: jax.Array, family: TaskFamily, main: Main) -> Any:
+    """``state.meta`` after training."""
+
+    def update(state: Any, key: jax.Array) -> tuple[Any, None]:
+        task_key, step_key = jax.random.split(key)
+        drawn = tasks.sample_tasks(task_key, family, num_tasks, split="train")
+        return algorithm.step(step_key, state, drawn)[0], None
+
+    init_key, key = jax.random.split(key)
+    keys = jax.random.split(key, main.meta_updates)
+    return jax.lax.scan(update, algorithm.init(init_key), keys)[0].meta
+
+
+def by_memory(module: Any, **sizes: Any) -> Learning:
+    def learning(key: jax.Array, family: TaskFamily, main: Main) -> jax.Array:
+        config = module.Config(num_minibatches=1, memory_size=16, **sizes)
+        hyper = module.Hyper(learning_rate=5e-3, discount=1.0)
+        algorithm = getattr(module, module.__name__.rsplit(".")[-1])(family, config, hyper)
+        train_key, task_key, key = jax.random.split(key, 3)
+        meta = trained(algorithm, main.trials, train_key, family, main)
+        drawn = tasks.sample_tasks(task_key, family, main.eval_tasks, split="test")
+        seen = evaluation.trials(
+            key, meta, drawn, learner=algorithm.learner, env=family.env, num_steps=family.horizon
+        )
+        return jnp.sum(seen.reward, axis=1)
+
+    return learning
+
+
+def by_gradients(module: Any) -> Learning:
+    def learning(key: jax.Array, family: TaskFamily, main: Main) -> jax.Array:
+        config = module.Config(
+            num_streams=main.num_streams, hidden_sizes=(16,), normalize=True, tasks_per_chunk=None
+        )
+        hyper = module.Hyper(step_size=2.0, learning_rate=1e-2)
+        algorithm = getattr(module, module.__name__.rsplit(".")[-1])(family, config, hyper)
+        train_key, task_key, key = jax.random.split(key, 3)
+        meta = trained(algorithm, main.num_tasks, train_key, family, main)
+        drawn = tasks.sample_tasks(task_key, family, main.eval_tasks, split="test")
+        return evaluation.adaptation_returns(
+            key,
+            meta,
+            drawn,
+            learner=algorithm.learner,
+            env=family.env,
+            num_streams=main.num_streams,
+            num_updates=1,
+            num_steps=family.horizon,
+        )[:, 1]
+
+    return learning
+
+
+def by_a2c(scale_rewards: bool) -> Learning:
+    def learning(key: jax.Array, family: TaskFamily, main: Main) -> jax.Array:
+        parts = update_rules.rule_learner(
+            update_rules.a2c(), family, optimizer=optax.sgd, scale_rewards=scale_rewards
+        )
+        meta = update_rules.Meta({}, learned_objective.Hyper(step_size=0.1))
+        task_key, key = jax.random.split(key)
+        drawn = tasks.sample_tasks(task_key, family, main.eval_tasks, split="test")
+
+        def live(key: jax.Array, task: Task) -> jax.Array:
+            return a2c_return(key, meta, task, parts.learner, family, main)
+
+        return jax.vmap(live)(jax.random.split(key, main.eval_tasks), drawn)
+
+    return learning
+
+
+def a2c_return(
+    key: jax.Array, meta: Any, task: Task, learner: Learner, family: TaskFamily, main: Main
+) -> jax.Array:
+    """What one agent earns in an episode at the end of its life."""
+    begin_key, adapt_key, stream_key, look_key = jax.random.split(key, 4)
+    world: dict[str, Any] = dict(learner=learner, env=family.env)
+    acting: dict[str, Any] = dict(num_steps=family.horizon)
+    born = adaptation.begin(begin_key, meta, task, **world, num_streams=main.num_streams)
+    agent, _, _ = adaptation.adapt(
+        adapt_key, meta, task, *born, **world, **acting, num_updates=main.meta_updates
+    )
+    streams = adaptation.begin_streams(stream_key, meta, task, **world, num_streams=32)
+    _, data = adaptation.experience(look_key, meta, task, agent, streams, **world, **acting)
+    return jnp.mean(jax.vmap(first_episode_return)(data.reward, data.last))
+
+
+LEARNING: dict[str, Learning] = {
+    "RL²": by_memory(rl2),
+    "VariBAD": by_memory(varibad, hidden_sizes=(16,), latent_size=3, decoder_sizes=(8,)),
+    "MAML, normalized": by_gradients(maml),
+    "ProMP, normalized": by_gradients(promp),
+    "A2C, scaled rewards": by_a2c(True),
+    "A2C, rewards as they are": by_a2c(False),
+}
+
+
+def measure(main: Main, learning: Learning, base: TaskFamily) -> np.ndarray:
+    """Final returns in units, ``[units, seeds, tasks]``."""
+
+    def of(unit: jax.Array, key: jax.Array) -> jax.Array:
+        family = dataclasses.replace(base, env=Paid(base.env, unit))
+        return learning(key, family, main) / unit
+
+    over_seeds = jax.vmap(of, in_axes=(None, 0))
+    keys = jax.vmap(jax.random.key)(jnp.arange(main.num_seeds))
+    returns = jax.jit(jax.vmap(over_seeds, in_axes=(0, None)))(jnp.asarray(UNITS), keys)
+    return np.asarray(returns)
+
+
+def report(returns: np.ndarray) -> dict[str, Any]:
+    """Of one algorithm on one family, ``[units, seeds, tasks]``: means, intervals and whether they overlap."""
+    means = returns.mean((1, 2))
+    intervals = [evaluation.mean_interval(x) for x in returns]
+    agree = all(low <= mean <= high for low, high in intervals for mean in means)
+    return {
+        "returns": means.tolist(),
+        "intervals": intervals,
+        "by_seed": returns.mean(2).tolist(),
+        "agree": bool(agree),
+    }
+
+
+def table(rows: dict[str, dict[str, Any]]) -> list[str]:
+    names = " | ".join(f"× {unit:g}" for unit in UNITS)
+    lines = [f"| tasks | learner | {names} | each within all intervals |", "|---|---|---|---|---|---|"]
+    for name, row in rows.items():
+        cells = [
+            f"{mean:.2f} ({low:.2f}, {high:.2f})"
+            for mean, (low, high) in zip(row["returns"], row["intervals"], strict=True)
+        ]
+        family, learner = name.split(", ", 1)
+        lines.append(
+            f"| {family} | {learner} | {' | '.join(cells)} | {'yes' if row['agree'] else 'no'} |"
+        )
+    return lines
+
+
+def main(main: Main) -> None:
+    reports.refuse_to_overwrite(main.output)
+    training.enable_compilation_cache()
+    rows, random, seconds = {}, {}, {}
+    for name, (family_name, settings) in FAMILIES.items():
+        family = tasks.make(family_name, **settings)
+        drawn = tasks.sample_tasks(jax.random.key(1), family, main.eval_tasks, split="test")
+        lone = evaluation.random_returns(jax.random.key(2), drawn, family=family)
+        random[name] = float(jnp.mean(lone))
+        for learner, learning in LEARNING.items():
+            began = time.perf_counter()
+            row = rows[f"{name}, {learner}"] = report(measure(main, learning, family))
+            seconds[f"{name}, {learner}"] = time.perf_counter() - began
+            print(f"{name}, {learner}: {np.round(row['returns'], 3)}", file=sys.stderr, flush=True)
+    lines = table(rows)
+    lines += ["", "random: " + ", ".join(f"{name} {x:.2f}" for name, x in random.items())]
+    reports.leave(
+        main.output, dataclasses.asdict(main), lines, rows=rows, random=random, seconds=seconds
+    )
+
+
+if __name__ == "__main__":
+    try:
+        main(tyro.cli(Main, description=__doc__))
+    except (ValueError, TypeError, OSError) as error:
+        sys.exit(f"error: {error}")
