@@ -74,6 +74,19 @@ def nominal(space: spaces.Box) -> Range:
     )
 
 
+def centred(space: spaces.Box) -> Range:
+    """`nominal`, of a space of real numbers each of which can vary; raises ValueError where it is not."""
+    if is_integer(space):
+        raise ValueError(
+            f"{space} is of integers (dtype {np.dtype(space.dtype).name}), where real numbers are drawn: use Discrete, or a "
+            "Box of floats whose numbers the environment rounds"
+        )
+    found = nominal(space)
+    if not np.all(found.half_width > 0):
+        raise ValueError(f"{space} has a dimension with low == high: leave it out, it has no width")
+    return found
+
+
 def is_integer(space: spaces.Space) -> bool:
     """Whether the numbers of a space are integers."""
     return bool(jnp.issubdtype(space.dtype, jnp.integer))

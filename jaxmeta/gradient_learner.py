@@ -143,6 +143,7 @@ class GradientLearner(NamedTuple):
         return self.lifetime(key, meta, task, learner=self.learner)
 
 
+@checks.arguments
 def gradient_learner(
     family: TaskFamily,
     config: Config,
@@ -177,7 +178,7 @@ def gradient_learner(
         checks.choice(
             "adapts", config.adapts, ["all", *(shapes if isinstance(shapes, dict) else ())]
         )
-    num_steps = config.num_steps or family.horizon
+    num_steps = steps_of_stream(family, config)
     inner_surrogate = objectives.SURROGATES[config.inner_surrogate]
 
     def distribution(params: Params, data: Trajectory) -> Distribution:
@@ -225,6 +226,7 @@ def gradient_learner(
         update=jax.checkpoint(update) if config.rematerialize else update,
     )
 
+    learner = checks.reading(learner, Meta)
     lifetime = partial(
         adaptation.lifetime,
         env=family.env,
@@ -242,6 +244,19 @@ def gradient_learner(
 
     env_steps = config.num_streams * num_steps * (config.num_updates + 1)
     return GradientLearner(learner, init, distribution, loss, lifetime, env_steps)
+
+
+def steps_of_stream(family: TaskFamily, config: Adaptation) -> int:
+    """``config.num_steps``, or the family's horizon; raises ValueError where an episode would not be seen to its end.
+
+    Every update begins streams anew, so what comes later than ``num_steps`` would never come.
+    """
+    if config.num_steps is not None and config.num_steps < family.horizon:
+        raise ValueError(
+            f"num_steps={config.num_steps} must be at least {family.horizon}, the horizon of family={family.name!r}, "
+            "or None: later steps would never be seen; a family of a shorter horizon has shorter episodes"
+        )
+    return config.num_steps or family.horizon
 
 
 def adapted(params: Params, config: Adaptation) -> Any:

@@ -52,6 +52,7 @@ class ReplayLearner(NamedTuple):
     """Steps of one lifetime: N T (K + 1)."""
 
 
+@checks.arguments
 def replay_learner(
     family: TaskFamily,
     config: Config,
@@ -69,7 +70,8 @@ def replay_learner(
         gradient: ``(meta, params, data [N, T]) -> gradient``, a tree like params, of one batch; params go
             down its mean over the batches that are kept.
     """
-    sizes: dict[str, Any] = dict(num_steps=config.num_steps or family.horizon, unroll=config.unroll)
+    num_steps = gradient_learner.steps_of_stream(family, config)
+    sizes: dict[str, Any] = dict(num_steps=num_steps, unroll=config.unroll)
 
     def birth(key: jax.Array, meta: Meta) -> Agent:
         def experience(key: jax.Array, meta: Meta) -> Trajectory:
@@ -119,6 +121,7 @@ def replay_learner(
         act=act,
         update=jax.checkpoint(update) if config.rematerialize else update,
     )
+    learner = checks.reading(learner, Meta)
     lifetime = partial(
         adaptation.lifetime,
         learner=learner,

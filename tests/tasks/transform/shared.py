@@ -15,6 +15,13 @@ from jaxmeta.tasks import transform
 ENVIRONMENTS = sorted(set(gymnax.registered_envs) - set(transform.UNSUPPORTED))
 
 
+SWITCHES = {
+    "DeepSea-bsuite": {"sample_action_map": True},
+    "FourRooms-misc": {"resample_goal_pos": True},
+}
+"""Parameters with which an environment draws what is pinned."""
+
+
 def discrete(family):
     return isinstance(family.action_space, spaces.Discrete)
 
@@ -36,6 +43,8 @@ def everything(name, horizon=6):
             ranges[field] = (value, value + 1) if isinstance(value, int) else (value, value + 0.1)
         family = transform.drawn_parameters(family, ranges, law="uniform")
     if name in transform.IDENTITY:
+        if name in SWITCHES:
+            family = transform.with_parameters(family, **SWITCHES[name])
         family = transform.pinned(family, *transform.IDENTITY[name])
     if discrete(family):
         family = transform.permuted_actions(family)

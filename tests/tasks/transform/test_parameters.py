@@ -9,7 +9,7 @@ import pytest
 
 from jaxmeta import tasks
 from jaxmeta.tasks import transform
-from tests.tasks.transform.shared import KEY
+from tests.tasks.transform.shared import KEY, SWITCHES
 
 
 @pytest.mark.parametrize("law", ["log_uniform", "uniform"])
@@ -82,8 +82,8 @@ def test_parameters_drawn_change_the_dynamics_and_are_told_to_controllers():
 @pytest.mark.parametrize("name", sorted(transform.IDENTITY))
 def test_what_is_pinned_survives_every_reset(name):
     family = transform.from_gymnax(name, horizon=4)
-    switches = {"sample_action_map", "resample_goal_pos"} & set(dir(family.train(None)))
-    family = transform.with_parameters(family, **{switch: True for switch in switches})
+    if name in SWITCHES:
+        family = transform.with_parameters(family, **SWITCHES[name])
     leaves = transform.IDENTITY[name]
     family = transform.pinned(family, *leaves)
     drawn = tasks.sample_tasks(jax.random.key(0), family, 12, split="train")
