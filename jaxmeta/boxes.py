@@ -74,16 +74,24 @@ def nominal(space: spaces.Box) -> Range:
     )
 
 
-def centred(space: spaces.Box) -> Range:
-    """`nominal`, of a space of real numbers each of which can vary; raises ValueError where it is not."""
+def scaled(name: str, space: spaces.Box) -> Range:
+    """`nominal` of a space to whose half widths numbers may be scaled.
+
+    Raises:
+        ValueError: the space, which is called ``name``, is of integers, empty, or in a dimension without a width.
+    """
     if is_integer(space):
         raise ValueError(
-            f"{space} is of integers (dtype {np.dtype(space.dtype).name}), where real numbers are drawn: use Discrete, or a "
-            "Box of floats whose numbers the environment rounds"
+            f"{name}={space} is of integers, where real numbers are wanted: use Discrete, or a Box of floats that the "
+            "environment rounds"
         )
     found = nominal(space)
+    if found.low.size == 0:
+        raise ValueError(f"{name}={space} is empty")
     if not np.all(found.half_width > 0):
-        raise ValueError(f"{space} has a dimension with low == high: leave it out, it has no width")
+        raise ValueError(
+            f"{name}={space} has low == high in a dimension: leave out what cannot vary"
+        )
     return found
 
 

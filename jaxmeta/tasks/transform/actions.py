@@ -20,6 +20,7 @@ from jaxmeta.tasks.transform.wrappers import (
     carried,
     inner_return,
     transformed,
+    warn_of_no_variety,
 )
 from jaxmeta.types import Task
 
@@ -50,7 +51,10 @@ def permuted_actions(family: TaskFamily) -> TaskFamily:
     ones, all as likely. So 3 actions make 2, 2 and 2 tasks, 4 make 9, 9 and 6, and 6 make 300, 300 and
     120. Two actions have two permutations, which every split draws.
     """
-    return _remapped(family, _num_actions(family), "permuted_actions")
+    num_actions = _num_actions(family)
+    if num_actions == 1:
+        warn_of_no_variety(family, "one action has one order")
+    return _remapped(family, num_actions, "permuted_actions")
 
 
 @checks.arguments
@@ -166,7 +170,8 @@ def rotated_actions(family: TaskFamily, *, max_angle: float = math.pi / 2) -> Ta
     """
     max_angle = checks.between("max_angle", max_angle, 1e-6, 2 * math.pi / 3)
     space = box(family.action_space, family, "actions")
-    shape, _ = space.shape, boxes.centred(space)
+    shape = space.shape
+    boxes.scaled(f"family={family.name!r}, action_space", space)
     if len(shape) != 1 or shape[0] < 2:
         raise ValueError(f"family={family.name!r} has actions of shape {shape}, not [A], A >= 2")
 
@@ -267,8 +272,6 @@ def _num_actions(family: TaskFamily) -> int:
         raise ValueError(
             f"family={family.name!r} has actions in {space}, where discrete actions are needed"
         )
-    if space.n < 2:
-        raise ValueError(f"family={family.name!r} has {space.n} actions: there is no other order")
     return space.n
 
 

@@ -62,10 +62,8 @@ def permuted_observations(family: TaskFamily, *, axis: int | None = None) -> Tas
     """
     axis = checks.field("axis", axis, int | None)
     size = _num_elements(family.env, axis)
-    if size < 2:
-        raise ValueError(
-            f"family={family.name!r} has {size} elements to permute: there is no other order"
-        )
+    if size == 1:
+        warn_of_no_variety(family, "one element has one order")
 
     def sorted_out(drawn: jax.Array, obs: jax.Array) -> jax.Array:
         return _permuted(obs, jnp.argsort(drawn), axis)

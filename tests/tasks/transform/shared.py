@@ -53,8 +53,9 @@ def everything(name, horizon=6):
         family = transform.flipped_actions(family)
         if family.action_space.shape[0] > 1:
             family = transform.rotated_actions(family)
-    family = transform.permuted_observations(family)
-    if sized(family) and math.prod(family.observation_shape) > 1:
+    if math.prod(family.observation_shape) > 1 or not sized(family):
+        family = transform.permuted_observations(family)
+    if math.prod(family.observation_shape) > 2:
         family = transform.masked_observations(family, num_hidden=1)
         family = transform.projected_observations(family, size=5)
     family = transform.sticky_actions(family)
