@@ -222,10 +222,13 @@ def meta_value_parts(
             after = learner.update(key, meta, agent, data)
             return after, after.value
 
+        newborn = jax.tree.map(lambda w: w[None], agent.value)
+        if num_updates == 0:  # a scan of no steps cannot run in Python
+            return newborn
         # The keys are for learners that draw in their updates; this one does not.
         keys = jax.random.split(jax.random.key(0), num_updates)
         _, steps = jax.lax.scan(update, agent, keys)
-        return jax.tree.map(lambda w, ws: jnp.concatenate([w[None], ws]), agent.value, steps)
+        return jax.tree.map(lambda w, ws: jnp.concatenate([w, ws]), newborn, steps)
 
     return MetaValue(learner, init, experience, adapt, value.apply, log_ratio, policy)
 

@@ -27,6 +27,7 @@ from jaxmeta.tasks.transform.wrappers import (
 from jaxmeta.types import Task
 
 
+@checks.arguments
 def parameter_fields(family: TaskFamily) -> tuple[str, ...]:
     """Names of the environment's parameters that `drawn_parameters` can draw: its scalar numbers.
 
