@@ -74,6 +74,27 @@ def nominal(space: spaces.Box) -> Range:
     )
 
 
+def scaled(name: str, space: spaces.Box) -> Range:
+    """`nominal` of a space to whose half widths numbers may be scaled.
+
+    Raises:
+        ValueError: the space, which is called ``name``, is of integers, empty, or in a dimension without a width.
+    """
+    if is_integer(space):
+        raise ValueError(
+            f"{name}={space} is of integers, where real numbers are wanted: use Discrete, or a Box of floats that the "
+            "environment rounds"
+        )
+    found = nominal(space)
+    if found.low.size == 0:
+        raise ValueError(f"{name}={space} is empty")
+    if not np.all(found.half_width > 0):
+        raise ValueError(
+            f"{name}={space} has low == high in a dimension: leave out what cannot vary"
+        )
+    return found
+
+
 def is_integer(space: spaces.Space) -> bool:
     """Whether the numbers of a space are integers."""
     return bool(jnp.issubdtype(space.dtype, jnp.integer))

@@ -1,22 +1,34 @@
 """Checks of what a user passes in: each error names the argument, its value and what would be right."""
 
 import difflib
+import functools
+import inspect
 import math
 import os
 import re
 import types
 import typing
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+
+
+def plain(value: Any) -> Any:
+    """The Python number of a NumPy or jax scalar, which is one wherever a number is wanted; anything else as it is."""
+    is_array = isinstance(value, np.generic | np.ndarray | jax.Array)
+    if not is_array or isinstance(value, jax.core.Tracer) or value.shape != ():
+        return value
+    number = jnp.issubdtype(value.dtype, np.number) or value.dtype == bool
+    return np.asarray(value).item() if number else value
 
 
 def choice(name: str, value: object, choices: Iterable[str] | Iterable[int]) -> None:
     """Raises ValueError unless ``value`` is one of ``choices``, naming the nearest of them."""
-    known = sorted(choices)
+    known, value = sorted(choices), plain(value)
     if any(isinstance(value, type(x)) and value == x for x in known):
         return
     near = difflib.get_close_matches(str(value), map(str, known), n=3, cutoff=0.5)
@@ -24,22 +36,32 @@ def choice(name: str, value: object, choices: Iterable[str] | Iterable[int]) -> 
     raise ValueError(f"{name}={value!r} is unknown: {hint}known are {', '.join(map(repr, known))}")
 
 
-def at_least(name: str, value: int, minimum: int, maximum: int = 2**31 - 1) -> None:
-    """Raises unless ``value`` is an integer of at least ``minimum``, which an int32 counts to."""
+def at_least(name: str, value: int, minimum: int, maximum: int = 2**31 - 1) -> int:
+    """The integer ``value`` as Python's; raises unless it is at least ``minimum`` and an int32 counts to it."""
+    value = plain(value)
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name}={value!r} must be an integer of at least {minimum}")
     if value < minimum:
         raise ValueError(f"{name}={value} must be at least {minimum}")
     if value > maximum:
         raise ValueError(f"{name}={value} must be at most {maximum}")
+    return value
 
 
-def each_at_least(name: str, values: Iterable[int], minimum: int) -> None:
-    """Raises unless ``values`` is a tuple or a list of integers of at least ``minimum``."""
+def each_at_least(name: str, values: Iterable[int], minimum: int) -> tuple[int, ...]:
+    """The integers ``values`` as Python's; raises unless they are a tuple or a list, of at least ``minimum`` each."""
     if not isinstance(values, tuple | list):
         raise TypeError(f"{name}={values!r} must be a tuple of integers of at least {minimum}")
+    return tuple(at_least(name, value, minimum) for value in values)
+
+
+def distinct(name: str, values: Iterable[Any]) -> None:
+    """Raises ValueError where one of ``values`` stands there twice."""
+    seen: list[Any] = []
     for value in values:
-        at_least(name, value, minimum)
+        if value in seen:
+            raise ValueError(f"{name}={values!r} must name {value!r} once")
+        seen.append(value)
 
 
 def some(name: str, values: Iterable[Any]) -> None:
@@ -48,12 +70,14 @@ def some(name: str, values: Iterable[Any]) -> None:
         raise ValueError(f"{name}={values!r} must hold at least one")
 
 
-def between(name: str, value: float, low: float, high: float) -> None:
-    """Raises unless ``value`` is a number with ``low <= value <= high``."""
+def between(name: str, value: float, low: float, high: float) -> float:
+    """The number ``value`` as Python's; raises unless ``low <= value <= high``."""
+    value = plain(value)
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"{name}={value!r} must be a number between {low} and {high}")
     if not low <= value <= high:
         raise ValueError(f"{name}={value} must lie between {low} and {high}")
+    return value
 
 
 def folder(name: str, value: Path) -> None:
@@ -154,27 +178,37 @@ def alike(**trees: Any) -> None:
 def fields(settings: Any) -> None:
     """Raises unless every field of a dataclass is of the type that it is annotated with, and no number is NaN.
 
-    Lists may stand for tuples, and what is in a mapping is not looked at.
+    Lists may stand for tuples, and scalars of NumPy and jax for numbers: the fields become tuples and numbers, so
+    that equal settings are equal and can be hashed. What is in a mapping is not looked at.
     """
     for name, kind in typing.get_type_hints(type(settings)).items():
-        field(name, getattr(settings, name), kind)
+        object.__setattr__(settings, name, field(name, getattr(settings, name), kind))
 
 
-def field(name: str, value: Any, kind: Any) -> None:
-    """Raises unless ``value`` is of the type ``kind`` (see `fields`)."""
+def field(name: str, value: Any, kind: Any) -> Any:
+    """``value`` with tuples for lists and Python's numbers; raises unless it is of the type ``kind`` (see `fields`)."""
+    value = _plain_tuples(value)
     if typing.get_origin(kind) is Literal:
         choice(name, value, typing.get_args(kind))
     elif not _is_a(value, kind):
         told = kind.__name__ if isinstance(kind, type) and not typing.get_args(kind) else kind
         raise TypeError(f"{name}={value!r} must be of type {told}")
-    numbers = value if isinstance(value, tuple | list) else [value]
+    numbers = value if isinstance(value, tuple) else [value]
     if any(isinstance(x, float) and math.isnan(x) for x in numbers):
         raise ValueError(f"{name}={value!r} must not be NaN")
+    return value
+
+
+def _plain_tuples(value: Any) -> Any:
+    # A NamedTuple keeps its type.
+    if type(value) in (tuple, list):
+        return tuple(map(_plain_tuples, value))
+    return plain(value)
 
 
 def _is_a(value: Any, kind: Any) -> bool:
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if origin in (types.UnionType, typing.Union):
+    if len(_options(kind)) > 1:
         return any(_is_a(value, x) for x in arguments)
     if origin is tuple and arguments[1:] == (...,):
         return isinstance(value, tuple | list) and all(_is_a(x, arguments[0]) for x in value)
@@ -186,23 +220,172 @@ def _is_a(value: Any, kind: Any) -> bool:
     return isinstance(value, kind) if isinstance(kind, type) else True
 
 
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def arguments(function: Function) -> Function:
+    """The same function, which raises TypeError unless its arguments are of the types that it annotates.
+
+    For objects: a family, a Config, a policy, a function. Numbers, names and arrays have checks of their own.
+    """
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        for name, value in _given(function, args, kwargs).items():
+            if name in _annotations(function):
+                instance(name, value, _annotations(function)[name])
+        return function(*args, **kwargs)
+
+    return call  # type: ignore[return-value]
+
+
+def constructor(**ranges: tuple[float, float]) -> Callable[[Function], Function]:
+    """Decorates ``algorithm(family, config, hyper, ...)``: its `arguments` are checked, and its hyper-parameters
+    (see `hyper`, which is told the ``ranges``), those that its ``init(key, hyper)`` is given too."""
+
+    def decorate(function: Function) -> Function:
+        checked = arguments(function)
+
+        @functools.wraps(function)
+        def construct(*args: Any, **kwargs: Any) -> Any:
+            kind = _annotations(function)["hyper"]
+            given = _given(function, args, kwargs).get("hyper")
+            if isinstance(given, kind):  # else `arguments` says so
+                hyper(given, **ranges)
+            algorithm = checked(*args, **kwargs)
+
+            def init(key: jax.Array, *values: Any, **named: Any) -> Any:
+                for value in (*values, *named.values()):
+                    instance("hyper", value, kind)
+                    hyper(value, **ranges)
+                return algorithm.init(key, *values, **named)
+
+            return algorithm._replace(init=init)
+
+        return construct  # type: ignore[return-value]
+
+    return decorate
+
+
+def _given(function: Callable, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The arguments by name; none where they do not fit, which Python will say."""
+    try:
+        return inspect.signature(function).bind(*args, **kwargs).arguments
+    except TypeError:
+        return {}
+
+
+@functools.cache
+def _annotations(function: Callable) -> dict[str, Any]:
+    """The types of the arguments that `arguments` looks at."""
+    hints = typing.get_type_hints(function)
+    hints.pop("return", None)
+    elsewhere = (int, float, bool, str, tuple, Any, Literal, jax.Array, Sequence, type(None))
+    return {
+        name: kind
+        for name, kind in hints.items()
+        if not all((typing.get_origin(x) or x) in elsewhere for x in _options(kind))
+    }
+
+
+def instance(name: str, value: Any, kind: Any) -> None:
+    """Raises TypeError unless ``value`` is an instance of ``kind``: a class, or several with ``|``, None among them.
+
+    The error says what was given and what is wanted, and where that may be found.
+    """
+    wanted = tuple(typing.get_origin(x) or x for x in _options(kind))
+    if not isinstance(value, wanted):
+        told = " or ".join(map(_called, wanted))
+        raise TypeError(
+            f"{name} is {_called(type(value))} {_cut(value)}; it must be {told}{_hint(value, wanted)}"
+        )
+    for option in _options(kind):
+        result = (typing.get_args(option) or (None,))[-1]
+        if getattr(result, "__name__", "") == "GradientTransformation":
+            _makes_optimizers(name, value)
+
+
+def _makes_optimizers(name: str, value: Callable) -> None:
+    """Raises TypeError unless ``value`` is ``learning_rate -> optax.GradientTransformation``."""
+    wanted = "it must be a function of the learning rate that makes an optax.GradientTransformation"
+    try:
+        made = value(1e-3)
+    except TypeError as error:
+        raise TypeError(f"{name}(1e-3) fails, {error}; {wanted}") from error
+    if not (hasattr(made, "init") and hasattr(made, "update")):
+        raise TypeError(f"{name}(1e-3) is {_called(type(made))} {_cut(made)}; {wanted}")
+
+
+def reading(learner: Any, kind: type) -> Any:
+    """The same `Learner`, which raises TypeError where its ``meta`` is not of ``kind``: where it is a whole state."""
+
+    def checked(function: Callable, position: int) -> Callable:
+        @functools.wraps(function)
+        def call(*args: Any) -> Any:
+            instance("meta", args[position], kind)
+            return function(*args)
+
+        return call
+
+    positions = dict(init=1, memory=0, act=1, update=1)
+    return learner._replace(**{x: checked(getattr(learner, x), i) for x, i in positions.items()})
+
+
+def _options(kind: Any) -> tuple[Any, ...]:
+    """The types that a union is of, or the one."""
+    is_union = typing.get_origin(kind) in (types.UnionType, typing.Union)
+    return typing.get_args(kind) if is_union else (kind,)
+
+
+def _called(kind: type) -> str:
+    """A class as a user would import it."""
+    if kind is type(None):
+        return "None"
+    module = kind.__module__.removeprefix("jaxmeta.")
+    names = {"builtins": kind.__qualname__, "collections.abc": "a function"}
+    return names.get(module, f"{module}.{kind.__qualname__}")
+
+
+def _cut(value: Any) -> str:
+    text = " ".join(str(value).split())
+    return repr(text if len(text) < 60 else f"{text[:57]}...") if text else "''"
+
+
+def _hint(value: Any, wanted: tuple[type, ...]) -> str:
+    """Where an instance of what is wanted may be found, from what was given instead."""
+    if isinstance(value, type) and issubclass(value, wanted):
+        return f": call it, {value.__name__}()"
+    wanted = tuple(x for x in wanted if x is not type(None))
+    parts = getattr(value, "_fields", ()) or getattr(value, "__dataclass_fields__", ())
+    found = [x for x in parts if isinstance(getattr(value, x, None), wanted)]
+    if found:
+        return f"; its .{found[0]} is one"
+    names = {x.__name__ for x in wanted}
+    if "TaskFamily" in names:
+        return "; tasks.make makes one from a name"
+    if "Callable" in names and hasattr(value, "update"):
+        return ": optax.adam, say, and not optax.adam(1e-3)"
+    return ""
+
+
 def hyper(values: Any, **ranges: tuple[float, float]) -> None:
-    """Checks the fields of an algorithm's ``Hyper`` that are plain numbers against ``name=(low, high)``; traced ones are
-    the caller's, if they are scalars. The fields that several share are known."""
+    """Checks the fields of an algorithm's ``Hyper`` that are numbers against ``name=(low, high)``; traced ones are
+    the caller's, if they are scalars. Fields that several share are known, costs and step sizes by their names."""
     known = {
         "discount": (0, 1),
         "gae_lambda": (0, 1),
-        "step_size": (-1e6, 1e6),
+        "trace_lambda": (0, 1),
         "learning_rate": (0, 1e6),
         "max_grad_norm": (1e-12, math.inf),
         "anneal_updates": (1, math.inf),
         "clip": (1e-6, math.inf),
-        "entropy_cost": (0, math.inf),
-        "value_cost": (0, math.inf),
-        "kl_cost": (0, math.inf),
+        "noise_std": (1e-12, 1e6),
     }
+    ends = {"step_size": (0, 1e6), "cost": (0, 1e12), "bonus": (0, 1e12)}
     for name, value in values._asdict().items():
-        if hasattr(value, "shape") and not isinstance(value, float):
+        value = plain(value)
+        if hasattr(value, "shape"):
             shapes("?", **{name: value})
-        else:
-            between(name, value, *(known | ranges)[name])
+            continue
+        (low, high), *_ = [x for end, x in (ranges | known | ends).items() if name.endswith(end)]
+        between(name, value, low, high)

@@ -145,6 +145,7 @@ class GradientLearner(NamedTuple):
         return self.lifetime(key, meta, task, learner=self.learner)
 
 
+@checks.arguments
 def gradient_learner(
     family: TaskFamily,
     config: Config,
@@ -230,6 +231,7 @@ def gradient_learner(
         update=jax.checkpoint(update) if config.rematerialize else update,
     )
 
+    learner = checks.reading(learner, Meta)
     lifetime = partial(
         adaptation.lifetime,
         env=family.env,

@@ -43,6 +43,7 @@ class Counts(NamedTuple):
     time: jax.Array  # [], steps since the episode began
 
 
+@checks.arguments
 def graph_actor_critic(family: TaskFamily, *, size: int = 16, num_rounds: int = 4) -> ActorCritic:
     """The network, for the learners of `memory_learner`: RL²'s ``Config(memory="counts")``.
 

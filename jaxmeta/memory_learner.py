@@ -179,6 +179,7 @@ def action_features(action: jax.Array, family: TaskFamily) -> jax.Array:
     return action.reshape(action.shape[0], -1)
 
 
+@checks.arguments
 def memory_learner(family: TaskFamily, config: Config, network: ActorCritic) -> MemoryLearner:
     """The learner that acts by ``network`` and remembers as ``config`` says, on tasks of ``family``."""
     num_steps = config.num_episodes * family.horizon
@@ -216,6 +217,8 @@ def memory_learner(family: TaskFamily, config: Config, network: ActorCritic) -> 
         act=act,
         update=lambda key, meta, agent, trajectories: agent,
     )
+
+    learner = checks.reading(learner, Meta)
 
     def trials(key: jax.Array, meta: Meta, tasks: Task) -> Trajectory:
         def trial(key: jax.Array, task: Task) -> Trajectory:

@@ -6,14 +6,15 @@ imports ``flax.linen``.
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from gymnax.environments import spaces
 
-from jaxmeta import checks
+from jaxmeta import boxes, checks
 from jaxmeta.distributions import Categorical, DiagGaussian, Distribution
 from jaxmeta.types import Params, TimeStep
 
@@ -40,6 +41,7 @@ class Value(NamedTuple):
     """``(params, obs [*batch, *obs_shape]) -> v [*batch]``."""
 
 
+@checks.arguments
 def feed_forward(
     init: Callable[[jax.Array], Params], apply: Callable[[Params, jax.Array], Distribution]
 ) -> Policy:
@@ -56,6 +58,7 @@ def feed_forward(
     )
 
 
+@checks.arguments
 def softmax_linear(
     features: Callable[[jax.Array], jax.Array], *, num_features: int, action_space: spaces.Space
 ) -> Policy:
@@ -87,9 +90,8 @@ def action_features(obs_shape: Sequence[int], num_actions: int) -> Callable[[jax
     The features that make `softmax_linear` a multinomial logistic regression;
     ``F = num_actions * (obs_size + 1)``.
     """
-    checks.each_at_least("obs_shape", obs_shape, 0)
-    checks.at_least("num_actions", num_actions, 1)
-    size = math.prod(obs_shape) + 1
+    num_actions = checks.at_least("num_actions", num_actions, 1)
+    size = _obs_size(obs_shape) + 1
 
     def features(obs: jax.Array) -> jax.Array:
         row = jnp.concatenate([obs.reshape(-1), jnp.ones(1, obs.dtype)])
@@ -125,8 +127,8 @@ def _mlp(
     num_inputs: int, hidden_sizes: Sequence[int], num_outputs: int, output_scale: float
 ) -> _Network:
     """A tanh network whose last layer, the head, has parameters of its own: some methods adapt it alone."""
-    checks.each_at_least("hidden_sizes", hidden_sizes, 1)
-    body, head = _Body(tuple(hidden_sizes)), _dense(num_outputs, output_scale)
+    hidden_sizes = checks.each_at_least("hidden_sizes", hidden_sizes, 1)
+    body, head = _Body(hidden_sizes), _dense(num_outputs, output_scale)
 
     def init(key: jax.Array) -> Params:
         body_key, head_key = jax.random.split(key)
@@ -148,17 +150,16 @@ class Head(NamedTuple):
     """``(params, x [*batch, F]) -> distributions [*batch]``."""
 
 
+@checks.arguments
 def action_head(
     num_features: int,
     action_space: spaces.Space,
     hidden_sizes: Sequence[int] = (),
 ) -> Head:
     """A tanh network to the action distribution that fits the space: `Categorical` or `DiagGaussian`."""
-    checks.at_least("num_features", num_features, 1)
-    if isinstance(action_space, spaces.Discrete):
+    num_features = checks.at_least("num_features", num_features, 1)
+    if _is_discrete(action_space):
         return _categorical_head(num_features, action_space, hidden_sizes)
-    if not isinstance(action_space, spaces.Box):
-        raise ValueError(f"action_space={action_space!r} must be Discrete or Box")
     return _gaussian_head("action_head", num_features, action_space, hidden_sizes, 1.0)
 
 
@@ -176,22 +177,19 @@ def _gaussian_head(
     hidden_sizes: Sequence[int],
     initial_std: float,
 ) -> Head:
-    if not isinstance(action_space, spaces.Box):
+    if _is_discrete(action_space):
         raise ValueError(
             f"{user} needs a continuous action space (Box), not {action_space!r}; "
             "use categorical_mlp or softmax_linear"
         )
-    checks.between("initial_std", initial_std, 1e-12, 1e6)
+    initial_std = checks.between("initial_std", initial_std, 1e-12, 1e6)
     shape = tuple(action_space.shape)
     if len(shape) != 1:
         raise ValueError(
             f"{user} needs actions of one axis, not of shape {shape}; flatten the action space"
         )
-    low = jnp.broadcast_to(jnp.asarray(action_space.low, float), shape)
-    high = jnp.broadcast_to(jnp.asarray(action_space.high, float), shape)
-    bounded = jnp.isfinite(low) & jnp.isfinite(high)
-    scale = jnp.where(bounded, (high - low) / 2, 1.0)
-    centre = jnp.where(bounded, (high + low) / 2, 0.0)
+    nominal = boxes.scaled("action_space", action_space)
+    centre, scale = nominal.middle, nominal.half_width
     mlp = _mlp(num_features, hidden_sizes, math.prod(shape), 0.01)
 
     def init(key: jax.Array) -> Params:
@@ -201,16 +199,16 @@ def _gaussian_head(
 
     def apply(params: Params, x: jax.Array) -> DiagGaussian:
         mean = mlp.apply({"body": params["body"], "head": params["head"]["mean"]}, x)
-        batch = (1,) * (mean.ndim - 1)
-        log_std = params["head"]["log_std"] + jnp.log(scale)
-        return DiagGaussian(
-            centre.reshape(*batch, -1) + scale.reshape(*batch, -1) * mean,
-            jnp.broadcast_to(log_std, mean.shape),
+        log_std = params["head"]["log_std"] + jnp.asarray(np.log(scale), mean.dtype)
+        at, width = (
+            jnp.broadcast_to(jnp.asarray(x, mean.dtype), mean.shape) for x in (centre, scale)
         )
+        return DiagGaussian(at + width * mean, jnp.broadcast_to(log_std, mean.shape))
 
     return Head(init, apply)
 
 
+@checks.arguments
 def categorical_mlp(
     obs_shape: Sequence[int],
     action_space: spaces.Space,
@@ -223,12 +221,12 @@ def categorical_mlp(
     inputs beside the observation, zero at first (Zintgraf et al. 2019, CAVIA).
     """
     _num_actions("categorical_mlp", action_space)
-    checks.each_at_least("obs_shape", obs_shape, 0)
-    checks.at_least("context_size", context_size, 0)
-    head = _categorical_head(math.prod(obs_shape) + context_size, action_space, hidden_sizes)
+    context_size = checks.at_least("context_size", context_size, 0)
+    head = _categorical_head(_obs_size(obs_shape) + context_size, action_space, hidden_sizes)
     return _with_context(head, context_size)
 
 
+@checks.arguments
 def gaussian_mlp(
     obs_shape: Sequence[int],
     action_space: spaces.Space,
@@ -239,14 +237,13 @@ def gaussian_mlp(
     """A tanh network to the mean of a diagonal Gaussian over a `Box` action space.
 
     The log standard deviation is a parameter that does not depend on the observation. Both are in
-    units of the space's half-width (1 where it is unbounded), so ``initial_std`` means the same for
-    torques and for metres. Draws are not clipped: environments clip, and a clipped action's
-    log-probability would not be that of the action drawn. Parameters as in `categorical_mlp`; the
+    units of the half width of the space's nominal range (see `boxes`), at whose middle a new policy is centred, so
+    ``initial_std`` means the same for torques and for metres. Draws are not clipped: what the environment gets is,
+    and a clipped action's log-probability would not be that of the action drawn. Parameters as in `categorical_mlp`; the
     head holds ``"mean"`` and ``"log_std"``.
     """
-    checks.each_at_least("obs_shape", obs_shape, 0)
-    checks.at_least("context_size", context_size, 0)
-    num_features = math.prod(obs_shape) + context_size
+    context_size = checks.at_least("context_size", context_size, 0)
+    num_features = _obs_size(obs_shape) + context_size
     head = _gaussian_head("gaussian_mlp", num_features, action_space, hidden_sizes, initial_std)
     return _with_context(head, context_size)
 
@@ -268,6 +265,7 @@ def _inputs(params: Params, obs: jax.Array) -> jax.Array:
     return jnp.concatenate([flat, params["context"]]) if "context" in params else flat
 
 
+@checks.arguments
 def default_policy(
     kind: str,
     obs_shape: Sequence[int],
@@ -285,15 +283,16 @@ def default_policy(
     """
     checks.choice("policy", kind, POLICIES)
     checks.between("initial_std", initial_std, 1e-12, 1e6)
+    is_discrete = _is_discrete(action_space)
     if kind == "mlp":
-        kind = "categorical" if isinstance(action_space, spaces.Discrete) else "gaussian"
+        kind = "categorical" if is_discrete else "gaussian"
     if kind != "gaussian" and initial_std != 1:
         raise ValueError(f"initial_std={initial_std} must be 1: only a Gaussian policy has one")
     if kind == "categorical":
         return categorical_mlp(obs_shape, action_space, hidden_sizes, context_size)
     if kind == "gaussian":
         return gaussian_mlp(obs_shape, action_space, hidden_sizes, initial_std, context_size)
-    checks.each_at_least("obs_shape", obs_shape, 0)
+    obs_shape = checks.each_at_least("obs_shape", obs_shape, 0)
     if context_size != 0:
         raise ValueError(f"context_size={context_size} must be 0: softmax_linear takes no context")
     if features is None:
@@ -312,9 +311,8 @@ def value_mlp(
 ) -> Value:
     """A tanh network to a state's value, or to ``[num_outputs]`` predictions."""
     size = 1 if num_outputs is None else num_outputs
-    checks.each_at_least("obs_shape", obs_shape, 0)
-    checks.at_least("num_outputs", size, 1)
-    mlp = _mlp(math.prod(obs_shape), hidden_sizes, size, 1.0)
+    size = checks.at_least("num_outputs", size, 1)
+    mlp = _mlp(_obs_size(obs_shape), hidden_sizes, size, 1.0)
     rank = len(obs_shape)
 
     def apply(params: Params, obs: jax.Array) -> jax.Array:
@@ -390,8 +388,25 @@ def _solve_positive_definite(a: jax.Array, b: jax.Array) -> jax.Array:
 
 
 def _num_actions(user: str, action_space: spaces.Space) -> int:
-    if not isinstance(action_space, spaces.Discrete):
+    if not _is_discrete(action_space):
         raise ValueError(
             f"{user} needs a discrete action space, not {action_space!r}; use gaussian_mlp"
         )
     return action_space.n
+
+
+def _is_discrete(action_space: spaces.Space) -> TypeGuard[spaces.Discrete]:
+    """Whether actions are discrete; raises ValueError unless they are that or in a Box, and there are some."""
+    if not isinstance(action_space, spaces.Discrete | spaces.Box):
+        raise ValueError(f"action_space={action_space!r} must be Discrete or Box")
+    if isinstance(action_space, spaces.Discrete) and action_space.n < 1:
+        raise ValueError(f"action_space={action_space!r} must have at least one action")
+    return isinstance(action_space, spaces.Discrete)
+
+
+def _obs_size(obs_shape: Sequence[int]) -> int:
+    """The numbers of an observation; raises ValueError where there are none."""
+    size = math.prod(checks.each_at_least("obs_shape", obs_shape, 0))
+    if size == 0:
+        raise ValueError(f"obs_shape={tuple(obs_shape)} must hold at least one number to see")
+    return size

@@ -58,6 +58,7 @@ class ReplayLearner(NamedTuple):
     """Steps of one lifetime: N T (K + 1)."""
 
 
+@checks.arguments
 def replay_learner(
     family: TaskFamily,
     config: Config,
@@ -133,6 +134,7 @@ def replay_learner(
         act=act,
         update=jax.checkpoint(update) if config.rematerialize else update,
     )
+    learner = checks.reading(learner, Meta)
     lifetime = partial(
         adaptation.lifetime,
         learner=learner,

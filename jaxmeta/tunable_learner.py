@@ -8,7 +8,6 @@ agent before it, data fixed.
 """
 
 import dataclasses
-import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal, NamedTuple
@@ -133,11 +132,7 @@ HYPER_RANGES: dict[str, tuple[float, float]] = {
     "outer_discount": (0, 1),
     "outer_lambda": (0, 1),
     "min_discount": (0, 1),
-    "policy_cost": (0, math.inf),
-    "intrinsic_scale": (0, math.inf),
-    "outer_value_cost": (0, math.inf),
-    "outer_entropy_cost": (0, math.inf),
-    "outer_kl_cost": (0, math.inf),
+    "intrinsic_scale": (0, 1e12),
 }
 
 
@@ -176,6 +171,7 @@ class TunableLearner(NamedTuple):
     """``(agent, gradient, step size) -> agent``, by the agents' optimiser."""
 
 
+@checks.arguments
 def tunable_learner(
     family: TaskFamily,
     config: Config,
@@ -306,6 +302,7 @@ def tunable_learner(
         act=act,
         update=jax.checkpoint(update) if config.rematerialize else update,
     )
+    learner = checks.reading(learner, Meta)
     return TunableLearner(learner, init, distribution, outer_loss, moved)
 
 

@@ -89,6 +89,7 @@ AgentOptimizer = Callable[[Any], optax.GradientTransformation]
 """``step_size -> optax.GradientTransformation``."""
 
 
+@checks.arguments
 def rule_learner(
     rule: UpdateRule,
     family: TaskFamily,
@@ -174,7 +175,7 @@ def rule_learner(
         act=act,
         update=jax.checkpoint(update) if rematerialize else update,
     )
-    return RuleLearner(learner, outputs)
+    return RuleLearner(checks.reading(learner, Meta), outputs)
 
 
 class LPGTargets(NamedTuple):

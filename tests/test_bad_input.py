@@ -16,11 +16,13 @@ import typing
 from pathlib import Path
 from typing import Literal
 
+import flax.linen as nn
 import hypothesis
 import hypothesis.strategies as st
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import tyro
 from gymnax.environments import spaces
@@ -31,12 +33,14 @@ from jaxmeta import (
     evaluation,
     exact,
     experiments,
+    networks,
     optimal,
     tasks,
     update_rules,
 )
 from jaxmeta.algorithms import ALGORITHMS
 from jaxmeta.rollout import begin_stream
+from jaxmeta.tasks import transform
 from jaxmeta.types import TimeStep, Trajectory
 from tests.probes import made
 from tests.test_docstrings import MODULES, public
@@ -563,6 +567,66 @@ def test_a_wrong_setting_of_an_algorithm_is_refused_by_name(name, part):
     case()
 
 
+@pytest.mark.parametrize("name", sorted(ALGORITHMS))
+def test_an_object_of_another_kind_is_refused_by_name(name):
+    """A name where a family is wanted, another's settings, a class, an optimiser that is made, a state for a meta."""
+    module, other = ALGORITHMS[name], ALGORITHMS["es" if name != "es" else "rl2"]
+    construct = getattr(module, name)
+    wrong = {
+        "family": ["navigation", tasks.make, None, FAMILY.env],
+        "config": [other.Config(), module.Config, {}, None],
+        "hyper": [other.Hyper(), type(module.Hyper()), {}, None],
+        "policy": ["mlp", networks.gaussian_mlp, nn.Dense(2)],
+        "value": [networks.value_mlp, nn.Dense(1)],
+        "q": [networks.value_mlp],
+        "network": [nn.Dense(2)],
+        "optimizer": [optax.adam(1e-3), None, lambda: optax.adam(1e-3), lambda rate: None],
+        "agent_optimizer": [optax.sgd(1e-3)],
+    }
+    for argument in wrong.keys() & inspect.signature(construct).parameters.keys():
+        for value in wrong[argument]:
+            with pytest.raises(TypeError) as raised:
+                construct(**{"family": FAMILY, argument: value})
+            assert_names(raised.value, argument)
+    small = {"population_size": 2} if name == "es" else {}
+    algorithm = construct(FAMILY, module.Config(hidden_sizes=(), **small))
+    first = inspect.signature(type(module.Hyper())).parameters
+    negative = next(x for x in first if x.endswith(("step_size", "learning_rate")))
+    for hyper, told in (
+        (other.Hyper(), "hyper"),
+        (module.Hyper()._replace(**{negative: -1.0}), negative),
+        (module.Hyper()._replace(**{negative: np.float32(-1.0)}), negative),
+    ):
+        with pytest.raises((TypeError, ValueError)) as raised:
+            jax.eval_shape(functools.partial(algorithm.init, hyper=hyper), key)
+        assert_names(raised.value, told)
+    state = jax.eval_shape(algorithm.init, key)
+    for learns in (algorithm.learner.init, lambda key, meta: algorithm.learner.memory(meta)):
+        with pytest.raises(TypeError, match=r"meta is .*State .*; its \.meta is one"):
+            learns(key, state)
+
+
+NEEDED = {
+    "drawn_parameters": dict(ranges={}),
+    "masked_observations": dict(num_hidden=1),
+    "projected_observations": dict(size=1),
+    "remapped_actions": dict(num_buttons=2),
+}
+"""Arguments that a transformation must be told beside the family."""
+
+
+@pytest.mark.parametrize(
+    "name", [x for x in transform.__all__ if inspect.isfunction(getattr(transform, x))]
+)
+def test_a_transformation_of_something_else_is_refused(name):
+    function = getattr(transform, name)
+    if "family" not in inspect.signature(function).parameters:
+        return
+    for value in ("navigation", FAMILY.env, None):
+        with pytest.raises(TypeError, match=r"family is .*tasks\.make makes one from a name"):
+            function(value, **NEEDED.get(name, {}))
+
+
 PLANS = {"training.Config": {}, "experiments.Experiment": {}}
 
 
@@ -736,6 +800,7 @@ def test_every_script_is_tried():
 
 ELSEWHERE = {
     "algorithms": "Config and Hyper are tried; the other functions are of an algorithm's own parts",
+    "boxes": "of a space of gymnax, which policies and transformations check",
     "checkpoints": "of files and of what `training` hands it; errors are tried in its own tests",
     "checks": "are the errors",
     "gradient_learner": "of an algorithm's parts, which its Config and Hyper make",

@@ -1,6 +1,6 @@
 import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -200,7 +200,12 @@ def test_hyper_knows_shared_fields_and_is_told_the_others():
         checks.hyper(Hyper(discount=1.5), own=(0, 2))
     with pytest.raises(ValueError, match="own=3 must lie between 0 and 2"):
         checks.hyper(Hyper(own=3), own=(0, 2))
-    checks.hyper(Hyper(discount=jnp.asarray(1.5)), own=(0, 2))  # traced: the caller's
+    for value in (jnp.asarray(1.5), np.float32(1.5)):
+        with pytest.raises(ValueError, match="discount=1.5 must lie between 0 and 1"):
+            checks.hyper(Hyper(discount=value), own=(0, 2))
+    jax.eval_shape(  # traced: the caller's
+        lambda x: checks.hyper(Hyper(discount=x), own=(0, 2)), jnp.asarray(1.5)
+    )
     for wrong in ("0.9", None, True):
         with pytest.raises(TypeError, match="discount=.* must be a number between 0 and 1"):
             checks.hyper(Hyper(discount=wrong), own=(0, 2))
@@ -227,3 +232,78 @@ def test_a_folder_that_may_not_be_written_to_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(checks.os, "access", lambda path, mode: False)  # root may do everything
     with pytest.raises(PermissionError, match=r"output='.*new': .* may not be written to"):
         checks.folder("output", tmp_path / "new")
+
+
+NUMBERS = [np.int64(3), np.int8(3), np.asarray(3), jnp.asarray(3), jnp.int32(3)]
+
+
+@pytest.mark.parametrize("three", NUMBERS, ids=lambda x: type(x).__name__)
+def test_scalars_of_numpy_and_jax_are_numbers(three):
+    for found in (checks.at_least("n", three, 1), checks.field("n", three, int)):
+        assert found == 3
+        assert type(found) is int
+    assert checks.each_at_least("n", [three, 4], 1) == (3, 4)
+    assert checks.between("x", three, 0, 3) == 3
+    assert checks.between("x", np.float32(0.5), 0, 1) == 0.5
+    checks.choice("n", three, (3, 4))
+    with pytest.raises(ValueError, match="n=3 must be at least 4"):
+        checks.at_least("n", three, 4)
+    for value in (np.True_, np.float32(3), jnp.ones(1, int)):
+        with pytest.raises(TypeError, match="must be an integer of at least 1"):
+            checks.at_least("n", value, 1)
+
+
+def test_equal_settings_are_equal_and_can_be_hashed():
+    plain = Settings(2, 0.5, True, "b", 3, (1, 2))
+    same = Settings(np.int64(2), np.float32(0.5), np.True_, "b", jnp.int32(3), [np.int8(1), 2])
+    assert plain == same
+    assert checks.field("sizes", [1, 2], tuple[int, ...]) == (1, 2)
+    assert [type(x) for x in dataclasses.astuple(same)[:5]] == [int, float, bool, str, int]
+
+
+def test_distinct():
+    checks.distinct("names", ("a", "b"))
+    with pytest.raises(ValueError, match=r"names=\('a', 'b', 'a'\) must name 'a' once"):
+        checks.distinct("names", ("a", "b", "a"))
+
+
+class Wanted(NamedTuple):
+    x: int = 1
+
+
+class Holder(NamedTuple):
+    wanted: Wanted = Wanted()
+
+
+def test_instances_of_another_class_are_refused_with_where_the_right_one_is():
+    checks.instance("value", Wanted(), Wanted)
+    checks.instance("value", None, Wanted | None)
+    for value, told in (
+        ("navigation", r"is str 'navigation'; it must be tests.test_checks.Wanted"),
+        (None, r"is None 'None'; it must be"),
+        (Wanted, r"is type .*: call it, Wanted\(\)"),
+        (Holder(), r"is tests.test_checks.Holder .*; its .wanted is one"),
+    ):
+        with pytest.raises(TypeError, match=f"value {told}"):
+            checks.instance("value", value, Wanted)
+
+
+def test_arguments_are_of_the_types_that_are_annotated():
+    @checks.arguments
+    def function(
+        first: Wanted, *names: str, second: Wanted | None = None, call: Callable | None = None
+    ):
+        """Words."""
+        return first
+
+    assert function(Wanted(), "a", second=None, call=len) == Wanted()
+    assert function.__doc__ == "Words."
+    for given, told in (
+        (dict(first=3), "first is int '3'; it must be tests.test_checks.Wanted"),
+        (dict(first=Wanted(), second=3), "second is int '3'; it must be .*Wanted or None"),
+        (dict(first=Wanted(), call=3), "call is int '3'; it must be a function or None"),
+    ):
+        with pytest.raises(TypeError, match=told):
+            function(**given)
+    with pytest.raises(TypeError, match="missing 1 required positional argument: 'first'"):
+        function()

@@ -220,3 +220,63 @@ def test_the_head_is_the_last_layer_with_its_spread():
     assert shapes == [(2,), (2,), (6, 2)]  # bias, log_std, kernel
     params = networks.categorical_mlp((4,), DISCRETE, ()).init(jax.random.key(0))
     assert sorted(x.shape for x in jax.tree.leaves(params)) == [(3,), (4, 3)]
+
+
+LARGEST = float(np.finfo(np.float32).max)
+SIDES = {
+    "bounded": ((-1.0, 3.0), (1.0, 2.0)),
+    "from below": ((0.0, np.inf), (1.0, 1.0)),
+    "from above": ((-np.inf, 0.0), (-1.0, 1.0)),
+    "unbounded": ((-np.inf, np.inf), (0.0, 1.0)),
+    "largest": ((-LARGEST, LARGEST), (0.0, 1.0)),
+    "largest above": ((0.0, LARGEST), (1.0, 1.0)),
+    "large": ((-1e30, 1e30), (0.0, 1.0)),
+}
+"""``(low, high), (centre, half width)`` of one dimension."""
+
+
+@pytest.mark.parametrize("name", [*SIDES, "mixed"])
+def test_a_new_gaussian_is_centred_and_scaled_by_the_nominal_range(name):
+    sides = list(SIDES.values()) if name == "mixed" else [SIDES[name]] * 2
+    (low, high), (centre, half_width) = np.moveaxis(np.array(sides), 0, 2)
+    space = spaces.Box(jnp.asarray(low, jnp.float32), jnp.asarray(high, jnp.float32), low.shape)
+    policy = networks.gaussian_mlp((3,), space, (4,), initial_std=0.25)
+    params = policy.init(jax.random.key(0))
+    params["head"]["mean"] = jax.tree.map(jnp.zeros_like, params["head"]["mean"])
+    found, _ = policy.step(params, (), jax.tree.map(lambda x: x[0], timesteps(jnp.ones((1, 3)))))
+    np.testing.assert_allclose(found.mean, centre, rtol=1e-6)
+    np.testing.assert_allclose(np.exp(found.log_std), 0.25 * half_width, rtol=1e-6)
+    drawn = found.sample(jax.random.key(1))
+    assert np.all(np.isfinite(drawn))
+    assert np.isfinite(found.log_prob(drawn))
+
+
+@pytest.mark.parametrize(
+    ("space", "told"),
+    [
+        (spaces.Box(0, 5, (2,), jnp.int32), "action_space=Box.* is of integers.*use Discrete"),
+        (spaces.Box(-1.0, 1.0, (0,)), "action_space=Box.* is empty"),
+        (
+            spaces.Box(jnp.zeros(2), jnp.array([1.0, 0.0]), (2,)),
+            "action_space=Box.* has low == high in a dimension",
+        ),
+        (spaces.Box(jnp.zeros(3), 1.0, (2,)), "bounds of shapes .* do not fit a Box of shape"),
+        (spaces.Box(1.0, -1.0, (2,)), "must have low <= high"),
+        (spaces.Dict({"a": BOX}), r"action_space=Dict\(.*must be Discrete or Box"),
+        (spaces.Tuple([BOX, DISCRETE]), r"action_space=Tuple\(.*must be Discrete or Box"),
+        (spaces.Discrete(0), "action_space=Discrete.* must have at least one action"),
+    ],
+)
+def test_action_spaces_of_no_policy_are_refused(space, told):
+    for make in (
+        lambda: networks.default_policy("mlp", (3,), space, ()),
+        lambda: networks.action_head(3, space),
+    ):
+        with pytest.raises(ValueError, match=told):
+            make()
+
+
+def test_observations_of_nothing_are_refused():
+    for make in (networks.value_mlp, lambda shape: networks.gaussian_mlp(shape, BOX)):
+        with pytest.raises(ValueError, match=r"obs_shape=\(2, 0\) must hold at least one number"):
+            make((2, 0))

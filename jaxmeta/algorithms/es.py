@@ -59,6 +59,7 @@ class Hyper(NamedTuple):
     """Standard deviation of the perturbations of θ."""
 
 
+@checks.constructor()
 def es(
     family: TaskFamily,
     config: Config = Config(),
@@ -68,7 +69,6 @@ def es(
     optimizer: Optimizer = optax.adam,
 ) -> MetaAlgorithm:
     """Evolution strategies on a family of tasks; arguments and errors as in `maml`."""
-    checks.hyper(hyper, noise_std=(1e-12, 1e6))
     parts = gradient_learner.gradient_learner(family, config, policy=policy, first_order=True)
 
     def strategy_of(meta: Meta) -> Open_ES:

@@ -69,6 +69,7 @@ class Hyper(NamedTuple):
     """Clips the norm of the meta-gradient."""
 
 
+@checks.constructor(proximal=(1e-12, 1e6))
 def imaml(
     family: TaskFamily,
     config: Config = Config(),
@@ -78,7 +79,6 @@ def imaml(
     optimizer: Optimizer = optax.adam,
 ) -> MetaAlgorithm:
     """Implicit MAML on a family of tasks; arguments and errors as in `maml`."""
-    checks.hyper(hyper, proximal=(1e-12, 1e6))
     parts = gradient_learner.gradient_learner(family, config, policy=policy)
     inner_surrogate = objectives.SURROGATES[config.inner_surrogate]
 

@@ -137,6 +137,7 @@ class State(NamedTuple):
     num_updates: jax.Array  # [], int32: meta-updates that were applied
 
 
+@checks.constructor()
 def learned_objective(
     family: TaskFamily,
     config: Config = Config(),
@@ -162,17 +163,6 @@ def learned_objective(
         ValueError: the policy does not fit the family's action space; a value of ``hyper`` is out of
             range; in ``step``, the number of tasks is not ``config.num_agents``.
     """
-    positive, cost = (1e-12, 1e6), (0, 1e6)
-    checks.hyper(
-        hyper,
-        prediction_cost=cost,
-        critic_step_size=positive,
-        noise_std=positive,
-        policy_entropy_bonus=cost,
-        prediction_entropy_bonus=cost,
-        policy_target_cost=cost,
-        prediction_target_cost=cost,
-    )
     followed = rule(config)
     parts = update_rules.rule_learner(
         followed,

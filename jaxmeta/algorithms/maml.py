@@ -98,6 +98,7 @@ class Hyper(NamedTuple):
     """Clips the norm of the meta-gradient."""
 
 
+@checks.constructor()
 def maml(
     family: TaskFamily,
     config: Config = Config(),
@@ -120,7 +121,6 @@ def maml(
         ValueError: the policy does not fit the family's action space; a value of ``hyper`` is out of
             range.
     """
-    checks.hyper(hyper)
     parts = gradient_learner.gradient_learner(
         family, config, policy=policy, first_order=config.first_order
     )

@@ -62,6 +62,7 @@ class Hyper(NamedTuple):
     """Added to F's diagonal: F is of low rank, and float32 cannot follow how flat it is elsewhere."""
 
 
+@checks.constructor(max_kl=(1e-12, 1e6), damping=(0, 1e6))
 def maml_trpo(
     family: TaskFamily,
     config: Config = Config(),
@@ -70,7 +71,6 @@ def maml_trpo(
     policy: Policy | None = None,
 ) -> MetaAlgorithm:
     """MAML-TRPO on a family of tasks; arguments and errors as in `maml`, without an optimiser."""
-    checks.hyper(hyper, max_kl=(1e-12, 1e6), damping=(0, 1e6))
     parts = gradient_learner.gradient_learner(family, config, policy=policy)
     # Off the recorded policy all that matters is the ratio of each action to the one that acted.
     surrogate = objectives.SURROGATES["lvc"]

@@ -84,6 +84,7 @@ class Hyper(NamedTuple):
     """Clips the norm of the meta-gradient."""
 
 
+@checks.constructor()
 def meta_actor_critic(
     family: TaskFamily,
     config: Config = Config(),
@@ -98,7 +99,6 @@ def meta_actor_critic(
     Args:
         value: The critic; None is a tanh network, linear in the observation without hidden sizes.
     """
-    checks.hyper(hyper, trace_lambda=(0, 1), value_step_size=(0, 1e6))
     policy = policy or default_policy(
         config.policy,
         family.observation_shape,

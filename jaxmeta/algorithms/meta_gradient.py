@@ -100,6 +100,7 @@ class Window(NamedTuple):
     matching: Any  # [N, T], where to match it
 
 
+@checks.constructor(**HYPER_RANGES)
 def meta_gradient(
     family: TaskFamily,
     config: Config = Config(),
@@ -128,7 +129,6 @@ def meta_gradient(
         ValueError: the policy does not fit the family's action space; a value of ``hyper`` is out of
             range; ``step`` is given another number of tasks.
     """
-    checks.hyper(hyper, **HYPER_RANGES)
     parts = tunable_learner.tunable_learner(family, config, policy=policy, value=value)
     learner, distribution = parts.learner, parts.distribution
     world: dict[str, Any] = dict(learner=learner, env=family.env)

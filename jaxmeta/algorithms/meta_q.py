@@ -71,6 +71,7 @@ def softmax_policy(q: Value) -> Policy:
     )
 
 
+@checks.constructor(temperature=(1e-6, 1e6))
 def meta_q(
     family: TaskFamily,
     config: Config = Config(),
@@ -89,7 +90,6 @@ def meta_q(
         raise ValueError(
             f"family {family.name!r} has actions in {space!r}; meta_q needs a Discrete space"
         )
-    checks.hyper(hyper, trace_lambda=(0, 1), temperature=(1e-6, 1e6))
     q = q or value_mlp(family.observation_shape, config.hidden_sizes, space.n)
     policy = softmax_policy(q)
 

@@ -134,6 +134,7 @@ class MetaValue(NamedTuple):
     policy: Policy
 
 
+@checks.arguments
 def meta_value_parts(
     family: TaskFamily,
     config: Config,
@@ -203,15 +204,16 @@ def meta_value_parts(
         update=jax.checkpoint(update) if config.rematerialize else update,
     )
 
+    learner = checks.reading(learner, Meta)
+    num_steps = gradient_learner.episode_steps(family, config)
+
     def experience(key: jax.Array, meta: Meta, task: Task, agent: Agent) -> Trajectory:
         begin_key, act_key = jax.random.split(key)
         world: dict[str, Any] = dict(learner=learner, env=family.env)
         streams = adaptation.begin_streams(
             begin_key, meta, task, **world, num_streams=config.num_streams
         )
-        acting: dict[str, Any] = dict(
-            num_steps=config.num_steps or family.horizon, unroll=config.unroll
-        )
+        acting: dict[str, Any] = dict(num_steps=num_steps, unroll=config.unroll)
         return adaptation.experience(act_key, meta, task, agent, streams, **world, **acting)[1]
 
     def adapt(meta: Meta, agent: Agent, data: Trajectory, *, num_updates: int) -> Params:
@@ -219,14 +221,18 @@ def meta_value_parts(
             after = learner.update(key, meta, agent, data)
             return after, after.value
 
+        newborn = jax.tree.map(lambda w: w[None], agent.value)
+        if num_updates == 0:  # a scan of no steps cannot run in Python
+            return newborn
         # The keys are for learners that draw in their updates; this one does not.
         keys = jax.random.split(jax.random.key(0), num_updates)
         _, steps = jax.lax.scan(update, agent, keys)
-        return jax.tree.map(lambda w, ws: jnp.concatenate([w[None], ws]), agent.value, steps)
+        return jax.tree.map(lambda w, ws: jnp.concatenate([w, ws]), newborn, steps)
 
     return MetaValue(learner, init, experience, adapt, value.apply, log_ratio, policy)
 
 
+@checks.constructor(policy_scale=(0, 1e6), policy_distance=(0, 1e6))
 def meta_value(
     family: TaskFamily,
     config: Config = Config(),
@@ -253,7 +259,6 @@ def meta_value(
         ValueError: the policy does not fit the family's action space; a value of ``hyper`` is out of
             range.
     """
-    checks.hyper(hyper, trace_lambda=(0, 1), policy_scale=(0, 1e6), policy_distance=(0, 1e6))
     parts = meta_value_parts(family, config, policy=policy, value=value)
 
     def task_loss(meta: Meta, key: jax.Array, task: Task) -> tuple[jax.Array, dict]:
@@ -275,7 +280,7 @@ def meta_value(
         report["log_ratio"] = mean_over_streams(jnp.abs(parts.log_ratio(agent, data)), good)
         return jnp.mean(scored), report
 
-    steps = config.num_streams * (config.num_steps or family.horizon)
+    steps = config.num_streams * gradient_learner.episode_steps(family, config)
     return gradient_learner.follow_meta_gradient(
         task_loss, parts.learner, parts.init, config, hyper, optimizer, env_steps=2 * steps
     )

@@ -59,6 +59,7 @@ class Hyper(NamedTuple):
     """η, in return per step for one nat per step."""
 
 
+@checks.constructor()
 def promp(
     family: TaskFamily,
     config: Config = Config(),
@@ -68,7 +69,6 @@ def promp(
     optimizer: Optimizer = optax.adam,
 ) -> MetaAlgorithm:
     """ProMP on a family of tasks; arguments and errors as in `maml`."""
-    checks.hyper(hyper)
     parts = gradient_learner.gradient_learner(family, config, policy=policy)
 
     def epoch_loss(meta: Meta, key: jax.Array, recorded: History) -> tuple[jax.Array, dict]:

@@ -61,6 +61,7 @@ class Hyper(NamedTuple):
     """Clips the norm of the outer step."""
 
 
+@checks.constructor()
 def reptile(
     family: TaskFamily,
     config: Config = Config(),
@@ -70,7 +71,6 @@ def reptile(
     optimizer: Optimizer = optax.sgd,
 ) -> MetaAlgorithm:
     """Reptile on a family of tasks; arguments and errors as in `maml`."""
-    checks.hyper(hyper)
     parts = gradient_learner.gradient_learner(family, config, policy=policy, first_order=True)
 
     def task_loss(meta: Meta, key: jax.Array, task: Task) -> tuple[jax.Array, dict]:

@@ -56,6 +56,7 @@ class Config(memory_learner.Config):
             )
 
 
+@checks.constructor()
 def rl2(
     family: TaskFamily,
     config: Config = Config(),
@@ -79,7 +80,6 @@ def rl2(
         ValueError: a value of ``hyper`` is out of range; in ``step``, the number of trials is no multiple
             of ``config.num_minibatches``.
     """
-    checks.hyper(hyper)
     if network is None and config.memory == "counts":
         network = graph_actor_critic(family)
     elif network is None:
@@ -90,6 +90,7 @@ def rl2(
     )
 
 
+@checks.arguments
 def recurrent_actor_critic(family: TaskFamily, config: Config) -> ActorCritic:
     """A policy and a value on one memory of all inputs, or of what an encoder finds in them."""
     num_inputs = sum(memory_learner.input_sizes(family))

@@ -98,6 +98,7 @@ class Hyper(NamedTuple):
     """Weight of the divergence of a posterior from the one before, in nats."""
 
 
+@checks.constructor()
 def varibad(
     family: TaskFamily,
     config: Config = Config(),
@@ -106,12 +107,12 @@ def varibad(
     optimizer: Callable[[Any], optax.GradientTransformation] = optax.adam,
 ) -> MetaAlgorithm:
     """VariBAD on a family of tasks; arguments and errors as in `rl2`."""
-    checks.hyper(hyper, reward_cost=(0, math.inf), state_cost=(0, math.inf))
     network, negative_elbo = belief_actor_critic(family, config)
     loss = Loss(memory_learner.ppo, negative_elbo)
     return memory_learner.learn_from_trials(family, config, hyper, network, loss, optimizer)
 
 
+@checks.arguments
 def belief_actor_critic(
     family: TaskFamily, config: Config
 ) -> tuple[ActorCritic, Callable[..., tuple[jax.Array, dict]]]:

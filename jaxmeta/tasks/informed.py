@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from gymnax.environments import environment, spaces
 
+from jaxmeta import checks
 from jaxmeta.tasks import door
 from jaxmeta.tasks.family import Controller, TaskFamily
 from jaxmeta.types import Task
@@ -67,6 +68,7 @@ class Informed(environment.Environment[Any, Any]):
         return spaces.Box(-jnp.inf, jnp.inf, (seen + told,), jnp.float32)
 
 
+@checks.arguments
 def informed(family: TaskFamily) -> TaskFamily:
     """The same tasks, told to the agent: ``family`` with its environment in `Informed`.
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import struct
 from gymnax.environments import spaces
 
-from jaxmeta import checks
+from jaxmeta import boxes, checks
 from jaxmeta.tasks.family import TaskFamily
 from jaxmeta.tasks.transform.laws import assignment, number
 from jaxmeta.tasks.transform.wrappers import (
@@ -20,6 +20,7 @@ from jaxmeta.tasks.transform.wrappers import (
     carried,
     inner_return,
     transformed,
+    warn_of_no_variety,
 )
 from jaxmeta.types import Task
 
@@ -41,6 +42,7 @@ class RemappedActions(Transformed):
         return spaces.Discrete(self.num_buttons)
 
 
+@checks.arguments
 def permuted_actions(family: TaskFamily) -> TaskFamily:
     """The family with its discrete actions permuted: which button does what must be found out.
 
@@ -49,9 +51,13 @@ def permuted_actions(family: TaskFamily) -> TaskFamily:
     ones, all as likely. So 3 actions make 2, 2 and 2 tasks, 4 make 9, 9 and 6, and 6 make 300, 300 and
     120. Two actions have two permutations, which every split draws.
     """
-    return _remapped(family, _num_actions(family), "permuted_actions")
+    num_actions = _num_actions(family)
+    if num_actions == 1:
+        warn_of_no_variety(family, "one action has one order")
+    return _remapped(family, num_actions, "permuted_actions")
 
 
+@checks.arguments
 def remapped_actions(family: TaskFamily, *, num_buttons: int) -> TaskFamily:
     """The family with more buttons than actions: each button does one action, each action has a button.
 
@@ -62,7 +68,7 @@ def remapped_actions(family: TaskFamily, *, num_buttons: int) -> TaskFamily:
         family: A family with discrete actions.
         num_buttons: At least as many as there are actions.
     """
-    checks.at_least("num_buttons", num_buttons, _num_actions(family))
+    num_buttons = checks.at_least("num_buttons", num_buttons, _num_actions(family))
     return _remapped(family, num_buttons, "remapped_actions")
 
 
@@ -85,19 +91,23 @@ def _remapped(family: TaskFamily, num_buttons: int, prefix: str) -> TaskFamily:
 
 @dataclasses.dataclass(frozen=True)
 class FlippedActions(Transformed):
-    """Continuous actions are mirrored at the middle of their range where ``drawn``, ±1, is negative."""
+    """Continuous actions are mirrored at the middle of their nominal range (see `boxes`) where ``drawn``, ±1, is
+    negative; what leaves the bounds is clipped to them."""
 
     @property
     def nothing(self) -> jax.Array:
         return jnp.ones(self.action_space().shape)
 
     def act(self, action: jax.Array, params: TransformedParams) -> jax.Array:
-        middle, _ = _middle_and_width(self.action_space())
-        return middle + params.drawn * (action - middle)
+        space = self.action_space()
+        low, high = boxes.nominal(space)
+        mirrored = jnp.asarray(low + high, action.dtype) - action
+        return boxes.clip(jnp.where(params.drawn < 0, mirrored, action), space)
 
 
+@checks.arguments
 def flipped_actions(family: TaskFamily) -> TaskFamily:
-    """The family with the sign of each continuous action drawn, about the middle of its range.
+    """The family with the sign of each continuous action drawn, about the middle of its nominal range (see `boxes`).
 
     With three dimensions or more the splits have no signs in common: out of distribution the last is
     flipped, in training and testing never; of the others training flips an even number, testing an odd one.
@@ -135,8 +145,8 @@ def flipped_actions(family: TaskFamily) -> TaskFamily:
 class RotatedActions(Transformed):
     """Each pair of action dimensions is turned by its ``drawn`` angle, in radians, ``[A // 2]``.
 
-    Dimensions are measured in half the widths of their ranges, about the middle; what leaves the range
-    is clipped to it.
+    Dimensions are measured in half the widths of their nominal ranges (see `boxes`), about the middle; what leaves
+    the bounds is clipped to them.
     """
 
     @property
@@ -144,10 +154,10 @@ class RotatedActions(Transformed):
         return jnp.zeros(self.action_space().shape[0] // 2)
 
     def act(self, action: jax.Array, params: TransformedParams) -> jax.Array:
-        middle, width = _middle_and_width(self.action_space())
-        return middle + width * _turned((action - middle) / width, params.drawn)
+        return _turned(action, params.drawn, self.action_space())
 
 
+@checks.arguments
 def rotated_actions(family: TaskFamily, *, max_angle: float = math.pi / 2) -> TaskFamily:
     """The family with its continuous actions rotated, pair of dimensions by pair, by drawn angles.
 
@@ -156,10 +166,12 @@ def rotated_actions(family: TaskFamily, *, max_angle: float = math.pi / 2) -> Ta
 
     Args:
         family: A family with at least two continuous actions ``[A]``.
-        max_angle: In radians, at most 2 π / 3, so that out of distribution there are other rotations.
+        max_angle: In radians, above 0 and at most 2 π / 3, so that out of distribution there are other rotations.
     """
-    checks.between("max_angle", max_angle, 0.0, 2 * math.pi / 3)
-    shape = box(family.action_space, family, "actions").shape
+    max_angle = checks.between("max_angle", max_angle, 1e-6, 2 * math.pi / 3)
+    space = box(family.action_space, family, "actions")
+    shape = space.shape
+    boxes.scaled(f"family={family.name!r}, action_space", space)
     if len(shape) != 1 or shape[0] < 2:
         raise ValueError(f"family={family.name!r} has actions of shape {shape}, not [A], A >= 2")
 
@@ -168,10 +180,8 @@ def rotated_actions(family: TaskFamily, *, max_angle: float = math.pi / 2) -> Ta
         draw_one = functools.partial(number, low=-max_angle, high=max_angle, split=split)
         return jax.vmap(draw_one)(keys)
 
-    middle, width = _middle_and_width(family.action_space)
-
     def back(drawn: jax.Array, action: jax.Array) -> jax.Array:
-        return middle + width * _turned((action - middle) / width, -drawn)
+        return _turned(action, -drawn, space)
 
     return transformed(
         family,
@@ -218,6 +228,7 @@ class StickyActions(Transformed):
         return state.inner
 
 
+@checks.arguments
 def sticky_actions(
     family: TaskFamily, *, low: float = 0.0, high: float = 0.25, outside: float = 0.4
 ) -> TaskFamily:
@@ -232,11 +243,15 @@ def sticky_actions(
         high: The largest.
         outside: The largest out of distribution, where none is below ``high``.
     """
-    checks.between("high", high, 0.0, 1.0)
-    checks.between("low", low, 0.0, high)
-    checks.between("outside", outside, 0.0, 1.0)
+    high = checks.between("high", high, 0.0, 1.0)
+    low = checks.between("low", low, 0.0, high)
+    outside = checks.between("outside", outside, 0.0, 1.0)
     if outside < high:
         raise ValueError(f"outside={outside} must be at least high={high}")
+    if not isinstance(family.action_space, spaces.Box | spaces.Discrete):
+        raise ValueError(
+            f"family={family.name!r} has actions in {family.action_space}, where a Box or Discrete is needed"
+        )
 
     def draw(key: jax.Array, inner: Task, split: str) -> jax.Array:
         ends = (high, outside) if split == "out_of_distribution" else (low, high)
@@ -255,22 +270,20 @@ def _num_actions(family: TaskFamily) -> int:
     space = family.action_space
     if not isinstance(space, spaces.Discrete):
         raise ValueError(
-            f"family={family.name!r} has continuous actions, where discrete are needed"
+            f"family={family.name!r} has actions in {space}, where discrete actions are needed"
         )
     return space.n
 
 
-def _middle_and_width(space: spaces.Box) -> tuple[jax.Array, jax.Array]:
-    """The middle of a Box, and half of its width."""
-    low, high = (jnp.broadcast_to(jnp.asarray(x), space.shape) for x in (space.low, space.high))
-    return (low + high) / 2, (high - low) / 2
-
-
-def _turned(x: jax.Array, angles: jax.Array) -> jax.Array:
-    """``x [A]`` with each pair turned by its angle ``[A // 2]``, clipped to [-1, 1]."""
+def _turned(action: jax.Array, angles: jax.Array, space: spaces.Box) -> jax.Array:
+    """``action [A]`` with each pair turned by its angle ``[A // 2]``, in units of the space, clipped to its bounds."""
+    nominal = boxes.nominal(space)
+    middle, width = (jnp.asarray(x, action.dtype) for x in (nominal.middle, nominal.half_width))
+    x = (action - middle) / width
+    angles = angles.astype(action.dtype)
     cos, sin = jnp.cos(angles), jnp.sin(angles)
     pairs = x[: 2 * angles.size].reshape(-1, 2)
     turned = jnp.stack(
         [cos * pairs[:, 0] - sin * pairs[:, 1], sin * pairs[:, 0] + cos * pairs[:, 1]], axis=1
     )
-    return jnp.clip(x.at[: 2 * angles.size].set(turned.reshape(-1)), -1.0, 1.0)
+    return boxes.clip(middle + width * x.at[: 2 * angles.size].set(turned.reshape(-1)), space)

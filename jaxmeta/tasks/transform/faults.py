@@ -34,6 +34,7 @@ class Faulty(Wrapper):
         return jnp.where(fault & ~is_reward & first, jnp.inf, obs), state, reward, terminated, info
 
 
+@checks.arguments
 def faulty(family: TaskFamily, *, rate: float = 1e-3) -> TaskFamily:
     """The family with numbers that are not finite in a share ``rate`` of its steps: half of the time the reward
     is NaN, else an observation infinite.
@@ -41,5 +42,5 @@ def faulty(family: TaskFamily, *, rate: float = 1e-3) -> TaskFamily:
     To see what a learner makes of a simulator that breaks: those of this library leave the streams out that
     it breaks in, and count them.
     """
-    checks.between("rate", rate, 0, 1)
+    rate = checks.between("rate", rate, 0, 1)
     return dataclasses.replace(family, name=f"faulty_{family.name}", env=Faulty(family.env, rate))

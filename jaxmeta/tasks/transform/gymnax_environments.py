@@ -51,7 +51,7 @@ def from_gymnax(name: str, *, horizon: int, **settings: Any) -> TaskFamily:
         TypeError: a setting cannot be hashed.
     """
     checks.choice("name", name, gymnax.registered_envs)
-    checks.at_least("horizon", horizon, 1)
+    horizon = checks.at_least("horizon", horizon, 1)
     for setting, value in settings.items():
         try:
             hash(value)

@@ -1,5 +1,6 @@
 """Laws of what is drawn, in distribution and out of it."""
 
+import functools
 import math
 
 import jax
@@ -54,20 +55,54 @@ def assignment(key: jax.Array, num_values: int, num_places: int, split: str) -> 
     the values come first is an even permutation of them, in testing an odd one. Below three values all
     splits are the same.
     """
-    shuffle_key, extra_key, last_key = jax.random.split(key, 3)
-    extra = jax.random.randint(extra_key, (num_places - num_values,), 0, num_values, jnp.int32)
-    values = jnp.append(jnp.arange(num_values, dtype=jnp.int32), extra)
-    drawn = jax.random.permutation(shuffle_key, values)
+    order_key, places_key, last_key = jax.random.split(key, 3)
+    # An assignment is which places share a value, and the order in which the values come first.
+    # Every way of sharing goes with as many orders of the split, so each is drawn by itself.
+    group = _groups(places_key, num_values, num_places)
+    order = jax.random.permutation(order_key, jnp.arange(num_values, dtype=jnp.int32))
     if num_values < 3:
-        return drawn
-    # Renaming values maps assignments one to one, so what was uniform stays so.
+        return order[group]
+    # Exchanging two values maps orders one to one, so what was uniform stays so.
+    last = order[group[-1]]
     if split == "out_of_distribution":
-        return _exchanged(drawn, drawn[-1], 0)
-    drawn = _exchanged(drawn, drawn[-1], jax.random.randint(last_key, (), 1, num_values))
-    first = jnp.argmax(drawn[None, :] == jnp.arange(num_values)[:, None], axis=1)
-    inversions = jnp.sum(jnp.triu(first[:, None] > first[None, :]))
+        return _exchanged(order, last, 0)[group]
+    order = _exchanged(order, last, jax.random.randint(last_key, (), 1, num_values))
+    inversions = jnp.sum(jnp.triu(order[:, None] > order[None, :]))
     odd = inversions % 2 == 1
-    return jnp.where(odd == (split == "test"), drawn, _exchanged(drawn, 1, 2))
+    return jnp.where(odd == (split == "test"), order, _exchanged(order, 1, 2))[group]
+
+
+def _groups(key: jax.Array, num_groups: int, num_places: int) -> jax.Array:
+    """Which places go together, int32 ``[num_places]``, uniform over all partitions into ``num_groups`` groups.
+
+    Groups are numbered as they come first. Place by place, a new one is begun with the probability that the
+    number of partitions which go on so gives it.
+    """
+    if num_groups == num_places:
+        return jnp.arange(num_places, dtype=jnp.int32)
+
+    def place(begun: jax.Array, inputs: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        probability, number = inputs
+        begins = number[0] < probability[begun]
+        group = jnp.where(begins, begun, jnp.floor(number[1] * begun).astype(begun.dtype))
+        return begun + begins, group
+
+    numbers = jax.random.uniform(key, (num_places, 2))
+    probabilities = jnp.asarray(_begins(num_groups, num_places), numbers.dtype)
+    return jax.lax.scan(place, jnp.zeros((), jnp.int32), (probabilities, numbers))[1]
+
+
+@functools.cache
+def _begins(num_groups: int, num_places: int) -> np.ndarray:
+    """The probability that a place begins a group, by the number of groups before it, ``[num_places, num_groups + 1]``."""
+    ways = [0] * num_groups + [1]  # to go on from each number of groups, behind the last place
+    rows = []
+    for _ in range(num_places):
+        begin = [*ways[1:], 0]
+        total = [groups * ways[groups] + begin[groups] for groups in range(num_groups + 1)]
+        rows.append([x / n if n else 0.0 for x, n in zip(begin, total, strict=True)])
+        ways = total
+    return np.asarray(rows[::-1])
 
 
 def _exchanged(x: jax.Array, a: jax.Array | int, b: jax.Array | int) -> jax.Array:

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from gymnax.environments import spaces
 
 from jaxmeta import checks
@@ -19,6 +20,7 @@ from jaxmeta.tasks.transform.wrappers import (
     inner_return,
     observations,
     transformed,
+    warn_of_no_variety,
 )
 from jaxmeta.types import Task
 
@@ -44,9 +46,10 @@ class PermutedObservations(Transformed):
         space = super().observation_space()
         if isinstance(space, spaces.Discrete):
             return space
-        return spaces.Box(jnp.min(space.low), jnp.max(space.high), space.shape, space.dtype)
+        return spaces.Box(np.min(space.low), np.max(space.high), space.shape, space.dtype)
 
 
+@checks.arguments
 def permuted_observations(family: TaskFamily, *, axis: int | None = None) -> TaskFamily:
     """The family with the elements of its observations permuted, or the slices along an axis.
 
@@ -57,7 +60,10 @@ def permuted_observations(family: TaskFamily, *, axis: int | None = None) -> Tas
         family: Any family.
         axis: The axis to permute; None permutes all elements, however they are arranged.
     """
+    axis = checks.field("axis", axis, int | None)
     size = _num_elements(family.env, axis)
+    if size == 1:
+        warn_of_no_variety(family, "one element has one order")
 
     def sorted_out(drawn: jax.Array, obs: jax.Array) -> jax.Array:
         return _permuted(obs, jnp.argsort(drawn), axis)
@@ -89,10 +95,11 @@ class MaskedObservations(Transformed):
 
     def observation_space(self, params: Task | None = None) -> spaces.Box:
         space = super().observation_space()
-        low, high = jnp.minimum(space.low, 0), jnp.maximum(space.high, 0)
+        low, high = np.minimum(space.low, 0), np.maximum(space.high, 0)
         return spaces.Box(low, high, space.shape, space.dtype)
 
 
+@checks.arguments
 def masked_observations(family: TaskFamily, *, num_hidden: int) -> TaskFamily:
     """The family with some elements of its observations hidden, for good, behind zeros.
 
@@ -105,9 +112,13 @@ def masked_observations(family: TaskFamily, *, num_hidden: int) -> TaskFamily:
     """
     shape = box(observations(family.env), family, "observations").shape
     size = math.prod(shape)
-    checks.at_least("num_hidden", num_hidden, 1)
+    num_hidden = checks.at_least("num_hidden", num_hidden, 1)
     if 2 * num_hidden > size:
         raise ValueError(f"num_hidden={num_hidden} must be at most half of {size}, the elements")
+    if size == 2:
+        warn_of_no_variety(
+            family, "of two elements training hides the first, and testing the second"
+        )
 
     def draw(key: jax.Array, inner: Task, split: str) -> jax.Array:
         if split == "out_of_distribution":
@@ -147,6 +158,7 @@ class ProjectedObservations(Transformed):
         return spaces.Box(-jnp.inf, jnp.inf, (self.size,), jnp.float32)
 
 
+@checks.arguments
 def projected_observations(family: TaskFamily, *, size: int) -> TaskFamily:
     """The family seen through a random matrix ``[size, O]`` with orthonormal rows or columns.
 
@@ -157,9 +169,11 @@ def projected_observations(family: TaskFamily, *, size: int) -> TaskFamily:
         family: A family with observations in a `Box`.
         size: Of a projected observation.
     """
-    checks.at_least("size", size, 1)
+    size = checks.at_least("size", size, 1)
     shape = box(observations(family.env), family, "observations").shape
     within = math.prod(shape)
+    if size == within == 1:
+        warn_of_no_variety(family, "of one element there is one projection in training")
 
     def draw(key: jax.Array, inner: Task, split: str) -> jax.Array:
         matrix = jax.nn.initializers.orthogonal()(key, (size, within), float)
@@ -183,7 +197,10 @@ def projected_observations(family: TaskFamily, *, size: int) -> TaskFamily:
 
 def _num_elements(env: Any, axis: int | None) -> int:
     space = observations(env)
-    checks.field("axis", axis, int | None)
+    if not isinstance(space, spaces.Box | spaces.Discrete):
+        raise ValueError(
+            f"env={env.name!r} has observations in {space}, where a Box or Discrete is needed"
+        )
     if axis is None:
         return space.n if isinstance(space, spaces.Discrete) else math.prod(space.shape)
     if not 0 <= axis < len(space.shape):

@@ -1,6 +1,7 @@
 """Parameters drawn per task, and leaves of the state made part of it."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
@@ -15,22 +16,25 @@ from jaxmeta.tasks.transform.laws import integer, number
 from jaxmeta.tasks.transform.wrappers import (
     Transformed,
     TransformedParams,
+    all_equal,
     carried,
     for_each_split,
     innermost,
     replaced,
     transformed,
+    warn_of_no_variety,
 )
 from jaxmeta.types import Task
 
 
+@checks.arguments
 def parameter_fields(family: TaskFamily) -> tuple[str, ...]:
     """Names of the environment's parameters that `drawn_parameters` can draw: its scalar numbers.
 
     The time limit is left out. An environment need not read all of its parameters: CartPole's
     ``masscart`` is dead, what counts is the ``total_mass`` made from it.
     """
-    params = jax.eval_shape(lambda: innermost(family.train(jax.random.key(0))))
+    params = _parameters(family)
     return tuple(
         field.name
         for field in dataclasses.fields(params)
@@ -38,16 +42,22 @@ def parameter_fields(family: TaskFamily) -> tuple[str, ...]:
     )
 
 
+@checks.arguments
 def with_parameters(family: TaskFamily, **values: Any) -> TaskFamily:
-    """The family with parameters of the environment, of the same types, set in every task.
+    """The family with parameters of the environment set in every task.
+
+    Values are of the shape and of the kind of what they stand for, true or false, integers or real numbers, for which
+    integers may stand too; a cast changes no number but by rounding.
 
     Raises:
-        ValueError: a parameter is unknown.
+        ValueError: a parameter is unknown, a value of another shape, not finite, or too large for the parameter.
+        TypeError: a value is of another kind.
     """
-    params = jax.eval_shape(lambda: innermost(family.train(jax.random.key(0))))
+    checks.some("values", values)
+    params = _parameters(family)
     for name in values:
         checks.choice("parameter", name, [field.name for field in dataclasses.fields(params)])
-    fixed = {name: np.asarray(x, getattr(params, name).dtype) for name, x in values.items()}
+    fixed = {name: _fitting(name, x, getattr(params, name)) for name, x in values.items()}
 
     def sampler(split: str) -> Sampler:
         sample = getattr(family, split)
@@ -56,6 +66,7 @@ def with_parameters(family: TaskFamily, **values: Any) -> TaskFamily:
     return dataclasses.replace(family, **for_each_split(sampler))
 
 
+@checks.arguments
 def drawn_parameters(
     family: TaskFamily,
     ranges: Mapping[str, tuple[float, float]],
@@ -74,26 +85,30 @@ def drawn_parameters(
         law: ``"log_uniform"``, for positive numbers, or ``"uniform"``.
 
     Raises:
-        ValueError: a name is unknown, a range empty, or not positive for a log-uniform law.
+        ValueError: no name is given, or an unknown one; a range is empty, or not positive for a log-uniform law; an end
+            is not finite, or too large for the parameter.
+        TypeError: an end is no number, or no integer where the parameter is one.
     """
     checks.choice("law", law, ("log_uniform", "uniform"))
-    known = parameter_fields(family)
-    params = jax.eval_shape(lambda: innermost(family.train(jax.random.key(0))))
-    dtypes = {name: getattr(params, name).dtype for name in known}
+    checks.some("ranges", ranges)
+    known, params = parameter_fields(family), _parameters(family)
+    ends, dtypes = {}, {}
     for name, drawn_from in ranges.items():
         checks.choice("parameter", name, known)
         if not isinstance(drawn_from, tuple | list) or len(drawn_from) != 2:
             raise TypeError(f"{name}={drawn_from!r} must be a range (low, high)")
-        low, high = drawn_from
+        low, high = (_fitting(name, x, getattr(params, name)) for x in drawn_from)
         if not low < high:
-            raise ValueError(f"{name}={(low, high)} must be a range (low, high) with low < high")
+            raise ValueError(f"{name}={drawn_from} must be a range (low, high) with low < high")
+        dtypes[name] = low.dtype
+        ends[name] = low, high = low.item(), high.item()
         if law == "log_uniform" and not low > 0 and jnp.issubdtype(dtypes[name], jnp.floating):
-            raise ValueError(f"{name}={(low, high)} must be positive for law='log_uniform'")
+            raise ValueError(f"{name}={drawn_from} must be positive for law='log_uniform'")
 
     def draw(key: jax.Array, name: str, split: str) -> jax.Array:
-        low, high = ranges[name]
+        low, high = ends[name]
         if jnp.issubdtype(dtypes[name], jnp.integer):
-            drawn = integer(key, int(low), int(high), split)
+            drawn = integer(key, low, high, split)
         else:
             drawn = number(key, low, high, split, law=law, limits=_of_one_sign(low, high))
         return drawn.astype(dtypes[name])
@@ -116,8 +131,50 @@ def drawn_parameters(
     )
 
 
+def _parameters(family: TaskFamily) -> Any:
+    """The shapes of the environment's parameters; what is static among them is as it is."""
+    return jax.eval_shape(lambda: innermost(family.train(jax.random.key(0))))
+
+
 def _is_number(x: Any) -> bool:
-    return x.shape == () and x.dtype != bool
+    is_array = hasattr(x, "shape") and hasattr(x, "dtype")
+    return is_array and x.shape == () and jnp.issubdtype(x.dtype, np.number)
+
+
+_KINDS = {
+    "b": ("true or false", "b"),
+    "i": ("an integer", "iu"),
+    "u": ("an integer", "iu"),
+    "f": ("a real number", "iuf"),
+}
+"""By the kind of an array: what its numbers are called, and the kinds that may stand for it."""
+
+
+def _fitting(name: str, value: Any, like: Any) -> np.ndarray:
+    """The ``value`` as an array of the shape and dtype of ``like``; see `with_parameters`."""
+    kind = getattr(getattr(like, "dtype", None), "kind", None)
+    if kind not in _KINDS:
+        raise TypeError(
+            f"{name}={value!r} cannot be set: in the tasks it is {like}, which is no array of numbers"
+        )
+    wanted, right = _KINDS[kind]
+    if like.shape:
+        wanted = f"an array of shape {like.shape}, each {wanted}"
+    try:
+        given = np.asarray(value)
+    except (TypeError, ValueError):  # traced, or rows of several lengths
+        given = np.asarray(None)
+    if given.dtype.kind not in right:
+        raise TypeError(f"{name}={value!r} must be {wanted}")
+    if given.shape != like.shape:
+        raise ValueError(f"{name}={value!r} has shape {given.shape}; it must be {wanted}")
+    with np.errstate(over="ignore"):
+        cast = given.astype(like.dtype)
+    if not np.all(np.isfinite(cast)) or (given.dtype.kind != "f" and np.any(cast != given)):
+        raise ValueError(
+            f"{name}={value!r} must be {wanted} that is finite and that {like.dtype} holds"
+        )
+    return cast
 
 
 def _of_one_sign(low: float, high: float) -> tuple[float, float]:
@@ -151,17 +208,23 @@ class Pinned(Transformed):
         return self.env.observe(observe_key, state, None, params.inner), state
 
 
+Law = Callable[[jax.Array], dict[str, jax.Array]]
+"""``key -> {leaf: value}``."""
+
+
+@checks.arguments
 def pinned(
     family: TaskFamily,
     *leaves: str,
-    inside: Callable[[jax.Array], dict[str, jax.Array]] | None = None,
-    outside: Callable[[jax.Array], dict[str, jax.Array]] | None = None,
+    inside: Law | None = None,
+    outside: Law | None = None,
 ) -> TaskFamily:
     """The family with leaves of the environment's state made part of the task.
 
     Some environments draw what a meta-learner is to find out, a goal or a bandit's arms, in each reset: what
     was learned in one episode is wrong in the next. Pinned it is drawn once, with the task, and survives
-    every reset. `IDENTITY` lists these leaves of gymnax's environments.
+    every reset. `IDENTITY` lists these leaves of gymnax's environments. A UserWarning says so where all tasks would be
+    the same, as where the environment must be told by a parameter to draw.
 
     Args:
         family: Of a gymnax environment, transformed or not.
@@ -172,8 +235,8 @@ def pinned(
     Raises:
         ValueError: no leaf is named, or one that the state lacks.
     """
-    if not leaves:
-        raise ValueError("leaves=() must name at least one field of the environment's state")
+    checks.some("leaves", leaves)
+    checks.distinct("leaves", leaves)
     env = Pinned(family.env, leaves)
     state = jax.eval_shape(
         lambda: innermost(family.env.reset_env(jax.random.key(0), family.env.default_params)[1])
@@ -181,9 +244,37 @@ def pinned(
     for name in leaves:
         checks.choice("leaf", name, [field.name for field in dataclasses.fields(state)])
 
+    def chosen(name: str, law: Law) -> Law:
+        """What a law draws, as the state holds it."""
+
+        def draw(key: jax.Array) -> dict[str, jax.Array]:
+            drawn = law(key)
+            if not isinstance(drawn, dict) or drawn.keys() != set(leaves):
+                raise TypeError(f"{name}(key)={drawn!r} must be a dict of {leaves}")
+            return {
+                leaf: _like(f"{name}(key)[{leaf!r}]", drawn[leaf], getattr(state, leaf))
+                for leaf in leaves
+            }
+
+        jax.eval_shape(draw, jax.random.key(0))
+        return draw
+
+    inside = inside and chosen("inside", inside)
+    outside = chosen("outside", outside) if outside else inside
+
     def draw(key: jax.Array, inner: Task, split: str) -> dict[str, jax.Array]:
-        chosen = outside or inside if split == "out_of_distribution" else inside
-        return env.drawn_within(key, inner) if chosen is None else chosen(key)
+        law = outside if split == "out_of_distribution" else inside
+        return env.drawn_within(key, inner) if law is None else law(key)
+
+    law = inside or (lambda key: env.drawn_within(key, family.train(key)))
+    if all_equal(law):
+        names = " and ".join(leaves)
+        warn_of_no_variety(
+            family,
+            f"inside draws one and the same {names}"
+            if inside
+            else f"every reset draws the same {names}{_switches(family, env)}",
+        )
 
     return transformed(
         family,
@@ -192,3 +283,29 @@ def pinned(
         prefix="pinned",
         expert_action=carried(family.expert_action or family.optimal_action),
     )
+
+
+def _like(name: str, value: Any, like: Any) -> jax.Array:
+    """The ``value`` in the dtype of ``like``; raises unless it is of its shape and kind."""
+    value = jnp.asarray(value)
+    _, right = _KINDS.get(like.dtype.kind, ("", like.dtype.kind))
+    if value.shape != like.shape or value.dtype.kind not in right:
+        raise TypeError(
+            f"{name} is {value.dtype.name}{list(value.shape)}; in the state it is {like.dtype.name}{list(like.shape)}"
+        )
+    return value.astype(like.dtype)
+
+
+def _switches(family: TaskFamily, env: Pinned) -> str:
+    """Which parameters would make the environment draw what is pinned: the end of a sentence."""
+    params = family.train(jax.random.key(0))
+    found = []
+    for field in dataclasses.fields(innermost(params)):
+        value = getattr(innermost(params), field.name)
+        if np.shape(value) == () and np.asarray(value).dtype == bool and not value:
+            switched = replaced(params, {field.name: jnp.ones((), bool)})
+            if not all_equal(functools.partial(env.drawn_within, params=switched)):
+                found.append(f"{field.name}=True")
+    if not found:
+        return ""
+    return f"; with_parameters(family, {' or '.join(found)}) makes it draw them"

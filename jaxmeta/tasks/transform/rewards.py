@@ -32,12 +32,13 @@ class ScaledRewards(Transformed):
         return params.drawn * reward
 
 
+@checks.arguments
 def scaled_rewards(family: TaskFamily, *, scale: float = 10.0) -> TaskFamily:
     """The family with its rewards multiplied by a factor, log-uniform in ``[1 / scale, scale]``.
 
     Out of distribution the factor is outside, on either side, by up to a factor of sqrt(scale).
     """
-    checks.between("scale", scale, 1, 1e6)
+    scale = checks.between("scale", scale, 1, 1e6)
     if scale == 1:
         raise ValueError(f"scale={scale} must be above 1")
     optimal_return = family.optimal_return
@@ -56,6 +57,7 @@ def scaled_rewards(family: TaskFamily, *, scale: float = 10.0) -> TaskFamily:
     )
 
 
+@checks.arguments
 def signed_rewards(family: TaskFamily) -> TaskFamily:
     """The family with rewards that are, or are not, penalties: multiplied by 1 or -1, each as likely.
 
@@ -115,13 +117,14 @@ class DelayedRewards(Transformed):
         return state.inner
 
 
+@checks.arguments
 def delayed_rewards(family: TaskFamily, *, max_delay: int = 10) -> TaskFamily:
     """The family with its rewards paid some steps late, and what is still owed at an episode's end.
 
     The delay is uniform over 0 to ``max_delay`` steps, out of distribution over those above, up to twice
     as long. Returns, and so optima, stay what they are.
     """
-    checks.at_least("max_delay", max_delay, 1)
+    max_delay = checks.at_least("max_delay", max_delay, 1)
 
     def draw(key: jax.Array, inner: Task, split: str) -> jax.Array:
         first = max_delay + 1 if split == "out_of_distribution" else 0

@@ -1,11 +1,14 @@
 """Environments around environments, and families of them."""
 
 import dataclasses
+import math
+import warnings
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 from gymnax.environments import environment, spaces
 
@@ -90,9 +93,11 @@ class Wrapper(environment.Environment[Any, Any]):
     def name(self) -> str:
         return f"{type(self).__name__}{self.env.name}"
 
-    # Spaces are those of any task; a batch of tasks would pretend to be larger.
+    # Spaces are those of any task; a batch of tasks would pretend to be larger. They are made at once, inside of a
+    # trace too: their bounds are looked at.
     def action_space(self, params: Task | None = None) -> spaces.Space:
-        return self.env.action_space(self.env.default_params)
+        with jax.ensure_compile_time_eval():
+            return self.env.action_space(self.env.default_params)
 
     def observation_space(self, params: Task | None = None) -> spaces.Space:
         return observations(self.env)
@@ -154,6 +159,35 @@ def transformed(
     )
 
 
+def warn_of_no_variety(family: TaskFamily, why: str) -> None:
+    """Warns that a transformation of ``family``, meant to vary its tasks, leaves them all the same in training."""
+    warnings.warn(
+        f"family={family.name!r} would have no variety, all tasks would be the same: {why}",
+        UserWarning,
+        stacklevel=4,  # past the transformation and the checks of its arguments
+    )
+
+
+def all_equal(draw: Callable[[jax.Array], Any], num_drawn: int = 16) -> bool:
+    """Whether ``draw(key)`` says the same for ``num_drawn`` keys; where it does not, a few are enough to tell."""
+
+    def drawn(seed: int) -> list[np.ndarray]:
+        leaves = jax.tree.leaves(draw(jax.random.key(seed)))
+        is_key = [jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) for leaf in leaves]
+        return [
+            np.asarray(jax.random.key_data(leaf) if key else leaf)
+            for leaf, key in zip(leaves, is_key, strict=True)
+        ]
+
+    with jax.ensure_compile_time_eval():
+        first = drawn(0)
+        return all(
+            np.array_equal(x, y)
+            for seed in range(1, num_drawn)
+            for x, y in zip(first, drawn(seed), strict=True)
+        )
+
+
 def for_each_split(sampler: Callable[[str], Sampler]) -> dict[str, Any]:
     """A family's samplers by the names of its splits: ``sampler(split)`` of each."""
     return {split: sampler(split) for split in SPLITS}
@@ -197,12 +231,15 @@ def replaced(x: Any, fields: dict[str, Any]) -> Any:
 
 
 def box(space: spaces.Space, family: TaskFamily, what: str) -> spaces.Box:
-    """The space itself; raises ValueError unless it is a Box, naming the family and ``what`` the space is of."""
+    """The space itself; raises ValueError unless it is a Box, and not empty, naming the family and ``what`` the space is of."""
     if not isinstance(space, spaces.Box):
         raise ValueError(f"family={family.name!r} has {what} in {space}, where a Box is needed")
+    if math.prod(space.shape) == 0:
+        raise ValueError(f"family={family.name!r} has {what} in {space}, which is empty")
     return space
 
 
 def observations(env: Any) -> spaces.Space:
-    """The observation space of the environment's default task."""
-    return env.observation_space(env.default_params)
+    """The observation space of the environment's default task, made at once."""
+    with jax.ensure_compile_time_eval():
+        return env.observation_space(env.default_params)

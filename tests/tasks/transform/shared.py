@@ -15,6 +15,13 @@ from jaxmeta.tasks import transform
 ENVIRONMENTS = sorted(set(gymnax.registered_envs) - set(transform.UNSUPPORTED))
 
 
+SWITCHES = {
+    "DeepSea-bsuite": {"sample_action_map": True},
+    "FourRooms-misc": {"resample_goal_pos": True},
+}
+"""Parameters with which an environment draws what is pinned."""
+
+
 def discrete(family):
     return isinstance(family.action_space, spaces.Discrete)
 
@@ -36,6 +43,8 @@ def everything(name, horizon=6):
             ranges[field] = (value, value + 1) if isinstance(value, int) else (value, value + 0.1)
         family = transform.drawn_parameters(family, ranges, law="uniform")
     if name in transform.IDENTITY:
+        if name in SWITCHES:
+            family = transform.with_parameters(family, **SWITCHES[name])
         family = transform.pinned(family, *transform.IDENTITY[name])
     if discrete(family):
         family = transform.permuted_actions(family)
@@ -44,8 +53,9 @@ def everything(name, horizon=6):
         family = transform.flipped_actions(family)
         if family.action_space.shape[0] > 1:
             family = transform.rotated_actions(family)
-    family = transform.permuted_observations(family)
-    if sized(family) and math.prod(family.observation_shape) > 1:
+    if math.prod(family.observation_shape) > 1 or not sized(family):
+        family = transform.permuted_observations(family)
+    if math.prod(family.observation_shape) > 2:
         family = transform.masked_observations(family, num_hidden=1)
         family = transform.projected_observations(family, size=5)
     family = transform.sticky_actions(family)

@@ -1,5 +1,6 @@
 """What an action does."""
 
+import dataclasses
 import itertools
 import math
 
@@ -152,3 +153,77 @@ def test_what_sticks_is_what_was_taken_and_a_reset_forgets_it():
     assert state.inner.paddle_x == 4
     assert family.optimal_action is None
     assert family.expert_action is not None
+
+
+SIDES = [
+    (-1.0, 1.0),
+    (0.0, np.inf),
+    (-np.inf, 0.0),
+    (-np.inf, np.inf),
+    (-3.4028235e38, 3.4028235e38),
+    (-1e30, 4.0),
+]
+
+
+@dataclasses.dataclass(frozen=True)
+class Echo(Own):
+    """Observes the action that it gets."""
+
+    sides: tuple = tuple(SIDES)
+
+    def action_space(self, params=None):
+        low, high = np.array(self.sides, np.float32).T
+        return spaces.Box(jnp.asarray(low), jnp.asarray(high), (len(self.sides),))
+
+    def step_env(self, key, state, action, params):
+        return action, state + 1, 0.0, jnp.zeros((), bool), {}
+
+
+class OneAction(Own):
+    def action_space(self, params=None):
+        return spaces.Discrete(1)
+
+
+def echoing(sides=tuple(SIDES)):
+    env = Echo(sides)
+    return tasks.TaskFamily("echo", env, 5, *[lambda key: env.default_params] * 3)
+
+
+def received(family, drawn, action):
+    """The action that the environment within gets, from inside of a trace."""
+    task = TransformedParams(OwnParams(), jnp.asarray(drawn))
+    state = jnp.zeros((), jnp.int32)
+    step = jax.jit(lambda action: family.env.step_env(KEY, state, action, task)[0])
+    return np.asarray(step(jnp.asarray(action, jnp.float32)))
+
+
+def test_flips_are_about_the_middle_of_the_nominal_range():
+    family = transform.flipped_actions(echoing())
+    action = np.array([0.5, 0.5, -1.75, 0.5, 0.5, 3.5])
+    mirrored = np.array([-0.5, 1.5, -0.25, -0.5, -0.5, 2.5])
+    np.testing.assert_allclose(received(family, -np.ones(6), action), mirrored, atol=1e-6)
+    np.testing.assert_allclose(received(family, -np.ones(6), mirrored), action, atol=1e-6)
+    # Clipped to the bounds that there are, and to none that there are not.
+    far = received(family, -np.ones(6), np.array([3.0, 5.0, -5.0, 100.0, 1e6, -100.0]))
+    np.testing.assert_allclose(far, [-1.0, 0.0, 0.0, -100.0, -1e6, 4.0], atol=1e-6)
+    assert np.array_equal(received(family, np.ones(6), action), action.astype(np.float32))
+
+
+def test_rotations_leave_the_nominal_range_but_not_the_bounds():
+    sides = ((-2.0, 2.0), (-np.inf, np.inf), (0.0, np.inf), (-np.inf, np.inf))
+    family = transform.rotated_actions(echoing(sides))
+    far = np.array([1.5, 300.0, 40.0, -500.0])
+    np.testing.assert_allclose(received(family, np.zeros(2), far), far, rtol=1e-6)
+    # A quarter turn, in units of half widths about the middles: (x, y) -> (-y, x).
+    turned = received(family, np.full(2, np.pi / 2), np.array([1.0, 30.0, 3.0, 0.5]))
+    np.testing.assert_allclose(turned, [-2.0, 0.5, 0.5, 2.0], rtol=1e-5)
+
+
+def test_actions_that_cannot_be_turned_are_refused():
+    empty_width = echoing(((0.0, 0.0), (0.0, 1.0)))
+    with pytest.raises(ValueError, match="family='echo', action_space=Box.* low == high"):
+        transform.rotated_actions(empty_width)
+    with pytest.raises(ValueError, match="max_angle=0 must lie between"):
+        transform.rotated_actions(echoing(), max_angle=0)
+    with pytest.warns(UserWarning, match="'echo' would have no variety.*one action has one order"):
+        transform.permuted_actions(dataclasses.replace(echoing(), env=OneAction()))

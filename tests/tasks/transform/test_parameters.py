@@ -10,7 +10,7 @@ import pytest
 from jaxmeta import tasks
 from jaxmeta.tasks import transform
 from jaxmeta.tasks.transform.wrappers import replaced
-from tests.tasks.transform.shared import KEY
+from tests.tasks.transform.shared import KEY, SWITCHES
 
 
 @pytest.mark.parametrize("law", ["log_uniform", "uniform"])
@@ -83,8 +83,8 @@ def test_parameters_drawn_change_the_dynamics_and_are_told_to_controllers():
 @pytest.mark.parametrize("name", sorted(transform.IDENTITY))
 def test_what_is_pinned_survives_every_reset(name):
     family = transform.from_gymnax(name, horizon=4)
-    switches = {"sample_action_map", "resample_goal_pos"} & set(dir(family.train(None)))
-    family = transform.with_parameters(family, **{switch: True for switch in switches})
+    if name in SWITCHES:
+        family = transform.with_parameters(family, **SWITCHES[name])
     leaves = transform.IDENTITY[name]
     family = transform.pinned(family, *leaves)
     drawn = tasks.sample_tasks(jax.random.key(0), family, 12, split="train")
@@ -127,3 +127,105 @@ def test_without_a_law_of_their_own_pins_are_the_reset_s():
     for split in tasks.SPLITS:
         mu = np.asarray(tasks.sample_tasks(KEY, family, 4000, split=split).drawn["mu"])
         np.testing.assert_allclose([mu.mean(), mu.std()], [-1.0, 1.0], atol=0.05)
+
+
+@pytest.mark.parametrize(
+    ("name", "leaf", "told"),
+    [
+        ("FourRooms-misc", "goal", r"every reset draws the same goal; .*resample_goal_pos=True\)"),
+        ("DeepSea-bsuite", "action_mapping", r"same action_mapping; .*sample_action_map=True\)"),
+        ("CartPole-v1", "time", "every reset draws the same time$"),
+    ],
+)
+def test_pins_that_do_not_vary_are_warned_of_with_what_makes_them(name, leaf, told):
+    with pytest.warns(UserWarning, match=f"family='{name}' would have no variety.*{told}") as seen:
+        transform.pinned(transform.from_gymnax(name, horizon=3), leaf)
+    assert seen[0].filename == __file__
+
+
+def test_two_tasks_are_variety_and_one_of_one_s_own_law_is_none():
+    bandit = transform.from_gymnax("BernoulliBandit-misc", horizon=3)
+    drawn = transform.pinned(bandit, "reward_probs").train
+    probabilities = {
+        tuple(np.asarray(drawn(jax.random.key(i)).drawn["reward_probs"])) for i in range(9)
+    }
+    assert len(probabilities) == 2
+    with pytest.warns(UserWarning, match="inside draws one and the same reward_probs"):
+        transform.pinned(bandit, "reward_probs", inside=lambda key: {"reward_probs": jnp.ones(2)})
+
+
+@pytest.mark.parametrize(
+    ("values", "error", "told"),
+    [
+        ({"resample_goal_pos": 3.5}, TypeError, "resample_goal_pos=3.5 must be true or false"),
+        ({"resample_goal_pos": 1}, TypeError, "resample_goal_pos=1 must be true or false"),
+        ({"max_steps_in_episode": 2.5}, TypeError, "max_steps_in_episode=2.5 must be an integer"),
+        ({"max_steps_in_episode": True}, TypeError, "must be an integer"),
+        ({"max_steps_in_episode": 2**40}, ValueError, "=1099511627776 .* that int32 holds"),
+        ({"fail_prob": "0.1"}, TypeError, "fail_prob='0.1' must be a real number"),
+        ({"fail_prob": None}, TypeError, "fail_prob=None must be a real number"),
+        (
+            {"fail_prob": float("nan")},
+            ValueError,
+            "fail_prob=nan must be a real number that is fin",
+        ),
+        ({"fail_prob": 1e300}, ValueError, "fail_prob=1e.300 must be .* that float32 holds"),
+        ({"fail_prob": 2**24 + 1}, ValueError, "fail_prob=16777217 must be .* that float32 holds"),
+        (
+            {"fail_prob": [0.1, 0.2]},
+            ValueError,
+            r"fail_prob=.* has shape \(2,\); it must be a real",
+        ),
+        ({}, ValueError, "values=.* must hold at least one"),
+    ],
+)
+def test_parameters_of_another_kind_are_refused(values, error, told):
+    family = transform.from_gymnax("FourRooms-misc", horizon=3)
+    with pytest.raises(error, match=told):
+        transform.with_parameters(family, **values)
+
+
+def test_parameters_of_the_same_kind_are_set_and_keep_their_type():
+    family = transform.from_gymnax("FourRooms-misc", horizon=3)
+    before = family.train(KEY)
+    for value in (0, 0.25, np.float64(0.25), np.int64(1), jnp.asarray(0.25), np.asarray(0.25)):
+        task = transform.with_parameters(family, fail_prob=value).train(KEY)
+        assert task.fail_prob == float(value)
+        assert task.fail_prob.dtype == before.fail_prob.dtype
+    task = transform.with_parameters(family, resample_goal_pos=np.True_).train(KEY)
+    assert task.resample_goal_pos
+    assert task.resample_goal_pos.dtype == bool
+
+
+@pytest.mark.parametrize(
+    ("name", "ranges", "error", "told"),
+    [
+        ("Asterix-MinAtar", {"shot_cool_down": (0.5, 4)}, TypeError, "=0.5 must be an integer"),
+        ("Asterix-MinAtar", {"shot_cool_down": (0, 2**40)}, ValueError, "that int32 holds"),
+        ("Pendulum-v1", {"g": (True, 2.0)}, TypeError, "g=True must be a real number"),
+        ("Pendulum-v1", {"g": ("1", 2.0)}, TypeError, "g='1' must be a real number"),
+        ("Pendulum-v1", {"g": (1.0, float("inf"))}, ValueError, "g=inf must be .* finite"),
+        ("Pendulum-v1", {"g": (1.0, 1.0 + 1e-12)}, ValueError, "g=.* low < high"),
+        ("Pendulum-v1", {"g": (1.0, 2.0, 3.0)}, TypeError, r"must be a range \(low, high\)"),
+        ("Pendulum-v1", {}, ValueError, "ranges=.* must hold at least one"),
+    ],
+)
+def test_ranges_that_can_only_be_mistakes_are_refused(name, ranges, error, told):
+    with pytest.raises(error, match=told):
+        transform.drawn_parameters(transform.from_gymnax(name, horizon=3), ranges)
+
+
+def test_pins_are_of_the_leaves_shape_and_kind():
+    family = transform.from_gymnax("Reacher-misc", horizon=3)
+
+    def pin(value, leaf="goal_xy"):
+        return transform.pinned(family, "goal_xy", inside=lambda key: {leaf: value})
+
+    with pytest.raises(ValueError, match="leaves=.* must name 'goal_xy' once"):
+        transform.pinned(family, "goal_xy", "goal_xy")
+    with pytest.raises(TypeError, match=r"inside\(key\)=.* must be a dict of \('goal_xy',\)"):
+        pin(jnp.zeros(2), "goal")
+    with pytest.raises(TypeError, match=r"\['goal_xy'\] is float32\[3\]; .* float32\[2\]"):
+        pin(jnp.zeros(3))
+    with pytest.raises(TypeError, match=r"is bool\[2\]; in the state it is float32"):
+        pin(jnp.zeros(2, bool))

@@ -61,7 +61,7 @@ def test_bad_settings_are_named(own):
     catch = transform.from_gymnax("Catch-bsuite", horizon=3)
     pendulum = transform.from_gymnax("Pendulum-v1", horizon=3)
     lake = transform.from_gymnax("FrozenLake-misc", horizon=3)
-    with pytest.raises(ValueError, match="family='Pendulum-v1' has continuous actions"):
+    with pytest.raises(ValueError, match="family='Pendulum-v1' has actions in Box.*discrete"):
         transform.permuted_actions(pendulum)
     with pytest.raises(ValueError, match="family='Catch-bsuite' has actions in Discrete"):
         transform.flipped_actions(catch)
@@ -85,7 +85,7 @@ def test_bad_settings_are_named(own):
         transform.with_parameters(pendulum, gravity=1.0)
     with pytest.raises(ValueError, match="leaf='goal' is unknown"):
         transform.pinned(catch, "goal")
-    with pytest.raises(ValueError, match="must name at least one field"):
+    with pytest.raises(ValueError, match="leaves=\(\) must hold at least one"):
         transform.pinned(catch)
     with pytest.raises(ValueError, match="scale=1 must be above 1"):
         transform.scaled_rewards(catch, scale=1)
