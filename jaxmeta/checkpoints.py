@@ -105,16 +105,13 @@ def save(
             "resume from the checkpoint before it, or, if there is none, begin again in an empty folder"
         ) from error
     try:
-        kept = manager.restore(step, args=ocp.args.Composite(record=ocp.args.JsonRestore()))[
-            "record"
-        ]
-        leaves = len(jax.tree.leaves(manager.item_metadata(step)["run"]))
-        if (
-            step not in manager.all_steps(read=True)
-            or kept != record
-            or leaves != len(record["arrays"])
-        ):
+        manager.reload()
+        back: Any = manager.restore(step, args=ocp.args.Composite(record=ocp.args.JsonRestore()))
+        there: Any = manager.item_metadata(step)  # opens every array
+        if back["record"] != record or step not in manager.all_steps():
             raise ValueError("it is another one")
+        if len(jax.tree.leaves(there["run"])) != len(record["arrays"]):
+            raise ValueError("arrays are missing")
     except Exception as error:
         raise CheckpointError(
             f"{_place(manager, step)} was written and cannot be read back ({_first_line(error)}); name another folder"
@@ -160,7 +157,9 @@ def restore(
             )
         different = [
             f"{name} is {ours!r} and was {theirs!r}"
-            for name, ours, theirs in differences(dict(description), records.plain(saved))
+            for name, ours, theirs in differences(
+                dict(description), records.plain(records.read(saved))
+            )
             if not name.startswith(ignore or ("\0",))
         ]
         if different:

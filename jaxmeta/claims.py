@@ -116,9 +116,9 @@ def _ended(claim: dict[str, Any], path: Path) -> bool:
     here = _mine()
     if all(claim[name] == here[name] for name in ("host", "boot", "processes")):
         return _start(claim["process"]) not in (claim["start"], "")
-    if claim["machine"] and all(claim[name] == here[name] for name in ("host", "machine")):
-        if claim["boot"] != here["boot"]:  # this machine was started again since
-            return True
+    same_machine = all(claim[name] == here[name] != "" for name in ("host", "machine"))
+    if same_machine and claim["boot"] != here["boot"]:  # it was started again since
+        return True
     raise FileExistsError(
         f"{path.parent} is held by another run ({holder(claim)}), and {here['host']} cannot see whether that process "
         f"lives: name another folder, or, if it has ended, remove {path}"

@@ -1,9 +1,10 @@
 """Strict JSON: what the files of a run and of a study hold, and how they are written.
 
-JSON has no infinite numbers. A setting that is infinite is written as the string ``"Infinity"`` or ``"-Infinity"``,
-and `read` turns that string into the float again. A measured number that is not finite is written as ``null``.
+JSON has no infinite numbers. One is written as the string ``"Infinity"`` or ``"-Infinity"``, and `read` turns that string
+into the float again. A result that is not a number (NaN) is written as ``null``; a setting must not be one.
 """
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -45,7 +46,7 @@ def plain(value: Any, name: str = "") -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         if math.isnan(value):
             raise ValueError(f"{name}=nan must be a number: JSON holds no NaN")
-        return next(text for text, number in INFINITIES.items() if number == value)
+        return _infinity(value)
     if isinstance(value, str) and value in INFINITIES:
         raise ValueError(f"{name}={value!r} would be read as a number: use another word")
     if value is None or isinstance(value, bool | int | float | str):
@@ -66,20 +67,21 @@ def read(value: Any) -> Any:
 
 
 def measured(value: Any) -> Any:
-    """Results as strict JSON holds them: as `plain`, but a number that is not finite is None.
+    """Results as strict JSON holds them: as `plain`, but NaN is None, and keys and objects of other kinds are strings.
 
-    Keys and objects of other kinds become strings.
+    It raises nothing, for what was measured must not be lost.
     """
     if hasattr(value, "_asdict"):
         value = value._asdict()
     elif isinstance(value, np.generic | np.ndarray | jax.Array):
-        value = _numbers(value, "")
+        with contextlib.suppress(TypeError):
+            value = _numbers(value, "")
     if isinstance(value, Mapping):
         return {str(key): measured(x) for key, x in value.items()}
     if isinstance(value, list | tuple):
         return [measured(x) for x in value]
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
+    if isinstance(value, float) and not math.isfinite(value):
+        return None if math.isnan(value) else _infinity(value)
     return value if value is None or isinstance(value, bool | int | str) else str(value)
 
 
@@ -98,6 +100,10 @@ def replace(path: Path, text: str) -> None:
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(text, encoding="utf-8")
     temporary.replace(path)
+
+
+def _infinity(value: float) -> str:
+    return next(text for text, number in INFINITIES.items() if number == value)
 
 
 def _numbers(value: Any, name: str) -> Any:

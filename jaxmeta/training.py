@@ -22,6 +22,7 @@ from typing import Any, NamedTuple, TextIO
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from rich.console import Console
 
@@ -160,16 +161,13 @@ def _check_metrics(metrics: Any) -> None:
             raise ValueError(
                 f"the metric {name!r} must be called otherwise: a line of the metrics has an entry of that name"
             )
-        leaves = jax.tree.leaves(x)
-        if jax.tree.structure(x) != jax.tree.structure(0):
+        if not isinstance(x, bool | int | float) and not hasattr(x, "dtype"):
             raise TypeError(f"the metric {name!r} is {x!r}; it must be a scalar")
-        (kind,) = (
-            jnp.result_type(leaf) if not hasattr(leaf, "dtype") else leaf.dtype for leaf in leaves
-        )
-        real = any(jnp.issubdtype(kind, x) for x in (jnp.floating, jnp.integer, jnp.bool_))
-        if jnp.shape(x) != () or not real:
+        kind = jnp.result_type(x) if isinstance(x, bool | int | float) else x.dtype
+        real = any(jnp.issubdtype(kind, y) for y in (jnp.floating, jnp.integer, jnp.bool_))
+        if np.shape(x) != () or not real:
             raise TypeError(
-                f"the metric {name!r} has shape {jnp.shape(x)} and type {kind}; it must be a scalar, a real number "
+                f"the metric {name!r} has shape {np.shape(x)} and type {kind}; it must be a scalar, a real number "
                 "or a boolean: take its mean, or one metric for each entry"
             )
 
@@ -177,15 +175,14 @@ def _check_metrics(metrics: Any) -> None:
 def _check_state(what: str, state: Any, other: str, reference: Any) -> None:
     """Raises TypeError unless ``state`` has the structure, the shapes and the types of ``reference``."""
     different = [
-        f"{name or 'the state'} is {ours or 'missing'}, and {other} {theirs or 'no such leaf'}"
-        for name, ours, theirs in checkpoints.differences(
+        f"{name or 'the state'} is {here or 'missing'}, and {other} {there or 'no such leaf'}"
+        for name, here, there in checkpoints.differences(
             checkpoints.arrays(state), checkpoints.arrays(reference)
         )
     ]
-    if not different and jax.tree.structure(state) != jax.tree.structure(reference):
-        different = [
-            f"it is {jax.tree.structure(state)}, and {other} {jax.tree.structure(reference)}"
-        ]
+    ours, theirs = (str(jax.tree.structure(x)) for x in (state, reference))
+    if not different and ours != theirs:
+        different = [f"it is {ours}, and {other} {theirs}"]
     if different:
         raise TypeError(f"{what} another state: {'; '.join(different[:3])}")
 
@@ -363,14 +360,14 @@ def _train(
     mesh: Mesh | None,
     folder: str | os.PathLike | None,
     resume: bool,
-    description: Mapping[str, Any] | None,
+    description: Mapping[str, Any],
     console: Console | None,
     sink: Sink | None,
 ) -> Run:
     """The loop of `train` and `train_population`; ``members`` are told apart by what their lines hold."""
-    description = records.plain({**description, "training": dataclasses.asdict(config)})
+    described: dict[str, Any] = records.plain({**description, "training": config})
     output = None if folder is None else Path(folder)
-    if output is None and resume:
+    if resume and output is None:
         raise ValueError("resume=True needs the folder to resume from")
     with contextlib.ExitStack() as stack:
         interrupted = stack.enter_context(_deferred_interrupts())
@@ -382,9 +379,9 @@ def _train(
         began = time.perf_counter()
         if resume:
             assert output is not None
-            description = _with_its_beginning(description, output)
+            described = _with_its_beginning(described, output)
             done, run = checkpoints.restore(
-                output / CHECKPOINT_FOLDER, jax.eval_shape(newborn), description, ignore=MAY_CHANGE
+                output / CHECKPOINT_FOLDER, jax.eval_shape(newborn), described, ignore=MAY_CHANGE
             )
             if done > config.meta_updates:
                 raise checkpoints.CheckpointError(
@@ -412,9 +409,9 @@ def _train(
         manager = metrics_file = None
         if output is not None:
             if processes.first():
-                records.write(output / CONFIG_FILE, description)
+                records.write(output / CONFIG_FILE, described)
             manager = stack.enter_context(checkpoints.open_manager(output / CHECKPOINT_FOLDER))
-            checkpoints.save(manager, done, run, description)
+            checkpoints.save(manager, done, run, described)
             if processes.first():
                 path = output / METRICS_FILE
                 _cut_metrics(path, done)
@@ -453,7 +450,7 @@ def _train(
                     failure = error
             stop = processes.anywhere(interrupted() or failure is not None)
             if manager is not None and (done == limit or stop):
-                checkpoints.save(manager, done, run, description)
+                checkpoints.save(manager, done, run, described)
             if failure is not None:
                 raise failure
             if stop:
