@@ -82,7 +82,7 @@ def measured(value: Any) -> Any:
         return [measured(x) for x in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None if math.isnan(value) else _infinity(value)
-    return value if value is None or isinstance(value, bool | int | str) else str(value)
+    return value if value is None or isinstance(value, bool | int | float | str) else str(value)
 
 
 def dumps(content: Any, **layout: Any) -> str:

@@ -49,10 +49,10 @@ class Stream:
             raise OSError("no file descriptor") from error
 
     def _write(self, text: str) -> None:
-        try:
-            self._file.write(text)
-        except UnicodeEncodeError:
-            self._file.write(text.translate(PLAIN).encode("ascii", "replace").decode())
+        for shown in (text, held(text, self.encoding), held(text, "ascii")):
+            with contextlib.suppress(UnicodeEncodeError):
+                self._file.write(shown)
+                return
 
     def _try(self, action: Callable[[], object]) -> None:
         if self._file is None:
@@ -85,13 +85,17 @@ def say(text: str, name: Literal["stdout", "stderr"] = "stdout") -> None:
     stream.flush()
 
 
-def arrow(shown_on: Console) -> str:
-    """An arrow that the console can show."""
-    try:
-        "→".encode(shown_on.encoding)
-    except (UnicodeError, LookupError):
-        return "->"
-    return "→"
+def held(text: str, encoding: str) -> str:
+    """``text`` in characters that ``encoding`` holds."""
+
+    def character(x: str) -> str:
+        try:
+            x.encode(encoding)
+        except (UnicodeError, LookupError):
+            return x.translate(PLAIN).encode("ascii", "replace").decode()
+        return x
+
+    return "".join(map(character, text))
 
 
 @contextlib.contextmanager

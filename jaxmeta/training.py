@@ -440,7 +440,7 @@ def _train(
             if metrics_file is not None:
                 text = "".join(records.dumps(x, sort_keys=True) + "\n" for x in lines)
                 _append(metrics_file, text)
-            line.update(done, _status(lines, seconds, terminal.arrow(console)))
+            line.update(done, terminal.held(_status(lines, seconds), console.encoding))
             failure = None
             if write is not None:
                 try:
@@ -571,11 +571,11 @@ def _deferred_interrupts() -> Iterator[Callable[[], bool]]:
             signal.signal(number, handler)
 
 
-def _status(lines: list[dict], seconds: float, arrow: str) -> str:
+def _status(lines: list[dict], seconds: float) -> str:
     """The returns and the speed of some meta-updates, in words."""
     before, after = (_mean(lines, f"return/{when}") for when in ("before", "after"))
     steps = sum(line.get("env_steps") or 0 for line in lines)
-    return f"return {before} {arrow} {after} {steps / seconds / 1000:,.0f}k env steps/s"
+    return f"return {before} → {after} {steps / seconds / 1000:,.0f}k env steps/s"
 
 
 def _mean(lines: list[dict], name: str) -> str:
