@@ -28,7 +28,17 @@ import numpy as np
 import tyro
 from rich.console import Console
 
-from jaxmeta import checks, evaluation, experiments, plotting, presets, reports, tasks, training
+from jaxmeta import (
+    checks,
+    evaluation,
+    experiments,
+    plotting,
+    presets,
+    records,
+    reports,
+    tasks,
+    training,
+)
 from jaxmeta.experiments import Experiment
 from jaxmeta.tasks import sample_tasks
 
@@ -284,7 +294,7 @@ def main(main: Main) -> None:
             name = cell_name(algorithm, family)
             path = folder / f"{name}.json"
             experiment = experiments.describe(experiment_of(algorithm, family, main))
-            described = settings | {"experiment": json.loads(json.dumps(experiment))}
+            described = settings | {"experiment": records.plain(experiment)}
             if path.exists():
                 cell = json.loads(path.read_text())
                 if cell["settings"] != described:

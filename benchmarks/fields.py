@@ -36,7 +36,7 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from jaxmeta import checks, evaluation, plotting, presets, reports, tasks, training
+from jaxmeta import checks, evaluation, plotting, presets, records, reports, tasks, training
 from jaxmeta.algorithms import ALGORITHMS
 from jaxmeta.experiments import Experiment, describe, make_algorithm
 from jaxmeta.tasks import TaskFamily, sample_tasks
@@ -439,8 +439,8 @@ def main(main: Main) -> None:
         path = folder / f"{name.replace(' ', '_')}.json"
         field = FIELDS[name]
         described = settings | {
-            "field": json.loads(json.dumps(dataclasses.asdict(field))),
-            "experiment": json.loads(json.dumps(describe(field.experiment))),
+            "field": records.plain(field),
+            "experiment": records.plain(describe(field.experiment)),
         }
         if path.exists():
             measured[name] = json.loads(path.read_text(encoding="utf-8"))
@@ -451,7 +451,9 @@ def main(main: Main) -> None:
             continue
         measured[name] = measure(name, main) | {"settings": described, "machine": reports.machine()}
         temporary = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(measured[name]) + "\n", encoding="utf-8")
+        temporary.write_text(
+            records.dumps(records.measured(measured[name])) + "\n", encoding="utf-8"
+        )
         temporary.replace(path)
     panels = {
         f"{name}, {title}": result["splits"][split]

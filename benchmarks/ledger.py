@@ -38,10 +38,13 @@ NO_MATTER = (
     *REGISTRIES,
     "jaxmeta/__init__.py",
     "jaxmeta/checks.py",
+    "jaxmeta/claims.py",
     "jaxmeta/plotting/",
     "jaxmeta/presets.py",
+    "jaxmeta/records.py",
     "jaxmeta/reports.py",
     "jaxmeta/sinks.py",
+    "jaxmeta/terminal.py",
 )
 """Files that change no figure; of presets the settings do, and are looked at one by one."""
 BLOCK = re.compile(

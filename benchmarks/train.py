@@ -5,6 +5,7 @@
     python benchmarks/train.py --family cartpole --output runs/cartpole
     python benchmarks/train.py --algorithm rl2 --family gridnavi --num-episodes 4 --num-tasks 256
     python benchmarks/train.py --preset rl2-gridnavi     # settings whose figures are in the README
+    python benchmarks/train.py --resume runs/cartpole    # goes on with the settings that are in the folder
 
 `jaxmeta.load` gives back what was learned. Leaves config.json, metrics.jsonl, evaluation.json, checkpoints/, adaptation.png and, for learners that
 adapt by gradient steps, trajectories.png in the output folder.
@@ -13,16 +14,17 @@ adapt by gradient steps, trajectories.png in the output folder.
 import argparse
 import dataclasses
 import inspect
-import json
+import shlex
 import sys
 import time
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import jax
 import numpy as np
 import tyro
-from rich.console import Console
 from rich.table import Table
 
 from jaxmeta import (
@@ -32,13 +34,15 @@ from jaxmeta import (
     memory_learner,
     plotting,
     presets,
+    records,
     sinks,
     tasks,
+    terminal,
     training,
 )
 from jaxmeta.adaptation import lifetime
 from jaxmeta.algorithms import ALGORITHMS
-from jaxmeta.checkpoints import CheckpointError
+from jaxmeta.checkpoints import differences
 from jaxmeta.experiments import Experiment, describe
 from jaxmeta.tasks import TaskFamily, sample_tasks
 from jaxmeta.types import MetaAlgorithm
@@ -59,11 +63,22 @@ class Evaluation:
 
 
 def settings(argv: list[str]) -> Any:
-    """The command line as one object; algorithm and family decide which settings there are, a preset how they stand."""
+    """The command line as one object; algorithm and family decide which settings there are, a preset or the folder of
+    the run that is resumed how they stand."""
     chooser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for name in ("preset", "algorithm", "family"):
         chooser.add_argument(f"--{name}")
-    chosen, _ = chooser.parse_known_args(argv)
+    chooser.add_argument("--output", type=Path)
+    chooser.add_argument("--resume", type=Path, nargs="?", const=Path())
+    chosen, others = chooser.parse_known_args(argv)
+    if chosen.resume == Path():  # the folder that these flags would train into
+        chosen.resume = chosen.output or default_output(
+            chosen.preset, chosen.algorithm or "maml", chosen.family or "navigation"
+        )
+    if chosen.resume is not None and chosen.output not in (None, chosen.resume):
+        raise ValueError(
+            f"output={str(chosen.output)!r} must be left out, or be resume={str(chosen.resume)!r}"
+        )
     preset = Experiment()
     if chosen.preset is not None:
         checks.choice("preset", chosen.preset, presets.PRESETS)
@@ -72,6 +87,14 @@ def settings(argv: list[str]) -> Any:
             told = getattr(chosen, name)
             if told not in (None, getattr(preset, name)):
                 raise ValueError(f"{name}={told!r} is not that of preset={chosen.preset!r}")
+    if chosen.resume is not None:
+        preset = experiments.read(chosen.resume)
+        for name in ("algorithm", "family"):
+            told = getattr(chosen, name)
+            if told not in (None, getattr(preset, name)):
+                raise ValueError(
+                    f"{name}={told!r}, but the run in {chosen.resume} has {name}={getattr(preset, name)!r}"
+                )
     chosen.algorithm = chosen.algorithm or preset.algorithm
     chosen.family = chosen.family or preset.family
     checks.choice("algorithm", chosen.algorithm, ALGORITHMS)
@@ -112,9 +135,19 @@ def settings(argv: list[str]) -> Any:
                 Path | None,
                 tyro.conf.arg(help="folder; default runs/ALGORITHM-FAMILY or runs/PRESET"),
             ],
-            None,
+            chosen.output,
         ),
-        ("resume", Annotated[bool, tyro.conf.arg(help="go on from its newest checkpoint")], False),
+        (
+            "resume",
+            Annotated[
+                Path | None,
+                tyro.conf.arg(
+                    help="folder of a run to go on with, from its newest checkpoint and with its settings; without a "
+                    "folder the one of --output"
+                ),
+            ],
+            chosen.resume,
+        ),
         ("training", Annotated[training.Config, flat], preset.plan),
         ("config", Annotated[module.Config, flat], module.Config(**preset.config)),
         ("hyper", Annotated[module.Hyper, flat], module.Hyper(**preset.hyper)),
@@ -133,7 +166,42 @@ def settings(argv: list[str]) -> Any:
         frozen=True,
     )
     main.__doc__ = __doc__
-    return tyro.cli(main, args=argv)
+    args = tyro.cli(main, args=others)
+    if chosen.resume is not None:
+        refuse_changes(preset, experiment_of(args), chosen.resume)
+    return args
+
+
+def default_output(preset: str | None, algorithm: str, family: str) -> Path:
+    """Where a run goes that is told no folder."""
+    return Path("runs") / (preset or f"{algorithm}-{family}")
+
+
+def experiment_of(args: Any) -> Experiment:
+    """What the command line asks for."""
+    return Experiment(
+        args.algorithm,
+        args.family,
+        config=dataclasses.asdict(args.config),
+        hyper=args.hyper._asdict(),
+        family_settings=dataclasses.asdict(args.task),
+        plan=args.training,
+    )
+
+
+def refuse_changes(before: Experiment, now: Experiment, folder: Path) -> None:
+    """Raises ValueError where a resumed run is told other settings than it had, but for those that may change."""
+    there, here = (records.plain(describe(x) | {"training": x.plan}) for x in (before, now))
+    changed = [
+        f"{name.rpartition('.')[2]} is {ours!r} and was {theirs!r}"
+        for name, ours, theirs in differences(here, there)
+        if name not in training.MAY_CHANGE
+    ]
+    if changed:
+        raise ValueError(
+            f"{'; '.join(changed)}: the run in {folder} goes on with its own settings, of which only "
+            f"{', '.join(x.rpartition('.')[2] for x in training.MAY_CHANGE)} may change"
+        )
 
 
 def sink_of(args: Any) -> training.Sink | None:
@@ -226,64 +294,74 @@ def draw_trajectories(
     plotting.trajectories(path, obs, first, goals=goals, labels=labels)
 
 
-def print_table(console: Console, title: str, summary: dict[str, Any], unit: str) -> None:
-    table = Table(title=title)
+def table(title: str, summary: dict[str, Any], unit: str) -> Table:
+    """A summary of `evaluation.summarize` to look at. Where a number is None there was nothing to count."""
+    skipped = [
+        f"{summary[name]} {what} left out"
+        for name, what in (("skipped_tasks", "tasks"), ("skipped_streams", "broken streams"))
+        if summary.get(name)
+    ]
+    caption = ", ".join([f"{summary['num_tasks']} tasks", *skipped])
+    shown = Table(title=title, caption=caption)
     for heading in (f"{unit}s", "mean return", "95 % interval", "share of the gap closed"):
-        table.add_column(heading, justify="right")
-    for step, (mean, (low, high)) in enumerate(
-        zip(summary["returns"], summary["intervals"], strict=True)
-    ):
-        closed = summary["gap_closed"] and summary["gap_closed"][step]
-        share = "" if closed is None else f"{100 * closed:.1f} %"
-        interval = "" if low is None else f"{low:.2f} to {high:.2f}"
-        table.add_row(str(step), "diverged" if mean is None else f"{mean:.2f}", interval, share)
-    table.add_section()
-    table.add_row("random agent", f"{summary['random']:.2f}", "", "")
-    if summary["optimal"] is not None:
-        table.add_row("optimal agent", f"{summary['optimal']:.2f}", "", "")
-    console.print(table)
+        shown.add_column(heading, justify="right")
+    shares = summary["gap_closed"] or [None] * len(summary["returns"])
+    rows = zip(summary["returns"], summary["intervals"], shares, strict=True)
+    for step, (mean, interval, share) in enumerate(rows):
+        low, high = interval or (None, None)
+        shown.add_row(
+            str(step),
+            "none" if mean is None else f"{mean:.2f}",
+            "" if low is None or high is None else f"{low:.2f} to {high:.2f}",
+            "" if share is None else f"{100 * share:.1f} %",
+        )
+    shown.add_section()
+    for name in ("random", "optimal"):
+        if summary[name] is not None:
+            shown.add_row(f"{name} agent", f"{summary[name]:.2f}", "", "")
+    return shown
+
+
+def draw(what: Path, action: Callable[[], object]) -> None:
+    """Calls ``action``, which draws ``what``; a figure that cannot be drawn is said, and loses nothing else."""
+    try:
+        action()
+    except Exception as error:
+        warnings.warn(f"{what} could not be drawn: {error!r}", stacklevel=2)
 
 
 def main(argv: list[str]) -> None:
     began = time.perf_counter()
-    console = Console()
+    console = terminal.console("stdout")
     try:
         args = settings(argv)
-        experiment = Experiment(
-            args.algorithm,
-            args.family,
-            config=dataclasses.asdict(args.config),
-            hyper=args.hyper._asdict(),
-            family_settings=dataclasses.asdict(args.task),
-            plan=args.training,
-        )
+        experiment = experiment_of(args)
         algorithm, family = experiments.make(experiment)
         training.device_mesh(args.training.num_tasks)
         sink = sink_of(args)
-    except (ValueError, TypeError, ImportError) as error:
-        sys.exit(f"error: {error}")
-    training.enable_compilation_cache()
-    output = args.output or Path("runs") / (args.preset or f"{args.algorithm}-{args.family}")
-    device = jax.devices()[0]
-    console.print(
-        f"{args.algorithm} on {args.family}: {args.training.meta_updates} meta-updates on "
-        f"{jax.device_count()} × {device.device_kind} ({device.platform}), into {output}"
-    )
-    try:
+        training.enable_compilation_cache()
+        output = args.resume or args.output
+        output = output or default_output(args.preset, args.algorithm, args.family)
+        device = jax.devices()[0]
+        console.print(
+            f"{args.algorithm} on {args.family}: {args.training.meta_updates} meta-updates on "
+            f"{jax.device_count()} × {device.device_kind} ({device.platform}), into {output}",
+            markup=False,
+        )
         run = training.train(
             algorithm,
             family,
             args.training,
             folder=output,
-            resume=args.resume,
+            resume=args.resume is not None,
             description=describe(experiment),
             console=console,
             sink=sink,
         )
-    except (OSError, CheckpointError) as error:
+    except (ValueError, TypeError, ImportError, OSError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt as stop:
-        sys.exit(f"{stop or 'stopped'}: go on with --resume")
+        sys.exit(f"{stop or 'stopped'}: go on with --resume {shlex.quote(str(output))}")
     meta = run.state.meta
     # Training splits the seed's key in two, which are its folds with 0 and 1; 2 is neither.
     test_key, far_key, path_key = jax.random.split(
@@ -299,21 +377,25 @@ def main(argv: list[str]) -> None:
     far = evaluate(far_key, meta, split="out_of_distribution", **measured)
     streams = 1 if has_memory else args.config.num_streams
     report = test | {"out_of_distribution": far, "num_streams": streams}
-    text = json.dumps(report, indent=2, allow_nan=False)
-    (output / "evaluation.json").write_text(text + "\n", encoding="utf-8")
-    plotting.adaptation(
-        output / "adaptation.png", {"held-out tasks": test, "out of distribution": far}, unit=unit
-    )
+    records.write(output / "evaluation.json", records.measured(report))
+    path = output / "adaptation.png"
+    curves = {"held-out tasks": test, "out of distribution": far}
+    draw(path, lambda: plotting.adaptation(path, curves, unit=unit))
     if not has_memory:
-        path = output / "trajectories.png"
-        draw_trajectories(path, path_key, meta, num_streams=args.config.num_streams, **how)
-    print_table(console, "Held-out tasks", test, unit)
-    print_table(console, "Out of distribution", far, unit)
-    console.print(f"{output}: done in {time.perf_counter() - began:.0f} s")
+        there = output / "trajectories.png"
+        draw(
+            there,
+            lambda: draw_trajectories(
+                there, path_key, meta, num_streams=args.config.num_streams, **how
+            ),
+        )
+    console.print(table("Held-out tasks", test, unit))
+    console.print(table("Out of distribution", far, unit))
+    console.print(f"{output}: done in {time.perf_counter() - began:.0f} s", markup=False)
 
 
 if __name__ == "__main__":
     try:
         main(sys.argv[1:])
-    except OSError as error:
+    except (ValueError, TypeError, OSError) as error:
         sys.exit(f"error: {error}")

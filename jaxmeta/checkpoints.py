@@ -5,8 +5,12 @@ SHA-256 of the arrays. Restoring compares both before anything is compiled. No c
 checkpoint: arrays and JSON only.
 """
 
+import contextlib
 import hashlib
-from collections.abc import Mapping
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +20,64 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.sharding import SingleDeviceSharding
 
+from jaxmeta import records
+
 FORMAT = 1
+PLAIN_PATH = re.compile(r"[\w/.-]*", re.ASCII)
+"""Paths that orbax and TensorStore read as they are. Both read ``[``, ``\\`` and ``gs:`` as patterns or protocols."""
 
 
 class CheckpointError(ValueError):
     """A checkpoint cannot be used; the message names it and says what to do."""
 
 
-def open_manager(folder: Path, *, keep: int = 3) -> ocp.CheckpointManager:
-    """A manager of the checkpoints below ``folder``, of which the last ``keep`` stay."""
+@contextlib.contextmanager
+def open_manager(folder: Path, *, keep: int = 3) -> Iterator[ocp.CheckpointManager]:
+    """A manager of the checkpoints below ``folder``, of which the last ``keep`` stay.
+
+    Raises CheckpointError where the name of the folder cannot be made one that orbax reads as it is.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
     options = ocp.CheckpointManagerOptions(
         max_to_keep=keep, enable_async_checkpointing=False, create=True
     )
-    return ocp.CheckpointManager(folder.absolute(), options=options)
+    with (
+        _plainly_named(folder.absolute()) as path,
+        ocp.CheckpointManager(path, options=options) as manager,
+    ):
+        yield manager
+
+
+@contextlib.contextmanager
+def _plainly_named(folder: Path) -> Iterator[Path]:
+    """A path to ``folder`` of letters, digits, dots and dashes: its own, or a link for the time being."""
+    if PLAIN_PATH.fullmatch(str(folder)):
+        yield folder
+        return
+    there = next(
+        (
+            x
+            for x in (tempfile.gettempdir(), "/tmp")
+            if PLAIN_PATH.fullmatch(str(Path(x).absolute()))
+        ),
+        None,
+    )
+    try:
+        around = Path(tempfile.mkdtemp(prefix="jaxmeta-", dir=there))
+        link = around / "checkpoints"
+        link.symlink_to(folder, target_is_directory=True)
+        if not PLAIN_PATH.fullmatch(str(link)):
+            raise OSError(f"{around} is no plain name")
+    except OSError as error:
+        odd = sorted(set(PLAIN_PATH.sub("", str(folder))))
+        raise CheckpointError(
+            f"folder={str(folder)!r} holds {', '.join(map(repr, odd))}, and no link with a plain name can be made to "
+            f"it ({error}): name a folder of letters, digits, '.', '-' and '_'"
+        ) from error
+    try:
+        yield link
+    finally:
+        shutil.rmtree(around, ignore_errors=True)
 
 
 def save(
@@ -36,14 +85,14 @@ def save(
 ) -> None:
     """Saves the pytree ``run`` as step ``step``; does nothing where that step is there already.
 
-    Raises CheckpointError where it cannot be written; checkpoints before it are as they were.
+    Raises CheckpointError where it cannot be written or be read back; checkpoints before it are as they were.
     """
     if step in manager.all_steps():
         return
     record = {
         "format": FORMAT,
         "description": dict(description),
-        "arrays": _arrays(run),
+        "arrays": arrays(run),
         "sha256": digest(run),
     }
     args = ocp.args.Composite(run=ocp.args.StandardSave(run), record=ocp.args.JsonSave(record))
@@ -52,8 +101,20 @@ def save(
         manager.wait_until_finished()
     except Exception as error:
         raise CheckpointError(
-            f"{manager.directory / str(step)} could not be written ({_first_line(error)}); make room, then "
+            f"{_place(manager, step)} could not be written ({_first_line(error)}); make room, then "
             "resume from the checkpoint before it, or, if there is none, begin again in an empty folder"
+        ) from error
+    try:
+        manager.reload()
+        back: Any = manager.restore(step, args=ocp.args.Composite(record=ocp.args.JsonRestore()))
+        there: Any = manager.item_metadata(step)  # opens every array
+        if back["record"] != record or step not in manager.all_steps():
+            raise ValueError("it is another one")
+        if len(jax.tree.leaves(there["run"])) != len(record["arrays"]):
+            raise ValueError("arrays are missing")
+    except Exception as error:
+        raise CheckpointError(
+            f"{_place(manager, step)} was written and cannot be read back ({_first_line(error)}); name another folder"
         ) from error
 
 
@@ -84,7 +145,7 @@ def restore(
         try:
             args = ocp.args.Composite(record=ocp.args.JsonRestore())
             record = manager.restore(step, args=args)["record"]
-            saved, arrays, sha256 = record["description"], record["arrays"], record["sha256"]
+            saved, kept, sha256 = record["description"], record["arrays"], record["sha256"]
         except Exception as error:
             raise CheckpointError(
                 f"{path} is not a checkpoint of this library, or it is damaged ({_first_line(error)}); "
@@ -94,23 +155,25 @@ def restore(
             raise CheckpointError(
                 f"{path} has format {record.get('format')!r}, this version reads {FORMAT}; {advice}"
             )
-        differences = [
+        different = [
             f"{name} is {ours!r} and was {theirs!r}"
-            for name, ours, theirs in _differences(dict(description), saved)
+            for name, ours, theirs in differences(
+                dict(description), records.plain(records.read(saved))
+            )
             if not name.startswith(ignore or ("\0",))
         ]
-        if differences:
+        if different:
             raise CheckpointError(
-                f"{path} is a checkpoint of another run: {'; '.join(differences)}. Resume with the "
+                f"{path} is a checkpoint of another run: {'; '.join(different)}. Resume with the "
                 "settings it was made with, or use another folder"
             )
-        differences = [
+        different = [
             f"{name} is {ours} and was {theirs}"
-            for name, ours, theirs in _differences(_arrays(target), arrays)
+            for name, ours, theirs in differences(arrays(target), kept)
         ]
-        if differences:
+        if different:
             raise CheckpointError(
-                f"{path} is a checkpoint of another program: {'; '.join(differences[:3])}. Resume with "
+                f"{path} is a checkpoint of another program: {'; '.join(different[:3])}. Resume with "
                 "the policy, the optimiser and the floating-point precision it was made with"
             )
         # Onto one device, whatever it was saved from; the caller spreads it.
@@ -124,7 +187,7 @@ def restore(
         except Exception as error:
             raise CheckpointError(f"{path} is damaged ({_first_line(error)}); {advice}") from error
     # orbax casts where types differ, without a word.
-    if _arrays(run) != arrays or digest(run) != sha256:
+    if arrays(run) != kept or digest(run) != sha256:
         raise CheckpointError(
             f"{path} is damaged (its contents do not match their checksum); {advice}"
         )
@@ -146,22 +209,33 @@ def _is_key(leaf: Any) -> bool:
     return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
-def _arrays(tree: Any) -> dict[str, str]:
-    """Path of each leaf to its type and shape."""
+def arrays(tree: Any) -> dict[str, str]:
+    """Path of each leaf to its type and shape; Python's numbers are of jax's types."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {jax.tree_util.keystr(path): f"{x.dtype}{list(x.shape)}" for path, x in leaves}
+    return {
+        jax.tree_util.keystr(
+            path
+        ): f"{getattr(x, 'dtype', None) or jnp.result_type(x)}{list(np.shape(x))}"
+        for path, x in leaves
+    }
 
 
-def _differences(ours: Any, theirs: Any, name: str = "") -> list[tuple[str, Any, Any]]:
+def differences(ours: Any, theirs: Any, name: str = "") -> list[tuple[str, Any, Any]]:
+    """Where two nested mappings differ: ``(dotted name, ours, theirs)``, with None for what is not there."""
     if isinstance(ours, Mapping) and isinstance(theirs, Mapping):
         keys = sorted({*ours, *theirs})
         prefix = f"{name}." if name else ""
         return [
             difference
             for key in keys
-            for difference in _differences(ours.get(key), theirs.get(key), f"{prefix}{key}")
+            for difference in differences(ours.get(key), theirs.get(key), f"{prefix}{key}")
         ]
     return [] if ours == theirs else [(name, ours, theirs)]
+
+
+def _place(manager: ocp.CheckpointManager, step: int) -> Path:
+    """Where a step is, by the folder's own name."""
+    return Path(manager.directory).resolve() / str(step)
 
 
 def _first_line(error: Exception) -> str:

@@ -14,12 +14,13 @@ import inspect
 import json
 import os
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 
-from jaxmeta import checkpoints, checks, tasks, training
+from jaxmeta import checkpoints, checks, records, tasks, training
 from jaxmeta.algorithms import ALGORITHMS
 from jaxmeta.checkpoints import CheckpointError
 from jaxmeta.tasks.family import TaskFamily
@@ -79,7 +80,7 @@ def make_algorithm(experiment: Experiment, family: TaskFamily) -> MetaAlgorithm:
 
 
 def describe(experiment: Experiment) -> dict[str, Any]:
-    """Every setting by name, defaults too, JSON-able: the ``description`` of `training.train`."""
+    """Every setting by name, defaults too: the ``description`` of `training.train`."""
     module = ALGORITHMS[experiment.algorithm]
     constructor = tasks.FAMILIES[experiment.family]
     family_settings = {
@@ -96,7 +97,8 @@ def describe(experiment: Experiment) -> dict[str, Any]:
 
 
 def train(experiment: Experiment, **keywords: Any) -> training.Run:
-    """`training.train` of an experiment; ``keywords`` are its ``folder``, ``resume``, ``sink`` and ``console``."""
+    """`training.train` of an experiment; ``keywords`` are its ``initial``, ``folder``, ``resume``, ``sink`` and
+    ``console``."""
     algorithm, family = make(experiment)
     return training.train(
         algorithm, family, experiment.plan, description=describe(experiment), **keywords
@@ -106,7 +108,8 @@ def train(experiment: Experiment, **keywords: Any) -> training.Run:
 class Trained(NamedTuple):
     """What a run's folder holds."""
 
-    experiment: Experiment
+    experiment: Experiment | None
+    """None of a run whose algorithm and family are one's own."""
     algorithm: MetaAlgorithm
     family: TaskFamily
     run: training.Run
@@ -133,34 +136,56 @@ def read(folder: str | os.PathLike) -> Experiment:
     return _experiment(_description(Path(folder)), Path(folder))
 
 
-def load(folder: str | os.PathLike) -> Trained:
+def load(
+    folder: str | os.PathLike,
+    *,
+    algorithm: MetaAlgorithm | None = None,
+    family: TaskFamily | None = None,
+) -> Trained:
     """What was trained into ``folder``: learner, parameters and family.
 
-    Of the run, `training.train` or `train_population` must have been told `describe` of its experiment, as
-    `train` and ``benchmarks/train.py`` do. Nothing in the folder is executed: arrays and JSON alone are read.
+    Nothing in the folder is executed: arrays and JSON alone are read.
+
+    Args:
+        folder: Of a run of `training.train` or `training.train_population`.
+        algorithm: What was trained; None makes it of the experiment in ``config.json``, which `train` and
+            ``benchmarks/train.py`` leave. A run with a policy, a network or a family of one's own needs both. Its
+            state must have the shapes and types of the checkpoint's arrays.
+        family: Likewise. A family that stands for the experiment's may be another one, a transformed one say.
 
     Raises:
-        CheckpointError: there is no such run, its newest checkpoint is damaged, or it is of another version.
+        CheckpointError: there is no such run, its newest checkpoint is damaged, it is of another version or of another
+            algorithm or family than those that are given.
         ImportError: its family needs a package that is not installed.
     """
     folder = Path(folder)
     description = _description(folder)
-    experiment = _experiment(description, folder)
-    algorithm, family = make(experiment)
-    population = description.get("population")
-
-    def newborn() -> training.Run:
-        seed = experiment.plan.seed
-        if population is None:
-            return training.begin(jax.random.key(seed), algorithm=algorithm)
-        seeds = [seed + i for i in range(population["num_seeds"])]
-        hypers = [ALGORITHMS[experiment.algorithm].Hyper(**x) for x in population["hypers"]]
-        return training.begin_population(seeds, hypers or None, algorithm=algorithm)
-
+    experiment = None
+    if "algorithm" in description or algorithm is None or family is None:
+        try:
+            experiment = _experiment(description, folder)
+        except CheckpointError as error:
+            if algorithm is None or family is None:
+                raise CheckpointError(f"{error}: give load its algorithm= and family=") from error
+    elif (family.name, family.horizon) != (description.get("family"), description.get("horizon")):
+        raise CheckpointError(
+            f"{folder} is of family {description.get('family')!r} with horizon {description.get('horizon')}, and "
+            f"family={family.name!r} with horizon {family.horizon} is given"
+        )
+    if experiment is not None:
+        family = family or tasks.make(experiment.family, **experiment.family_settings)
+        algorithm = algorithm or make_algorithm(experiment, family)
+    assert algorithm is not None
+    assert family is not None
+    one = jax.eval_shape(partial(training.begin, algorithm=algorithm), jax.random.key(0))
+    members: tuple[int, ...] = ()
+    if "population" in description:
+        population = description["population"]
+        members = (max(1, len(population["hypers"])), population["num_seeds"])
     _, run = checkpoints.restore(
         folder / training.CHECKPOINT_FOLDER,
-        jax.eval_shape(newborn),
-        description,
+        jax.tree.map(lambda x: jax.ShapeDtypeStruct((*members, *x.shape), x.dtype), one),
+        records.plain(description),
         ignore=training.MAY_CHANGE,
     )
     return Trained(experiment, algorithm, family, run)
@@ -183,7 +208,7 @@ def pretrained_names() -> list[str]:
 def _description(folder: Path) -> dict[str, Any]:
     path = folder / training.CONFIG_FILE
     try:
-        description = json.loads(path.read_text(encoding="utf-8"))
+        description = records.read(json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
         raise CheckpointError(f"{path} does not exist: {folder} is no run's folder") from None
     except (OSError, ValueError) as error:

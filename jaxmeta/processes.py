@@ -4,6 +4,7 @@ Every process runs the same program on the same seed, so there is little to exch
 clock, on a signal or on a disk.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -29,6 +30,30 @@ def anywhere(happened: bool) -> bool:
     if jax.process_count() == 1:
         return happened
     return bool(np.any(multihost_utils.process_allgather(np.asarray(happened))))
+
+
+def by_first(action: Callable[[], object]) -> None:
+    """Lets the first process call ``action``; where that raises, every process raises.
+
+    The other processes raise RuntimeError with the first one's message.
+    """
+    if jax.process_count() == 1:
+        action()
+        return
+    failure, text = None, b""
+    if first():
+        try:
+            action()
+        except Exception as error:
+            failure, text = error, f"{type(error).__name__}: {error}".encode(errors="replace")
+    told = np.zeros(of_first(len(text)), np.uint8)
+    if not told.size:
+        return
+    told[: len(text)] = np.frombuffer(text, np.uint8)
+    told = np.asarray(multihost_utils.broadcast_one_to_all(told))
+    if failure is not None:
+        raise failure
+    raise RuntimeError(f"in the first process: {told.tobytes().decode(errors='replace')}")
 
 
 def wait(where: str) -> None:

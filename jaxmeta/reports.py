@@ -5,7 +5,6 @@ import contextlib
 import csv
 import datetime
 import hashlib
-import json
 import os
 import platform
 import shlex
@@ -14,6 +13,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import jax
+
+from jaxmeta import records, terminal
 
 
 def machine() -> str:
@@ -65,13 +66,13 @@ def leave(
     ``table`` is rows as `markdown` takes them, or lines as they are.
     """
     lines = [x for x in table if isinstance(x, str)] or markdown(table)  # type: ignore[arg-type]
-    record = {"settings": dict(settings), **provenance(), **results}
+    record = records.measured({"settings": dict(settings), **provenance(), **results})
     folder.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(record, indent=2, default=str)
+    text = records.dumps(record, indent=2)
     (folder / "results.json").write_text(text + "\n", encoding="utf-8")
     (folder / "table.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    print("\n".join(lines))
-    print(f"{machine()}; results in {folder}", file=sys.stderr)
+    terminal.say("\n".join(lines))
+    terminal.say(f"{machine()}; results in {folder}", "stderr")
 
 
 def provenance() -> dict[str, object]:

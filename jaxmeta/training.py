@@ -10,10 +10,11 @@ import dataclasses
 import json
 import math
 import os
+import shutil
 import signal
-import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -21,11 +22,12 @@ from typing import Any, NamedTuple, TextIO
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from jaxmeta import checkpoints, checks, processes
+from jaxmeta import checkpoints, checks, claims, processes, records, sinks, terminal
+from jaxmeta.sinks import Sink
 from jaxmeta.tasks.family import TaskFamily, sample_tasks
 from jaxmeta.types import MetaAlgorithm
 
@@ -62,10 +64,8 @@ MAY_CHANGE = ("training.meta_updates", "training.checkpoint_every", "training.re
 
 MAX_UPDATES_PER_CALL = 100
 
-
-Sink = Callable[[Mapping[str, Any]], None]
-"""Is given each line of the metrics, a meta-update's numbers by name, as soon as it is known; None stands for
-what is not finite."""
+PLACE = ("update", "seconds", "setting", "seed")
+"""What a line of the metrics holds beside them; no metric may be called so."""
 
 
 class Run(NamedTuple):
@@ -80,7 +80,7 @@ def begin(key: jax.Array, *, algorithm: MetaAlgorithm, hyper: Any = None) -> Run
     """A run before its first meta-update; ``hyper`` of None is the algorithm's own."""
     init_key, run_key = jax.random.split(key)
     told = () if hyper is None else (hyper,)
-    return Run(run_key, algorithm.init(init_key, *told), jnp.zeros((), jnp.int32))
+    return Run(run_key, _strong(algorithm.init(init_key, *told)), jnp.zeros((), jnp.int32))
 
 
 def begin_population(seeds: Any, hypers: Sequence[Any] | None, *, algorithm: MetaAlgorithm) -> Run:
@@ -113,6 +113,9 @@ def advance(
     A pure function: ``jit`` it, and ``vmap`` it over runs for seeds or hyper-parameters. ``num_updates``
     is traced and at most ``max_updates``; the metrics' rows beyond it are zero. With a ``mesh`` the
     tasks are spread over its axis ``"tasks"``; the compiler turns their mean into one all-reduce.
+
+    Raises TypeError while it is traced where a metric is no scalar, or where ``algorithm.step`` returns a state of
+    other arrays than it was given.
     """
 
     def update(run: Run) -> tuple[Run, dict[str, jax.Array]]:
@@ -122,6 +125,9 @@ def advance(
             spread = NamedSharding(mesh, PartitionSpec("tasks"))
             tasks = jax.lax.with_sharding_constraint(tasks, spread)
         state, metrics = algorithm.step(step_key, run.state, tasks)
+        _check_metrics(metrics)
+        state = _strong(state)
+        _check_state("algorithm.step returns", state, "was given", run.state)
         return Run(key, state, run.num_updates + 1), metrics
 
     def body(i: jax.Array, carry: tuple) -> tuple:
@@ -134,11 +140,59 @@ def advance(
     return jax.lax.fori_loop(0, num_updates, body, (run, rows))
 
 
+def _strong(tree: Any) -> Any:
+    """The same numbers as arrays whose types are their own and do not yield to others'."""
+
+    def strong(x: Any) -> Any:
+        if jnp.issubdtype(getattr(x, "dtype", bool), jax.dtypes.prng_key):
+            return x
+        return jax.lax.convert_element_type(x, jnp.result_type(x))
+
+    return jax.tree.map(strong, tree)
+
+
+def _check_metrics(metrics: Any) -> None:
+    if not isinstance(metrics, Mapping):
+        raise TypeError(f"metrics={metrics!r} must be a dictionary of scalars by name")
+    for name, x in metrics.items():
+        if not isinstance(name, str):
+            raise TypeError(f"the metric {name!r} must be called by a string")
+        if name in PLACE:
+            raise ValueError(
+                f"the metric {name!r} must be called otherwise: a line of the metrics has an entry of that name"
+            )
+        if not isinstance(x, bool | int | float) and not hasattr(x, "dtype"):
+            raise TypeError(f"the metric {name!r} is {x!r}; it must be a scalar")
+        kind = jnp.result_type(x) if isinstance(x, bool | int | float) else x.dtype
+        real = any(jnp.issubdtype(kind, y) for y in (jnp.floating, jnp.integer, jnp.bool_))
+        if np.shape(x) != () or not real:
+            raise TypeError(
+                f"the metric {name!r} has shape {np.shape(x)} and type {kind}; it must be a scalar, a real number "
+                "or a boolean: take its mean, or one metric for each entry"
+            )
+
+
+def _check_state(what: str, state: Any, other: str, reference: Any) -> None:
+    """Raises TypeError unless ``state`` has the structure, the shapes and the types of ``reference``."""
+    different = [
+        f"{name or 'the state'} is {here or 'missing'}, and {other} {there or 'no such leaf'}"
+        for name, here, there in checkpoints.differences(
+            checkpoints.arrays(state), checkpoints.arrays(reference)
+        )
+    ]
+    ours, theirs = (str(jax.tree.structure(x)) for x in (state, reference))
+    if not different and ours != theirs:
+        different = [f"it is {ours}, and {other} {theirs}"]
+    if different:
+        raise TypeError(f"{what} another state: {'; '.join(different[:3])}")
+
+
 def train(
     algorithm: MetaAlgorithm,
     family: TaskFamily,
     config: Config = Config(),
     *,
+    initial: Any = None,
     folder: str | os.PathLike | None = None,
     resume: bool = False,
     description: Mapping[str, Any] | None = None,
@@ -151,31 +205,56 @@ def train(
         algorithm: What to train.
         family: Where its tasks come from.
         config: How long, on how many tasks, from which seed.
+        initial: A `Run`, or the state of one, to begin from in place of ``algorithm.init``: what another run has
+            learned, say, to go on with other settings. The seed still gives the keys, and meta-updates count from 0.
+            ``config.json`` holds its SHA-256.
         folder: Where to leave ``config.json``, ``metrics.jsonl`` (a line per meta-update) and
-            checkpoints; None leaves nothing.
+            checkpoints; None leaves nothing. From before compiling the folder is this run's alone. A run that was
+            killed before its first checkpoint may be begun again in the same folder.
         resume: Go on from the newest checkpoint in ``folder``; the result is bit-equal to that of a run
             that was never stopped.
-        description: JSON-able settings that identify the algorithm and the family, kept in
-            ``config.json`` and in each checkpoint, and compared on resuming; needed with a ``folder``.
+        description: Settings that identify the algorithm and the family, as `records.plain` takes them. They are kept
+            in ``config.json`` and in each checkpoint, and compared on resuming. None is the family's name and horizon;
+            `experiments.load` then needs the algorithm and the family.
         console: Where progress is shown; None shows it on standard error.
-        sink: Where else metrics go: any function of a line; see `sinks`. What it raises ends the run, once the
+        sink: Where else metrics go: any function of a line, or what `sinks` has. What it raises ends the run, once the
             state is checkpointed in ``folder``. A resumed run begins anew at its checkpoint, so a sink may see
             an ``update`` twice.
 
     Raises:
-        FileExistsError: ``folder`` is not empty and ``resume`` is off.
+        FileExistsError: ``folder`` is not empty and ``resume`` is off, or another run holds it.
         checkpoints.CheckpointError: nothing to resume from, a damaged checkpoint or one of another run,
             or the run has gone further than ``config.meta_updates``.
         KeyboardInterrupt: after an interrupt (or SIGTERM), once the state is checkpointed in ``folder``
             (without one it is gone); a second interrupt stops at once.
-        ValueError: the number of devices does not divide ``config.num_tasks``; a ``folder`` without a
-            ``description``.
+        ValueError: the number of devices does not divide ``config.num_tasks``; ``initial`` while resuming.
+        TypeError: a metric is no scalar; ``initial``, or the state after a meta-update, has other arrays than
+            ``algorithm.init`` makes.
     """
     mesh = device_mesh(config.num_tasks)
+    description = _described(description, family)
+    begun = jax.jit(begin, static_argnames="algorithm")
+    key = jax.random.key(config.seed)
 
     def newborn() -> Run:
-        key = jax.random.key(config.seed)
-        return jax.jit(begin, static_argnames="algorithm")(key, algorithm=algorithm)
+        return begun(key, algorithm=algorithm)
+
+    if initial is not None:
+        if resume:
+            raise ValueError(
+                "initial must be None where resume=True: a resumed run goes on from its checkpoint"
+            )
+        first = initial.state if isinstance(initial, Run) else initial
+        _check_state("initial is", first, "algorithm.init makes", jax.eval_shape(newborn).state)
+        description = {
+            **description,
+            "initial": checkpoints.digest(jax.tree.map(jnp.asarray, first)),
+        }
+
+        def newborn() -> Run:
+            # Copied, for the run's buffers are written in place.
+            copied = jax.tree.map(partial(jnp.array, copy=True), first)
+            return Run(jax.random.split(key)[1], _strong(copied), jnp.zeros((), jnp.int32))
 
     return _train(
         newborn,
@@ -238,9 +317,9 @@ def train_population(
             numbers, hypers, algorithm=algorithm
         )
 
-    if description is not None:
-        told = [] if hypers is None else [jax.tree.map(float, _named(hyper)) for hyper in hypers]
-        description = {**description, "population": {"num_seeds": num_seeds, "hypers": told}}
+    description = _described(description, family)
+    told = [] if hypers is None else [jax.tree.map(float, _named(hyper)) for hyper in hypers]
+    description = {**description, "population": {"num_seeds": num_seeds, "hypers": told}}
     one = _meta_updates(algorithm, family, config, mesh)
     return _train(
         newborn,
@@ -281,62 +360,61 @@ def _train(
     mesh: Mesh | None,
     folder: str | os.PathLike | None,
     resume: bool,
-    description: Mapping[str, Any] | None,
+    description: Mapping[str, Any],
     console: Console | None,
     sink: Sink | None,
 ) -> Run:
     """The loop of `train` and `train_population`; ``members`` are told apart by what their lines hold."""
-    if folder is not None and description is None:
-        raise ValueError(
-            "description=None: a folder needs the settings of its algorithm and family, or a resumed "
-            "run could not be told from another"
-        )
-    description = {**(description or {}), "training": dataclasses.asdict(config)}
-    description = json.loads(json.dumps(description))  # as it will be read back
+    described: dict[str, Any] = records.plain({**description, "training": config})
     output = None if folder is None else Path(folder)
-    if output is not None:
-        checks.folder("folder", output)
-    if output is None:
-        if resume:
-            raise ValueError("resume=True needs the folder to resume from")
-        run = newborn()
-    elif resume:
-        target = jax.eval_shape(newborn)
-        done, run = checkpoints.restore(
-            output / CHECKPOINT_FOLDER, target, description, ignore=MAY_CHANGE
-        )
-        if done > config.meta_updates:
-            raise checkpoints.CheckpointError(
-                f"meta_updates={config.meta_updates}, but the run in {output} has done {done}"
-            )
-    else:
-        if output.is_dir() and any(output.iterdir()):
-            raise FileExistsError(
-                f"{output} is not empty: name another folder, or resume the run that is in it"
-            )
-        run = newborn()
-    processes.wait("before anything is written")
-    if mesh is not None:
-        run = processes.spread(run, NamedSharding(mesh, PartitionSpec()))
-
-    done = int(jnp.max(run.num_updates))
-    if done >= config.meta_updates:
-        return run
+    if resume and output is None:
+        raise ValueError("resume=True needs the folder to resume from")
     with contextlib.ExitStack() as stack:
-        report = stack.enter_context(_progress(console, done, config.meta_updates))
         interrupted = stack.enter_context(_deferred_interrupts())
+        if output is not None:
+            checks.folder("folder", output)
+            stack.enter_context(_owned(output, resume))
+        if console is None:
+            console = terminal.console("stderr", quiet=not processes.first())
+        began = time.perf_counter()
+        if resume:
+            assert output is not None
+            described = _with_its_beginning(described, output)
+            done, run = checkpoints.restore(
+                output / CHECKPOINT_FOLDER, jax.eval_shape(newborn), described, ignore=MAY_CHANGE
+            )
+            if done > config.meta_updates:
+                raise checkpoints.CheckpointError(
+                    f"meta_updates={config.meta_updates}, but the run in {output} has done {done}"
+                )
+            if done == config.meta_updates:
+                return run
+        else:
+            done, run = 0, newborn()
+        processes.wait("before anything is written")
+        if mesh is not None:
+            run = processes.spread(run, NamedSharding(mesh, PartitionSpec()))
+        line = stack.enter_context(
+            terminal.progress(
+                console, done, config.meta_updates, "compiling (this can take a minute)"
+            )
+        )
         # Donated: the run's buffers are written in place, and only the new run is ever referred to.
-        program = jax.jit(call, donate_argnums=0).lower(run, jnp.zeros((), jnp.int32)).compile()
+        traced = jax.jit(call, donate_argnums=0).lower(run, jnp.zeros((), jnp.int32))
+        write: sinks.Write | None = None
+        if sink is not None and processes.first():
+            write = stack.enter_context(sinks.opened(sink))
+        program = traced.compile()
+        line.say(f"compiled in {time.perf_counter() - began:.0f} s")
         manager = metrics_file = None
         if output is not None:
-            # Only now is the folder written to, and first with something to resume from.
-            output.mkdir(parents=True, exist_ok=True)
-            manager = stack.enter_context(checkpoints.open_manager(output / CHECKPOINT_FOLDER))
-            checkpoints.save(manager, done, run, description)
             if processes.first():
-                _write_json(output / CONFIG_FILE, description)
-                _cut_metrics(output / METRICS_FILE, done)
+                records.write(output / CONFIG_FILE, described)
+            manager = stack.enter_context(checkpoints.open_manager(output / CHECKPOINT_FOLDER))
+            checkpoints.save(manager, done, run, described)
+            if processes.first():
                 path = output / METRICS_FILE
+                _cut_metrics(path, done)
                 metrics_file = stack.enter_context(path.open("a", encoding="utf-8"))
         seconds_per_update = None
         while done < config.meta_updates:
@@ -352,7 +430,7 @@ def _train(
             seconds = time.perf_counter() - began
             seconds_per_update = seconds / count
             lines = [
-                {name: _number(column[place, i]) for name, column in rows.items()}
+                _numbers({name: column[place, i] for name, column in rows.items()})
                 | {"update": done + i + 1, "seconds": round(seconds_per_update, 6)}
                 | member
                 for i in range(count)
@@ -360,19 +438,19 @@ def _train(
             ]
             done += count
             if metrics_file is not None:
-                text = "".join(json.dumps(line, sort_keys=True) + "\n" for line in lines)
+                text = "".join(records.dumps(x, sort_keys=True) + "\n" for x in lines)
                 _append(metrics_file, text)
-            report(done, lines, seconds)
+            line.update(done, terminal.held(_status(lines, seconds), console.encoding))
             failure = None
-            if sink is not None and processes.first():
+            if write is not None:
                 try:
-                    for line in lines:
-                        sink(line)
+                    for x in lines:
+                        write(x)
                 except Exception as error:
                     failure = error
             stop = processes.anywhere(interrupted() or failure is not None)
             if manager is not None and (done == limit or stop):
-                checkpoints.save(manager, done, run, description)
+                checkpoints.save(manager, done, run, described)
             if failure is not None:
                 raise failure
             if stop:
@@ -380,13 +458,81 @@ def _train(
     return run
 
 
+def _described(description: Mapping[str, Any] | None, family: TaskFamily) -> dict[str, Any]:
+    """What is known of a run whose algorithm and family nobody describes."""
+    if description is None:
+        return {"family": family.name, "horizon": family.horizon}
+    return dict(description)
+
+
+def _with_its_beginning(description: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """A resumed run's description, with the digest of what the run began from, if it was given something."""
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+        begun = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))["initial"]
+        return {**description, "initial": begun}
+    return description
+
+
+@contextlib.contextmanager
+def _owned(folder: Path, resume: bool) -> Iterator[None]:
+    """Within it the folder is this run's: claimed, and empty unless the run resumes.
+
+    A run that ends before its first checkpoint leaves nothing in the folder.
+    """
+    if resume and not folder.is_dir():  # nothing to claim; restoring says so
+        yield
+        return
+    with contextlib.ExitStack() as stack:
+
+        def claim() -> None:
+            stale = stack.enter_context(claims.claimed(folder))
+            if stale is not None:
+                warnings.warn(
+                    f"{folder} was held by {claims.holder(stale)}, which has ended: this run takes it over",
+                    stacklevel=2,
+                )
+                if not resume:
+                    _clear(folder)
+            if not resume and any(x.name != claims.CLAIM_FILE for x in folder.iterdir()):
+                raise FileExistsError(
+                    f"{folder} is not empty: name another folder, or resume the run that is in it"
+                )
+
+        processes.by_first(claim)
+        try:
+            yield
+        except BaseException:
+            if not resume and processes.first():
+                _clear(folder)
+            raise
+
+
+def _clear(folder: Path) -> None:
+    """Removes what a run left that ended before its first checkpoint; does nothing where there is one."""
+    kept = folder / CHECKPOINT_FOLDER
+    if kept.is_dir() and any(x.name.isdigit() for x in kept.iterdir()):
+        return
+    shutil.rmtree(kept, ignore_errors=True)
+    for name in (CONFIG_FILE, METRICS_FILE):
+        for path in (folder / name, folder / f"{name}.tmp"):
+            path.unlink(missing_ok=True)
+
+
 def enable_compilation_cache(folder: str | os.PathLike | None = None) -> None:
     """Keeps compiled programs on disk, so that a second start of the same program is quick.
 
-    ``folder`` defaults to ``$JAX_COMPILATION_CACHE_DIR``, else ``~/.cache/jaxmeta``.
+    ``folder`` defaults to ``$JAX_COMPILATION_CACHE_DIR``, else ``~/.cache/jaxmeta``. Nothing is kept where there is no
+    home, or where that variable is empty.
     """
     if folder is None:
-        folder = os.environ.get("JAX_COMPILATION_CACHE_DIR", Path.home() / ".cache" / "jaxmeta")
+        folder = os.environ.get("JAX_COMPILATION_CACHE_DIR")
+    if folder is None:
+        try:
+            folder = Path.home() / ".cache" / "jaxmeta"
+        except RuntimeError:  # a user whom the system does not know
+            return
+    if not os.fspath(folder):
+        return
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
@@ -425,50 +571,31 @@ def _deferred_interrupts() -> Iterator[Callable[[], bool]]:
             signal.signal(number, handler)
 
 
-@contextlib.contextmanager
-def _progress(
-    console: Console | None, done: int, total: int
-) -> Iterator[Callable[[int, list[dict], float], None]]:
-    if console is None:
-        # In a notebook Rich would ask for ipywidgets, or fill the page with escape codes.
-        console = Console(
-            file=sys.stderr,
-            force_jupyter=False,
-            force_terminal=sys.stderr.isatty(),
-            quiet=not processes.first(),
-        )
-    bar = Progress(
-        TextColumn("meta-update"),
-        MofNCompleteColumn(),
-        BarColumn(bar_width=10),
-        TextColumn("{task.fields[returns]}"),
-        TextColumn("{task.fields[speed]}"),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        console=console,
-    )
-    with bar:
-        row = bar.add_task("", total=total, completed=done, returns="compiling", speed="")
-
-        def report(done: int, lines: list[dict], seconds: float) -> None:
-            before, after = (_mean(lines, f"return/{when}") for when in ("before", "after"))
-            steps = sum(line.get("env_steps") or 0 for line in lines)
-            bar.update(
-                row,
-                completed=done,
-                returns=f"return {before:.2f} → {after:.2f}",
-                speed=f"{steps / seconds / 1000:,.0f}k env steps/s",
-            )
-
-        yield report
+def _status(lines: list[dict], seconds: float) -> str:
+    """The returns and the speed of some meta-updates, in words."""
+    before, after = (_mean(lines, f"return/{when}") for when in ("before", "after"))
+    steps = sum(line.get("env_steps") or 0 for line in lines)
+    return f"return {before} → {after} {steps / seconds / 1000:,.0f}k env steps/s"
 
 
-def _mean(lines: list[dict], name: str) -> float:
+def _mean(lines: list[dict], name: str) -> str:
     values = [line[name] for line in lines if line.get(name) is not None]
-    return sum(values) / len(values) if values else math.nan
+    return f"{sum(values) / len(values):.2f}" if values else "none"
 
 
-def _number(x: Any) -> float | int | None:
+def _numbers(metrics: dict[str, Any]) -> dict[str, float | int | bool | None]:
+    """JSON numbers; None for what is not finite, and for a mean return over no episodes at all.
+
+    Of a mean ``return/X``, ``episodes/X`` is the number of episodes, where it is there.
+    """
+    numbers = {name: _number(x) for name, x in metrics.items()}
+    for name in numbers:
+        if name.startswith("return/") and numbers.get(f"episodes/{name[7:]}") == 0:
+            numbers[name] = None
+    return numbers
+
+
+def _number(x: Any) -> float | int | bool | None:
     """A JSON number; None for what JSON cannot hold."""
     value = x.item()
     return value if math.isfinite(value) else None
@@ -494,15 +621,4 @@ def _cut_metrics(path: Path, done: int) -> None:
             with contextlib.suppress(json.JSONDecodeError):
                 if json.loads(line)["update"] <= done:
                     kept.append(line + "\n")
-    _replace(path, "".join(kept))
-
-
-def _write_json(path: Path, content: Any) -> None:
-    _replace(path, json.dumps(content, indent=2, sort_keys=True) + "\n")
-
-
-def _replace(path: Path, text: str) -> None:
-    """Writes all of a file or nothing of it."""
-    temporary = path.with_suffix(path.suffix + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    records.replace(path, "".join(kept))

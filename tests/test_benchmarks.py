@@ -1,8 +1,10 @@
 """The scripts as a user runs them, small; those that answer a question each are slow, for each compiles a lot."""
 
 import importlib.util
+import io
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +12,7 @@ from pathlib import Path
 import matplotlib.image
 import numpy as np
 import pytest
+from rich.console import Console
 
 ROOT = Path(__file__).parent.parent
 SMALL = (
@@ -18,24 +21,47 @@ SMALL = (
 ).split()
 
 
-def run(script, *arguments, cwd=None):
+def run(script, *arguments, cwd=None, stdout=subprocess.PIPE, **environment):
     return subprocess.run(
         [sys.executable, str(ROOT / "benchmarks" / script), *arguments],
-        capture_output=True,
+        stdout=stdout,
+        stderr=subprocess.PIPE,
         text=True,
         timeout=300,
         cwd=cwd,
-        env=os.environ | {"COLUMNS": "120"},
+        env=os.environ | {"COLUMNS": "120"} | environment,
     )
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("runs") / "small"
+    """Into a folder that is called by a setting, on a terminal of few characters."""
+    folder = tmp_path_factory.mktemp("runs") / "sizes=[4]"
     arguments = [*SMALL, "--task.horizon", "5", "--output", str(folder)]
-    result = run("train.py", *arguments)
+    result = run("train.py", *arguments, PYTHONIOENCODING="ascii")
     assert result.returncode == 0, result.stderr
     return folder, arguments, result
+
+
+@pytest.fixture(scope="module")
+def script():
+    """`train.py` as a module."""
+    spec = importlib.util.spec_from_file_location("train", ROOT / "benchmarks" / "train.py")
+    module = importlib.util.module_from_spec(spec)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "train", module)  # the command line looks for its source there
+        spec.loader.exec_module(module)
+        patch.setattr(module.training, "enable_compilation_cache", lambda: None)
+        patch.setenv("COLUMNS", "200")
+        yield module
+
+
+def said(script, capsys, *arguments):
+    """All that a script shows which ends at once."""
+    with pytest.raises(SystemExit) as end:
+        script.main([*arguments])
+    shown = capsys.readouterr()
+    return f"{shown.out} {shown.err} {end.value}"
 
 
 def test_the_main_job_leaves_what_it_promises(trained):
@@ -66,9 +92,10 @@ def test_the_main_job_leaves_what_it_promises(trained):
         assert min(matplotlib.image.imread(folder / name).shape[:2]) > 300
     assert "Held-out tasks" in result.stdout
     assert "optimal agent" in result.stdout
+    assert " -> " in result.stdout
 
 
-def test_a_second_run_is_refused_unless_it_resumes(trained):
+def test_a_second_run_is_refused_unless_it_resumes(trained, script, capsys):
     folder, arguments, _ = trained
     before = (folder / "metrics.jsonl").read_text()
     refused = run("train.py", *arguments)
@@ -76,8 +103,17 @@ def test_a_second_run_is_refused_unless_it_resumes(trained):
     assert "is not empty" in refused.stderr
     assert "Traceback" not in refused.stderr
     assert (folder / "metrics.jsonl").read_text() == before
-    longer = [*arguments, "--resume", "--meta-updates", "4"]
-    assert run("train.py", *longer).returncode == 0
+    changed = said(script, capsys, "--resume", str(folder), "--num-tasks=3", "--task.horizon=6")
+    assert "error: horizon is 6 and was 5; num_tasks is 3 and was 2: the run in" in changed
+    assert "meta_updates, checkpoint_every, report_seconds may change" in changed
+    read, write = os.pipe()
+    os.close(read)  # nobody looks at what it shows
+    flags = ["--resume", str(folder), "--meta-updates=4", "--eval-tasks=2"]
+    longer = run("train.py", *flags, stdout=write)
+    os.close(write)
+    assert longer.returncode == 0, longer.stderr
+    assert "BrokenPipe" not in longer.stderr
+    assert json.loads((folder / "evaluation.json").read_text())["num_tasks"] == 2
     rows = (folder / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(row)["update"] for row in rows] == [1, 2, 3, 4]
     assert rows[:3] == before.splitlines()
@@ -92,26 +128,59 @@ def test_a_second_run_is_refused_unless_it_resumes(trained):
         (["--task.horizon", "0"], "horizon=0 must be at least 1"),
         (["--num-steps", "0"], "num_steps=0 must be at least 1"),
         (["--policy", "categorical"], "needs a discrete action space"),
-        (["--resume"], "nothing to resume"),
+        (["--resume"], "run/config.json does not exist"),
+        (
+            ["--algorithm", "rl2", "--family", "gridnavi", "--num-tasks=10", "--num-minibatches=4"],
+            "error: num_minibatches=4 must divide the number of trials",
+        ),
         (["--eval-tasks", "1"], "eval_tasks=1 must be at least 2"),
         (["--algorithm", "meta_value"], "predicts returns and earns none"),
     ],
 )
-def test_bad_input_is_answered_before_anything_compiles(arguments, message, tmp_path):
-    result = run("train.py", *arguments, "--output", str(tmp_path / "run"))
-    assert result.returncode != 0
-    assert message in result.stderr.replace("\n", " "), result.stderr
-    assert "Traceback" not in result.stderr
+def test_bad_input_is_answered_before_anything_compiles(
+    arguments, message, script, capsys, tmp_path
+):
+    assert message in said(script, capsys, *arguments, "--output", str(tmp_path / "run"))
     assert not (tmp_path / "run").exists()
 
 
-def test_help_names_every_setting():
-    text = run("train.py", "--help").stdout
+def test_tables_of_what_was_not_counted(script):
+    """A mean of nothing, tasks that were left out, no optimum."""
+    summary = {
+        "num_tasks": 3,
+        "skipped_tasks": 2,
+        "skipped_streams": 7,
+        "returns": [None, 1.5],
+        "intervals": [[None, None], [1.0, 2.0]],
+        "gap_closed": [None, 0.25],
+        "random": None,
+        "optimal": 3.0,
+    }
+    console = Console(file=io.StringIO(), width=100)
+    for changes in ({}, {"gap_closed": None, "optimal": None, "skipped_tasks": 0}):
+        console.print(script.table("Title", summary | changes, "step"))
+    shown, bare = console.file.getvalue().split("Title")[1:]
+    assert "3 tasks, 2 tasks left out, 7 broken streams left out" in shown
+    assert re.search(r"0 . +none . +. +.\n", shown)
+    assert re.search(r"1 . +1.50 . +1.00 to 2.00 . +25.0 % ", shown)
+    assert "random agent" not in shown
+    assert re.search(r"optimal agent . +3.00", shown)
+    assert "3 tasks, 7 broken streams left out" in bare
+    assert "optimal agent" not in bare
+
+
+def test_a_figure_that_cannot_be_drawn_is_said(script):
+    with pytest.warns(UserWarning, match="a.png could not be drawn: ZeroDivisionError"):
+        script.draw("a.png", lambda: 1 / 0)
+
+
+def test_help_names_every_setting(script, capsys):
+    text = said(script, capsys, "--help")
     for option in ("algorithm", "family", "num-tasks", "num-streams", "num-steps", "num-updates"):
         assert f"--{option}" in text
     for option in ("meta-updates", "seed", "output", "resume", "inner-surrogate", "step-size"):
         assert f"--{option}" in text
-    assert "--task.radius" in run("train.py", "--family", "sparse_navigation", "--help").stdout
+    assert "--task.radius" in said(script, capsys, "--family", "sparse_navigation", "--help")
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ from rich.console import Console
 
 import jaxmeta
 from jaxmeta import evaluation, experiments, presets, tasks, training
-from jaxmeta.algorithms import ALGORITHMS
+from jaxmeta.algorithms import ALGORITHMS, maml
 from jaxmeta.checkpoints import CheckpointError
 from jaxmeta.experiments import Experiment
 
@@ -85,6 +85,50 @@ def test_a_population_is_given_back_whole(hypers, tmp_path):
     loaded = jaxmeta.load(tmp_path / "population")
     chex.assert_trees_all_equal(loaded.meta, run.state.meta)
     assert loaded.run.num_updates.shape == (len(hypers or [None]), 3)
+
+
+OWN = maml.Config(num_streams=2, hidden_sizes=(4,))
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory):
+    """A run of parts that nobody has described, and its folder; of a population, too."""
+    family = dataclasses.replace(tasks.make("navigation", horizon=4), name="mine")
+    algorithm = maml.maml(family, OWN)
+    folder = tmp_path_factory.mktemp("own")
+    plan = training.Config(meta_updates=1, num_tasks=2)
+    run = training.train(algorithm, family, plan, folder=folder / "run", console=QUIET)
+    return folder, algorithm, family, run
+
+
+def test_parts_of_one_s_own_are_loaded_with_them(own):
+    folder, algorithm, family, run = own
+    loaded = jaxmeta.load(folder / "run", algorithm=algorithm, family=family)
+    chex.assert_trees_all_equal(loaded.run.state, run.state)
+    assert loaded.experiment is None
+    assert loaded.learner is algorithm.learner
+    assert loaded.family is family
+    for parts in ({}, dict(algorithm=algorithm), dict(family=family)):
+        with pytest.raises(CheckpointError, match="give load its algorithm= and family="):
+            jaxmeta.load(folder / "run", **parts)
+    wider = maml.maml(family, dataclasses.replace(OWN, hidden_sizes=(5,)))
+    with pytest.raises(CheckpointError, match=r"is float32\[2, 5\] and was float32\[2, 4\]"):
+        jaxmeta.load(folder / "run", algorithm=wider, family=family)
+    other = dataclasses.replace(family, name="other")
+    with pytest.raises(CheckpointError, match="is of family 'mine' .* family='other' .* is given"):
+        jaxmeta.load(folder / "run", algorithm=algorithm, family=other)
+
+
+def test_a_described_run_takes_other_parts(trained):
+    """A family that stands for its own: the algorithm is made for it."""
+    folder, run = trained
+    family = tasks.make("navigation", horizon=3)
+    loaded = jaxmeta.load(folder, family=family)
+    chex.assert_trees_all_equal(loaded.run.state, run.state)
+    assert loaded.family is family
+    assert loaded.experiment == jaxmeta.load(folder).experiment
+    algorithm, _ = experiments.make(SMALL)
+    assert jaxmeta.load(folder, algorithm=algorithm).algorithm is algorithm
 
 
 def test_making_is_what_one_would_write_out():

@@ -79,7 +79,10 @@ def test_provenance_says_what_was_run_on_what(tmp_path):
     told = json.loads(subprocess.check_output([sys.executable, str(script), "--core", "a b"]))
     assert told["command"] == "python measure.py --core 'a b'"
     assert told["machine"] == reports.machine()
-    assert set(told["sources"]) == {"measure.py", "jaxmeta/__init__.py", "jaxmeta/reports.py"}
+    assert set(told["sources"]) == {
+        "measure.py",
+        *(f"jaxmeta/{name}.py" for name in ("__init__", "records", "reports", "terminal")),
+    }
     source = Path(reports.__file__).read_text(encoding="utf-8")
     assert told["sources"]["jaxmeta/reports.py"] == reports.digest(source)
 

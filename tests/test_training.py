@@ -2,6 +2,7 @@ import dataclasses
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -15,8 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
+from rich.console import Console
 
-from jaxmeta import checkpoints, tasks, training
+from jaxmeta import checkpoints, claims, tasks, training
 from jaxmeta.algorithms.maml import Config, Hyper, maml
 from jaxmeta.checkpoints import CheckpointError
 from jaxmeta.types import MetaAlgorithm
@@ -137,13 +139,6 @@ def test_resuming_nothing_is_refused(family, algorithm, tmp_path):
     assert not (tmp_path / "none").exists()
     with pytest.raises(ValueError, match="needs the folder"):
         training.train(algorithm, family, config(), resume=True)
-
-
-def test_a_folder_needs_a_description(family, algorithm, tmp_path):
-    """Without one, a run could be resumed by another algorithm."""
-    with pytest.raises(ValueError, match="description=None: a folder needs the settings"):
-        training.train(algorithm, family, config(), folder=tmp_path / "new")
-    assert not (tmp_path / "new").exists()
 
 
 def test_fewer_updates_than_done_are_refused(whole, family, algorithm):
@@ -295,7 +290,8 @@ def test_one_compilation_however_often_the_host_looks(family, algorithm):
 
 def test_every_update_draws_tasks_and_keys_of_its_own(family):
     def step(key, state, tasks):
-        return state, {"goal": tasks.goal, "uniform": jax.random.uniform(key)}
+        goals = {f"goal {i}": x for i, x in enumerate(jnp.ravel(tasks.goal))}
+        return state, goals | {"uniform": jax.random.uniform(key)}
 
     recorder = MetaAlgorithm(lambda key: jnp.zeros(()), step, None)
     run = training.begin(jax.random.key(0), algorithm=recorder)
@@ -305,8 +301,8 @@ def test_every_update_draws_tasks_and_keys_of_its_own(family):
             run, 3, algorithm=recorder, family=family, num_tasks=2, max_updates=3
         )
         seen.append(rows)
-    goals = np.concatenate([rows["goal"] for rows in seen])
-    assert len(np.unique(goals.reshape(12, 2), axis=0)) == 12
+    goals = [np.stack([rows[f"goal {i}"] for i in range(4)], axis=1) for rows in seen]
+    assert len(np.unique(np.reshape(goals, (12, 2)), axis=0)) == 12
     assert len(np.unique(np.concatenate([rows["uniform"] for rows in seen]))) == 6
 
 
@@ -401,6 +397,233 @@ def test_non_finite_metrics_are_null(family, algorithm, tmp_path):
     assert [row["skipped_updates"] for row in rows] == [1, 1]
 
 
+def returning(metrics=None, state=lambda state: state):
+    """An algorithm whose meta-update returns that, and whose state begins as a number that yields to other types."""
+    return MetaAlgorithm(
+        lambda key: {"w": jnp.zeros(3), "n": 0.0},
+        lambda key, before, tasks: (
+            state(before),
+            {"loss": before["n"]} if metrics is None else metrics,
+        ),
+        None,
+    )
+
+
+@pytest.mark.parametrize(
+    ("metrics", "message"),
+    [
+        ({"each": jnp.zeros(3)}, r"the metric 'each' has shape \(3,\) and type float32"),
+        ({"one": jnp.zeros(1)}, r"the metric 'one' has shape \(1,\)"),
+        ({"z": 1j * jnp.ones(())}, "the metric 'z' has shape .* and type complex64"),
+        ({"key": jax.random.key(0)}, "the metric 'key' has shape .* and type key<fry>"),
+        ({"deep": {"x": 1.0}}, "the metric 'deep' is {'x': 1.0}; it must be a scalar"),
+        ({"none": None}, "the metric 'none' is None; it must be a scalar"),
+        ({"update": 1.0}, "the metric 'update' must be called otherwise"),
+        ({3: 1.0}, "the metric 3 must be called by a string"),
+        ((1.0, 2.0), "must be a dictionary of scalars by name"),
+    ],
+)
+@pytest.mark.parametrize("train", [training.train, training.train_population])
+def test_metrics_are_scalars(train, metrics, message, family, tmp_path):
+    """Said before anything compiles, and the folder is as it was."""
+    with pytest.raises((TypeError, ValueError), match=message):
+        train(returning(metrics), family, config(), folder=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        (lambda x: x | {"w": jnp.zeros(4)}, r"\['w'\] is float32\[4\], and was given float32\[3\]"),
+        (
+            lambda x: x | {"n": jnp.zeros((), int)},
+            r"\['n'\] is int32\[\], and was given float32\[\]",
+        ),
+        (lambda x: {"w": x["w"]}, r"\['n'\] is missing, and was given float32"),
+        (lambda x: x | {"v": 0.0}, r"\['v'\] is float32\[\], and was given no such leaf"),
+        (lambda x: x | {"none": None}, "it is PyTreeDef.*none.*, and was given"),
+    ],
+)
+def test_a_state_keeps_its_shapes_and_types(state, message, family):
+    with pytest.raises(TypeError, match="algorithm.step returns another state: " + message):
+        training.train(returning(state=state), family, config())
+
+
+def test_numbers_that_yield_to_other_types_are_numbers(family, tmp_path):
+    """A Python number in the state, and as a metric; resumed, it still is one."""
+    counting = returning(
+        {"int": 3, "bool": True, "half": jnp.bfloat16(0.5)},
+        lambda x: x | {"n": x["n"] + jnp.ones(())},
+    )
+    run = training.train(counting, family, config(meta_updates=2), folder=tmp_path)
+    assert run.state["n"] == 2
+    run = training.train(counting, family, config(meta_updates=3), folder=tmp_path, resume=True)
+    assert run.state["n"] == 3
+    assert [(x["int"], x["bool"], x["half"]) for x in lines(tmp_path)] == [(3, True, 0.5)] * 3
+    assert json.loads((tmp_path / "config.json").read_text())["family"] == "navigation"
+
+
+def test_a_mean_of_no_episodes_is_null(family):
+    seen = []
+    metrics = {"return/before": 0.0, "episodes/before": 0, "return/after": 2.5, "episodes/after": 4}
+    training.train(returning(metrics), family, config(meta_updates=1), sink=seen.append)
+    assert seen[0]["return/before"] is None
+    assert seen[0]["return/after"] == 2.5
+    assert seen[0]["episodes/before"] == 0
+
+
+def test_beginning_from_what_was_learned(whole, family, algorithm, tmp_path):
+    """The state is the given one, the keys are the seed's; the given arrays live on, and resuming is as ever."""
+
+    def step(key, state, tasks):
+        return state | {"w": state["w"] + jax.random.uniform(key, 3)}, {}
+
+    adding = returning()._replace(step=step)
+    folder, plan = tmp_path / "run", config(meta_updates=2, seed=9)
+    run = training.train(adding, family, config(meta_updates=3))
+    begun = training.train(adding, family, plan, initial=run, folder=folder)
+    newborn = training.train(adding, family, plan)
+    assert begun.num_updates == 2
+    np.testing.assert_allclose(begun.state["w"] - run.state["w"], newborn.state["w"], rtol=1e-5)
+    assert_bit_equal(begun, training.train(adding, family, plan, initial=jax.device_get(run.state)))
+    record = json.loads((folder / training.CONFIG_FILE).read_text())
+    assert record["initial"] == checkpoints.digest(run.state)
+    longer = dataclasses.replace(plan, meta_updates=4)
+    resumed = training.train(adding, family, longer, folder=folder, resume=True)
+    assert_bit_equal(resumed, training.train(adding, family, longer, initial=run))
+    assert json.loads((folder / training.CONFIG_FILE).read_text())["initial"] == record["initial"]
+    with pytest.raises(ValueError, match="initial must be None where resume=True"):
+        training.train(adding, family, longer, initial=run, folder=folder, resume=True)
+    wider = maml(family, Config(num_streams=2, hidden_sizes=(5,)))
+    with pytest.raises(
+        TypeError, match=r"is float32\[2, 4\], and algorithm.init makes float32\[2, 5\]"
+    ):
+        training.train(wider, family, longer, initial=whole[1])
+    with pytest.raises(TypeError, match="initial is another state: .*, and algorithm.init makes"):
+        training.train(algorithm, family, longer, initial=whole[1].state.meta)
+
+
+def test_infinite_settings_survive_a_folder(family, tmp_path):
+    """And in a record of an earlier version, which wrote them as JSON's tolerated extension."""
+    told = dict(
+        description={"hyper": {"anneal": np.float32("inf"), "low": -np.inf}, "at": tmp_path}
+    )
+    training.train(returning(), family, config(meta_updates=1), folder=tmp_path / "run", **told)
+    for path in [*(tmp_path / "run").glob("*.json*"), *(tmp_path / "run").rglob("record/metadata")]:
+        for line in (
+            path.read_text().splitlines() if path.suffix == ".jsonl" else [path.read_text()]
+        ):
+            json.loads(line, parse_constant=pytest.fail)
+    record = json.loads((tmp_path / "run" / training.CONFIG_FILE).read_text())
+    assert record["hyper"] == {"anneal": "Infinity", "low": "-Infinity"}
+    assert record["at"] == str(tmp_path)
+    path = next((tmp_path / "run").rglob("1/record/metadata"))
+    path.write_text(path.read_text().replace('"Infinity"', "Infinity"))
+    training.train(
+        returning(), family, config(meta_updates=2), folder=tmp_path / "run", resume=True, **told
+    )
+
+
+@pytest.mark.parametrize(
+    ("description", "message"),
+    [
+        ({"a": {"b": object()}}, "a.b=.* is a object, which JSON does not hold"),
+        ({"a": [1.0, float("nan")]}, r"a\[1\]=nan must be a number"),
+        ({"a": {1: 2}}, "a.1: the key 1 must be a string"),
+        ({"a": "Infinity"}, "a='Infinity' would be read as a number"),
+    ],
+)
+def test_what_json_cannot_hold_is_named(description, message, family, tmp_path):
+    with pytest.raises((TypeError, ValueError), match=message):
+        training.train(
+            returning(), family, config(), folder=tmp_path / "run", description=description
+        )
+    assert not (tmp_path / "run").exists()
+
+
+def test_two_runs_in_one_folder(family, tmp_path):
+    """The second is refused while the first is there, and where it is done."""
+    refused = []
+
+    def second(line):
+        for resume in (False, True):
+            with pytest.raises(
+                FileExistsError, match=f"is held by another run .process {os.getpid()} on"
+            ) as error:
+                training.train(
+                    returning(), family, config(), folder=tmp_path / "run", resume=resume
+                )
+            refused.append(error)
+
+    training.train(
+        returning(), family, config(meta_updates=1), folder=tmp_path / "run", sink=second
+    )
+    assert len(refused) == 2
+    assert sorted(x.name for x in (tmp_path / "run").iterdir()) == [
+        "checkpoints",
+        "config.json",
+        "metrics.jsonl",
+    ]
+    with pytest.raises(FileExistsError, match="is not empty"):
+        training.train(returning(), family, config(), folder=tmp_path / "run")
+
+
+def test_a_run_killed_before_its_first_checkpoint_is_begun_again(family, tmp_path):
+    """Whatever it had written by then: nothing, or all that comes before the checkpoint is whole."""
+    claim = claims._mine() | {"process": 2**22 + 1}
+    for name in ("claimed", "writing"):
+        folder = tmp_path / name
+        (folder / "checkpoints" / "0.orbax-checkpoint-tmp" / "run").mkdir(parents=True)
+        (folder / claims.CLAIM_FILE).write_text(json.dumps(claim))
+        (folder / "config.json").write_text("{}")
+        if name == "claimed":
+            shutil.rmtree(folder / "checkpoints")
+        with pytest.warns(UserWarning, match="was held by process 4194305 on .*, which has ended"):
+            training.train(returning(), family, config(meta_updates=1), folder=folder)
+        assert steps(folder) == [0, 1]
+        (folder / claims.CLAIM_FILE).write_text(
+            json.dumps(claim)
+        )  # with a checkpoint, it is resumed
+        with (
+            pytest.warns(UserWarning, match="which has ended"),
+            pytest.raises(FileExistsError, match="is not empty"),
+        ):
+            training.train(returning(), family, config(), folder=folder)
+        assert steps(folder) == [0, 1]
+
+
+def test_a_run_that_fails_before_its_first_checkpoint_leaves_nothing(family, tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoints, "save", lambda *told: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        training.train(returning(), family, config(), folder=tmp_path / "new" / "run")
+    assert list(tmp_path.iterdir()) == []
+
+
+class Unshowable:
+    """A stream that fails in what is asked of it."""
+
+    encoding = "utf-8"
+
+    def __init__(self, error=None):
+        self.error = error
+
+    def write(self, text):
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    "stream", [None, Unshowable(ValueError("closed")), Unshowable(BrokenPipeError())]
+)
+@pytest.mark.parametrize("given", [False, True])
+def test_nothing_that_fails_to_be_shown_ends_a_run(stream, given, family, monkeypatch):
+    monkeypatch.setattr(sys, "stderr", stream)
+    monkeypatch.setattr(sys, "stdout", stream)
+    console = Console(file=stream, force_terminal=True) if given else None
+    run = training.train(returning(), family, config(meta_updates=2), console=console)
+    assert run.num_updates == 2
+    assert sys.stdout is sys.stderr is stream
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -424,12 +647,12 @@ from jax.sharding import NamedSharding, PartitionSpec
 folder, name, process, processes, port = sys.argv[1:]
 if int(processes) > 1:
     jax.distributed.initialize(f"localhost:{port}", int(processes), int(process))
-from jaxmeta import meta_update, tasks, training
+from jaxmeta import meta_update, records, tasks, training
 from jaxmeta.algorithms.maml import Config, maml
 family = tasks.make("navigation", horizon=4)
 algorithm = maml(family, Config(num_streams=2, hidden_sizes=(4,)))
 if int(process) > 0:
-    training._write_json = None  # only the first process writes
+    records.write = None  # only the first process writes
 settings = training.Config(meta_updates=3, num_tasks=8, checkpoint_every=1, report_seconds=0.01)
 
 def leave(name, run):
@@ -442,12 +665,18 @@ def train(**where):
 if name == "alone":
     assert jax.device_count() == 1
     leave(name, train())
-    for other in ("eight", "processes"):
+    for other in ("eight", "processes=[2]"):
         leave("restored-" + other, train(folder=f"{folder}/{other}", resume=True))
 else:
-    assert jax.device_count() == {"eight": 8, "processes": 4}[name]
+    assert jax.device_count() == {"eight": 8, "processes=[2]": 4}[name]
     leave(name, train(folder=f"{folder}/{name}"))
     leave(name + "-resumed", train(folder=f"{folder}/{name}", resume=True))
+    try:  # every process learns that the folder is not free
+        train(folder=f"{folder}/{name}")
+    except (FileExistsError if process == "0" else RuntimeError) as error:
+        assert "is not empty" in str(error), error
+    else:
+        raise AssertionError
 if name == "eight":
     mesh = training.device_mesh(16)
     run = training.begin(jax.random.key(0), algorithm=algorithm)
@@ -493,28 +722,35 @@ def test_devices_and_processes_share_the_tasks_and_change_no_result(tmp_path):
             env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
         )
 
-    for name, devices, processes in (("eight", 8, 1), ("processes", 2, 2), ("alone", 1, 1)):
+    for name, devices, processes in (("eight", 8, 1), ("processes=[2]", 2, 2), ("alone", 1, 1)):
         started = [start(name, devices, process, processes) for process in range(processes)]
         assert exit_codes(started) == [0] * len(started)
-    names = ("alone-0", "eight-0", "processes-0", "processes-1")
+    names = ("alone-0", "eight-0", "processes=[2]-0", "processes=[2]-1")
     alone, eight, first, second = (np.load(tmp_path / f"{name}.npy") for name in names)
     assert alone.size > 20
     np.testing.assert_allclose(eight, alone, rtol=1e-3, atol=1e-5)
     np.testing.assert_allclose(first, alone, rtol=1e-3, atol=1e-5)
     np.testing.assert_array_equal(first, second)
-    for name, whole in (("eight", eight), ("processes", first)):
-        for process in range(2 if name == "processes" else 1):
+    for name, whole in (("eight", eight), ("processes=[2]", first)):
+        for process in range(2 if name == "processes=[2]" else 1):
             resumed = np.load(tmp_path / f"{name}-resumed-{process}.npy")
             np.testing.assert_array_equal(resumed, whole)
-    for name, whole in (("eight", eight), ("processes", first)):
+    for name, whole in (("eight", eight), ("processes=[2]", first)):
         np.testing.assert_array_equal(np.load(tmp_path / f"restored-{name}-0.npy"), whole)
         assert [row["update"] for row in lines(tmp_path / name)] == [1, 2, 3]
         assert steps(tmp_path / name) == [1, 2, 3]
 
 
 def test_compilation_cache_folder(monkeypatch, tmp_path):
+    def no_home():
+        raise RuntimeError("Could not determine home directory.")
+
     before = jax.config.jax_compilation_cache_dir
+    monkeypatch.setattr(training.Path, "home", no_home)
     try:
+        monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
+        training.enable_compilation_cache()
+        assert jax.config.jax_compilation_cache_dir == before
         monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "a"))
         training.enable_compilation_cache()
         assert jax.config.jax_compilation_cache_dir == str(tmp_path / "a")
