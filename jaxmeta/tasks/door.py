@@ -280,20 +280,22 @@ def num_tasks(name: str, tasks: Task, env: Any) -> int:
     after one axis that is as long for all: a single task has no such axis, and its leaves' own would be taken for it.
     """
     one = default_task(env)
-    if jax.tree.structure(tasks) != jax.tree.structure(one):
+    given, right = str(jax.tree.structure(tasks)), str(jax.tree.structure(one))
+    if given != right:
         raise ValueError(
-            f"{name} has the structure {jax.tree.structure(tasks)}; a task of {name_of(env)} has "
-            f"{jax.tree.structure(one)}, and tasks have it with a leading axis"
+            f"{name} has the structure {given}; a task of {name_of(env)} has {right}, and tasks have it with a "
+            "leading axis"
         )
     count: int | None = None
     leaves = jax.tree_util.tree_leaves_with_path(tasks)
     for (path, leaf), default in zip(leaves, jax.tree.leaves(one), strict=True):
-        shape, right = jnp.shape(leaf), jnp.shape(default)
+        shape, one_shape = jnp.shape(leaf), jnp.shape(default)
         where = f"{name}{jax.tree_util.keystr(path)} has shape {shape}"
-        if len(shape) != len(right) + 1 or shape[1:] != right:
+        if len(shape) != len(one_shape) + 1 or shape[1:] != one_shape:
+            wanted = ", ".join(["M", *map(str, one_shape)])
             raise ValueError(
-                f"{where}; it must be [M, {', '.join(map(str, right))}]: a leading axis of tasks, and then "
-                f"the shape {right} of one task's. Give a single task that axis by "
+                f"{where}; it must be [{wanted}]: a leading axis of tasks, and then the shape {one_shape} of one "
+                f"task's. Give a single task that axis by "
                 "jax.tree.map(lambda x: x[None], task)"
             )
         if count not in (None, shape[0]):
@@ -496,10 +498,10 @@ def _check_state(what: str, state: Any) -> None:
 def _widened(name: str, begin: str, go: str, before: Any, after: Any) -> Any:
     """The state's shapes with the wider of two dtypes of a kind; raises where the two are no states of one kind."""
     _check_state(f"{name}.{go}'s state", after)
-    if jax.tree.structure(before) != jax.tree.structure(after):
+    first, later = str(jax.tree.structure(before)), str(jax.tree.structure(after))
+    if first != later:
         raise InvalidEnvironment(
-            f"{name}.{go}'s state has the structure {jax.tree.structure(after)}; {begin} gives "
-            f"{jax.tree.structure(before)}, and it must stay that"
+            f"{name}.{go}'s state has the structure {later}; {begin} gives {first}, and it must stay that"
         )
 
     def wider(path: Any, old: Any, new: Any) -> Any:

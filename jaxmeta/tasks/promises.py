@@ -1,6 +1,5 @@
 """Does a family keep its promises?"""
 
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -87,16 +86,22 @@ def check(family: TaskFamily, *, num_tasks: int = 16, seed: int = 0) -> Checked:
     check_promises(family)
     checks.at_least("num_tasks", num_tasks, 2)
     checks.at_least("seed", seed, 0)
-    draw = jax.jit(
-        partial(sample_tasks, family=family, num_tasks=num_tasks), static_argnames="split"
+    keys = jax.random.split(jax.random.key(seed), len(SPLITS) + 1)
+    drawn = [
+        sample_tasks(key, family, num_tasks, split=split)
+        for key, split in zip(keys[1:], SPLITS, strict=True)
+    ]
+    every = jax.tree.map(lambda *x: jnp.concatenate(x), *drawn)
+    episode_keys = jax.random.split(keys[0], len(SPLITS) * num_tasks)
+    # One program for the tasks of all splits.
+    episodes: _Seen = jax.device_get(
+        jax.lax.map(lambda x: _episode(family, *x), (episode_keys, every), batch_size=num_tasks)
     )
-    run = jax.jit(jax.vmap(partial(_episode, family)))  # one program for all splits
     problems: dict[str, list[str]] = {}
     longest, distinct = 0, {}
     for number, split in enumerate(SPLITS):
-        task_key, *keys = jax.random.split(jax.random.key(seed + number), num_tasks + 1)
-        drawn = draw(task_key, split=split)
-        seen = jax.device_get(run(jnp.stack(keys), drawn))
+        rows = slice(number * num_tasks, (number + 1) * num_tasks)
+        seen: _Seen = jax.tree.map(lambda x, rows=rows: x[rows], episodes)
         if not np.all(np.any(seen.last, axis=1)):
             raise InvalidEnvironment(
                 f"family={family.name!r}: an episode of {split} had not ended after horizon={family.horizon} steps, "
@@ -104,7 +109,7 @@ def check(family: TaskFamily, *, num_tasks: int = 16, seed: int = 0) -> Checked:
             )
         lived = np.cumsum(seen.last, axis=1) - seen.last == 0  # [M, T], the first episode
         longest = max(longest, int(np.max(np.sum(lived, axis=1))))
-        distinct[split] = _num_distinct(drawn)
+        distinct[split] = _num_distinct(drawn[number])
         for problem in _problems(family, seen, lived, distinct[split]):
             problems.setdefault(problem, []).append(split)
     told = tuple(f"{', '.join(where)}: {problem}" for problem, where in problems.items())
@@ -139,10 +144,11 @@ def _episode(family: TaskFamily, key: jax.Array, task: Any) -> _Seen:
         return (after.state, still, ended), (after.next_obs, after.reward, after.last)
 
     still = jax.tree.map(lambda x: jnp.ones((), bool), first)
-    (_, still, _), seen = jax.lax.scan(
+    (_, still, _), (obs, reward, last) = jax.lax.scan(
         step, (first, still, jnp.zeros((), bool)), jax.random.split(key, family.horizon)
     )
-    return _Seen(*seen, still, jax.tree.map(lambda x, y: ~same(x, y), first, other))
+    redrawn = jax.tree.map(lambda x, y: ~same(x, y), first, other)
+    return _Seen(obs, reward, last, still, redrawn)
 
 
 def _problems(family: TaskFamily, seen: _Seen, lived: np.ndarray, num_distinct: int) -> list[str]:
