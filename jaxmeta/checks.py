@@ -175,6 +175,35 @@ def alike(**trees: Any) -> None:
                 )
 
 
+def batch(name: str, many: Any, one: Any, told: str) -> int:
+    """M, of a pytree ``many`` that holds M of what ``one`` is: its structure, and in every leaf its shape after an axis M.
+
+    Raises:
+        ValueError: it is not; the message names the leaf. Without that axis the leaves' own would be taken for it.
+    """
+    given, right = str(jax.tree.structure(many)), str(jax.tree.structure(one))
+    if given != right:
+        raise ValueError(
+            f"{name} has the structure {given}; {told} has {right}, and {name} must have it with a leading axis"
+        )
+    count: int | None = None
+    leaves = jax.tree_util.tree_leaves_with_path(many)
+    for (path, leaf), single in zip(leaves, jax.tree.leaves(one), strict=True):
+        shape, wanted = np.shape(leaf), np.shape(single)
+        where = f"{name}{jax.tree_util.keystr(path)} has shape {shape}"
+        if len(shape) != len(wanted) + 1 or shape[1:] != wanted:
+            raise ValueError(
+                f"{where}; it must be [{', '.join(['M', *map(str, wanted)])}]: a leading axis, and then the shape "
+                f"{wanted} of {told}. A single one gets that axis by jax.tree.map(lambda x: x[None], ...)"
+            )
+        if count not in (None, shape[0]):
+            raise ValueError(f"{where}; other leaves hold {count}")
+        count = shape[0]
+    if not count:
+        raise ValueError(f"{name} holds nothing")
+    return count
+
+
 def fields(settings: Any) -> None:
     """Raises unless every field of a dataclass is of the type that it is annotated with, and no number is NaN.
 
@@ -240,8 +269,9 @@ def arguments(function: Function) -> Function:
 
 
 def constructor(**ranges: tuple[float, float]) -> Callable[[Function], Function]:
-    """Decorates ``algorithm(family, config, hyper, ...)``: its `arguments` are checked, and its hyper-parameters
-    (see `hyper`, which is told the ``ranges``), those that its ``init(key, hyper)`` is given too."""
+    """Decorates ``algorithm(family, config, hyper, ...)``: its `arguments` are checked, its hyper-parameters
+    (see `hyper`, which is told the ``ranges``), those that its ``init(key, hyper)`` is given too, and that the tasks
+    of a ``step`` are a `batch` of the family's."""
 
     def decorate(function: Function) -> Function:
         checked = arguments(function)
@@ -260,7 +290,14 @@ def constructor(**ranges: tuple[float, float]) -> Callable[[Function], Function]
                     hyper(value, **ranges)
                 return algorithm.init(key, *values, **named)
 
-            return algorithm._replace(init=init)
+            def step(key: jax.Array, state: Any, tasks: Any) -> Any:
+                with jax.ensure_compile_time_eval():
+                    one = family.env.default_params
+                batch("tasks", tasks, one, f"a task of family {family.name!r}")
+                return algorithm.step(key, state, tasks)
+
+            family = _given(function, args, kwargs)["family"]
+            return algorithm._replace(init=init, step=step)
 
         return construct  # type: ignore[return-value]
 

@@ -29,6 +29,7 @@ from rich.console import Console
 from jaxmeta import checkpoints, checks, claims, processes, records, sinks, terminal
 from jaxmeta.sinks import Sink
 from jaxmeta.tasks.family import TaskFamily, sample_tasks
+from jaxmeta.tasks.promises import check_promises
 from jaxmeta.types import MetaAlgorithm
 
 METRICS_FILE = "metrics.jsonl"
@@ -230,7 +231,9 @@ def train(
         ValueError: the number of devices does not divide ``config.num_tasks``; ``initial`` while resuming.
         TypeError: a metric is no scalar; ``initial``, or the state after a meta-update, has other arrays than
             ``algorithm.init`` makes.
+        tasks.InvalidEnvironment: the family breaks a promise (see `tasks.check_promises`).
     """
+    check_promises(family)
     mesh = device_mesh(config.num_tasks)
     description = _described(description, family)
     begun = jax.jit(begin, static_argnames="algorithm")
@@ -308,6 +311,7 @@ def train_population(
         raise ValueError("hypers=[] must hold at least one setting, or be None")
     seeds = [config.seed + i for i in range(num_seeds)]
     checks.between("seed", seeds[-1], 0, 2**32 - 1)
+    check_promises(family)
     mesh = device_mesh(config.num_tasks)
     num_settings = 1 if hypers is None else len(hypers)
 

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from flax import struct
 from gymnax.environments import environment, spaces
 
-from jaxmeta import boxes, keys
+from jaxmeta import boxes, checks, keys
 from jaxmeta.types import Task
 
 
@@ -274,36 +274,8 @@ def check_action(what: str, action: Any, space: spaces.Discrete | spaces.Box) ->
 
 
 def num_tasks(name: str, tasks: Task, env: Any) -> int:
-    """M, of ``tasks [M]`` for ``env``.
-
-    Raises ValueError unless they have the structure of the environment's default task, and every leaf has its shape
-    after one axis that is as long for all: a single task has no such axis, and its leaves' own would be taken for it.
-    """
-    one = default_task(env)
-    given, right = str(jax.tree.structure(tasks)), str(jax.tree.structure(one))
-    if given != right:
-        raise ValueError(
-            f"{name} has the structure {given}; a task of {name_of(env)} has {right}, and tasks have it with a "
-            "leading axis"
-        )
-    count: int | None = None
-    leaves = jax.tree_util.tree_leaves_with_path(tasks)
-    for (path, leaf), default in zip(leaves, jax.tree.leaves(one), strict=True):
-        shape, one_shape = jnp.shape(leaf), jnp.shape(default)
-        where = f"{name}{jax.tree_util.keystr(path)} has shape {shape}"
-        if len(shape) != len(one_shape) + 1 or shape[1:] != one_shape:
-            wanted = ", ".join(["M", *map(str, one_shape)])
-            raise ValueError(
-                f"{where}; it must be [{wanted}]: a leading axis of tasks, and then the shape {one_shape} of one "
-                f"task's. Give a single task that axis by "
-                "jax.tree.map(lambda x: x[None], task)"
-            )
-        if count not in (None, shape[0]):
-            raise ValueError(f"{where}; other leaves hold {count} tasks")
-        count = shape[0]
-    if not count:
-        raise ValueError(f"{name} holds no task")
-    return count
+    """M, of ``tasks [M]`` for ``env``; raises ValueError where they are no batch of its tasks (`checks.batch`)."""
+    return checks.batch(name, tasks, default_task(env), f"a task of {name_of(env)}")
 
 
 # What an environment hands over

@@ -144,9 +144,10 @@ def _episode(family: TaskFamily, key: jax.Array, task: Any) -> _Seen:
         return (after.state, still, ended), (after.next_obs, after.reward, after.last)
 
     still = jax.tree.map(lambda x: jnp.ones((), bool), first)
-    (_, still, _), (obs, reward, last) = jax.lax.scan(
+    walked: Any = jax.lax.scan(
         step, (first, still, jnp.zeros((), bool)), jax.random.split(key, family.horizon)
     )
+    (_, still, _), (obs, reward, last) = walked
     redrawn = jax.tree.map(lambda x, y: ~same(x, y), first, other)
     return _Seen(obs, reward, last, still, redrawn)
 

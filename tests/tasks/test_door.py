@@ -230,10 +230,10 @@ def test_a_key_of_its_own_may_take_the_place_of_the_one_it_is_handed():
         (lambda t: jax.tree.map(lambda x: jnp.zeros((3, 2)), t), "tasks.number has shape (3, 2)"),
         (
             lambda t: CounterParams(jnp.zeros(3), jnp.zeros(3), jnp.zeros(2)),
-            "tasks.truncate_at has shape (2,); other leaves hold 3 tasks",
+            "tasks.truncate_at has shape (2,); other leaves hold 3",
         ),
         (lambda t: {"number": jnp.zeros(3)}, "tasks has the structure"),
-        (lambda t: jax.tree.map(lambda x: jnp.zeros(0), t), "tasks holds no task"),
+        (lambda t: jax.tree.map(lambda x: jnp.zeros(0), t), "tasks holds nothing"),
     ],
 )
 def test_tasks_have_one_leading_axis_in_every_leaf(tasks_of, message):
