@@ -285,7 +285,9 @@ def test_a_step_with_broken_streams_and_tasks_is_the_step_without_them(x64, name
             state = state._replace(lives=state.lives._replace(task=drawn))
         if hasattr(state, "members"):
             life = state.members.life
-            life = life._replace(task=life.task.replace(reward=spoil(life.task.reward)))
+            # Ages are spread over as many agents as there are.
+            age, task = jnp.zeros_like(life.age), life.task.replace(reward=spoil(life.task.reward))
+            life = life._replace(task=task, age=age)
             state = state._replace(members=state.members._replace(life=life))
         step, counts = jax.jit(algorithm.step), []
         for key in (2, 3):

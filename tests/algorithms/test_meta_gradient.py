@@ -573,7 +573,11 @@ def test_protocol(variant):
     drawn = tasks.sample_tasks(jax.random.key(1), family, 2, split="train")
     first = state
     for k in range(3):
-        state, metrics = step(jax.random.key(k), state, drawn)
+        with jax.debug_nans(True):  # a healthy life has none, also before an episode has ended
+            state, metrics = step(jax.random.key(k), state, drawn)
+        if k == 0:
+            assert metrics["return/before"] == metrics["episodes/before"] == 0
+    assert 0 < metrics["episodes/after"] <= 2 * 3
     for x, y in zip(jax.tree.leaves(first), jax.tree.leaves(state), strict=True):
         assert (x.shape, x.dtype, x.weak_type) == (y.shape, y.dtype, y.weak_type)
         assert jnp.all(jnp.isfinite(y))
