@@ -77,6 +77,7 @@ class Config:
         checks.fields(self)
         for name in ("num_streams", "num_steps", "unroll"):
             checks.at_least(name, getattr(self, name), 1)
+        checks.distinct("learns", self.learns)
         for name in self.learns:
             checks.choice("learns", name, LEARNABLE)
         checks.choice("value_targets", self.value_targets, ("lambda", "monte_carlo"))

@@ -606,6 +606,18 @@ def test_an_object_of_another_kind_is_refused_by_name(name):
             learns(key, state)
 
 
+def test_a_name_that_stands_there_twice_is_refused():
+    with pytest.raises(ValueError, match="learns=.* must name 'discount' once"):
+        ALGORITHMS["meta_gradient"].Config(learns=("discount", "discount"))
+    with pytest.raises(ValueError, match="decodes=.* must name 'rewards' once"):
+        ALGORITHMS["varibad"].Config(decodes=("rewards", "rewards"))
+
+
+def test_a_family_is_of_the_numbers_of_numpy_and_jax():
+    sizes = dict(num_states=np.int64(2), num_actions=jnp.int32(2), horizon=np.asarray(3))
+    assert tasks.make("tabular", **sizes).env == FAMILY.env
+
+
 NEEDED = {
     "drawn_parameters": dict(ranges={}),
     "masked_observations": dict(num_hidden=1),

@@ -60,6 +60,7 @@ class Config(memory_learner.Config):
             [x for x in memories.MEMORIES if x != "none"],
         )
         checks.at_least("latent_size", self.latent_size, 1)
+        checks.distinct("decodes", self.decodes)
         for name in self.decodes:
             checks.choice("decodes", name, ("rewards", "states"))
         if not self.decodes:

@@ -92,6 +92,7 @@ def make(name: str, **settings: Any) -> TaskFamily:
     kinds = typing.get_type_hints(constructor)
     for setting, value in settings.items():
         checks.choice(f"setting of family {name!r}", setting, known)
+        settings[setting] = value = checks.plain(value)
         # A family of your own may have no annotations; integers its constructor checks, range and all.
         if setting in kinds and kinds[setting] is not int:
             checks.field(setting, value, kinds[setting])
