@@ -333,6 +333,7 @@ def draw(what: Path, action: Callable[[], object]) -> None:
 def main(argv: list[str]) -> None:
     began = time.perf_counter()
     console = terminal.console("stdout")
+    output = None
     try:
         args = settings(argv)
         experiment = experiment_of(args)
@@ -361,6 +362,8 @@ def main(argv: list[str]) -> None:
     except (ValueError, TypeError, ImportError, OSError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt as stop:
+        if output is None:
+            raise
         sys.exit(f"{stop or 'stopped'}: go on with --resume {shlex.quote(str(output))}")
     meta = run.state.meta
     # Training splits the seed's key in two, which are its folds with 0 and 1; 2 is neither.

@@ -89,7 +89,7 @@ def save(
     """
     if step in manager.all_steps():
         return
-    record = {
+    record: dict[str, Any] = {
         "format": FORMAT,
         "description": dict(description),
         "arrays": arrays(run),

@@ -72,6 +72,49 @@ def test_a_step_is_never_overwritten(folder):
     assert restored.count == 2
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["sizes=[64,64]", "a\\b", "gs:", "?*{x}", "new\nline", "~", "ünï→", "-a ", "x" * 250, "\udcff"],
+)
+def test_any_name_of_a_folder(name, tmp_path):
+    """Also of one above it; nothing is left elsewhere."""
+    folder = tmp_path / name / "run" / "checkpoints"
+    with checkpoints.open_manager(folder) as manager:
+        checkpoints.save(manager, 1, carried(1), DESCRIPTION)
+        link = Path(manager.directory)
+    assert sorted(x.name for x in folder.iterdir()) == ["1"]
+    assert link == folder or not link.parent.exists()
+    step, restored = checkpoints.restore(folder, target(), DESCRIPTION)
+    assert step == 1
+    assert checkpoints.digest(restored) == checkpoints.digest(carried(1))
+    with pytest.raises(CheckpointError) as error:
+        checkpoints.restore(folder, target(), {})
+    assert str(folder / "1") in str(error.value)
+
+
+def test_a_name_that_no_link_can_stand_for(tmp_path, monkeypatch):
+    def refuse(*told, **more):
+        raise OSError("no links here")
+
+    monkeypatch.setattr(Path, "symlink_to", refuse)
+    with (
+        pytest.raises(CheckpointError, match=r"holds ',', '\[', .* no link .* \(no links here\)"),
+        checkpoints.open_manager(tmp_path / "[4,4]"),
+    ):
+        pass
+
+
+def test_what_cannot_be_read_back_is_said(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        checkpoints, "PLAIN_PATH", re.compile(".*")
+    )  # orbax is given the name itself
+    with (
+        checkpoints.open_manager(tmp_path / "[4]") as manager,
+        pytest.raises(CheckpointError, match=r"\[4\]/1 was written and cannot be read back"),
+    ):
+        checkpoints.save(manager, 1, carried(1), DESCRIPTION)
+
+
 def test_digest_sees_every_change():
     base = carried()
     others = [

@@ -11,6 +11,8 @@ ORDER = [
     "types",
     "checks",
     "boxes",
+    "records",
+    "terminal",
     "reports",
     "distributions",
     "networks",
@@ -35,10 +37,11 @@ ORDER = [
     "evaluation",
     "checkpoints",
     "processes",
+    "claims",
+    "sinks",
     "training",
     "experiments",
     "presets",
-    "sinks",
     "plotting",
 ]
 ALONE = {"exact": {"checks", "tasks"}, "optimal": {"types", "checks", "tasks"}}
