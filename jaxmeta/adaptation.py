@@ -14,6 +14,7 @@ from jaxmeta.rollout import begin_stream, rollout
 from jaxmeta.types import History, Learner, Stream, Task, Trajectory
 
 
+@checks.arguments
 def begin(
     key: jax.Array, meta: Any, task: Task, *, learner: Learner, env: Any, num_streams: int
 ) -> tuple[Any, Stream]:
@@ -25,6 +26,7 @@ def begin(
     )
 
 
+@checks.arguments
 def begin_streams(
     key: jax.Array, meta: Any, task: Task, *, learner: Learner, env: Any, num_streams: int
 ) -> Stream:
@@ -35,6 +37,7 @@ def begin_streams(
     )
 
 
+@checks.arguments
 def experience(
     key: jax.Array,
     meta: Any,
@@ -65,6 +68,7 @@ def experience(
     return jax.vmap(act)(jax.random.split(key, _num_streams(streams)), streams)
 
 
+@checks.arguments
 def adapt(
     key: jax.Array,
     meta: Any,
@@ -118,10 +122,15 @@ def adapt(
             )
         return (key, agent, streams), history
 
-    (_, agent, streams), history = jax.lax.scan(update, (key, agent, streams), length=num_updates)
+    carry = (key, agent, streams)
+    if num_updates == 0:  # a loop of no steps has no shapes where jax compiles nothing
+        _, shapes = jax.eval_shape(update, carry, None)
+        return agent, streams, jax.tree.map(_none_of, shapes)
+    (_, agent, streams), history = jax.lax.scan(update, carry, length=num_updates)
     return agent, streams, history
 
 
+@checks.arguments
 def lifetime(
     key: jax.Array,
     meta: Any,
@@ -164,6 +173,7 @@ def lifetime(
     return _append(history, History(agent, after))
 
 
+@checks.arguments
 def replay(key: jax.Array, meta: Any, trajectories: Trajectory, *, learner: Learner) -> History:
     """The history that `lifetime` with the same key would have left, had it seen ``trajectories [K + 1, N, T]``.
 
@@ -185,6 +195,13 @@ def replay(key: jax.Array, meta: Any, trajectories: Trajectory, *, learner: Lear
         return History(jax.tree.map(lambda x: x[None], newborn), trajectories)
     (_, agent), agents = jax.lax.scan(update, (adapt_key, newborn), learned_from)
     return History(_append(agents, agent), trajectories)
+
+
+def _none_of(shape: jax.ShapeDtypeStruct) -> jax.Array:
+    """An array with a leading axis of length 0."""
+    if jnp.issubdtype(shape.dtype, jax.dtypes.prng_key):
+        return jnp.broadcast_to(jax.random.key(0), (0, *shape.shape))
+    return jnp.zeros((0, *shape.shape), shape.dtype)
 
 
 def _append(past: Any, now: Any) -> Any:

@@ -31,6 +31,7 @@ class AdaptationCurve(NamedTuple):
     skipped_streams: jax.Array  # [M, K + 1], int32
 
 
+@checks.arguments
 def adaptation_curve(
     key: jax.Array,
     meta: Any,
@@ -123,6 +124,7 @@ class Trials(NamedTuple):
     good: jax.Array  # [M], bool: every number that was seen is finite
 
 
+@checks.arguments
 def trials(
     key: jax.Array,
     meta: Any,
@@ -167,6 +169,7 @@ def trials(
     )
 
 
+@checks.arguments
 def episode_returns(trials: Trials, num_episodes: int) -> jax.Array:
     """Undiscounted return of each of the first E episodes of every trial, ``[M, E]``.
 
@@ -187,6 +190,7 @@ def episode_returns(trials: Trials, num_episodes: int) -> jax.Array:
     return jax.vmap(returns)(trials.reward, trials.last, trials.good)
 
 
+@checks.arguments
 def random_returns(
     key: jax.Array, tasks: Task, *, family: TaskFamily, num_streams: int = 20
 ) -> jax.Array:
@@ -199,6 +203,7 @@ def random_returns(
     )
 
 
+@checks.arguments
 def optimal_returns(key: jax.Array, tasks: Task, *, family: TaskFamily) -> jax.Array:
     """Return of the family's optimal policy, which is told the task, ``[M]``: expected, where the
     family computes it, else of an episode.
@@ -217,6 +222,7 @@ def optimal_returns(key: jax.Array, tasks: Task, *, family: TaskFamily) -> jax.A
     )
 
 
+@checks.arguments
 def expert_returns(
     key: jax.Array, tasks: Task, *, family: TaskFamily, num_streams: int = 20
 ) -> jax.Array:
@@ -235,6 +241,7 @@ def expert_returns(
     )
 
 
+@checks.arguments
 def reference_returns(key: jax.Array, tasks: Task, *, family: TaskFamily) -> jax.Array:
     """What 1 means for `normalized`: the optimal return where it is known, else the expert's, ``[M]``.
 

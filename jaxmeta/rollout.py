@@ -14,6 +14,7 @@ from jaxmeta.tasks import door
 from jaxmeta.types import Learner, Stream, Task, TimeStep, Trajectory
 
 
+@checks.arguments
 def begin_stream(key: jax.Array, meta: Any, task: Task, *, learner: Learner, env: Any) -> Stream:
     """A stream at the first step of an episode of ``task``, with a fresh memory."""
     obs, env_state = door.reset(env, keys.typed(key), task)
@@ -28,6 +29,7 @@ def begin_stream(key: jax.Array, meta: Any, task: Task, *, learner: Learner, env
     return Stream(env_state, timestep, learner.memory(meta))
 
 
+@checks.arguments
 def rollout(
     key: jax.Array,
     meta: Any,

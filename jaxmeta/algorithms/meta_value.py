@@ -205,7 +205,7 @@ def meta_value_parts(
     )
 
     learner = checks.reading(learner, Meta)
-    num_steps = gradient_learner.episode_steps(family, config)
+    num_steps = config.num_steps or family.horizon  # values bootstrap where a stream is cut
 
     def experience(key: jax.Array, meta: Meta, task: Task, agent: Agent) -> Trajectory:
         begin_key, act_key = jax.random.split(key)
@@ -280,7 +280,7 @@ def meta_value(
         report["log_ratio"] = mean_over_streams(jnp.abs(parts.log_ratio(agent, data)), good)
         return jnp.mean(scored), report
 
-    steps = config.num_streams * gradient_learner.episode_steps(family, config)
+    steps = config.num_streams * (config.num_steps or family.horizon)
     return gradient_learner.follow_meta_gradient(
         task_loss, parts.learner, parts.init, config, hyper, optimizer, env_steps=2 * steps
     )

@@ -53,7 +53,7 @@ def default_task(env: Any) -> Task:
     if not hasattr(type(env), "default_params") and not hasattr(env, "default_params"):
         raise InvalidEnvironment(
             f"env={env!r} must be a gymnax environment: default_params, action_space, observation_space, and "
-            "reset_env, step_env and is_truncated (or reset and step)"
+            "reset_env, step_env and is_truncated (or reset and step); of a family it is family.env"
         )
     with jax.ensure_compile_time_eval():
         return env.default_params

@@ -88,6 +88,7 @@ class TaskFamily:
         return boxes.sample(key, space)
 
 
+@checks.arguments
 def sample_tasks(key: jax.Array, family: TaskFamily, num_tasks: int, *, split: str) -> Task:
     """``num_tasks`` independent tasks of a split (one of `SPLITS`): a pytree with leading ``[M]``."""
     checks.choice("split", split, SPLITS)
@@ -95,6 +96,7 @@ def sample_tasks(key: jax.Array, family: TaskFamily, num_tasks: int, *, split: s
     return jax.vmap(getattr(family, split))(jax.random.split(key, num_tasks))
 
 
+@checks.arguments
 def content_hash(family: TaskFamily, split: str, *, num_tasks: int = 4) -> str:
     """Hexadecimal digits that change when the tasks of a split do: of the first few drawn from a fixed key.
 
