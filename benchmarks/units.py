@@ -199,7 +199,10 @@ def report(returns: np.ndarray) -> dict[str, Any]:
 
 def table(rows: dict[str, dict[str, Any]]) -> list[str]:
     names = " | ".join(f"× {unit:g}" for unit in UNITS)
-    lines = [f"| tasks | learner | {names} | each within all intervals |", "|---|---|---|---|---|---|"]
+    lines = [
+        f"| tasks | learner | {names} | each within all intervals |",
+        "|---|---|---|---|---|---|",
+    ]
     for name, row in rows.items():
         cells = [
             f"{mean:.2f} ({low:.2f}, {high:.2f})"
