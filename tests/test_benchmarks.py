@@ -214,7 +214,7 @@ def test_units_study(tmp_path):
     rows = json.loads((tmp_path / "out" / "results.json").read_text())["rows"]
     assert len(rows) == 12
     for name, row in rows.items():
-        small, usual, large = (np.asarray(x) for x in row["by_seed"])
+        small, usual, large = np.asarray(row["by_seed"], float)
         if name.endswith("as they are"):
             assert np.abs(large - usual).max() > 1e-2, name
         else:
