@@ -185,14 +185,19 @@ def measure(main: Main, learning: Learning, base: TaskFamily) -> np.ndarray:
 
 
 def report(returns: np.ndarray) -> dict[str, Any]:
-    """Of one algorithm on one family, ``[units, seeds, tasks]``: means, intervals and whether they overlap."""
+    """Of one algorithm on one family, ``[units, seeds, tasks]``: means, intervals and whether each mean lies in
+    all of them; what diverged is None."""
     means = returns.mean((1, 2))
     intervals = [evaluation.mean_interval(x) for x in returns]
     agree = all(low <= mean <= high for low, high in intervals for mean in means)
+
+    def known(x: Any) -> Any:
+        return [known(y) for y in x] if np.ndim(x) else float(x) if np.isfinite(x) else None
+
     return {
-        "returns": means.tolist(),
-        "intervals": intervals,
-        "by_seed": returns.mean(2).tolist(),
+        "returns": known(means),
+        "intervals": known(intervals),
+        "by_seed": known(returns.mean(2)),
         "agree": bool(agree),
     }
 
@@ -205,7 +210,7 @@ def table(rows: dict[str, dict[str, Any]]) -> list[str]:
     ]
     for name, row in rows.items():
         cells = [
-            f"{mean:.2f} ({low:.2f}, {high:.2f})"
+            "diverged" if mean is None else f"{mean:.2f} ({low:.2f}, {high:.2f})"
             for mean, (low, high) in zip(row["returns"], row["intervals"], strict=True)
         ]
         family, learner = name.split(", ", 1)
@@ -228,7 +233,7 @@ def main(main: Main) -> None:
             began = time.perf_counter()
             row = rows[f"{name}, {learner}"] = report(measure(main, learning, family))
             seconds[f"{name}, {learner}"] = time.perf_counter() - began
-            print(f"{name}, {learner}: {np.round(row['returns'], 3)}", file=sys.stderr, flush=True)
+            print(f"{name}, {learner}: {row['returns']}", file=sys.stderr, flush=True)
     lines = table(rows)
     lines += ["", "random: " + ", ".join(f"{name} {x:.2f}" for name, x in random.items())]
     reports.leave(

@@ -676,6 +676,7 @@ COMMANDS = {
     "second_order": ["Main"],
     "throughput": ["Rollout", "Updates", "Memory"],
     "train": ["main"],
+    "units": ["Main"],
     "reproduce/bandits": ["Bandits"],
     "reproduce/dependent_bandits": ["DependentBandits"],
     "reproduce/gridnavi": ["GridNavi"],

@@ -21,13 +21,13 @@ SMALL = (
 ).split()
 
 
-def run(script, *arguments, cwd=None, stdout=subprocess.PIPE, **environment):
+def run(script, *arguments, cwd=None, timeout=300, stdout=subprocess.PIPE, **environment):
     return subprocess.run(
         [sys.executable, str(ROOT / "benchmarks" / script), *arguments],
         stdout=stdout,
         stderr=subprocess.PIPE,
         text=True,
-        timeout=300,
+        timeout=timeout,
         cwd=cwd,
         env=os.environ | {"COLUMNS": "120"} | environment,
     )
@@ -272,6 +272,24 @@ def test_algorithms_study(tmp_path):
     assert "Traceback" not in refused.stderr
     unknown = run("algorithms.py", "--algorithms", "MAMML", cwd=tmp_path).stderr
     assert "algorithms='MAMML' is unknown: did you mean 'MAML'" in unknown
+
+
+@pytest.mark.slow
+def test_units_study(tmp_path):
+    """Three updates at most: what claims it is the same in every unit, and A2C without scales is not."""
+    small = "--num-seeds 2 --meta-updates 3 --trials 2 --num-tasks 2 --num-streams 2 --eval-tasks 4"
+    result = run("units.py", *small.split(), "--output", "out", cwd=tmp_path, timeout=1200)
+    assert result.returncode == 0, result.stderr
+    rows = json.loads((tmp_path / "out" / "results.json").read_text())["rows"]
+    assert len(rows) == 12
+    for name, row in rows.items():
+        small, usual, large = np.asarray(row["by_seed"], float)
+        if name.endswith("as they are"):
+            assert np.abs(large - usual).max() > 1e-2, name
+        else:
+            np.testing.assert_allclose([small, large], [usual, usual], atol=0.05, err_msg=name)
+            assert row["agree"]
+    assert "| bandit | RL² |" in result.stdout
 
 
 @pytest.mark.slow

@@ -177,6 +177,14 @@ def test_linear_baseline_is_least_squares_on_the_other_streams(x64):
         np.testing.assert_allclose(predicted[n], features[n] @ w, atol=1e-5)
 
 
+def test_the_units_of_features_do_not_show_in_a_baseline(x64):
+    features, targets = jax.random.normal(jax.random.key(0), (4, 4, 7, 3)), jnp.ones((4, 7))
+    targets = targets + features[3, :, :, 0]
+    usual = networks.linear_baseline(features[0], targets)
+    other = networks.linear_baseline(features[0] * jnp.array([[[1e-9, 1.0, 1e9]]]), 1e6 * targets)
+    np.testing.assert_allclose(other, 1e6 * usual, rtol=1e-9)
+
+
 def test_linear_baseline_survives_what_breaks_normal_equations():
     """Collinear features, a feature that is zero throughout, large values: in float32."""
     rng = np.random.default_rng(0)
