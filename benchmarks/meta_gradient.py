@@ -404,7 +404,7 @@ def with_error(values: np.ndarray, digits: int = 1) -> str:
 def mapped(
     main: Physics, family: TaskFamily, algorithm: MetaAlgorithm, hypers: list[Hyper]
 ) -> dict[str, np.ndarray]:
-    """Metrics ``[settings, seeds, U]``, all in one program."""
+    """Metrics ``[settings, seeds, U]``, all in one program; returns are NaN before an episode ends."""
 
     def run(hyper: Hyper, seed: jax.Array) -> dict[str, jax.Array]:
         begin_key, key = jax.random.split(jax.random.key(seed))
@@ -421,7 +421,11 @@ def mapped(
 
     stacked = jax.tree.map(lambda *x: jnp.asarray(x, float), *hypers)
     both = jax.vmap(jax.vmap(run, (None, 0)), (0, None))
-    return jax.tree.map(np.asarray, jax.jit(both)(stacked, main.seed + jnp.arange(main.num_seeds)))
+    metrics = jax.device_get(jax.jit(both)(stacked, main.seed + jnp.arange(main.num_seeds)))
+    for when in ("before", "after"):
+        ended = metrics[f"episodes/{when}"] > 0
+        metrics[f"return/{when}"] = np.where(ended, metrics[f"return/{when}"], np.nan)
+    return metrics
 
 
 def run_memory(main: Memory) -> Outcome:

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import tyro
 from rich.table import Table
@@ -232,12 +233,13 @@ def evaluate(
     drawn = jax.jit(lambda key: sample_tasks(key, family, num_tasks, split=split))(task_key)
     acting: dict[str, Any] = dict(learner=algorithm.learner, env=family.env)
 
-    def adapted(key: jax.Array, meta: Any, drawn: Any) -> jax.Array:
+    def adapted(key: jax.Array, meta: Any, drawn: Any) -> tuple[jax.Array, jax.Array]:
+        """Returns, and how many streams did not count."""
         if isinstance(config, memory_learner.Config):
             num_steps = config.num_episodes * family.horizon
             trials = evaluation.trials(key, meta, drawn, **acting, num_steps=num_steps)
-            return evaluation.episode_returns(trials, config.num_episodes)
-        return evaluation.adaptation_returns(
+            return evaluation.episode_returns(trials, config.num_episodes), jnp.sum(~trials.good)
+        curve = evaluation.adaptation_curve(
             key,
             meta,
             drawn,
@@ -246,8 +248,9 @@ def evaluate(
             num_updates=num_updates,
             num_steps=family.horizon,
         )
+        return curve.returns, jnp.sum(curve.skipped_streams)
 
-    returns = jax.jit(adapted)(adapt_key, meta, drawn)
+    returns, skipped_streams = jax.jit(adapted)(adapt_key, meta, drawn)
     random = jax.jit(lambda key, drawn: evaluation.random_returns(key, drawn, family=family))(
         random_key, drawn
     )
@@ -256,7 +259,8 @@ def evaluate(
         optimal = jax.jit(lambda key, drawn: evaluation.optimal_returns(key, drawn, family=family))(
             optimal_key, drawn
         )
-    return evaluation.summarize(*jax.device_get((returns, random, optimal)))
+    summary = evaluation.summarize(*jax.device_get((returns, random, optimal)))
+    return summary | {"skipped_streams": int(skipped_streams)}
 
 
 def draw_trajectories(

@@ -123,7 +123,7 @@ ARRAYS = {
     "networks.linear_features": "obs=T... step=T -> TG",
     "networks.linear_baseline": "features=NTF targets=NT ridge=? -> NT",
     "meta_update.masked_mean": "results=M... good=M -> ...",
-    "evaluation.episode_returns": "trials=MT last=MT -> M3",
+    "evaluation.episode_returns": "trials=MT last=MT good=M -> M3",
     "evaluation.normalized": "returns=... random=M reference=M -> ...",
     "evaluation.bootstrap_interval": "x=M -> ?",
     "evaluation.interquartile_interval": "x=MK -> ?",
@@ -160,7 +160,7 @@ def call(name, honest, given):
         data = trajectory(honest["discount"], given.pop("data"))
         return function(data, given["discount"], 5, given["counted"])
     if "trials" in given:
-        trials = evaluation.Trials(None, given["trials"], given["last"])
+        trials = evaluation.Trials(None, given["trials"], given["last"], given["good"])
         return function(trials, 3)
     if "mdp" in given:
         own = mdp(honest["policy"], given.pop("mdp"))
@@ -421,13 +421,13 @@ task = jax.tree.map(lambda x: x[0], tasks.sample_tasks(key, FAMILY, 1, split="tr
 two_tasks = jax.tree.map(lambda x: jnp.stack([x, x]), task)
 lived = dict(key=key, meta=(), task=task, learner=agent, env=FAMILY.env)
 measured = dict(key=key, meta=(), tasks=two_tasks, learner=agent, env=FAMILY.env)
-counts = dict(num_streams=2, num_steps=2, num_updates=1)
+counts = dict(num_streams=2, num_steps=3, num_updates=1)
 
 SETTINGS = {
     "adaptation.begin": lived | dict(num_streams=2),
     "adaptation.begin_streams": lived | dict(num_streams=2),
     "adaptation.lifetime": lived | counts,
-    "evaluation.adaptation_returns": measured | counts,
+    "evaluation.adaptation_curve": measured | counts,
     "evaluation.trials": measured | dict(num_steps=2),
     "evaluation.random_returns": dict(key=key, tasks=two_tasks, family=FAMILY),
     "evaluation.bootstrap_interval": dict(x=[0.0, 1.0]),
@@ -837,6 +837,7 @@ EXEMPT = {
     "adaptation.adapt": "through `lifetime`",
     "adaptation.experience": "through `lifetime`",
     "adaptation.replay": "of a history that was recorded",
+    "evaluation.adaptation_returns": "its settings are those of `adaptation_curve`",
     "evaluation.controller_learner": "of a function alone",
     "evaluation.expert_returns": "its settings are those of `random_returns`",
     "evaluation.interquartile_mean": "of an array of any shape",
@@ -853,7 +854,9 @@ EXEMPT = {
     "keys.all_quick": "of any tree",
     "keys.as_in": "of trees of equal structure, inside of `rollout`",
     "keys.at_step": "of a key and a number, inside of `rollout`",
+    "keys.plain": "of a key, which jax checks",
     "keys.quick": "of a key, which jax checks",
+    "keys.typed": "of a key, which jax checks",
     "meta_update.finite_tasks": "of any tree",
     "meta_update.guarded_update": "of trees that an optimiser made",
     "meta_update.known_if": "of a report",
