@@ -1,7 +1,7 @@
 """What the sides of a `Box` mean: one definition for policies, random agents, transformations and rollouts.
 
-A side is *unbounded* where its bound is infinite, or so large (`UNBOUNDED`) that the width of such a range has no
-square in float32. Every dimension has a *nominal range*, which is what policies are centred and scaled by,
+A side is *unbounded* where its bound is infinite, the largest number of the space's dtype (of 32 bits or more where that
+is of integers), or so large (`UNBOUNDED`) that the width of such a range has no square in float32. Every dimension has a *nominal range*, which is what policies are centred and scaled by,
 what random agents draw from uniformly and what actions are mirrored and rotated in:
 
 | bounded     | nominal range    |
@@ -14,7 +14,7 @@ what random agents draw from uniformly and what actions are mirrored and rotated
 The environment gets an action clipped to the bounds that there are, never to the nominal range.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -59,9 +59,8 @@ def bounds(space: spaces.Box) -> Range:
         ) from None
     if not np.all(low <= high):  # a NaN is neither
         raise ValueError(f"Box bounds low={space.low}, high={space.high} must have low <= high")
-    return Range(
-        np.where(low <= -UNBOUNDED, -np.inf, low), np.where(high >= UNBOUNDED, np.inf, high)
-    )
+    largest = min(UNBOUNDED, _largest(space.dtype))
+    return Range(np.where(low <= -largest, -np.inf, low), np.where(high >= largest, np.inf, high))
 
 
 def nominal(space: spaces.Box) -> Range:
@@ -119,6 +118,14 @@ def clip(action: jax.Array, space: spaces.Box) -> jax.Array:
         info = jnp.iinfo(action.dtype)
         low, high = np.clip(low, info.min, info.max), np.clip(high, info.min, info.max)
     return jnp.clip(action, low.astype(action.dtype), high.astype(action.dtype))
+
+
+def _largest(dtype: Any) -> float:
+    """The number from which on a bound of this dtype is none."""
+    if jnp.issubdtype(dtype, jnp.integer):
+        info = jnp.iinfo(dtype)
+        return float(info.max) if info.bits >= 32 else np.inf
+    return float(jnp.finfo(dtype).max) if jnp.issubdtype(dtype, jnp.floating) else np.inf
 
 
 def _array(x: np.ndarray) -> jax.Array:

@@ -168,10 +168,11 @@ def alike(**trees: Any) -> None:
             raise ValueError(
                 f"{name} has the structure {there}; it must be that of {first}, {here}"
             )
-        for x, y in zip(jax.tree.leaves(tree), jax.tree.leaves(other), strict=True):
+        leaves = jax.tree_util.tree_leaves_with_path(tree)
+        for (path, x), y in zip(leaves, jax.tree.leaves(other), strict=True):
             if np.shape(x) != np.shape(y):
                 raise ValueError(
-                    f"{name} has a leaf of shape {np.shape(y)}; in {first} it is {np.shape(x)}"
+                    f"{name}{jax.tree_util.keystr(path)} has shape {np.shape(y)}; in {first} it is {np.shape(x)}"
                 )
 
 
@@ -294,6 +295,10 @@ def constructor(**ranges: tuple[float, float]) -> Callable[[Function], Function]
                 with jax.ensure_compile_time_eval():
                     one = family.env.default_params
                 batch("tasks", tasks, one, f"a task of family {family.name!r}")
+                if not hasattr(state, "meta"):
+                    raise TypeError(
+                        f"state is {_called(type(state))} {_cut(state)}; it must be what init, or the last step, returned"
+                    )
                 return algorithm.step(key, state, tasks)
 
             family = _given(function, args, kwargs)["family"]

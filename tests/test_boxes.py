@@ -63,6 +63,18 @@ def test_bounds_that_are_none(low, high):
         boxes.nominal(spaces.Box(low, high, (2,)))
 
 
+def test_the_largest_number_of_a_type_is_no_bound():
+    """Of integers of 8 bits it is one."""
+    for dtype, largest in ((jnp.float16, 65504.0), (jnp.int32, 2**31 - 1)):
+        assert boxes.nominal(spaces.Box(-largest, largest, (1,), dtype)).high == 1
+    narrow = spaces.Box(-128, 127, (1,), jnp.int8)
+    assert boxes.nominal(narrow) == (-128, 127)
+    drawn = jax.vmap(lambda key: boxes.sample(key, narrow))(
+        jax.random.split(jax.random.key(0), 4000)
+    )
+    assert (drawn.min(), drawn.max()) == (-128, 127)
+
+
 def test_bounds_of_another_shape():
     with pytest.raises(ValueError, match="do not fit a Box of shape"):
         boxes.nominal(spaces.Box(jnp.zeros(3), jnp.ones(3), (2,)))

@@ -48,13 +48,20 @@ def observation_space(env: Any) -> spaces.Discrete | spaces.Box:
     return _space(env, "observation_space")
 
 
+def check_is_environment(env: Any) -> None:
+    """Raises InvalidEnvironment unless ``env`` has the parts of a gymnax environment; none of them is called."""
+    parts = ("default_params", "action_space", "observation_space")
+    missing = [x for x in parts if not hasattr(type(env), x) and not hasattr(env, x)]
+    if missing or isinstance(env, type):
+        raise InvalidEnvironment(
+            f"env={env!r} must be a gymnax environment: an object with default_params, action_space, observation_space, "
+            "and reset_env, step_env and is_truncated (or reset and step); of a family it is family.env"
+        )
+
+
 def default_task(env: Any) -> Task:
     """``env.default_params``: every task has its structure and shapes."""
-    if not hasattr(type(env), "default_params") and not hasattr(env, "default_params"):
-        raise InvalidEnvironment(
-            f"env={env!r} must be a gymnax environment: default_params, action_space, observation_space, and "
-            "reset_env, step_env and is_truncated (or reset and step); of a family it is family.env"
-        )
+    check_is_environment(env)
     with jax.ensure_compile_time_eval():
         return env.default_params
 
@@ -64,10 +71,8 @@ def _space(env: Any, what: str) -> spaces.Discrete | spaces.Box:
     # Bounds are numbers to compute with, also where somebody else's trace is under way.
     with jax.ensure_compile_time_eval():
         space = _called(where, getattr(env, what), default)
-    if isinstance(space, spaces.Discrete):
-        if space.n < 1:
-            raise InvalidEnvironment(f"{where} is {space!r}; it must have at least one entry")
-        return space
+        if isinstance(space, spaces.Discrete):
+            return _discrete(where, space)
     if isinstance(space, spaces.Dict | spaces.Tuple):
         raise InvalidEnvironment(
             f"{where} is {space!r}; it must be one Discrete or one Box: let the environment flatten its parts"
@@ -95,6 +100,16 @@ def _space(env: Any, what: str) -> spaces.Discrete | spaces.Box:
     except ValueError as error:
         raise InvalidEnvironment(f"{where}: {error}") from error
     return space
+
+
+def _discrete(where: str, space: spaces.Discrete) -> spaces.Discrete:
+    try:
+        n = operator.index(space.n)
+    except TypeError:
+        n = 0
+    if n < 1:
+        raise InvalidEnvironment(f"{where} has n={space.n!r}; it must be an integer of at least 1")
+    return space if n is space.n else spaces.Discrete(n, dtype=space.dtype)
 
 
 # Time limits
@@ -161,22 +176,29 @@ def limited(env: Any, horizon: int) -> Any:
     """``env``, with episodes that end after at most ``horizon`` steps.
 
     It is ``env`` itself where that promises as much by an attribute ``ends_by``, the step by which each of its
-    episodes has ended: the environments of this library do, and it spares the rollout a counter.
+    episodes has ended: the environments of this library do, and it spares the rollout a counter. An environment around
+    another may have a method ``limited`` that puts the limit within, so that it sees where episodes end.
     """
     if ends_by(env) == horizon:
         return env
+    if hasattr(type(env), "limited"):
+        within = env.limited(horizon)
+        if ends_by(within) == horizon:
+            return within
     return TimeLimit(env.env if isinstance(env, TimeLimit) else env, horizon)
 
 
 def ends_by(env: Any) -> int | None:
     """The step by which every episode has ended, by the environment's promise; None without one.
 
-    A class that overrides ``is_truncated`` does not inherit its parents' promise.
+    A class that overrides ``reset_env``, ``step_env`` or ``is_truncated`` does not inherit its parents' promise.
     """
-    parents = type(env).__mro__
-    promises = next((i for i, x in enumerate(parents) if "ends_by" in vars(x)), len(parents))
-    truncates = next((i for i, x in enumerate(parents) if "is_truncated" in vars(x)), len(parents))
-    return env.ends_by if promises <= truncates and promises < len(parents) else None
+    for parent in type(env).__mro__:
+        if "ends_by" in vars(parent):
+            return env.ends_by
+        if {"reset_env", "step_env", "is_truncated"} & set(vars(parent)):
+            return None
+    return None
 
 
 def steps_without_reset(env: Any) -> bool:
@@ -235,14 +257,13 @@ def step(
         late = time >= env.horizon
     if steps_without_reset(within):
         next_obs, after, reward, terminated, _ = within.step_env(step_key, inner, action, task)
-        terminated = _flag(terminated)
-        last = terminated | _flag(within.is_truncated(after, task)) | late
-        obs, begins_anew = next_obs, last
+        obs, truncated = next_obs, within.is_truncated(after, task)
     else:
         obs, after, reward, terminated, truncated, info = within.step(step_key, inner, action, task)
-        next_obs, terminated = info["final_observation"], _flag(terminated)
-        ended = terminated | _flag(truncated)
-        last, begins_anew = ended | late, late & ~ended
+        next_obs = info["final_observation"]
+    terminated, ended = _flag(terminated), _flag(terminated) | _flag(truncated)
+    last = ended | late
+    begins_anew = last if steps_without_reset(within) else late & ~ended
     if steps_without_reset(within) or isinstance(env, TimeLimit):
         # At every step: under a vmap nothing can be left out for most. It is drawn here and not for all
         # steps beforehand, for that much memory to write and read is slower than drawing.
@@ -256,7 +277,7 @@ def step(
         after = TimedState(after, jnp.where(last, 0, time))
     return Transition(
         next_obs=_as_float(next_obs),
-        reward=_as_float(reward).reshape(()),
+        reward=_number(reward),
         terminated=terminated,
         last=last,
         obs=obs,
@@ -316,6 +337,10 @@ def _looked_at(env: Any, structure: Any, shapes: tuple, x64: bool) -> _Signature
 def _state_of(env: Any, task: Any, kind_of_key: Callable[[jax.Array], jax.Array]) -> Any:
     """The shapes of its states, after all checks, where it is handed keys of a kind."""
     name = name_of(env)
+    try:
+        checks.alike(**{"env.default_params": default_task(env), "task": task})
+    except ValueError as error:
+        raise InvalidEnvironment(f"{name}: {error}") from error
     key = jax.eval_shape(lambda: kind_of_key(jax.random.key(0)))
     without_reset = steps_without_reset(env)
     begin, go = ("reset_env", "step_env") if without_reset else ("reset", "step")
@@ -324,12 +349,10 @@ def _state_of(env: Any, task: Any, kind_of_key: Callable[[jax.Array], jax.Array]
             raise InvalidEnvironment(
                 f"{name} has no method {method}, as gymnax's environments have"
             )
-    if isinstance(env, type):
-        raise InvalidEnvironment(f"env={env!r} is a class; it must be an environment: {name}()")
     space = action_space(env)
     dtype = space.dtype if _kind(jnp.dtype(space.dtype)) == "int" else jnp.result_type(float)
     action = jax.ShapeDtypeStruct(tuple(space.shape), dtype)
-    first = _shaped(
+    first = shaped(
         f"{name}.{begin}",
         lambda key, task: _parts(
             f"{name}.{begin}", getattr(env, begin)(key, task), ("obs", "state")
@@ -360,7 +383,7 @@ def _state_of(env: Any, task: Any, kind_of_key: Callable[[jax.Array], jax.Array]
 
     state, where = _plain(first[1]), f"{name}.{go}"
     for _ in range(4):  # widening may widen what follows from it
-        obs, final, after, reward, terminated, truncated = _shaped(
+        obs, final, after, reward, terminated, truncated = shaped(
             where, follow, key, state, action, task
         )
         _check_observation(f"{where}'s observation", obs, obs_shape)
@@ -407,8 +430,11 @@ def _called(where: str, function: Callable[..., Any], *args: Any) -> Any:
         raise InvalidEnvironment(f"{where} raised {type(error).__name__}: {first_line}") from error
 
 
-def _shaped(where: str, function: Callable[..., Any], *args: Any) -> Any:
-    """The shapes and dtypes of ``function(*args)``; what is no array stays what it is."""
+def shaped(where: str, function: Callable[..., Any], *args: Any) -> Any:
+    """The shapes and dtypes of ``function(*args)``; what is no array stays what it is.
+
+    Raises InvalidEnvironment, which names ``where``, where the function raises.
+    """
     others: dict[int, Any] = {}
 
     def arrays(*args: Any) -> Any:
@@ -548,15 +574,42 @@ def _first(env: Any, key: jax.Array, task: Task) -> tuple[Any, Any]:
 def _alike(obs_and_state: tuple[Any, Any], signature: _Signature) -> tuple[jax.Array, Any]:
     """An observation as floats, and a state as wide as it gets, whose keys are jax's own."""
     obs, state = obs_and_state
+    found, known = str(jax.tree.structure(state)), str(jax.tree.structure(signature.state))
+    if found != known:
+        raise InvalidEnvironment(f"the state has the structure {found}, and had {known}; {CHANGED}")
 
     def cast(x: Any, like: Any) -> jax.Array:
-        return keys.plain(x) if _kind(like.dtype) == "key" else jnp.asarray(x, like.dtype)
+        x = jnp.asarray(x)
+        if _kind(like.dtype) == "key":
+            return keys.plain(x)
+        fits = x.shape == like.shape and _kind(x.dtype) == _kind(like.dtype)
+        if not fits or jnp.promote_types(x.dtype, like.dtype) != like.dtype:
+            raise InvalidEnvironment(
+                f"the state has a leaf that is {_told(x)}, and was {_told(like)}; {CHANGED}"
+            )
+        return x.astype(like.dtype)
 
     return _as_float(obs), jax.tree.map(cast, state, signature.state)
 
 
+CHANGED = (
+    "the environment is not what it was when it was first looked at: it must not change, and environments that "
+    "are equal must do the same"
+)
+
+
 def _flag(x: Any) -> jax.Array:
-    return jnp.asarray(x, bool).reshape(())
+    x = jnp.asarray(x)
+    if x.size != 1 or x.dtype != bool:
+        raise InvalidEnvironment(f"a flag is {_told(x)}, and was one boolean; {CHANGED}")
+    return x.reshape(())
+
+
+def _number(x: Any) -> jax.Array:
+    x = _as_float(x)
+    if x.size != 1:
+        raise InvalidEnvironment(f"the reward is {_told(x)}, and was one number; {CHANGED}")
+    return x.reshape(())
 
 
 def _as_float(x: Any) -> jax.Array:

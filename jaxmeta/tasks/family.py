@@ -64,10 +64,10 @@ class TaskFamily:
         for split in SPLITS:
             if not callable(getattr(self, split)):
                 raise TypeError(f"{split}={getattr(self, split)!r} must be a function, key -> task")
-        if isinstance(self.env, TaskFamily | type):
-            raise TypeError(
-                f"env={self.env!r} must be an environment: an instance, and of no family"
-            )
+        for name in ("optimal_action", "optimal_return", "expert_action", "action_features"):
+            if not (getattr(self, name) is None or callable(getattr(self, name))):
+                raise TypeError(f"{name}={getattr(self, name)!r} must be a function, or None")
+        door.check_is_environment(self.env)
         object.__setattr__(self, "env", door.limited(self.env, self.horizon))
 
     @property

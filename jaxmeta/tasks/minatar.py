@@ -31,6 +31,8 @@ class Asterix(Wrapper):
     gymnax lets the pause shrink to 0, which a short ``init_move_interval`` leads to.
     """
 
+    ends_by = Wrapper.ends_by  # what is overridden here ends no episode
+
     def step_env(
         self, key: jax.Array, state: Any, action: jax.Array, params: Any
     ) -> tuple[jax.Array, Any, jax.Array, jax.Array, dict]:

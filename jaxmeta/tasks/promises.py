@@ -42,32 +42,38 @@ def check_promises(family: TaskFamily) -> None:
             else f"family={family!r} must be a TaskFamily"
         )
     family.action_space, family.observation_shape  # noqa: B018
-    one = jax.eval_shape(lambda: family.train(jax.random.key(0)))
-    for split in SPLITS:
-        try:
-            drawn = jax.eval_shape(lambda: sample_tasks(jax.random.key(0), family, 2, split=split))  # noqa: B023
-            door.num_tasks(f"family.{split}'s tasks", drawn, family.env)
-        except InvalidEnvironment:
-            raise
-        except Exception as error:
-            raise InvalidEnvironment(f"family={family.name!r}: {error}") from error
+    where = f"family={family.name!r}:"
     key = jax.eval_shape(lambda: jax.random.key(0))
-    obs, state = jax.eval_shape(lambda key, task: door.reset(family.env, key, task), key, one)
-    action = jax.eval_shape(family.random_action, key)
-    jax.eval_shape(lambda *inputs: door.step(family.env, *inputs), key, key, state, action, one)
-    for name in ("optimal_action", "expert_action"):
-        controller = getattr(family, name)
-        if controller is not None:
-            door.check_action(
-                f"family={family.name!r}: {name}",
-                jax.eval_shape(controller, one, obs),
-                family.action_space,
+    for split in SPLITS:
+        drawn = door.shaped(f"{where} {split}", getattr(family, split), key)
+        try:
+            checks.alike(
+                **{"env.default_params": door.default_task(family.env), f"a task of {split}": drawn}
             )
+        except ValueError as error:
+            raise InvalidEnvironment(f"{where} {error}") from error
+    task = door.shaped(f"{where} train", family.train, key)
+    obs, state = jax.eval_shape(lambda key, task: door.reset(family.env, key, task), key, task)
+    action = jax.eval_shape(family.random_action, key)
+    jax.eval_shape(lambda *inputs: door.step(family.env, *inputs), key, key, state, action, task)
+    for name in ("optimal_action", "expert_action"):
+        if getattr(family, name) is not None:
+            told = door.shaped(f"{where} {name}", getattr(family, name), task, obs)
+            door.check_action(f"{where} {name}", told, family.action_space)
     if family.optimal_return is not None:
-        found = jax.eval_shape(family.optimal_return, one)
+        found = door.shaped(f"{where} optimal_return", family.optimal_return, task)
         if getattr(found, "shape", None) != ():
             raise InvalidEnvironment(
-                f"family={family.name!r}: optimal_return is {found}; it must be one number, of shape ()"
+                f"{where} optimal_return is {found}; it must be one number, of shape ()"
+            )
+    if family.action_features is not None:
+        space = family.action_space
+        found = door.shaped(f"{where} action_features", family.action_features, obs)
+        of_actions = isinstance(space, spaces.Discrete) and getattr(found, "ndim", 0) == 2
+        if not of_actions or found.shape[0] != space.n:
+            raise InvalidEnvironment(
+                f"{where} action_features is {found}; it must be features [A, F] of the A actions of a Discrete space, "
+                f"and the action space is {space!r}"
             )
 
 

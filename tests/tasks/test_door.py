@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from gymnax.environments import spaces
 
-from jaxmeta import boxes, tasks
+from jaxmeta import boxes, evaluation, tasks
 from jaxmeta.rollout import begin_stream, rollout
-from jaxmeta.tasks import InvalidEnvironment, TaskFamily, door
+from jaxmeta.tasks import InvalidEnvironment, TaskFamily, door, transform
 from jaxmeta.types import Learner
 from tests.probes import Counter, CounterParams
 from tests.tasks.generated import FAULTS, Resetting, drawn
@@ -183,8 +183,8 @@ def test_a_promise_spares_the_counter_and_is_not_inherited_past_is_truncated():
             return state.time >= 3
 
     class Breaks(Promises):
-        def is_truncated(self, state, params):
-            return jnp.zeros((), bool)
+        def step_env(self, key, state, action, params):
+            return super().step_env(key, state.replace(time=0), action, params)
 
     assert isinstance(door.limited(Promises(), 3), Promises)
     for env, horizon in ((Promises(), 2), (Breaks(), 3), (Counter(), 3)):
@@ -264,3 +264,55 @@ def test_actions_are_of_the_space(action, message):
     with pytest.raises(InvalidEnvironment) as error:
         rollout(jax.random.key(0), None, task, (), stream, learner=learner, env=env, num_steps=1)
     assert message in str(error.value)
+
+
+def test_an_environment_that_changes_is_found_out():
+    """What it hands over is remembered; a cast to what it was would be without a word."""
+    family = told()
+    task = CounterParams(number=7.0, terminate_at=99)
+    acted(family, task, 1)
+    changes = {
+        "the state has the structure": lambda s: {"time": s.time},
+        "the state has a leaf that is float32": lambda s: s.replace(time=s.time + 0.5),
+        "the state has a leaf that is int32 of shape (2,)": lambda s: s.replace(
+            time=jnp.zeros(2, int)
+        ),
+    }
+    for message, change in changes.items():
+        type(family.env.env).reset_env = lambda self, key, params, change=change: (
+            jnp.zeros(2),
+            change(Counter.reset_env(self, key, params)[1]),
+        )
+        with pytest.raises(InvalidEnvironment) as error:
+            acted(family, task, 1)
+        assert message in str(error.value)
+        assert "it must not change" in str(error.value)
+
+
+def test_one_task_is_acted_in_and_not_several():
+    several = jax.tree.map(lambda x: jnp.stack([x, x]), CounterParams())
+    with pytest.raises(InvalidEnvironment, match=r"task.number has shape \(2,\); in env.default"):
+        acted(told(), several, 1)
+
+
+def test_a_limit_is_put_within_what_is_around_an_environment():
+    """So that what is owed at an episode's end is paid there."""
+    family = transform.delayed_rewards(tasks.make("navigation", horizon=6), max_delay=3)
+    shorter = dataclasses.replace(family, horizon=4)
+    assert isinstance(shorter.env, type(family.env))
+    assert isinstance(shorter.env.env, door.TimeLimit)
+    task = family.train(jax.random.key(0))
+    returns = [
+        evaluation.optimal_returns(
+            jax.random.key(1),
+            jax.tree.map(lambda x: x[None], t),
+            family=dataclasses.replace(
+                f, optimal_return=None, optimal_action=lambda task, obs: jnp.full(2, 0.05)
+            ),
+        )
+        for f, t in (
+            (shorter, task),
+            (tasks.make("navigation", horizon=4), task.inner),
+        )
+    ]
+    np.testing.assert_allclose(*returns, rtol=1e-6)

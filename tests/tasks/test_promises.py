@@ -61,14 +61,17 @@ def test_what_is_probably_not_meant_is_told_and_broken_promises_are_errors():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"train": lambda key: jnp.zeros(2)}, "family.train's tasks has the structure"),
+        ({"train": lambda key: jnp.zeros(2)}, "a task of train has the structure"),
         (
             {"test": lambda key: CounterParams(number=jnp.zeros(2))},
-            "family.test's tasks.number has shape (2, 2)",
+            "a task of test.number has shape (2,); in env.default_params it is ()",
         ),
         ({"optimal_action": lambda task, obs: jnp.zeros(())}, "optimal_action is float32"),
         ({"expert_action": lambda task, obs: obs}, "expert_action is float32 of shape (2,)"),
         ({"optimal_return": lambda task: jnp.zeros(3)}, "optimal_return is"),
+        ({"action_features": lambda obs: obs}, "it must be features [A, F] of the A actions"),
+        ({"train": lambda key: 1 / 0}, "train raised ZeroDivisionError: division by zero"),
+        ({"expert_action": lambda task, obs: 1 / 0}, "expert_action raised ZeroDivisionError"),
     ],
 )
 def test_every_part_is_looked_at(change, message):
@@ -86,7 +89,9 @@ def test_every_part_is_looked_at(change, message):
         ({"horizon": 0}, "horizon=0 must be at least 1"),
         ({"horizon": 2.5}, "horizon=2.5 must be an integer"),
         ({"train": 3}, "train=3 must be a function"),
-        ({"env": Counter}, "must be an environment"),
+        ({"env": Counter}, "an object with default_params"),
+        ({"env": None}, "an object with default_params"),
+        ({"expert_action": 3}, "expert_action=3 must be a function, or None"),
         ({"name": 1}, "name=1 must be a string"),
     ],
 )

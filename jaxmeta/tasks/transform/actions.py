@@ -16,6 +16,7 @@ from jaxmeta.tasks.transform.laws import assignment, number
 from jaxmeta.tasks.transform.wrappers import (
     Transformed,
     TransformedParams,
+    Wrapper,
     box,
     carried,
     inner_return,
@@ -204,6 +205,8 @@ class StickyState:
 @dataclasses.dataclass(frozen=True)
 class StickyActions(Transformed):
     """With the ``drawn`` probability the last action is taken again, whatever is asked for."""
+
+    ends_by = Wrapper.ends_by  # what is overridden here ends no episode
 
     @property
     def nothing(self) -> jax.Array:

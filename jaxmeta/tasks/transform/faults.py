@@ -22,6 +22,8 @@ class Faulty(Wrapper):
 
     rate: float
 
+    ends_by = Wrapper.ends_by  # what is overridden here ends no episode
+
     def step_env(
         self, key: jax.Array, state: Any, action: jax.Array, params: Task
     ) -> tuple[jax.Array, Any, jax.Array, jax.Array, dict]:

@@ -16,6 +16,7 @@ from jaxmeta.tasks.transform.laws import integer, number
 from jaxmeta.tasks.transform.wrappers import (
     Transformed,
     TransformedParams,
+    Wrapper,
     all_equal,
     carried,
     for_each_split,
@@ -191,6 +192,8 @@ class Pinned(Transformed):
     """
 
     leaves: tuple[str, ...]
+
+    ends_by = Wrapper.ends_by  # what is overridden here ends no episode
 
     @property
     def nothing(self) -> dict[str, jax.Array]:

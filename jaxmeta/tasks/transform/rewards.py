@@ -13,6 +13,7 @@ from jaxmeta.tasks.transform.laws import factor
 from jaxmeta.tasks.transform.wrappers import (
     Transformed,
     TransformedParams,
+    Wrapper,
     carried,
     inner_return,
     transformed,
@@ -90,6 +91,8 @@ class DelayedRewards(Transformed):
     """
 
     longest: int
+
+    ends_by = Wrapper.ends_by  # what is overridden here ends no episode
 
     @property
     def nothing(self) -> jax.Array:

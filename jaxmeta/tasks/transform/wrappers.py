@@ -44,6 +44,10 @@ class Wrapper(environment.Environment[Any, Any]):
         """The step by which every episode has ended, if the environment within promises one."""
         return door.ends_by(self.env)
 
+    def limited(self, horizon: int) -> Any:
+        """The same around an environment whose episodes end by ``horizon``."""
+        return dataclasses.replace(self, env=door.limited(self.env, horizon))
+
     @property
     def default_params(self) -> Task:
         return self.env.default_params
