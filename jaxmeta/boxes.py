@@ -59,6 +59,10 @@ def bounds(space: spaces.Box) -> Range:
         ) from None
     if not np.all(low <= high):  # a NaN is neither
         raise ValueError(f"Box bounds low={space.low}, high={space.high} must have low <= high")
+    if np.any(low == np.inf) or np.any(high == -np.inf):
+        raise ValueError(
+            f"Box bounds low={space.low}, high={space.high} have no number between them"
+        )
     largest = min(UNBOUNDED, _largest(space.dtype))
     return Range(np.where(low <= -largest, -np.inf, low), np.where(high >= largest, np.inf, high))
 

@@ -80,6 +80,15 @@ def between(name: str, value: float, low: float, high: float) -> float:
     return value
 
 
+def path(name: str, value: str | os.PathLike) -> Path:
+    """``value`` as a path; raises TypeError or ValueError where it names none."""
+    if not isinstance(value, str | os.PathLike):
+        raise TypeError(f"{name}={value!r} must be a path: a string or a pathlib.Path")
+    if not os.fspath(value) or "\0" in str(value):
+        raise ValueError(f"{name}={value!r} names no path; '.' is the current folder")
+    return Path(value)
+
+
 def folder(name: str, value: Path) -> None:
     """Raises OSError unless there is a folder ``value`` to write to, or one can be made there."""
     there = value.absolute()

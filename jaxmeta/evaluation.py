@@ -47,8 +47,8 @@ def adaptation_curve(
 ) -> AdaptationCurve:
     """Mean return in each task after 0 .. K updates, and the streams that were left out of it.
 
-    A return is undiscounted, of the first episode of each stream, averaged over those of the N streams that
-    hold finite numbers alone. What is reported after k updates was not learned from: it is the experience of
+    A return is undiscounted, of the first episode of each stream, averaged over those of the N streams whose
+    first episode ended and that hold finite numbers alone. What is reported after k updates was not learned from: it is the experience of
     the agent before its next update.
 
     Args:
@@ -86,7 +86,8 @@ def adaptation_curve(
         )
         data = history.trajectories
         returns = jax.vmap(jax.vmap(first_episode_return))(data.reward, data.last)
-        good = jax.vmap(finite_streams)(data)
+        # An episode that did not end within the steps has no return.
+        good = jax.vmap(finite_streams)(data) & jnp.any(data.last, axis=-1)
         return AdaptationCurve(
             jax.vmap(mean_over_streams)(returns, good), jnp.sum(~good, axis=1, dtype=jnp.int32)
         )

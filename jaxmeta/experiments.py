@@ -136,6 +136,7 @@ def read(folder: str | os.PathLike) -> Experiment:
     return _experiment(_description(Path(folder)), Path(folder))
 
 
+@checks.arguments
 def load(
     folder: str | os.PathLike,
     *,
@@ -158,7 +159,7 @@ def load(
             algorithm or family than those that are given.
         ImportError: its family needs a package that is not installed.
     """
-    folder = Path(folder)
+    folder = checks.path("folder", folder)
     description = _description(folder)
     experiment = None
     if "algorithm" in description or algorithm is None or family is None:

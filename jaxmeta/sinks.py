@@ -83,6 +83,18 @@ def wandb(**settings: Any) -> PerRun:
     return PerRun(opened)
 
 
+def check(sink: Any) -> None:
+    """Raises TypeError unless ``sink`` is a `Sink`."""
+    if sink in (tensorboard, wandb):
+        raise TypeError(f"sink={sink.__name__} makes a sink and is none: call it")
+    if isinstance(sink, type) or not (
+        callable(sink) or isinstance(sink, AbstractContextManager | PerRun)
+    ):
+        raise TypeError(
+            f"sink={sink!r} must be a function of a line, a context manager that gives one, or of jaxmeta.sinks"
+        )
+
+
 @contextlib.contextmanager
 def opened(sink: Sink) -> Iterator[Write]:
     """The function of a line that ``sink`` is or gives; closed at the end.

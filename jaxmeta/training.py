@@ -188,6 +188,7 @@ def _check_state(what: str, state: Any, other: str, reference: Any) -> None:
         raise TypeError(f"{what} another state: {'; '.join(different[:3])}")
 
 
+@checks.arguments
 def train(
     algorithm: MetaAlgorithm,
     family: TaskFamily,
@@ -273,6 +274,7 @@ def train(
     )
 
 
+@checks.arguments
 def train_population(
     algorithm: MetaAlgorithm,
     family: TaskFamily,
@@ -307,8 +309,7 @@ def train_population(
         ValueError: no seeds or no settings; and what `train` raises.
     """
     checks.at_least("num_seeds", num_seeds, 1)
-    if hypers is not None and not hypers:
-        raise ValueError("hypers=[] must hold at least one setting, or be None")
+    _check_hypers(hypers)
     seeds = [config.seed + i for i in range(num_seeds)]
     checks.between("seed", seeds[-1], 0, 2**32 - 1)
     check_promises(family)
@@ -370,7 +371,10 @@ def _train(
 ) -> Run:
     """The loop of `train` and `train_population`; ``members`` are told apart by what their lines hold."""
     described: dict[str, Any] = records.plain({**description, "training": config})
-    output = None if folder is None else Path(folder)
+    output = None if folder is None else checks.path("folder", folder)
+    checks.field("resume", resume, bool)
+    if sink is not None:
+        sinks.check(sink)
     if resume and output is None:
         raise ValueError("resume=True needs the folder to resume from")
     with contextlib.ExitStack() as stack:
@@ -450,7 +454,7 @@ def _train(
                 try:
                     for x in lines:
                         write(x)
-                except Exception as error:
+                except BaseException as error:  # whatever it is, what was learned is saved first
                     failure = error
             stop = processes.anywhere(interrupted() or failure is not None)
             if manager is not None and (done == limit or stop):
@@ -462,10 +466,31 @@ def _train(
     return run
 
 
+def _check_hypers(hypers: Any) -> None:
+    """Raises unless ``hypers`` are settings of one structure, of numbers, in a list; or None."""
+    if hypers is None:
+        return
+    if not isinstance(hypers, list | tuple) or hasattr(hypers, "_fields"):
+        raise TypeError(f"hypers={hypers!r} must be a list of settings: [Hyper(...), ...]")
+    if not hypers:
+        raise ValueError("hypers=[] must hold at least one setting, or be None")
+    checks.alike(**{f"hypers[{i}]": hyper for i, hyper in enumerate(hypers)})
+    for i, hyper in enumerate(hypers):
+        for path, x in jax.tree_util.tree_leaves_with_path(hyper):
+            checks.between(f"hypers[{i}]{jax.tree_util.keystr(path)}", x, -math.inf, math.inf)
+
+
 def _described(description: Mapping[str, Any] | None, family: TaskFamily) -> dict[str, Any]:
     """What is known of a run whose algorithm and family nobody describes."""
     if description is None:
         return {"family": family.name, "horizon": family.horizon}
+    if not isinstance(description, Mapping):
+        raise TypeError(f"description={description!r} must be a dictionary of settings by name")
+    for name in ("training", "population", "initial"):
+        if name in description:
+            raise ValueError(
+                f"description has {name!r}, which the run itself writes: name it otherwise"
+            )
     return dict(description)
 
 

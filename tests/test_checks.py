@@ -121,7 +121,7 @@ def test_alike():
     params = {"w": jnp.ones((2, 3)), "b": jnp.ones(3)}
     checks.alike(params=params, epsilon={"w": np.ones((2, 3)), "b": np.ones(3)})
     with pytest.raises(
-        ValueError, match=r"epsilon has shape \(1,\); in params it is \(3,\)"
+        ValueError, match=r"epsilon\['b'\] has shape \(1,\); in params it is \(3,\)"
     ):
         checks.alike(params=params, epsilon=params | {"b": jnp.ones(1)})
     with pytest.raises(ValueError, match="epsilon has the structure .* that of params"):

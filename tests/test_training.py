@@ -18,7 +18,7 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 from rich.console import Console
 
-from jaxmeta import checkpoints, claims, tasks, training
+from jaxmeta import checkpoints, claims, sinks, tasks, training
 from jaxmeta.algorithms.maml import Config, Hyper, maml
 from jaxmeta.checkpoints import CheckpointError
 from jaxmeta.types import MetaAlgorithm
@@ -789,3 +789,54 @@ def test_the_compilation_cache_changes_no_number(whole, family, algorithm, tmp_p
     assert found[0] == found[2] == 0
     assert found[1] > 0
     assert digests == [checkpoints.digest(whole[1])] * 3
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"folder": ""}, "folder='' names no path"),
+        ({"folder": 3}, "folder=3 must be a path"),
+        ({"description": {"training": 1}}, "description has 'training'"),
+        ({"description": [1]}, "description"),
+        ({"resume": "yes"}, "resume='yes' must be of type bool"),
+        ({"sink": "wandb"}, "sink"),
+        ({"sink": sinks.tensorboard}, "sink=tensorboard makes a sink and is none: call it"),
+        ({"config": {"meta_updates": 3}}, "config is dict"),
+        ({"algorithm": "maml"}, "algorithm is str 'maml'"),
+        ({"family": "navigation"}, "tasks.make makes one from a name"),
+    ],
+)
+def test_arguments_of_another_kind_are_named(
+    algorithm, family, given, message, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    told = dict(algorithm=algorithm, family=family, config=config(), **QUIET) | given
+    with pytest.raises((TypeError, ValueError)) as error:
+        training.train(**told)
+    assert message in str(error.value)
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("hypers", "message"),
+    [
+        (Hyper(), "must be a list of settings"),
+        ([Hyper(), None], "hypers[1] has the structure"),
+        ([Hyper(step_size="a")], "hypers[0].step_size='a' must be a number"),
+    ],
+)
+def test_settings_of_a_population_are_numbers_of_one_kind(algorithm, family, hypers, message):
+    with pytest.raises((TypeError, ValueError)) as error:
+        training.train_population(algorithm, family, config(), hypers=hypers)
+    assert message in str(error.value)
+
+
+def test_what_a_sink_raises_costs_nothing_that_was_learned(algorithm, family, tmp_path):
+    """Also what is no Exception."""
+
+    def leaves(line):
+        raise SystemExit(3)
+
+    with pytest.raises(SystemExit):
+        training.train(algorithm, family, config(), folder=tmp_path, sink=leaves, **QUIET)
+    assert max(steps(tmp_path)) == 1

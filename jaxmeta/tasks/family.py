@@ -68,6 +68,12 @@ class TaskFamily:
             if not (getattr(self, name) is None or callable(getattr(self, name))):
                 raise TypeError(f"{name}={getattr(self, name)!r} must be a function, or None")
         door.check_is_environment(self.env)
+        promised = door.ends_by(self.env)
+        if self.optimal_return is not None and promised not in (None, self.horizon):
+            raise ValueError(
+                f"optimal_return is of the horizon {promised} that the environment has, and horizon={self.horizon}: make "
+                "the family with that horizon, or set optimal_return to None"
+            )
         object.__setattr__(self, "env", door.limited(self.env, self.horizon))
 
     @property

@@ -132,7 +132,7 @@ def test_sticky_actions_stick_with_their_probability(probability):
         _, state, *_ = family.env.step_env(first_key, state, jnp.array(1), task)
         taken = state.action == 1  # whatever the probability
         _, state, *_ = family.env.step_env(second_key, state, jnp.array(0), task)
-        return taken, state.action == 1, state.inner.x_dot > 0
+        return taken, state.action == 1, innermost(state).x_dot > 0
 
     first, stuck, right = second(jax.random.split(KEY, 2000))
     assert np.all(first)
@@ -192,7 +192,7 @@ def echoing(sides=tuple(SIDES)):
 def received(family, drawn, action):
     """The action that the environment within gets, from inside of a trace."""
     task = TransformedParams(OwnParams(), jnp.asarray(drawn))
-    state = jnp.zeros((), jnp.int32)
+    _, state = family.env.reset_env(KEY, task)
     step = jax.jit(lambda action: family.env.step_env(KEY, state, action, task)[0])
     return np.asarray(step(jnp.asarray(action, jnp.float32)))
 

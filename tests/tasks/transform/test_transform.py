@@ -85,7 +85,7 @@ def test_bad_settings_are_named(own):
         transform.with_parameters(pendulum, gravity=1.0)
     with pytest.raises(ValueError, match="leaf='goal' is unknown"):
         transform.pinned(catch, "goal")
-    with pytest.raises(ValueError, match="leaves=\(\) must hold at least one"):
+    with pytest.raises(ValueError, match=r"leaves=\(\) must hold at least one"):
         transform.pinned(catch)
     with pytest.raises(ValueError, match="scale=1 must be above 1"):
         transform.scaled_rewards(catch, scale=1)
