@@ -105,7 +105,12 @@ def opened(sink: Sink) -> Iterator[Write]:
     if not isinstance(context, AbstractContextManager):
         yield context
         return
-    write = context.__enter__()
+    try:
+        write = context.__enter__()
+    except (AttributeError, RuntimeError) as error:
+        raise TypeError(
+            f"sink={sink!r} cannot be opened ({error}): a context manager is of one run; a PerRun is of several"
+        ) from error
 
     def close(*failure: Any) -> None:
         try:

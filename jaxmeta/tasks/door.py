@@ -55,7 +55,8 @@ def check_is_environment(env: Any) -> None:
     if missing or isinstance(env, type):
         raise InvalidEnvironment(
             f"env={env!r} must be a gymnax environment: an object with default_params, action_space, observation_space, "
-            "and reset_env, step_env and is_truncated (or reset and step); of a family it is family.env"
+            "and reset_env, step_env and is_truncated (or reset and step); of a family it is family.env, and of what "
+            "gymnax.make returns the first"
         )
 
 
@@ -195,7 +196,8 @@ def ends_by(env: Any) -> int | None:
     """
     for parent in type(env).__mro__:
         if "ends_by" in vars(parent):
-            return env.ends_by
+            promised = env.ends_by
+            return promised if type(promised) is int else None
         if {"reset_env", "step_env", "is_truncated"} & set(vars(parent)):
             return None
     return None

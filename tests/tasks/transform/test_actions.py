@@ -13,6 +13,7 @@ from gymnax.environments import spaces
 from jaxmeta import evaluation, tasks
 from jaxmeta.tasks import transform
 from jaxmeta.tasks.transform import TransformedParams
+from jaxmeta.tasks.transform.wrappers import innermost
 from tests.tasks.transform.shared import KEY, Own, OwnParams, all_of
 
 
@@ -150,7 +151,7 @@ def test_what_sticks_is_what_was_taken_and_a_reset_forgets_it():
         _, state, *_ = family.env.step_env(KEY, state, jnp.array(action), task)
         assert state.action == 2
         assert not state.first
-    assert state.inner.paddle_x == 4
+    assert innermost(state).paddle_x == 4
     assert family.optimal_action is None
     assert family.expert_action is not None
 

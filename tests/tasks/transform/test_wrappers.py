@@ -12,8 +12,8 @@ from tests.tasks.transform.shared import everything
 
 def test_equal_settings_make_equal_environments():
     make = functools.partial(transform.from_gymnax, "DeepSea-bsuite", horizon=3)
-    assert make(size=4).env is make(size=4).env
-    assert make(size=4).env is not make(size=5).env
+    assert make(size=4).env == make(size=4).env
+    assert make(size=4).env != make(size=5).env
     first, second = (everything.__wrapped__("Catch-bsuite").env for _ in range(2))
     assert first == second
     assert hash(first) == hash(second)
