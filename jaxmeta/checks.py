@@ -407,11 +407,11 @@ def _hint(value: Any, wanted: tuple[type, ...]) -> str:
     if isinstance(value, type) and issubclass(value, wanted):
         return f": call it, {value.__name__}()"
     wanted = tuple(x for x in wanted if x is not type(None))
+    names = {x.__name__ for x in wanted}
     parts = getattr(value, "_fields", ()) or getattr(value, "__dataclass_fields__", ())
     found = [x for x in parts if isinstance(getattr(value, x, None), wanted)]
-    if found:
+    if found and "Callable" not in names:  # not every function is the one that is wanted
         return f"; its .{found[0]} is one"
-    names = {x.__name__ for x in wanted}
     if "TaskFamily" in names:
         return "; tasks.make makes one from a name"
     if "Callable" in names and hasattr(value, "update"):

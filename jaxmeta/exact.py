@@ -54,6 +54,7 @@ def softmax_linear(features: jax.Array, theta: jax.Array) -> jax.Array:
     return jax.nn.softmax(features @ theta)
 
 
+@checks.arguments
 def values(mdp: MDP, policy: jax.Array, horizon: int) -> jax.Array:
     """``V_t(s)`` of ``policy [S, A]`` with ``horizon - t`` steps to go, ``[H + 1, S]``; ``V_H = 0``.
 
@@ -70,6 +71,7 @@ def values(mdp: MDP, policy: jax.Array, horizon: int) -> jax.Array:
     return jnp.stack(table[::-1])
 
 
+@checks.arguments
 def expected_return(mdp: MDP, policy: jax.Array, horizon: int) -> jax.Array:
     """``J = E sum_{t<H} γ^t r_t`` of ``policy [S, A]``, ``[]``."""
     return mdp.initial @ values(mdp, policy, horizon)[0]
@@ -81,6 +83,7 @@ def _check(mdp: MDP, expected: str = "SA", **arrays: jax.Array) -> None:
     checks.shapes(f"SAS SA S ? {expected}", **parts, **arrays)
 
 
+@checks.arguments
 def derivatives(
     objective: Callable[[jax.Array], jax.Array], theta: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
@@ -114,6 +117,7 @@ def trajectories(
     return paths[..., 0], paths[..., 1]
 
 
+@checks.arguments
 def probabilities(mdp: MDP, policy: jax.Array, states: jax.Array, actions: jax.Array) -> jax.Array:
     """``p(τ)`` of paths ``[n, H]`` under ``policy [S, A]``, ``[n]``.
 
@@ -128,6 +132,7 @@ def probabilities(mdp: MDP, policy: jax.Array, states: jax.Array, actions: jax.A
     )
 
 
+@checks.arguments
 def limit_objective(
     objective: Callable[[jax.Array], jax.Array],
     theta: jax.Array,
@@ -167,6 +172,7 @@ def batches(num_outcomes: int, batch_size: int) -> tuple[np.ndarray, np.ndarray]
     return indices, multiplicity
 
 
+@checks.arguments
 def batch_expectation(
     statistic: Callable[[jax.Array], Any],
     probability: jax.Array,
@@ -210,6 +216,7 @@ def batch_expectation(
     return jax.lax.scan(add, zeros, rows)[0]
 
 
+@checks.arguments
 def finite_batch_objective(
     objective: Callable[[jax.Array], jax.Array],
     update: Callable[[jax.Array, jax.Array], jax.Array],

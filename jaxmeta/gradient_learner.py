@@ -411,7 +411,7 @@ def descend(
         apply=apply,
     )
     meta = with_learned(state.meta, moved, config)
-    return State(meta, optimizer_state, state.num_updates + apply)
+    return State(meta, optimizer_state, state.num_updates + apply.astype(jnp.int32))
 
 
 def is_applicable(metrics: dict[str, jax.Array], num_tasks: int) -> jax.Array:

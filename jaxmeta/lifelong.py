@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmeta import adaptation
-from jaxmeta.returns import linear_recurrence
+from jaxmeta.returns import count, linear_recurrence, unless
 from jaxmeta.types import History, Learner, Stream, Task
 
 
@@ -48,10 +48,10 @@ def tally(score: Score, reward: jax.Array, last: jax.Array) -> Score:
     The mean of ``finished`` over the streams that count takes each stream once: one over the episodes that
     happened to end would favour the short ones. An episode with a reward that is not finite has no return.
     """
-    keep = 1.0 - jnp.concatenate([jnp.zeros_like(last[:1]), last[:-1]])
+    keep = unless(jnp.concatenate([jnp.zeros_like(last[:1]), last[:-1]]), reward)
     finite = jnp.isfinite(reward)
     total = linear_recurrence(jnp.where(finite, reward, 0.0).at[0].add(score.so_far), keep)
-    faults = (~finite).astype(reward.dtype).at[0].add(score.broken)
+    faults = (~finite).at[0].max(score.broken).astype(reward.dtype)
     broken = linear_recurrence(faults, keep) > 0
     ended, latest = jnp.any(last), last.shape[0] - 1 - jnp.argmax(last[::-1])
     return Score(
@@ -64,9 +64,8 @@ def tally(score: Score, reward: jax.Array, last: jax.Array) -> Score:
 
 def mean_return(score: Score) -> tuple[jax.Array, jax.Array]:
     """Mean return of the last episodes of ``score [...]``, 0 where none ended, and how many it is of, int32 ``[]``."""
-    count = jnp.sum(score.counts, dtype=jnp.int32)
     total = jnp.sum(jnp.where(score.counts, score.finished, 0.0))
-    return total / jnp.maximum(count, 1), count
+    return total / count(score.counts, total), jnp.sum(score.counts, dtype=jnp.int32)
 
 
 def birth(

@@ -32,6 +32,7 @@ from jaxmeta.distributions import Distribution
 from jaxmeta.meta_update import State, guarded_update
 from jaxmeta.networks import Head, Value, action_head, value_mlp
 from jaxmeta.returns import (
+    count,
     episode_index,
     gae,
     in_units,
@@ -316,10 +317,9 @@ def learn_from_trials(
         )
         # The others' ratio is no policy's: it may be infinite, and a mask after `exp` leaves a gradient NaN.
         log_ratio = jnp.where(steps, distribution.log_prob(data.action) - data.log_prob, 0.0)
-        num_steps = jnp.maximum(jnp.sum(steps), 1)
 
         def mean_step(x: jax.Array) -> jax.Array:
-            return jnp.sum(jnp.where(steps, x, 0.0)) / num_steps
+            return jnp.sum(jnp.where(steps, x, 0.0)) / count(steps, x)
 
         gain = mean_step(loss.policy(log_ratio, advantage, hyper))
         entropy = mean_step(distribution.entropy())
@@ -335,7 +335,7 @@ def learn_from_trials(
                 params, keys, data, inputs, steps, hyper
             )
             good = jnp.any(steps, axis=1)
-            weight = good / jnp.maximum(jnp.sum(good), 1)
+            weight = good.astype(total.dtype) / count(good, total)
             total = total + jnp.sum(weight * more)
             report |= {name: jnp.sum(weight * x) for name, x in its_report.items()}
         return total, report
@@ -343,7 +343,8 @@ def learn_from_trials(
     def step(key: jax.Array, state: State, tasks: Task) -> tuple[State, dict]:
         act_key, learn_key = jax.random.split(key)
         meta = state.meta
-        left = jnp.maximum(1.0 - state.num_updates / meta.hyper.anneal_updates, 0.0)
+        done = state.num_updates.astype(float) / meta.hyper.anneal_updates
+        left = jnp.maximum(1.0 - done, 0.0)
         hyper = meta.hyper._replace(
             learning_rate=left * meta.hyper.learning_rate,
             entropy_cost=left * meta.hyper.entropy_cost,

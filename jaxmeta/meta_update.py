@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxmeta import checks
+from jaxmeta.returns import count
 
 TaskLoss = Callable[[Any, jax.Array, Any], tuple[jax.Array, dict[str, jax.Array]]]
 """``(learned, key, task) -> (loss [], report)``: the meta-objective in one task (or on what was recorded
@@ -79,7 +80,7 @@ def masked_mean(results: Any, good: jax.Array) -> Any:
             return jnp.sum(x, axis=0, dtype=x.dtype)
         mask = good.reshape(-1, *[1] * (x.ndim - 1))
         total = jnp.sum(jnp.where(mask, x, jnp.zeros_like(x)), axis=0, dtype=x.dtype)
-        return total / jnp.maximum(jnp.sum(good), 1)
+        return total / count(good, total)
 
     return jax.tree.map(mean, results)
 
@@ -129,6 +130,15 @@ def known_if(some: jax.Array, report: dict[str, jax.Array]) -> dict[str, jax.Arr
     }
 
 
+def optimizer_step(
+    optimizer: optax.GradientTransformation, gradient: Any, optimizer_state: Any, learned: Any
+) -> tuple[Any, Any]:
+    """``(learned, optimizer_state)`` after a step of ``optimizer``."""
+    with jax.numpy_dtype_promotion("standard"):  # Adam raises a float to the number of its steps
+        updates, optimizer_state = optimizer.update(gradient, optimizer_state, learned)
+        return optax.apply_updates(learned, updates), optimizer_state
+
+
 def guarded_update(
     optimizer: optax.GradientTransformation,
     gradient: Any,
@@ -138,8 +148,7 @@ def guarded_update(
     apply: jax.Array,
 ) -> tuple[Any, Any]:
     """``(learned, optimizer_state)`` after a step of ``optimizer``, or unchanged unless ``apply []``."""
-    updates, moved_state = optimizer.update(gradient, optimizer_state, learned)
-    moved = optax.apply_updates(learned, updates), moved_state
+    moved = optimizer_step(optimizer, gradient, optimizer_state, learned)
     return jax.tree.map(
         lambda new, old: jnp.where(apply, new, old), moved, (learned, optimizer_state)
     )

@@ -32,7 +32,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmeta import checks
-from jaxmeta.returns import cumulative_discount, gae, linear_recurrence
+from jaxmeta.returns import count, cumulative_discount, gae, linear_recurrence, unless
 from jaxmeta.types import Params
 
 Weights = Callable[[jax.Array, jax.Array], jax.Array]
@@ -69,7 +69,7 @@ def taypo(log_ratio: jax.Array, first: jax.Array, *, order: int) -> jax.Array:
     """
     checks.at_least("order", order, 1)
     checks.shapes("T", log_ratio=log_ratio, first=first)
-    x, keep = jnp.expm1(log_ratio), 1.0 - first
+    x, keep = jnp.expm1(log_ratio), unless(first, log_ratio)
     added = x  # x_t e_{j}(x before t), at j = 0
     total = added
     for _ in range(1, order):
@@ -89,7 +89,7 @@ def loaded_dice(
     is the doubly robust estimator (Jiang & Li 2016).
     """
     checks.shapes("T T T?", log_ratio=log_ratio, first=first, lambda_=lambda_)
-    u = linear_recurrence(log_ratio, (1.0 - first) * lambda_)
+    u = linear_recurrence(log_ratio, unless(first, log_ratio) * lambda_)
     # exp(λ u_{t-1}) (ρ_t - 1), not a difference of two exponentials that are nearly equal.
     return jnp.exp(u - log_ratio) * jnp.expm1(log_ratio)
 
@@ -119,7 +119,7 @@ def vtrace(
             f"rho_bar={rho_bar} and c_bar={c_bar} must exceed 1: on-policy ρ is 1, and min(1, ρ) has half "
             "the derivative there; off_policy=True says that no ratio is"
         )
-    keep = 1.0 - first
+    keep = unless(first, log_ratio)
     log_c = jnp.minimum(log_ratio, math.log(c_bar))
     before = linear_recurrence(log_c, keep) - log_c
     w = jnp.exp(before + jnp.minimum(log_ratio, math.log(rho_bar)))
@@ -145,7 +145,7 @@ def surrogate(
     """
     _check_stream(log_prob, log_prob_mu, delta, discount, first, tau)
     d = weights(log_prob - log_prob_mu, first)
-    w = linear_recurrence(d, (1.0 - first) * tau)
+    w = linear_recurrence(d, unless(first, d) * tau)
     return jnp.sum(cumulative_discount(discount, first) * w * delta)
 
 
@@ -235,7 +235,7 @@ def leave_one_out_mean(x: jax.Array, good: jax.Array | None = None) -> jax.Array
     good = jnp.ones(x.shape, bool) if good is None else good
     checks.shapes("N", x=x, good=good)
     counted = jnp.where(good, x, 0.0)
-    return (jnp.sum(counted) - counted) / jnp.maximum(jnp.sum(good) - good, 1)
+    return (jnp.sum(counted) - counted) / jnp.maximum(count(good, x) - good.astype(x.dtype), 1)
 
 
 SURROGATES: dict[str, Surrogate] = {

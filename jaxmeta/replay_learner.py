@@ -16,6 +16,7 @@ from jaxmeta import adaptation, checks, gradient_learner, objectives
 from jaxmeta.gradient_learner import Adaptation, Meta
 from jaxmeta.networks import Policy
 from jaxmeta.returns import (
+    count,
     gae,
     in_first_episode,
     mean_over_streams,
@@ -121,7 +122,7 @@ def replay_learner(
         seen, good = jax.vmap(without_broken_streams)(batches)
         gradients = jax.vmap(gradient, (None, None, 0, 0))(meta, agent.params, seen, good)
         some = filled & jnp.any(good, axis=1)
-        share = some / jnp.maximum(jnp.sum(some), 1)
+        share = some.astype(data.reward.dtype) / count(some, data.reward)
         mean = jax.tree.map(lambda g: jnp.tensordot(share, g, 1), gradients)
         part = gradient_learner.adapted(agent.params, config)
         part = gradient_learner.stepped(part, meta, gradient_learner.adapted(mean, config), config)

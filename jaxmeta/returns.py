@@ -12,7 +12,7 @@ Nothing here stops a gradient: γ, λ, rewards and values can all be meta-learne
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -50,6 +50,19 @@ def linear_recurrence(
     return jax.lax.scan(step, zero, (a, b), reverse=reverse, unroll=4)[1]
 
 
+def unless(flag: jax.Array, like: jax.Array) -> jax.Array:
+    """``1 - flag``, of any shape, in the dtype of ``like``: 0 where a recurrence must not go on."""
+    return 1.0 - jnp.asarray(flag, jnp.result_type(like))
+
+
+def count(flags: jax.Array, like: jax.Array, **axes: Any) -> jax.Array:
+    """How many ``flags`` are true, at least 1, in the dtype of ``like``: what their mean is divided by, ``[]``.
+
+    ``axes`` are those of ``jnp.sum``.
+    """
+    return jnp.maximum(jnp.sum(flags, **axes), 1).astype(like.dtype)
+
+
 def td_errors(reward: jax.Array, discount: jax.Array, v: jax.Array, v_next: jax.Array) -> jax.Array:
     """``δ_t = r_t + discount_t v_next_t - v_t``, all ``[T]``, or of any one shape; ``discount`` also ``[]``."""
     checks.shapes("... ...? ... ...", reward=reward, discount=discount, v=v, v_next=v_next)
@@ -65,7 +78,7 @@ def gae(
     estimation", eq. 16. With λ = 1 and v = 0 it is the return.
     """
     checks.shapes("T T T T?", delta=delta, discount=discount, last=last, lambda_=lambda_)
-    return linear_recurrence(delta, discount * lambda_ * (1.0 - last), reverse=True)
+    return linear_recurrence(delta, discount * lambda_ * unless(last, delta), reverse=True)
 
 
 def discounted_returns(
@@ -128,7 +141,7 @@ def weighted_importance_returns(
     w, factor, follows = jax.vmap(terms)(discount, cut, rho)
     counted = follows & good[:, None, None]
     total = jnp.sum(jnp.where(counted, w, 0.0), axis=0, keepdims=True)
-    mean = total / jnp.maximum(jnp.sum(counted, axis=0, keepdims=True), 1)
+    mean = total / count(counted, total, axis=0, keepdims=True)
     weight = jnp.where(follows, w / jnp.where(mean > 0.0, mean, 1.0) * factor, 0.0)
     return jnp.einsum("ntk,nk->nt", weight, reward + discount * cut * v_next)
 
@@ -213,7 +226,7 @@ def episode_step(first: jax.Array) -> jax.Array:
     """Steps since the episode started (since the stream's first step where that is later), ``[T]``."""
     checks.shapes("T", first=first)
     ones = jnp.ones(first.shape)
-    return linear_recurrence(ones, ones - first) - 1.0
+    return linear_recurrence(ones, unless(first, ones)) - 1.0
 
 
 def first_episode_return(reward: jax.Array, last: jax.Array) -> jax.Array:
@@ -287,7 +300,7 @@ def baseline_td_errors(
     v = linear_baseline(
         jnp.where(counted[..., None], features, 0.0), jnp.where(counted, returns, 0.0)
     )
-    v_next = jnp.concatenate([v[:, 1:], zeros[:, :1]], axis=1) * (1.0 - data.last)
+    v_next = jnp.concatenate([v[:, 1:], zeros[:, :1]], axis=1) * unless(data.last, v)
     return td_errors(data.reward, discount, v, v_next)
 
 

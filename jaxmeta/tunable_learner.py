@@ -20,6 +20,7 @@ from jaxmeta import checks
 from jaxmeta.distributions import Distribution
 from jaxmeta.gradient_learner import Optimizer
 from jaxmeta.memory_learner import action_features, input_sizes
+from jaxmeta.meta_update import optimizer_step
 from jaxmeta.networks import Policy, Value, default_policy, value_mlp
 from jaxmeta.objectives import leave_one_out_mean
 from jaxmeta.returns import gae, mean_over_streams, td_errors, without_broken_streams
@@ -285,8 +286,8 @@ def tunable_learner(
         return moved(agent, jax.grad(loss)(now), h.step_size)
 
     def moved(agent: Agent, gradient: Params, step_size: Any) -> Agent:
-        updates, state = inner_optimizer(step_size).update(gradient, agent.optimizer, agent.params)
-        return Agent(optax.apply_updates(agent.params, updates), state)
+        optimizer = inner_optimizer(step_size)
+        return Agent(*optimizer_step(optimizer, gradient, agent.optimizer, agent.params))
 
     def outer_loss(params: Params, data: Trajectory, hyper: Hyper) -> jax.Array:
         critic = params["outer_value" if config.outer_value else "value"]

@@ -23,6 +23,7 @@ import optax
 
 from jaxmeta import checks, memories
 from jaxmeta.distributions import Categorical, Distribution
+from jaxmeta.meta_update import optimizer_step
 from jaxmeta.networks import Policy, default_policy, value_mlp
 from jaxmeta.returns import (
     advantage_scale,
@@ -161,10 +162,12 @@ def rule_learner(
             return mean_over_streams(at_steps, good)
 
         def epoch(agent: Agent, _: None) -> tuple[Agent, None]:
-            steps, state = optimizer(meta.hyper.step_size).update(
-                jax.grad(loss)(agent.params), agent.optimizer, agent.params
+            params, state = optimizer_step(
+                optimizer(meta.hyper.step_size),
+                jax.grad(loss)(agent.params),
+                agent.optimizer,
+                agent.params,
             )
-            params = optax.apply_updates(agent.params, steps)
             return agent._replace(params=params, optimizer=state), None
 
         return jax.lax.scan(epoch, agent, length=num_epochs)[0]

@@ -18,7 +18,7 @@ import optax
 
 from jaxmeta import adaptation, evolution, lifelong
 from jaxmeta.lifelong import Life
-from jaxmeta.meta_update import masked_mean
+from jaxmeta.meta_update import masked_mean, optimizer_step
 from jaxmeta.networks import Value
 from jaxmeta.returns import gae, mean_over_streams, td_errors, without_broken_streams
 from jaxmeta.types import History, Learner, Params, Task, Trajectory
@@ -112,8 +112,8 @@ def policy_gradient(
             return 0.5 * mean_over_streams((value.apply(params, obs) - target) ** 2, good)
 
         optimizer = optax.adam(meta.hyper.critic_step_size)
-        steps, state = optimizer.update(jax.grad(loss)(critic.params), critic.optimizer)
-        return Critic(optax.apply_updates(critic.params, steps), state)
+        gradient = jax.grad(loss)(critic.params)
+        return Critic(*optimizer_step(optimizer, gradient, critic.optimizer, critic.params))
 
     def judged(
         meta: Any, critic: Critic, data: Trajectory, good: jax.Array

@@ -7,7 +7,9 @@ The strategy is OpenAI's (Salimans et al. 2017: antithetic perturbations, fitnes
 evosax implements it; all members live with the same tasks and random numbers.
 """
 
+import contextlib
 import dataclasses
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -17,8 +19,9 @@ from evosax.algorithms import Open_ES
 
 from jaxmeta import checks, gradient_learner
 from jaxmeta.gradient_learner import Meta, Optimizer, learned, with_learned
-from jaxmeta.meta_update import State, known_if, map_tasks, masked_mean
+from jaxmeta.meta_update import State, guarded_update, known_if, map_tasks, masked_mean
 from jaxmeta.networks import Policy
+from jaxmeta.returns import count
 from jaxmeta.tasks.family import TaskFamily
 from jaxmeta.types import MetaAlgorithm, Task
 
@@ -71,32 +74,28 @@ def es(
     """Evolution strategies on a family of tasks; arguments and errors as in `maml`."""
     parts = gradient_learner.gradient_learner(family, config, policy=policy, first_order=True)
 
-    def strategy_of(meta: Meta) -> Open_ES:
-        return Open_ES(
-            config.population_size,
-            learned(meta, config),
-            optimizer=optimizer(meta.hyper.learning_rate),
-            std_schedule=lambda _: meta.hyper.noise_std,
-        )
-
     def search_from(key: jax.Array, meta: Meta) -> tuple[Open_ES, Any]:
-        """The strategy, and its search from θ; of it the optimiser's state alone is kept between steps, for
-        θ and σ are in ``meta``."""
-        strategy = strategy_of(meta)
-        return strategy, strategy.init(key, learned(meta, config), strategy.default_params)
+        """The strategy and its search from θ."""
+        theta = learned(meta, config)
+        # evosax compiles the methods of a strategy for that very object, so it holds nothing that is traced.
+        with _as_evosax_adds(), jax.ensure_compile_time_eval():
+            like = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), theta)
+            strategy = Open_ES(config.population_size, like, optimizer=_GRADIENT)
+        with _as_evosax_adds():
+            search = strategy.init(key, theta, strategy.default_params)
+        return strategy, search.replace(std=meta.hyper.noise_std)
 
     def init(key: jax.Array, hyper: Hyper = hyper) -> State:
-        init_key, key = jax.random.split(key)
+        init_key, _ = jax.random.split(key)
         meta = parts.init(init_key, hyper)
-        _, search = search_from(key, meta)
-        return State(meta, _strong(search.opt_state), jnp.zeros((), jnp.int32))
+        optimizer_state = optimizer(meta.hyper.learning_rate).init(learned(meta, config))
+        return State(meta, optimizer_state, jnp.zeros((), jnp.int32))
 
     def step(key: jax.Array, state: State, tasks: Task) -> tuple[State, dict]:
         meta = state.meta
         ask_key, live_key, tell_key = jax.random.split(key, 3)
         strategy, search = search_from(jax.random.clone(key), meta)
-        search = search.replace(opt_state=state.optimizer)
-        with jax.numpy_rank_promotion("allow"):  # evosax adds [D] to [P, D]
+        with _as_evosax_adds():
             population, search = strategy.ask(ask_key, search, strategy.default_params)
         num_tasks = jax.tree.leaves(tasks)[0].shape[0]
         task_keys = jax.random.split(live_key, num_tasks)
@@ -121,19 +120,21 @@ def es(
         num_good = jnp.sum(good)
 
         def mean_of_good(x: jax.Array) -> jax.Array:
-            return jnp.sum(jnp.where(good, x, 0.0)) / jnp.maximum(num_good, 1)
+            return jnp.sum(jnp.where(good, x, 0.0)) / count(good, x)
 
         fitness = jax.vmap(mean_of_good)(earned)
         fitness = jnp.where(jnp.isfinite(fitness), fitness, -jnp.finfo(fitness.dtype).max)
         applied = num_good > 0
-        with jax.numpy_rank_promotion("allow"):
+        with _as_evosax_adds():
             found, _ = strategy.tell(
                 tell_key, population, -fitness, search, strategy.default_params
             )
-        after = strategy.get_mean(found), _strong(found.opt_state)
-        before = learned(meta, config), state.optimizer
-        moved, optimizer_state = jax.tree.map(
-            lambda new, old: jnp.where(applied, new, old), after, before
+        moved, optimizer_state = guarded_update(
+            optimizer(meta.hyper.learning_rate),
+            strategy.get_mean(found.replace(mean=found.opt_state)),
+            state.optimizer,
+            learned(meta, config),
+            apply=applied,
         )
         metrics = known_if(applied, masked_mean(own, good))
         env_steps = (config.population_size + 1) * num_tasks * parts.env_steps
@@ -146,12 +147,22 @@ def es(
             "env_steps": jnp.asarray(env_steps, jnp.int32),
         }
         return State(
-            with_learned(meta, moved, config), optimizer_state, state.num_updates + applied
+            with_learned(meta, moved, config),
+            optimizer_state,
+            state.num_updates + applied.astype(jnp.int32),
         ), metrics
 
     return MetaAlgorithm(init, step, parts.learner)
 
 
-def _strong(tree: object) -> object:
-    """The same arrays without weak types, so that a state keeps its type."""
-    return jax.tree.map(lambda x: jnp.asarray(x, jnp.asarray(x).dtype), tree)
+_GRADIENT = optax.GradientTransformation(
+    jnp.zeros_like, lambda gradient, state, params: (jnp.zeros_like(gradient), gradient)
+)
+"""Moves nothing and keeps the gradient, as its state."""
+
+
+@contextlib.contextmanager
+def _as_evosax_adds() -> Iterator[None]:
+    """With the promotions that evosax leaves to jax: it adds ``[D]`` to ``[P, D]``, and integers to floats."""
+    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
+        yield

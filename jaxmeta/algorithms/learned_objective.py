@@ -256,7 +256,7 @@ def learned_objective(
             meta._replace(params=params),
             members,
             optimizer_state,
-            state.num_updates + applied,
+            state.num_updates + applied.astype(jnp.int32),
         ), metrics | {
             "meta_grad_norm": optax.tree.norm(gradient),
             "skipped_tasks": num_tasks - num_good,

@@ -138,7 +138,7 @@ def maml_trpo(
         scale = jnp.sqrt(2 * hyper.max_kl / jnp.maximum(length, 1e-30))
 
         def moved(backtracks: jax.Array) -> dict:
-            step = scale * 0.5**backtracks
+            step = jnp.ldexp(scale, -backtracks)
             return jax.tree.map(lambda p, x: p - step * x, theta, direction)
 
         def measure(theta: dict) -> tuple[jax.Array, jax.Array]:
@@ -171,6 +171,6 @@ def maml_trpo(
             "skipped_updates": jnp.asarray(~applied, jnp.int32),
             "env_steps": jnp.asarray(len(keys) * parts.env_steps, jnp.int32),
         }
-        return State(meta(theta), (), state.num_updates + applied), metrics
+        return State(meta(theta), (), state.num_updates + applied.astype(jnp.int32)), metrics
 
     return MetaAlgorithm(init, step, parts.learner)

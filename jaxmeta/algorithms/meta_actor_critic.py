@@ -30,6 +30,7 @@ from jaxmeta.gradient_learner import Meta, Optimizer
 from jaxmeta.networks import Policy, Value, default_policy, value_mlp
 from jaxmeta.replay_learner import log_probs
 from jaxmeta.returns import (
+    count,
     cumulative_discount,
     in_first_episode,
     td_errors,
@@ -124,7 +125,7 @@ def meta_actor_critic(
         discount = meta.hyper.discount * data.discount
 
         def along(function: Callable[[Params], jax.Array], at: Params, e: jax.Array) -> Params:
-            num_steps = jnp.maximum(jnp.sum(good), 1) * e.shape[1]
+            num_steps = count(good, e) * e.shape[1]
             return objectives.semi_gradient(function, at, -jnp.where(counted, e, 0.0) / num_steps)
 
         def log_prob(theta: Params) -> jax.Array:

@@ -277,7 +277,9 @@ def meta_gradient(
                 num_tasks * config.num_streams * config.num_steps * windows_seen, jnp.int32
             ),
         }
-        return State(meta, lives, scores, optimizer_state, state.num_updates + applied), metrics
+        return State(
+            meta, lives, scores, optimizer_state, state.num_updates + applied.astype(jnp.int32)
+        ), metrics
 
     return MetaAlgorithm(init, step, learner)
 

@@ -25,6 +25,7 @@ from jaxmeta.gradient_learner import Meta, Optimizer
 from jaxmeta.networks import Policy, Value, feed_forward, value_mlp
 from jaxmeta.returns import (
     action_value_targets,
+    count,
     in_first_episode,
     without_broken_streams,
 )
@@ -130,7 +131,7 @@ def meta_q(
         )
         counted = jax.vmap(in_first_episode)(data.last) & good[:, None]
         error = jnp.where(counted, target - now, 0.0)
-        num_steps = jnp.maximum(jnp.sum(good), 1) * error.shape[1]
+        num_steps = count(good, error) * error.shape[1]
         return objectives.semi_gradient(taken, params, -error / num_steps)
 
     parts = replay_learner.replay_learner(

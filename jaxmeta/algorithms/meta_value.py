@@ -30,6 +30,7 @@ from jaxmeta import adaptation, checks, gradient_learner, objectives
 from jaxmeta.gradient_learner import Adaptation, Meta, Optimizer, adapted, with_adapted
 from jaxmeta.networks import Policy, Value, default_policy, value_mlp
 from jaxmeta.returns import (
+    count,
     importance_returns,
     mean_over_streams,
     vtrace_targets,
@@ -191,7 +192,7 @@ def meta_value_parts(
         if config.gradient == "residual":
             gradient = jax.grad(lambda part: 0.5 * mean_over_streams(errors(part) ** 2, good))(part)
         else:
-            num_steps = jnp.maximum(jnp.sum(good), 1) * data.reward.shape[1]
+            num_steps = count(good, data.reward) * data.reward.shape[1]
             descent = -jnp.where(good[:, None], errors(part), 0.0) / num_steps
             gradient = objectives.semi_gradient(predict, part, descent)
         part = gradient_learner.stepped(part, meta, gradient, config)

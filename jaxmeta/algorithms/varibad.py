@@ -26,6 +26,7 @@ from jaxmeta import checks, memories, memory_learner
 from jaxmeta.distributions import DiagGaussian, Distribution
 from jaxmeta.memory_learner import ActorCritic, Inputs, Loss, joined
 from jaxmeta.networks import value_mlp
+from jaxmeta.returns import count
 from jaxmeta.tasks.family import TaskFamily
 from jaxmeta.types import MetaAlgorithm, Params, Trajectory
 
@@ -184,7 +185,7 @@ def belief_actor_critic(
     ) -> tuple[jax.Array, dict]:
         """Minus the mean over t of ELBO_t / T, its terms weighted, of the T counted steps of one trial."""
         num_steps = data.reward.shape[0]
-        num_counted = jnp.maximum(jnp.sum(counted), 1)
+        num_counted = count(counted, data.reward)
         pairs = (counted[:, None] & counted[None, :])[:, :, None]
         y, _ = encoder.unroll(params["encoder"], data.memory.state, joined(inputs), inputs.reset)
         q = posteriors(params, y)
