@@ -42,6 +42,8 @@ class Main:
 
     output: Path = Path("runs/units")
     """Folder for the results; made anew."""
+    families: tuple[str, ...] = tuple(FAMILIES)
+    """Which tasks."""
     num_seeds: int = 3
     """Seeds of each."""
     meta_updates: int = 100
@@ -59,6 +61,9 @@ class Main:
         for name in ("num_seeds", "meta_updates", "trials", "num_tasks", "num_streams"):
             checks.at_least(name, getattr(self, name), 1)
         checks.at_least("eval_tasks", self.eval_tasks, 2)
+        checks.some("families", self.families)
+        for name in self.families:
+            checks.choice("families", name, FAMILIES)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -224,7 +229,8 @@ def main(main: Main) -> None:
     reports.refuse_to_overwrite(main.output)
     training.enable_compilation_cache()
     rows, random, seconds = {}, {}, {}
-    for name, (family_name, settings) in FAMILIES.items():
+    for name in main.families:
+        family_name, settings = FAMILIES[name]
         family = tasks.make(family_name, **settings)
         drawn = tasks.sample_tasks(jax.random.key(1), family, main.eval_tasks, split="test")
         lone = evaluation.random_returns(jax.random.key(2), drawn, family=family)

@@ -1,6 +1,7 @@
 """How well learners adapt to tasks they have not met, and how sure that is.
 
-The functions of keys and tasks are pure; statistics are scipy's.
+The functions of keys and tasks are pure; statistics are scipy's. A stream with a number that is not finite is left out
+and counted; a task or an episode without a return is NaN, and `summarize` leaves out and counts such tasks.
 """
 
 from collections.abc import Callable, Sequence

@@ -1,10 +1,12 @@
 """Experiments as data: which algorithm on which family, with which settings.
 
-An `Experiment` says all that it takes to train, and a run's folder keeps it in ``config.json``. So what a run has
-learned can be loaded by the folder's name alone:
+An `Experiment` says all that it takes to train, and a run's folder keeps it in ``config.json``. So a trained run is
+loaded from its folder:
 
     trained = jaxmeta.load("runs/maml-navigation")
     trained.learner, trained.meta, trained.family
+
+A run of an algorithm or a family of your own is loaded with both: ``jaxmeta.load(folder, algorithm=..., family=...)``.
 
 `presets.PRESETS` holds the experiments whose figures are measured.
 """

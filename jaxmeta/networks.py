@@ -236,11 +236,11 @@ def gaussian_mlp(
 ) -> Policy:
     """A tanh network to the mean of a diagonal Gaussian over a `Box` action space.
 
-    The log standard deviation is a parameter that does not depend on the observation. Both are in
-    units of the half width of the space's nominal range (see `boxes`), at whose middle a new policy is centred, so
-    ``initial_std`` means the same for torques and for metres. Draws are not clipped: what the environment gets is,
-    and a clipped action's log-probability would not be that of the action drawn. Parameters as in `categorical_mlp`; the
-    head holds ``"mean"`` and ``"log_std"``.
+    The log standard deviation is a parameter that does not depend on the observation. Mean and standard deviation are
+    in units of the half width of the space's nominal range (see `boxes`), and a new policy is centred in that range, so
+    ``initial_std`` means the same for torques and for metres. The policy does not clip its draws: the rollout clips
+    the action for the environment and records it as it was drawn, since a clipped action has another
+    log-probability. Parameters as in `categorical_mlp`; the head holds ``"mean"`` and ``"log_std"``.
     """
     context_size = checks.at_least("context_size", context_size, 0)
     num_features = _obs_size(obs_shape) + context_size

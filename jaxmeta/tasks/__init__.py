@@ -1,4 +1,9 @@
-"""Families of tasks: what varies from one lifetime to the next."""
+"""Families of tasks: what varies from one lifetime to the next.
+
+`make` returns a family by its name in `FAMILIES`; `TaskFamily` is for your own environments and `transform` makes one
+family of another. `check` tries a family before anything is trained on it. What an environment must hand over is in
+`door`; where it does not, an `InvalidEnvironment` names the part and what would be right.
+"""
 
 import inspect
 import typing
