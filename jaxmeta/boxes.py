@@ -63,6 +63,14 @@ def bounds(space: spaces.Box) -> Range:
         raise ValueError(
             f"Box bounds low={space.low}, high={space.high} have no number between them"
         )
+    if is_integer(space):
+        info = jnp.iinfo(space.dtype)
+        for bound in (low, high):
+            inside = np.isinf(bound) | ((bound >= info.min) & (bound <= info.max))
+            if not np.all(inside):
+                raise ValueError(
+                    f"Box bounds low={space.low}, high={space.high} are no {space.dtype}s"
+                )
     largest = min(UNBOUNDED, _largest(space.dtype))
     return Range(np.where(low <= -largest, -np.inf, low), np.where(high >= largest, np.inf, high))
 
@@ -120,7 +128,11 @@ def clip(action: jax.Array, space: spaces.Box) -> jax.Array:
         return action
     if jnp.issubdtype(action.dtype, jnp.integer):
         info = jnp.iinfo(action.dtype)
-        low, high = np.clip(low, info.min, info.max), np.clip(high, info.min, info.max)
+        # Not by way of floats, which the largest integers round to others.
+        low = np.array([info.min if x == -np.inf else int(x) for x in low.flat]).reshape(low.shape)
+        high = np.array([info.max if x == np.inf else int(x) for x in high.flat]).reshape(
+            high.shape
+        )
     return jnp.clip(action, low.astype(action.dtype), high.astype(action.dtype))
 
 

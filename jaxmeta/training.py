@@ -513,7 +513,16 @@ def _owned(folder: Path, resume: bool) -> Iterator[None]:
         return
     with contextlib.ExitStack() as stack:
 
+        def refuse_if_full() -> None:
+            if any(x.name != claims.CLAIM_FILE for x in folder.iterdir()):
+                raise FileExistsError(
+                    f"{folder} is not empty: name another folder, or resume the run that is in it"
+                )
+
         def claim() -> None:
+            # First without a claim: one that outlived its process would make what a user keeps here a run's.
+            if not resume and folder.is_dir() and not (folder / claims.CLAIM_FILE).exists():
+                refuse_if_full()
             stale = stack.enter_context(claims.claimed(folder))
             if stale is not None:
                 warnings.warn(
@@ -522,10 +531,8 @@ def _owned(folder: Path, resume: bool) -> Iterator[None]:
                 )
                 if not resume:
                     _clear(folder)
-            if not resume and any(x.name != claims.CLAIM_FILE for x in folder.iterdir()):
-                raise FileExistsError(
-                    f"{folder} is not empty: name another folder, or resume the run that is in it"
-                )
+            if not resume:
+                refuse_if_full()
 
         processes.by_first(claim)
         try:

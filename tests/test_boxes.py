@@ -57,10 +57,18 @@ def test_integers_are_drawn_up_to_both_ends_and_clipped():
     assert boxes.clip(jnp.array([-7, 0, 7]), space).tolist() == [-1, 0, 2]
 
 
-@pytest.mark.parametrize(("low", "high"), [(1.0, 0.0), (float("nan"), 1.0)])
-def test_bounds_that_are_none(low, high):
-    with pytest.raises(ValueError, match="must have low <= high"):
-        boxes.nominal(spaces.Box(low, high, (2,)))
+@pytest.mark.parametrize(
+    ("low", "high", "dtype", "message"),
+    [
+        (1.0, 0.0, jnp.float32, "must have low <= high"),
+        (float("nan"), 1.0, jnp.float32, "must have low <= high"),
+        (INF, INF, jnp.float32, "have no number between them"),
+        (0, 255, jnp.int8, "are no .*int8"),
+    ],
+)
+def test_bounds_that_are_none(low, high, dtype, message):
+    with pytest.raises(ValueError, match=message):
+        boxes.nominal(spaces.Box(low, high, (2,), dtype))
 
 
 def test_the_largest_number_of_a_type_is_no_bound():
@@ -73,6 +81,15 @@ def test_the_largest_number_of_a_type_is_no_bound():
         jax.random.split(jax.random.key(0), 4000)
     )
     assert (drawn.min(), drawn.max()) == (-128, 127)
+
+
+def test_integers_are_clipped_as_integers(x64):
+    space = spaces.Box(0, INF, (2,), jnp.int64)
+    assert boxes.clip(jnp.array([-5, 2**62 + 1]), space).tolist() == [0, 2**62 + 1]
+    drawn = jax.vmap(lambda key: boxes.sample(key, spaces.Box(0, 2**31 - 1, (), jnp.int32)))(
+        jax.random.split(jax.random.key(0), 50)
+    )
+    assert set(np.asarray(drawn)) == {0, 1, 2}  # unbounded above
 
 
 def test_bounds_of_another_shape():
