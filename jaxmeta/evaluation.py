@@ -186,7 +186,7 @@ def episode_returns(trials: Trials, num_episodes: int) -> jax.Array:
     def returns(reward: jax.Array, last: jax.Array, good: jax.Array) -> jax.Array:
         index = episode_index(last)
         episode = jax.nn.one_hot(index, num_episodes, dtype=reward.dtype)
-        ended = jnp.arange(num_episodes) < index[-1] + last[-1]
+        ended = jnp.arange(num_episodes) < index[-1] + last[-1].astype(index.dtype)
         return jnp.where(ended & good, reward @ episode, jnp.nan)
 
     return jax.vmap(returns)(trials.reward, trials.last, trials.good)

@@ -7,6 +7,7 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from jaxmeta import checks
@@ -286,6 +287,13 @@ def test_instances_of_another_class_are_refused_with_where_the_right_one_is():
     ):
         with pytest.raises(TypeError, match=f"value {told}"):
             checks.instance("value", value, Wanted)
+
+
+def test_a_function_is_not_looked_for_in_what_was_given():
+    """An optimiser's ``init`` is a function, and not the one that makes an optimiser."""
+    makes = Callable[[float], optax.GradientTransformation]
+    with pytest.raises(TypeError, match="must be a function: optax.adam, say, and not optax.adam"):
+        checks.instance("optimizer", optax.adam(1e-3), makes)
 
 
 def test_arguments_are_of_the_types_that_are_annotated():

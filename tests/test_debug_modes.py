@@ -2,9 +2,11 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
+from gymnax.environments import environment, spaces
 
-from jaxmeta import tasks
+from jaxmeta import evaluation, tasks
 from jaxmeta.algorithms import ALGORITHMS
 from jaxmeta.rollout import begin_stream, rollout
 
@@ -51,29 +53,111 @@ KEY = jax.random.key(0)
 ALL = pytest.mark.parametrize("name", sorted(ALGORITHMS))
 
 
+def slow_but(*fast):
+    """Every algorithm, and all but these are slow: what the modes look at, they share."""
+    return pytest.mark.parametrize(
+        "name",
+        [x if x in fast else pytest.param(x, marks=pytest.mark.slow) for x in sorted(ALGORITHMS)],
+    )
+
+
 @ALL
-@pytest.mark.parametrize("kind", ["raw", "rbg"])
-def test_keys_of_other_kinds(name, kind):
-    key = jax.random.PRNGKey(0) if kind == "raw" else jax.random.key(0, impl="rbg")
-    jax.eval_shape(made(name), key)
+def test_strict_promotion_and_raw_keys(name):
+    """Nothing is cast without a word but by optax and evosax, which are called under jax's own rules.
+
+    Several of gymnax's environments cast (CartPole, Acrobot, Catch, MinAtar's): the family is our own.
+    """
+    with jax.numpy_dtype_promotion("strict"):
+        jax.eval_shape(made(name), jax.random.PRNGKey(0))
 
 
-NOTHING_LEARNED = {
-    "maml": dict(num_updates=0),
-    "meta_actor_critic": dict(num_updates=0),
-    "meta_value": dict(num_updates=0),
-    "promp": dict(num_updates=0),
-}
-"""Loops of no rounds, which `jax.disable_jit` cannot tell the shapes of."""
+@slow_but("maml", "rl2")
+def test_keys_of_other_generators(name):
+    jax.eval_shape(made(name), jax.random.key(0, impl="rbg"))
+
+
+@pytest.mark.parametrize("name", ["navigation", "tabular", "bernoulli_bandit", "t_maze"])
+def test_strict_promotion_in_evaluation(name):
+    family = tasks.make(name)
+
+    def returns(key):
+        drawn = tasks.sample_tasks(key, family, NUM_TASKS, split="test")
+        world = dict(env=family.env, num_updates=1, num_steps=family.horizon)
+        learner = evaluation.controller_learner(lambda key, task, obs: family.random_action(key))
+        task = jax.tree.map(lambda x: x[0], drawn)
+        trials = evaluation.trials(key, task, drawn, learner=learner, **world)
+        return (
+            evaluation.random_returns(key, drawn, family=family),
+            evaluation.reference_returns(key, drawn, family=family),
+            evaluation.adaptation_returns(
+                key, task, drawn, learner=learner, num_streams=2, **world
+            ),
+            evaluation.episode_returns(trials, 2),
+        )
+
+    with jax.numpy_dtype_promotion("strict"):
+        tasks.check_promises(family)
+        jax.eval_shape(returns, KEY)
+
+
+class KeptKey(environment.Environment):
+    """Its state is a key, from which every reward is drawn."""
+
+    default_params = jnp.zeros(())
+
+    def action_space(self, params=None):
+        return spaces.Discrete(2)
+
+    def observation_space(self, params):
+        return spaces.Box(-jnp.inf, jnp.inf, (1,), jnp.float32)
+
+    def reset_env(self, key, params):
+        return jnp.zeros(1), key
+
+    def step_env(self, key, state, action, params):
+        state, now = jax.random.split(state)
+        return jnp.zeros(1), state, jax.random.normal(now), jnp.zeros((), bool), {}
+
+    def is_truncated(self, state, params):
+        return jnp.zeros((), bool)
+
+
+def test_raw_keys_draw_what_typed_keys_draw():
+    """Also where the environment keeps its key."""
+    world = dict(
+        learner=evaluation.controller_learner(
+            lambda key, task, obs: jax.random.randint(key, (), 0, 2)
+        ),
+        env=KeptKey(),
+    )
+
+    def acted(key):
+        stream = begin_stream(key, jnp.zeros(()), jnp.zeros(()), **world)
+        return rollout(key, jnp.zeros(()), jnp.zeros(()), (), stream, num_steps=3, **world)[1]
+
+    raw, typed = acted(jax.random.PRNGKey(3)), acted(jax.random.key(3))
+    np.testing.assert_array_equal(raw.reward, typed.reward)
+    np.testing.assert_array_equal(raw.action, typed.action)
+    assert len(set(typed.reward.tolist())) == 3
+
+
+NOTHING_LEARNED = ("maml", "meta_actor_critic", "meta_value", "promp")
+"""Whose loops may be of no rounds, which `jax.disable_jit` cannot tell the shapes of."""
+
+
+@slow_but("rl2")
+def test_without_compilation(name):
+    """Traced, so that loops run in Python and nothing else runs."""
+    with jax.disable_jit():
+        jax.eval_shape(made(name), KEY)
 
 
 @pytest.mark.parametrize(
-    ("name", "more"), [(x, {}) for x in sorted(ALGORITHMS)] + [*NOTHING_LEARNED.items()]
+    "name", [x if x == "maml" else pytest.param(x, marks=pytest.mark.slow) for x in NOTHING_LEARNED]
 )
-def test_without_compilation(name, more):
-    """Traced, so that loops run in Python and nothing else runs."""
+def test_loops_of_no_rounds_without_compilation(name):
     with jax.disable_jit():
-        jax.eval_shape(made(name, **more), KEY)
+        jax.eval_shape(made(name, num_updates=0), KEY)
 
 
 @pytest.mark.slow
@@ -84,23 +168,13 @@ def test_without_compilation_in_truth():
     assert all(jnp.isfinite(x) for x in metrics.values())
 
 
-LEAKS = {"es": "evosax compiles methods for a strategy that holds a traced step size"}
-"""Of whose traces something is kept, and why."""
-
-
-@pytest.mark.parametrize("name", sorted(ALGORITHMS.keys() - LEAKS.keys()))
+@slow_but("es", "rl2")
 def test_no_tracer_is_left(name):
     with jax.checking_leaks():
         jax.eval_shape(made(name), KEY)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        x if x in ("maml", "rl2", "meta_gradient") else pytest.param(x, marks=pytest.mark.slow)
-        for x in sorted(ALGORITHMS)
-    ],
-)
+@slow_but("maml", "rl2", "meta_gradient")
 def test_no_number_is_nan(name):
     with jax.debug_nans(True):
         jax.jit(made(name))(KEY)

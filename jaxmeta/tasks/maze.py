@@ -237,7 +237,7 @@ def _layout(key: jax.Array, size: int, split: str) -> jax.Array:
         return key, _spanning_tree(tree_key, ends)
 
     def of_the_other_split(drawn: tuple[jax.Array, jax.Array]) -> jax.Array:
-        return jnp.sum(jnp.arange(len(ends)) * drawn[1]) % 2 == (split == "train")
+        return jnp.sum(jnp.where(drawn[1], jnp.arange(len(ends)), 0)) % 2 == (split == "train")
 
     key, opened = another((key, jnp.zeros(len(ends), bool)))
     if split == "out_of_distribution":

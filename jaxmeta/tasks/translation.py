@@ -197,7 +197,7 @@ class Translation(environment.Environment[Any, Any]):
         places = jnp.arange(self.max_length)
         # Of places equally near, the one that is as far on as the translation.
         detour = jnp.abs(places - state.time) / self.max_length
-        place = jnp.argmin(state.distance + detour)
+        place = jnp.argmin(state.distance.astype(detour.dtype) + detour)
         ahead = jnp.take(source, place + jnp.arange(AHEAD), mode="fill", fill_value=END)
         kind = jnp.asarray(_english(self.kinds, self.max_length).kind)[state.entry]
         parts = [

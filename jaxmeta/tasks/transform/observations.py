@@ -129,7 +129,7 @@ def masked_observations(family: TaskFamily, *, num_hidden: int) -> TaskFamily:
             return key, jax.random.permutation(use_key, size) < num_hidden
 
         def of_the_other(drawn: tuple[jax.Array, jax.Array]) -> jax.Array:
-            return jnp.sum(jnp.arange(size) * drawn[1]) % 2 == (split == "train")
+            return jnp.sum(jnp.where(drawn[1], jnp.arange(size), 0)) % 2 == (split == "train")
 
         hidden = jax.lax.while_loop(of_the_other, another, another((key, jnp.zeros(size, bool))))[1]
         return ~hidden.reshape(shape)
