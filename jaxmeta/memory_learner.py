@@ -107,7 +107,7 @@ class Meta(NamedTuple):
 
     params: Params
     value_scale: jax.Array  # [2], running mean and standard deviation of the returns to come
-    reward_scale: jax.Array  # [], running root mean square of the rewards that are not 0
+    reward_scale: jax.Array  # [], running mean of the batches' largest rewards
     hyper: Any  # a scale of 0 is not known yet: it awaits a batch that has one
 
 

@@ -384,9 +384,10 @@ def running(mean: jax.Array, batch: jax.Array, known: jax.Array) -> jax.Array:
 
 
 def running_reward_scale(scale: jax.Array, reward: jax.Array, counted: jax.Array) -> jax.Array:
-    """The `running` root mean square of those rewards that are not 0, after another batch, ``[]``.
+    """The `running` mean of batches' largest rewards, in magnitude, after another batch, ``[]``.
 
-    0 is a scale that is not known yet. Zeros are left out for sparse rewards to keep their size.
+    0 is a scale that is not known yet. Not the root mean square, which grows as rare rewards become frequent: a network that
+    sees rewards in units of it learns from inputs that shrink as it learns.
 
     Args:
         scale: ``[]``, before.
@@ -394,12 +395,8 @@ def running_reward_scale(scale: jax.Array, reward: jax.Array, counted: jax.Array
         counted: Of the same shape, bool.
     """
     checks.shapes("? ... ...", scale=scale, reward=reward, counted=counted)
-    earned = jnp.asarray(counted, bool) & (reward != 0)
-    some = jnp.any(earned)
-    # In units of the largest, whose square overflows at no unit.
-    largest = jnp.where(some, jnp.max(jnp.abs(reward), where=earned, initial=0.0), 1.0)
-    batch = largest * jnp.sqrt(jnp.mean((reward / largest) ** 2, where=earned))
-    return jnp.where(some, running(scale, batch, scale > 0), scale)
+    largest = jnp.max(jnp.abs(reward), where=jnp.asarray(counted, bool), initial=0.0)
+    return jnp.where(largest > 0, running(scale, largest, scale > 0), scale)
 
 
 def finite_streams(data: Trajectory) -> jax.Array:

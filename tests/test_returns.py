@@ -357,14 +357,14 @@ def test_advantage_scale_is_the_root_mean_square():
 
 
 @pytest.mark.parametrize("unit", [1e-30, 1.0, 1e30])
-def test_the_scale_of_rewards_is_of_those_that_are_not_zero(unit):
+def test_the_scale_of_rewards_is_of_the_largest_that_counts(unit):
     move = returns.running_reward_scale
     reward = jnp.array([[0.0, 3.0], [0.0, -4.0], [7.0, jnp.nan]]) * unit
     steps = jnp.array([[True, True], [True, True], [False, False]])
     born = jnp.zeros(())
-    np.testing.assert_allclose(move(born, reward, steps), 12.5**0.5 * unit, rtol=1e-6)
+    np.testing.assert_allclose(move(born, reward, steps), 4 * unit, rtol=1e-6)
     moved = move(jnp.asarray(unit), reward, steps)
-    np.testing.assert_allclose(moved, (0.9 + 0.1 * 12.5**0.5) * unit, rtol=1e-6)
+    np.testing.assert_allclose(moved, (0.9 + 0.1 * 4) * unit, rtol=1e-6)
     assert move(born, 0.0 * reward, steps) == 0
     np.testing.assert_array_equal(
         move(jnp.asarray(unit), reward, ~steps & False), jnp.float32(unit)
