@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from gymnax.environments import spaces
 
 from jaxmeta.networks import value_mlp
 from jaxmeta.types import Learner
@@ -21,6 +22,13 @@ class Values(NamedTuple):
 class Meta(NamedTuple):
     params: Any
     hyper: Values
+
+
+class Line(Counter):
+    """Actions are numbers."""
+
+    def action_space(self, params=None):
+        return spaces.Box(-jnp.inf, jnp.inf, ())
 
 
 def climber():
@@ -42,7 +50,7 @@ def test_persistent_evolution_is_unbiased_where_truncation_is_not(x64, persisten
     """Two windows of two updates: x is 0, θ, 2θ, 3θ. What the windows earn has the derivatives 1 - θ and
     2 (1 - 2θ) + 3 (1 - 3θ), at θ = 0.45 with the sum -0.3; what a window's own updates do to it is 1 - θ
     and 1 - 3θ, with the sum 0.2. The signs differ, as in the toy problem of Vicol et al. 2021."""
-    window = Window(climber(), Counter(), lifespan=4, num_updates=2, num_streams=1, num_steps=1)
+    window = Window(climber(), Line(), lifespan=4, num_updates=2, num_streams=1, num_steps=1)
     estimator = evolution_strategy(
         window,
         lambda meta, history, good: jnp.mean(history.trajectories.reward),
@@ -69,7 +77,7 @@ def test_persistent_evolution_is_unbiased_where_truncation_is_not(x64, persisten
 def test_who_lives_by_perturbed_parameters(x64, persistent):
     """A pair only, which lives apart or is forgotten; the agent itself adds θ to x twice, and earns what that
     earns."""
-    window = Window(climber(), Counter(), lifespan=4, num_updates=2, num_streams=1, num_steps=1)
+    window = Window(climber(), Line(), lifespan=4, num_updates=2, num_streams=1, num_steps=1)
     estimator = evolution_strategy(
         window,
         lambda meta, history, good: jnp.mean(history.trajectories.reward),
@@ -93,7 +101,7 @@ def test_who_lives_by_perturbed_parameters(x64, persistent):
 def test_a_newborn_has_a_new_critic(x64):
     """Adam's first step has the length of the step size in every entry: it begins at what the key draws, whatever
     critic the agent before it had. That of an agent that lives on goes on from where it is."""
-    window = Window(climber(), Counter(), lifespan=4, num_updates=1, num_streams=2, num_steps=3)
+    window = Window(climber(), Line(), lifespan=4, num_updates=1, num_streams=2, num_steps=3)
     value = value_mlp((2,), ())
     estimator = policy_gradient(
         window,
