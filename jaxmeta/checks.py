@@ -185,30 +185,46 @@ def alike(**trees: Any) -> None:
                 )
 
 
-def batch(name: str, many: Any, one: Any, told: str) -> int:
-    """M, of a pytree ``many`` that holds M of what ``one`` is: its structure, and in every leaf its shape after an axis M.
+def like(name: str, value: Any, one: Any, told: str, *, leading: int = 0) -> None:
+    """Raises ValueError unless a pytree ``value`` has the structure of ``one`` and, leaf by leaf, as many axes; with
+    ``leading`` axes more in front. ``told`` says what ``one`` is.
 
-    Raises:
-        ValueError: it is not; the message names the leaf. Without that axis the leaves' own would be taken for it.
+    Sizes may differ: what is the same size in all of a family's tasks need not be that of its environment's default.
     """
-    given, right = str(jax.tree.structure(many)), str(jax.tree.structure(one))
+    given, right = str(jax.tree.structure(value)), str(jax.tree.structure(one))
     if given != right:
-        raise ValueError(
-            f"{name} has the structure {given}; {told} has {right}, and {name} must have it with a leading axis"
-        )
-    count: int | None = None
-    leaves = jax.tree_util.tree_leaves_with_path(many)
+        raise ValueError(f"{name} has the structure {given}; {told} has {right}")
+    leaves = jax.tree_util.tree_leaves_with_path(value)
     for (path, leaf), single in zip(leaves, jax.tree.leaves(one), strict=True):
         shape, wanted = np.shape(leaf), np.shape(single)
-        where = f"{name}{jax.tree_util.keystr(path)} has shape {shape}"
-        if len(shape) != len(wanted) + 1 or shape[1:] != wanted:
-            raise ValueError(
-                f"{where}; it must be [{', '.join(['M', *map(str, wanted)])}]: a leading axis, and then the shape "
-                f"{wanted} of {told}. A single one gets that axis by jax.tree.map(lambda x: x[None], ...)"
+        if len(shape) != len(wanted) + leading:
+            axes = ", ".join([*"MN"[:leading], *map(str, wanted)])
+            how = (
+                ". A single one gets a leading axis by jax.tree.map(lambda x: x[None], ...)"
+                * leading
             )
-        if count not in (None, shape[0]):
-            raise ValueError(f"{where}; other leaves hold {count}")
-        count = shape[0]
+            raise ValueError(
+                f"{name}{jax.tree_util.keystr(path)} has shape {shape}; it must be like [{axes}]: that of {told} is "
+                f"{wanted}{how}"
+            )
+
+
+def batch(name: str, many: Any, one: Any, told: str) -> int:
+    """M, of a pytree ``many`` that holds M of what ``one`` is.
+
+    Raises:
+        ValueError: it is not `like` that with a leading axis, of the same length in every leaf; the message names the
+            leaf. Without that axis the leaves' own would be taken for it.
+    """
+    like(name, many, one, told, leading=1)
+    count: int | None = None
+    for path, leaf in jax.tree_util.tree_leaves_with_path(many):
+        size = np.shape(leaf)[0]
+        if count not in (None, size):
+            raise ValueError(
+                f"{name}{jax.tree_util.keystr(path)} has shape {np.shape(leaf)}; other leaves hold {count}"
+            )
+        count = size
     if not count:
         raise ValueError(f"{name} holds nothing")
     return count

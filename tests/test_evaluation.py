@@ -316,5 +316,7 @@ def test_what_is_measured_covers_an_episode_of_tasks_with_a_leading_axis():
             jax.random.key(0), None, one, learner=constant_learner(), env=family.env, num_steps=10
         ),
     ):
-        with pytest.raises(ValueError, match=r"tasks.goal has shape \(2,\); it must be \[M, 2\]"):
+        with pytest.raises(
+            ValueError, match=r"tasks.goal has shape \(2,\); it must be like \[M, 2\]"
+        ):
             measure()

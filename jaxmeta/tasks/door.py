@@ -340,7 +340,7 @@ def _state_of(env: Any, task: Any, kind_of_key: Callable[[jax.Array], jax.Array]
     """The shapes of its states, after all checks, where it is handed keys of a kind."""
     name = name_of(env)
     try:
-        checks.alike(**{"env.default_params": default_task(env), "task": task})
+        checks.like("task", task, default_task(env), "env.default_params")
     except ValueError as error:
         raise InvalidEnvironment(f"{name}: {error}") from error
     key = jax.eval_shape(lambda: kind_of_key(jax.random.key(0)))

@@ -47,8 +47,8 @@ def check_promises(family: TaskFamily) -> None:
     for split in SPLITS:
         drawn = door.shaped(f"{where} {split}", getattr(family, split), key)
         try:
-            checks.alike(
-                **{"env.default_params": door.default_task(family.env), f"a task of {split}": drawn}
+            checks.like(
+                f"a task of {split}", drawn, door.default_task(family.env), "env.default_params"
             )
         except ValueError as error:
             raise InvalidEnvironment(f"{where} {error}") from error

@@ -226,7 +226,7 @@ def test_a_key_of_its_own_may_take_the_place_of_the_one_it_is_handed():
 @pytest.mark.parametrize(
     ("tasks_of", "message"),
     [
-        (lambda t: t, "tasks.number has shape (); it must be [M]"),
+        (lambda t: t, "tasks.number has shape (); it must be like [M]"),
         (lambda t: jax.tree.map(lambda x: jnp.zeros((3, 2)), t), "tasks.number has shape (3, 2)"),
         (
             lambda t: CounterParams(jnp.zeros(3), jnp.zeros(3), jnp.zeros(2)),
@@ -291,7 +291,7 @@ def test_an_environment_that_changes_is_found_out():
 
 def test_one_task_is_acted_in_and_not_several():
     several = jax.tree.map(lambda x: jnp.stack([x, x]), CounterParams())
-    with pytest.raises(InvalidEnvironment, match=r"task.number has shape \(2,\); in env.default"):
+    with pytest.raises(InvalidEnvironment, match=r"task.number has shape \(2,\); it must be like"):
         acted(told(), several, 1)
 
 

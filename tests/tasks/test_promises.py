@@ -64,7 +64,7 @@ def test_what_is_probably_not_meant_is_told_and_broken_promises_are_errors():
         ({"train": lambda key: jnp.zeros(2)}, "a task of train has the structure"),
         (
             {"test": lambda key: CounterParams(number=jnp.zeros(2))},
-            "a task of test.number has shape (2,); in env.default_params it is ()",
+            "a task of test.number has shape (2,); it must be like []",
         ),
         ({"optimal_action": lambda task, obs: jnp.zeros(())}, "optimal_action is float32"),
         ({"expert_action": lambda task, obs: obs}, "expert_action is float32 of shape (2,)"),
