@@ -706,6 +706,7 @@ if name == "eight":
 """
 
 
+@pytest.mark.slow
 def test_devices_and_processes_share_the_tasks_and_change_no_result(tmp_path):
     """Eight simulated devices, and two processes of two, against one: the same tasks and keys, results
     equal to rounding; the compiled step reduces over devices and gathers nothing; a run is written once,

@@ -139,7 +139,10 @@ SEPARABLE = {
 }
 
 
-@pytest.mark.parametrize("variant", SEPARABLE)
+@pytest.mark.parametrize(
+    "variant",
+    [x if x in ("MAML", "Reptile") else pytest.param(x, marks=pytest.mark.slow) for x in SEPARABLE],
+)
 def test_every_task_counts_alike_and_none_leaks_into_another(x64, variant):
     """The meta-gradient is a sum of one term a task: what changing one adds does not depend on the
     others, although they are worked on in chunks and differ in everything. Were adapted parameters

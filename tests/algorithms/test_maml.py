@@ -459,13 +459,14 @@ def test_sampled_meta_gradients_scatter_around_the_exact_one(x64):
     assert largest_z("none") > 7  # and it would have seen what is missing
 
 
-@pytest.mark.parametrize("outer_updates", ["last", "all"])
+@pytest.mark.parametrize("outer_updates", ["last", pytest.param("all", marks=pytest.mark.slow)])
 def test_e_maml_counts_the_experience_of_every_update(x64, outer_updates):
     settings = dict(sampling_correction="score", inner_surrogate="score", num_updates=2)
     world = Enumerated(deterministic=True, num_streams=1, outer_updates=outer_updates, **settings)
     assert biases(world)[0] < 1e-12
 
 
+@pytest.mark.slow
 def test_planted_bug_the_mean_instead_of_the_sum_of_the_score(x64, monkeypatch):
     """As seen in the wild: right for one stream, wrong for two."""
     correct = objectives.sampling_correction

@@ -43,7 +43,7 @@ def test_the_first_epoch_is_maml_with_the_likelihood_ratio_inside(x64, family):
     assert_trees_close(after(one_epoch, family)[1], after(reference, family)[1], rtol=1e-10)
 
 
-@pytest.mark.parametrize("num_updates", [1, 2])
+@pytest.mark.parametrize("num_updates", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_later_epochs_climb_the_paper_s_objective(x64, family, num_updates):
     """Three epochs against equations 11 and 12 written out on the recorded lifetimes: J^LR inside with
     ratios to the recorded policies, min(ρ A, clip(ρ) A) outside, minus η times the KL of each policy

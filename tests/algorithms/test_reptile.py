@@ -6,7 +6,7 @@ from jaxmeta import adaptation, tasks
 from jaxmeta.algorithms.reptile import Config, Hyper, reptile
 
 
-@pytest.mark.parametrize("num_updates", [0, 2])
+@pytest.mark.parametrize("num_updates", [pytest.param(0, marks=pytest.mark.slow), 2])
 def test_theta_moves_towards_the_mean_of_the_adapted(x64, num_updates):
     """θ + ε mean_i (φ_i - θ), φ_i after K updates and one on what was seen after them."""
     family = tasks.make("navigation", horizon=5)

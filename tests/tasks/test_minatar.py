@@ -54,9 +54,9 @@ def test_buttons_do_what_the_task_says_in_gymnax_s_game(name):
     ("name", "least"),
     [
         ("breakout", 25),
-        ("freeway", 11),
-        ("asterix", 17),
-        ("space_invaders", 20),
+        pytest.param("freeway", 11, marks=pytest.mark.slow),
+        pytest.param("asterix", 17, marks=pytest.mark.slow),
+        pytest.param("space_invaders", 20, marks=pytest.mark.slow),
         pytest.param("seaquest", 36, marks=pytest.mark.slow),
     ],
 )
