@@ -318,8 +318,8 @@ def sees_observations(obs_shape: Sequence[int], baseline: str) -> bool:
     Raises ValueError where ``"observation"`` would make more than `MAX_FEATURES`.
     """
     checks.choice("baseline", baseline, BASELINES)
-    one = jax.ShapeDtypeStruct((1,), float)
-    obs = jax.ShapeDtypeStruct((1, *obs_shape), float)
+    dtype = jnp.result_type(float)
+    one, obs = (jax.ShapeDtypeStruct(shape, dtype) for shape in ((1,), (1, *obs_shape)))
     features = jax.eval_shape(partial(linear_features, horizon=1), obs, one)
     num_features = features.shape[-1]
     if baseline == "observation" and num_features > MAX_FEATURES:
