@@ -470,7 +470,7 @@ def steps(main: Memory, memory: str, size: int, num_trials: int) -> dict[str, Ca
 
     def loss(params: Any, data: Trajectory) -> jax.Array:
         distribution, v = jax.vmap(network.unroll, in_axes=(None, 0, 0))(
-            params, data.memory.state, jax.vmap(parts.inputs)(data)
+            params, data.memory.state, jax.vmap(parts.inputs, (None, 0))(meta, data)
         )
         gain = jnp.exp(distribution.log_prob(data.action) - data.log_prob) * data.reward
         return jnp.mean(v**2) - jnp.mean(gain)

@@ -307,22 +307,24 @@ def test_every_update_draws_tasks_and_keys_of_its_own(family):
 
 
 @pytest.mark.slow
-def test_advance_can_be_mapped_over_seeds(family, algorithm):
-    runs = jax.vmap(lambda key: training.begin(key, algorithm=algorithm))(
-        jax.vmap(jax.random.key)(jnp.arange(2))
-    )
+def test_advance_can_be_mapped_over_seeds(x64):
+    """In float64: three updates of Adam make of float32's rounding a difference of 0.3 %."""
+    family = tasks.make("navigation", horizon=4)
+    algorithm = maml(family, Config(num_streams=2, hidden_sizes=(4,)))
 
     def advance(run):
         return training.advance(
             run, 3, algorithm=algorithm, family=family, num_tasks=2, max_updates=4
         )
 
+    keys = jax.vmap(jax.random.key)(jnp.arange(2))
+    runs = jax.vmap(lambda key: training.begin(key, algorithm=algorithm))(keys)
     runs, rows = jax.jit(jax.vmap(advance))(runs)
     assert rows["return/after"].shape == (2, 4)
     assert jnp.all(rows["return/after"][:, 3] == 0)
-    alone = training.train(algorithm, family, config(meta_updates=3, seed=1))
+    alone, _ = jax.jit(advance)(training.begin(keys[1], algorithm=algorithm))
     for x, y in zip(jax.tree.leaves(runs.state), jax.tree.leaves(alone.state), strict=True):
-        np.testing.assert_allclose(x[1], y, rtol=1e-3, atol=1e-5)
+        np.testing.assert_allclose(x[1], y, rtol=1e-9, atol=1e-12)
 
 
 @pytest.fixture(scope="module")

@@ -364,11 +364,7 @@ def test_meta_learned_values_are_closer_after_three_steps_than_the_mean_task_s()
     meta_learned = error(learned(config))
     mean_task = learned(Config(**{**vars(config), "num_updates": 0, "step_sizes": "fixed"}))
     controls = [
-        error(
-            mean_task._replace(
-                step_size=jax.tree.map(lambda p, b=b: jnp.full_like(p, b), mean_task.params)
-            )
-        )
+        error(mean_task._replace(hyper=mean_task.hyper._replace(step_size=jnp.asarray(b))))
         for b in np.geomspace(0.03, 3.0, 6)
     ]
     best = np.nanmin(np.asarray(controls))
