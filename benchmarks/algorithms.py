@@ -28,18 +28,9 @@ import numpy as np
 import tyro
 from rich.console import Console
 
-from jaxmeta import (
-    checks,
-    evaluation,
-    experiments,
-    plotting,
-    presets,
-    records,
-    reports,
-    tasks,
-    training,
-)
-from jaxmeta.experiments import Experiment
+from jaxmeta import checks, evaluation, plotting, tasks
+from jaxmeta.runs import experiments, presets, records, reports, training
+from jaxmeta.runs.experiments import Experiment
 from jaxmeta.tasks import sample_tasks
 
 TITLES = {variant.title: name for name, variant in presets.VARIANTS.items()}

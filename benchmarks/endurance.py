@@ -29,9 +29,10 @@ import numpy as np
 import tyro
 from rich.console import Console
 
-from jaxmeta import checkpoints, checks, evaluation, experiments, reports, tasks, training
+from jaxmeta import checks, evaluation, tasks
+from jaxmeta.runs import checkpoints, experiments, reports, training
 from jaxmeta.algorithms import maml
-from jaxmeta.experiments import Experiment
+from jaxmeta.runs.experiments import Experiment
 from jaxmeta.tasks import transform
 
 TRAIN = Path(__file__).parent / "train.py"

@@ -29,7 +29,9 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from jaxmeta import checks, evolution, tasks, training
+from jaxmeta import checks, tasks
+from jaxmeta.meta_updates import evolution
+from jaxmeta.runs import training
 from jaxmeta.tasks import TaskFamily, locomotion
 
 FAMILIES = (

@@ -19,7 +19,8 @@ import numpy as np
 import tyro
 from gymnax.environments import spaces
 
-from jaxmeta import adaptation, checks, evaluation, plotting, reports, tasks, training
+from jaxmeta import checks, evaluation, plotting, rollouts, tasks
+from jaxmeta.runs import reports, training
 from jaxmeta.tasks import TaskFamily, locomotion
 from jaxmeta.types import Trajectory
 
@@ -54,7 +55,7 @@ def recorded(key: jax.Array, family: TaskFamily, num_steps: int) -> Trajectory:
 
     task_key, key = jax.random.split(key)
     task = family.test(task_key)
-    history = adaptation.lifetime(
+    history = rollouts.lifetime(
         key,
         task,
         task,

@@ -36,9 +36,10 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from jaxmeta import checks, evaluation, plotting, presets, records, reports, tasks, training
+from jaxmeta import checks, evaluation, plotting, tasks
+from jaxmeta.runs import presets, records, reports, training
 from jaxmeta.algorithms import ALGORITHMS
-from jaxmeta.experiments import Experiment, describe, make_algorithm
+from jaxmeta.runs.experiments import Experiment, describe, make_algorithm
 from jaxmeta.tasks import TaskFamily, sample_tasks
 from jaxmeta.tasks.informed import informed
 from jaxmeta.types import MetaAlgorithm, Task

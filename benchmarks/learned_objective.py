@@ -27,13 +27,15 @@ import numpy as np
 import optax
 import tyro
 
-from jaxmeta import adaptation, checks, evaluation, plotting, reports, tasks, training, update_rules
+from jaxmeta import checks, evaluation, plotting, rollouts, tasks
+from jaxmeta.learners import update_rules
+from jaxmeta.runs import reports, training
 from jaxmeta.algorithms import learned_objective
 from jaxmeta.algorithms.learned_objective import Config, Hyper
-from jaxmeta.returns import first_episode_return
+from jaxmeta.estimators.episodes import first_episode_return
 from jaxmeta.tasks import TaskFamily
 from jaxmeta.types import Task
-from jaxmeta.update_rules import AgentOptimizer, Meta, RuleLearner, UpdateRule
+from jaxmeta.learners.update_rules import AgentOptimizer, Meta, RuleLearner, UpdateRule
 
 # A square root has a derivative where gradients are zero only if something is added inside of it.
 OPTIMIZERS: dict[str, AgentOptimizer] = {
@@ -223,15 +225,15 @@ def lifetime_returns(
 
     def look(key: jax.Array, agent: Any) -> jax.Array:
         begin_key, act_key = jax.random.split(key)
-        streams = adaptation.begin_streams(begin_key, meta, task, **world, num_streams=EPISODES)
-        _, data = adaptation.experience(
+        streams = rollouts.begin_streams(begin_key, meta, task, **world, num_streams=EPISODES)
+        _, data = rollouts.experience(
             act_key, meta, task, agent, streams, **world, num_steps=family.horizon
         )
         return jnp.mean(jax.vmap(first_episode_return)(data.reward, data.last))
 
     def live(carry: tuple, key: jax.Array) -> tuple[tuple, jax.Array]:
         adapt_key, look_key = jax.random.split(key)
-        agent, streams, _ = adaptation.adapt(
+        agent, streams, _ = rollouts.adapt(
             adapt_key,
             meta,
             task,
@@ -243,7 +245,7 @@ def lifetime_returns(
         return (agent, streams), look(look_key, agent)
 
     begin_key, look_key, live_key = jax.random.split(key, 3)
-    newborn = adaptation.begin(begin_key, meta, task, **world, num_streams=num_streams)
+    newborn = rollouts.begin(begin_key, meta, task, **world, num_streams=num_streams)
     _, returns = jax.lax.scan(live, newborn, jax.random.split(live_key, CHECKPOINTS))
     return jnp.concatenate([look(look_key, newborn[0])[None], returns])
 

@@ -31,11 +31,12 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from jaxmeta import checks, plotting, reports, tasks, training
+from jaxmeta import checks, plotting, tasks
+from jaxmeta.runs import reports, training
 from jaxmeta.algorithms.meta_gradient import Config, meta_gradient
-from jaxmeta.networks import Value, value_mlp
+from jaxmeta.networks.values import Value, value_mlp
 from jaxmeta.tasks import TaskFamily
-from jaxmeta.tunable_learner import Hyper
+from jaxmeta.learners.actor_critic import Hyper
 from jaxmeta.types import MetaAlgorithm
 
 

@@ -23,7 +23,8 @@ import numpy as np
 import tyro
 from rich.console import Console
 
-from jaxmeta import checks, evaluation, plotting, reports, tasks, training
+from jaxmeta import checks, evaluation, plotting, tasks
+from jaxmeta.runs import reports, training
 from jaxmeta.algorithms import maml
 from jaxmeta.types import MetaAlgorithm
 

@@ -40,7 +40,8 @@ from typing import Any
 import numpy as np
 import tyro
 
-from jaxmeta import checks, plotting, reports
+from jaxmeta import checks, plotting
+from jaxmeta.runs import reports
 
 SIDES = Path(__file__).parent / "sides"
 TORCHOPT = ("torch==2.13.0", "torchopt==0.7.3")

@@ -16,8 +16,9 @@ from typing import Annotated
 import train
 import tyro
 
-from jaxmeta import checks, experiments, presets, training
-from jaxmeta.experiments import PRETRAINED
+from jaxmeta import checks
+from jaxmeta.runs import experiments, presets, training
+from jaxmeta.runs.experiments import PRETRAINED
 
 
 @dataclasses.dataclass(frozen=True)

@@ -27,7 +27,8 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from jaxmeta import checks, plotting, reports, tasks, training
+from jaxmeta import checks, plotting, tasks
+from jaxmeta.runs import reports, training
 from jaxmeta.algorithms import maml, rl2
 from jaxmeta.tasks import TaskFamily
 from jaxmeta.types import MetaAlgorithm

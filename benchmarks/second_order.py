@@ -20,7 +20,8 @@ from typing import Any
 import jax
 import tyro
 
-from jaxmeta import checks, plotting, reports, tasks, training
+from jaxmeta import checks, plotting, tasks
+from jaxmeta.runs import reports, training
 from jaxmeta.algorithms import maml
 
 VARIANTS: dict[str, dict[str, bool]] = {

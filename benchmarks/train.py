@@ -28,23 +28,12 @@ import numpy as np
 import tyro
 from rich.table import Table
 
-from jaxmeta import (
-    checks,
-    evaluation,
-    experiments,
-    memory_learner,
-    plotting,
-    presets,
-    records,
-    sinks,
-    tasks,
-    terminal,
-    training,
-)
-from jaxmeta.adaptation import lifetime
+from jaxmeta import checks, evaluation, learners, plotting, tasks
+from jaxmeta.runs import experiments, presets, records, sinks, terminal, training
+from jaxmeta.rollouts.lifetime import lifetime
 from jaxmeta.algorithms import ALGORITHMS
-from jaxmeta.checkpoints import differences
-from jaxmeta.experiments import Experiment, describe
+from jaxmeta.runs.checkpoints import differences
+from jaxmeta.runs.experiments import Experiment, describe
 from jaxmeta.tasks import TaskFamily, sample_tasks
 from jaxmeta.types import MetaAlgorithm
 
@@ -235,7 +224,7 @@ def evaluate(
 
     def adapted(key: jax.Array, meta: Any, drawn: Any) -> tuple[jax.Array, jax.Array]:
         """Returns, and how many streams did not count."""
-        if isinstance(config, memory_learner.Config):
+        if isinstance(config, learners.recurrent.Config):
             num_steps = config.num_episodes * family.horizon
             trials = evaluation.trials(key, meta, drawn, **acting, num_steps=num_steps)
             return evaluation.episode_returns(trials, config.num_episodes), jnp.sum(~trials.good)
@@ -374,7 +363,7 @@ def main(argv: list[str]) -> None:
     test_key, far_key, path_key = jax.random.split(
         jax.random.fold_in(jax.random.key(args.training.seed), 2), 3
     )
-    has_memory = isinstance(args.config, memory_learner.Config)
+    has_memory = isinstance(args.config, learners.recurrent.Config)
     unit = "earlier episode" if has_memory else "gradient step"
     how: dict[str, Any] = dict(
         algorithm=algorithm, family=family, num_updates=args.evaluation.eval_updates

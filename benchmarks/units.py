@@ -22,9 +22,11 @@ import numpy as np
 import optax
 import tyro
 
-from jaxmeta import adaptation, checks, evaluation, reports, tasks, training, update_rules
+from jaxmeta import checks, evaluation, rollouts, tasks
+from jaxmeta.learners import update_rules
+from jaxmeta.runs import reports, training
 from jaxmeta.algorithms import learned_objective, maml, promp, rl2, varibad
-from jaxmeta.returns import first_episode_return
+from jaxmeta.estimators.episodes import first_episode_return
 from jaxmeta.tasks.family import TaskFamily
 from jaxmeta.tasks.transform import Wrapper
 from jaxmeta.types import Learner, Task
@@ -157,12 +159,12 @@ def a2c_return(
     begin_key, adapt_key, stream_key, look_key = jax.random.split(key, 4)
     world: dict[str, Any] = dict(learner=learner, env=family.env)
     acting: dict[str, Any] = dict(num_steps=family.horizon)
-    born = adaptation.begin(begin_key, meta, task, **world, num_streams=main.num_streams)
-    agent, _, _ = adaptation.adapt(
+    born = rollouts.begin(begin_key, meta, task, **world, num_streams=main.num_streams)
+    agent, _, _ = rollouts.adapt(
         adapt_key, meta, task, *born, **world, **acting, num_updates=main.meta_updates
     )
-    streams = adaptation.begin_streams(stream_key, meta, task, **world, num_streams=32)
-    _, data = adaptation.experience(look_key, meta, task, agent, streams, **world, **acting)
+    streams = rollouts.begin_streams(stream_key, meta, task, **world, num_streams=32)
+    _, data = rollouts.experience(look_key, meta, task, agent, streams, **world, **acting)
     return jnp.mean(jax.vmap(first_episode_return)(data.reward, data.last))
 
 

@@ -5,8 +5,8 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from jaxmeta.experiments import load as load
-    from jaxmeta.experiments import pretrained as pretrained
+    from jaxmeta.runs.experiments import load as load
+    from jaxmeta.runs.experiments import pretrained as pretrained
 
 __version__ = "0.1.0"
 _FROM_EXPERIMENTS = ("load", "pretrained")
@@ -25,7 +25,7 @@ if metadata.version("jax") == MISCOMPILES:
 def __getattr__(name: str) -> Any:
     # Looked up when asked for: `import jaxmeta.tasks` should not have to wait for training and checkpoints.
     if name in _FROM_EXPERIMENTS:
-        from jaxmeta import experiments
+        from jaxmeta.runs import experiments
 
         return getattr(experiments, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from jaxmeta import claims
+from jaxmeta.runs import claims
 
 HOLDING = """
 import pathlib, sys, time

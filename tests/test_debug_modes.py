@@ -8,7 +8,7 @@ from gymnax.environments import environment, spaces
 
 from jaxmeta import evaluation, tasks
 from jaxmeta.algorithms import ALGORITHMS
-from jaxmeta.rollout import begin_stream, rollout
+from jaxmeta.rollouts.rollout import begin_stream, rollout
 
 NUM_TASKS = 2
 SMALL = dict(hidden_sizes=(2,))

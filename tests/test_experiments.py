@@ -10,10 +10,11 @@ import pytest
 from rich.console import Console
 
 import jaxmeta
-from jaxmeta import evaluation, experiments, presets, tasks, training
+from jaxmeta import evaluation, tasks
+from jaxmeta.runs import experiments, presets, training
 from jaxmeta.algorithms import ALGORITHMS, maml
-from jaxmeta.checkpoints import CheckpointError
-from jaxmeta.experiments import Experiment
+from jaxmeta.runs.checkpoints import CheckpointError
+from jaxmeta.runs.experiments import Experiment
 
 QUIET = Console(quiet=True)
 SMALL = Experiment(

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxmeta import processes
+from jaxmeta.runs import processes
 from tests.probes import FAIL_AT_ONCE, exit_codes
 
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxmeta import records
+from jaxmeta.runs import records
 
 
 class Pair(NamedTuple):

@@ -7,7 +7,7 @@ import sys
 import pytest
 from rich.console import Console
 
-from jaxmeta import terminal
+from jaxmeta.runs import terminal
 
 
 class Tee:

@@ -19,8 +19,9 @@ import jax
 import jax.numpy as jnp
 from common import Row, Study
 
-from jaxmeta import checks, experiments, optimal, tasks
-from jaxmeta.evaluation import Trials
+from jaxmeta import checks, references, tasks
+from jaxmeta.runs import experiments
+from jaxmeta.evaluation.trials import Trials
 from jaxmeta.tasks.bandits import BanditParams
 
 
@@ -76,7 +77,7 @@ def expected_total(task: BanditParams, trials: Trials) -> jax.Array:
 def best_total(num_arms: int, num_pulls: int) -> float | None:
     """Of the Bayes-optimal agent; None where that is out of reach."""
     try:
-        return optimal.bayes_optimal_bandit(num_arms=num_arms, num_pulls=num_pulls)
+        return references.bayes_optimal_bandit(num_arms=num_arms, num_pulls=num_pulls)
     except ValueError as error:
         if "states of knowledge" not in str(error):
             raise
@@ -93,11 +94,11 @@ def main(study: Bandits) -> None:
         published = dict(zip(AGENTS, setting.published, strict=True))
         arms = dict(num_arms=num_arms)
         agents = {
-            "random": optimal.random_agent(num_actions=num_arms),
-            "Gittins": optimal.gittins(**arms, num_pulls=num_pulls, discount=setting.discount),
-            "Thompson": optimal.thompson(**arms),
-            "UCB1": optimal.ucb1(**arms, exploration=setting.exploration),
-            "greedy": optimal.greedy(**arms),
+            "random": references.random_agent(num_actions=num_arms),
+            "Gittins": references.gittins(**arms, num_pulls=num_pulls, discount=setting.discount),
+            "Thompson": references.thompson(**arms),
+            "UCB1": references.ucb1(**arms, exploration=setting.exploration),
+            "greedy": references.greedy(**arms),
         }
         scored = {
             agent: common.measure(

@@ -12,9 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from jaxmeta import checks, evaluation, experiments, presets, reports, tasks, training
-from jaxmeta.evaluation import Trials
-from jaxmeta.experiments import Experiment
+from jaxmeta import checks, evaluation, tasks
+from jaxmeta.runs import experiments, presets, reports, training
+from jaxmeta.evaluation.trials import Trials
+from jaxmeta.runs.experiments import Experiment
 from jaxmeta.tasks import TaskFamily
 from jaxmeta.types import Learner, Task
 

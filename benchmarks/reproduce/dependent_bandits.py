@@ -16,8 +16,9 @@ import jax
 import jax.numpy as jnp
 from common import Row, Study
 
-from jaxmeta import checks, experiments, optimal, tasks
-from jaxmeta.evaluation import Trials
+from jaxmeta import checks, references, tasks
+from jaxmeta.runs import experiments
+from jaxmeta.evaluation.trials import Trials
 from jaxmeta.tasks.bandits import BanditParams
 
 KINDS = ("easy", "uniform", "medium", "hard", "independent")
@@ -59,12 +60,12 @@ def main(study: DependentBandits) -> None:
     for kind in study.kinds or (KINDS if study.full else KINDS[:2]):
         family = tasks.make("dependent_bandit", kind=kind, num_pulls=NUM_PULLS)
         drawn = common.held_out(family, study)
-        best = optimal.bayes_optimal_dependent_bandit(kind=kind, num_pulls=NUM_PULLS)
+        best = references.bayes_optimal_dependent_bandit(kind=kind, num_pulls=NUM_PULLS)
         scores = common.measure(
             expected_regret,
             (),
             drawn,
-            learner=optimal.thompson(num_arms=2),
+            learner=references.thompson(num_arms=2),
             family=family,
             num_steps=NUM_PULLS,
         )

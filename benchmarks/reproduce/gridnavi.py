@@ -16,7 +16,8 @@ import common
 import jax
 from common import Row, Study
 
-from jaxmeta import checks, evaluation, experiments, optimal, tasks
+from jaxmeta import checks, evaluation, references, tasks
+from jaxmeta.runs import experiments
 from jaxmeta.tasks.informed import informed
 
 EPISODES = 4
@@ -49,7 +50,7 @@ def main(study: GridNavi) -> None:
     drawn = common.held_out(family, study)
     num_steps = EPISODES * family.horizon
     meta_updates = study.meta_updates or (2000 if study.full else None)
-    best = optimal.bayes_optimal_gridnavi(num_episodes=EPISODES, num_steps=family.horizon)
+    best = references.bayes_optimal_gridnavi(num_episodes=EPISODES, num_steps=family.horizon)
     learners = {
         "VariBAD": ("varibad-gridnavi", family, {}),
         "RL²": ("rl2-gridnavi", family, {}),

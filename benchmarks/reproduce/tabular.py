@@ -19,7 +19,8 @@ import jax
 import numpy as np
 from common import Row, Study
 
-from jaxmeta import checks, evaluation, experiments, optimal, presets, tasks
+from jaxmeta import checks, evaluation, references, tasks
+from jaxmeta.runs import experiments, presets
 
 PUBLISHED = {  # episodes: random, PSRL, RL²
     10: (100.1, 138.1, 156.2),
@@ -74,8 +75,8 @@ def main(study: Tabular) -> None:
         best = episodes * np.asarray(episode_best, np.float64)
         lived = dict(num_steps=family.horizon, num_updates=episodes - 1)
         scored = {
-            "random": (random, optimal.random_agent(num_actions=5)),
-            "PSRL": (psrl, optimal.psrl()),
+            "random": (random, references.random_agent(num_actions=5)),
+            "PSRL": (psrl, references.psrl()),
         }
         for agent, (published, learner) in scored.items():
             scores = common.measure(

@@ -17,17 +17,18 @@ import jax.numpy as jnp
 import optax
 from evosax.algorithms import Open_ES
 
-from jaxmeta import checks, gradient_learner
-from jaxmeta.gradient_learner import Meta, Optimizer, learned, with_learned
-from jaxmeta.meta_update import State, guarded_update, known_if, map_tasks, masked_mean
-from jaxmeta.networks import Policy
-from jaxmeta.returns import count
+from jaxmeta import checks, learners
+from jaxmeta.learners.gradient import Meta, learned, with_learned
+from jaxmeta.meta_updates.outer_loop import Optimizer
+from jaxmeta.meta_updates.gradients import State, guarded_update, known_if, map_tasks, masked_mean
+from jaxmeta.networks.policies import Policy
+from jaxmeta.estimators.streams import count
 from jaxmeta.tasks.family import TaskFamily
 from jaxmeta.types import MetaAlgorithm, Task
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(gradient_learner.Config):
+class Config(learners.gradient.Config):
     """What shapes the program."""
 
     population_size: int = 32
@@ -72,7 +73,7 @@ def es(
     optimizer: Optimizer = optax.adam,
 ) -> MetaAlgorithm:
     """Evolution strategies on a family of tasks; arguments and errors as in `maml`."""
-    parts = gradient_learner.gradient_learner(family, config, policy=policy, first_order=True)
+    parts = learners.gradient.gradient_learner(family, config, policy=policy, first_order=True)
 
     def search_from(key: jax.Array, meta: Meta) -> tuple[Open_ES, Any]:
         """The strategy and its search from θ."""
@@ -106,7 +107,7 @@ def es(
 
             def lifetime(key_and_task: tuple) -> dict[str, jax.Array]:
                 key, task = key_and_task
-                return gradient_learner.report(
+                return learners.gradient.report(
                     parts.live(key, with_learned(meta, member, config), task)
                 )
 

@@ -22,15 +22,17 @@ import jax.numpy as jnp
 import optax
 from jax.scipy.sparse.linalg import cg
 
-from jaxmeta import checks, gradient_learner, objectives
-from jaxmeta.gradient_learner import Meta, Optimizer, adapted, with_adapted
-from jaxmeta.networks import Policy
+from jaxmeta import checks, learners, meta_updates
+from jaxmeta.estimators import surrogates
+from jaxmeta.learners.gradient import Meta, adapted, with_adapted
+from jaxmeta.meta_updates.outer_loop import Optimizer
+from jaxmeta.networks.policies import Policy
 from jaxmeta.tasks.family import TaskFamily
 from jaxmeta.types import History, MetaAlgorithm, Params, Task, Trajectory
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(gradient_learner.Config):
+class Config(learners.gradient.Config):
     """What shapes the program."""
 
     inner_surrogate: str = "lvc"
@@ -79,8 +81,8 @@ def imaml(
     optimizer: Optimizer = optax.adam,
 ) -> MetaAlgorithm:
     """Implicit MAML on a family of tasks; arguments and errors as in `maml`."""
-    parts = gradient_learner.gradient_learner(family, config, policy=policy)
-    inner_surrogate = objectives.SURROGATES[config.inner_surrogate]
+    parts = learners.gradient.gradient_learner(family, config, policy=policy)
+    inner_surrogate = surrogates.SURROGATES[config.inner_surrogate]
 
     def slope(part: Any, meta: Meta, agent: Params, data: Trajectory) -> Any:
         """Zero where φ solves the inner problem; ``part`` is what is adapted of φ."""
@@ -99,7 +101,7 @@ def imaml(
         """What gradient descent from ``agent`` finds, as a function of θ and of what is not adapted."""
 
         def step(_: jax.Array, part: Any) -> Any:
-            return gradient_learner.stepped(part, meta, slope(part, meta, agent, data), config)
+            return learners.gradient.stepped(part, meta, slope(part, meta, agent, data), config)
 
         return jax.lax.fori_loop(0, config.solver_steps, step, adapted(agent, config))
 
@@ -134,8 +136,8 @@ def imaml(
     def task_loss(meta: Meta, key: jax.Array, task: Task) -> tuple[jax.Array, dict]:
         history = parts.live(key, meta, task)
         agent, data = jax.tree.map(lambda x: x[-1], (history.agent, history.trajectories))
-        loss = parts.loss(agent, data, meta.hyper, objectives.SURROGATES["score"])
-        return loss, gradient_learner.report(history) | {"inner_residual": residual(meta, history)}
+        loss = parts.loss(agent, data, meta.hyper, surrogates.SURROGATES["score"])
+        return loss, learners.gradient.report(history) | {"inner_residual": residual(meta, history)}
 
     def residual(meta: Meta, history: History) -> jax.Array:
         """Slope that the last update's solver left, as a share of what it started from; 0 is solved."""
@@ -153,6 +155,6 @@ def imaml(
         )
         return left / jnp.maximum(first, 1e-30)
 
-    return gradient_learner.follow_meta_gradient(
+    return meta_updates.follow_meta_gradient(
         task_loss, parts.learner, parts.init, config, hyper, optimizer, env_steps=parts.env_steps
     )

@@ -2,7 +2,7 @@
 
 Finn, Abbeel & Levine 2017, "Model-agnostic meta-learning for fast adaptation of deep networks",
 algorithm 3. The meta-parameters θ are an initialisation; in a task the agent φ starts there and takes K
-policy-gradient steps (see `gradient_learner`), and θ climbs L_outer(φ_K; D_K), the derivative taken
+policy-gradient steps (see `gradient`), and θ climbs L_outer(φ_K; D_K), the derivative taken
 through the updates. Settings make it
 
 * first-order MAML (`first_order`: eq. 1 with the Hessian dropped);
@@ -22,16 +22,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxmeta import checks, gradient_learner, objectives
-from jaxmeta.gradient_learner import GradientLearner, Meta, Optimizer
-from jaxmeta.networks import Policy
-from jaxmeta.returns import (
-    cumulative_discount,
-    finite_streams,
-    in_first_episode,
-    mean_over_streams,
-    without_broken_streams,
-)
+from jaxmeta import checks, learners, meta_updates
+from jaxmeta.estimators import surrogates
+from jaxmeta.learners.gradient import GradientLearner, Meta
+from jaxmeta.meta_updates.outer_loop import Optimizer
+from jaxmeta.networks.policies import Policy
+from jaxmeta.estimators.episodes import cumulative_discount, in_first_episode
+from jaxmeta.estimators.streams import finite_streams, mean_over_streams, without_broken_streams
 from jaxmeta.tasks.family import TaskFamily
 from jaxmeta.types import History, MetaAlgorithm, Params, Task, Trajectory
 
@@ -39,7 +36,7 @@ CORRECTIONS = ("none", "score", "leave_one_out")
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(gradient_learner.Config):
+class Config(learners.gradient.Config):
     """What shapes the program."""
 
     first_order: bool = False
@@ -59,7 +56,7 @@ class Config(gradient_learner.Config):
     def __post_init__(self) -> None:
         super().__post_init__()
         checks.choice("sampling_correction", self.sampling_correction, CORRECTIONS)
-        checks.choice("outer_surrogate", self.outer_surrogate, objectives.SURROGATES)
+        checks.choice("outer_surrogate", self.outer_surrogate, surrogates.SURROGATES)
         checks.choice("outer_updates", self.outer_updates, ("last", "all"))
         if self.sampling_correction == "none":
             return
@@ -121,23 +118,23 @@ def maml(
         ValueError: the policy does not fit the family's action space; a value of ``hyper`` is out of
             range.
     """
-    parts = gradient_learner.gradient_learner(
+    parts = learners.gradient.gradient_learner(
         family, config, policy=policy, first_order=config.first_order
     )
     loss = meta_loss(parts, config)
 
     def task_loss(meta: Meta, key: jax.Array, task: Task) -> tuple[jax.Array, dict]:
         history = parts.live(key, meta, task)
-        return loss(meta, history), gradient_learner.report(history)
+        return loss(meta, history), learners.gradient.report(history)
 
-    return gradient_learner.follow_meta_gradient(
+    return meta_updates.follow_meta_gradient(
         task_loss, parts.learner, parts.init, config, hyper, optimizer, env_steps=parts.env_steps
     )
 
 
 def meta_loss(parts: GradientLearner, config: Config) -> Callable[[Meta, History], jax.Array]:
     """``(meta, history [K + 1]) -> []``: a loss whose gradient in meta is the estimate of one lifetime."""
-    outer_surrogate = objectives.SURROGATES[config.outer_surrogate]
+    outer_surrogate = surrogates.SURROGATES[config.outer_surrogate]
     num_updates = config.num_updates
 
     def loss(meta: Meta, history: History) -> jax.Array:
@@ -160,7 +157,7 @@ def meta_loss(parts: GradientLearner, config: Config) -> Callable[[Meta, History
         gain = jnp.where(good[:-1], jax.lax.stop_gradient(gains(meta, history)), 0.0)
         learned_from = jax.tree.map(lambda x: x[:-1], (history.agent, data))
         log_prob = jax.vmap(first_episodes)(*learned_from)
-        return total - jnp.sum(jax.vmap(objectives.sampling_correction)(log_prob, gain))
+        return total - jnp.sum(jax.vmap(surrogates.sampling_correction)(log_prob, gain))
 
     def score_gains(meta: Meta, history: History) -> jax.Array:
         """What follows each update, less what the other streams earned before it, ``[K, N]``."""
@@ -175,7 +172,7 @@ def meta_loss(parts: GradientLearner, config: Config) -> Callable[[Meta, History
         weight_to_come = jnp.cumsum(weights[::-1])[::-1][1:]  # [K]
         mean = jax.vmap(mean_over_streams)(earned, good)
         to_come = jnp.cumsum((weights * mean)[::-1])[::-1][1:]
-        baseline = jax.vmap(objectives.leave_one_out_mean)(earned[:-1], good[:-1])
+        baseline = jax.vmap(surrogates.leave_one_out_mean)(earned[:-1], good[:-1])
         return to_come[:, None] - weight_to_come[:, None] * baseline
 
     def leave_one_out_gains(meta: Meta, history: History) -> jax.Array:
@@ -196,7 +193,7 @@ def meta_loss(parts: GradientLearner, config: Config) -> Callable[[Meta, History
                 data = jax.tree.map(lambda x: x[others], before.trajectories)
                 # The key is for learners that draw in their updates; this one does not.
                 agent = parts.learner.update(jax.random.key(0), meta, agent, data)
-            return parts.loss(agent, after.trajectories, unbiased, objectives.SURROGATES["dice"])
+            return parts.loss(agent, after.trajectories, unbiased, surrogates.SURROGATES["dice"])
 
         return jax.lax.map(gain, jnp.arange(num_streams))[None]
 

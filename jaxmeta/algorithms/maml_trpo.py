@@ -22,18 +22,19 @@ import jax.numpy as jnp
 import optax
 from jax.scipy.sparse.linalg import cg
 
-from jaxmeta import adaptation, checks, gradient_learner, objectives
-from jaxmeta.distributions import Distribution
-from jaxmeta.gradient_learner import Meta, learned, mean_kl, with_learned
-from jaxmeta.meta_update import State, guarded_gradient, map_tasks, masked_mean
-from jaxmeta.networks import Policy
-from jaxmeta.returns import without_broken_streams
+from jaxmeta import checks, learners, rollouts
+from jaxmeta.estimators import surrogates
+from jaxmeta.networks.distributions import Distribution
+from jaxmeta.learners.gradient import Meta, learned, mean_kl, with_learned
+from jaxmeta.meta_updates.gradients import State, guarded_gradient, map_tasks, masked_mean
+from jaxmeta.networks.policies import Policy
+from jaxmeta.estimators.streams import without_broken_streams
 from jaxmeta.tasks.family import TaskFamily
 from jaxmeta.types import History, MetaAlgorithm, Params, Task, Trajectory
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(gradient_learner.Config):
+class Config(learners.gradient.Config):
     """What shapes the program."""
 
     cg_steps: int = 10
@@ -71,9 +72,9 @@ def maml_trpo(
     policy: Policy | None = None,
 ) -> MetaAlgorithm:
     """MAML-TRPO on a family of tasks; arguments and errors as in `maml`, without an optimiser."""
-    parts = gradient_learner.gradient_learner(family, config, policy=policy)
+    parts = learners.gradient.gradient_learner(family, config, policy=policy)
     # Off the recorded policy all that matters is the ratio of each action to the one that acted.
-    surrogate = objectives.SURROGATES["lvc"]
+    surrogate = surrogates.SURROGATES["lvc"]
 
     def last_round(history: History) -> tuple[Params, Trajectory]:
         return jax.tree.map(lambda x: x[-1], (history.agent, history.trajectories))
@@ -81,7 +82,7 @@ def maml_trpo(
     def adapted(meta: Meta, key: jax.Array, recorded: History) -> Params:
         """What ``meta`` would have made of the recorded experience."""
         return last_round(
-            adaptation.replay(key, meta, recorded.trajectories, learner=parts.learner)
+            rollouts.replay(key, meta, recorded.trajectories, learner=parts.learner)
         )[0]
 
     def surrogate_and_kl(meta: Meta, key: jax.Array, recorded: History) -> tuple:
@@ -97,13 +98,13 @@ def maml_trpo(
 
     def step(key: jax.Array, state: State, tasks: Task) -> tuple[State, dict]:
         hyper, theta = state.meta.hyper, learned(state.meta, config)
-        keys, recorded = lived = gradient_learner.record(key, state.meta, tasks, parts, config)
+        keys, recorded = lived = learners.gradient.record(key, state.meta, tasks, parts, config)
 
         def meta(theta: dict) -> Meta:
             return with_learned(state.meta, theta, config)
 
         def task_loss(theta: dict, key: jax.Array, recorded: History) -> tuple[jax.Array, dict]:
-            return surrogate_and_kl(meta(theta), key, recorded)[0], gradient_learner.report(
+            return surrogate_and_kl(meta(theta), key, recorded)[0], learners.gradient.report(
                 recorded
             )
 

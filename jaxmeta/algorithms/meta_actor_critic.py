@@ -10,7 +10,7 @@ $$θ ← θ + α_θ \,\mathrm{mean}_t\, g_t \min(ρ_t, \bar ρ) (r_t + γ v_{t+1
 $$w ← w + α_w \,\mathrm{mean}_t\, (v_t - V_w(s_t)) ∇V_w(s_t)$$
 
 The meta-objective, on new experience of the adapted agent, is the return less ``value_cost`` times the
-prediction error (`replay_learner.outer_loss`). Its derivative goes back through all updates to both
+prediction error (`learners.replay.outer_loss`). Its derivative goes back through all updates to both
 beginnings, through the values that the policy learned from and the ratios that the values learned with:
 MAML (Finn, Abbeel & Levine 2017, algorithm 3) with the critic inside.
 """
@@ -25,24 +25,22 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxmeta import checks, gradient_learner, objectives, replay_learner
-from jaxmeta.gradient_learner import Meta, Optimizer
-from jaxmeta.networks import Policy, Value, default_policy, value_mlp
-from jaxmeta.replay_learner import log_probs
-from jaxmeta.returns import (
-    count,
-    cumulative_discount,
-    in_first_episode,
-    td_errors,
-    vtrace_targets,
-    without_broken_streams,
-)
+from jaxmeta import checks, learners, meta_updates
+from jaxmeta.estimators import surrogates
+from jaxmeta.learners.gradient import Meta
+from jaxmeta.meta_updates.outer_loop import Optimizer
+from jaxmeta.networks.policies import Policy, default_policy
+from jaxmeta.networks.values import Value, value_mlp
+from jaxmeta.learners.replay import log_probs
+from jaxmeta.estimators.episodes import cumulative_discount, in_first_episode
+from jaxmeta.estimators.returns import td_errors, vtrace_targets
+from jaxmeta.estimators.streams import count, without_broken_streams
 from jaxmeta.tasks.family import TaskFamily
 from jaxmeta.types import MetaAlgorithm, Params, Task, Trajectory
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(replay_learner.Config):
+class Config(learners.replay.Config):
     """What shapes the program."""
 
     rho_bar: float = 2.0
@@ -112,7 +110,7 @@ def meta_actor_critic(
     def init(key: jax.Array, hyper: Any) -> Meta:
         policy_key, value_key = jax.random.split(key)
         params = {"policy": policy.init(policy_key), "value": value.init(value_key)}
-        return gradient_learner.first_meta(params, hyper, config)
+        return learners.gradient.first_meta(params, hyper, config)
 
     def gradient(meta: Meta, params: Params, data: Trajectory, good: jax.Array) -> Params:
         """Down which policy and value go, of one batch ``[N, T]``; targets are live.
@@ -126,7 +124,7 @@ def meta_actor_critic(
 
         def along(function: Callable[[Params], jax.Array], at: Params, e: jax.Array) -> Params:
             num_steps = count(good, e) * e.shape[1]
-            return objectives.semi_gradient(function, at, -jnp.where(counted, e, 0.0) / num_steps)
+            return surrogates.semi_gradient(function, at, -jnp.where(counted, e, 0.0) / num_steps)
 
         def log_prob(theta: Params) -> jax.Array:
             return log_probs(policy, theta, data)
@@ -147,7 +145,7 @@ def meta_actor_critic(
             "value": along(predict, params["value"], error),
         }
 
-    parts = replay_learner.replay_learner(
+    parts = learners.replay.replay_learner(
         family, config, policy, lambda meta, params: params["policy"], gradient
     )
 
@@ -155,7 +153,7 @@ def meta_actor_critic(
         history = parts.lifetime(key, meta, task)
         params, data = jax.tree.map(lambda x: x[-1], (history.agent.params, history.trajectories))
         data, good = without_broken_streams(data)
-        loss, report = replay_learner.outer_loss(
+        loss, report = learners.replay.outer_loss(
             log_probs(policy, params["policy"], data),
             data,
             good,
@@ -163,9 +161,9 @@ def meta_actor_critic(
             value.apply(params["value"], data.next_obs),
             meta.hyper,
         )
-        return loss, report | gradient_learner.report(history)
+        return loss, report | learners.gradient.report(history)
 
-    return gradient_learner.follow_meta_gradient(
+    return meta_updates.follow_meta_gradient(
         task_loss, parts.learner, init, config, hyper, optimizer, env_steps=parts.env_steps
     )
 

@@ -11,7 +11,7 @@ $$η ← η - β ∇_η L'(θ_L(η); D_L),$$
 
 the derivative taken through those L updates and no further: the memory that it needs does not grow with
 a lifetime. D_L is then learned from in its turn, with the new η. All lives share η. The agent and its
-update are in `tunable_learner`. Settings make it
+update are in `actor_critic`. Settings make it
 
 * self-tuning actor-critic (`learns` costs and step sizes, `outer_kl_cost`: Zahavy et al. 2020, "A
   self-tuning actor-critic algorithm", without its leaky V-trace: here all data are on-policy);
@@ -34,19 +34,16 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxmeta import adaptation, checks, lifelong, meta_update, tunable_learner
-from jaxmeta.gradient_learner import (
-    Optimizer,
-    is_applicable,
-    mean_kl,
-    outer_optimizer,
-    skipped_streams,
-)
-from jaxmeta.lifelong import Life, Score
-from jaxmeta.networks import Policy, Value
-from jaxmeta.returns import finite_streams, without_broken_streams
+from jaxmeta import checks, learners, meta_updates, rollouts
+from jaxmeta.rollouts import lifelong
+from jaxmeta.learners.gradient import mean_kl, skipped_streams
+from jaxmeta.meta_updates.outer_loop import Optimizer, is_applicable, outer_optimizer
+from jaxmeta.rollouts.lifelong import Life, Score
+from jaxmeta.networks.policies import Policy
+from jaxmeta.networks.values import Value
+from jaxmeta.estimators.streams import finite_streams, without_broken_streams
 from jaxmeta.tasks.family import TaskFamily, sample_tasks
-from jaxmeta.tunable_learner import HYPER_RANGES, Agent, Hyper, Meta, learned_hyper
+from jaxmeta.learners.actor_critic import Agent, HYPER_RANGES, Hyper, Meta, learned_hyper
 from jaxmeta.types import MetaAlgorithm, Params, Stream, Task, Trajectory
 
 # A meta-gradient through small steps is small, and a bootstrapped one smaller: Adam's own ε would hide it.
@@ -55,7 +52,7 @@ NO_END = int(jnp.iinfo(jnp.int32).max)
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(tunable_learner.Config):
+class Config(learners.actor_critic.Config):
     """What shapes the program."""
 
     num_agents: int = 20
@@ -69,7 +66,7 @@ class Config(tunable_learner.Config):
     num_target_updates: int = 1
     """Updates from the agent to the target of `bootstrap`; the last one climbs the outer objective."""
     tasks_per_chunk: int | None = None
-    """Lives whose meta-gradient is worked on at a time; as in `gradient_learner`."""
+    """Lives whose meta-gradient is worked on at a time; as in `gradient`."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -129,7 +126,7 @@ def meta_gradient(
         ValueError: the policy does not fit the family's action space; a value of ``hyper`` is out of
             range; ``step`` is given another number of tasks.
     """
-    parts = tunable_learner.tunable_learner(family, config, policy=policy, value=value)
+    parts = learners.actor_critic.actor_critic_learner(family, config, policy=policy, value=value)
     learner, distribution = parts.learner, parts.distribution
     world: dict[str, Any] = dict(learner=learner, env=family.env)
     acting: dict[str, Any] = dict(num_steps=config.num_steps, unroll=config.unroll)
@@ -167,7 +164,7 @@ def meta_gradient(
             agent, streams, data = carry
             update_key, act_key = jax.random.split(key)
             agent = learner.update(update_key, meta, agent, data)
-            streams, data = adaptation.experience(
+            streams, data = rollouts.experience(
                 act_key, meta, task, agent, streams, **world, **acting
             )
             return (agent, streams, data), None
@@ -194,7 +191,7 @@ def meta_gradient(
         life, history = lifelong.live(
             live_key, meta, life, num_updates=config.num_updates, **world, **acting
         )
-        streams, held_out = adaptation.experience(
+        streams, held_out = rollouts.experience(
             act_key, meta, life.task, life.agent, life.streams, **world, **acting
         )
         target = matching = None
@@ -237,12 +234,12 @@ def meta_gradient(
         keys = [jax.random.split(key, num_tasks) for key in jax.random.split(key, 4)]
         meta, lives = state.meta, state.lives
         # An agent that is not finite would be left out for ever: its time is up.
-        lives = over(lives, ~meta_update.finite_tasks(lives.agent))
+        lives = over(lives, ~meta_updates.finite_tasks(lives.agent))
         lives, scores = jax.vmap(renew, in_axes=(0, None, 0, 0, 0))(
             keys[0], meta, lives, state.scores, tasks
         )
         lives, windows = jax.vmap(live, in_axes=(0, None, 0))(keys[1], meta, lives)
-        gradient, metrics = meta_update.meta_gradient(
+        gradient, metrics = meta_updates.meta_gradient(
             lambda params, _, window: (objective(params, meta, window), {}),
             meta.params,
             keys[2],
@@ -250,7 +247,7 @@ def meta_gradient(
             tasks_per_chunk=config.tasks_per_chunk,
         )
         applied = is_applicable(metrics, num_tasks)
-        params, optimizer_state = meta_update.guarded_update(
+        params, optimizer_state = meta_updates.guarded_update(
             outer_optimizer(optimizer, meta.hyper),
             gradient,
             state.optimizer,

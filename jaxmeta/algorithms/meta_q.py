@@ -8,7 +8,7 @@ $$w ← w + α \,\mathrm{mean}_t\, (\mathrm{target}_t - Q_w(s_t, a_t)) ∇Q_w(s_
 on targets of the present π (Munos et al. 2016, "Safe and efficient off-policy reinforcement learning",
 eq. 3). The policy after the updates is a differentiable function of where they began, so the
 meta-objective is that of `meta_actor_critic`: the return on new experience, less ``value_cost`` times the
-error of the values (`replay_learner.outer_loss`).
+error of the values (`learners.replay.outer_loss`).
 """
 
 import dataclasses
@@ -19,22 +19,22 @@ import jax.numpy as jnp
 import optax
 from gymnax.environments import spaces
 
-from jaxmeta import checks, gradient_learner, objectives, replay_learner
-from jaxmeta.distributions import Categorical
-from jaxmeta.gradient_learner import Meta, Optimizer
-from jaxmeta.networks import Policy, Value, feed_forward, value_mlp
-from jaxmeta.returns import (
-    action_value_targets,
-    count,
-    in_first_episode,
-    without_broken_streams,
-)
+from jaxmeta import checks, learners, meta_updates
+from jaxmeta.estimators import surrogates
+from jaxmeta.networks.distributions import Categorical
+from jaxmeta.learners.gradient import Meta
+from jaxmeta.meta_updates.outer_loop import Optimizer
+from jaxmeta.networks.policies import Policy, feed_forward
+from jaxmeta.networks.values import Value, value_mlp
+from jaxmeta.estimators.episodes import in_first_episode
+from jaxmeta.estimators.returns import action_value_targets
+from jaxmeta.estimators.streams import count, without_broken_streams
 from jaxmeta.tasks.family import TaskFamily
 from jaxmeta.types import MetaAlgorithm, Params, Task, Trajectory
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(replay_learner.Config):
+class Config(learners.replay.Config):
     """What shapes the program."""
 
     trace: Literal["retrace", "tree_backup"] = "retrace"
@@ -95,7 +95,7 @@ def meta_q(
     policy = softmax_policy(q)
 
     def init(key: jax.Array, hyper: Any) -> Meta:
-        return gradient_learner.first_meta(q.init(key), hyper, config)
+        return learners.gradient.first_meta(q.init(key), hyper, config)
 
     def values(params: Params, obs: jax.Array, hyper: Any) -> tuple[jax.Array, Categorical]:
         """Mean of Q under π, and π, for ``obs [N, T, *obs_shape]``."""
@@ -132,9 +132,9 @@ def meta_q(
         counted = jax.vmap(in_first_episode)(data.last) & good[:, None]
         error = jnp.where(counted, target - now, 0.0)
         num_steps = count(good, error) * error.shape[1]
-        return objectives.semi_gradient(taken, params, -error / num_steps)
+        return surrogates.semi_gradient(taken, params, -error / num_steps)
 
-    parts = replay_learner.replay_learner(
+    parts = learners.replay.replay_learner(
         family, config, policy, lambda meta, params: (params, meta.hyper.temperature), gradient
     )
 
@@ -144,11 +144,11 @@ def meta_q(
         data, good = without_broken_streams(data)
         v, distribution = values(params, data.timestep.obs, meta.hyper)
         v_next, _ = values(params, data.next_obs, meta.hyper)
-        loss, report = replay_learner.outer_loss(
+        loss, report = learners.replay.outer_loss(
             distribution.log_prob(data.action), data, good, v, v_next, meta.hyper
         )
-        return loss, report | gradient_learner.report(history)
+        return loss, report | learners.gradient.report(history)
 
-    return gradient_learner.follow_meta_gradient(
+    return meta_updates.follow_meta_gradient(
         task_loss, parts.learner, init, config, hyper, optimizer, env_steps=parts.env_steps
     )

@@ -26,17 +26,14 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxmeta import adaptation, checks, gradient_learner, objectives
-from jaxmeta.gradient_learner import Adaptation, Meta, Optimizer, adapted, with_adapted
-from jaxmeta.networks import Policy, Value, default_policy, value_mlp
-from jaxmeta.returns import (
-    count,
-    importance_returns,
-    mean_over_streams,
-    vtrace_targets,
-    weighted_importance_returns,
-    without_broken_streams,
-)
+from jaxmeta import checks, learners, meta_updates, rollouts
+from jaxmeta.estimators import surrogates
+from jaxmeta.learners.gradient import Adaptation, Meta, adapted, with_adapted
+from jaxmeta.meta_updates.outer_loop import Optimizer
+from jaxmeta.networks.policies import Policy, default_policy
+from jaxmeta.networks.values import Value, value_mlp
+from jaxmeta.estimators.returns import importance_returns, vtrace_targets, weighted_importance_returns
+from jaxmeta.estimators.streams import count, mean_over_streams, without_broken_streams
 from jaxmeta.tasks.family import TaskFamily
 from jaxmeta.types import Learner, MetaAlgorithm, Params, Task, TimeStep, Trajectory
 
@@ -159,7 +156,7 @@ def meta_value_parts(
         return log_prob - data.log_prob
 
     def init(key: jax.Array, hyper: Any) -> Meta:
-        return gradient_learner.first_meta(value.init(key), hyper, config)
+        return learners.gradient.first_meta(value.init(key), hyper, config)
 
     def birth(key: jax.Array, meta: Meta) -> Agent:
         """π and μ are drawn where an agent is born: they are as new to it as its task."""
@@ -194,8 +191,8 @@ def meta_value_parts(
         else:
             num_steps = count(good, data.reward) * data.reward.shape[1]
             descent = -jnp.where(good[:, None], errors(part), 0.0) / num_steps
-            gradient = objectives.semi_gradient(predict, part, descent)
-        part = gradient_learner.stepped(part, meta, gradient, config)
+            gradient = surrogates.semi_gradient(predict, part, descent)
+        part = learners.gradient.stepped(part, meta, gradient, config)
         return agent._replace(value=with_adapted(agent.value, part, config))
 
     learner = Learner(
@@ -211,11 +208,11 @@ def meta_value_parts(
     def experience(key: jax.Array, meta: Meta, task: Task, agent: Agent) -> Trajectory:
         begin_key, act_key = jax.random.split(key)
         world: dict[str, Any] = dict(learner=learner, env=family.env)
-        streams = adaptation.begin_streams(
+        streams = rollouts.begin_streams(
             begin_key, meta, task, **world, num_streams=config.num_streams
         )
         acting: dict[str, Any] = dict(num_steps=num_steps, unroll=config.unroll)
-        return adaptation.experience(act_key, meta, task, agent, streams, **world, **acting)[1]
+        return rollouts.experience(act_key, meta, task, agent, streams, **world, **acting)[1]
 
     def adapt(meta: Meta, agent: Agent, data: Trajectory, *, num_updates: int) -> Params:
         def update(agent: Agent, key: jax.Array) -> tuple[Agent, Params]:
@@ -276,13 +273,13 @@ def meta_value(
         )
         scored = errors[1:] if config.scored == "all" and config.num_updates else errors[-1:]
         report = {f"error/{k}": error for k, error in enumerate(errors)}
-        report["skipped_streams"] = gradient_learner.skipped_streams(data, fresh)
+        report["skipped_streams"] = learners.gradient.skipped_streams(data, fresh)
         data, good = without_broken_streams(data)
         report["log_ratio"] = mean_over_streams(jnp.abs(parts.log_ratio(agent, data)), good)
         return jnp.mean(scored), report
 
     steps = config.num_streams * (config.num_steps or family.horizon)
-    return gradient_learner.follow_meta_gradient(
+    return meta_updates.follow_meta_gradient(
         task_loss, parts.learner, parts.init, config, hyper, optimizer, env_steps=2 * steps
     )
 

@@ -19,17 +19,19 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxmeta import adaptation, checks, gradient_learner, objectives
-from jaxmeta.gradient_learner import Meta, Optimizer, learned, mean_kl, with_learned
-from jaxmeta.meta_update import State, meta_gradient
-from jaxmeta.networks import Policy
-from jaxmeta.returns import without_broken_streams
+from jaxmeta import checks, learners, meta_updates, rollouts
+from jaxmeta.estimators import surrogates
+from jaxmeta.learners.gradient import Meta, learned, mean_kl, with_learned
+from jaxmeta.meta_updates.outer_loop import Optimizer
+from jaxmeta.meta_updates.gradients import State, meta_gradient
+from jaxmeta.networks.policies import Policy
+from jaxmeta.estimators.streams import without_broken_streams
 from jaxmeta.tasks.family import TaskFamily
 from jaxmeta.types import History, MetaAlgorithm, Params, Task, Trajectory
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(gradient_learner.Config):
+class Config(learners.gradient.Config):
     """What shapes the program."""
 
     num_epochs: int = 5
@@ -69,13 +71,13 @@ def promp(
     optimizer: Optimizer = optax.adam,
 ) -> MetaAlgorithm:
     """ProMP on a family of tasks; arguments and errors as in `maml`."""
-    parts = gradient_learner.gradient_learner(family, config, policy=policy)
+    parts = learners.gradient.gradient_learner(family, config, policy=policy)
 
     def epoch_loss(meta: Meta, key: jax.Array, recorded: History) -> tuple[jax.Array, dict]:
         """Minus J^ProMP in one task (to be minimised) on its recorded lifetime ``[K + 1]``."""
         data = recorded.trajectories
-        agents = adaptation.replay(key, meta, data, learner=parts.learner).agent
-        clipped = partial(objectives.ppo_clip, epsilon=meta.hyper.clip)
+        agents = rollouts.replay(key, meta, data, learner=parts.learner).agent
+        clipped = partial(surrogates.ppo_clip, epsilon=meta.hyper.clip)
         last_agent, last_data = jax.tree.map(lambda x: x[-1], (agents, data))
         loss = parts.loss(last_agent, last_data, meta.hyper, clipped)
 
@@ -85,13 +87,13 @@ def promp(
 
         acted = jax.tree.map(lambda x: x[:-1], (recorded.agent, agents, data))
         kl = jnp.sum(jax.vmap(divergence)(*acted))
-        return loss + meta.hyper.kl_cost * kl, {"kl": kl} | gradient_learner.report(recorded)
+        return loss + meta.hyper.kl_cost * kl, {"kl": kl} | learners.gradient.report(recorded)
 
     def init(key: jax.Array, hyper: Hyper = hyper) -> State:
-        return gradient_learner.first_state(parts.init(key, hyper), config, optimizer)
+        return meta_updates.first_state(parts.init(key, hyper), config, optimizer)
 
     def step(key: jax.Array, state: State, tasks: Task) -> tuple[State, dict]:
-        keys, recorded = gradient_learner.record(key, state.meta, tasks, parts, config)
+        keys, recorded = learners.gradient.record(key, state.meta, tasks, parts, config)
 
         def epoch(state: State, _: None) -> tuple[State, dict]:
             gradient, metrics = meta_gradient(
@@ -103,8 +105,8 @@ def promp(
                 recorded,
                 tasks_per_chunk=config.tasks_per_chunk,
             )
-            applied = gradient_learner.is_applicable(metrics, len(keys))
-            state = gradient_learner.descend(state, gradient, config, optimizer, apply=applied)
+            applied = meta_updates.is_applicable(metrics, len(keys))
+            state = meta_updates.descend(state, gradient, config, optimizer, apply=applied)
             metrics["skipped_updates"] = jnp.asarray(~applied, jnp.int32)
             return state, metrics
 

@@ -20,15 +20,16 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxmeta import checks, gradient_learner
-from jaxmeta.gradient_learner import Meta, Optimizer
-from jaxmeta.networks import Policy
+from jaxmeta import checks, learners, meta_updates
+from jaxmeta.learners.gradient import Meta
+from jaxmeta.meta_updates.outer_loop import Optimizer
+from jaxmeta.networks.policies import Policy
 from jaxmeta.tasks.family import TaskFamily
 from jaxmeta.types import MetaAlgorithm, Task
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(gradient_learner.Config):
+class Config(learners.gradient.Config):
     """What shapes the program."""
 
     num_updates: int = 2
@@ -71,7 +72,7 @@ def reptile(
     optimizer: Optimizer = optax.sgd,
 ) -> MetaAlgorithm:
     """Reptile on a family of tasks; arguments and errors as in `maml`."""
-    parts = gradient_learner.gradient_learner(family, config, policy=policy, first_order=True)
+    parts = learners.gradient.gradient_learner(family, config, policy=policy, first_order=True)
 
     def task_loss(meta: Meta, key: jax.Array, task: Task) -> tuple[jax.Array, dict]:
         """A linear function of θ whose gradient is θ - φ."""
@@ -81,8 +82,8 @@ def reptile(
         agent, data = jax.tree.map(lambda x: x[-1], (history.agent, history.trajectories))
         adapted = parts.learner.update(update_key, constant, agent, data)
         direction = jax.tree.map(jnp.subtract, constant.params, adapted)
-        return optax.tree.vdot(meta.params, direction), gradient_learner.report(history)
+        return optax.tree.vdot(meta.params, direction), learners.gradient.report(history)
 
-    return gradient_learner.follow_meta_gradient(
+    return meta_updates.follow_meta_gradient(
         task_loss, parts.learner, parts.init, config, hyper, optimizer, env_steps=parts.env_steps
     )

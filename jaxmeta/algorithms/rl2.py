@@ -3,7 +3,7 @@
 Duan et al. 2016, "RL²: fast reinforcement learning via slow reinforcement learning", and Wang et al. 2016,
 "Learning to reinforcement learn". The network sees the observation, the previous action and reward and
 whether an episode begins; it is trained for the return of whole trials by PPO (Duan et al. used TRPO) or
-A2C (Wang et al.). See `memory_learner`; memories are those of `memories`.
+A2C (Wang et al.). See `recurrent`; memories are those of `recurrent`.
 """
 
 import dataclasses
@@ -14,17 +14,19 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxmeta import checks, memories, memory_learner
-from jaxmeta.distributions import Distribution
-from jaxmeta.graph_actor_critic import graph_actor_critic
-from jaxmeta.memory_learner import ActorCritic, Hyper, Inputs, Loss, joined
-from jaxmeta.networks import value_mlp
+from jaxmeta import checks, learners
+from jaxmeta.networks import encodings, recurrent
+from jaxmeta.networks.distributions import Distribution
+from jaxmeta.networks.graph_actor_critic import graph_actor_critic
+from jaxmeta.learners.recurrent import Hyper, Loss
+from jaxmeta.networks.actor_critic import ActorCritic, Inputs, joined
+from jaxmeta.networks.values import value_mlp
 from jaxmeta.tasks.family import TaskFamily
 from jaxmeta.types import MetaAlgorithm, Params
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(memory_learner.Config):
+class Config(learners.recurrent.Config):
     """What shapes the program."""
 
     memory: Literal["gru", "lstm", "linear", "transformer", "counts", "none"] = "gru"
@@ -43,8 +45,8 @@ class Config(memory_learner.Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        memories.check(
-            self.memory, self.memory_size, self.precision, (*memories.MEMORIES, "counts")
+        recurrent.check(
+            self.memory, self.memory_size, self.precision, (*recurrent.MEMORIES, "counts")
         )
         for size in self.encoder_sizes:
             checks.at_least("encoder_sizes", size, 1)
@@ -84,8 +86,8 @@ def rl2(
         network = graph_actor_critic(family)
     elif network is None:
         network = recurrent_actor_critic(family, config)
-    objective = {"ppo": memory_learner.ppo, "a2c": memory_learner.a2c}[config.loss]
-    return memory_learner.learn_from_trials(
+    objective = {"ppo": learners.recurrent.ppo, "a2c": learners.recurrent.a2c}[config.loss]
+    return learners.recurrent.learn_from_trials(
         family, config, hyper, network, Loss(objective), optimizer
     )
 
@@ -93,10 +95,10 @@ def rl2(
 @checks.arguments
 def recurrent_actor_critic(family: TaskFamily, config: Config) -> ActorCritic:
     """A policy and a value on one memory of all inputs, or of what an encoder finds in them."""
-    num_inputs = sum(memory_learner.input_sizes(family))
+    num_inputs = sum(encodings.input_sizes(family))
     sizes = config.encoder_sizes
     encoder = value_mlp((num_inputs,), sizes[:-1], sizes[-1]) if sizes else None
-    memory = memories.make(
+    memory = recurrent.make(
         config.memory,
         num_inputs=sizes[-1] if sizes else num_inputs,
         size=config.memory_size,
@@ -104,7 +106,7 @@ def recurrent_actor_critic(family: TaskFamily, config: Config) -> ActorCritic:
         context=config.num_episodes * family.horizon,
     )
     num_features = config.memory_size + (sizes[-1] if sizes else 0)
-    policy, value = memory_learner.heads(num_features, family, config)
+    policy, value = learners.recurrent.heads(num_features, family, config)
 
     def init(key: jax.Array) -> Params:
         memory_key, policy_key, value_key, *more = jax.random.split(key, 4 if encoder else 3)

@@ -8,7 +8,7 @@ $$ELBO_t = E_{m \sim q(m | τ_{:t})} \sum_{i<T} \log p(r_i, s_{i+1} | s_i, a_i, 
 
 (eq. 8 and 9: the past is reconstructed and the future predicted; the first prior is N(0, I)), with weights on
 its terms, the policy by PPO on the observation and (μ_t, σ_t) together, with no gradient from it into the
-encoder (section 3.3). Rewards are decoded in the units that the encoder sees (see `memory_learner`), and T
+encoder (section 3.3). Rewards are decoded in the units that the encoder sees (see `recurrent`), and T
 counts the steps up to the end of the trial's last episode. Both learn from the same trials, in the same steps of one optimiser; so what PPO calls
 a change of policy holds changes of the belief as well.
 """
@@ -22,17 +22,19 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxmeta import checks, memories, memory_learner
-from jaxmeta.distributions import DiagGaussian, Distribution
-from jaxmeta.memory_learner import ActorCritic, Inputs, Loss, joined
-from jaxmeta.networks import value_mlp
-from jaxmeta.returns import count
+from jaxmeta import checks, learners
+from jaxmeta.networks import encodings, recurrent
+from jaxmeta.networks.distributions import DiagGaussian, Distribution
+from jaxmeta.learners.recurrent import Loss
+from jaxmeta.networks.actor_critic import ActorCritic, Inputs, joined
+from jaxmeta.networks.values import value_mlp
+from jaxmeta.estimators.streams import count
 from jaxmeta.tasks.family import TaskFamily
 from jaxmeta.types import MetaAlgorithm, Params, Trajectory
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(memory_learner.Config):
+class Config(learners.recurrent.Config):
     """What shapes the program."""
 
     hidden_sizes: tuple[int, ...] = (128, 64)
@@ -54,11 +56,11 @@ class Config(memory_learner.Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        memories.check(
+        recurrent.check(
             self.memory,
             self.memory_size,
             self.precision,
-            [x for x in memories.MEMORIES if x != "none"],
+            [x for x in recurrent.MEMORIES if x != "none"],
         )
         checks.at_least("latent_size", self.latent_size, 1)
         checks.distinct("decodes", self.decodes)
@@ -110,8 +112,8 @@ def varibad(
 ) -> MetaAlgorithm:
     """VariBAD on a family of tasks; arguments and errors as in `rl2`."""
     network, negative_elbo = belief_actor_critic(family, config)
-    loss = Loss(memory_learner.ppo, negative_elbo)
-    return memory_learner.learn_from_trials(family, config, hyper, network, loss, optimizer)
+    loss = Loss(learners.recurrent.ppo, negative_elbo)
+    return learners.recurrent.learn_from_trials(family, config, hyper, network, loss, optimizer)
 
 
 @checks.arguments
@@ -120,9 +122,9 @@ def belief_actor_critic(
 ) -> tuple[ActorCritic, Callable[..., tuple[jax.Array, dict]]]:
     """A policy and a value on a belief, and the loss ``(params, key, data [T], inputs [T],
     counted [T], hyper) -> (loss [], report)`` of one trial by which the belief is learned."""
-    obs_size, past_size, time_size = memory_learner.input_sizes(family)
+    obs_size, past_size, time_size = encodings.input_sizes(family)
     latent_size = config.latent_size
-    encoder = memories.make(
+    encoder = recurrent.make(
         config.memory,
         num_inputs=obs_size + past_size + time_size,
         size=config.memory_size,
@@ -130,7 +132,7 @@ def belief_actor_critic(
         context=config.num_episodes * family.horizon,
     )
     posterior = value_mlp((config.memory_size,), (), 2 * latent_size)
-    policy, value = memory_learner.heads(obs_size + time_size + 2 * latent_size, family, config)
+    policy, value = learners.recurrent.heads(obs_size + time_size + 2 * latent_size, family, config)
     # What is decoded is a product of a code of the latent and features of a transition. The posteriors of
     # all steps are held against all transitions, T² pairs; so either network runs only T times.
     *hidden, rank = config.decoder_sizes
@@ -200,7 +202,7 @@ def belief_actor_critic(
         m = q.sample(key)  # [T, L]
         next_obs = data.next_obs.reshape(num_steps, -1)
         cause = jnp.concatenate(
-            [inputs.obs, memory_learner.action_features(data.action, family)], 1
+            [inputs.obs, encodings.encode_action(data.action, family)], 1
         )
         shown = {"rewards": jnp.concatenate([cause, next_obs], axis=1), "states": cause}
         truth = {"rewards": data.reward[:, None], "states": next_obs}

@@ -24,7 +24,8 @@ import jax.numpy as jnp
 from flax import struct
 from gymnax.environments import environment, spaces
 
-from jaxmeta import boxes, checks, keys
+from jaxmeta import checks
+from jaxmeta.tasks import boxes, keys
 from jaxmeta.types import Task
 
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from jaxmeta import tasks
-from jaxmeta.rollout import begin_stream, rollout
+from jaxmeta.rollouts.rollout import begin_stream, rollout
 from jaxmeta.tasks.discounting_chain import REWARD_STEPS, DiscountingChain, DiscountingChainParams
 from tests.probes import constant_learner
 

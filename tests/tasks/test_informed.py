@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from jaxmeta import evaluation, tasks
-from jaxmeta.rollout import begin_stream, rollout
+from jaxmeta.rollouts.rollout import begin_stream, rollout
 from jaxmeta.tasks.family import TaskFamily
 from jaxmeta.tasks.informed import Informed, informed
 from tests.probes import Counter, CounterParams, constant_learner

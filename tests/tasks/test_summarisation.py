@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from jaxmeta import tasks
 from jaxmeta.algorithms.maml import Config, maml
-from jaxmeta.rollout import begin_stream, rollout
+from jaxmeta.rollouts.rollout import begin_stream, rollout
 from jaxmeta.tasks import summarisation
 from jaxmeta.tasks.summarisation import Summarisation, SummarisationParams, SummarisationState
 from jaxmeta.types import Learner, TimeStep

@@ -7,7 +7,7 @@ import pytest
 import scipy.stats
 
 from jaxmeta import tasks
-from jaxmeta.rollout import begin_stream, rollout
+from jaxmeta.rollouts.rollout import begin_stream, rollout
 from jaxmeta.tasks.tabular import Tabular, TabularState, state_values
 from tests.probes import constant_learner
 

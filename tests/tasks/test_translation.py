@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxmeta import evaluation, tasks
-from jaxmeta.rollout import begin_stream, rollout
+from jaxmeta.rollouts.rollout import begin_stream, rollout
 from jaxmeta.tasks import translation
 from jaxmeta.tasks.translation import END, FAMILY, KINDS, LANGUAGES, SPLITS, Translation
 from jaxmeta.types import Learner

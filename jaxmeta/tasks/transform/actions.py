@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from flax import struct
 from gymnax.environments import spaces
 
-from jaxmeta import boxes, checks
+from jaxmeta import checks
+from jaxmeta.tasks import boxes
 from jaxmeta.tasks.family import TaskFamily
 from jaxmeta.tasks.transform.laws import assignment, number
 from jaxmeta.tasks.transform.wrappers import (

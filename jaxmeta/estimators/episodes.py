@@ -1,0 +1,56 @@
+"""Where episodes begin and end in a stream, and the discounts and returns that follow from it."""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, Literal
+import jax
+import jax.numpy as jnp
+from jaxmeta import checks
+from jaxmeta.estimators.baselines import linear_baseline, linear_features
+from jaxmeta.types import Trajectory
+from jaxmeta.estimators.returns import linear_recurrence
+from jaxmeta.estimators.streams import unless
+
+
+def cumulative_discount(discount: jax.Array, first: jax.Array) -> jax.Array:
+    """``g_t = prod_{i<t} discount_i``, restarted at 1 where an episode starts, ``[T]``.
+
+    The factor γ^t of the policy gradient of a discounted objective.
+    """
+    checks.shapes("T", discount=discount, first=first)
+    start = jnp.asarray(first, discount.dtype).at[0].set(1.0)
+    previous = jnp.concatenate([jnp.ones_like(discount[:1]), discount[:-1]])
+    return linear_recurrence(start, (1.0 - start) * previous)
+
+
+def episode_step(first: jax.Array) -> jax.Array:
+    """Steps since the episode started (since the stream's first step where that is later), ``[T]``."""
+    checks.shapes("T", first=first)
+    ones = jnp.ones(first.shape)
+    return linear_recurrence(ones, unless(first, ones)) - 1.0
+
+
+def first_episode_return(reward: jax.Array, last: jax.Array) -> jax.Array:
+    """Undiscounted return of the stream's first episode, ``[T] -> []``.
+
+    What evaluation reports: averaging over however many episodes fit into T steps would favour the
+    short ones.
+    """
+    checks.shapes("T", reward=reward, last=last)
+    return jnp.sum(jnp.where(in_first_episode(last), reward, 0.0))
+
+
+def in_first_episode(last: jax.Array) -> jax.Array:
+    """Which steps of a stream belong to its first episode, bool ``[T]``.
+
+    Counting that one alone keeps a stream one draw of an episode: what begins after it begins the
+    sooner the earlier it ended, so a sum over all of them is the rate of reward and not the return.
+    """
+    return episode_index(last) == 0
+
+
+def episode_index(last: jax.Array) -> jax.Array:
+    """Which episode of its stream a step belongs to, from 0, int32 ``[T]``."""
+    checks.shapes("T", last=last)
+    ended = last.astype(jnp.int32)
+    return jnp.cumsum(ended) - ended

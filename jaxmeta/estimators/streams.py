@@ -1,0 +1,59 @@
+"""Streams that count: those in which every number is finite; means and counts over them."""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, Literal
+import jax
+import jax.numpy as jnp
+from jaxmeta import checks
+from jaxmeta.estimators.baselines import linear_baseline, linear_features
+from jaxmeta.types import Trajectory
+
+
+def unless(flag: jax.Array, like: jax.Array) -> jax.Array:
+    """``1 - flag``, of any shape, in the dtype of ``like``: 0 where a recurrence must not go on."""
+    return 1.0 - jnp.asarray(flag, jnp.result_type(like))
+
+
+def count(flags: jax.Array, like: jax.Array, **axes: Any) -> jax.Array:
+    """How many ``flags`` are true, at least 1, in the dtype of ``like``: what their mean is divided by, ``[]``.
+
+    ``axes`` are those of ``jnp.sum``.
+    """
+    return jnp.maximum(jnp.sum(flags, **axes), 1).astype(like.dtype)
+
+
+def finite_streams(data: Trajectory) -> jax.Array:
+    """Which streams of ``data [N, T]`` hold finite numbers alone, bool ``[N]``; memories do not count."""
+    num_streams = data.reward.shape[0]
+    finite = [
+        jnp.all(jnp.isfinite(x.reshape(num_streams, -1)), axis=1)
+        for x in jax.tree.leaves(data._replace(memory=()))
+    ]
+    return jnp.stack(finite).all(axis=0)
+
+
+def without_broken_streams(data: Trajectory) -> tuple[Trajectory, jax.Array]:
+    """``data [N, T]`` and which of its streams to count, bool ``[N]``: `finite_streams`.
+
+    A broken stream is left out whole: what an environment did before a number that is not finite is no
+    fair draw of what it does. In its place is a copy of the first good one (zeros without any), because a NaN
+    that is only masked comes back through the derivative. The copy keeps numbers finite and stands for
+    nothing: every sum, mean, scale or fit over streams takes the mask too.
+    """
+    good = finite_streams(data)
+    first, some = jnp.argmax(good), jnp.any(good)
+
+    def mended(x: jax.Array) -> jax.Array:
+        mask = good.reshape(-1, *[1] * (x.ndim - 1))
+        spare = jnp.where(some, x[first], jnp.zeros_like(x[0]))
+        return jnp.where(mask, x, spare[None])
+
+    return jax.tree.map(mended, data), good
+
+
+def mean_over_streams(x: jax.Array, good: jax.Array) -> jax.Array:
+    """Mean of those rows of ``x [N, ...]`` that are ``good`` (bool ``[N]``), over all axes, ``[]``; NaN
+    without any. Both may have more axes in front."""
+    where = good.reshape(*good.shape, *[1] * (x.ndim - good.ndim))
+    return jnp.mean(x, where=where)

@@ -1,0 +1,63 @@
+"""Scales of rewards and advantages, so that learning does not depend on the unit of rewards."""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, Literal
+import jax
+import jax.numpy as jnp
+from jaxmeta import checks
+from jaxmeta.estimators.baselines import linear_baseline, linear_features
+from jaxmeta.types import Trajectory
+from jaxmeta.estimators.returns import gae
+
+
+def advantage_scale(
+    delta: jax.Array,
+    discount: jax.Array,
+    last: jax.Array,
+    lambda_: jax.Array | float,
+    counted: jax.Array | None = None,
+) -> jax.Array:
+    """Root mean square of the advantages of ``[N, T]`` TD errors, ``[]``, never zero.
+
+    Dividing by it keeps the direction of this batch's gradient; subtracting the batch's mean would
+    bend it. Where all are 0 it is 1.
+    """
+    told = {} if counted is None else dict(counted=counted)
+    checks.shapes("NT", delta=delta, discount=discount, last=last, **told)
+    advantages = jax.vmap(gae, in_axes=(0, 0, 0, None))(delta, discount, last, lambda_)
+    square = jnp.mean(advantages**2, where=counted)
+    return jnp.sqrt(jnp.where(square > 0, square, 1.0))
+
+
+def in_units(x: jax.Array, scale: jax.Array) -> jax.Array:
+    """``x / scale``, of any shape; 0 where the scale ``[]`` is 0, not known yet: then nothing can be said in
+    units."""
+    checks.shapes("... ?", x=x, scale=scale)
+    known = scale > 0
+    return jnp.where(known, x / jnp.where(known, scale, 1.0), 0.0)
+
+
+def running(mean: jax.Array, batch: jax.Array, known: jax.Array) -> jax.Array:
+    """A running mean, of any shape, after another batch's: the first batch's, then a tenth of each batch's.
+
+    ``known`` (bool ``[]``) says whether there was a batch before.
+    """
+    checks.shapes("... ... ?", mean=mean, batch=batch, known=known)
+    return jnp.where(known, mean + 0.1 * (batch - mean), batch)
+
+
+def running_reward_scale(scale: jax.Array, reward: jax.Array, counted: jax.Array) -> jax.Array:
+    """The `running` mean of batches' largest rewards, in magnitude, after another batch, ``[]``.
+
+    0 is a scale that is not known yet. Not the root mean square, which grows as rare rewards become frequent: a network that
+    sees rewards in units of it learns from inputs that shrink as it learns.
+
+    Args:
+        scale: ``[]``, before.
+        reward: Of any shape; finite where ``counted``.
+        counted: Of the same shape, bool.
+    """
+    checks.shapes("? ... ...", scale=scale, reward=reward, counted=counted)
+    largest = jnp.max(jnp.abs(reward), where=jnp.asarray(counted, bool), initial=0.0)
+    return jnp.where(largest > 0, running(scale, largest, scale > 0), scale)

@@ -1,0 +1,117 @@
+"""Returns of agents that need no training: random, optimal and expert ones."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.stats
+from jaxmeta import checks
+from jaxmeta.rollouts.lifetime import lifetime
+from jaxmeta.estimators.episodes import episode_index, first_episode_return
+from jaxmeta.estimators.streams import finite_streams, mean_over_streams
+from jaxmeta.tasks import door
+from jaxmeta.tasks.family import TaskFamily
+from jaxmeta.types import Learner, Task, TimeStep
+from jaxmeta.evaluation.curves import adaptation_returns
+
+
+@checks.arguments
+def random_returns(
+    key: jax.Array, tasks: Task, *, family: TaskFamily, num_streams: int = 20
+) -> jax.Array:
+    """Mean return of uniformly random actions in each task, ``[M]``.
+
+    Like all returns of controllers below, it is the mean over the streams that are not broken; NaN without any.
+    """
+    return _controller_returns(
+        key, tasks, lambda key, task, obs: family.random_action(key), family, num_streams
+    )
+
+
+@checks.arguments
+def optimal_returns(key: jax.Array, tasks: Task, *, family: TaskFamily) -> jax.Array:
+    """Return of the family's optimal policy, which is told the task, ``[M]``: expected, where the
+    family computes it, else of an episode.
+
+    Raises:
+        ValueError: the family's optimum is not known.
+    """
+    if family.optimal_return is not None:
+        door.num_tasks("tasks", tasks, family.env)
+        return jax.vmap(family.optimal_return)(tasks)
+    optimal_action = family.optimal_action
+    if optimal_action is None:
+        raise ValueError(f"family {family.name!r} has no optimal_action")
+    return _controller_returns(
+        key, tasks, lambda key, task, obs: optimal_action(task, obs), family, num_streams=1
+    )
+
+
+@checks.arguments
+def expert_returns(
+    key: jax.Array, tasks: Task, *, family: TaskFamily, num_streams: int = 20
+) -> jax.Array:
+    """Mean return of the family's expert, which is told the task, ``[M]``.
+
+    It is good, not proven optimal: a learner may do better.
+
+    Raises:
+        ValueError: the family has none.
+    """
+    expert_action = family.expert_action
+    if expert_action is None:
+        raise ValueError(f"family {family.name!r} has no expert_action")
+    return _controller_returns(
+        key, tasks, lambda key, task, obs: expert_action(task, obs), family, num_streams
+    )
+
+
+@checks.arguments
+def reference_returns(key: jax.Array, tasks: Task, *, family: TaskFamily) -> jax.Array:
+    """What 1 means for `normalized`: the optimal return where it is known, else the expert's, ``[M]``.
+
+    Raises:
+        ValueError: the family has neither.
+    """
+    known = family.optimal_action or family.optimal_return
+    return (optimal_returns if known else expert_returns)(key, tasks, family=family)
+
+
+def controller_learner(policy: Callable[[jax.Array, Task, jax.Array], jax.Array]) -> Learner:
+    """A learner that acts by ``policy(key, task, obs)`` and learns nothing: the task is its meta."""
+
+    def act(
+        key: jax.Array, task: Task, agent: Any, memory: Any, timestep: TimeStep
+    ) -> tuple[jax.Array, jax.Array, Any]:
+        return policy(key, task, timestep.obs), jnp.zeros(()), memory
+
+    return Learner(
+        init=lambda key, task: (),
+        memory=lambda task: (),
+        act=act,
+        update=lambda key, task, agent, trajectories: agent,
+    )
+
+
+def _controller_returns(
+    key: jax.Array,
+    tasks: Task,
+    policy: Callable[[jax.Array, Task, jax.Array], jax.Array],
+    family: TaskFamily,
+    num_streams: int,
+) -> jax.Array:
+    settings: dict[str, Any] = dict(
+        learner=controller_learner(policy),
+        env=family.env,
+        num_streams=num_streams,
+        num_updates=0,
+        num_steps=family.horizon,
+    )
+
+    def task_returns(key: jax.Array, task: Task) -> jax.Array:
+        one = jax.tree.map(lambda x: x[None], task)
+        return adaptation_returns(key, task, one, **settings)
+
+    num_tasks = door.num_tasks("tasks", tasks, family.env)
+    return jax.vmap(task_returns)(jax.random.split(key, num_tasks), tasks).reshape(num_tasks)

@@ -1,0 +1,90 @@
+"""Trials: whole streams of experience of a learner that remembers, and the returns of their episodes."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.stats
+from jaxmeta import checks
+from jaxmeta.rollouts.lifetime import lifetime
+from jaxmeta.estimators.episodes import episode_index, first_episode_return
+from jaxmeta.estimators.streams import finite_streams, mean_over_streams
+from jaxmeta.tasks import door
+from jaxmeta.tasks.family import TaskFamily
+from jaxmeta.types import Learner, Task, TimeStep
+
+
+class Trials(NamedTuple):
+    """What was done and earned, a row a trial."""
+
+    action: jax.Array  # [M, T, *action_shape]
+    reward: jax.Array  # [M, T]
+    last: jax.Array  # [M, T], bool: an episode ended here
+    good: jax.Array  # [M], bool: every number that was seen is finite
+
+
+@checks.arguments
+def trials(
+    key: jax.Array,
+    meta: Any,
+    tasks: Task,
+    *,
+    learner: Learner,
+    env: Any,
+    num_steps: int,
+    num_updates: int = 0,
+    tasks_per_chunk: int = 1000,
+) -> Trials:
+    """One trial in each task, ``[M, (K + 1) T]``: what learners with memory are judged by.
+
+    A trial is ``num_steps`` T of one stream that is never begun anew, so memory outlives episodes. With
+    ``num_updates`` K > 0 it is K + 1 times as long, with an update of the learner's every T steps
+    (posterior sampling learns between episodes). ``tasks`` have a leading axis, ``[M]``.
+    """
+
+    checks.at_least("tasks_per_chunk", tasks_per_chunk, 1)
+    num_tasks = door.num_tasks("tasks", tasks, env)
+
+    def trial(key_and_task: tuple) -> Trials:
+        history = lifetime(
+            key_and_task[0],
+            meta,
+            key_and_task[1],
+            learner=learner,
+            env=env,
+            num_streams=1,
+            num_updates=num_updates,
+            num_steps=num_steps,
+        )
+        data = history.trajectories  # [K + 1, 1, T]
+        seen = (data.action, data.reward, data.last)
+        action, reward, last = jax.tree.map(lambda x: x.reshape(-1, *x.shape[3:]), seen)
+        return Trials(action, reward, last, jnp.all(jax.vmap(finite_streams)(data)))
+
+    return jax.lax.map(
+        trial,
+        (jax.random.split(key, num_tasks), tasks),
+        batch_size=min(tasks_per_chunk, num_tasks),
+    )
+
+
+@checks.arguments
+def episode_returns(trials: Trials, num_episodes: int) -> jax.Array:
+    """Undiscounted return of each of the first E episodes of every trial, ``[M, E]``.
+
+    NaN where there is none: an episode that the trial ends before, or cuts off, has no return, nor has one of a
+    trial in which a number is not finite. `summarize` leaves such trials out and counts them.
+    """
+
+    checks.at_least("num_episodes", num_episodes, 1)
+    told = {"trials.reward": trials.reward, "trials.last": trials.last, "trials.good": trials.good}
+    checks.shapes("MT MT M", **told)
+
+    def returns(reward: jax.Array, last: jax.Array, good: jax.Array) -> jax.Array:
+        index = episode_index(last)
+        episode = jax.nn.one_hot(index, num_episodes, dtype=reward.dtype)
+        ended = jnp.arange(num_episodes) < index[-1] + last[-1].astype(index.dtype)
+        return jnp.where(ended & good, reward @ episode, jnp.nan)
+
+    return jax.vmap(returns)(trials.reward, trials.last, trials.good)

@@ -1,0 +1,352 @@
+"""The fast loop of meta-gradients: an actor-critic whose update depends on numbers η that are learned.
+
+Advantage actor-critic with GAE(γ, λ) (Mnih et al. 2016, "Asynchronous methods for deep reinforcement
+learning"; Schulman et al. 2016) that learns on and on in one task. Discount, λ, costs and step size are of
+η where `Config.learns` names them, else of `Hyper`; η may hold a reward besides (Zheng, Oh & Singh 2018,
+"On learning intrinsic rewards for policy gradient methods"). One update is differentiable in η and in the
+agent before it, data fixed.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal, NamedTuple
+import jax
+import jax.numpy as jnp
+import optax
+from jaxmeta import checks
+from jaxmeta.networks.distributions import Distribution
+from jaxmeta.meta_updates.outer_loop import Optimizer
+from jaxmeta.networks.encodings import encode_action, input_sizes
+from jaxmeta.meta_updates.gradients import optimizer_step
+from jaxmeta.networks.policies import Policy, default_policy
+from jaxmeta.networks.values import Value, value_mlp
+from jaxmeta.estimators.surrogates import leave_one_out_mean
+from jaxmeta.estimators.returns import gae, td_errors
+from jaxmeta.estimators.streams import mean_over_streams, without_broken_streams
+from jaxmeta.tasks.family import TaskFamily
+from jaxmeta.types import Learner, Params, TimeStep, Trajectory
+
+
+LEARNABLE = ("discount", "gae_lambda", "policy_cost", "value_cost", "entropy_cost", "step_size")
+"""What `Config.learns` may name: entries of `Hyper`."""
+
+
+INNER_OPTIMIZERS: dict[str, Optimizer] = {
+    "sgd": optax.sgd,
+    # A square root has a derivative where gradients are zero only if something is added inside of it.
+    "rmsprop": partial(optax.rmsprop, eps=1e-8, eps_in_sqrt=True),
+    "adam": partial(optax.adam, eps_root=1e-8),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What shapes an agent and its update; `meta_gradient` adds its own settings to it."""
+
+    num_streams: int = 16
+    """Parallel instances of its task that an agent acts in (N)."""
+    num_steps: int = 20
+    """Steps of each between two updates (T)."""
+    learns: tuple[str, ...] = ("discount", "gae_lambda")
+    """Which of `LEARNABLE` are meta-learned, from where they are in `Hyper`; the rest stay there."""
+    intrinsic_reward: bool = False
+    """Meta-learn a reward that is added to the task's (LIRPG); needs `outer_value`."""
+    outer_value: bool = False
+    """Learn a second value function, of the outer discount and λ, for the meta-objective. The agents' own is of
+    the learned γ: far from the outer one it is no baseline, and a meta-gradient stays large and noisy even
+    where nothing is left to learn."""
+    value_targets: Literal["lambda", "monte_carlo"] = "lambda"
+    """What values are fitted to: returns of the λ of the advantages, or of λ = 1, which do not wait for
+    one value to have learned from the next."""
+    normalize: bool = False
+    """Divide each update's advantages by their root mean square, so that η does not change the length of a
+    step by way of their size."""
+    leave_one_out: bool = False
+    """Take from the derivative of an advantage in η that of the other streams' mean at the same step. A value
+    is a baseline of advantages and not of their derivative in γ, to which every later value adds: large, alike
+    in all streams, and times a score nothing but noise. What agents do is the same."""
+    inner_optimizer: Literal["sgd", "rmsprop", "adam"] = "sgd"
+    """Of the agents; its state is part of them."""
+    policy: Literal["mlp", "categorical", "gaussian", "softmax_linear"] = "mlp"
+    """A tanh network, categorical or Gaussian as the action space asks, or softmax-linear."""
+    hidden_sizes: tuple[int, ...] = (64, 64)
+    """Widths of the hidden layers of policy, values and intrinsic reward."""
+    rematerialize: bool = True
+    """Compute an update's intermediate values again in the backward pass rather than keep them."""
+    unroll: int = 1
+    """Steps a rollout's loop is unrolled by."""
+
+    def __post_init__(self) -> None:
+        checks.fields(self)
+        for name in ("num_streams", "num_steps", "unroll"):
+            checks.at_least(name, getattr(self, name), 1)
+        checks.distinct("learns", self.learns)
+        for name in self.learns:
+            checks.choice("learns", name, LEARNABLE)
+        checks.choice("value_targets", self.value_targets, ("lambda", "monte_carlo"))
+        checks.choice("inner_optimizer", self.inner_optimizer, INNER_OPTIMIZERS)
+        if self.leave_one_out and self.num_streams < 2:
+            raise ValueError(
+                f"num_streams={self.num_streams} must be at least 2 with leave_one_out: there are no others"
+            )
+        if self.intrinsic_reward and not self.outer_value:
+            raise ValueError(
+                "outer_value=False must be True with intrinsic_reward: the agent's own value is of both "
+                "rewards, and the meta-objective of the task's alone"
+            )
+
+
+class Hyper(NamedTuple):
+    """What may be swept, scheduled or learned: numbers, or arrays ``[]`` that are mapped or traced."""
+
+    discount: float = 0.99
+    """γ of the agents."""
+    gae_lambda: float = 0.95
+    """λ of their advantages and of the targets of their value."""
+    policy_cost: float = 1.0
+    """Weight of the policy gradient."""
+    value_cost: float = 0.5
+    """Weight of half the squared error of values. At L = 1 it and λ have a meta-gradient through values
+    only where `outer_value_cost` asks for good ones."""
+    entropy_cost: float = 0.01
+    """Weight of the policy's entropy, in nats a step."""
+    step_size: float = 0.01
+    """α of the agents' optimiser."""
+    min_discount: float = 0.0
+    """A learned γ is ``min_discount + (1 - min_discount) sigmoid(η)``."""
+    intrinsic_scale: float = 0.01
+    """Bound of the intrinsic reward."""
+    outer_discount: float = 0.99
+    """γ' of the meta-objective."""
+    outer_lambda: float = 0.95
+    """λ' of the meta-objective, and of the targets of the outer value."""
+    outer_value_cost: float = 0.0
+    """Weight of half the squared error of values in the meta-objective."""
+    outer_entropy_cost: float = 0.0
+    """Weight of the entropy in the meta-objective."""
+    outer_kl_cost: float = 0.0
+    """Weight of KL(π after the L updates || π before them) in the meta-objective, in nats a step."""
+    learning_rate: float = 1e-2
+    """Step size β of the outer optimiser."""
+    max_grad_norm: float = 1.0
+    """Clips the norm of the meta-gradient."""
+
+
+HYPER_RANGES: dict[str, tuple[float, float]] = {
+    "outer_discount": (0, 1),
+    "outer_lambda": (0, 1),
+    "min_discount": (0, 1),
+    "intrinsic_scale": (0, 1e12),
+}
+
+
+class Meta(NamedTuple):
+    """What the learner reads.
+
+    Where a number is learned, η says what it is, and ``hyper`` only where η began: change ``params``, not
+    ``hyper``, and read `learned_hyper`. (``hyper.value_cost`` is also the outer value's, which no η changes.)
+    """
+
+    params: dict[
+        str, Any
+    ]  # η: unconstrained numbers [], by name; "reward" is a network's parameters
+    hyper: Hyper
+
+
+class Agent(NamedTuple):
+    """An actor-critic."""
+
+    params: dict[str, Params]  # "policy", "value" and, where there is one, "outer_value"
+    optimizer: Any
+
+
+class ActorCriticLearner(NamedTuple):
+    """The learner and what a meta-objective needs of it; everything is of one task."""
+
+    learner: Learner
+    init: Callable[[jax.Array, Hyper], Meta]
+    """``(key, hyper) -> meta``."""
+    distribution: Callable[[Params, Trajectory], Distribution]
+    """``(policy's params, data [N, T]) -> distributions [N, T]``."""
+    outer_loss: Callable[[dict[str, Params], Trajectory, Hyper], jax.Array]
+    """``(agent's params, data [N, T], hyper) -> []``: the actor-critic's loss at the outer discount and λ;
+    values are data."""
+    moved: Callable[[Agent, Params, Any], Agent]
+    """``(agent, gradient, step size) -> agent``, by the agents' optimiser."""
+
+
+@checks.arguments
+def actor_critic_learner(
+    family: TaskFamily,
+    config: Config,
+    *,
+    policy: Policy | None = None,
+    value: Value | None = None,
+) -> ActorCriticLearner:
+    """The actor-critic that ``config`` describes, on tasks of ``family``.
+
+    Args:
+        family: The tasks' family.
+        config: What shapes the program.
+        policy: The agents' policy; None builds the one that ``config.policy`` names.
+        value: Their values; None builds tanh networks.
+
+    Raises:
+        ValueError: the policy does not fit the family's action space.
+    """
+    if policy is None:
+        shapes = family.observation_shape, family.action_space
+        policy = default_policy(
+            config.policy, *shapes, config.hidden_sizes, features=family.action_features
+        )
+    if value is None:
+        value = value_mlp(family.observation_shape, config.hidden_sizes)
+    reward_network = _reward_network(family, config)
+    inner_optimizer = INNER_OPTIMIZERS[config.inner_optimizer]
+
+    def distribution(params: Params, data: Trajectory) -> Distribution:
+        return jax.vmap(policy.unroll, in_axes=(None, 0, 0))(params, data.memory, data.timestep)
+
+    def evaluation(
+        params: Params, data: Trajectory, reward: Any, gamma: Any, lambda_: Any
+    ) -> tuple[jax.Array, jax.Array]:
+        """Advantages and the value's targets, ``[N, T]``."""
+        v, v_next = value.apply(params, data.timestep.obs), value.apply(params, data.next_obs)
+        discount = gamma * data.discount
+        delta = td_errors(reward, discount, v, v_next)
+        advantage = jax.vmap(gae, in_axes=(0, 0, 0, None))(delta, discount, data.last, lambda_)
+        if config.value_targets == "lambda":
+            return advantage, v + advantage
+        return advantage, v + jax.vmap(gae, in_axes=(0, 0, 0, None))(
+            delta, discount, data.last, 1.0
+        )
+
+    def policy_loss(
+        params: Params, data: Trajectory, good: jax.Array, advantage: Any, entropy_cost: Any
+    ) -> jax.Array:
+        pi = distribution(params, data)
+        gain = mean_over_streams(pi.log_prob(data.action) * advantage, good)
+        return -gain - entropy_cost * mean_over_streams(pi.entropy(), good)
+
+    def value_loss(
+        params: Params, data: Trajectory, good: jax.Array, target: jax.Array
+    ) -> jax.Array:
+        error = target - value.apply(params, data.timestep.obs)
+        return mean_over_streams(error**2, good) / 2
+
+    def init(key: jax.Array, hyper: Hyper) -> Meta:
+        hyper = jax.tree.map(lambda x: jnp.asarray(x, float), hyper)
+        params: dict[str, Any] = {name: _unconstrained(name, hyper) for name in config.learns}
+        if config.intrinsic_reward:
+            params["reward"] = reward_network.init(key)
+        return Meta(params, hyper)
+
+    def init_agent(key: jax.Array, meta: Meta) -> Agent:
+        policy_key, value_key, outer_key = jax.random.split(key, 3)
+        params = {"policy": policy.init(policy_key), "value": value.init(value_key)}
+        if config.outer_value:
+            params["outer_value"] = value.init(outer_key)
+        return Agent(params, inner_optimizer(learned_hyper(meta).step_size).init(params))
+
+    def act(key: jax.Array, meta: Meta, agent: Agent, memory: Any, timestep: TimeStep) -> tuple:
+        pi, memory = policy.step(agent.params["policy"], memory, timestep)
+        action = pi.sample(key)
+        return action, pi.log_prob(action), memory
+
+    def update(key: jax.Array, meta: Meta, agent: Agent, data: Trajectory) -> Agent:
+        del key
+        h, now = learned_hyper(meta), agent.params
+        data, good = without_broken_streams(data)
+        reward = data.reward
+        if config.intrinsic_reward:
+            inputs = _state_actions(data, family)
+            r = jnp.tanh(reward_network.apply(meta.params["reward"], inputs))
+            reward = reward + h.intrinsic_scale * r
+        # Outside of the loss, and live: what the loss takes as given, the meta-gradient does not.
+        advantage, target = evaluation(now["value"], data, reward, h.discount, h.gae_lambda)
+        if config.leave_one_out:
+            at_each_step = jax.vmap(leave_one_out_mean, in_axes=(1, None), out_axes=1)
+            others = at_each_step(advantage, good)
+            advantage -= others - jax.lax.stop_gradient(others)
+        if config.normalize:
+            mean_square = mean_over_streams(advantage**2, good)
+            # Where nothing is better than expected the root has no derivative; what is added is no scale.
+            advantage = advantage / jnp.sqrt(mean_square + 1e-16)
+        if config.outer_value:
+            outer = h.outer_discount, h.outer_lambda
+            _, outer_target = evaluation(now["outer_value"], data, data.reward, *outer)
+
+        def loss(params: Params) -> jax.Array:
+            seen = data, good
+            total = policy_loss(params["policy"], *seen, h.policy_cost * advantage, h.entropy_cost)
+            total += h.value_cost * value_loss(params["value"], *seen, target)
+            if config.outer_value:
+                error = value_loss(params["outer_value"], *seen, outer_target)
+                total += meta.hyper.value_cost * error
+            return total
+
+        return moved(agent, jax.grad(loss)(now), h.step_size)
+
+    def moved(agent: Agent, gradient: Params, step_size: Any) -> Agent:
+        optimizer = inner_optimizer(step_size)
+        return Agent(*optimizer_step(optimizer, gradient, agent.optimizer, agent.params))
+
+    def outer_loss(params: Params, data: Trajectory, hyper: Hyper) -> jax.Array:
+        critic = params["outer_value" if config.outer_value else "value"]
+        data, good = without_broken_streams(data)
+        advantage, target = jax.lax.stop_gradient(
+            evaluation(critic, data, data.reward, hyper.outer_discount, hyper.outer_lambda)
+        )
+        loss = policy_loss(params["policy"], data, good, advantage, hyper.outer_entropy_cost)
+        return loss + hyper.outer_value_cost * value_loss(critic, data, good, target)
+
+    learner = Learner(
+        init=init_agent,
+        memory=lambda meta: policy.memory(),
+        act=act,
+        update=jax.checkpoint(update) if config.rematerialize else update,
+    )
+    learner = checks.reading(learner, Meta)
+    return ActorCriticLearner(learner, init, distribution, outer_loss, moved)
+
+
+def learned_hyper(meta: Meta) -> Hyper:
+    """``meta.hyper`` with what is learned in its place, differentiable in ``meta.params``."""
+    now: dict[str, Any] = {
+        name: _constrained(name, x, meta.hyper)
+        for name, x in meta.params.items()
+        if name in LEARNABLE
+    }
+    return meta.hyper._replace(**now)
+
+
+def _constrained(name: str, x: jax.Array, hyper: Hyper) -> Any:
+    """γ and λ by a sigmoid, costs and step sizes by an exponential."""
+    if name == "discount":
+        return hyper.min_discount + (1.0 - hyper.min_discount) * jax.nn.sigmoid(x)
+    return jax.nn.sigmoid(x) if name == "gae_lambda" else jnp.exp(x)
+
+
+def _unconstrained(name: str, hyper: Hyper) -> Any:
+    """The inverse, of a value that is as close to the ends of its range as has a derivative."""
+    x = getattr(hyper, name)
+    if name not in ("discount", "gae_lambda"):
+        return jnp.log(jnp.maximum(x, 1e-6))
+    if name == "discount":
+        x = (x - hyper.min_discount) / (1.0 - hyper.min_discount)
+    x = jnp.clip(x, 1e-4, 1.0 - 1e-4)
+    return jnp.log(x) - jnp.log1p(-x)
+
+
+def _reward_network(family: TaskFamily, config: Config) -> Value:
+    """``(s, a) -> []``, of `_state_actions`."""
+    obs_size, past_size, _ = input_sizes(family)
+    return value_mlp((obs_size + past_size - 1,), config.hidden_sizes)
+
+
+def _state_actions(data: Trajectory, family: TaskFamily) -> jax.Array:
+    """Observations and actions side by side, ``[N, T, O + A]``."""
+    obs = data.timestep.obs.reshape(*data.reward.shape, -1)
+    action = jax.vmap(lambda action: encode_action(action, family))(data.action)
+    return jnp.concatenate([obs, action], axis=-1)

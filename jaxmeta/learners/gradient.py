@@ -1,0 +1,374 @@
+r"""The fast loop of the gradient-based family: a policy that is adapted by policy-gradient steps.
+
+In a task the agent φ is a set of policy parameters. It starts at the meta-learned θ and takes K steps
+
+$$φ_0 = θ, \quad φ_{k+1} = φ_k - α ∇ L(φ_k; D_k), \quad D_k \sim π_{φ_k},$$
+
+on a surrogate loss L of `surrogates`. MAML, ProMP, MAML-TRPO, Reptile and evolution strategies share it
+and differ in how θ is learned; their settings narrow what is adapted (ANIL, CAVIA) and what else is
+learned (Meta-SGD).
+"""
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal, NamedTuple
+import jax
+import jax.numpy as jnp
+import optax
+from jaxmeta import checks, rollouts
+from jaxmeta.estimators import surrogates
+from jaxmeta.networks.distributions import Distribution
+from jaxmeta.meta_updates.gradients import State, guarded_update, map_tasks, meta_gradient
+from jaxmeta.networks.policies import Policy, default_policy
+from jaxmeta.estimators.surrogates import Surrogate
+from jaxmeta.estimators.baselines import BASELINES, baseline_td_errors, sees_observations
+from jaxmeta.estimators.episodes import first_episode_return, in_first_episode
+from jaxmeta.estimators.streams import finite_streams, mean_over_streams, without_broken_streams
+from jaxmeta.estimators.units import advantage_scale
+from jaxmeta.tasks.family import TaskFamily
+from jaxmeta.types import History, Learner, MetaAlgorithm, Params, Task, TimeStep, Trajectory
+
+
+@dataclasses.dataclass(frozen=True)
+class Adaptation:
+    """What every learner that adapts by gradient steps is asked."""
+
+    num_streams: int = 20
+    """Parallel episodes a task and update (N)."""
+    num_steps: int | None = None
+    """Steps of each (T), at least the family's horizon; None is the horizon, one whole episode."""
+    num_updates: int = 1
+    """Inner gradient steps (K) in meta-training; 0 trains without meta-learning."""
+    step_sizes: Literal["fixed", "scalar", "parameter"] = "fixed"
+    """Inner step sizes: fixed, one that is learned, or one learned per parameter (Meta-SGD: Li et al.
+    2017)."""
+    adapts: str = "all"
+    """What the inner steps change: `all` parameters; the `head`, a network's last layer (ANIL: Raghu et
+    al. 2020); or another top-level entry of the parameters."""
+    hidden_sizes: tuple[int, ...] = (64, 64)
+    """Widths of the hidden layers."""
+    rematerialize: bool = True
+    """Compute an inner step's intermediate values again in the backward pass rather than keep them:
+    at K = 3 about a quarter of the memory. `benchmarks/second_order.py` measures it."""
+    tasks_per_chunk: int | None = None
+    """Tasks that are worked on at a time, to bound memory; None is all of them on an accelerator and
+    5 on a single CPU, whose cache the working set should fit. Changes results by rounding only.
+    On several devices it must be a multiple of their number."""
+    unroll: int = 1
+    """Steps a rollout's loop is unrolled by."""
+
+    def __post_init__(self) -> None:
+        checks.fields(self)
+        checks.at_least("num_streams", self.num_streams, 1)
+        if self.num_steps is not None:
+            checks.at_least("num_steps", self.num_steps, 1)
+        checks.at_least("num_updates", self.num_updates, 0)
+        checks.choice("step_sizes", self.step_sizes, ("fixed", "scalar", "parameter"))
+        if self.tasks_per_chunk is not None:
+            checks.at_least("tasks_per_chunk", self.tasks_per_chunk, 1)
+        checks.at_least("unroll", self.unroll, 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(Adaptation):
+    """What shapes the program of a policy that adapts; algorithms add their own settings to it."""
+
+    num_steps: int | None = None
+    """Steps of each (T), at least the family's horizon; None is the horizon, one whole episode. An episode that
+    ends sooner is followed by others, which are not learned from: a stream is one episode."""
+    adapts: str = "all"
+    """What the inner steps change: `all` parameters; the `head`, a network's last layer (ANIL: Raghu et
+    al. 2020); the `context`, inputs that start at zero and are not meta-learned (CAVIA: Zintgraf et al.
+    2019; set `context_size`); or another top-level entry of the policy's parameters."""
+    inner_surrogate: str = "lvc"
+    """Surrogate of the inner step: `score`, `dice`, `lvc`, `ppo_clip` or another name in
+    `surrogates.SURROGATES`."""
+    normalize: bool = False
+    """Divide each batch's advantages by their root mean square, inside and outside, so that what is learned
+    does not depend on the unit of rewards; steps then do not shrink near the optimum either."""
+    baseline: Literal["auto", "observation", "time"] = "auto"
+    """What the linear baseline of each stream, fitted to the others, is a function of: `observation` and time,
+    or `time` alone, where observations are long beside the steps of all streams. `auto` takes observations of
+    up to 248 numbers (`baselines.AUTO_FEATURES`), so no images."""
+    policy: Literal["mlp", "categorical", "gaussian", "softmax_linear"] = "mlp"
+    """A tanh network, categorical or Gaussian as the action space asks, or softmax-linear in the family's
+    `action_features`."""
+    context_size: int = 0
+    """Entries of the context, fed to the network beside the observation."""
+    initial_std: float = 1.0
+    """A Gaussian policy's first standard deviation, in half-widths of the action space. At 1 a third of what is drawn
+    lies outside; the same inner step goes further where it is smaller."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        checks.choice("inner_surrogate", self.inner_surrogate, surrogates.SURROGATES)
+        checks.choice("baseline", self.baseline, BASELINES)
+        checks.at_least("context_size", self.context_size, 0)
+        checks.between("initial_std", self.initial_std, 1e-12, 1e6)
+
+
+class Meta(NamedTuple):
+    """What the learner reads."""
+
+    params: Params  # θ
+    hyper: Any  # the algorithm's Hyper, with at least discount, gae_lambda, step_size: see `step_sizes`
+
+
+class GradientLearner(NamedTuple):
+    """The learner and what the outer losses need of it; everything is of one task."""
+
+    learner: Learner
+    init: Callable[[jax.Array, Any], Meta]
+    """``(key, hyper) -> meta``."""
+    distribution: Callable[[Params, Trajectory], Distribution]
+    """``(params, data [N, T]) -> the policy's action distributions [N, T]``."""
+    loss: Callable[[Params, Trajectory, Any, Surrogate], jax.Array]
+    """``(params, data [N, T], hyper, surrogate) -> []``: minus the surrogate of the streams' first
+    episodes, per step of T, to be minimised. Streams with a number that is not finite are left out. With no
+    other the loss is NaN and its gradient zero: an update changes nothing, a meta-update skips the task."""
+    lifetime: Callable[..., History]
+    """`rollouts.lifetime` with the configured sizes."""
+    env_steps: int
+    """Steps of one lifetime: N T (K + 1)."""
+
+    def live(self, key: jax.Array, meta: Meta, task: Task) -> History:
+        """A lifetime of the configured sizes, ``[K + 1]``."""
+        return self.lifetime(key, meta, task, learner=self.learner)
+
+
+@checks.arguments
+def gradient_learner(
+    family: TaskFamily,
+    config: Config,
+    *,
+    policy: Policy | None = None,
+    first_order: bool = False,
+) -> GradientLearner:
+    """The learner that ``config`` describes, on tasks of ``family``.
+
+    Args:
+        family: Where the environment, its spaces and the horizon come from.
+        config: What shapes the program.
+        policy: The policy that adapts; None builds the one that ``config.policy`` names.
+        first_order: Treat the inner gradient as a constant: φ_K depends on θ as θ itself does.
+
+    Raises:
+        ValueError: the policy does not fit the family's action space; it has no parameters of the name
+            ``config.adapts``; ``config.num_steps`` is below the horizon; observations are too long for the
+            baseline that ``config`` asks for.
+    """
+    num_steps = episode_steps(family, config)
+    if policy is None:
+        policy = default_policy(
+            config.policy,
+            family.observation_shape,
+            family.action_space,
+            config.hidden_sizes,
+            config.context_size,
+            features=family.action_features,
+            initial_std=config.initial_std,
+        )
+    if config.adapts != "all":
+        shapes = jax.eval_shape(policy.init, jax.random.key(0))
+        checks.choice(
+            "adapts", config.adapts, ["all", *(shapes if isinstance(shapes, dict) else ())]
+        )
+    sees_observations(family.observation_shape, config.baseline)
+    inner_surrogate = surrogates.SURROGATES[config.inner_surrogate]
+
+    def distribution(params: Params, data: Trajectory) -> Distribution:
+        return jax.vmap(policy.unroll, in_axes=(None, 0, 0))(params, data.memory, data.timestep)
+
+    def loss(params: Params, data: Trajectory, hyper: Any, surrogate: Surrogate) -> jax.Array:
+        data, good = without_broken_streams(data)
+        log_prob = distribution(params, data).log_prob(data.action)
+        discount = hyper.discount * data.discount
+        counted = jax.vmap(in_first_episode)(data.last) & good[:, None]
+        delta = baseline_td_errors(
+            data, discount, family.horizon, counted, baseline=config.baseline
+        )
+        if config.normalize:
+            delta = delta / advantage_scale(delta, discount, data.last, hyper.gae_lambda, counted)
+        delta = jnp.where(counted, jax.lax.stop_gradient(delta), 0.0)
+        terms = jax.vmap(surrogate, in_axes=(0, 0, 0, 0, 0, None))(
+            log_prob, data.log_prob, delta, discount, data.timestep.first, hyper.gae_lambda
+        )
+        # A sum over one episode, over a constant: the realised lengths would bias it.
+        return -mean_over_streams(terms, good) / data.reward.shape[1]
+
+    def update(key: jax.Array, meta: Meta, agent: Params, data: Trajectory) -> Params:
+        del key
+        part = adapted(agent, config)
+        gradient = jax.grad(
+            lambda part: loss(with_adapted(agent, part, config), data, meta.hyper, inner_surrogate)
+        )(part)
+        if first_order:
+            gradient = jax.lax.stop_gradient(gradient)
+        return with_adapted(agent, stepped(part, meta, gradient, config), config)
+
+    def act(
+        key: jax.Array, meta: Meta, agent: Params, memory: Any, timestep: TimeStep
+    ) -> tuple[jax.Array, jax.Array, Any]:
+        distribution, memory = policy.step(agent, memory, timestep)
+        action = distribution.sample(key)
+        return action, distribution.log_prob(action), memory
+
+    learner = Learner(
+        init=lambda key, meta: meta.params,
+        memory=lambda meta: policy.memory(),
+        act=act,
+        # The updates are the only part of a lifetime that is differentiated, so their intermediate
+        # values are what memory goes to: keep their inputs and compute the rest again.
+        update=jax.checkpoint(update) if config.rematerialize else update,
+    )
+
+    learner = checks.reading(learner, Meta)
+    lifetime = partial(
+        rollouts.lifetime,
+        env=family.env,
+        num_streams=config.num_streams,
+        num_updates=config.num_updates,
+        num_steps=num_steps,
+        restart=True,
+        unroll=config.unroll,
+    )
+
+    def init(key: jax.Array, hyper: Any) -> Meta:
+        params = policy.init(key)
+        return first_meta(params, hyper, config)
+
+    env_steps = config.num_streams * num_steps * (config.num_updates + 1)
+    return GradientLearner(learner, init, distribution, loss, lifetime, env_steps)
+
+
+def adapted(params: Params, config: Adaptation) -> Any:
+    """The part of a policy's parameters that inner steps change."""
+    return params if config.adapts == "all" else params[config.adapts]
+
+
+def with_adapted(params: Params, part: Any, config: Adaptation) -> Params:
+    """The parameters with another adapted ``part``."""
+    return part if config.adapts == "all" else {**params, config.adapts: part}
+
+
+def episode_steps(family: TaskFamily, config: Adaptation) -> int:
+    """Steps of a stream (T), which hold one whole episode.
+
+    Raises:
+        ValueError: ``config.num_steps`` is below the family's horizon, so that an episode may be cut.
+    """
+    if config.num_steps is None:
+        return family.horizon
+    if config.num_steps < family.horizon:
+        raise ValueError(
+            f"num_steps={config.num_steps} must be at least {family.horizon}, the horizon of family "
+            f"{family.name!r}, or None: a stream is one episode, and one that is cut has no return"
+        )
+    return config.num_steps
+
+
+def first_meta(params: Params, hyper: Any, config: Adaptation) -> Meta:
+    """What training starts from: ``hyper`` as arrays, with inner step sizes of each parameter where
+    ``config.step_sizes`` asks for them."""
+    hyper = jax.tree.map(lambda x: jnp.asarray(x, float), hyper)
+    if config.step_sizes == "parameter":
+        sizes = {
+            name: jax.tree.map(jnp.full_like, part, jax.tree.broadcast(size, part))
+            for name, (size, part) in step_sizes(params, hyper).items()
+        }
+        hyper = hyper._replace(**sizes)
+    return Meta(params, hyper)
+
+
+def step_sizes(params: Params, hyper: Any) -> dict[str, tuple[Any, Params]]:
+    """The fields of ``hyper`` that are inner step sizes, each with the parameters that it is of.
+
+    ``step_size`` is of all parameters but those of a top-level ``part`` for which there is a
+    ``{part}_step_size``. A step size is one number, or a prefix of the tree of its parameters.
+    """
+    top_level = params if isinstance(params, dict) else {}
+    own = {part: x for part, x in top_level.items() if hasattr(hyper, f"{part}_step_size")}
+    rest = {part: x for part, x in top_level.items() if part not in own} if own else params
+    parts = {"step_size": rest} | {f"{part}_step_size": x for part, x in own.items()}
+    return {name: (getattr(hyper, name), x) for name, x in parts.items()}
+
+
+def stepped(part: Any, meta: Meta, gradient: Any, config: Adaptation) -> Any:
+    """The adapted ``part`` after an inner step, ``part - α gradient``."""
+    sizes = {
+        name: jax.tree.broadcast(size, part)
+        for name, (size, part) in step_sizes(meta.params, meta.hyper).items()
+    }
+    every = sizes.pop("step_size")
+    if sizes:
+        every |= {name.removesuffix("_step_size"): size for name, size in sizes.items()}
+    return jax.tree.map(lambda p, a, g: p - a * g, part, adapted(every, config), gradient)
+
+
+def learned(meta: Meta, config: Adaptation) -> dict[str, Any]:
+    """The part of ``meta`` that is meta-learned.
+
+    A context is not: it starts where no task has moved it, at zero. Learning its start too would only be
+    a bias of the first layer under another name.
+    """
+    params = meta.params
+    if config.adapts == "context":
+        params = {name: x for name, x in params.items() if name != "context"}
+    if config.step_sizes == "fixed":
+        return {"params": params}
+    sizes = step_sizes(meta.params, meta.hyper)
+    return {"params": params} | {name: size for name, (size, _) in sizes.items()}
+
+
+def with_learned(meta: Meta, learned: dict[str, Any], config: Adaptation) -> Meta:
+    """``meta`` with another `learned` part."""
+    params, sizes = learned["params"], {x: y for x, y in learned.items() if x != "params"}
+    if config.adapts == "context":
+        params = {**meta.params, **params}
+    return Meta(params, meta.hyper._replace(**sizes) if sizes else meta.hyper)
+
+
+def mean_kl(old: Distribution, new: Distribution, good: jax.Array) -> jax.Array:
+    """KL(old || new) in nats, its mean over the ``good`` (bool ``[N]``) streams of a batch ``[N, T]``, ``[]``."""
+    return mean_over_streams(old.kl(new), good)  # type: ignore[arg-type]
+
+
+def report(history: History) -> dict[str, jax.Array]:
+    """Mean undiscounted return of the newborn and of the adapted agent, of a history ``[K + 1]``, and how
+    many streams did not count: `skipped_streams`."""
+    data = history.trajectories
+    returns = jax.vmap(jax.vmap(first_episode_return))(data.reward, data.last)
+    good = jax.vmap(finite_streams)(data)
+    return {
+        "return/before": mean_over_streams(returns[0], good[0]),
+        "return/after": mean_over_streams(returns[-1], good[-1]),
+        "skipped_streams": skipped_streams(data),
+    }
+
+
+def skipped_streams(*data: Trajectory) -> jax.Array:
+    """How many streams of ``data [..., N, T]`` hold a number that is not finite, int32 ``[]``."""
+
+    def broken(x: Trajectory) -> jax.Array:
+        flat = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[x.reward.ndim - 1 :]), x)
+        return jnp.sum(~finite_streams(flat), dtype=jnp.int32)
+
+    return jnp.sum(jnp.stack([broken(x._replace(memory=())) for x in data]))
+
+
+def record(
+    key: jax.Array, meta: Meta, tasks: Task, parts: GradientLearner, config: Config
+) -> tuple[jax.Array, History]:
+    """One lifetime in each of ``tasks [M]`` as data: ``(keys [M], histories [M, K + 1])``.
+
+    For outer loops that look at the same experience more than once: ``replay`` with a lifetime's key.
+    """
+    num_tasks = jax.tree.leaves(tasks)[0].shape[0]
+    keys = jax.random.split(key, num_tasks)
+    histories = map_tasks(
+        lambda key_and_task: parts.live(key_and_task[0], meta, key_and_task[1]),
+        (keys, tasks),
+        tasks_per_chunk=config.tasks_per_chunk,
+    )
+    return jax.random.clone(keys), jax.lax.stop_gradient(histories)

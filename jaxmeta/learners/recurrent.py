@@ -1,0 +1,413 @@
+"""The fast loop of learners with memory: what is learned in a task is in a recurrent network's state.
+
+A *trial* is one stream of a task: E episodes of at most H steps, one after the other, and the memory lasts
+from the first step to the last. It is not cleared where an episode ends, for what one episode taught is for
+the next; that, and seeing the previous action and reward, is all that makes a recurrent policy a
+meta-learner (Duan et al. 2016, "RL²: fast reinforcement learning via slow reinforcement learning"; Wang et
+al. 2016, "Learning to reinforcement learn"). The objective is the return of the whole trial: values and
+advantages cross the ends of episodes too.
+
+Where episodes end sooner the stream goes on for E H steps. The steps up to the end of the E-th episode are
+*counted*; what follows enters no loss, no statistic and no report, whatever numbers it holds. Otherwise
+policies whose episodes end soonest would earn most.
+
+What is learned does not depend on the unit of rewards: the network sees rewards, and values and advantages
+are learned, in units of running scales (`Meta`). Rewards times 1 000 give the same parameters.
+
+RL² and VariBAD share it and differ in the network.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+import jax
+import jax.numpy as jnp
+import optax
+from gymnax.environments import spaces
+from jaxmeta import checks, rollouts
+from jaxmeta.estimators import surrogates
+from jaxmeta.networks.distributions import Distribution
+from jaxmeta.meta_updates.gradients import State, guarded_update
+from jaxmeta.networks.policies import Head, action_head
+from jaxmeta.networks.values import Value, value_mlp
+from jaxmeta.estimators.episodes import episode_index
+from jaxmeta.estimators.returns import gae, td_errors
+from jaxmeta.estimators.streams import count, without_broken_streams
+from jaxmeta.estimators.units import in_units, running, running_reward_scale
+from jaxmeta.tasks.family import TaskFamily
+from jaxmeta.types import Learner, MetaAlgorithm, Params, Task, TimeStep, Trajectory
+from jaxmeta.networks.actor_critic import ActorCritic, Inputs
+from jaxmeta.networks.encodings import encode_action
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What shapes the program; algorithms add their own settings to it."""
+
+    num_episodes: int = 1
+    """Episodes in a trial (E), with one memory."""
+    num_streams: int = 1
+    """Trials of a task in a meta-update (N)."""
+    remembers: Literal["trial", "episode"] = "trial"
+    """Where the memory is cleared: at the start of a `trial`; or of every `episode`, which is the control
+    that does not learn from one to the next."""
+    sees_time: bool = True
+    """Show the network how much of the trial has passed: the best way to explore depends on it, and
+    values even more."""
+    hidden_sizes: tuple[int, ...] = ()
+    """Widths of hidden layers between what is remembered and the policy's and the value's outputs."""
+    num_epochs: int = 4
+    """Passes over a batch of trials."""
+    num_minibatches: int = 4
+    """Gradient steps in a pass; the number of trials must be a multiple of it."""
+    normalize: bool = True
+    """Scale each minibatch's advantages to mean 0 and standard deviation 1; without it they are in units of
+    the spread of returns."""
+    unroll: int = 1
+    """Steps a rollout's loop is unrolled by."""
+
+    def __post_init__(self) -> None:
+        checks.fields(self)
+        for name in ("num_episodes", "num_streams", "num_epochs", "num_minibatches", "unroll"):
+            checks.at_least(name, getattr(self, name), 1)
+        checks.choice("remembers", self.remembers, ("trial", "episode"))
+        for size in self.hidden_sizes:
+            checks.at_least("hidden_sizes", size, 1)
+
+
+class Hyper(NamedTuple):
+    """What may be swept, scheduled or learned: numbers, or arrays ``[]`` that are mapped or traced."""
+
+    discount: float = 0.99
+    """γ, to steady the advantages: what is wanted is the trial's undiscounted return."""
+    gae_lambda: float = 0.95
+    """λ of the advantages."""
+    learning_rate: float = 1e-3
+    """Step size of the optimiser, a minibatch."""
+    anneal_updates: float = math.inf
+    """Meta-updates in which the step size and the weight of the entropy fall to zero in a straight line;
+    infinite keeps them."""
+    max_grad_norm: float = 1.0
+    """Clips the norm of the gradient, of all that is learned together."""
+    clip: float = 0.2
+    """ε: ratios beyond 1 ± ε earn nothing more."""
+    entropy_cost: float = 0.01
+    """Weight of the policy's entropy, in nats a step."""
+    value_cost: float = 0.5
+    """Weight of the squared error of values, in units of the spread of returns."""
+
+
+class Meta(NamedTuple):
+    """What the learner reads."""
+
+    params: Params
+    value_scale: jax.Array  # [2], running mean and standard deviation of the returns to come
+    reward_scale: jax.Array  # [], running mean of the batches' largest rewards
+    hyper: Any  # a scale of 0 is not known yet: it awaits a batch that has one
+
+
+class TrialMemory(NamedTuple):
+    """What a stream carries."""
+
+    state: Any  # of the network
+    time: jax.Array  # [], int32: steps since the trial began
+
+
+class RecurrentLearner(NamedTuple):
+    """The learner and what the outer losses need of it."""
+
+    learner: Learner
+    inputs: Callable[[Meta, Trajectory], Inputs]
+    """``(meta, data [T]) -> inputs [T]``."""
+    trials: Callable[[jax.Array, Any, Task], Trajectory]
+    """``(key, meta, tasks [M]) -> [M N, T]``: the trials of all streams of all tasks."""
+    num_steps: int
+    """Steps of a trial, T = E H."""
+
+
+def heads(num_features: int, family: TaskFamily, config: Config) -> tuple[Head, Value]:
+    """The policy and the value of ``num_features`` numbers."""
+    policy = action_head(num_features, family.action_space, config.hidden_sizes)
+    return policy, value_mlp((num_features,), config.hidden_sizes)
+
+
+@checks.arguments
+def recurrent_learner(family: TaskFamily, config: Config, network: ActorCritic) -> RecurrentLearner:
+    """The learner that acts by ``network`` and remembers as ``config`` says, on tasks of ``family``."""
+    num_steps = config.num_episodes * family.horizon
+
+    def look(meta: Meta, timestep: TimeStep, time: jax.Array) -> Inputs:
+        """What is shown at one step."""
+        reset = time == 0
+        if config.remembers == "episode":
+            reset = reset | timestep.first
+        reward = in_units(timestep.reward, meta.reward_scale)
+        past = jnp.append(encode_action(timestep.action[None], family)[0], reward)
+        passed = (time / num_steps) if config.sees_time else jnp.zeros_like(timestep.reward)
+        return Inputs(
+            obs=timestep.obs.reshape(-1),
+            past=jnp.where(reset, 0.0, past),
+            time=jnp.stack([timestep.first.astype(past.dtype), passed.astype(past.dtype)]),
+            reset=reset,
+        )
+
+    def act(
+        key: jax.Array, meta: Meta, agent: tuple, memory: TrialMemory, timestep: TimeStep
+    ) -> tuple[jax.Array, jax.Array, TrialMemory]:
+        shown = look(meta, timestep, memory.time)
+        distribution, state = network.step(meta.params, memory.state, shown)
+        action = distribution.sample(key)
+        return action, distribution.log_prob(action), TrialMemory(state, memory.time + 1)
+
+    def inputs(meta: Meta, data: Trajectory) -> Inputs:
+        time = data.memory.time + jnp.arange(data.reward.shape[0], dtype=jnp.int32)
+        return jax.vmap(look, (None, 0, 0))(meta, data.timestep, time)
+
+    learner = Learner(
+        init=lambda key, meta: (),
+        memory=lambda meta: TrialMemory(network.initial(), jnp.zeros((), jnp.int32)),
+        act=act,
+        update=lambda key, meta, agent, trajectories: agent,
+    )
+
+    learner = checks.reading(learner, Meta)
+
+    def trials(key: jax.Array, meta: Meta, tasks: Task) -> Trajectory:
+        def trial(key: jax.Array, task: Task) -> Trajectory:
+            history = rollouts.lifetime(
+                key,
+                meta,
+                task,
+                learner=learner,
+                env=family.env,
+                num_streams=config.num_streams,
+                num_updates=0,
+                num_steps=num_steps,
+                unroll=config.unroll,
+            )
+            return jax.tree.map(lambda x: x[0], history.trajectories)
+
+        num_tasks = jax.tree.leaves(tasks)[0].shape[0]
+        data = jax.vmap(trial)(jax.random.split(key, num_tasks), tasks)
+        return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), data)
+
+    return RecurrentLearner(learner, inputs, trials, num_steps)
+
+
+def values_to_come(v: jax.Array) -> jax.Array:
+    """``v_{t+1}``, and 0 after the trial, ``[T]``: ends of episodes within it are not ends of anything."""
+    return jnp.append(v[1:], jnp.zeros_like(v[:1]))
+
+
+def advantages(reward: jax.Array, v: jax.Array, hyper: Any) -> jax.Array:
+    """Generalised advantages over one whole trial ``[T]``, across the ends of its episodes.
+
+    Rewards and values after the trial's last episode must be 0.
+    """
+    discount = jnp.full_like(reward, hyper.discount)
+    delta = td_errors(reward, discount, v, values_to_come(v))
+    return gae(delta, discount, jnp.zeros_like(reward), hyper.gae_lambda)
+
+
+class Loss(NamedTuple):
+    """How one minibatch of trials is learned from."""
+
+    policy: Callable[[jax.Array, jax.Array, Any], jax.Array]
+    """``(log_ratio [T], advantage [T], hyper) -> [T]``, to be maximised."""
+    auxiliary: Callable[..., tuple[jax.Array, dict]] | None = None
+    """``(params, key, data [T], inputs [T], counted [T], hyper) -> (loss [], report)`` of one trial, to be
+    minimised beside it. Rewards in ``data`` are in units; steps that are not ``counted`` (bool) hold zeros
+    and must enter nothing."""
+
+
+def ppo(log_ratio: jax.Array, advantage: jax.Array, hyper: Any) -> jax.Array:
+    """PPO's clipped objective at each step (Schulman et al. 2017, eq. 7), ``[T]``."""
+    return surrogates.clipped_ratio(log_ratio, advantage, hyper.clip)
+
+
+def a2c(log_ratio: jax.Array, advantage: jax.Array, hyper: Any) -> jax.Array:
+    """The policy gradient at each step (Mnih et al. 2016), ``[T]``; for data of the policy itself."""
+    return log_ratio * advantage
+
+
+def learn_from_trials(
+    family: TaskFamily,
+    config: Config,
+    hyper: Any,
+    network: ActorCritic,
+    loss: Loss,
+    optimizer: Callable[[Any], optax.GradientTransformation],
+) -> MetaAlgorithm:
+    """The outer loop: trials on new tasks, then some passes over them by minibatches.
+
+    A trial with a number in its counted steps that is not finite is left out and counted in
+    ``skipped_tasks``; a minibatch without a good trial or a finite gradient changes nothing; ``skipped_updates`` is 1 where
+    that was true of all. On several devices the tasks are shared for acting; minibatches are drawn from
+    all of them, so learning gathers its trials and is not shared.
+    """
+    parts = memory_learner(family, config, network)
+
+    def outer_optimizer(hyper: Any) -> optax.GradientTransformation:
+        return optax.chain(
+            optax.clip_by_global_norm(hyper.max_grad_norm), optimizer(hyper.learning_rate)
+        )
+
+    def init(key: jax.Array, hyper: Any = hyper) -> State:
+        hyper = jax.tree.map(lambda x: jnp.asarray(x, float), hyper)
+        params = network.init(key)
+        meta = Meta(params, jnp.zeros(2), jnp.zeros(()), hyper)
+        return State(meta, outer_optimizer(hyper).init(params), jnp.zeros((), jnp.int32))
+
+    def batch_loss(params: Params, keys: jax.Array, batch: tuple, hyper: Any) -> tuple:
+        data, inputs, advantage, target, steps = batch
+        if config.normalize:
+            mean = jnp.mean(advantage, where=steps)
+            advantage = (advantage - mean) / (jnp.std(advantage, where=steps) + 1e-8)
+        distribution, v = jax.vmap(network.unroll, in_axes=(None, 0, 0))(
+            params, data.memory.state, inputs
+        )
+        # The others' ratio is no policy's: it may be infinite, and a mask after `exp` leaves a gradient NaN.
+        log_ratio = jnp.where(steps, distribution.log_prob(data.action) - data.log_prob, 0.0)
+
+        def mean_step(x: jax.Array) -> jax.Array:
+            return jnp.sum(jnp.where(steps, x, 0.0)) / count(steps, x)
+
+        gain = mean_step(loss.policy(log_ratio, advantage, hyper))
+        entropy = mean_step(distribution.entropy())
+        error = mean_step((v - target) ** 2)
+        report = {
+            "entropy": entropy,
+            "value_loss": error,
+            "kl": mean_step(jnp.expm1(log_ratio) - log_ratio),
+        }
+        total = hyper.value_cost * error - gain - hyper.entropy_cost * entropy
+        if loss.auxiliary is not None:
+            more, its_report = jax.vmap(loss.auxiliary, in_axes=(None, 0, 0, 0, 0, None))(
+                params, keys, data, inputs, steps, hyper
+            )
+            good = jnp.any(steps, axis=1)
+            weight = good.astype(total.dtype) / count(good, total)
+            total = total + jnp.sum(weight * more)
+            report |= {name: jnp.sum(weight * x) for name, x in its_report.items()}
+        return total, report
+
+    def step(key: jax.Array, state: State, tasks: Task) -> tuple[State, dict]:
+        act_key, learn_key = jax.random.split(key)
+        meta = state.meta
+        done = state.num_updates.astype(float) / meta.hyper.anneal_updates
+        left = jnp.maximum(1.0 - done, 0.0)
+        hyper = meta.hyper._replace(
+            learning_rate=left * meta.hyper.learning_rate,
+            entropy_cost=left * meta.hyper.entropy_cost,
+        )
+        recorded = parts.trials(act_key, meta, tasks)
+        counted = jax.vmap(episode_index)(recorded.last) < config.num_episodes
+        data, good = without_broken_streams(_blank(recorded, counted))
+        num_trials = good.shape[0]
+        _check_minibatches(num_trials, config)
+        steps = good[:, None] & counted  # [B, T]: what is learned from
+        inputs = jax.vmap(parts.inputs, in_axes=(None, 0))(meta, data)
+        mean, spread = meta.value_scale
+        _, v = jax.vmap(network.unroll, in_axes=(None, 0, 0))(
+            meta.params, data.memory.state, inputs
+        )
+        v = jnp.where(steps, mean + spread * v, 0.0)
+        reward = jnp.where(steps, data.reward, 0.0)
+        advantage = jax.vmap(advantages, in_axes=(0, 0, None))(reward, v, hyper)
+        returns = advantage + v
+        mean, spread = value_scale = _moved_value_scale(meta.value_scale, returns, steps)
+        batch = (
+            data._replace(reward=in_units(reward, meta.reward_scale)),
+            inputs,
+            in_units(advantage, spread),
+            in_units(returns - mean, spread),
+            steps,
+        )
+        meta = meta._replace(
+            value_scale=value_scale,
+            reward_scale=running_reward_scale(meta.reward_scale, reward, steps),
+        )
+        transform = outer_optimizer(hyper)
+
+        def minibatch_step(carry: tuple, key_and_rows: tuple) -> tuple:
+            params, optimizer_state = carry
+            key, rows = key_and_rows
+            # What is drawn for a trial goes by its number, not by its place among those that are good.
+            keys = jax.vmap(jax.random.fold_in, (None, 0))(key, rows)
+            (_, report), gradient = jax.value_and_grad(batch_loss, has_aux=True)(
+                params, keys, jax.tree.map(lambda x: x[rows], batch), hyper
+            )
+            norm = optax.tree.norm(gradient)
+            applied = jnp.isfinite(norm) & jnp.any(steps[rows])
+            moved = guarded_update(transform, gradient, optimizer_state, params, apply=applied)
+            return moved, (report | {"meta_grad_norm": norm}, applied)
+
+        def epoch(carry: tuple, key: jax.Array) -> tuple:
+            order_key, key = jax.random.split(key)
+            order = jax.random.permutation(order_key, num_trials)
+            rows = order.reshape(config.num_minibatches, -1)
+            keys = jax.random.split(key, config.num_minibatches)
+            return jax.lax.scan(minibatch_step, carry, (keys, rows))
+
+        carry = (meta.params, state.optimizer)
+        reports: dict[str, jax.Array]
+        applied: jax.Array
+        (params, optimizer_state), (reports, applied) = jax.lax.scan(
+            epoch, carry, jax.random.split(learn_key, config.num_epochs)
+        )
+        metrics = jax.tree.map(lambda x: jnp.mean(x, where=applied), reports)
+        metrics |= _returns(recorded, steps, config.num_episodes)
+        metrics["skipped_updates"] = 1 - jnp.any(applied).astype(jnp.int32)
+        metrics["skipped_tasks"] = num_trials - jnp.sum(good, dtype=jnp.int32)
+        metrics["env_steps"] = jnp.asarray(num_trials * parts.num_steps, jnp.int32)
+        done = state.num_updates + 1 - metrics["skipped_updates"]
+        return State(meta._replace(params=params), optimizer_state, done), metrics
+
+    return MetaAlgorithm(init, step, parts.learner)
+
+
+def _blank(data: Trajectory, counted: jax.Array) -> Trajectory:
+    """``data [B, T]`` with zeros at the steps that are not ``counted``: a NaN that is only masked comes back
+    through a derivative, and through attention."""
+
+    def blank(x: jax.Array) -> jax.Array:
+        mask = counted.reshape(*counted.shape, *[1] * (x.ndim - 2))
+        return jnp.where(mask, x, jnp.zeros_like(x))
+
+    return jax.tree.map(blank, data._replace(memory=()))._replace(memory=data.memory)
+
+
+def _moved_value_scale(scale: jax.Array, returns: jax.Array, steps: jax.Array) -> jax.Array:
+    """Running mean and standard deviation of the returns to come ``[B, T]`` at ``steps``, ``[2]``.
+
+    A spread that may be rounding is 0, not known: in its units noise would be learned.
+    """
+    batch = jnp.stack([jnp.mean(returns, where=steps), jnp.std(returns, where=steps)])
+    moved = running(scale, batch, scale[1] > 0)
+    mean, spread = jnp.where(jnp.any(steps), moved, scale)
+    rounding = 100 * jnp.finfo(spread.dtype).eps * jnp.abs(mean)
+    return jnp.stack([mean, jnp.where(spread > rounding, spread, 0.0)])
+
+
+def _returns(data: Trajectory, steps: jax.Array, num_episodes: int) -> dict[str, jax.Array]:
+    """Mean undiscounted returns: of the first and of the last episode, and of the trial."""
+    good = jnp.any(steps, axis=1)
+    episode = jax.vmap(episode_index)(data.last)
+
+    def mean(which: jax.Array) -> jax.Array:
+        return jnp.mean(jnp.sum(jnp.where(which, data.reward, 0.0), axis=1), where=good)
+
+    return {
+        "return/before": mean(episode == 0),
+        "return/after": mean(episode == num_episodes - 1),
+        "return/trial": mean(episode < num_episodes),
+    }
+
+
+def _check_minibatches(num_trials: int, config: Config) -> None:
+    if num_trials % config.num_minibatches:
+        raise ValueError(
+            f"num_minibatches={config.num_minibatches} must divide the number of trials, "
+            f"num_tasks × num_streams = {num_trials}"
+        )

@@ -1,0 +1,181 @@
+"""The fast loop of off-policy learners: every update looks at the last batches of experience again.
+
+What an old batch says of the present policy is a matter of importance ratios, which the learners' own
+gradients see to; here are the agent, what it keeps, and the meta-objective that they share.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+import jax
+import jax.numpy as jnp
+from jaxmeta import checks, rollouts
+from jaxmeta.estimators import surrogates
+from jaxmeta.learners.gradient import adapted, episode_steps, stepped, with_adapted
+from jaxmeta.learners.gradient import Adaptation, Meta
+from jaxmeta.networks.policies import Policy
+from jaxmeta.estimators.episodes import in_first_episode
+from jaxmeta.estimators.returns import gae, td_errors
+from jaxmeta.estimators.streams import count, mean_over_streams, without_broken_streams
+from jaxmeta.tasks.family import TaskFamily
+from jaxmeta.types import History, Learner, Params, Task, TimeStep, Trajectory
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(Adaptation):
+    """What shapes the program; algorithms add their own settings to it."""
+
+    num_updates: int = 3
+    """Updates (K) in meta-training, each after a new batch; 0 trains without meta-learning."""
+    num_batches: int = 2
+    """Batches that an update looks at (R), the newest and those before it; 1 forgets."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        checks.at_least("num_batches", self.num_batches, 1)
+
+
+class Agent(NamedTuple):
+    """What lives in a task."""
+
+    params: Params
+    batches: Trajectory  # [R, N, T], the newest first
+    num_batches: jax.Array  # [], int32: how many of them are filled
+
+
+class ReplayLearner(NamedTuple):
+    """The learner and what the outer losses need of it; everything is of one task."""
+
+    learner: Learner
+    lifetime: Callable[[jax.Array, Meta, Task], History]
+    """``(key, meta, task) -> history [K + 1]``: `rollouts.lifetime` with the configured sizes."""
+    env_steps: int
+    """Steps of one lifetime: N T (K + 1)."""
+
+
+@checks.arguments
+def replay_learner(
+    family: TaskFamily,
+    config: Config,
+    policy: Policy,
+    acting: Callable[[Meta, Params], Params],
+    gradient: Callable[[Meta, Params, Trajectory, jax.Array], Params],
+) -> ReplayLearner:
+    """The learner of an agent's ``params`` on tasks of ``family``.
+
+    Args:
+        family: The tasks' family.
+        config: What shapes the program.
+        policy: Who acts.
+        acting: ``(meta, params) -> the policy's parameters``.
+        gradient: ``(meta, params, data [N, T], good [N]) -> gradient``, a tree like params, of the good streams of
+            one batch, zero without any; params go down its mean over those batches that have some.
+
+    Raises:
+        ValueError: ``config.num_steps`` is below the horizon.
+    """
+    num_steps = episode_steps(family, config)
+    sizes: dict[str, Any] = dict(num_steps=num_steps, unroll=config.unroll)
+
+    def birth(key: jax.Array, meta: Meta) -> Agent:
+        def experience(key: jax.Array, meta: Meta) -> Trajectory:
+            agent = Agent(meta.params, None, None)  # type: ignore[arg-type]
+            world: dict[str, Any] = dict(learner=learner, env=family.env)
+            task, (begin_key, act_key) = family.env.default_params, jax.random.split(key)
+            streams = rollouts.begin_streams(
+                begin_key, meta, task, **world, num_streams=config.num_streams
+            )
+            return rollouts.experience(act_key, meta, task, agent, streams, **world, **sizes)[1]
+
+        # Nothing is run: the shapes of what will be seen are all that is asked for.
+        shapes = jax.eval_shape(experience, key, meta)
+        batches = jax.tree.map(lambda x: jnp.zeros((config.num_batches, *x.shape), x.dtype), shapes)
+        return Agent(meta.params, batches, jnp.zeros((), jnp.int32))
+
+    def act(
+        key: jax.Array, meta: Meta, agent: Agent, memory: Any, timestep: TimeStep
+    ) -> tuple[jax.Array, jax.Array, Any]:
+        distribution, memory = policy.step(acting(meta, agent.params), memory, timestep)
+        action = distribution.sample(key)
+        return action, distribution.log_prob(action), memory
+
+    def update(key: jax.Array, meta: Meta, agent: Agent, data: Trajectory) -> Agent:
+        del key
+        kept = agent.batches.reward.shape[1:]
+        if data.reward.shape != kept:
+            raise ValueError(
+                f"trajectories of shape {data.reward.shape} must be [num_streams, num_steps] = {kept}, as "
+                "configured: they are kept beside those before them"
+            )
+        batches = jax.tree.map(
+            lambda new, old: jnp.concatenate([new[None], old[:-1]]), data, agent.batches
+        )
+        num_batches = jnp.minimum(agent.num_batches + 1, config.num_batches)
+        filled = jnp.arange(config.num_batches) < num_batches
+        # What is kept is what was seen: a broken stream stays broken, and is left out as often as it is met.
+        seen, good = jax.vmap(without_broken_streams)(batches)
+        gradients = jax.vmap(gradient, (None, None, 0, 0))(meta, agent.params, seen, good)
+        some = filled & jnp.any(good, axis=1)
+        share = some.astype(data.reward.dtype) / count(some, data.reward)
+        mean = jax.tree.map(lambda g: jnp.tensordot(share, g, 1), gradients)
+        part = adapted(agent.params, config)
+        part = stepped(part, meta, adapted(mean, config), config)
+        params = with_adapted(agent.params, part, config)
+        return Agent(params, batches, num_batches)
+
+    learner = Learner(
+        init=birth,
+        memory=lambda meta: policy.memory(),
+        act=act,
+        update=jax.checkpoint(update) if config.rematerialize else update,
+    )
+    learner = checks.reading(learner, Meta)
+    lifetime = partial(
+        rollouts.lifetime,
+        learner=learner,
+        env=family.env,
+        num_streams=config.num_streams,
+        num_updates=config.num_updates,
+        restart=True,
+        **sizes,
+    )
+    env_steps = config.num_streams * num_steps * (config.num_updates + 1)
+    return ReplayLearner(learner, lifetime, env_steps)
+
+
+def log_probs(policy: Policy, params: Params, data: Trajectory) -> jax.Array:
+    """``log π(a_t|s_t)`` of what was done, ``[N, T]``."""
+    unroll = jax.vmap(policy.unroll, in_axes=(None, 0, 0))
+    return unroll(params, data.memory, data.timestep).log_prob(data.action)
+
+
+def outer_loss(
+    log_prob: jax.Array,
+    data: Trajectory,
+    good: jax.Array,
+    v: jax.Array,
+    v_next: jax.Array,
+    hyper: Any,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """The adapted agent on its own new experience, all ``[N, T]``: ``(loss [], report)``.
+
+    Minus the policy gradient's surrogate, per step of T, plus ``value_cost`` times the values' squared
+    error to TD(λ) targets. For the policy the values are constants, and so are the targets: a derivative
+    through them would be one of neither the return nor the error. First episodes count, of the streams
+    that are ``good [N]``.
+    """
+    discount = hyper.discount * data.discount
+    counted = jax.vmap(in_first_episode)(data.last)
+    delta = td_errors(data.reward, discount, v, v_next)
+    delta = jax.lax.stop_gradient(jnp.where(counted, delta, 0.0))
+    surrogates = jax.vmap(surrogates.SURROGATES["score"], in_axes=(0, 0, 0, 0, 0, None))(
+        log_prob, data.log_prob, delta, discount, data.timestep.first, hyper.trace_lambda
+    )
+    gain = mean_over_streams(surrogates, good) / data.reward.shape[1]
+    correction = jax.vmap(gae, in_axes=(0, 0, 0, None))(
+        delta, discount, data.last, hyper.trace_lambda
+    )
+    target = jax.lax.stop_gradient(v + correction)
+    error = 0.5 * mean_over_streams(jnp.where(counted, (v - target) ** 2, 0.0), good)
+    return hyper.value_cost * error - gain, {"value_loss": error}

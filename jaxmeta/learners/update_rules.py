@@ -1,0 +1,364 @@
+"""Rules by which an agent learns: two that are learned themselves, and the one they are measured by.
+
+An agent is a policy and a prediction of states. A rule turns what it saw into targets and those into a
+loss, which the agent descends:
+
+* `lpg`: both targets come from a recurrent network that reads the trajectory backwards; what the
+  prediction means is the rule's own invention. Oh et al. 2020, "Discovering reinforcement learning
+  algorithms".
+* `lpo`: PPO with its clipping replaced by a learned drift. Lu et al. 2022, "Discovered policy
+  optimisation".
+* `a2c`: nothing is learned; the prediction is a value.
+
+A rule sees rewards, terminations, probabilities and predictions and never an observation or an action,
+so one that was learned on some family can be followed on any other.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+import jax
+import jax.numpy as jnp
+import optax
+from jaxmeta import checks
+from jaxmeta.networks import recurrent
+from jaxmeta.networks.distributions import Categorical, Distribution
+from jaxmeta.meta_updates.gradients import optimizer_step
+from jaxmeta.networks.policies import Policy, default_policy
+from jaxmeta.networks.values import value_mlp
+from jaxmeta.estimators.returns import gae, td_errors
+from jaxmeta.estimators.streams import mean_over_streams, without_broken_streams
+from jaxmeta.estimators.units import advantage_scale, in_units, running_reward_scale
+from jaxmeta.tasks.family import TaskFamily
+from jaxmeta.types import Learner, Params, TimeStep, Trajectory
+
+
+class Meta(NamedTuple):
+    """What the learner reads."""
+
+    params: Params  # the rule's
+    hyper: Any  # at least discount, gae_lambda, step_size, prediction_cost, entropy_cost
+
+
+class Agent(NamedTuple):
+    """One that learns by a rule."""
+
+    params: Params  # {"policy": ..., "prediction": ...}
+    optimizer: Any
+    reward_scale: Any = ()  # [], of its own life so far, where it learns from rewards in units of that
+
+
+class Outputs(NamedTuple):
+    """What an agent says of one task's trajectories ``[N, T]``."""
+
+    distribution: Distribution  # of actions
+    prediction: jax.Array  # [N, T] a value, or [N, T, m] logits of y
+    next_prediction: jax.Array  # the same of the true successors
+
+
+class UpdateRule(NamedTuple):
+    """How an agent learns from trajectories ``[N, T]``."""
+
+    num_predictions: int | None
+    """m, the outputs of the agent's prediction; None is one value."""
+    init: Callable[[jax.Array], Params]
+    """``(key) -> params`` of the rule."""
+    targets: Callable[[Params, Outputs, Trajectory, jax.Array, Any], Any]
+    """``(params, outputs, data, good [N], hyper) -> targets``, of the agent that acted. A stream that is not good
+    is no part of what targets say of the others; its own are not looked at."""
+    loss: Callable[[Params, Outputs, Trajectory, Any, Any], jax.Array]
+    """``(params, outputs, data, targets, hyper) -> [N, T]``: the agent descends its mean in the outputs."""
+    regularizer: Callable[[Params, Outputs, Trajectory, Any], jax.Array]
+    """``(params, outputs, data, hyper) -> [N, T]``: its mean is what the rule is charged for an agent,
+    beside its failure."""
+
+
+class RuleLearner(NamedTuple):
+    """Agents of one family that follow a rule."""
+
+    learner: Learner
+    outputs: Callable[[Params, Trajectory], Outputs]
+    """``(agent.params, data [N, T]) -> outputs [N, T]``."""
+
+
+AgentOptimizer = Callable[[Any], optax.GradientTransformation]
+"""``step_size -> optax.GradientTransformation``."""
+
+
+@checks.arguments
+def rule_learner(
+    rule: UpdateRule,
+    family: TaskFamily,
+    *,
+    hidden_sizes: Sequence[int] = (),
+    num_epochs: int = 1,
+    policy: Policy | None = None,
+    optimizer: AgentOptimizer = optax.sgd,
+    rematerialize: bool = True,
+    scale_rewards: bool = False,
+) -> RuleLearner:
+    """Agents that follow ``rule`` in tasks of ``family``, which need not be the one it was learned on.
+
+    Args:
+        rule: How they learn.
+        family: Where the spaces come from.
+        hidden_sizes: Layers of the policy and of the prediction, each its own; none makes them linear.
+        num_epochs: Steps of the optimiser in an update, all on the same targets.
+        policy: The policy; None builds one that fits the action space.
+        optimizer: The agents' optimiser; a meta-gradient through Adam needs its ``eps_root`` positive.
+        rematerialize: Compute an update's intermediate values again in the reverse pass.
+        scale_rewards: Show the rule rewards in units of the scale of those that the agent has seen in its
+            life: then what it learns does not depend on the unit of rewards.
+
+    Raises:
+        ValueError: the policy does not fit the family's action space.
+    """
+    checks.at_least("num_epochs", num_epochs, 1)
+    checks.each_at_least("hidden_sizes", hidden_sizes, 1)
+    checks.field("rematerialize", rematerialize, bool)
+    checks.field("scale_rewards", scale_rewards, bool)
+    obs_shape = family.observation_shape
+    if policy is None:
+        policy = default_policy("mlp", obs_shape, family.action_space, hidden_sizes)
+    prediction = value_mlp(obs_shape, hidden_sizes, rule.num_predictions)
+
+    def outputs(params: Params, data: Trajectory) -> Outputs:
+        return Outputs(
+            jax.vmap(policy.unroll, (None, 0, 0))(params["policy"], data.memory, data.timestep),
+            prediction.apply(params["prediction"], data.timestep.obs),
+            prediction.apply(params["prediction"], data.next_obs),
+        )
+
+    def init(key: jax.Array, meta: Meta) -> Agent:
+        policy_key, prediction_key = jax.random.split(key)
+        params = {"policy": policy.init(policy_key), "prediction": prediction.init(prediction_key)}
+        scale = jnp.zeros(()) if scale_rewards else ()
+        return Agent(params, optimizer(meta.hyper.step_size).init(params), scale)
+
+    def act(
+        key: jax.Array, meta: Meta, agent: Agent, memory: Any, timestep: TimeStep
+    ) -> tuple[jax.Array, jax.Array, Any]:
+        distribution, memory = policy.step(agent.params["policy"], memory, timestep)
+        action = distribution.sample(key)
+        return action, distribution.log_prob(action), memory
+
+    def update(key: jax.Array, meta: Meta, agent: Agent, data: Trajectory) -> Agent:
+        del key
+        data, good = without_broken_streams(data)
+        if scale_rewards:
+            counted = jnp.broadcast_to(good[:, None], data.reward.shape)
+            scale = running_reward_scale(agent.reward_scale, data.reward, counted)
+            agent = agent._replace(reward_scale=scale)
+            data = data._replace(reward=in_units(data.reward, scale))
+        targets = rule.targets(meta.params, outputs(agent.params, data), data, good, meta.hyper)
+
+        def loss(params: Params) -> jax.Array:
+            at_steps = rule.loss(meta.params, outputs(params, data), data, targets, meta.hyper)
+            return mean_over_streams(at_steps, good)
+
+        def epoch(agent: Agent, _: None) -> tuple[Agent, None]:
+            params, state = optimizer_step(
+                optimizer(meta.hyper.step_size),
+                jax.grad(loss)(agent.params),
+                agent.optimizer,
+                agent.params,
+            )
+            return agent._replace(params=params, optimizer=state), None
+
+        return jax.lax.scan(epoch, agent, length=num_epochs)[0]
+
+    learner = Learner(
+        init=init,
+        memory=lambda meta: policy.memory(),
+        act=act,
+        update=jax.checkpoint(update) if rematerialize else update,
+    )
+    return RuleLearner(checks.reading(learner, Meta), outputs)
+
+
+class LPGTargets(NamedTuple):
+    """What the recurrent network wants."""
+
+    policy: jax.Array  # π̂ [N, T]: how much more probable the action should be
+    prediction: Categorical  # ŷ, logits [N, T, m]
+
+
+def lpg(*, num_predictions: int = 16, memory_size: int = 32) -> UpdateRule:
+    """Learned policy gradient (Oh et al. 2020, eqs. 1 and 2).
+
+    A network reads ``(r_t, d_t, γ, π(a_t|s_t), φ(y_t), φ(y_{t+1}))`` from the end of a stream to its
+    start, forgetting all where an episode ends, and says π̂_t and ŷ_t. The agent descends
+    ``-log π(a_t|s_t) π̂_t + α KL(y(s_t) ‖ ŷ_t)``, the mean over ``[N, T]``. φ is learned with the rest.
+
+    The regulariser is that of eq. 4, as a cost: minus the entropies of π and y, plus the squared norms of
+    π̂ and ŷ.
+
+    Args:
+        num_predictions: m, categories of y.
+        memory_size: Units of the LSTM.
+    """
+    checks.at_least("num_predictions", num_predictions, 1)
+    checks.at_least("memory_size", memory_size, 1)
+    memory = recurrent.lstm(num_inputs=6, size=memory_size)
+    embedding = value_mlp((num_predictions,), (EMBEDDING_SIZE,))
+    policy_head = value_mlp((memory_size,), ())
+    prediction_head = value_mlp((memory_size,), (), num_predictions)
+
+    def init(key: jax.Array) -> Params:
+        memory_key, embedding_key, policy_key, prediction_key = jax.random.split(key, 4)
+        return {
+            "memory": memory.init(memory_key),
+            "embedding": embedding.init(embedding_key),
+            "policy": policy_head.init(policy_key),
+            "prediction": prediction_head.init(prediction_key),
+        }
+
+    def targets(
+        params: Params, outputs: Outputs, data: Trajectory, good: jax.Array, hyper: Any
+    ) -> LPGTargets:
+        del good  # each stream is read by itself
+        return read(params, outputs, data, hyper)
+
+    def read(params: Params, outputs: Outputs, data: Trajectory, hyper: Any) -> LPGTargets:
+        def phi(logits: jax.Array) -> jax.Array:
+            return embedding.apply(params["embedding"], jax.nn.softmax(logits))
+
+        inputs = [
+            data.reward,
+            data.discount,
+            jnp.broadcast_to(hyper.discount, data.reward.shape),
+            jnp.exp(outputs.distribution.log_prob(data.action)),
+            phi(outputs.prediction),
+            phi(outputs.next_prediction),
+        ]
+        x = jnp.stack(inputs, axis=-1)
+
+        def read_backwards(x: jax.Array, last: jax.Array) -> jax.Array:
+            y, _ = memory.unroll(params["memory"], memory.initial(), x[::-1], last[::-1])
+            return y[::-1]
+
+        h = jax.vmap(read_backwards)(x, data.last)
+        return LPGTargets(
+            policy_head.apply(params["policy"], h),
+            Categorical(prediction_head.apply(params["prediction"], h)),
+        )
+
+    def loss(
+        params: Params, outputs: Outputs, data: Trajectory, targets: LPGTargets, hyper: Any
+    ) -> jax.Array:
+        log_prob = outputs.distribution.log_prob(data.action)
+        divergence = Categorical(outputs.prediction).kl(targets.prediction)
+        return hyper.prediction_cost * divergence - log_prob * targets.policy
+
+    def regularizer(params: Params, outputs: Outputs, data: Trajectory, hyper: Any) -> jax.Array:
+        pi_hat, y_hat = read(params, outputs, data, hyper)
+        return (
+            hyper.policy_target_cost * pi_hat**2
+            + hyper.prediction_target_cost * jnp.sum(jnp.exp(2 * y_hat.log_probs()), axis=-1)
+            - hyper.policy_entropy_bonus * outputs.distribution.entropy()
+            - hyper.prediction_entropy_bonus * Categorical(outputs.prediction).entropy()
+        )
+
+    return UpdateRule(num_predictions, init, targets, loss, regularizer)
+
+
+EMBEDDING_SIZE = 16
+"""Hidden units of LPG's φ."""
+
+
+def lpo(*, hidden_size: int = 32) -> UpdateRule:
+    """Learned policy optimisation (Lu et al. 2022, section 4): PPO's loop with a learned `drift`.
+
+    The agent descends ``f(r, A) - r A``, with r the ratio of its policy to the one that acted and A the
+    advantages over their root mean square, plus the costs of its value's error and of lost entropy.
+    Where r is 1 the drift has no gradient, so it speaks from the second step of an update on.
+    """
+    checks.at_least("hidden_size", hidden_size, 1)
+
+    def init(key: jax.Array) -> Params:
+        hidden_key, output_key = jax.random.split(key)
+        hidden = jax.random.normal(hidden_key, (8, hidden_size)) / jnp.sqrt(8.0)
+        output = jax.random.normal(output_key, (hidden_size,)) / jnp.sqrt(1.0 * hidden_size)
+        return {"hidden": hidden, "output": output}
+
+    def targets(
+        params: Params, outputs: Outputs, data: Trajectory, good: jax.Array, hyper: Any
+    ) -> ValueTargets:
+        found = value_targets(outputs, data, hyper)
+        discount = hyper.discount * data.discount
+        counted = jnp.broadcast_to(good[:, None], data.reward.shape)
+        scale = advantage_scale(found.delta, discount, data.last, hyper.gae_lambda, counted)
+        return found._replace(advantage=found.advantage / scale)
+
+    def loss(
+        params: Params, outputs: Outputs, data: Trajectory, targets: ValueTargets, hyper: Any
+    ) -> jax.Array:
+        log_ratio = outputs.distribution.log_prob(data.action) - data.log_prob
+        gain = jnp.exp(log_ratio) * targets.advantage - drift(params, log_ratio, targets.advantage)
+        return _value_and_entropy_cost(outputs, targets, hyper) - gain
+
+    def regularizer(params: Params, outputs: Outputs, data: Trajectory, hyper: Any) -> jax.Array:
+        return -hyper.policy_entropy_bonus * outputs.distribution.entropy()
+
+    return UpdateRule(None, init, targets, loss, regularizer)
+
+
+def drift(params: Params, log_ratio: jax.Array, advantage: jax.Array) -> jax.Array:
+    """``f(r, A)`` of equal shape, a drift function of mirror learning whatever ``params`` are.
+
+    ``f(1, A) = 0``, ``∂f/∂r (1, A) = 0`` and ``f >= 0`` (Kuba et al. 2022, "Mirror learning"): a network
+    without biases of features that vanish at r = 1, less `DRIFT_MARGIN`, cut off at 0 (Lu et al. 2022,
+    section 4.2).
+    """
+    away = -jnp.expm1(log_ratio)  # 1 - r
+    x = [away, away**2, log_ratio, log_ratio**2]
+    features = jnp.stack([*x, *(feature * advantage for feature in x)], axis=-1)
+    return jax.nn.relu(jnp.tanh(features @ params["hidden"]) @ params["output"] - DRIFT_MARGIN)
+
+
+DRIFT_MARGIN = 1e-6
+"""How far from r = 1 a `drift` stays zero, in its own units: what makes its gradient there zero."""
+
+
+def a2c() -> UpdateRule:
+    """Advantage actor-critic (Mnih et al. 2016) with advantages of Schulman et al. 2016; no parameters."""
+
+    def targets(
+        params: Params, outputs: Outputs, data: Trajectory, good: jax.Array, hyper: Any
+    ) -> ValueTargets:
+        del good  # each stream is read by itself
+        return value_targets(outputs, data, hyper)
+
+    def loss(
+        params: Params, outputs: Outputs, data: Trajectory, targets: ValueTargets, hyper: Any
+    ) -> jax.Array:
+        gain = outputs.distribution.log_prob(data.action) * targets.advantage
+        return _value_and_entropy_cost(outputs, targets, hyper) - gain
+
+    def regularizer(params: Params, outputs: Outputs, data: Trajectory, hyper: Any) -> jax.Array:
+        return jnp.zeros_like(data.reward)
+
+    return UpdateRule(None, lambda key: {}, targets, loss, regularizer)
+
+
+class ValueTargets(NamedTuple):
+    """What a value says of trajectories, ``[N, T]`` each."""
+
+    advantage: jax.Array
+    value: jax.Array  # λ-returns
+    delta: jax.Array  # TD errors
+
+
+def value_targets(outputs: Outputs, data: Trajectory, hyper: Any) -> ValueTargets:
+    """Generalised advantages and λ-returns of an agent whose prediction is a value."""
+    v, discount = outputs.prediction, hyper.discount * data.discount
+    delta = td_errors(data.reward, discount, v, outputs.next_prediction)
+    advantage = jax.vmap(gae, (0, 0, 0, None))(delta, discount, data.last, hyper.gae_lambda)
+    return ValueTargets(advantage, v + advantage, delta)
+
+
+def _value_and_entropy_cost(outputs: Outputs, targets: ValueTargets, hyper: Any) -> jax.Array:
+    """``[N, T]``."""
+    error = outputs.prediction - targets.value
+    return 0.5 * hyper.prediction_cost * error**2 - hyper.entropy_cost * (
+        outputs.distribution.entropy()
+    )

@@ -1,0 +1,153 @@
+"""One step of the slow loop: gradients task by task, their guarded mean, one optimiser update."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+import jax
+import jax.numpy as jnp
+import optax
+from jaxmeta import checks
+from jaxmeta.estimators.streams import count
+
+
+TaskLoss = Callable[[Any, jax.Array, Any], tuple[jax.Array, dict[str, jax.Array]]]
+"""``(learned, key, task) -> (loss [], report)``: the meta-objective in one task (or on what was recorded
+in it), to be minimised. Its value is not reported: a surrogate's gradient means something, its value on
+its own data does not."""
+
+
+class State(NamedTuple):
+    """What the slow loop carries."""
+
+    meta: Any  # what the learner reads
+    optimizer: Any
+    num_updates: jax.Array  # [], int32: meta-updates that were applied
+
+
+def tasks_at_once(num_tasks: int, tasks_per_chunk: int | None) -> int:
+    """How many of ``num_tasks`` to work on at a time.
+
+    ``None`` is all of them on an accelerator or on several devices, and 5 on a single CPU, where a
+    working set that fits the cache is what counts.
+    """
+    checks.at_least("num_tasks", num_tasks, 1)
+    if tasks_per_chunk is not None:
+        checks.at_least("tasks_per_chunk", tasks_per_chunk, 1)
+    single_cpu = jax.default_backend() == "cpu" and jax.device_count() == 1
+    return min(tasks_per_chunk or (5 if single_cpu else num_tasks), num_tasks)
+
+
+def map_tasks(function: Callable[..., Any], inputs: Any, *, tasks_per_chunk: int | None) -> Any:
+    """``function(input)`` of every one of ``inputs [M]``, some at a time as in `tasks_at_once`, ``[M]``.
+
+    Where the tasks are shared by D devices, each holds a block of M / D, and a chunk takes as many from
+    every block, so that none waits for another; for that M and ``tasks_per_chunk`` must be multiples of D,
+    or tasks are moved between devices.
+    """
+    num_tasks, devices = jax.tree.leaves(inputs)[0].shape[0], jax.device_count()
+    size = tasks_at_once(num_tasks, tasks_per_chunk)
+    if devices == 1 or size == num_tasks or size % devices or num_tasks % size:
+        return jax.lax.map(function, inputs, batch_size=size)
+    num_chunks, share = num_tasks // size, size // devices
+
+    def chunks(x: jax.Array) -> jax.Array:
+        blocks = x.reshape(devices, num_chunks, share, *x.shape[1:])
+        return jnp.swapaxes(blocks, 0, 1).reshape(num_chunks, size, *x.shape[1:])
+
+    def whole(x: jax.Array) -> jax.Array:
+        blocks = x.reshape(num_chunks, devices, share, *x.shape[2:])
+        return jnp.swapaxes(blocks, 0, 1).reshape(num_tasks, *x.shape[2:])
+
+    results = jax.lax.map(jax.vmap(function), jax.tree.map(chunks, inputs))
+    return jax.tree.map(whole, results)
+
+
+def finite_tasks(results: Any) -> jax.Array:
+    """Which of ``results [M]`` are finite in every leaf, bool ``[M]``."""
+    finite = [
+        jnp.all(jnp.isfinite(x.reshape(x.shape[0], -1)), axis=1) for x in jax.tree.leaves(results)
+    ]
+    return jnp.stack(finite).all(axis=0)
+
+
+def masked_mean(results: Any, good: jax.Array) -> Any:
+    """Mean of those of ``results [M]`` that are ``good`` (bool ``[M]``), zero where none is. Integers are counts:
+    they are added up over all of them, good or not, because what a count is of took place."""
+
+    def mean(x: jax.Array) -> jax.Array:
+        checks.shapes("M... M", results=x, good=good)
+        if jnp.issubdtype(x.dtype, jnp.integer):
+            return jnp.sum(x, axis=0, dtype=x.dtype)
+        mask = good.reshape(-1, *[1] * (x.ndim - 1))
+        total = jnp.sum(jnp.where(mask, x, jnp.zeros_like(x)), axis=0, dtype=x.dtype)
+        return total / count(good, total)
+
+    return jax.tree.map(mean, results)
+
+
+def meta_gradient(
+    task_loss: TaskLoss, learned: Any, keys: jax.Array, tasks: Any, *, tasks_per_chunk: int | None
+) -> tuple[Any, dict[str, jax.Array]]:
+    """Mean over ``tasks [M]`` of the gradient of ``task_loss``, a key each: ``(gradient, metrics)``.
+
+    Guarded: a task whose loss, report or gradient is not finite is left out of every mean, of metrics too,
+    and counted in ``skipped_tasks``. With no task left the gradient is zero and the reported means are
+    NaN. What a report holds as integers are counts: they are added up over all tasks, also those that are
+    left out.
+    ``tasks_per_chunk`` as in `map_tasks`.
+    """
+
+    return guarded_gradient(task_loss, learned, keys, tasks, tasks_per_chunk=tasks_per_chunk)[:2]
+
+
+def guarded_gradient(
+    task_loss: TaskLoss, learned: Any, keys: jax.Array, tasks: Any, *, tasks_per_chunk: int | None
+) -> tuple[Any, dict[str, jax.Array], jax.Array]:
+    """`meta_gradient`, and which of the tasks it is of, bool ``[M]``."""
+
+    def task_gradient(key_and_task: tuple) -> tuple:
+        (loss, report), gradient = jax.value_and_grad(task_loss, has_aux=True)(
+            learned, *key_and_task
+        )
+        return gradient, loss, report
+
+    results = map_tasks(task_gradient, (keys, tasks), tasks_per_chunk=tasks_per_chunk)
+    good = finite_tasks(results)
+    gradient, _, reports = masked_mean(results, good)
+    num_good = jnp.sum(good)
+    metrics = known_if(num_good > 0, reports) | {
+        "meta_grad_norm": optax.tree.norm(gradient),
+        "skipped_tasks": len(keys) - num_good,
+    }
+    return gradient, metrics, good
+
+
+def known_if(some: jax.Array, report: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    """Means that are NaN unless they are of ``some []``; counts (integers) stay what they are."""
+    return {
+        name: x if jnp.issubdtype(x.dtype, jnp.integer) else jnp.where(some, x, jnp.nan)
+        for name, x in report.items()
+    }
+
+
+def optimizer_step(
+    optimizer: optax.GradientTransformation, gradient: Any, optimizer_state: Any, learned: Any
+) -> tuple[Any, Any]:
+    """``(learned, optimizer_state)`` after a step of ``optimizer``."""
+    with jax.numpy_dtype_promotion("standard"):  # Adam raises a float to the number of its steps
+        updates, optimizer_state = optimizer.update(gradient, optimizer_state, learned)
+        return optax.apply_updates(learned, updates), optimizer_state
+
+
+def guarded_update(
+    optimizer: optax.GradientTransformation,
+    gradient: Any,
+    optimizer_state: Any,
+    learned: Any,
+    *,
+    apply: jax.Array,
+) -> tuple[Any, Any]:
+    """``(learned, optimizer_state)`` after a step of ``optimizer``, or unchanged unless ``apply []``."""
+    moved = optimizer_step(optimizer, gradient, optimizer_state, learned)
+    return jax.tree.map(
+        lambda new, old: jnp.where(apply, new, old), moved, (learned, optimizer_state)
+    )

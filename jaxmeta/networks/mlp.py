@@ -1,0 +1,61 @@
+"""The tanh network that policies and values are made of: the only file that imports ``flax.linen``."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeGuard
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from gymnax.environments import spaces
+from jaxmeta import checks
+from jaxmeta.networks.distributions import Categorical, DiagGaussian, Distribution
+from jaxmeta.types import Params, TimeStep
+
+
+class Network(NamedTuple):
+    init: Callable[[jax.Array], Params]  # (key) -> {"body": ..., "head": ...}
+    apply: Callable[[Params, jax.Array], jax.Array]  # (params, x [..., inputs]) -> [..., outputs]
+
+
+class _Body(nn.Module):
+    hidden_sizes: tuple[int, ...]
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        for size in self.hidden_sizes:
+            x = jnp.tanh(dense(size, 1.0)(x))
+        return x
+
+
+def dense(size: int, scale: float) -> nn.Dense:
+    # Glorot & Bengio 2010, as in MAML's code. Orthogonal matrices would take a decomposition by
+    # LAPACK, which this library stays clear of (see `_solve_positive_definite`).
+    initial = nn.initializers.variance_scaling(scale**2, "fan_avg", "normal")
+    return nn.Dense(size, kernel_init=initial, param_dtype=jnp.result_type(float))
+
+
+def mlp(
+    num_inputs: int, hidden_sizes: Sequence[int], num_outputs: int, output_scale: float
+) -> Network:
+    """A tanh network whose last layer, the head, has parameters of its own: some methods adapt it alone."""
+    hidden_sizes = checks.each_at_least("hidden_sizes", hidden_sizes, 1)
+    body, head = _Body(hidden_sizes), dense(num_outputs, output_scale)
+
+    def init(key: jax.Array) -> Params:
+        body_key, head_key = jax.random.split(key)
+        hidden, body_params = body.init_with_output(body_key, jnp.zeros(num_inputs))
+        return {"body": body_params, "head": head.init(head_key, hidden)}
+
+    def apply(params: Params, x: jax.Array) -> jax.Array:
+        return head.apply(params["head"], body.apply(params["body"], x))  # type: ignore[return-value]
+
+    return Network(init, apply)
+
+
+def obs_size(obs_shape: Sequence[int]) -> int:
+    """The numbers of an observation; raises ValueError where there are none."""
+    size = math.prod(checks.each_at_least("obs_shape", obs_shape, 0))
+    if size == 0:
+        raise ValueError(f"obs_shape={tuple(obs_shape)} must hold at least one number to see")
+    return size

@@ -1,0 +1,478 @@
+"""What a stream remembers: recurrent networks as pairs of pure functions over nested dicts of arrays.
+
+``step`` serves acting, ``unroll`` serves learning, and they compute the same. All are written for one
+stream; under ``vmap`` with parameters unmapped their products with a vector become products of
+matrices with shared weights.
+
+With ``precision="bfloat16"`` the factors of those products are rounded to 8 bits, which is what an accelerator's
+fastest units take; sums, states, gates and parameters keep theirs. (Rounded states would forget: a
+decay of 1 - 1/512 is 1 in 8 bits.)
+"""
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+import jax
+import jax.numpy as jnp
+from jaxmeta import checks
+from jaxmeta.types import Params
+
+
+class Memory(NamedTuple):
+    """A recurrent network. ``reset`` (bool) forgets all that came before the input it stands beside."""
+
+    init: Callable[[jax.Array], Params]
+    """``(key) -> params``."""
+    initial: Callable[[], Any]
+    """``() -> state`` at the start of a trial: a pytree of arrays, of the same avals after every step."""
+    step: Callable[[Params, Any, jax.Array, jax.Array], tuple[jax.Array, Any]]
+    """``(params, state, x [D], reset []) -> (y [H], state)``."""
+    unroll: Callable[[Params, Any, jax.Array, jax.Array], tuple[jax.Array, Any]]
+    """``(params, state, x [T, D], reset [T]) -> (y [T, H], state)``: the same for a whole stream."""
+
+
+def feed_forward(*, num_inputs: int, size: int, precision: str = "full") -> Memory:
+    """No memory, one tanh layer: the control that remembers nothing. The state is ``()``."""
+    _check_sizes(num_inputs, size)
+    affine = _affine(precision)
+
+    def step(params: Params, state: Any, x: jax.Array, reset: jax.Array) -> tuple[jax.Array, Any]:
+        return jnp.tanh(affine(params, x)), state
+
+    def unroll(params: Params, state: Any, x: jax.Array, reset: jax.Array) -> tuple[jax.Array, Any]:
+        return jax.vmap(step, (None, None, 0, 0), (0, None))(params, state, x, reset)
+
+    return Memory(lambda key: _dense(key, num_inputs, size), lambda: (), step, unroll)
+
+
+def gru(*, num_inputs: int, size: int, unroll_steps: int = 1, precision: str = "full") -> Memory:
+    """A gated recurrent unit (Cho et al. 2014, eqs. 5 to 8). The state is ``(h [H],)``.
+
+    The reset gate is applied after the product with the recurrent weights, not before, so that a step
+    is one product of matrices.
+
+    Args:
+        num_inputs: D.
+        size: H.
+        unroll_steps: Steps of the scan compiled into one iteration: 4 hides some launches on a GPU.
+        precision: Of the products of matrices.
+    """
+
+    def cell(state: tuple, given: jax.Array, recalled: jax.Array) -> tuple:
+        (h,) = state
+        forget, keep, candidate = jnp.split(given, 3)
+        forget_h, keep_h, candidate_h = jnp.split(recalled, 3)
+        keep = jax.nn.sigmoid(keep + keep_h)
+        candidate = jnp.tanh(candidate + jax.nn.sigmoid(forget + forget_h) * candidate_h)
+        return (keep * h + (1.0 - keep) * candidate,)
+
+    return _gated(cell, num_inputs, size, jnp.zeros((3, 1)), 1, unroll_steps, precision)
+
+
+def lstm(*, num_inputs: int, size: int, unroll_steps: int = 1, precision: str = "full") -> Memory:
+    """Long short-term memory (Hochreiter & Schmidhuber 1997). The state is ``(h [H], c [H])``.
+
+    With the forget gate of Gers et al. 2000, open at first: its bias starts at 1 (Jozefowicz et al.
+    2015). Arguments as in `gru`.
+    """
+
+    def cell(state: tuple, given: jax.Array, recalled: jax.Array) -> tuple:
+        _, c = state
+        write, keep, read, candidate = jnp.split(given + recalled, 4)
+        c = jax.nn.sigmoid(keep) * c + jax.nn.sigmoid(write) * jnp.tanh(candidate)
+        return jax.nn.sigmoid(read) * jnp.tanh(c), c
+
+    bias = jnp.array([[0.0], [1.0], [0.0], [0.0]])
+    return _gated(cell, num_inputs, size, bias, 2, unroll_steps, precision)
+
+
+def _gated(
+    cell: Callable[[tuple, jax.Array, jax.Array], tuple],
+    num_inputs: int,
+    size: int,
+    bias: jax.Array,
+    num_states: int,
+    unroll_steps: int,
+    precision: str,
+) -> Memory:
+    """A network with gates of the input and of its last output, which is the first entry of its state.
+
+    ``cell: (state, W x + b [G·H], U h [G·H]) -> state``; ``bias [G, 1]`` is what each gate's b starts at.
+    """
+    _check_sizes(num_inputs, size)
+    checks.at_least("unroll_steps", unroll_steps, 1)
+    num_gates = bias.shape[0]
+    product, affine = _product(precision), _affine(precision)
+
+    def init(key: jax.Array) -> Params:
+        given_key, recalled_key = jax.random.split(key)
+        given = _dense(given_key, num_inputs, size, num_gates)
+        given["bias"] = given["bias"] + jnp.broadcast_to(bias, (num_gates, size)).reshape(-1)
+        return {"input": given, "recurrent": _glorot(recalled_key, size, size, num_gates)}
+
+    def initial() -> tuple:
+        return tuple(jnp.zeros(size) for _ in range(num_states))
+
+    def advance(params: Params, state: tuple, given: jax.Array, reset: jax.Array) -> tuple:
+        state = jax.tree.map(lambda s: jnp.where(reset, 0.0, s), state)
+        return cell(state, given, product(state[0], params["recurrent"]))
+
+    def step(params: Params, state: tuple, x: jax.Array, reset: jax.Array) -> tuple:
+        state = advance(params, state, affine(params["input"], x), reset)
+        return state[0], state
+
+    def unroll(params: Params, state: tuple, x: jax.Array, reset: jax.Array) -> tuple:
+        def body(state: tuple, at: tuple) -> tuple[tuple, jax.Array]:
+            state = advance(params, state, *at)
+            return state, state[0]
+
+        # What the inputs say at all T steps is one product of matrices; the scan does the rest.
+        given = jax.vmap(functools.partial(affine, params["input"]))(x)
+        state, y = jax.lax.scan(body, state, (given, reset), unroll=unroll_steps)
+        return y, state
+
+    return Memory(init, initial, step, unroll)
+
+
+def linear_recurrence(
+    *,
+    num_inputs: int,
+    size: int,
+    num_layers: int = 1,
+    parallel: bool | None = None,
+    precision: str = "full",
+) -> Memory:
+    r"""A gated linear recurrence, which runs in O(log T) parallel steps. The state is a tuple of ``h [H]``.
+
+    Each layer is a minimal GRU (Feng et al. 2024, "Were RNNs all we needed?", sec. 3.1), whose gates
+    see the input alone, read by a tanh layer that sees the input too:
+
+    $$h_t = a_t h_{t-1} + (1 - a_t) c_t, \quad a_t = σ(W_a x_t), \quad c_t = W_c x_t,$$
+
+    $$y_t = \tanh(h_t + W_s x_t)$$
+
+    A unit writes any direction of the inputs it opens for, so a linear function of y is a network with
+    one hidden layer over what is remembered. Units meet in the layer above, if there is one: a product
+    of H numbers at every step is what this memory saves.
+
+    Time scales at birth are spread over those that memory may need (after Tallec & Ollivier 2018, "Can
+    recurrent neural networks warp time?").
+
+    Args:
+        num_inputs: D.
+        size: H.
+        num_layers: Layers, each fed with the one below.
+        parallel: Whether `unroll` goes through time by an associative scan (Blelloch 1990) or step by
+            step. None is by the default backend: a CPU has nothing to gain from parallel steps, and
+            arrays of the whole stream leave its caches (a scan was about 2.5 × quicker).
+        precision: Of the products of matrices.
+    """
+    _check_sizes(num_inputs, size)
+    checks.at_least("num_layers", num_layers, 1)
+    checks.field("parallel", parallel, bool | None)
+    names = [f"layer_{i}" for i in range(num_layers)]
+    affine = _affine(precision)
+
+    def init_layer(key: jax.Array, inputs: int) -> Params:
+        params = _dense(key, inputs, size, 3)
+        scale = jnp.exp(jnp.linspace(math.log(2.0), math.log(LONGEST_MEMORY), size))
+        params["bias"] = params["bias"].at[:size].set(jnp.log(scale - 1.0))  # a = 1 - 1/scale
+        return params
+
+    def init(key: jax.Array) -> Params:
+        keys = jax.random.split(key, num_layers)
+        inputs = [num_inputs] + [size] * (num_layers - 1)
+        return {n: init_layer(keys[i], inputs[i]) for i, n in enumerate(names)}
+
+    def initial() -> tuple:
+        return tuple(jnp.zeros(size) for _ in names)
+
+    def read(params: Params, x: jax.Array, reset: jax.Array) -> tuple:
+        """``x -> (a, (1 - a) c, W_s x)``, where a is 0 if nothing before counts."""
+        keep, candidate, skip = jnp.split(affine(params, x), 3)
+        keep = jax.nn.sigmoid(keep)
+        return jnp.where(reset, 0.0, keep), (1.0 - keep) * candidate, skip
+
+    def step(params: Params, state: tuple, x: jax.Array, reset: jax.Array) -> tuple:
+        after = []
+        for name, h in zip(names, state, strict=True):
+            decay, new, skip = read(params[name], x, reset)
+            h = decay * h + new
+            after.append(h)
+            x = jnp.tanh(h + skip)
+        return x, tuple(after)
+
+    def unroll_parallel(params: Params, state: tuple, x: jax.Array, reset: jax.Array) -> tuple:
+        after = []
+        for name, h in zip(names, state, strict=True):
+            decay, new, skip = jax.vmap(read, (None, 0, 0))(params[name], x, reset)
+            h = _solve_recurrence(decay, new.at[0].add(decay[0] * h))
+            after.append(h[-1])
+            x = jnp.tanh(h + skip)
+        return x, tuple(after)
+
+    def unroll_sequential(params: Params, state: tuple, x: jax.Array, reset: jax.Array) -> tuple:
+        # A step is so cheap that computing it again in the reverse pass beats fetching what it left
+        # behind; for that the projections have to stay in the scan, too.
+        @functools.partial(jax.checkpoint, prevent_cse=False)
+        def body(state: tuple, at: tuple) -> tuple:
+            y, state = step(params, state, *at)
+            return state, y
+
+        state, y = jax.lax.scan(body, state, (x, reset))
+        return y, state
+
+    def unroll(params: Params, state: tuple, x: jax.Array, reset: jax.Array) -> tuple:
+        in_parallel = jax.default_backend() != "cpu" if parallel is None else parallel
+        return (unroll_parallel if in_parallel else unroll_sequential)(params, state, x, reset)
+
+    return Memory(init, initial, step, unroll)
+
+
+LONGEST_MEMORY = 512.0
+"""Time scale in steps of the slowest unit of a new `linear_recurrence`; its fastest has 2."""
+
+
+def _solve_recurrence(a: jax.Array, b: jax.Array) -> jax.Array:
+    """``h_t = b_t + a_t h_{t-1}`` with ``h_{-1} = 0``, all ``[T, H]``.
+
+    It solves a bidiagonal system ``(1 - a shift) h = b``, and is declared as that: the reverse pass is
+    one solve of the transposed system, the same recurrence backwards, instead of the reverse of every
+    level of the associative scan. All higher derivatives follow.
+    """
+
+    def compose(earlier: tuple, later: tuple) -> tuple:
+        (a0, b0), (a1, b1) = earlier, later
+        return a1 * a0, b1 + a1 * b0
+
+    def scan(a: jax.Array, b: jax.Array, reverse: bool) -> jax.Array:
+        return jax.lax.associative_scan(compose, (a, b), reverse=reverse)[1]
+
+    zero = jnp.zeros_like(a[:1])
+    return jax.lax.custom_linear_solve(
+        lambda h: h - a * jnp.concatenate([zero, h[:-1]]),
+        b,
+        lambda _, b: scan(a, b, False),
+        lambda _, b: scan(jnp.concatenate([a[1:], zero]), b, True),
+    )
+
+
+class TransformerState(NamedTuple):
+    """The keys and values of the last ``context`` steps; that of time t is in slot ``t % context``."""
+
+    keys: jax.Array  # [layers, context, heads, head_size]
+    values: jax.Array  # [layers, context, heads, head_size]
+    time: jax.Array  # [], int32: steps taken in
+    start: jax.Array  # [], int32: the time of the last reset
+
+
+def transformer(
+    *,
+    num_inputs: int,
+    size: int,
+    num_layers: int = 2,
+    num_heads: int = 4,
+    context: int,
+    precision: str = "full",
+) -> Memory:
+    """A causal transformer over the last ``context`` steps, this one included, since the last reset.
+
+    Vaswani et al. 2017, with normalisation before each sub-layer (Xiong et al. 2020) and rotary
+    positions (Su et al. 2021): only distances count, and counting from the reset keeps angles small.
+    The window is that of one layer; several reach back further. The state is a `TransformerState`.
+
+    Args:
+        num_inputs: D.
+        size: H, of an even size for every head.
+        num_layers: Pairs of attention and feed-forward sub-layers.
+        num_heads: Heads of attention.
+        context: Steps that attention looks at.
+        precision: Of the products with weights.
+    """
+    _check_sizes(num_inputs, size)
+    affine = _affine(precision)
+    checks.at_least("num_layers", num_layers, 1)
+    checks.at_least("num_heads", num_heads, 1)
+    checks.at_least("context", context, 1)
+    if size % (2 * num_heads):
+        raise ValueError(
+            f"size={size} must be a multiple of {2 * num_heads}: num_heads={num_heads} heads of an "
+            "even size"
+        )
+    head_size = size // num_heads
+    names = [f"layer_{i}" for i in range(num_layers)]
+
+    def init_layer(key: jax.Array) -> Params:
+        keys = jax.random.split(key, 4)
+        return {
+            "norm_1": {"scale": jnp.ones(size), "bias": jnp.zeros(size)},
+            "attend": _dense(keys[0], size, size, 3),
+            "join": _dense(keys[1], size, size),
+            "norm_2": {"scale": jnp.ones(size), "bias": jnp.zeros(size)},
+            "up": _dense(keys[2], size, 4 * size),
+            "down": _dense(keys[3], 4 * size, size),
+        }
+
+    def init(key: jax.Array) -> Params:
+        input_key, *keys = jax.random.split(key, num_layers + 1)
+        return {
+            "input": _dense(input_key, num_inputs, size),
+            "norm": {"scale": jnp.ones(size), "bias": jnp.zeros(size)},
+            **{name: init_layer(k) for name, k in zip(names, keys, strict=True)},
+        }
+
+    def initial() -> TransformerState:
+        cache = jnp.zeros((num_layers, context, num_heads, head_size))
+        return TransformerState(cache, cache, jnp.array(0, jnp.int32), jnp.array(0, jnp.int32))
+
+    def project(layer: Params, x: jax.Array, position: jax.Array) -> tuple:
+        projected = affine(layer["attend"], _layer_norm(layer["norm_1"], x))
+        q, k, v = projected.reshape(3, num_heads, head_size)
+        return _rotate(q, position), _rotate(k, position), v
+
+    def attend(q: jax.Array, k: jax.Array, v: jax.Array, seen: jax.Array) -> jax.Array:
+        """``(q [heads, head_size], k and v [S, heads, head_size], seen [S]) -> [H]``."""
+        scores = jnp.einsum("hd,shd->hs", q, k) / math.sqrt(head_size)
+        scores = jnp.where(jnp.broadcast_to(seen, scores.shape), scores, -jnp.inf)
+        return jnp.einsum("hs,shd->hd", jax.nn.softmax(scores), v).reshape(size)
+
+    def complete(layer: Params, x: jax.Array, attended: jax.Array) -> jax.Array:
+        x = x + affine(layer["join"], attended)
+        hidden = jax.nn.gelu(affine(layer["up"], _layer_norm(layer["norm_2"], x)))
+        return x + affine(layer["down"], hidden)
+
+    def step(
+        params: Params, state: TransformerState, x: jax.Array, reset: jax.Array
+    ) -> tuple[jax.Array, TransformerState]:
+        keys, values, time, start = state
+        start = jnp.where(reset, time, start)
+        slot = time % context
+        # A slot's age is its distance to this one around the ring.
+        seen = (slot - jnp.arange(context, dtype=time.dtype)) % context <= time - start
+        x = affine(params["input"], x)
+        for i, name in enumerate(names):
+            q, k, v = project(params[name], x, time - start)
+            keys, values = keys.at[i, slot].set(k), values.at[i, slot].set(v)
+            x = complete(params[name], x, attend(q, keys[i], values[i], seen))
+        return _layer_norm(params["norm"], x), TransformerState(keys, values, time + 1, start)
+
+    def unroll(
+        params: Params, state: TransformerState, x: jax.Array, reset: jax.Array
+    ) -> tuple[jax.Array, TransformerState]:
+        num_steps = x.shape[0]
+        steps = jnp.arange(num_steps, dtype=state.time.dtype)
+        slots = jnp.arange(context, dtype=state.time.dtype)
+        times = state.time + steps
+        start = jax.lax.cummax(jnp.where(reset, times, state.start))
+        # From the ring to the order of time, the new steps behind it, and back.
+        order = (state.time + slots) % context
+        ring = num_steps + (slots - state.time - num_steps) % context
+        key_times = jnp.concatenate([state.time - context + slots, times])
+
+        def is_seen(time: jax.Array, start: jax.Array) -> jax.Array:
+            oldest = jnp.maximum(start, time - context + 1)
+            return (key_times >= oldest) & (key_times <= time)
+
+        seen = jax.vmap(is_seen)(times, start)
+        x = jax.vmap(functools.partial(affine, params["input"]))(x)
+        keys, values = [], []
+        for i, name in enumerate(names):
+            q, k, v = jax.vmap(project, (None, 0, 0))(params[name], x, times - start)
+            k = jnp.concatenate([state.keys[i, order], k])
+            v = jnp.concatenate([state.values[i, order], v])
+            attended = jax.vmap(attend, (0, None, None, 0))(q, k, v, seen)
+            x = jax.vmap(complete, (None, 0, 0))(params[name], x, attended)
+            keys.append(k[ring])
+            values.append(v[ring])
+        y = jax.vmap(functools.partial(_layer_norm, params["norm"]))(x)
+        end = TransformerState(
+            jnp.stack(keys), jnp.stack(values), state.time + num_steps, start[-1]
+        )
+        return y, end
+
+    return Memory(init, initial, step, unroll)
+
+
+def _rotate(x: jax.Array, position: jax.Array) -> jax.Array:
+    """Rotary positions: products of two such ``x [heads, head_size]`` depend on their distance alone."""
+    half = x.shape[-1] // 2
+    angle = position * 10_000.0 ** -(jnp.arange(half) / half)
+    cos = jnp.broadcast_to(jnp.cos(angle), (x.shape[0], half))
+    sin = jnp.broadcast_to(jnp.sin(angle), (x.shape[0], half))
+    a, b = x[:, :half], x[:, half:]
+    return jnp.concatenate([a * cos - b * sin, a * sin + b * cos], axis=1)
+
+
+def _layer_norm(params: Params, x: jax.Array) -> jax.Array:
+    """Ba et al. 2016, ``[H]``."""
+    return jax.nn.standardize(x, epsilon=1e-5) * params["scale"] + params["bias"]
+
+
+def _product(precision: str) -> Callable[[jax.Array, jax.Array], jax.Array]:
+    """``(x, w) -> x @ w`` in a precision."""
+    checks.choice("precision", precision, PRECISIONS)
+    if precision == "full":
+        return jnp.matmul
+
+    def rounded(x: jax.Array, w: jax.Array) -> jax.Array:
+        # Rounded here, inside a scan's body, for gradients to add up over steps in full.
+        factors = x.astype(jnp.bfloat16), w.astype(jnp.bfloat16)
+        return jnp.matmul(*factors, preferred_element_type=x.dtype)
+
+    return rounded
+
+
+def _affine(precision: str) -> Callable[[Params, jax.Array], jax.Array]:
+    """``(params, x) -> x W + b``."""
+    product = _product(precision)
+    return lambda params, x: product(x, params["kernel"]) + params["bias"]
+
+
+def _dense(key: jax.Array, num_inputs: int, size: int, num_parts: int = 1) -> Params:
+    kernel = _glorot(key, num_inputs, size, num_parts)
+    return {"kernel": kernel, "bias": jnp.zeros(num_parts * size)}
+
+
+def _glorot(key: jax.Array, num_inputs: int, size: int, num_parts: int) -> jax.Array:
+    """``num_parts`` matrices side by side, each as Glorot & Bengio 2010 would have it alone."""
+    scale = math.sqrt(2.0 / (num_inputs + size))
+    return scale * jax.random.normal(key, (num_inputs, num_parts * size))
+
+
+def _check_sizes(num_inputs: int, size: int) -> None:
+    checks.at_least("num_inputs", num_inputs, 1)
+    checks.at_least("size", size, 1)
+
+
+PRECISIONS = ("full", "bfloat16")
+
+
+MEMORIES = ("gru", "lstm", "linear", "transformer", "none")
+
+
+def check(memory: str, memory_size: int, precision: str, choices: Sequence[str] = MEMORIES) -> None:
+    """Raises ValueError unless a configuration's ``memory`` is one of ``choices`` and the others fit it."""
+    checks.choice("memory", memory, choices)
+    checks.choice("precision", precision, PRECISIONS)
+    checks.at_least("memory_size", memory_size, 1)
+    if memory == "transformer" and memory_size % 8:
+        raise ValueError(
+            f"memory_size={memory_size} must be a multiple of 8 with memory='transformer'"
+        )
+
+
+def make(kind: str, *, num_inputs: int, size: int, context: int, precision: str = "full") -> Memory:
+    """The memory that a configuration names: one of `MEMORIES`. Only ``"transformer"`` takes a context."""
+    checks.choice("memory", kind, MEMORIES)
+    checks.at_least("context", context, 1)
+    common: dict[str, Any] = dict(num_inputs=num_inputs, size=size, precision=precision)
+    if kind == "transformer":
+        return transformer(context=context, **common)
+    makers: dict[str, Callable[..., Memory]] = {
+        "gru": gru,
+        "lstm": lstm,
+        "linear": linear_recurrence,
+        "none": feed_forward,
+    }
+    return makers[kind](**common)

@@ -1,0 +1,124 @@
+"""Agents that outlive a meta-update: born in a task, they learn on until their time is up.
+
+Methods that improve a learner while it lives (meta-gradients, learned objectives) look at a few of its
+updates at a time. What an agent is when such a window begins is data, so the derivative reaches back to
+the window's start and memory does not grow with the lifetime. Where a life is over, an agent is born in
+a new task, inside the compiled program.
+
+Written for one task; callers ``vmap``.
+"""
+
+from typing import Any, NamedTuple
+import jax
+import jax.numpy as jnp
+from jaxmeta.rollouts.lifetime import adapt, begin
+from jaxmeta.estimators.returns import linear_recurrence
+from jaxmeta.estimators.streams import count, unless
+from jaxmeta.types import History, Learner, Stream, Task
+
+
+class Life(NamedTuple):
+    """An agent in its task, and how long it has been there."""
+
+    task: Task
+    agent: Any
+    streams: Stream  # [N]
+    age: jax.Array  # [], int32: updates since birth
+
+
+class Score(NamedTuple):
+    """What one stream has earned, over however many windows it lasts."""
+
+    so_far: jax.Array  # [], undiscounted, in the episode that is going on
+    broken: jax.Array  # [], bool: whether that episode had a reward that is not finite
+    finished: jax.Array  # [], the return of the last episode that ended; 0 where there is none
+    counts: jax.Array  # [], bool: whether an episode ended, and the last one that did has a return
+
+
+def no_score(num_streams: int) -> Score:
+    """The score of streams that begin, ``[N]``."""
+    zeros, no = jnp.zeros(num_streams), jnp.zeros(num_streams, bool)
+    return Score(zeros, no, zeros, no)
+
+
+def tally(score: Score, reward: jax.Array, last: jax.Array) -> Score:
+    """The score of one stream after ``[T]`` more steps.
+
+    The mean of ``finished`` over the streams that count takes each stream once: one over the episodes that
+    happened to end would favour the short ones. An episode with a reward that is not finite has no return.
+    """
+    keep = unless(jnp.concatenate([jnp.zeros_like(last[:1]), last[:-1]]), reward)
+    finite = jnp.isfinite(reward)
+    total = linear_recurrence(jnp.where(finite, reward, 0.0).at[0].add(score.so_far), keep)
+    faults = (~finite).at[0].max(score.broken).astype(reward.dtype)
+    broken = linear_recurrence(faults, keep) > 0
+    ended, latest = jnp.any(last), last.shape[0] - 1 - jnp.argmax(last[::-1])
+    return Score(
+        so_far=jnp.where(last[-1], 0.0, total[-1]),
+        broken=broken[-1] & ~last[-1],
+        finished=jnp.where(ended, jnp.where(broken[latest], 0.0, total[latest]), score.finished),
+        counts=jnp.where(ended, ~broken[latest], score.counts),
+    )
+
+
+def mean_return(score: Score) -> tuple[jax.Array, jax.Array]:
+    """Mean return of the last episodes of ``score [...]``, 0 where none ended, and how many it is of, int32 ``[]``."""
+    total = jnp.sum(jnp.where(score.counts, score.finished, 0.0))
+    return total / count(score.counts, total), jnp.sum(score.counts, dtype=jnp.int32)
+
+
+def birth(
+    key: jax.Array, meta: Any, task: Task, *, learner: Learner, env: Any, num_streams: int
+) -> Life:
+    """A newborn agent in ``task``."""
+    agent, streams = begin(
+        key, meta, task, learner=learner, env=env, num_streams=num_streams
+    )
+    return Life(task, agent, streams, jnp.zeros((), jnp.int32))
+
+
+def renewed(
+    key: jax.Array,
+    meta: Any,
+    life: Life,
+    task: Task,
+    *,
+    lifespan: int | jax.Array,
+    learner: Learner,
+    env: Any,
+) -> Life:
+    """``life``, or the birth of its successor in ``task`` if it has had ``lifespan`` updates."""
+    over = life.age >= lifespan
+    num_streams = life.streams.timestep.first.shape[0]
+    successor = birth(key, meta, task, learner=learner, env=env, num_streams=num_streams)
+    return jax.tree.map(lambda new, old: jnp.where(over, new, old), successor, life)
+
+
+def live(
+    key: jax.Array,
+    meta: Any,
+    life: Life,
+    *,
+    learner: Learner,
+    env: Any,
+    num_updates: int,
+    num_steps: int,
+    unroll: int = 1,
+) -> tuple[Life, History]:
+    """``num_updates`` more updates, each on ``num_steps`` of every stream: ``(life, history [K])``.
+
+    Differentiable in ``meta`` through these updates; the agent that comes in is data.
+    """
+    agent, streams, history = adapt(
+        key,
+        meta,
+        life.task,
+        jax.lax.stop_gradient(life.agent),
+        life.streams,
+        learner=learner,
+        env=env,
+        num_updates=num_updates,
+        num_steps=num_steps,
+        unroll=unroll,
+    )
+    return Life(life.task, agent, streams, life.age + num_updates), history

@@ -1,0 +1,210 @@
+"""A lifetime: be born, act, learn, act again. Written for one task; callers ``vmap`` over tasks.
+
+Differentiable with respect to ``meta`` and ``agent`` through the learner's updates alone: what was seen
+is data.
+"""
+
+from typing import Any
+import jax
+import jax.numpy as jnp
+from jaxmeta import checks
+from jaxmeta.rollouts.rollout import begin_stream, rollout
+from jaxmeta.types import History, Learner, Stream, Task, Trajectory
+
+
+@checks.arguments
+def begin(
+    key: jax.Array, meta: Any, task: Task, *, learner: Learner, env: Any, num_streams: int
+) -> tuple[Any, Stream]:
+    """A newborn agent and its streams ``[N]`` at the start of their first episodes."""
+    agent_key, stream_key = jax.random.split(key)
+    agent = learner.init(agent_key, meta)
+    return agent, begin_streams(
+        stream_key, meta, task, learner=learner, env=env, num_streams=num_streams
+    )
+
+
+@checks.arguments
+def begin_streams(
+    key: jax.Array, meta: Any, task: Task, *, learner: Learner, env: Any, num_streams: int
+) -> Stream:
+    """``num_streams`` streams at the start of an episode, ``[N]``, with fresh memories."""
+    checks.at_least("num_streams", num_streams, 1)
+    return jax.vmap(lambda key: begin_stream(key, meta, task, learner=learner, env=env))(
+        jax.random.split(key, num_streams)
+    )
+
+
+@checks.arguments
+def experience(
+    key: jax.Array,
+    meta: Any,
+    task: Task,
+    agent: Any,
+    streams: Stream,
+    *,
+    learner: Learner,
+    env: Any,
+    num_steps: int,
+    unroll: int = 1,
+) -> tuple[Stream, Trajectory]:
+    """One agent acts on all its streams for ``num_steps``: ``(streams [N], trajectories [N, T])``."""
+
+    def act(key: jax.Array, stream: Stream) -> tuple[Stream, Trajectory]:
+        return rollout(
+            key,
+            meta,
+            task,
+            agent,
+            stream,
+            learner=learner,
+            env=env,
+            num_steps=num_steps,
+            unroll=unroll,
+        )
+
+    return jax.vmap(act)(jax.random.split(key, _num_streams(streams)), streams)
+
+
+@checks.arguments
+def adapt(
+    key: jax.Array,
+    meta: Any,
+    task: Task,
+    agent: Any,
+    streams: Stream,
+    *,
+    learner: Learner,
+    env: Any,
+    num_updates: int,
+    num_steps: int,
+    restart: bool = False,
+    unroll: int = 1,
+) -> tuple[Any, Stream, History]:
+    """``num_updates`` times, act for ``num_steps`` and learn from it: ``(agent, streams, history [K])``.
+
+    With ``restart``, every update and what follows the last one acts on streams that begin anew: the
+    independent episodes from the initial state that MAML assumes. Without it the streams go on where
+    they were, episodes and memories included.
+
+    The history holds the agent that acted in each round, still differentiable, beside what it saw.
+    """
+
+    checks.at_least("num_updates", num_updates, 0)
+    checks.field("restart", restart, bool)
+
+    def update(carry: tuple, _: None) -> tuple[tuple, History]:
+        key, agent, streams = carry
+        key, act_key, update_key, restart_key = jax.random.split(key, 4)
+        streams, trajectories = experience(
+            act_key,
+            meta,
+            task,
+            agent,
+            streams,
+            learner=learner,
+            env=env,
+            num_steps=num_steps,
+            unroll=unroll,
+        )
+        history = History(agent, trajectories)
+        agent = learner.update(update_key, meta, agent, trajectories)
+        if restart:
+            streams = begin_streams(
+                restart_key,
+                meta,
+                task,
+                learner=learner,
+                env=env,
+                num_streams=_num_streams(streams),
+            )
+        return (key, agent, streams), history
+
+    carry = (key, agent, streams)
+    if num_updates == 0:  # a loop of no steps has no shapes where jax compiles nothing
+        _, shapes = jax.eval_shape(update, carry, None)
+        return agent, streams, jax.tree.map(_none_of, shapes)
+    (_, agent, streams), history = jax.lax.scan(update, carry, length=num_updates)
+    return agent, streams, history
+
+
+@checks.arguments
+def lifetime(
+    key: jax.Array,
+    meta: Any,
+    task: Task,
+    *,
+    learner: Learner,
+    env: Any,
+    num_streams: int,
+    num_updates: int,
+    num_steps: int,
+    restart: bool = False,
+    unroll: int = 1,
+) -> History:
+    """From birth to the experience after the last update: a history of ``[K + 1]`` rounds.
+
+    Round k is the agent after k updates and what it saw, so the first is the newborn's and the last is
+    what adaptation led to.
+    """
+    begin_key, adapt_key, after_key = jax.random.split(key, 3)
+    world: dict[str, Any] = dict(learner=learner, env=env)
+    acting: dict[str, Any] = dict(num_steps=num_steps, unroll=unroll)
+    checks.at_least("num_updates", num_updates, 0)
+    checks.field("restart", restart, bool)
+    agent, streams = begin(begin_key, meta, task, **world, num_streams=num_streams)
+    if num_updates == 0:
+        _, after = experience(after_key, meta, task, agent, streams, **world, **acting)
+        return jax.tree.map(lambda x: x[None], History(agent, after))
+    agent, streams, history = adapt(
+        adapt_key,
+        meta,
+        task,
+        agent,
+        streams,
+        **world,
+        **acting,
+        num_updates=num_updates,
+        restart=restart,
+    )
+    _, after = experience(after_key, meta, task, agent, streams, **world, **acting)
+    return _append(history, History(agent, after))
+
+
+@checks.arguments
+def replay(key: jax.Array, meta: Any, trajectories: Trajectory, *, learner: Learner) -> History:
+    """The history that `lifetime` with the same key would have left, had it seen ``trajectories [K + 1, N, T]``.
+
+    Nothing acts, so a ``meta`` that has moved since can be tried on recorded experience (ProMP's
+    epochs, a line search): its agents are live, from birth through every update.
+    """
+    # The same keys once more, on purpose.
+    begin_key, adapt_key, _ = jax.random.split(jax.random.clone(key), 3)
+    agent_key, _ = jax.random.split(begin_key)
+
+    def update(carry: tuple, trajectories: Trajectory) -> tuple[tuple, Any]:
+        key, agent = carry
+        key, _, update_key, _ = jax.random.split(key, 4)
+        return (key, learner.update(update_key, meta, agent, trajectories)), agent
+
+    learned_from = jax.tree.map(lambda x: x[:-1], trajectories)
+    newborn = learner.init(agent_key, meta)
+    if trajectories.reward.shape[0] == 1:
+        return History(jax.tree.map(lambda x: x[None], newborn), trajectories)
+    (_, agent), agents = jax.lax.scan(update, (adapt_key, newborn), learned_from)
+    return History(_append(agents, agent), trajectories)
+
+
+def _none_of(shape: jax.ShapeDtypeStruct) -> jax.Array:
+    """An array with a leading axis of length 0."""
+    if jnp.issubdtype(shape.dtype, jax.dtypes.prng_key):
+        return jnp.broadcast_to(jax.random.key(0), (0, *shape.shape))
+    return jnp.zeros((0, *shape.shape), shape.dtype)
+
+
+def _append(past: Any, now: Any) -> Any:
+    return jax.tree.map(lambda past, now: jnp.concatenate([past, now[None]]), past, now)
+
+
+def _num_streams(streams: Stream) -> int:
+    return streams.timestep.first.shape[0]

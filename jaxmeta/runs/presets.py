@@ -1,0 +1,294 @@
+"""Experiments whose figures are measured: the settings behind the README's tables, by name.
+
+    experiment = presets.PRESETS["rl2-gridnavi"]
+    run = experiments.train(experiment, folder="runs/gridnavi")
+
+or ``python benchmarks/train.py --preset rl2-gridnavi``. The scripts that measure take their settings from here. Not
+here is what trains in a loop of its own, with other schedules or on several families at once: the scripts
+``off_policy_evaluation.py``, ``learned_objective.py`` and ``meta_gradient.py`` hold theirs.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+from jaxmeta import checks
+from jaxmeta.runs import training
+from jaxmeta.algorithms import ALGORITHMS
+from jaxmeta.runs.experiments import Experiment
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """An algorithm as it is compared with others: settings that are not its defaults."""
+
+    algorithm: str
+    title: str
+    config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    task_share: float = 1.0
+    """Tasks in a meta-batch, in units of the others'."""
+
+
+_SCORE = {"inner_surrogate": "score"}
+
+
+VARIANTS = {
+    "maml": Variant("maml", "MAML"),
+    "maml_first_order": Variant("maml", "MAML, first order", {"first_order": True}),
+    "maml_score": Variant("maml", "MAML, score surrogate inside", _SCORE),
+    "emaml": Variant("maml", "E-MAML", _SCORE | {"sampling_correction": "score"}),
+    "emaml_leave_one_out": Variant(
+        "maml", "E-MAML, leave-one-out", _SCORE | {"sampling_correction": "leave_one_out"}
+    ),
+    "meta_sgd": Variant("maml", "Meta-SGD", {"step_sizes": "parameter"}),
+    "anil": Variant("maml", "ANIL", {"adapts": "head"}),
+    "cavia": Variant("maml", "CAVIA", {"adapts": "context", "context_size": 8}),
+    "promp": Variant("promp", "ProMP"),
+    "maml_trpo": Variant("maml_trpo", "MAML-TRPO", {"cg_steps": 5}),
+    "reptile": Variant("reptile", "Reptile", {"num_updates": 1}),
+    "imaml": Variant("imaml", "iMAML"),
+    "es": Variant("es", "ES", {"population_size": 16}, task_share=0.4),
+    "no_meta_learning": Variant("maml", "no meta-learning", {"num_updates": 0}),
+}
+"""The gradient-based algorithms that ``benchmarks/algorithms.py`` compares."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Column:
+    """A family that they are compared on."""
+
+    settings: Mapping[str, Any]
+    step_size: float
+    """Inner step size: rewards have different scales."""
+    share: float
+    """Meta-updates, in units of navigation's: some need fewer, or learn nothing in any number."""
+    learning_rate: float | None = None
+    """Of the outer Adam; None is each algorithm's default."""
+
+
+COLUMNS = {
+    "navigation": Column({}, 0.5, 1.0),
+    # Adam turns the noise that a sparse reward leaves of a gradient into steps of full size.
+    "sparse_navigation": Column({}, 0.5, 1.0, learning_rate=1e-3),
+    "cartpole": Column({"horizon": 100}, 0.1, 0.2),
+    "pendulum": Column({"horizon": 100}, 0.01, 0.4),
+    # No random walk reaches the top within an episode, so there is nothing to learn from.
+    "mountain_car": Column({}, 0.1, 0.05),
+    "acrobot": Column({"horizon": 100}, 0.1, 0.3),
+}
+"""The families, with what suits MAML there."""
+
+
+def compared(
+    variant: str,
+    family: str,
+    *,
+    meta_updates: int = 100,
+    num_tasks: int = 10,
+    num_streams: int = 10,
+) -> Experiment:
+    """One of `VARIANTS` on one of `COLUMNS`, as all of them are compared.
+
+    ``meta_updates`` and ``num_tasks`` are MAML's on navigation. Everybody is given as many environment steps, which
+    are not always as many meta-updates: these are what the experiment is planned for.
+    """
+    checks.choice("variant", variant, VARIANTS)
+    checks.choice("family", family, COLUMNS)
+    for name, count in dict(
+        meta_updates=meta_updates, num_tasks=num_tasks, num_streams=num_streams
+    ).items():
+        checks.at_least(name, count, 1)
+    how, column = VARIANTS[variant], COLUMNS[family]
+    hyper: dict[str, float] = {"step_size": column.step_size}
+    if how.algorithm == "imaml":
+        # The proximal pull is the reciprocal of a step; the solver's own steps are a part of it.
+        hyper = {"step_size": column.step_size / 4, "proximal": 2 / column.step_size}
+    if column.learning_rate is not None and how.algorithm in ("maml", "promp", "imaml"):
+        hyper["learning_rate"] = column.learning_rate
+    return Experiment(
+        algorithm=how.algorithm,
+        family=family,
+        config={"num_streams": num_streams} | dict(how.config),
+        hyper=hyper,
+        family_settings=column.settings,
+        plan=training.Config(
+            meta_updates=max(1, round(meta_updates * column.share)),
+            num_tasks=max(1, round(num_tasks * how.task_share)),
+        ),
+    )
+
+
+def lasting(experiment: Experiment, meta_updates: int) -> Experiment:
+    """The same for another number of meta-updates; what falls along them falls along these."""
+    hyper = dict(experiment.hyper)
+    if "anneal_updates" in ALGORITHMS[experiment.algorithm].Hyper._fields:
+        hyper["anneal_updates"] = meta_updates
+    return dataclasses.replace(
+        experiment,
+        hyper=hyper,
+        plan=dataclasses.replace(experiment.plan, meta_updates=meta_updates),
+    )
+
+
+def _memory(
+    family: str,
+    settings: Mapping[str, Any],
+    config: Mapping[str, Any],
+    hyper: Mapping[str, float],
+    meta_updates: int,
+    num_tasks: int,
+    algorithm: str = "rl2",
+) -> Experiment:
+    """A learner with memory, whose learning rate and entropy cost fall to zero along the training."""
+    plan = training.Config(meta_updates=meta_updates, num_tasks=num_tasks)
+    return lasting(Experiment(algorithm, family, config, hyper, settings, plan), meta_updates)
+
+
+def _bandit(
+    num_arms: int, num_pulls: int, meta_updates: int, num_tasks: int, size: int, **hyper: float
+) -> Experiment:
+    """What is not said is what worked on the smallest setting."""
+    shared = dict(discount=1.0, gae_lambda=0.9, entropy_cost=0.02)
+    return _memory(
+        "bernoulli_bandit",
+        dict(num_arms=num_arms, num_pulls=num_pulls),
+        dict(memory_size=size),
+        shared | hyper,
+        meta_updates,
+        num_tasks,
+    )
+
+
+def _dependent_bandit(kind: str) -> Experiment:
+    return _memory(
+        "dependent_bandit",
+        dict(kind=kind, num_pulls=100),
+        dict(memory_size=32),
+        dict(discount=1.0, gae_lambda=0.9, learning_rate=3e-3, entropy_cost=0.06),
+        meta_updates=400,
+        num_tasks=512,
+    )
+
+
+def _gridnavi(algorithm: str) -> Experiment:
+    return _memory(
+        "gridnavi",
+        {},
+        dict(num_episodes=4, hidden_sizes=(128, 64)),
+        dict(discount=0.99, gae_lambda=0.9, learning_rate=3e-3, entropy_cost=0.06),
+        meta_updates=400,
+        num_tasks=256,
+        algorithm=algorithm,
+    )
+
+
+def _tabular(
+    memory: str, config: Mapping[str, Any], entropy_cost: float, meta_updates: int, num_tasks: int
+) -> Experiment:
+    return _memory(
+        "tabular",
+        {},
+        dict(num_episodes=10, memory=memory, **config),
+        dict(discount=0.99, gae_lambda=0.9, learning_rate=3e-3, entropy_cost=entropy_cost),
+        meta_updates,
+        num_tasks,
+    )
+
+
+_TWO_EPISODES = dict(memory="linear", memory_size=64, encoder_sizes=(64,), num_episodes=2)
+
+
+PRESETS: dict[str, Experiment] = {
+    f"{variant}-{family}": compared(variant, family) for variant in VARIANTS for family in COLUMNS
+} | {
+    "maml-navigation": Experiment(),
+    "maml-navigation-2m": compared("maml", "navigation"),  # 2 million environment steps
+    # Duan et al. 2016, tables 1 and 2
+    "rl2-bandit-5-10": _bandit(5, 10, 400, 2048, 32, learning_rate=3e-3),
+    "rl2-bandit-50-10": _bandit(50, 10, 2000, 4096, 128, learning_rate=1e-3),
+    "rl2-bandit-5-100": _bandit(5, 100, 1000, 2048, 32, learning_rate=3e-3, entropy_cost=0.03),
+    "rl2-bandit-50-100": _bandit(50, 100, 4000, 4096, 128, learning_rate=1e-3),
+    "rl2-bandit-10-500": _bandit(10, 500, 4000, 2048, 256),
+    "rl2-bandit-50-500": _bandit(50, 500, 4000, 2048, 256),
+    "rl2-tabular-counts": _tabular("counts", dict(num_epochs=3), 0.02, 120, 128),
+    "rl2-tabular-gru": _tabular("gru", dict(num_minibatches=8), 0.04, 450, 1024),
+    # Wang et al. 2016, section 3.1
+    **{
+        f"rl2-dependent_bandit-{kind}": _dependent_bandit(kind)
+        for kind in ("easy", "uniform", "medium", "hard", "independent")
+    },
+    # Zintgraf et al. 2020, section 5.1
+    "rl2-gridnavi": _gridnavi("rl2"),
+    "varibad-gridnavi": _gridnavi("varibad"),
+    # games, robots, language
+    "rl2-maze": _memory(
+        "maze", {}, _TWO_EPISODES, dict(learning_rate=3e-3, entropy_cost=0.03), 150, 128
+    ),
+    "rl2-swimmer": _memory(
+        "swimmer",
+        dict(horizon=50, num_urchins=1),
+        _TWO_EPISODES,
+        dict(learning_rate=3e-3, entropy_cost=0.001),
+        200,
+        128,
+    ),
+    # Both need Brax. Like the papers' benchmark, but of episodes of 50 steps instead of 100 to 200.
+    "rl2-half_cheetah_direction": _memory(
+        "half_cheetah_direction",
+        dict(horizon=50),
+        dict(memory_size=64, num_episodes=2, num_streams=2),
+        dict(learning_rate=1e-3, entropy_cost=0.01),
+        240,
+        32,
+    ),
+    # An inner step must be felt: from a standard deviation of 1 it hardly moves the policy, and nothing is learned in as
+    # much experience. A step of the last layer alone, learned step sizes, and more episodes in fewer tasks, of which
+    # there are two, each helped too.
+    "promp-half_cheetah_direction": Experiment(
+        "promp",
+        "half_cheetah_direction",
+        config=dict(
+            num_streams=20,
+            num_updates=1,
+            num_epochs=10,
+            step_sizes="parameter",
+            adapts="head",
+            normalize=True,
+            initial_std=0.5,
+        ),
+        hyper=dict(step_size=0.2, learning_rate=3e-3),
+        family_settings=dict(horizon=50),
+        plan=training.Config(meta_updates=192, num_tasks=4),
+    ),
+    "maml-summarisation": Experiment(
+        "maml",
+        "summarisation",
+        config=dict(
+            policy="softmax_linear",
+            num_streams=20,
+            num_updates=1,
+            baseline="time",
+            step_sizes="parameter",
+        ),
+        hyper=dict(step_size=200.0, discount=1.0, gae_lambda=1.0, learning_rate=0.03),
+        plan=training.Config(meta_updates=300, num_tasks=20),
+    ),
+    # Without much entropy all that a policy learns is what most languages have in common: what it
+    # never proposes it never finds to be right. A name that recurs must be found again in the memory, which
+    # takes recurrent ones far longer to learn.
+    "rl2-translation": _memory(
+        "translation",
+        dict(kinds=("months", "days"), max_length=11, horizon=11, sound_laws=5, num_names=3),
+        dict(
+            memory="transformer",
+            memory_size=64,
+            encoder_sizes=(128,),
+            num_epochs=2,
+            num_episodes=10,
+        ),
+        dict(learning_rate=1e-3, entropy_cost=0.5, discount=0.0),
+        600,
+        64,
+    ),
+}
+"""Names are an algorithm's (or a variant's) and a family's. Of the bandits of more than five arms or 100 pulls, three kinds
+of dependent bandits, and random MDPs with a GRU no figure is measured: they are for accelerators."""

@@ -1,0 +1,130 @@
+"""What scripts leave behind: a folder of their own, tables, and on which machine they ran."""
+
+import ast
+import contextlib
+import csv
+import datetime
+import hashlib
+import os
+import platform
+import shlex
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+import jax
+from jaxmeta.runs import records, terminal
+
+
+def machine() -> str:
+    """Devices, CPU cores and versions, in words."""
+    return (
+        f"{jax.device_count()} × {jax.devices()[0].device_kind}, {os.cpu_count()} CPU cores, "
+        f"Python {platform.python_version()}, jax {jax.__version__}"
+    )
+
+
+@contextlib.contextmanager
+def on_core(core: int | None) -> Iterator[None]:
+    """Programs that are started within run on one core alone, from their first instruction; None is on any.
+
+    A program that pins itself may come too late: whatever computes while it is imported has its threads by then.
+    """
+    if core is None:
+        yield
+        return
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {core})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def refuse_to_overwrite(folder: Path) -> None:
+    """Raises FileExistsError where there is something in ``folder``."""
+    if folder.is_dir() and any(folder.iterdir()):
+        raise FileExistsError(f"{folder} is not empty: name another folder")
+
+
+def markdown(rows: Sequence[Mapping[str, str]]) -> list[str]:
+    """The lines of a Markdown table, a column a key; all rows have the first one's keys."""
+    names = list(rows[0])
+    lines = ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
+    return lines + ["| " + " | ".join(row[name] for name in names) + " |" for row in rows]
+
+
+def leave(
+    folder: Path,
+    settings: Mapping[str, object],
+    table: Sequence[Mapping[str, str]] | Sequence[str],
+    **results: object,
+) -> None:
+    """``results.json`` with settings, results and where they come from, and ``table.md``, which is shown, too.
+
+    ``table`` is rows as `markdown` takes them, or lines as they are.
+    """
+    lines = [x for x in table if isinstance(x, str)] or markdown(table)  # type: ignore[arg-type]
+    record = records.measured({"settings": dict(settings), **provenance(), **results})
+    folder.mkdir(parents=True, exist_ok=True)
+    text = records.dumps(record, indent=2)
+    (folder / "results.json").write_text(text + "\n", encoding="utf-8")
+    (folder / "table.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    terminal.say("\n".join(lines))
+    terminal.say(f"{machine()}; results in {folder}", "stderr")
+
+
+def provenance() -> dict[str, object]:
+    """Of a figure that the running script has measured: the machine, the command, the day and the code.
+
+    ``sources`` are digests of the library's files and of the script's own, by their paths in the repository;
+    ``benchmarks/ledger.py`` tells by them which figures are older than the code they measure.
+    """
+    script = Path(sys.argv[0]).resolve()
+    root = Path(__file__).parent.parent
+    modules = [getattr(module, "__file__", None) for module in list(sys.modules.values())]
+    files = {script, *(Path(file).resolve() for file in modules if file)}
+    return {
+        "machine": machine(),
+        "command": shlex.join(["python", _within(script, root), *sys.argv[1:]]),
+        "date": datetime.date.today().isoformat(),
+        "sources": {
+            _within(path, root): digest(path.read_text(encoding="utf-8"))
+            for path in sorted(files)
+            if path.suffix == ".py"
+            and (path.is_relative_to(root / "jaxmeta") or path.is_relative_to(script.parent))
+        },
+    }
+
+
+def digest(source: str) -> str:
+    """Hexadecimal digits that change when a Python source does, comments, docstrings and layout apart."""
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if isinstance(body, list):  # strings that stand alone are documentation
+            node.body = [  # type: ignore[attr-defined]
+                x
+                for x in body
+                if not (isinstance(x, ast.Expr) and isinstance(x.value, ast.Constant))
+            ]
+    return hashlib.sha256(repr(_plain(tree)).encode()).hexdigest()[:16]
+
+
+def _plain(node: object) -> object:
+    """A syntax tree as lists, the same in every version of Python that has the syntax."""
+    if isinstance(node, ast.AST):
+        fields = [(name, _plain(x)) for name, x in ast.iter_fields(node) if x not in (None, [])]
+        return [type(node).__name__, fields]
+    return [_plain(x) for x in node] if isinstance(node, list) else repr(node)
+
+
+def _within(path: Path, root: Path) -> str:
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name
+
+
+def write_csv(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
+    """A file of comma-separated values with a header line, a column a key."""
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)

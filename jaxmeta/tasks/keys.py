@@ -1,0 +1,144 @@
+"""Random numbers for acting, which on a CPU are most of what acting costs."""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+import jax
+import jax.numpy as jnp
+from jax.experimental.xla_metadata import set_xla_metadata
+from jax.extend import random as extend_random
+
+
+def typed(key: jax.Array) -> jax.Array:
+    """The same key ``[...]`` as an array of keys, also where it is ``[..., 2]`` of words, as ``jax.random.PRNGKey``'s."""
+    return key if _is_key(key) else jax.random.wrap_key_data(key)
+
+
+def at_step(key: jax.Array, t: jax.Array) -> jax.Array:
+    """A key ``[]`` of step ``t``'s (``[]``) own, by counting up from ``key``.
+
+    Hashing (``split``, ``fold_in``) costs as much as a draw. Keys of a counter-based generator need only differ:
+    Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3".
+    """
+    data = jax.random.key_data(key)
+    return jax.random.wrap_key_data(
+        data.at[-1].add(t.astype(data.dtype)), impl=jax.random.key_impl(key)
+    )
+
+
+def quick(key: jax.Array) -> jax.Array:
+    """The same key ``[...]``, from which a CPU draws the same numbers, faster.
+
+    For CPUs jax compiles Threefry as a loop over five groups of rounds that keeps its words in memory; here the
+    rounds are written out, so that they stay in registers. On other devices jax writes them out itself, and the
+    key is returned as it is. So are keys of other generators, and Threefry's where ``jax_threefry_partitionable`` is off.
+    """
+    written_out = jax.threefry_partitionable.value and jax.default_backend() == "cpu"
+    if not written_out or jax.random.key_impl(key) != "threefry2x32":
+        return key
+    return jax.random.wrap_key_data(jax.random.key_data(key), impl=_QUICK)
+
+
+def plain(key: jax.Array) -> jax.Array:
+    """The same key ``[...]`` as jax's own: the inverse of `quick`."""
+    if jax.random.key_impl(key) != _QUICK:
+        return key
+    return jax.random.wrap_key_data(jax.random.key_data(key), impl="threefry2x32")
+
+
+def all_quick(tree: Any) -> Any:
+    """The same tree, every key in it `quick`."""
+    return jax.tree.map(lambda leaf: quick(leaf) if _is_key(leaf) else leaf, tree)
+
+
+def as_in(like: Any, tree: Any) -> Any:
+    """The same tree, its keys of the kinds that they are of in ``like``."""
+
+    def one(old: Any, new: Any) -> Any:
+        if not _is_key(old):
+            return new
+        return jax.random.wrap_key_data(jax.random.key_data(new), impl=jax.random.key_impl(old))
+
+    return jax.tree.map(one, like, tree)
+
+
+def _is_key(leaf: Any) -> bool:
+    return isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+_ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
+
+
+def _threefry(key: jax.Array, high: jax.Array, low: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Threefry-2x32 of 20 rounds (Salmon et al. 2011, section 5.2) of counters (high, low), under ``key [2]``."""
+    words = (key[0], key[1], key[0] ^ key[1] ^ jnp.uint32(0x1BD11BDA))
+    x, y = high + words[0], low + words[1]
+    for group in range(5):
+        for rotation in _ROTATIONS[group % 2]:
+            x = x + y
+            y = x ^ ((y << jnp.uint32(rotation)) | (y >> jnp.uint32(32 - rotation)))
+        x = x + words[(group + 1) % 3]
+        y = y + words[(group + 2) % 3] + jnp.uint32(group + 1)
+    return x, y
+
+
+def _hashes(key: jax.Array, shape: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
+    """Two words for every element of ``shape``, whose position is the counter."""
+    size = math.prod(shape)
+    if size > 2**32:
+        raise ValueError(f"shape={shape} must have at most 2**32 entries: one word counts them")
+    low = jax.lax.iota(jnp.uint32, size).reshape(shape)
+    return _threefry(key, jnp.zeros_like(low), low)
+
+
+def _apart(*static: int) -> Callable[[Callable], Callable]:
+    """Compiles a function apart from what its numbers are for, so that they are drawn once.
+
+    XLA takes integer operations to be cheap, and would do all of them again for each reader of a number.
+    """
+
+    def decorate(fun: Callable) -> Callable:
+        jitted = jax.jit(fun, static_argnums=static)
+
+        @functools.wraps(fun)
+        def call(*args: Any) -> Any:
+            with set_xla_metadata(inlineable="false"):
+                return jitted(*args)
+
+        return call
+
+    return decorate
+
+
+@_apart(1)
+def _split(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    return jnp.stack(_hashes(key, shape), axis=-1)
+
+
+@_apart(1, 2)
+def _random_bits(key: jax.Array, bit_width: int, shape: tuple[int, ...]) -> jax.Array:
+    high, low = _hashes(key, shape)
+    if bit_width == 64:
+        return (high.astype(jnp.uint64) << jnp.uint64(32)) | low.astype(jnp.uint64)
+    return (high ^ low).astype(f"uint{bit_width}")
+
+
+@_apart()
+def _fold_in(key: jax.Array, data: jax.Array) -> jax.Array:
+    return jnp.stack(_threefry(key, jnp.uint32(0), jnp.asarray(data).astype(jnp.uint32)))
+
+
+def _seed(seed: jax.Array) -> jax.Array:
+    return jax.random.key_data(jax.random.key(seed, impl="threefry2x32"))
+
+
+_QUICK = extend_random.define_prng_impl(
+    key_shape=(2,),
+    seed=_seed,
+    split=_split,
+    random_bits=_random_bits,
+    fold_in=_fold_in,
+    name="threefry2x32_written_out",
+    tag="fry2",
+)
