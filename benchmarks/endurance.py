@@ -30,8 +30,8 @@ import tyro
 from rich.console import Console
 
 from jaxmeta import checks, evaluation, tasks
-from jaxmeta.runs import checkpoints, experiments, reports, training
 from jaxmeta.algorithms import maml
+from jaxmeta.runs import checkpoints, experiments, reports, training
 from jaxmeta.runs.experiments import Experiment
 from jaxmeta.tasks import transform
 

@@ -26,8 +26,8 @@ import tyro
 
 from jaxmeta import checks, plotting
 from jaxmeta.estimators import exact, returns, surrogates
-from jaxmeta.runs import reports, training
 from jaxmeta.estimators.surrogates import Surrogate
+from jaxmeta.runs import reports, training
 
 MAX_PATHS = 1_000_000
 UNBIASED = 1e-11

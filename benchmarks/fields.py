@@ -37,8 +37,8 @@ import numpy as np
 import tyro
 
 from jaxmeta import checks, evaluation, plotting, tasks
-from jaxmeta.runs import presets, records, reports, training
 from jaxmeta.algorithms import ALGORITHMS
+from jaxmeta.runs import presets, records, reports, training
 from jaxmeta.runs.experiments import Experiment, describe, make_algorithm
 from jaxmeta.tasks import TaskFamily, sample_tasks
 from jaxmeta.tasks.informed import informed

@@ -28,14 +28,14 @@ import optax
 import tyro
 
 from jaxmeta import checks, evaluation, plotting, rollouts, tasks
-from jaxmeta.learners import update_rules
-from jaxmeta.runs import reports, training
 from jaxmeta.algorithms import learned_objective
 from jaxmeta.algorithms.learned_objective import Config, Hyper
 from jaxmeta.estimators.episodes import first_episode_return
+from jaxmeta.learners import update_rules
+from jaxmeta.learners.update_rules import AgentOptimizer, Meta, RuleLearner, UpdateRule
+from jaxmeta.runs import reports, training
 from jaxmeta.tasks import TaskFamily
 from jaxmeta.types import Task
-from jaxmeta.learners.update_rules import AgentOptimizer, Meta, RuleLearner, UpdateRule
 
 # A square root has a derivative where gradients are zero only if something is added inside of it.
 OPTIMIZERS: dict[str, AgentOptimizer] = {

@@ -32,11 +32,11 @@ import numpy as np
 import tyro
 
 from jaxmeta import checks, plotting, tasks
-from jaxmeta.runs import reports, training
 from jaxmeta.algorithms.meta_gradient import Config, meta_gradient
-from jaxmeta.networks.values import Value, value_mlp
-from jaxmeta.tasks import TaskFamily
 from jaxmeta.learners.actor_critic import Hyper
+from jaxmeta.networks.values import Value, value_mlp
+from jaxmeta.runs import reports, training
+from jaxmeta.tasks import TaskFamily
 from jaxmeta.types import MetaAlgorithm
 
 

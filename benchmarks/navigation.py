@@ -24,8 +24,8 @@ import tyro
 from rich.console import Console
 
 from jaxmeta import checks, evaluation, plotting, tasks
-from jaxmeta.runs import reports, training
 from jaxmeta.algorithms import maml
+from jaxmeta.runs import reports, training
 from jaxmeta.types import MetaAlgorithm
 
 

@@ -29,9 +29,9 @@ import optax
 import tyro
 
 from jaxmeta import checks, evaluation, plotting, tasks
-from jaxmeta.runs import reports, training
 from jaxmeta.algorithms.meta_value import Config, Hyper, MetaValue, meta_value, meta_value_parts
 from jaxmeta.learners.gradient import Meta
+from jaxmeta.runs import reports, training
 from jaxmeta.tasks import TaskFamily
 from jaxmeta.tasks.tabular import state_values
 from jaxmeta.types import Task, TimeStep

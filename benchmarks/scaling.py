@@ -28,8 +28,8 @@ import numpy as np
 import tyro
 
 from jaxmeta import checks, plotting, tasks
-from jaxmeta.runs import reports, training
 from jaxmeta.algorithms import maml, rl2
+from jaxmeta.runs import reports, training
 from jaxmeta.tasks import TaskFamily
 from jaxmeta.types import MetaAlgorithm
 

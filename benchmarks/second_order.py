@@ -21,8 +21,8 @@ import jax
 import tyro
 
 from jaxmeta import checks, plotting, tasks
-from jaxmeta.runs import reports, training
 from jaxmeta.algorithms import maml
+from jaxmeta.runs import reports, training
 
 VARIANTS: dict[str, dict[str, bool]] = {
     "kept": {"rematerialize": False},

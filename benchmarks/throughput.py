@@ -40,9 +40,9 @@ from jax.experimental.compilation_cache import compilation_cache
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
 from jaxmeta import checks, learners, plotting, rollouts, tasks
+from jaxmeta.algorithms import learned_objective, maml, meta_gradient, promp, rl2
 from jaxmeta.networks import recurrent
 from jaxmeta.runs import reports, training
-from jaxmeta.algorithms import learned_objective, maml, meta_gradient, promp, rl2
 from jaxmeta.types import Learner, MetaAlgorithm, Trajectory
 
 
@@ -135,9 +135,7 @@ def ours(family: tasks.TaskFamily, num_streams: int, num_steps: int) -> Callable
     def act(key: jax.Array, task: Any) -> dict[str, jax.Array]:
         begin_key, act_key = jax.random.split(key)
         streams = rollouts.begin_streams(begin_key, (), task, **world, num_streams=num_streams)
-        _, data = rollouts.experience(
-            act_key, (), task, (), streams, **world, num_steps=num_steps
-        )
+        _, data = rollouts.experience(act_key, (), task, (), streams, **world, num_steps=num_steps)
         return {
             "obs": data.timestep.obs,
             "action": data.action,
@@ -466,7 +464,7 @@ def steps(main: Memory, memory: str, size: int, num_trials: int) -> dict[str, Ca
     family = tasks.make("bernoulli_bandit", num_arms=10, num_pulls=main.num_steps)
     config = rl2.Config(memory=memory, memory_size=size)
     network = rl2.recurrent_actor_critic(family, config)
-    parts = learners.recurrent.recurrent_learner(family, config, network)
+    parts = learners.recurrent_learner(family, config, network)
     meta = rl2.rl2(family, config).init(jax.random.key(0)).meta
     drawn = tasks.sample_tasks(jax.random.key(1), family, num_trials, split="train")
 

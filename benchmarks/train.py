@@ -29,9 +29,9 @@ import tyro
 from rich.table import Table
 
 from jaxmeta import checks, evaluation, learners, plotting, tasks
-from jaxmeta.runs import experiments, presets, records, sinks, terminal, training
-from jaxmeta.rollouts.lifetime import lifetime
 from jaxmeta.algorithms import ALGORITHMS
+from jaxmeta.rollouts.lifetime import lifetime
+from jaxmeta.runs import experiments, presets, records, sinks, terminal, training
 from jaxmeta.runs.checkpoints import differences
 from jaxmeta.runs.experiments import Experiment, describe
 from jaxmeta.tasks import TaskFamily, sample_tasks

@@ -23,10 +23,10 @@ import optax
 import tyro
 
 from jaxmeta import checks, evaluation, rollouts, tasks
-from jaxmeta.learners import update_rules
-from jaxmeta.runs import reports, training
 from jaxmeta.algorithms import learned_objective, maml, promp, rl2, varibad
 from jaxmeta.estimators.episodes import first_episode_return
+from jaxmeta.learners import update_rules
+from jaxmeta.runs import reports, training
 from jaxmeta.tasks.family import TaskFamily
 from jaxmeta.tasks.transform import Wrapper
 from jaxmeta.types import Learner, Task

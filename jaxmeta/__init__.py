@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from jaxmeta.runs.experiments import load as load
     from jaxmeta.runs.experiments import pretrained as pretrained
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 _FROM_EXPERIMENTS = ("load", "pretrained")
 MISCOMPILES = "0.10.2"
 """A release of jax that compiles some programs wrongly on CPUs."""

@@ -15,13 +15,14 @@ ties are broken at random, and 78.4 so.
 import math
 from collections.abc import Callable
 from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+
 from jaxmeta import checks
 from jaxmeta.tasks import bandits, gridnavi
 from jaxmeta.types import Learner, TimeStep, Trajectory
-
 
 MAX_STATES = 3_000_000
 """States of knowledge that `bayes_optimal_bandit` may look at: seconds and 1 GB."""

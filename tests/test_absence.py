@@ -11,10 +11,10 @@ import optax
 import pytest
 
 from jaxmeta import learners, rollouts, tasks
+from jaxmeta.algorithms import ALGORITHMS, maml, meta_value
 from jaxmeta.estimators import streams, surrogates
 from jaxmeta.learners import update_rules
 from jaxmeta.rollouts import lifelong
-from jaxmeta.algorithms import ALGORITHMS, maml, meta_value
 from jaxmeta.tasks.family import sample_tasks
 from tests.probes import broken, made_up_streams, without
 
@@ -60,7 +60,7 @@ def inner_steps(**settings):
         found = {}
         for name in surrogates.SURROGATES:
             config = maml.Config(inner_surrogate=name, **settings, **LINEAR)
-            parts = learners.gradient.gradient_learner(FAMILY, config)
+            parts = learners.gradient_learner(FAMILY, config)
             meta = parts.init(jax.random.key(0), maml.Hyper())
             found[name] = parts.learner.update(jax.random.key(1), meta, meta.params, data)
         return found
@@ -75,8 +75,10 @@ def tunable(**settings):
             learns=learners.actor_critic.LEARNABLE,
             **LINEAR | settings,
         )
-        parts = learners.actor_critic.actor_critic_learner(FAMILY, config)
-        hyper = learners.actor_critic.Hyper(outer_value_cost=0.5, outer_entropy_cost=0.1, step_size=0.3)
+        parts = learners.actor_critic_learner(FAMILY, config)
+        hyper = learners.actor_critic.Hyper(
+            outer_value_cost=0.5, outer_entropy_cost=0.1, step_size=0.3
+        )
         meta = parts.init(jax.random.key(0), hyper)
         agent = parts.learner.init(jax.random.key(1), meta)
         outer = jax.value_and_grad(parts.outer_loss)(agent.params, data, meta.hyper)
@@ -136,7 +138,7 @@ def corrected(sampling_correction):
             inner_surrogate="score",
             **LINEAR,
         )
-        parts = learners.gradient.gradient_learner(FAMILY, config)
+        parts = learners.gradient_learner(FAMILY, config)
         start = parts.init(jax.random.key(0), maml.Hyper())
         reverse = jax.tree.map(lambda x: x[::-1], data)
         rounds = jax.tree.map(lambda *x: jnp.stack(x), data, reverse)

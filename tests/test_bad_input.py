@@ -29,12 +29,12 @@ from gymnax.environments import spaces
 
 import jaxmeta
 from jaxmeta import evaluation, networks, references, tasks
+from jaxmeta.algorithms import ALGORITHMS
 from jaxmeta.estimators import exact
 from jaxmeta.learners import update_rules
 from jaxmeta.networks import distributions
-from jaxmeta.runs import experiments
-from jaxmeta.algorithms import ALGORITHMS
 from jaxmeta.rollouts.rollout import begin_stream
+from jaxmeta.runs import experiments
 from jaxmeta.tasks import transform
 from jaxmeta.types import TimeStep, Trajectory
 from tests.probes import made

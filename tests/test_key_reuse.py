@@ -8,8 +8,8 @@ import pytest
 from jax.experimental.key_reuse import _core as key_reuse
 
 from jaxmeta import evaluation, tasks
-from jaxmeta.runs import training
 from jaxmeta.algorithms import ALGORITHMS
+from jaxmeta.runs import training
 from jaxmeta.types import TimeStep
 from tests.probes import made, random_learner
 

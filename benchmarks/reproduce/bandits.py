@@ -20,8 +20,8 @@ import jax.numpy as jnp
 from common import Row, Study
 
 from jaxmeta import checks, references, tasks
-from jaxmeta.runs import experiments
 from jaxmeta.evaluation.trials import Trials
+from jaxmeta.runs import experiments
 from jaxmeta.tasks.bandits import BanditParams
 
 

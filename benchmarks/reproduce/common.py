@@ -13,8 +13,8 @@ import numpy as np
 import tyro
 
 from jaxmeta import checks, evaluation, tasks
-from jaxmeta.runs import experiments, presets, reports, training
 from jaxmeta.evaluation.trials import Trials
+from jaxmeta.runs import experiments, presets, reports, training
 from jaxmeta.runs.experiments import Experiment
 from jaxmeta.tasks import TaskFamily
 from jaxmeta.types import Learner, Task

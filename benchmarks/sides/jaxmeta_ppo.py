@@ -17,9 +17,9 @@ from turns import answer, settings
 
 from jaxmeta import networks, rollouts
 from jaxmeta.estimators import surrogates
-from jaxmeta.networks.distributions import Categorical
 from jaxmeta.estimators.episodes import episode_index
 from jaxmeta.estimators.returns import gae, td_errors
+from jaxmeta.networks.distributions import Categorical
 from jaxmeta.types import Learner, Trajectory
 
 DISCOUNT, LAMBDA, CLIP, VALUE_COST, ENTROPY_COST = 0.99, 0.95, 0.2, 0.5, 0.01

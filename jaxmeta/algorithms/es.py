@@ -18,11 +18,11 @@ import optax
 from evosax.algorithms import Open_ES
 
 from jaxmeta import checks, learners
-from jaxmeta.learners.gradient import Meta, learned, with_learned
-from jaxmeta.meta_updates.outer_loop import Optimizer
-from jaxmeta.meta_updates.gradients import State, guarded_update, known_if, map_tasks, masked_mean
-from jaxmeta.networks.policies import Policy
 from jaxmeta.estimators.streams import count
+from jaxmeta.learners.gradient import Meta, combine, partition
+from jaxmeta.meta_updates.gradients import State, guarded_update, known_if, map_tasks, masked_mean
+from jaxmeta.meta_updates.outer_loop import Optimizer
+from jaxmeta.networks.policies import Policy
 from jaxmeta.tasks.family import TaskFamily
 from jaxmeta.types import MetaAlgorithm, Task
 
@@ -73,11 +73,11 @@ def es(
     optimizer: Optimizer = optax.adam,
 ) -> MetaAlgorithm:
     """Evolution strategies on a family of tasks; arguments and errors as in `maml`."""
-    parts = learners.gradient.gradient_learner(family, config, policy=policy, first_order=True)
+    parts = learners.gradient_learner(family, config, policy=policy, first_order=True)
 
     def search_from(key: jax.Array, meta: Meta) -> tuple[Open_ES, Any]:
         """The strategy and its search from θ."""
-        theta = learned(meta, config)
+        theta = partition(meta, config)
         # evosax compiles the methods of a strategy for that very object, so it holds nothing that is traced.
         with _as_evosax_adds(), jax.ensure_compile_time_eval():
             like = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), theta)
@@ -89,7 +89,7 @@ def es(
     def init(key: jax.Array, hyper: Hyper = hyper) -> State:
         init_key, _ = jax.random.split(key)
         meta = parts.init(init_key, hyper)
-        optimizer_state = optimizer(meta.hyper.learning_rate).init(learned(meta, config))
+        optimizer_state = optimizer(meta.hyper.learning_rate).init(partition(meta, config))
         return State(meta, optimizer_state, jnp.zeros((), jnp.int32))
 
     def step(key: jax.Array, state: State, tasks: Task) -> tuple[State, dict]:
@@ -108,12 +108,12 @@ def es(
             def lifetime(key_and_task: tuple) -> dict[str, jax.Array]:
                 key, task = key_and_task
                 return learners.gradient.report(
-                    parts.live(key, with_learned(meta, member, config), task)
+                    parts.live(key, combine(meta, member, config), task)
                 )
 
             return map_tasks(lifetime, (keys, tasks), tasks_per_chunk=config.tasks_per_chunk)
 
-        own = returns(learned(meta, config))  # what is reported is θ's, not its perturbations'
+        own = returns(partition(meta, config))  # what is reported is θ's, not its perturbations'
         earned = jax.lax.map(lambda member: returns(member)["return/after"], population)  # [P, M]
         # A task that breaks most members is left out; a member that breaks in another ranks last.
         good = jnp.mean(jnp.isfinite(earned), axis=0) >= 0.5
@@ -134,21 +134,21 @@ def es(
             optimizer(meta.hyper.learning_rate),
             strategy.get_mean(found.replace(mean=found.opt_state)),
             state.optimizer,
-            learned(meta, config),
+            partition(meta, config),
             apply=applied,
         )
         metrics = known_if(applied, masked_mean(own, good))
         env_steps = (config.population_size + 1) * num_tasks * parts.env_steps
         metrics |= {
             "update_norm": optax.tree.norm(
-                jax.tree.map(jnp.subtract, moved, learned(meta, config))
+                jax.tree.map(jnp.subtract, moved, partition(meta, config))
             ),
             "skipped_tasks": num_tasks - num_good,
             "skipped_updates": jnp.asarray(~applied, jnp.int32),
             "env_steps": jnp.asarray(env_steps, jnp.int32),
         }
         return State(
-            with_learned(meta, moved, config),
+            combine(meta, moved, config),
             optimizer_state,
             state.num_updates + applied.astype(jnp.int32),
         ), metrics

@@ -81,7 +81,7 @@ def imaml(
     optimizer: Optimizer = optax.adam,
 ) -> MetaAlgorithm:
     """Implicit MAML on a family of tasks; arguments and errors as in `maml`."""
-    parts = learners.gradient.gradient_learner(family, config, policy=policy)
+    parts = learners.gradient_learner(family, config, policy=policy)
     inner_surrogate = surrogates.SURROGATES[config.inner_surrogate]
 
     def slope(part: Any, meta: Meta, agent: Params, data: Trajectory) -> Any:
@@ -156,5 +156,12 @@ def imaml(
         return left / jnp.maximum(first, 1e-30)
 
     return meta_updates.follow_meta_gradient(
-        task_loss, parts.learner, parts.init, config, hyper, optimizer, env_steps=parts.env_steps
+        task_loss,
+        parts.learner,
+        parts.init,
+        learners.gradient.learned_part(config),
+        hyper,
+        optimizer,
+        env_steps=parts.env_steps,
+        tasks_per_chunk=config.tasks_per_chunk,
     )

@@ -24,16 +24,22 @@ import jax.numpy as jnp
 import optax
 
 from jaxmeta import checks
+from jaxmeta.estimators.streams import mean_over_streams
 from jaxmeta.learners import update_rules
+from jaxmeta.learners.update_rules import Agent, AgentOptimizer, Meta, UpdateRule
+from jaxmeta.meta_updates.gradients import (
+    finite_tasks,
+    guarded_update,
+    known_if,
+    map_tasks,
+    masked_mean,
+)
 from jaxmeta.meta_updates.outer_loop import Optimizer
-from jaxmeta.meta_updates.gradients import finite_tasks, guarded_update, known_if, map_tasks, masked_mean
+from jaxmeta.meta_updates.windows import Member, Window, evolution_strategy, policy_gradient
 from jaxmeta.networks.policies import Policy
 from jaxmeta.networks.values import value_mlp
-from jaxmeta.estimators.streams import mean_over_streams
 from jaxmeta.tasks.family import TaskFamily, sample_tasks
 from jaxmeta.types import History, MetaAlgorithm, Task, Trajectory
-from jaxmeta.learners.update_rules import Agent, AgentOptimizer, Meta, UpdateRule
-from jaxmeta.meta_updates.windows import Member, Window, evolution_strategy, policy_gradient
 
 
 @dataclasses.dataclass(frozen=True)

@@ -24,11 +24,11 @@ import optax
 
 from jaxmeta import checks, learners, meta_updates
 from jaxmeta.estimators import surrogates
+from jaxmeta.estimators.episodes import cumulative_discount, in_first_episode
+from jaxmeta.estimators.streams import finite_streams, mean_over_streams, without_broken_streams
 from jaxmeta.learners.gradient import GradientLearner, Meta
 from jaxmeta.meta_updates.outer_loop import Optimizer
 from jaxmeta.networks.policies import Policy
-from jaxmeta.estimators.episodes import cumulative_discount, in_first_episode
-from jaxmeta.estimators.streams import finite_streams, mean_over_streams, without_broken_streams
 from jaxmeta.tasks.family import TaskFamily
 from jaxmeta.types import History, MetaAlgorithm, Params, Task, Trajectory
 
@@ -118,9 +118,7 @@ def maml(
         ValueError: the policy does not fit the family's action space; a value of ``hyper`` is out of
             range.
     """
-    parts = learners.gradient.gradient_learner(
-        family, config, policy=policy, first_order=config.first_order
-    )
+    parts = learners.gradient_learner(family, config, policy=policy, first_order=config.first_order)
     loss = meta_loss(parts, config)
 
     def task_loss(meta: Meta, key: jax.Array, task: Task) -> tuple[jax.Array, dict]:
@@ -128,7 +126,14 @@ def maml(
         return loss(meta, history), learners.gradient.report(history)
 
     return meta_updates.follow_meta_gradient(
-        task_loss, parts.learner, parts.init, config, hyper, optimizer, env_steps=parts.env_steps
+        task_loss,
+        parts.learner,
+        parts.init,
+        learners.gradient.learned_part(config),
+        hyper,
+        optimizer,
+        env_steps=parts.env_steps,
+        tasks_per_chunk=config.tasks_per_chunk,
     )
 
 

@@ -24,11 +24,11 @@ from jax.scipy.sparse.linalg import cg
 
 from jaxmeta import checks, learners, rollouts
 from jaxmeta.estimators import surrogates
-from jaxmeta.networks.distributions import Distribution
-from jaxmeta.learners.gradient import Meta, learned, mean_kl, with_learned
-from jaxmeta.meta_updates.gradients import State, guarded_gradient, map_tasks, masked_mean
-from jaxmeta.networks.policies import Policy
 from jaxmeta.estimators.streams import without_broken_streams
+from jaxmeta.learners.gradient import Meta, combine, mean_kl, partition
+from jaxmeta.meta_updates.gradients import State, guarded_gradient, map_tasks, masked_mean
+from jaxmeta.networks.distributions import Distribution
+from jaxmeta.networks.policies import Policy
 from jaxmeta.tasks.family import TaskFamily
 from jaxmeta.types import History, MetaAlgorithm, Params, Task, Trajectory
 
@@ -72,7 +72,7 @@ def maml_trpo(
     policy: Policy | None = None,
 ) -> MetaAlgorithm:
     """MAML-TRPO on a family of tasks; arguments and errors as in `maml`, without an optimiser."""
-    parts = learners.gradient.gradient_learner(family, config, policy=policy)
+    parts = learners.gradient_learner(family, config, policy=policy)
     # Off the recorded policy all that matters is the ratio of each action to the one that acted.
     surrogate = surrogates.SURROGATES["lvc"]
 
@@ -81,9 +81,9 @@ def maml_trpo(
 
     def adapted(meta: Meta, key: jax.Array, recorded: History) -> Params:
         """What ``meta`` would have made of the recorded experience."""
-        return last_round(
-            rollouts.replay(key, meta, recorded.trajectories, learner=parts.learner)
-        )[0]
+        return last_round(rollouts.replay(key, meta, recorded.trajectories, learner=parts.learner))[
+            0
+        ]
 
     def surrogate_and_kl(meta: Meta, key: jax.Array, recorded: History) -> tuple:
         """The loss in one task and how far its adapted policy is from the one that acted."""
@@ -97,11 +97,11 @@ def maml_trpo(
         return State(parts.init(key, hyper), (), jnp.zeros((), jnp.int32))
 
     def step(key: jax.Array, state: State, tasks: Task) -> tuple[State, dict]:
-        hyper, theta = state.meta.hyper, learned(state.meta, config)
+        hyper, theta = state.meta.hyper, partition(state.meta, config)
         keys, recorded = lived = learners.gradient.record(key, state.meta, tasks, parts, config)
 
         def meta(theta: dict) -> Meta:
-            return with_learned(state.meta, theta, config)
+            return combine(state.meta, theta, config)
 
         def task_loss(theta: dict, key: jax.Array, recorded: History) -> tuple[jax.Array, dict]:
             return surrogate_and_kl(meta(theta), key, recorded)[0], learners.gradient.report(

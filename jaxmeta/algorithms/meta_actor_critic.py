@@ -27,14 +27,14 @@ import optax
 
 from jaxmeta import checks, learners, meta_updates
 from jaxmeta.estimators import surrogates
-from jaxmeta.learners.gradient import Meta
-from jaxmeta.meta_updates.outer_loop import Optimizer
-from jaxmeta.networks.policies import Policy, default_policy
-from jaxmeta.networks.values import Value, value_mlp
-from jaxmeta.learners.replay import log_probs
 from jaxmeta.estimators.episodes import cumulative_discount, in_first_episode
 from jaxmeta.estimators.returns import td_errors, vtrace_targets
 from jaxmeta.estimators.streams import count, without_broken_streams
+from jaxmeta.learners.gradient import Meta
+from jaxmeta.learners.replay import log_probs
+from jaxmeta.meta_updates.outer_loop import Optimizer
+from jaxmeta.networks.policies import Policy, default_policy
+from jaxmeta.networks.values import Value, value_mlp
 from jaxmeta.tasks.family import TaskFamily
 from jaxmeta.types import MetaAlgorithm, Params, Task, Trajectory
 
@@ -145,7 +145,7 @@ def meta_actor_critic(
             "value": along(predict, params["value"], error),
         }
 
-    parts = learners.replay.replay_learner(
+    parts = learners.replay_learner(
         family, config, policy, lambda meta, params: params["policy"], gradient
     )
 
@@ -164,7 +164,14 @@ def meta_actor_critic(
         return loss, report | learners.gradient.report(history)
 
     return meta_updates.follow_meta_gradient(
-        task_loss, parts.learner, init, config, hyper, optimizer, env_steps=parts.env_steps
+        task_loss,
+        parts.learner,
+        init,
+        learners.gradient.learned_part(config),
+        hyper,
+        optimizer,
+        env_steps=parts.env_steps,
+        tasks_per_chunk=config.tasks_per_chunk,
     )
 
 

@@ -35,15 +35,15 @@ import jax.numpy as jnp
 import optax
 
 from jaxmeta import checks, learners, meta_updates, rollouts
-from jaxmeta.rollouts import lifelong
+from jaxmeta.estimators.streams import finite_streams, without_broken_streams
+from jaxmeta.learners.actor_critic import HYPER_RANGES, Agent, Hyper, Meta, learned_hyper
 from jaxmeta.learners.gradient import mean_kl, skipped_streams
 from jaxmeta.meta_updates.outer_loop import Optimizer, is_applicable, outer_optimizer
-from jaxmeta.rollouts.lifelong import Life, Score
 from jaxmeta.networks.policies import Policy
 from jaxmeta.networks.values import Value
-from jaxmeta.estimators.streams import finite_streams, without_broken_streams
+from jaxmeta.rollouts import lifelong
+from jaxmeta.rollouts.lifelong import Life, Score
 from jaxmeta.tasks.family import TaskFamily, sample_tasks
-from jaxmeta.learners.actor_critic import Agent, HYPER_RANGES, Hyper, Meta, learned_hyper
 from jaxmeta.types import MetaAlgorithm, Params, Stream, Task, Trajectory
 
 # A meta-gradient through small steps is small, and a bootstrapped one smaller: Adam's own ε would hide it.
@@ -126,7 +126,7 @@ def meta_gradient(
         ValueError: the policy does not fit the family's action space; a value of ``hyper`` is out of
             range; ``step`` is given another number of tasks.
     """
-    parts = learners.actor_critic.actor_critic_learner(family, config, policy=policy, value=value)
+    parts = learners.actor_critic_learner(family, config, policy=policy, value=value)
     learner, distribution = parts.learner, parts.distribution
     world: dict[str, Any] = dict(learner=learner, env=family.env)
     acting: dict[str, Any] = dict(num_steps=config.num_steps, unroll=config.unroll)

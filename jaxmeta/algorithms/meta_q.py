@@ -21,14 +21,14 @@ from gymnax.environments import spaces
 
 from jaxmeta import checks, learners, meta_updates
 from jaxmeta.estimators import surrogates
-from jaxmeta.networks.distributions import Categorical
-from jaxmeta.learners.gradient import Meta
-from jaxmeta.meta_updates.outer_loop import Optimizer
-from jaxmeta.networks.policies import Policy, feed_forward
-from jaxmeta.networks.values import Value, value_mlp
 from jaxmeta.estimators.episodes import in_first_episode
 from jaxmeta.estimators.returns import action_value_targets
 from jaxmeta.estimators.streams import count, without_broken_streams
+from jaxmeta.learners.gradient import Meta
+from jaxmeta.meta_updates.outer_loop import Optimizer
+from jaxmeta.networks.distributions import Categorical
+from jaxmeta.networks.policies import Policy, feed_forward
+from jaxmeta.networks.values import Value, value_mlp
 from jaxmeta.tasks.family import TaskFamily
 from jaxmeta.types import MetaAlgorithm, Params, Task, Trajectory
 
@@ -134,7 +134,7 @@ def meta_q(
         num_steps = count(good, error) * error.shape[1]
         return surrogates.semi_gradient(taken, params, -error / num_steps)
 
-    parts = learners.replay.replay_learner(
+    parts = learners.replay_learner(
         family, config, policy, lambda meta, params: (params, meta.hyper.temperature), gradient
     )
 
@@ -150,5 +150,12 @@ def meta_q(
         return loss, report | learners.gradient.report(history)
 
     return meta_updates.follow_meta_gradient(
-        task_loss, parts.learner, init, config, hyper, optimizer, env_steps=parts.env_steps
+        task_loss,
+        parts.learner,
+        init,
+        learners.gradient.learned_part(config),
+        hyper,
+        optimizer,
+        env_steps=parts.env_steps,
+        tasks_per_chunk=config.tasks_per_chunk,
     )

@@ -28,12 +28,16 @@ import optax
 
 from jaxmeta import checks, learners, meta_updates, rollouts
 from jaxmeta.estimators import surrogates
+from jaxmeta.estimators.returns import (
+    importance_returns,
+    vtrace_targets,
+    weighted_importance_returns,
+)
+from jaxmeta.estimators.streams import count, mean_over_streams, without_broken_streams
 from jaxmeta.learners.gradient import Adaptation, Meta, adapted, with_adapted
 from jaxmeta.meta_updates.outer_loop import Optimizer
 from jaxmeta.networks.policies import Policy, default_policy
 from jaxmeta.networks.values import Value, value_mlp
-from jaxmeta.estimators.returns import importance_returns, vtrace_targets, weighted_importance_returns
-from jaxmeta.estimators.streams import count, mean_over_streams, without_broken_streams
 from jaxmeta.tasks.family import TaskFamily
 from jaxmeta.types import Learner, MetaAlgorithm, Params, Task, TimeStep, Trajectory
 
@@ -280,7 +284,14 @@ def meta_value(
 
     steps = config.num_streams * (config.num_steps or family.horizon)
     return meta_updates.follow_meta_gradient(
-        task_loss, parts.learner, parts.init, config, hyper, optimizer, env_steps=2 * steps
+        task_loss,
+        parts.learner,
+        parts.init,
+        learners.gradient.learned_part(config),
+        hyper,
+        optimizer,
+        env_steps=2 * steps,
+        tasks_per_chunk=config.tasks_per_chunk,
     )
 
 

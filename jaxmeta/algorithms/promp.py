@@ -21,11 +21,11 @@ import optax
 
 from jaxmeta import checks, learners, meta_updates, rollouts
 from jaxmeta.estimators import surrogates
-from jaxmeta.learners.gradient import Meta, learned, mean_kl, with_learned
-from jaxmeta.meta_updates.outer_loop import Optimizer
-from jaxmeta.meta_updates.gradients import State, meta_gradient
-from jaxmeta.networks.policies import Policy
 from jaxmeta.estimators.streams import without_broken_streams
+from jaxmeta.learners.gradient import Meta, combine, learned_part, mean_kl, partition
+from jaxmeta.meta_updates.gradients import State, meta_gradient
+from jaxmeta.meta_updates.outer_loop import Optimizer
+from jaxmeta.networks.policies import Policy
 from jaxmeta.tasks.family import TaskFamily
 from jaxmeta.types import History, MetaAlgorithm, Params, Task, Trajectory
 
@@ -71,7 +71,7 @@ def promp(
     optimizer: Optimizer = optax.adam,
 ) -> MetaAlgorithm:
     """ProMP on a family of tasks; arguments and errors as in `maml`."""
-    parts = learners.gradient.gradient_learner(family, config, policy=policy)
+    parts = learners.gradient_learner(family, config, policy=policy)
 
     def epoch_loss(meta: Meta, key: jax.Array, recorded: History) -> tuple[jax.Array, dict]:
         """Minus J^ProMP in one task (to be minimised) on its recorded lifetime ``[K + 1]``."""
@@ -90,7 +90,7 @@ def promp(
         return loss + meta.hyper.kl_cost * kl, {"kl": kl} | learners.gradient.report(recorded)
 
     def init(key: jax.Array, hyper: Hyper = hyper) -> State:
-        return meta_updates.first_state(parts.init(key, hyper), config, optimizer)
+        return meta_updates.first_state(parts.init(key, hyper), learned_part(config), optimizer)
 
     def step(key: jax.Array, state: State, tasks: Task) -> tuple[State, dict]:
         keys, recorded = learners.gradient.record(key, state.meta, tasks, parts, config)
@@ -98,15 +98,17 @@ def promp(
         def epoch(state: State, _: None) -> tuple[State, dict]:
             gradient, metrics = meta_gradient(
                 lambda learned, key, recorded: epoch_loss(
-                    with_learned(state.meta, learned, config), key, recorded
+                    combine(state.meta, learned, config), key, recorded
                 ),
-                learned(state.meta, config),
+                partition(state.meta, config),
                 keys,
                 recorded,
                 tasks_per_chunk=config.tasks_per_chunk,
             )
             applied = meta_updates.is_applicable(metrics, len(keys))
-            state = meta_updates.descend(state, gradient, config, optimizer, apply=applied)
+            state = meta_updates.descend(
+                state, gradient, learned_part(config), optimizer, apply=applied
+            )
             metrics["skipped_updates"] = jnp.asarray(~applied, jnp.int32)
             return state, metrics
 

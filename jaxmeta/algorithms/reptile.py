@@ -72,7 +72,7 @@ def reptile(
     optimizer: Optimizer = optax.sgd,
 ) -> MetaAlgorithm:
     """Reptile on a family of tasks; arguments and errors as in `maml`."""
-    parts = learners.gradient.gradient_learner(family, config, policy=policy, first_order=True)
+    parts = learners.gradient_learner(family, config, policy=policy, first_order=True)
 
     def task_loss(meta: Meta, key: jax.Array, task: Task) -> tuple[jax.Array, dict]:
         """A linear function of θ whose gradient is θ - φ."""
@@ -85,5 +85,12 @@ def reptile(
         return optax.tree.vdot(meta.params, direction), learners.gradient.report(history)
 
     return meta_updates.follow_meta_gradient(
-        task_loss, parts.learner, parts.init, config, hyper, optimizer, env_steps=parts.env_steps
+        task_loss,
+        parts.learner,
+        parts.init,
+        learners.gradient.learned_part(config),
+        hyper,
+        optimizer,
+        env_steps=parts.env_steps,
+        tasks_per_chunk=config.tasks_per_chunk,
     )

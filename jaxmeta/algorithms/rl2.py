@@ -15,11 +15,11 @@ import jax.numpy as jnp
 import optax
 
 from jaxmeta import checks, learners
+from jaxmeta.learners.recurrent import Hyper, Loss
 from jaxmeta.networks import encodings, recurrent
+from jaxmeta.networks.actor_critic import ActorCritic, Inputs, joined
 from jaxmeta.networks.distributions import Distribution
 from jaxmeta.networks.graph_actor_critic import graph_actor_critic
-from jaxmeta.learners.recurrent import Hyper, Loss
-from jaxmeta.networks.actor_critic import ActorCritic, Inputs, joined
 from jaxmeta.networks.values import value_mlp
 from jaxmeta.tasks.family import TaskFamily
 from jaxmeta.types import MetaAlgorithm, Params

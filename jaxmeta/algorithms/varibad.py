@@ -23,12 +23,12 @@ import jax.numpy as jnp
 import optax
 
 from jaxmeta import checks, learners
-from jaxmeta.networks import encodings, recurrent
-from jaxmeta.networks.distributions import DiagGaussian, Distribution
-from jaxmeta.learners.recurrent import Loss
-from jaxmeta.networks.actor_critic import ActorCritic, Inputs, joined
-from jaxmeta.networks.values import value_mlp
 from jaxmeta.estimators.streams import count
+from jaxmeta.learners.recurrent import Loss
+from jaxmeta.networks import encodings, recurrent
+from jaxmeta.networks.actor_critic import ActorCritic, Inputs, joined
+from jaxmeta.networks.distributions import DiagGaussian, Distribution
+from jaxmeta.networks.values import value_mlp
 from jaxmeta.tasks.family import TaskFamily
 from jaxmeta.types import MetaAlgorithm, Params, Trajectory
 
@@ -201,9 +201,7 @@ def belief_actor_critic(
 
         m = q.sample(key)  # [T, L]
         next_obs = data.next_obs.reshape(num_steps, -1)
-        cause = jnp.concatenate(
-            [inputs.obs, encodings.encode_action(data.action, family)], 1
-        )
+        cause = jnp.concatenate([inputs.obs, encodings.encode_action(data.action, family)], 1)
         shown = {"rewards": jnp.concatenate([cause, next_obs], axis=1), "states": cause}
         truth = {"rewards": data.reward[:, None], "states": next_obs}
         error = {}

@@ -1,25 +1,17 @@
 """The linear baseline: a value of observations and time that is fitted to each task's own returns."""
 
-import math
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, TypeGuard
-import flax.linen as nn
-import jax
-import jax.numpy as jnp
-import numpy as np
-from gymnax.environments import spaces
-from jaxmeta import checks
-from jaxmeta.networks.distributions import Categorical, DiagGaussian, Distribution
-from jaxmeta.types import Params, TimeStep
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+
 from jaxmeta import checks
-from jaxmeta.estimators.baselines import linear_baseline, linear_features
-from jaxmeta.types import Trajectory
 from jaxmeta.estimators.episodes import episode_step
 from jaxmeta.estimators.returns import discounted_returns, td_errors
 from jaxmeta.estimators.streams import unless
+from jaxmeta.types import Trajectory
 
 
 def linear_features(obs: jax.Array, step: jax.Array, horizon: int) -> jax.Array:

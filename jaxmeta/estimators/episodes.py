@@ -1,13 +1,9 @@
 """Where episodes begin and end in a stream, and the discounts and returns that follow from it."""
 
-from collections.abc import Sequence
-from functools import partial
-from typing import Any, Literal
 import jax
 import jax.numpy as jnp
+
 from jaxmeta import checks
-from jaxmeta.estimators.baselines import linear_baseline, linear_features
-from jaxmeta.types import Trajectory
 from jaxmeta.estimators.returns import linear_recurrence
 from jaxmeta.estimators.streams import unless
 

@@ -16,9 +16,11 @@ import itertools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+
 from jaxmeta import checks
 
 

@@ -10,14 +10,10 @@ vectors, which makes termination and truncation exact without special cases:
 Nothing here stops a gradient: γ, λ, rewards and values can all be meta-learned through it.
 """
 
-from collections.abc import Sequence
-from functools import partial
-from typing import Any, Literal
 import jax
 import jax.numpy as jnp
+
 from jaxmeta import checks
-from jaxmeta.estimators.baselines import linear_baseline, linear_features
-from jaxmeta.types import Trajectory
 from jaxmeta.estimators.streams import count, unless
 
 

@@ -1,12 +1,10 @@
 """Streams that count: those in which every number is finite; means and counts over them."""
 
-from collections.abc import Sequence
-from functools import partial
-from typing import Any, Literal
+from typing import Any
+
 import jax
 import jax.numpy as jnp
-from jaxmeta import checks
-from jaxmeta.estimators.baselines import linear_baseline, linear_features
+
 from jaxmeta.types import Trajectory
 
 

@@ -27,14 +27,15 @@ Nothing here stops a gradient; recorded log-probabilities are data already (see 
 import math
 from collections.abc import Callable
 from functools import partial
+
 import jax
 import jax.numpy as jnp
+
 from jaxmeta import checks
 from jaxmeta.estimators.episodes import cumulative_discount
 from jaxmeta.estimators.returns import gae, linear_recurrence
 from jaxmeta.estimators.streams import count, unless
 from jaxmeta.types import Params
-
 
 Weights = Callable[[jax.Array, jax.Array], jax.Array]
 """``(log_ratio [T], first [T]) -> d [T]``: what each action adds to the trace."""

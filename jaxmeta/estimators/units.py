@@ -1,13 +1,9 @@
 """Scales of rewards and advantages, so that learning does not depend on the unit of rewards."""
 
-from collections.abc import Sequence
-from functools import partial
-from typing import Any, Literal
 import jax
 import jax.numpy as jnp
+
 from jaxmeta import checks
-from jaxmeta.estimators.baselines import linear_baseline, linear_features
-from jaxmeta.types import Trajectory
 from jaxmeta.estimators.returns import gae
 
 

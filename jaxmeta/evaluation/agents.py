@@ -1,19 +1,16 @@
 """Returns of agents that need no training: random, optimal and expert ones."""
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
-import numpy as np
-import scipy.stats
+
 from jaxmeta import checks
-from jaxmeta.rollouts.lifetime import lifetime
-from jaxmeta.estimators.episodes import episode_index, first_episode_return
-from jaxmeta.estimators.streams import finite_streams, mean_over_streams
+from jaxmeta.evaluation.curves import adaptation_returns
 from jaxmeta.tasks import door
 from jaxmeta.tasks.family import TaskFamily
 from jaxmeta.types import Learner, Task, TimeStep
-from jaxmeta.evaluation.curves import adaptation_returns
 
 
 @checks.arguments

@@ -4,19 +4,17 @@ The functions of keys and tasks are pure; statistics are scipy's. A stream with 
 and counted; a task or an episode without a return is NaN, and `summarize` leaves out and counts such tasks.
 """
 
-from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
+
 import jax
 import jax.numpy as jnp
-import numpy as np
-import scipy.stats
+
 from jaxmeta import checks
-from jaxmeta.rollouts.lifetime import lifetime
-from jaxmeta.estimators.episodes import episode_index, first_episode_return
+from jaxmeta.estimators.episodes import first_episode_return
 from jaxmeta.estimators.streams import finite_streams, mean_over_streams
+from jaxmeta.rollouts.lifetime import lifetime
 from jaxmeta.tasks import door
-from jaxmeta.tasks.family import TaskFamily
-from jaxmeta.types import Learner, Task, TimeStep
+from jaxmeta.types import Learner, Task
 
 
 class AdaptationCurve(NamedTuple):

@@ -1,18 +1,12 @@
 """Intervals and summaries of returns over tasks and seeds, in NumPy and SciPy."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
-import jax
-import jax.numpy as jnp
+from typing import Any
+
 import numpy as np
 import scipy.stats
+
 from jaxmeta import checks
-from jaxmeta.rollouts.lifetime import lifetime
-from jaxmeta.estimators.episodes import episode_index, first_episode_return
-from jaxmeta.estimators.streams import finite_streams, mean_over_streams
-from jaxmeta.tasks import door
-from jaxmeta.tasks.family import TaskFamily
-from jaxmeta.types import Learner, Task, TimeStep
 
 
 def normalized(returns: np.ndarray, random: np.ndarray, reference: np.ndarray) -> np.ndarray:

@@ -1,18 +1,16 @@
 """Trials: whole streams of experience of a learner that remembers, and the returns of their episodes."""
 
-from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
+
 import jax
 import jax.numpy as jnp
-import numpy as np
-import scipy.stats
+
 from jaxmeta import checks
+from jaxmeta.estimators.episodes import episode_index
+from jaxmeta.estimators.streams import finite_streams
 from jaxmeta.rollouts.lifetime import lifetime
-from jaxmeta.estimators.episodes import episode_index, first_episode_return
-from jaxmeta.estimators.streams import finite_streams, mean_over_streams
 from jaxmeta.tasks import door
-from jaxmeta.tasks.family import TaskFamily
-from jaxmeta.types import Learner, Task, TimeStep
+from jaxmeta.types import Learner, Task
 
 
 class Trials(NamedTuple):

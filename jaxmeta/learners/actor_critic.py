@@ -11,22 +11,23 @@ import dataclasses
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal, NamedTuple
+
 import jax
 import jax.numpy as jnp
 import optax
+
 from jaxmeta import checks
-from jaxmeta.networks.distributions import Distribution
-from jaxmeta.meta_updates.outer_loop import Optimizer
-from jaxmeta.networks.encodings import encode_action, input_sizes
-from jaxmeta.meta_updates.gradients import optimizer_step
-from jaxmeta.networks.policies import Policy, default_policy
-from jaxmeta.networks.values import Value, value_mlp
-from jaxmeta.estimators.surrogates import leave_one_out_mean
 from jaxmeta.estimators.returns import gae, td_errors
 from jaxmeta.estimators.streams import mean_over_streams, without_broken_streams
+from jaxmeta.estimators.surrogates import leave_one_out_mean
+from jaxmeta.meta_updates.gradients import optimizer_step
+from jaxmeta.meta_updates.outer_loop import Optimizer
+from jaxmeta.networks.distributions import Distribution
+from jaxmeta.networks.encodings import encode_action, input_sizes
+from jaxmeta.networks.policies import Policy, default_policy
+from jaxmeta.networks.values import Value, value_mlp
 from jaxmeta.tasks.family import TaskFamily
 from jaxmeta.types import Learner, Params, TimeStep, Trajectory
-
 
 LEARNABLE = ("discount", "gae_lambda", "policy_cost", "value_cost", "entropy_cost", "step_size")
 """What `Config.learns` may name: entries of `Hyper`."""

@@ -13,21 +13,23 @@ import dataclasses
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal, NamedTuple
+
 import jax
 import jax.numpy as jnp
-import optax
+
 from jaxmeta import checks, rollouts
 from jaxmeta.estimators import surrogates
-from jaxmeta.networks.distributions import Distribution
-from jaxmeta.meta_updates.gradients import State, guarded_update, map_tasks, meta_gradient
-from jaxmeta.networks.policies import Policy, default_policy
-from jaxmeta.estimators.surrogates import Surrogate
 from jaxmeta.estimators.baselines import BASELINES, baseline_td_errors, sees_observations
 from jaxmeta.estimators.episodes import first_episode_return, in_first_episode
 from jaxmeta.estimators.streams import finite_streams, mean_over_streams, without_broken_streams
+from jaxmeta.estimators.surrogates import Surrogate
 from jaxmeta.estimators.units import advantage_scale
+from jaxmeta.meta_updates.gradients import map_tasks
+from jaxmeta.meta_updates.outer_loop import Learned
+from jaxmeta.networks.distributions import Distribution
+from jaxmeta.networks.policies import Policy, default_policy
 from jaxmeta.tasks.family import TaskFamily
-from jaxmeta.types import History, Learner, MetaAlgorithm, Params, Task, TimeStep, Trajectory
+from jaxmeta.types import History, Learner, Params, Task, TimeStep, Trajectory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -306,7 +308,12 @@ def stepped(part: Any, meta: Meta, gradient: Any, config: Adaptation) -> Any:
     return jax.tree.map(lambda p, a, g: p - a * g, part, adapted(every, config), gradient)
 
 
-def learned(meta: Meta, config: Adaptation) -> dict[str, Any]:
+def learned_part(config: Adaptation) -> Learned:
+    """The part of `Meta` that outer loops learn: `partition` and `combine` under ``config``."""
+    return Learned(partial(partition, config=config), partial(combine, config=config))
+
+
+def partition(meta: Meta, config: Adaptation) -> dict[str, Any]:
     """The part of ``meta`` that is meta-learned.
 
     A context is not: it starts where no task has moved it, at zero. Learning its start too would only be
@@ -321,8 +328,8 @@ def learned(meta: Meta, config: Adaptation) -> dict[str, Any]:
     return {"params": params} | {name: size for name, (size, _) in sizes.items()}
 
 
-def with_learned(meta: Meta, learned: dict[str, Any], config: Adaptation) -> Meta:
-    """``meta`` with another `learned` part."""
+def combine(meta: Meta, learned: dict[str, Any], config: Adaptation) -> Meta:
+    """``meta`` with its meta-learned part replaced by ``learned``, the inverse of `partition`."""
     params, sizes = learned["params"], {x: y for x, y in learned.items() if x != "params"}
     if config.adapts == "context":
         params = {**meta.params, **params}

@@ -21,24 +21,25 @@ import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
+
 import jax
 import jax.numpy as jnp
 import optax
-from gymnax.environments import spaces
+
 from jaxmeta import checks, rollouts
 from jaxmeta.estimators import surrogates
-from jaxmeta.networks.distributions import Distribution
-from jaxmeta.meta_updates.gradients import State, guarded_update
-from jaxmeta.networks.policies import Head, action_head
-from jaxmeta.networks.values import Value, value_mlp
 from jaxmeta.estimators.episodes import episode_index
 from jaxmeta.estimators.returns import gae, td_errors
 from jaxmeta.estimators.streams import count, without_broken_streams
 from jaxmeta.estimators.units import in_units, running, running_reward_scale
-from jaxmeta.tasks.family import TaskFamily
-from jaxmeta.types import Learner, MetaAlgorithm, Params, Task, TimeStep, Trajectory
+from jaxmeta.meta_updates.gradients import State, guarded_update
+from jaxmeta.meta_updates.outer_loop import outer_optimizer
 from jaxmeta.networks.actor_critic import ActorCritic, Inputs
 from jaxmeta.networks.encodings import encode_action
+from jaxmeta.networks.policies import Head, action_head
+from jaxmeta.networks.values import Value, value_mlp
+from jaxmeta.tasks.family import TaskFamily
+from jaxmeta.types import Learner, MetaAlgorithm, Params, Task, TimeStep, Trajectory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -246,18 +247,13 @@ def learn_from_trials(
     that was true of all. On several devices the tasks are shared for acting; minibatches are drawn from
     all of them, so learning gathers its trials and is not shared.
     """
-    parts = memory_learner(family, config, network)
-
-    def outer_optimizer(hyper: Any) -> optax.GradientTransformation:
-        return optax.chain(
-            optax.clip_by_global_norm(hyper.max_grad_norm), optimizer(hyper.learning_rate)
-        )
+    parts = recurrent_learner(family, config, network)
 
     def init(key: jax.Array, hyper: Any = hyper) -> State:
         hyper = jax.tree.map(lambda x: jnp.asarray(x, float), hyper)
         params = network.init(key)
         meta = Meta(params, jnp.zeros(2), jnp.zeros(()), hyper)
-        return State(meta, outer_optimizer(hyper).init(params), jnp.zeros((), jnp.int32))
+        return State(meta, outer_optimizer(optimizer, hyper).init(params), jnp.zeros((), jnp.int32))
 
     def batch_loss(params: Params, keys: jax.Array, batch: tuple, hyper: Any) -> tuple:
         data, inputs, advantage, target, steps = batch
@@ -328,7 +324,7 @@ def learn_from_trials(
             value_scale=value_scale,
             reward_scale=running_reward_scale(meta.reward_scale, reward, steps),
         )
-        transform = outer_optimizer(hyper)
+        transform = outer_optimizer(optimizer, hyper)
 
         def minibatch_step(carry: tuple, key_and_rows: tuple) -> tuple:
             params, optimizer_state = carry

@@ -8,16 +8,24 @@ import dataclasses
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
+
 import jax
 import jax.numpy as jnp
+
 from jaxmeta import checks, rollouts
 from jaxmeta.estimators import surrogates
-from jaxmeta.learners.gradient import adapted, episode_steps, stepped, with_adapted
-from jaxmeta.learners.gradient import Adaptation, Meta
-from jaxmeta.networks.policies import Policy
 from jaxmeta.estimators.episodes import in_first_episode
 from jaxmeta.estimators.returns import gae, td_errors
 from jaxmeta.estimators.streams import count, mean_over_streams, without_broken_streams
+from jaxmeta.learners.gradient import (
+    Adaptation,
+    Meta,
+    adapted,
+    episode_steps,
+    stepped,
+    with_adapted,
+)
+from jaxmeta.networks.policies import Policy
 from jaxmeta.tasks.family import TaskFamily
 from jaxmeta.types import History, Learner, Params, Task, TimeStep, Trajectory
 
@@ -169,10 +177,10 @@ def outer_loss(
     counted = jax.vmap(in_first_episode)(data.last)
     delta = td_errors(data.reward, discount, v, v_next)
     delta = jax.lax.stop_gradient(jnp.where(counted, delta, 0.0))
-    surrogates = jax.vmap(surrogates.SURROGATES["score"], in_axes=(0, 0, 0, 0, 0, None))(
+    surrogate = jax.vmap(surrogates.SURROGATES["score"], in_axes=(0, 0, 0, 0, 0, None))(
         log_prob, data.log_prob, delta, discount, data.timestep.first, hyper.trace_lambda
     )
-    gain = mean_over_streams(surrogates, good) / data.reward.shape[1]
+    gain = mean_over_streams(surrogate, good) / data.reward.shape[1]
     correction = jax.vmap(gae, in_axes=(0, 0, 0, None))(
         delta, discount, data.last, hyper.trace_lambda
     )

@@ -16,18 +16,20 @@ so one that was learned on some family can be followed on any other.
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
+
 import jax
 import jax.numpy as jnp
 import optax
+
 from jaxmeta import checks
-from jaxmeta.networks import recurrent
-from jaxmeta.networks.distributions import Categorical, Distribution
-from jaxmeta.meta_updates.gradients import optimizer_step
-from jaxmeta.networks.policies import Policy, default_policy
-from jaxmeta.networks.values import value_mlp
 from jaxmeta.estimators.returns import gae, td_errors
 from jaxmeta.estimators.streams import mean_over_streams, without_broken_streams
 from jaxmeta.estimators.units import advantage_scale, in_units, running_reward_scale
+from jaxmeta.meta_updates.gradients import optimizer_step
+from jaxmeta.networks import recurrent
+from jaxmeta.networks.distributions import Categorical, Distribution
+from jaxmeta.networks.policies import Policy, default_policy
+from jaxmeta.networks.values import value_mlp
 from jaxmeta.tasks.family import TaskFamily
 from jaxmeta.types import Learner, Params, TimeStep, Trajectory
 

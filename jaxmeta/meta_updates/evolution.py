@@ -6,6 +6,7 @@ gradient of F itself where F is quadratic.
 
 import jax
 import jax.numpy as jnp
+
 from jaxmeta import checks
 from jaxmeta.types import Params
 

@@ -2,12 +2,13 @@
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
+
 import jax
 import jax.numpy as jnp
 import optax
+
 from jaxmeta import checks
 from jaxmeta.estimators.streams import count
-
 
 TaskLoss = Callable[[Any, jax.Array, Any], tuple[jax.Array, dict[str, jax.Array]]]
 """``(learned, key, task) -> (loss [], report)``: the meta-objective in one task (or on what was recorded

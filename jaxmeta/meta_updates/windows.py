@@ -11,17 +11,19 @@ Each looks at the K updates that a window holds and no further, so its memory do
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
+
 import jax
 import jax.numpy as jnp
 import optax
+
 from jaxmeta import rollouts
-from jaxmeta.meta_updates import evolution
-from jaxmeta.rollouts import lifelong
-from jaxmeta.rollouts.lifelong import Life
-from jaxmeta.meta_updates.gradients import masked_mean, optimizer_step
-from jaxmeta.networks.values import Value
 from jaxmeta.estimators.returns import gae, td_errors
 from jaxmeta.estimators.streams import mean_over_streams, without_broken_streams
+from jaxmeta.meta_updates import evolution
+from jaxmeta.meta_updates.gradients import masked_mean, optimizer_step
+from jaxmeta.networks.values import Value
+from jaxmeta.rollouts import lifelong
+from jaxmeta.rollouts.lifelong import Life
 from jaxmeta.types import History, Learner, Params, Task, Trajectory
 
 

@@ -5,8 +5,10 @@ The last axis of a parameter array is the event (or category) axis; leading axes
 
 import math
 from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
+
 from jaxmeta import checks
 
 

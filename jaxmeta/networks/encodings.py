@@ -1,24 +1,11 @@
 """Observations, actions and rewards as the numbers that a network reads."""
 
-import dataclasses
 import math
-from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+
 import jax
-import jax.numpy as jnp
-import optax
 from gymnax.environments import spaces
-from jaxmeta import checks
-from jaxmeta.networks.distributions import Distribution
-from jaxmeta.meta_updates.gradients import State, guarded_update
-from jaxmeta.networks.policies import Head, action_head
-from jaxmeta.networks.values import Value, value_mlp
-from jaxmeta.estimators.episodes import episode_index
-from jaxmeta.estimators.returns import gae, td_errors
-from jaxmeta.estimators.streams import count, without_broken_streams
-from jaxmeta.estimators.units import in_units, running, running_reward_scale
+
 from jaxmeta.tasks.family import TaskFamily
-from jaxmeta.types import Learner, MetaAlgorithm, Params, Task, TimeStep, Trajectory
 
 
 def input_sizes(family: TaskFamily) -> tuple[int, int, int]:

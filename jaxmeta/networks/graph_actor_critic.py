@@ -18,16 +18,17 @@ learned again at the others, as a network that is shown one-hot states has to.
 """
 
 from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from gymnax.environments import spaces
+
 from jaxmeta import checks
-from jaxmeta.networks.distributions import Categorical
 from jaxmeta.networks.actor_critic import ActorCritic, Inputs
+from jaxmeta.networks.distributions import Categorical
 from jaxmeta.networks.values import value_mlp
 from jaxmeta.tasks.family import TaskFamily
 from jaxmeta.types import Params
-
 
 NUM_FEATURES = 6
 

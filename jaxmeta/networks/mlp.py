@@ -2,15 +2,14 @@
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, TypeGuard
+from typing import NamedTuple
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
-from gymnax.environments import spaces
+
 from jaxmeta import checks
-from jaxmeta.networks.distributions import Categorical, DiagGaussian, Distribution
-from jaxmeta.types import Params, TimeStep
+from jaxmeta.types import Params
 
 
 class Network(NamedTuple):

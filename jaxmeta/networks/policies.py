@@ -7,16 +7,17 @@ imports ``flax.linen``.
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeGuard
-import flax.linen as nn
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from gymnax.environments import spaces
+
 from jaxmeta import checks
-from jaxmeta.tasks import boxes
 from jaxmeta.networks.distributions import Categorical, DiagGaussian, Distribution
-from jaxmeta.types import Params, TimeStep
 from jaxmeta.networks.mlp import mlp, obs_size
+from jaxmeta.tasks import boxes
+from jaxmeta.types import Params, TimeStep
 
 
 class Policy(NamedTuple):
@@ -117,8 +118,8 @@ def action_head(
 def _categorical_head(
     num_features: int, action_space: spaces.Discrete, hidden_sizes: Sequence[int]
 ) -> Head:
-    mlp = mlp(num_features, hidden_sizes, action_space.n, 0.01)
-    return Head(mlp.init, lambda params, x: Categorical(mlp.apply(params, x)))
+    network = mlp(num_features, hidden_sizes, action_space.n, 0.01)
+    return Head(network.init, lambda params, x: Categorical(network.apply(params, x)))
 
 
 def _gaussian_head(
@@ -141,15 +142,15 @@ def _gaussian_head(
         )
     nominal = boxes.scaled("action_space", action_space)
     centre, scale = nominal.middle, nominal.half_width
-    mlp = mlp(num_features, hidden_sizes, math.prod(shape), 0.01)
+    network = mlp(num_features, hidden_sizes, math.prod(shape), 0.01)
 
     def init(key: jax.Array) -> Params:
-        params = mlp.init(key)
+        params = network.init(key)
         log_std = jnp.full(shape, math.log(initial_std), float)
         return {"body": params["body"], "head": {"mean": params["head"], "log_std": log_std}}
 
     def apply(params: Params, x: jax.Array) -> DiagGaussian:
-        mean = mlp.apply({"body": params["body"], "head": params["head"]["mean"]}, x)
+        mean = network.apply({"body": params["body"], "head": params["head"]["mean"]}, x)
         log_std = params["head"]["log_std"] + jnp.asarray(np.log(scale), mean.dtype)
         at, width = (
             jnp.broadcast_to(jnp.asarray(x, mean.dtype), mean.shape) for x in (centre, scale)

@@ -13,8 +13,10 @@ import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
+
 import jax
 import jax.numpy as jnp
+
 from jaxmeta import checks
 from jaxmeta.types import Params
 

@@ -1,17 +1,13 @@
 """Feed-forward estimates of the return to come."""
 
-import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, TypeGuard
-import flax.linen as nn
+from typing import NamedTuple
+
 import jax
-import jax.numpy as jnp
-import numpy as np
-from gymnax.environments import spaces
+
 from jaxmeta import checks
-from jaxmeta.networks.distributions import Categorical, DiagGaussian, Distribution
-from jaxmeta.types import Params, TimeStep
 from jaxmeta.networks.mlp import mlp, obs_size
+from jaxmeta.types import Params
 
 
 class Value(NamedTuple):
@@ -31,14 +27,14 @@ def value_mlp(
     """A tanh network to a state's value, or to ``[num_outputs]`` predictions."""
     size = 1 if num_outputs is None else num_outputs
     size = checks.at_least("num_outputs", size, 1)
-    mlp = mlp(obs_size(obs_shape), hidden_sizes, size, 1.0)
+    network = mlp(obs_size(obs_shape), hidden_sizes, size, 1.0)
     rank = len(obs_shape)
 
     def apply(params: Params, obs: jax.Array) -> jax.Array:
         if obs.shape[obs.ndim - rank :] != tuple(obs_shape):
             raise ValueError(f"obs has shape {obs.shape}; its last axes must be {tuple(obs_shape)}")
         batch = obs.shape[: obs.ndim - rank]
-        outputs = mlp.apply(params, obs.reshape(*batch, -1))
+        outputs = network.apply(params, obs.reshape(*batch, -1))
         return outputs[..., 0] if num_outputs is None else outputs
 
-    return Value(mlp.init, apply)
+    return Value(network.init, apply)

@@ -9,11 +9,13 @@ Written for one task; callers ``vmap``.
 """
 
 from typing import Any, NamedTuple
+
 import jax
 import jax.numpy as jnp
-from jaxmeta.rollouts.lifetime import adapt, begin
+
 from jaxmeta.estimators.returns import linear_recurrence
 from jaxmeta.estimators.streams import count, unless
+from jaxmeta.rollouts.lifetime import adapt, begin
 from jaxmeta.types import History, Learner, Stream, Task
 
 
@@ -71,9 +73,7 @@ def birth(
     key: jax.Array, meta: Any, task: Task, *, learner: Learner, env: Any, num_streams: int
 ) -> Life:
     """A newborn agent in ``task``."""
-    agent, streams = begin(
-        key, meta, task, learner=learner, env=env, num_streams=num_streams
-    )
+    agent, streams = begin(key, meta, task, learner=learner, env=env, num_streams=num_streams)
     return Life(task, agent, streams, jnp.zeros((), jnp.int32))
 
 

@@ -5,8 +5,10 @@ is data.
 """
 
 from typing import Any
+
 import jax
 import jax.numpy as jnp
+
 from jaxmeta import checks
 from jaxmeta.rollouts.rollout import begin_stream, rollout
 from jaxmeta.types import History, Learner, Stream, Task, Trajectory

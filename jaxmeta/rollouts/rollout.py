@@ -5,11 +5,12 @@ on what was recorded, and no derivative ever runs through an environment.
 """
 
 from typing import Any
+
 import jax
 import jax.numpy as jnp
+
 from jaxmeta import checks
-from jaxmeta.tasks import keys
-from jaxmeta.tasks import door
+from jaxmeta.tasks import door, keys
 from jaxmeta.types import Learner, Stream, Task, TimeStep, Trajectory
 
 

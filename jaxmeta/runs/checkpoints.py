@@ -13,13 +13,14 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from jax.sharding import SingleDeviceSharding
-from jaxmeta.runs import records
 
+from jaxmeta.runs import records
 
 FORMAT = 1
 

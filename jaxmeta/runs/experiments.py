@@ -19,14 +19,15 @@ from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
+
 import jax
+
 from jaxmeta import checks, tasks
-from jaxmeta.runs import checkpoints, records, training
 from jaxmeta.algorithms import ALGORITHMS
+from jaxmeta.runs import checkpoints, records, training
 from jaxmeta.runs.checkpoints import CheckpointError
 from jaxmeta.tasks.family import TaskFamily
 from jaxmeta.types import Learner, MetaAlgorithm
-
 
 PRETRAINED = Path(__file__).parent / "pretrained"
 

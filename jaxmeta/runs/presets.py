@@ -11,9 +11,10 @@ here is what trains in a loop of its own, with other schedules or on several fam
 import dataclasses
 from collections.abc import Mapping
 from typing import Any
+
 from jaxmeta import checks
-from jaxmeta.runs import training
 from jaxmeta.algorithms import ALGORITHMS
+from jaxmeta.runs import training
 from jaxmeta.runs.experiments import Experiment
 
 

@@ -6,6 +6,7 @@ clock, on a signal or on a disk.
 
 from collections.abc import Callable
 from typing import Any
+
 import jax
 import numpy as np
 from jax.experimental import multihost_utils

@@ -12,9 +12,9 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
 import jax
 import numpy as np
-
 
 INFINITIES = {"Infinity": math.inf, "-Infinity": -math.inf}
 

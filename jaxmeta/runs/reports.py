@@ -11,7 +11,9 @@ import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+
 import jax
+
 from jaxmeta.runs import records, terminal
 
 

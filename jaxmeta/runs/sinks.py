@@ -15,8 +15,8 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, TypeAlias
-from jaxmeta import checks
 
+from jaxmeta import checks
 
 Write: TypeAlias = Callable[[Mapping[str, Any]], Any]
 """Is given each line as soon as it is known."""

@@ -9,10 +9,10 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
+
 from rich.console import Console
 from rich.file_proxy import FileProxy
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
 
 PLAIN = str.maketrans({"→": "->", "×": "x", "–": "-", "━": "-", "…": "...", "²": "2"})
 """How characters are written that a stream cannot hold; "?" stands for any other."""

@@ -19,18 +19,19 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from rich.console import Console
+
 from jaxmeta import checks
 from jaxmeta.runs import checkpoints, claims, processes, records, sinks, terminal
 from jaxmeta.runs.sinks import Sink
 from jaxmeta.tasks.family import TaskFamily, sample_tasks
 from jaxmeta.tasks.promises import check_promises
 from jaxmeta.types import MetaAlgorithm
-
 
 METRICS_FILE = "metrics.jsonl"
 

@@ -15,11 +15,11 @@ The environment gets an action clipped to the bounds that there are, never to th
 """
 
 from typing import Any, NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from gymnax.environments import spaces
-
 
 UNBOUNDED = 1e18
 """A bound of this magnitude or more is none."""

@@ -11,8 +11,7 @@ import numpy as np
 from gymnax.environments import spaces
 
 from jaxmeta import checks
-from jaxmeta.tasks import boxes
-from jaxmeta.tasks import door
+from jaxmeta.tasks import boxes, door
 from jaxmeta.types import Task
 
 SPLITS = ("train", "test", "out_of_distribution")

@@ -4,6 +4,7 @@ import functools
 import math
 from collections.abc import Callable
 from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax.experimental.xla_metadata import set_xla_metadata

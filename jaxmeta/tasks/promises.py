@@ -8,8 +8,7 @@ import numpy as np
 from gymnax.environments import spaces
 
 from jaxmeta import checks
-from jaxmeta.tasks import boxes
-from jaxmeta.tasks import door
+from jaxmeta.tasks import boxes, door
 from jaxmeta.tasks.door import InvalidEnvironment
 from jaxmeta.tasks.family import SPLITS, TaskFamily, sample_tasks
 

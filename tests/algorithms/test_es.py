@@ -24,7 +24,7 @@ def test_the_step_is_openai_s_on_the_adapted_return(x64, family):
     drawn = tasks.sample_tasks(jax.random.key(1), family, TASKS, split="train")
     after, metrics = jax.jit(algorithm.step)(jax.random.key(2), state, drawn)
 
-    parts = learners.gradient.gradient_learner(family, config)
+    parts = learners.gradient_learner(family, config)
     theta, unravel = jax.flatten_util.ravel_pytree(state.meta.params)
     ask_key, live_key, _ = jax.random.split(jax.random.key(2), 3)
     half = jax.random.normal(ask_key, (POPULATION // 2, theta.size))

@@ -20,7 +20,7 @@ class World:
         self.config = dataclasses.replace(CONFIG, **settings)
         family = tasks.make("navigation", horizon=5)
         self.learner = imaml(family, self.config, HYPER).learner
-        self.parts = learners.gradient.gradient_learner(family, self.config)
+        self.parts = learners.gradient_learner(family, self.config)
         self.meta = self.parts.init(jax.random.key(0), HYPER)
         self.theta, self.unravel = jax.flatten_util.ravel_pytree(self.meta.params)
         task = tasks.sample_tasks(jax.random.key(1), family, 1, split="train")

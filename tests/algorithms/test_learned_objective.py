@@ -6,8 +6,6 @@ import optax
 import pytest
 
 from jaxmeta import rollouts, tasks
-from jaxmeta.rollouts import lifelong
-from jaxmeta.runs import training
 from jaxmeta.algorithms.learned_objective import (
     Config,
     Hyper,
@@ -16,6 +14,8 @@ from jaxmeta.algorithms.learned_objective import (
 )
 from jaxmeta.estimators.returns import gae, td_errors
 from jaxmeta.learners.update_rules import rule_learner
+from jaxmeta.rollouts import lifelong
+from jaxmeta.runs import training
 from tests.algorithms.test_algorithms import assert_equal_avals, flat
 
 OUTERS = ("meta_gradient", "es", "pes")

@@ -8,12 +8,12 @@ import optax
 import pytest
 
 from jaxmeta import evaluation, learners, rollouts, tasks
-from jaxmeta.estimators import exact, surrogates
-from jaxmeta.runs import training
 from jaxmeta.algorithms import maml as maml_module
 from jaxmeta.algorithms.maml import Config, Hyper, maml
-from jaxmeta.networks.policies import default_policy, gaussian_mlp
+from jaxmeta.estimators import exact, surrogates
 from jaxmeta.estimators.baselines import baseline_td_errors
+from jaxmeta.networks.policies import default_policy, gaussian_mlp
+from jaxmeta.runs import training
 from jaxmeta.tasks.navigation import NavigationParams
 from jaxmeta.tasks.tabular import TabularParams
 from jaxmeta.types import TimeStep
@@ -276,9 +276,7 @@ class Enumerated:
         family = tasks.make("tabular", num_states=2, num_actions=2, horizon=2)
         config = Config(num_streams=num_streams, policy="softmax_linear", **settings)
         self.config = config
-        self.parts = learners.gradient.gradient_learner(
-            family, config, first_order=config.first_order
-        )
+        self.parts = learners.gradient_learner(family, config, first_order=config.first_order)
         self.policy = default_policy("softmax_linear", (2,), family.action_space, ())
         hyper = Hyper(discount=0.9, gae_lambda=1.0, step_size=2.0)
         self.meta = self.parts.init(jax.random.key(0), hyper)
@@ -364,9 +362,7 @@ class Enumerated:
 
             def lived(theta):
                 meta = self.meta_of(theta)
-                history = rollouts.replay(
-                    jax.random.key(0), meta, data, learner=self.parts.learner
-                )
+                history = rollouts.replay(jax.random.key(0), meta, data, learner=self.parts.learner)
                 return -loss(meta, history)
 
             return jax.grad(lived)(self.theta)

@@ -9,13 +9,13 @@ import optax
 import pytest
 
 from jaxmeta import rollouts, tasks
-from jaxmeta.runs import training
 from jaxmeta.algorithms.meta_gradient import Config, meta_gradient
+from jaxmeta.learners.actor_critic import LEARNABLE, Hyper
 from jaxmeta.networks.distributions import Categorical
 from jaxmeta.networks.policies import Policy
 from jaxmeta.networks.values import Value
+from jaxmeta.runs import training
 from jaxmeta.tasks.family import TaskFamily
-from jaxmeta.learners.actor_critic import Hyper, LEARNABLE
 from tests.probes import Counter, CounterParams
 
 NUM_STEPS = 3  # of a window; episodes have 4

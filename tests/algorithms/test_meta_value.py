@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from jaxmeta import tasks
-from jaxmeta.estimators import exact
-from jaxmeta.runs import training
 from jaxmeta.algorithms import meta_value as module
 from jaxmeta.algorithms.meta_value import Agent, Config, Hyper, meta_value, meta_value_parts
+from jaxmeta.estimators import exact
+from jaxmeta.runs import training
 from jaxmeta.tasks.tabular import state_values
 from jaxmeta.types import TimeStep, Trajectory
 

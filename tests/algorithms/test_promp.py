@@ -5,13 +5,13 @@ import optax
 import pytest
 
 from jaxmeta import rollouts, tasks
-from jaxmeta.runs import training
 from jaxmeta.algorithms.maml import Config as MamlConfig
 from jaxmeta.algorithms.maml import Hyper as MamlHyper
 from jaxmeta.algorithms.maml import maml
 from jaxmeta.algorithms.promp import Config, Hyper, promp
-from jaxmeta.networks.policies import default_policy
 from jaxmeta.estimators.baselines import baseline_td_errors
+from jaxmeta.networks.policies import default_policy
+from jaxmeta.runs import training
 
 SMALL = dict(num_streams=3, hidden_sizes=(4,))
 RATES = dict(learning_rate=0.3, max_grad_norm=1e9, gae_lambda=1.0, discount=0.9)

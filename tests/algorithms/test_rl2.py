@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from jaxmeta import evaluation, references, tasks
-from jaxmeta.runs import training
 from jaxmeta.algorithms.rl2 import Config, Hyper, rl2
 from jaxmeta.networks.graph_actor_critic import graph_actor_critic
+from jaxmeta.runs import training
 
 
 @pytest.mark.parametrize(

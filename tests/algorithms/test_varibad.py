@@ -5,8 +5,8 @@ import optax
 import pytest
 
 from jaxmeta import learners, rollouts, tasks
-from jaxmeta.networks import recurrent
 from jaxmeta.algorithms.varibad import Config, Hyper, belief_actor_critic, varibad
+from jaxmeta.networks import recurrent
 
 SMALL = dict(
     num_episodes=2, memory_size=6, hidden_sizes=(8,), decoder_sizes=(8,), latent_size=3,
@@ -67,7 +67,7 @@ def test_the_loss_is_the_weighted_elbo_of_the_paper():
     config = Config(**SMALL | {"remembers": "episode"})
     hyper = Hyper(reward_cost=2.0, state_cost=3.0, kl_cost=5.0)
     network, negative_elbo = belief_actor_critic(family, config)
-    parts = learners.recurrent.recurrent_learner(family, config, network)
+    parts = learners.recurrent_learner(family, config, network)
     meta = varibad(family, config, hyper).init(jax.random.key(0)).meta
     history = rollouts.lifetime(
         jax.random.key(1),

@@ -9,9 +9,8 @@ import pytest
 from gymnax.environments import spaces
 
 from jaxmeta import evaluation, tasks
-from jaxmeta.tasks import boxes
 from jaxmeta.rollouts.rollout import begin_stream, rollout
-from jaxmeta.tasks import InvalidEnvironment, TaskFamily, door, transform
+from jaxmeta.tasks import InvalidEnvironment, TaskFamily, boxes, door, transform
 from jaxmeta.types import Learner
 from tests.probes import Counter, CounterParams
 from tests.tasks.generated import FAULTS, Resetting, drawn

@@ -77,7 +77,7 @@ def test_random_actions_are_uniform(name):
     assert scipy.stats.chisquare(counts).pvalue > 1e-3
 
 
-def rollouts(name, key, tasks, *, mapped):
+def experience(name, key, tasks, *, mapped):
     """Two streams of random actions in each task, ``[M, 1, N, T]``, a little more than an episode where it is short."""
     family = made(name)
 
@@ -107,7 +107,7 @@ def test_rollouts_are_a_function_of_task_and_key_and_stay_in_the_space(name):
     drawn = tasks.sample_tasks(jax.random.key(0), family, 3, split="test")
     key = jax.random.key(1)
     together, again, each = (
-        rollouts(name, key, drawn, mapped=mapped).trajectories for mapped in (True, True, False)
+        experience(name, key, drawn, mapped=mapped).trajectories for mapped in (True, True, False)
     )
     for a, b, c in zip(*map(jax.tree.leaves, (together, again, each)), strict=True):
         np.testing.assert_array_equal(a, b)

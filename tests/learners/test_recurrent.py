@@ -10,9 +10,9 @@ import pytest
 
 from jaxmeta import checks, learners, rollouts, tasks
 from jaxmeta.algorithms import rl2, varibad
-from jaxmeta.networks.distributions import Categorical
 from jaxmeta.learners.recurrent import Hyper, Loss, TrialMemory, advantages
 from jaxmeta.networks.actor_critic import ActorCritic, joined
+from jaxmeta.networks.distributions import Categorical
 from jaxmeta.tasks.bandits import BanditParams
 from jaxmeta.tasks.family import TaskFamily
 from jaxmeta.types import TimeStep, Trajectory
@@ -72,7 +72,7 @@ def test_what_is_trained_is_what_acted_and_it_remembers_the_trial(
         hidden_sizes=(8,),
     )
     network = rl2.recurrent_actor_critic(family, config)
-    parts = learners.recurrent.recurrent_learner(family, config, network)
+    parts = learners.recurrent_learner(family, config, network)
     algorithm = rl2.rl2(family, config)
     meta, data = trial(family, algorithm)
     # Not the nearly uniform policy of a newborn, which would hide what it looks at.
@@ -101,9 +101,7 @@ def test_what_is_trained_is_what_acted_and_it_remembers_the_trial(
 
 def test_inputs_show_the_past_and_the_time(family):
     config = rl2.Config(num_episodes=EPISODES, memory_size=4)
-    parts = learners.recurrent.recurrent_learner(
-        family, config, rl2.recurrent_actor_critic(family, config)
-    )
+    parts = learners.recurrent_learner(family, config, rl2.recurrent_actor_critic(family, config))
     meta, data = trial(family, rl2.rl2(family, config))
     inputs = parts.inputs(meta, data)
     num_steps = EPISODES * HORIZON
@@ -121,7 +119,7 @@ def test_inputs_show_the_past_and_the_time(family):
     np.testing.assert_array_equal(inputs.obs, data.timestep.obs)
 
     blind = rl2.Config(num_episodes=EPISODES, memory_size=4, sees_time=False)
-    parts = learners.recurrent.recurrent_learner(family, blind, rl2.recurrent_actor_critic(family, blind))
+    parts = learners.recurrent_learner(family, blind, rl2.recurrent_actor_critic(family, blind))
     assert jnp.all(parts.inputs(meta, data).time[:, 1] == 0)
 
 
@@ -166,7 +164,9 @@ def test_a_step_climbs_the_return_of_the_whole_trial(objective):
         step=lambda params, state, inputs: (Categorical(params[index(inputs)]), ()),
         unroll=unroll,
     )
-    config = learners.recurrent.Config(num_episodes=2, num_epochs=1, num_minibatches=1, normalize=False)
+    config = learners.recurrent.Config(
+        num_episodes=2, num_epochs=1, num_minibatches=1, normalize=False
+    )
     # Advantages are the returns to come; what is not wanted in them is switched off.
     hyper = Hyper(
         discount=1.0,
@@ -307,7 +307,7 @@ def test_what_does_not_count_changes_nothing(x64, monkeypatch, module):
     def make():
         return constructor(family, config, module.Hyper(learning_rate=1.0), optimizer=optax.sgd)
 
-    parts = learners.recurrent.recurrent_learner(family, config, make_network(module, family, config))
+    parts = learners.recurrent_learner(family, config, make_network(module, family, config))
     state = make().init(jax.random.key(0))
     scales = dict(value_scale=jnp.array([0.5, 2.0]), reward_scale=jnp.asarray(2.0))
     state = state._replace(meta=state.meta._replace(**scales))
@@ -470,7 +470,9 @@ def test_minibatches_are_drawn_anew_in_every_pass(monkeypatch, family):
         jax.debug.callback(lambda x: seen.append(np.asarray(x)), advantage[:, 0], ordered=True)
         return log_ratio * advantage
 
-    config = learners.recurrent.Config(num_episodes=2, num_epochs=3, num_minibatches=2, normalize=False)
+    config = learners.recurrent.Config(
+        num_episodes=2, num_epochs=3, num_minibatches=2, normalize=False
+    )
 
     def make():
         return learners.recurrent.learn_from_trials(

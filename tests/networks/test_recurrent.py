@@ -13,7 +13,9 @@ from jaxmeta.networks import recurrent
 INPUTS, SIZE, STEPS, CONTEXT = 3, 8, 12, 5  # more steps than the transformer can look back
 SIZES = {"num_inputs": INPUTS, "size": SIZE}
 
-MAKE = {kind: functools.partial(recurrent.make, kind, context=CONTEXT) for kind in recurrent.MEMORIES}
+MAKE = {
+    kind: functools.partial(recurrent.make, kind, context=CONTEXT) for kind in recurrent.MEMORIES
+}
 MAKE["linear parallel"] = functools.partial(recurrent.linear_recurrence, parallel=True)
 MAKE["linear stack"] = functools.partial(recurrent.linear_recurrence, num_layers=2)
 MAKE["linear stack parallel"] = functools.partial(

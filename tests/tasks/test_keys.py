@@ -7,8 +7,8 @@ from gymnax.environments import spaces
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxmeta.tasks import keys
 from jaxmeta.rollouts.rollout import begin_stream, rollout
+from jaxmeta.tasks import keys
 from tests.probes import Counter, CounterParams, constant_learner
 
 DRAWS = {

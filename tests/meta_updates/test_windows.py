@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from gymnax.environments import spaces
 
+from jaxmeta.meta_updates.windows import Window, evolution_strategy, policy_gradient
 from jaxmeta.networks.values import value_mlp
 from jaxmeta.types import Learner
-from jaxmeta.meta_updates.windows import Window, evolution_strategy, policy_gradient
 from tests.probes import Counter, CounterParams
 
 

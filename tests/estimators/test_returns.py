@@ -11,17 +11,17 @@ from hypothesis import strategies as st
 
 from jaxmeta.estimators import baselines, episodes, exact, returns, streams, units
 from jaxmeta.estimators.baselines import linear_baseline, linear_features
-from jaxmeta.estimators.surrogates import semi_gradient
 from jaxmeta.estimators.returns import vtrace_targets
+from jaxmeta.estimators.surrogates import semi_gradient
 from jaxmeta.types import TimeStep, Trajectory
 from tests.probes import CounterParams, constant_learner
-from tests.test_objectives import UNBIASED, make_world, relative_bias
-from tests.test_rollout import ENV, act_in
+from tests.estimators.test_surrogates import UNBIASED, make_world, relative_bias
+from tests.rollouts.test_rollout import ENV, act_in
 
 T = 12
 
 
-def streams(seed):
+def made_up(seed):
     """Random rewards, values and flags; where an episode terminated it also ended."""
     rng = np.random.default_rng(seed)
     last = rng.random(T) < 0.3
@@ -71,7 +71,7 @@ def test_both_ways_through_a_linear_recurrence_have_the_same_derivatives(x64):
 @settings(max_examples=20)
 @given(seeds, st.floats(0, 1))
 def test_gae_is_its_loop(seed, lambda_):
-    s = streams(seed)
+    s = made_up(seed)
     delta = returns.td_errors(s["reward"], s["discount"], s["v"], s["v_next"])
     expected, advantage = np.zeros(T), 0.0
     for t in reversed(range(T)):
@@ -87,7 +87,7 @@ def test_gae_is_its_loop(seed, lambda_):
 @given(seeds)
 def test_gae_at_lambda_one_is_the_return_less_the_value(seed):
     """Σ of TD errors telescopes: v cancels between steps when v_next is the next step's v."""
-    s = streams(seed)
+    s = made_up(seed)
     inside = jnp.concatenate([s["v"][1:], s["v_next"][-1:]])
     v_next = jnp.where(s["last"], s["v_next"], inside)
     delta = returns.td_errors(s["reward"], s["discount"], s["v"], v_next)
@@ -101,7 +101,7 @@ def test_gae_at_lambda_one_is_the_return_less_the_value(seed):
 @given(seeds, st.sampled_from([(math.inf, math.inf), (1.0, 1.0), (1.5, 0.5), (math.inf, 0.0)]))
 def test_vtrace_targets_are_their_sum(seed, bars):
     """Espeholt et al. 2018, eq. 1, up to where the episode ends."""
-    s, lambda_ = streams(seed), 0.9
+    s, lambda_ = made_up(seed), 0.9
     rho = np.exp(np.random.default_rng(seed).normal(size=T))
     reward, discount, v, v_next, last = (
         np.asarray(s[x]) for x in ("reward", "discount", "v", "v_next", "last")
@@ -226,7 +226,7 @@ def test_first_episode_return():
 
 def test_discount_and_lambda_can_be_learned_through_returns(x64):
     """A stop hidden in here would make the derivative exactly zero."""
-    s = streams(0)
+    s = made_up(0)
 
     def loss(gamma_scale, lambda_):
         discount = gamma_scale * s["discount"]

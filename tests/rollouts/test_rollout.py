@@ -10,10 +10,10 @@ from gymnax.wrappers import FlattenObservationWrapper, StickyActionWrapper
 
 from jaxmeta import tasks
 from jaxmeta.estimators import exact
-from jaxmeta.tasks import keys
-from jaxmeta.rollouts.lifetime import lifetime
 from jaxmeta.networks.distributions import Categorical
+from jaxmeta.rollouts.lifetime import lifetime
 from jaxmeta.rollouts.rollout import begin_stream, rollout
+from jaxmeta.tasks import keys
 from jaxmeta.tasks.tabular import Tabular, TabularParams
 from jaxmeta.types import Learner
 from tests.probes import (

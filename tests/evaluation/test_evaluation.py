@@ -8,8 +8,8 @@ import pytest
 import scipy.stats
 
 from jaxmeta import evaluation, tasks
-from jaxmeta.evaluation.agents import _controller_returns
 from jaxmeta.algorithms.maml import Config, maml
+from jaxmeta.evaluation.agents import _controller_returns
 from jaxmeta.tasks import transform
 from tests.probes import Counter, CounterParams, constant_learner
 

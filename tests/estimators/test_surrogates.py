@@ -18,7 +18,15 @@ import numpy as np
 import pytest
 
 from jaxmeta.estimators import baselines, episodes, exact, returns, surrogates
-from jaxmeta.estimators.surrogates import SURROGATES, loaded_dice, lvc, ppo_clip, score, taypo, vtrace
+from jaxmeta.estimators.surrogates import (
+    SURROGATES,
+    loaded_dice,
+    lvc,
+    ppo_clip,
+    score,
+    taypo,
+    vtrace,
+)
 from jaxmeta.types import TimeStep, Trajectory
 
 UNBIASED = 1e-11

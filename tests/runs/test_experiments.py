@@ -11,8 +11,8 @@ from rich.console import Console
 
 import jaxmeta
 from jaxmeta import evaluation, tasks
-from jaxmeta.runs import experiments, presets, training
 from jaxmeta.algorithms import ALGORITHMS, maml
+from jaxmeta.runs import experiments, presets, training
 from jaxmeta.runs.checkpoints import CheckpointError
 from jaxmeta.runs.experiments import Experiment
 

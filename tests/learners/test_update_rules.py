@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxmeta import rollouts, tasks
-from jaxmeta.learners import update_rules
 from jaxmeta.estimators.returns import discounted_returns
+from jaxmeta.learners import update_rules
 from jaxmeta.learners.update_rules import Meta, a2c, drift, lpg, lpo, rule_learner
 
 FAMILY = tasks.make("gridworld", size=3, horizon=4)

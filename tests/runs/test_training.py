@@ -19,8 +19,8 @@ from jax.experimental.compilation_cache import compilation_cache
 from rich.console import Console
 
 from jaxmeta import tasks
-from jaxmeta.runs import checkpoints, claims, sinks, training
 from jaxmeta.algorithms.maml import Config, Hyper, maml
+from jaxmeta.runs import checkpoints, claims, sinks, training
 from jaxmeta.runs.checkpoints import CheckpointError
 from jaxmeta.types import MetaAlgorithm
 from tests.probes import FAIL_AT_ONCE, exit_codes

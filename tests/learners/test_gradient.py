@@ -7,14 +7,14 @@ import optax
 import pytest
 
 from jaxmeta import learners, tasks
-from jaxmeta.estimators import baselines, episodes
 from jaxmeta.algorithms import ALGORITHMS, promp
 from jaxmeta.algorithms import maml as maml_module
 from jaxmeta.algorithms.maml import Config, Hyper, maml
-from jaxmeta.networks.distributions import Categorical, DiagGaussian
-from jaxmeta.learners.gradient import Meta, learned, with_learned
-from jaxmeta.meta_updates.outer_loop import descend, first_state
+from jaxmeta.estimators import baselines, episodes
 from jaxmeta.estimators.surrogates import SURROGATES
+from jaxmeta.learners.gradient import Meta, combine, learned_part, partition
+from jaxmeta.meta_updates.outer_loop import descend, first_state
+from jaxmeta.networks.distributions import Categorical, DiagGaussian
 from tests.probes import Paid, made_up_streams
 
 META = Meta({"body": jnp.ones(2), "context": jnp.zeros(3)}, Hyper(step_size=0.5))
@@ -42,7 +42,7 @@ def test_the_loss_is_per_step_of_t_however_soon_episodes_end(x64):
     tabular = tasks.make("tabular", num_states=3, num_actions=2, horizon=6)
     data, hyper = made_up_streams(), Hyper(discount=0.9, gae_lambda=0.8)
     config = Config(policy="softmax_linear", hidden_sizes=())
-    parts = learners.gradient.gradient_learner(tabular, config)
+    parts = learners.gradient_learner(tabular, config)
     theta = parts.init(jax.random.key(0), hyper).params
 
     @jax.jit
@@ -107,17 +107,17 @@ def test_the_step_size_that_is_read_is_the_one_in_hyper(name, step_sizes):
 
 def test_what_is_learned_and_put_back():
     everything = Config()
-    assert learned(META, everything) == {"params": META.params}
+    assert partition(META, everything) == {"params": META.params}
     steps = dataclasses.replace(everything, step_sizes="scalar")
-    assert set(learned(META, steps)) == {"params", "step_size"}
-    changed = with_learned(META, {"params": META.params, "step_size": 2.0}, steps)
+    assert set(partition(META, steps)) == {"params", "step_size"}
+    changed = combine(META, {"params": META.params, "step_size": 2.0}, steps)
     assert changed.hyper == META.hyper._replace(step_size=2.0)
 
 
 def test_a_context_is_adapted_but_not_learned():
     config = Config(adapts="context", context_size=3)
-    assert set(learned(META, config)["params"]) == {"body"}
-    moved = with_learned(META, {"params": {"body": jnp.zeros(2)}}, config)
+    assert set(partition(META, config)["params"]) == {"body"}
+    moved = combine(META, {"params": {"body": jnp.zeros(2)}}, config)
     assert jnp.all(moved.params["body"] == 0)
     assert moved.params["context"] is META.params["context"]
     assert learners.gradient.adapted(META.params, config) is META.params["context"]
@@ -136,12 +136,12 @@ def test_the_first_standard_deviation_is_the_configured_one(family):
 def test_descent_goes_down_the_gradient_and_is_clipped():
     hyper = Hyper(learning_rate=0.1, max_grad_norm=1.0)
     meta = Meta({"w": jnp.array([3.0, 4.0])}, hyper)
-    state = first_state(meta, Config(), optax.sgd)
+    state = first_state(meta, learned_part(Config()), optax.sgd)
     gradient = {"params": {"w": jnp.array([30.0, 40.0])}}
-    after = descend(state, gradient, Config(), optax.sgd, apply=jnp.asarray(True))
+    after = descend(state, gradient, learned_part(Config()), optax.sgd, apply=jnp.asarray(True))
     np.testing.assert_allclose(after.meta.params["w"], [3.0 - 0.06, 4.0 - 0.08], rtol=1e-6)
     assert after.num_updates == 1
-    same = descend(state, gradient, Config(), optax.sgd, apply=jnp.asarray(False))
+    same = descend(state, gradient, learned_part(Config()), optax.sgd, apply=jnp.asarray(False))
     np.testing.assert_array_equal(same.meta.params["w"], meta.params["w"])
     assert same.num_updates == 0
 
@@ -163,7 +163,7 @@ def test_mean_kl_is_that_of_the_old_to_the_new(kind):
 
 def test_records_are_the_lifetimes_that_a_meta_gradient_would_live(family):
     config = Config(num_streams=2, hidden_sizes=(3,), num_updates=2)
-    parts = learners.gradient.gradient_learner(family, config)
+    parts = learners.gradient_learner(family, config)
     meta = parts.init(jax.random.key(0), Hyper())
     drawn = tasks.sample_tasks(jax.random.key(1), family, 3, split="train")
     keys, histories = learners.gradient.record(jax.random.key(2), meta, drawn, parts, config)

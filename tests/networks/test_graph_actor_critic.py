@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from jaxmeta import evaluation, learners, references, tasks
-from jaxmeta.runs import training
 from jaxmeta.algorithms import rl2
-from jaxmeta.networks.graph_actor_critic import Counts, graph_actor_critic
 from jaxmeta.learners.recurrent import Hyper
 from jaxmeta.networks.actor_critic import Inputs
+from jaxmeta.networks.graph_actor_critic import Counts, graph_actor_critic
+from jaxmeta.runs import training
 from jaxmeta.tasks.family import sample_tasks
 
 STATES, ACTIONS, HORIZON, EPISODES = 3, 2, 4, 3
@@ -22,7 +22,7 @@ def acted(request):
     """``(network, params, inputs [B, T], data [B, T], remembers)`` of a few trials."""
     config = rl2.Config(num_episodes=EPISODES, remembers=request.param)
     network = graph_actor_critic(FAMILY, size=4, num_rounds=2)
-    parts = learners.recurrent.recurrent_learner(FAMILY, config, network)
+    parts = learners.recurrent_learner(FAMILY, config, network)
     params = network.init(jax.random.key(0))
     # At first the policy is uniform; here it must depend on what it is shown.
     params["policy"] = 3.0 * jax.random.normal(jax.random.key(1), params["policy"].shape)

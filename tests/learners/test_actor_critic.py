@@ -6,8 +6,14 @@ import numpy as np
 import pytest
 
 from jaxmeta import rollouts, tasks
+from jaxmeta.learners.actor_critic import (
+    LEARNABLE,
+    Config,
+    Hyper,
+    actor_critic_learner,
+    learned_hyper,
+)
 from jaxmeta.networks.values import value_mlp
-from jaxmeta.learners.actor_critic import Config, Hyper, LEARNABLE, actor_critic_learner, learned_hyper
 from jaxmeta.types import TimeStep, Trajectory
 
 FAMILY = tasks.make("tabular", num_states=3, num_actions=2, horizon=4)
@@ -215,9 +221,7 @@ def test_leaving_one_out_takes_noise_and_nothing_else(x64):
         def slope(key, parts=parts, meta=meta, agent=agent, world=world, task=task):
             begin_key, act_key = jax.random.split(key)
             streams = rollouts.begin_streams(begin_key, meta, task, **world, num_streams=8)
-            _, data = rollouts.experience(
-                act_key, meta, task, agent, streams, **world, num_steps=8
-            )
+            _, data = rollouts.experience(act_key, meta, task, agent, streams, **world, num_steps=8)
 
             def moved(params):
                 after = parts.learner.update(key, meta._replace(params=params), agent, data)

@@ -1,0 +1,49 @@
+"""How well learners adapt to tasks they have not met, and how sure that is.
+
+The functions of keys and tasks are pure; statistics are SciPy's. A stream with a number that is not finite is left out
+and counted; a task or an episode without a return is NaN, and `summarize` leaves out and counts such tasks.
+"""
+
+from jaxmeta.evaluation import agents, curves, statistics
+from jaxmeta.evaluation.agents import (
+    controller_learner,
+    expert_returns,
+    optimal_returns,
+    random_returns,
+    reference_returns,
+)
+from jaxmeta.evaluation.curves import AdaptationCurve, adaptation_curve, adaptation_returns
+from jaxmeta.evaluation.statistics import (
+    bootstrap_interval,
+    gap_closed,
+    interquartile_interval,
+    interquartile_mean,
+    mean_interval,
+    normalized,
+    summarize,
+)
+from jaxmeta.evaluation.trials import Trials, episode_returns, trials
+
+__all__ = [
+    "AdaptationCurve",
+    "Trials",
+    "adaptation_curve",
+    "adaptation_returns",
+    "agents",
+    "bootstrap_interval",
+    "controller_learner",
+    "curves",
+    "episode_returns",
+    "expert_returns",
+    "gap_closed",
+    "interquartile_interval",
+    "interquartile_mean",
+    "mean_interval",
+    "normalized",
+    "optimal_returns",
+    "random_returns",
+    "reference_returns",
+    "statistics",
+    "summarize",
+    "trials",
+]

@@ -1,0 +1,61 @@
+"""Policies, values and recurrent networks: pure functions over nested dicts of arrays.
+
+All take what a policy may look at and return distributions, values or a new state. `recurrent` holds the networks that
+remember, `encodings` the numbers that they read.
+"""
+
+from jaxmeta.networks import (
+    actor_critic,
+    distributions,
+    encodings,
+    mlp,
+    policies,
+    recurrent,
+    values,
+)
+from jaxmeta.networks.actor_critic import ActorCritic, Inputs, joined
+from jaxmeta.networks.distributions import Categorical, DiagGaussian
+from jaxmeta.networks.encodings import encode_action, input_sizes
+from jaxmeta.networks.graph_actor_critic import Counts, graph_actor_critic
+from jaxmeta.networks.policies import (
+    Head,
+    Policy,
+    action_features,
+    action_head,
+    categorical_mlp,
+    default_policy,
+    feed_forward,
+    gaussian_mlp,
+    softmax_linear,
+)
+from jaxmeta.networks.values import Value, value_mlp
+
+__all__ = [
+    "ActorCritic",
+    "Categorical",
+    "Counts",
+    "DiagGaussian",
+    "Head",
+    "Inputs",
+    "Policy",
+    "Value",
+    "action_features",
+    "action_head",
+    "actor_critic",
+    "categorical_mlp",
+    "default_policy",
+    "distributions",
+    "encode_action",
+    "encodings",
+    "feed_forward",
+    "gaussian_mlp",
+    "graph_actor_critic",
+    "input_sizes",
+    "joined",
+    "mlp",
+    "policies",
+    "recurrent",
+    "softmax_linear",
+    "value_mlp",
+    "values",
+]
