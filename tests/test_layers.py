@@ -1,55 +1,43 @@
-"""Imports point one way: each module may use only those above it."""
+"""Imports point one way: each room may use only those above it, and no two modules of a room use each other."""
 
 import ast
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 import jaxmeta
 
-ORDER = [
+ROOMS = [
     "types",
     "checks",
-    "boxes",
-    "records",
-    "terminal",
-    "reports",
-    "distributions",
-    "networks",
-    "memories",
-    "keys",
     "tasks",
-    "rollout",
-    "returns",
-    "objectives",
-    "adaptation",
-    "meta_update",
-    "lifelong",
-    "evolution",
-    "window_gradients",
-    "update_rules",
-    "gradient_learner",
-    "replay_learner",
-    "memory_learner",
-    "graph_actor_critic",
-    "tunable_learner",
+    "networks",
+    "estimators",
+    "rollouts",
+    "meta_updates",
+    "learners",
     "algorithms",
+    "references",
     "evaluation",
-    "checkpoints",
-    "processes",
-    "claims",
-    "sinks",
-    "training",
-    "experiments",
-    "presets",
     "plotting",
+    "runs",
 ]
-ALONE = {"exact": {"checks", "tasks"}, "optimal": {"types", "checks", "tasks"}}
 ROOT = Path(jaxmeta.__file__).parent
+FILES = sorted(ROOT.rglob("*.py"))
+
+
+def module_of(path: Path) -> str:
+    """The dotted name of a file's module below ``jaxmeta``."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(part for part in parts if part != "__init__")
+
+
+MODULES = {module_of(path): path for path in FILES}
 
 
 def imports(path: Path) -> set[str]:
-    """Modules of the library that a file imports, and ``flax.linen`` where it does."""
+    """Modules below ``jaxmeta`` that a file imports, and ``flax.linen`` where it does."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom) and node.module:
@@ -59,42 +47,69 @@ def imports(path: Path) -> set[str]:
         else:
             continue
         for name in names:
-            if name.startswith("jaxmeta."):
-                found.add(name.split(".")[1])
             if name.startswith("flax.linen"):
                 found.add("flax.linen")
+            if name.startswith("jaxmeta."):
+                below = name.removeprefix("jaxmeta.")
+                # A name that is not a module is of the module before it.
+                found.add(below if below in MODULES else below.rpartition(".")[0])
     return found
 
 
-@pytest.mark.parametrize("path", sorted(ROOT.rglob("*.py")), ids=lambda p: str(p.relative_to(ROOT)))
+def room(module: str) -> str:
+    return module.partition(".")[0]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_imports_point_one_way(path):
-    module = path.relative_to(ROOT).parts[0].removesuffix(".py")
-    if module == "__init__":
-        assert imports(path) <= {"experiments"}  # looked up when asked for
+    module = module_of(path)
+    used = imports(path)
+    if module == "":
+        assert used <= {"runs.experiments"}  # looked up when asked for
         return
-    if module in ALONE:
-        allowed = ALONE[module]
-    else:
-        assert module in ORDER, f"{module} has no place in the order of modules"
-        allowed = set(ORDER[: ORDER.index(module)])
-        if module in ("tasks", "algorithms", "plotting"):
-            allowed.add(module)
-    if module == "networks":
-        allowed.add("flax.linen")
-    assert imports(path) <= allowed
+    assert room(module) in ROOMS, f"{module} is in no room"
+    allowed = {*ROOMS[: ROOMS.index(room(module)) + 1]}
+    if module == "networks.mlp":
+        allowed.add("flax")
+    assert {room(x) for x in used if x} <= allowed
+
+
+@pytest.mark.parametrize("name", [x for x in ROOMS if (ROOT / x).is_dir()])
+def test_no_two_modules_of_a_room_use_each_other(name):
+    """An ``__init__`` gathers a room's modules, so that none of them may import the room itself."""
+    graph = {}
+    for module, path in MODULES.items():
+        if room(module) == name:
+            graph[module] = {x for x in imports(path) if room(x) == name and x != module}
+    TopologicalSorter(graph).prepare()  # raises CycleError
+
+
+def test_there_are_few_arrows_between_rooms():
+    arrows = {(room(m), room(x)) for m, path in MODULES.items() for x in imports(path) if m and x}
+    assert len({(a, b) for a, b in arrows if a != b}) <= 60
 
 
 def test_every_module_has_a_test_file():
     tests = Path(__file__).parent
-    for path in ROOT.rglob("*.py"):
+    for path in FILES:
         relative = path.relative_to(ROOT)
-        name = relative.parent.name if path.stem == "__init__" else path.stem
-        if name:  # the library's own __init__ holds a version
-            assert list(tests.rglob(f"test_{name}.py")), f"no tests/test_{name}.py for {relative}"
+        inside = tests / relative.parent
+        if path.stem != "__init__":
+            assert list(inside.rglob(f"test_{path.stem}.py")), f"no test of {relative} in {inside}"
+
+
+def test_public_names_are_exported():
+    for name in ROOMS:
+        if (ROOT / name).is_dir():
+            package = __import__(f"jaxmeta.{name}", fromlist=["*"])
+            assert package.__doc__
+            assert package.__all__
+            for public in package.__all__:
+                assert hasattr(package, public), f"jaxmeta.{name}.{public}"
 
 
 def test_only_training_compiles():
-    for path in ROOT.rglob("*.py"):
+    for path in FILES:
         if path.stem not in ("training", "keys"):  # of the latter XLA is told what to keep apart
             text = path.read_text(encoding="utf-8")
             assert "jax.jit" not in text, path

@@ -34,3 +34,20 @@ ALGORITHMS: dict[str, ModuleType] = {
     "varibad": varibad,
 }
 """Modules by name: each has ``Config``, ``Hyper`` and a constructor of the module's own name."""
+
+__all__ = [
+    "ALGORITHMS",
+    "es",
+    "imaml",
+    "learned_objective",
+    "maml",
+    "maml_trpo",
+    "meta_actor_critic",
+    "meta_gradient",
+    "meta_q",
+    "meta_value",
+    "promp",
+    "reptile",
+    "rl2",
+    "varibad",
+]

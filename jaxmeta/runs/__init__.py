@@ -2,3 +2,29 @@
 
 The only package with `jit`, files and signals.
 """
+
+from jaxmeta.runs import (
+    checkpoints,
+    claims,
+    experiments,
+    presets,
+    processes,
+    records,
+    reports,
+    sinks,
+    terminal,
+    training,
+)
+
+__all__ = [
+    "checkpoints",
+    "claims",
+    "experiments",
+    "presets",
+    "processes",
+    "records",
+    "reports",
+    "sinks",
+    "terminal",
+    "training",
+]

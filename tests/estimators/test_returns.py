@@ -14,8 +14,8 @@ from jaxmeta.estimators.baselines import linear_baseline, linear_features
 from jaxmeta.estimators.returns import vtrace_targets
 from jaxmeta.estimators.surrogates import semi_gradient
 from jaxmeta.types import TimeStep, Trajectory
-from tests.probes import CounterParams, constant_learner
 from tests.estimators.test_surrogates import UNBIASED, make_world, relative_bias
+from tests.probes import CounterParams, constant_learner
 from tests.rollouts.test_rollout import ENV, act_in
 
 T = 12
