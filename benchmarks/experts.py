@@ -19,7 +19,6 @@ are left as FAMILY.npy in --output, and what was there is replaced.
 """
 
 import dataclasses
-import sys
 import time
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -27,9 +26,10 @@ from typing import Annotated, Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import study
 import tyro
 
-from jaxmeta import checks, evolution, tasks, training
+from jaxmeta import evolution, tasks
 from jaxmeta.tasks import TaskFamily, locomotion
 
 FAMILIES = (
@@ -41,13 +41,12 @@ FAMILIES = (
 )
 
 
-@dataclasses.dataclass(frozen=True)
-class Main:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Main(study.Study):
     """A search for the expert of a family."""
 
+    output: Annotated[Path, tyro.conf.arg(help="Folder of the weights.")] = locomotion.EXPERTS
     family: Annotated[str, tyro.conf.Positional]
-    output: Path = locomotion.EXPERTS
-    """Folder of the weights."""
     start: Path | None = None
     """File of weights to begin from, for `ant_direction` those of `ant_goal`; None begins with zeros."""
     start_scale: float = 1.0
@@ -70,13 +69,9 @@ class Main:
     """Of everything random."""
 
     def __post_init__(self) -> None:
-        checks.choice("family", self.family, FAMILIES)
-        for name in ("num_generations", "num_pairs", "horizon", "judge_every", "num_tasks"):
-            checks.at_least(name, getattr(self, name), 1)
-        for name in ("noise_std", "step_size"):
-            checks.between(name, getattr(self, name), 1e-6, 10)
-        checks.between("start_scale", self.start_scale, 1e-6, 10)
-        checks.at_least("seed", self.seed, 0)
+        super().__post_init__()
+        self.choose(family=FAMILIES)
+        self.limit(noise_std=(1e-6, 10), step_size=(1e-6, 10), start_scale=(1e-6, 10))
 
 
 class Search(NamedTuple):
@@ -192,19 +187,17 @@ def far_from_goal(weights: np.ndarray) -> np.ndarray:
     return np.concatenate([go[:, 2:-1], go[:, -1:] + go[:, :1]], axis=1)[None]
 
 
-def main(main: Main) -> None:
-    training.enable_compilation_cache()
+def run(main: Main) -> None:
     main.output.mkdir(parents=True, exist_ok=True)
     family = tasks.make(main.family, horizon=main.horizon)
     search_key, task_key, episode_key = jax.random.split(jax.random.key(main.seed), 3)
 
     @jax.jit
     def advance(search: Search, keys: jax.Array) -> Search:
-        return jax.lax.scan(
-            lambda search, key: (generation(search, key, main=main, family=family), None),
-            search,
-            keys,
-        )[0]
+        def one(search: Search, key: jax.Array) -> tuple[Search, None]:
+            return generation(search, key, main=main, family=family), None
+
+        return jax.lax.scan(one, search, keys)[0]
 
     @jax.jit
     def judge(weights: jax.Array) -> Episode:
@@ -223,16 +216,11 @@ def main(main: Main) -> None:
         if returns.mean() > best:
             best = returns.mean()
             np.save(main.output / f"{main.family}.npy", np.asarray(weights, np.float32))
-        print(
+        study.say(
             f"{int(search.generation)} generations, {time.monotonic() - started:.0f} s: "
-            f"{returns.mean():.4g} (worst {returns.min():.4g}; best so far {best:.4g})",
-            file=sys.stderr,
-            flush=True,
+            f"{returns.mean():.4g} (worst {returns.min():.4g}; best so far {best:.4g})"
         )
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Main, description=__doc__))
-    except (ValueError, TypeError, OSError) as error:
-        sys.exit(f"error: {error}")
+    study.main({Main: run}, __doc__, replaces=True)

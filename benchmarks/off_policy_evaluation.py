@@ -16,8 +16,6 @@ results.json and off_policy_evaluation.png in the output folder.
 
 import dataclasses
 import math
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -26,9 +24,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import tyro
+import study
 
-from jaxmeta import checks, evaluation, plotting, reports, tasks, training
+from jaxmeta import checks, evaluation, plotting, reports, tasks
 from jaxmeta.algorithms.meta_value import Config, Hyper, MetaValue, meta_value, meta_value_parts
 from jaxmeta.gradient_learner import Meta
 from jaxmeta.tasks import TaskFamily
@@ -40,11 +38,10 @@ LAMBDAS = (0.0, 0.5, 0.9, 1.0)
 
 
 @dataclasses.dataclass(frozen=True)
-class Main:
+class Main(study.Study):
     """Off-policy evaluation in random MDPs."""
 
-    output: Path = Path("runs/off-policy-evaluation")
-    """Folder for the results; made anew."""
+    output: study.Output = Path("runs/off-policy-evaluation")
     family: Literal["latent_tabular", "tabular"] = "latent_tabular"
     """MDPs with structure in common, or without."""
     distances: tuple[float, ...] = (0.2, 1.0)
@@ -66,17 +63,10 @@ class Main:
     """Of training and of the random beginning."""
 
     def __post_init__(self) -> None:
-        checks.choice("family", self.family, ("latent_tabular", "tabular"))
+        super().__post_init__()
         for name in ("meta_updates", "num_tasks", "num_tuning"):
             checks.at_least(name, getattr(self, name), 2)
-        checks.at_least("seed", self.seed, 0, 2**32 - 1)
-        checks.between("rho_bar", self.rho_bar, 0, math.inf)
-        checks.some("updates", self.updates)
-        checks.some("distances", self.distances)
-        for value in self.updates:
-            checks.at_least("updates", value, 1)
-        for value in self.distances:
-            checks.between("distances", value, 0.0, 10.0)
+        self.limit(rho_bar=(0, math.inf), distances=(0.0, 10.0))
 
 
 def settings(main: Main, distance: float) -> tuple[Config, Hyper]:
@@ -93,7 +83,7 @@ def settings(main: Main, distance: float) -> tuple[Config, Hyper]:
 
 
 def trained(main: Main, family: TaskFamily, config: Config, hyper: Hyper) -> tuple[Meta, float]:
-    """What `meta_value` has learned, and the seconds without compilation.
+    """The parameters that `meta_value` has learned, and the seconds without compilation.
 
     The outer step size falls to zero, along half a cosine: importance ratios make for noisy gradients.
     """
@@ -102,22 +92,10 @@ def trained(main: Main, family: TaskFamily, config: Config, hyper: Hyper) -> tup
         return optax.adam(optax.cosine_decay_schedule(learning_rate, main.meta_updates))
 
     algorithm = meta_value(family, config, hyper, optimizer=optimizer)
-    run = jax.jit(lambda key: training.begin(key, algorithm=algorithm))(jax.random.key(main.seed))
-
-    def advance(run: training.Run) -> training.Run:
-        return training.advance(
-            run,
-            jnp.asarray(main.meta_updates, jnp.int32),
-            algorithm=algorithm,
-            family=family,
-            num_tasks=20,
-            max_updates=main.meta_updates,
-        )[0]
-
-    call = jax.jit(advance).lower(run).compile()
-    began = time.perf_counter()
-    run = jax.block_until_ready(call(run))
-    return run.state.meta, time.perf_counter() - began
+    run = study.one(algorithm, main.seed)
+    train, _ = study.trainer(run, algorithm, family, num_tasks=20, chunk=main.meta_updates)
+    after = train(run, main.meta_updates)
+    return after.meta, after.seconds
 
 
 def exact_values(parts: MetaValue, agent: Any, task: Task, discount: jax.Array) -> jax.Array:
@@ -192,7 +170,7 @@ def compare(main: Main, distance: float) -> list[dict[str, Any]]:
         )
 
     learned, seconds = trained(main, family, config, hyper)
-    print(f"distance {distance}: meta-learned in {seconds:.0f} s", file=sys.stderr, flush=True)
+    study.say(f"distance {distance}: meta-learned in {seconds:.0f} s")
     mean, mean_seconds = trained(main, family, mean_task, hyper)
     random = meta_value(family, fixed, hyper).init(jax.random.key(main.seed + 1)).meta
 
@@ -251,41 +229,27 @@ def shown(row: dict[str, Any], updates: tuple[int, ...]) -> dict[str, str]:
         "0 steps": f"{row['before']:.2f}",
     }
     for k in updates:
-        cells[f"{k} step{'s' * (k > 1)} (95 %)"] = (
-            f"{row[f'after_{k}']:.2f} ({row[f'after_{k}_low']:.2f}, {row[f'after_{k}_high']:.2f})"
-        )
-    shares = (
-        ""
-        if row["beginning"] == "meta-learned"
-        else " / ".join(f"{row[f'share_{k}']:.2f}" for k in updates)
-    )
-    return cells | {"meta-learned's share of it": shares}
+        numbers = (row[f"after_{k}{end}"] for end in ("", "_low", "_high"))
+        cells[f"{k} step{'s' * (k > 1)} (95 %)"] = study.with_interval(*numbers)
+    shares = " / ".join(f"{row[f'share_{k}']:.2f}" for k in updates)
+    learned = row["beginning"] == "meta-learned"
+    return cells | {"meta-learned's share of it": "" if learned else shares}
 
 
-def main(main: Main) -> None:
-    reports.refuse_to_overwrite(main.output)
-    training.enable_compilation_cache()
+def run(main: Main) -> None:
     summary = []
     for distance in main.distances:
         summary += summarize(compare(main, distance), main.updates)
-    table = [shown(row, main.updates) for row in summary]
-    reports.leave(main.output, dataclasses.asdict(main), table, rows=summary)
+    study.leave(main, [shown(row, main.updates) for row in summary], rows=summary)
     flat = [{k: v for k, v in row.items() if k != "tuned"} for row in summary]
     reports.write_csv(main.output / "table.csv", flat)
     panels: dict[str, dict[str, tuple[list, list]]] = {}
     for row in summary:
         panel = panels.setdefault(f"squared error, mean |log ρ| = {row['log_ratio']:.2f}", {})
         panel[row["beginning"]] = (list(main.updates), [row[f"after_{k}"] for k in main.updates])
-    plotting.lines(
-        main.output / "off_policy_evaluation.png",
-        panels,
-        x_label="steps on ten trajectories of μ",
-        logarithmic=True,
-    )
+    path = main.output / "off_policy_evaluation.png"
+    plotting.lines(path, panels, x_label="steps on ten trajectories of μ", logarithmic=True)
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Main, description=__doc__))
-    except (ValueError, TypeError, OSError) as error:
-        sys.exit(f"error: {error}")
+    study.main({Main: run}, __doc__)

@@ -10,8 +10,6 @@ Leaves results.json and table.md in the output folder.
 """
 
 import dataclasses
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,9 +18,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import tyro
+import study
 
-from jaxmeta import adaptation, checks, evaluation, reports, tasks, training, update_rules
+from jaxmeta import adaptation, evaluation, tasks, update_rules
 from jaxmeta.algorithms import learned_objective, maml, promp, rl2, varibad
 from jaxmeta.returns import first_episode_return
 from jaxmeta.tasks.family import TaskFamily
@@ -37,11 +35,10 @@ FAMILIES = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Main:
+class Main(study.Study):
     """Final returns in each unit."""
 
-    output: Path = Path("runs/units")
-    """Folder for the results; made anew."""
+    output: study.Output = Path("runs/units")
     families: tuple[str, ...] = tuple(FAMILIES)
     """Which tasks."""
     num_seeds: int = 3
@@ -58,12 +55,8 @@ class Main:
     """Held-out tasks."""
 
     def __post_init__(self) -> None:
-        for name in ("num_seeds", "meta_updates", "trials", "num_tasks", "num_streams"):
-            checks.at_least(name, getattr(self, name), 1)
-        checks.at_least("eval_tasks", self.eval_tasks, 2)
-        checks.some("families", self.families)
-        for name in self.families:
-            checks.choice("families", name, FAMILIES)
+        super().__post_init__()
+        self.choose(families=FAMILIES)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,16 +112,8 @@ def by_gradients(module: Any) -> Learning:
         train_key, task_key, key = jax.random.split(key, 3)
         meta = trained(algorithm, main.num_tasks, train_key, family, main)
         drawn = tasks.sample_tasks(task_key, family, main.eval_tasks, split="test")
-        return evaluation.adaptation_returns(
-            key,
-            meta,
-            drawn,
-            learner=algorithm.learner,
-            env=family.env,
-            num_streams=main.num_streams,
-            num_updates=1,
-            num_steps=family.horizon,
-        )[:, 1]
+        sizes = dict(num_streams=main.num_streams, num_updates=1)
+        return study.adapted(key, meta, drawn, algorithm, family, **sizes)[:, 1]
 
     return learning
 
@@ -190,44 +175,33 @@ def measure(main: Main, learning: Learning, base: TaskFamily) -> np.ndarray:
 
 
 def report(returns: np.ndarray) -> dict[str, Any]:
-    """Of one algorithm on one family, ``[units, seeds, tasks]``: means, intervals and whether each mean lies in
-    all of them; what diverged is None."""
+    """Means and intervals of one algorithm on one family, ``[units, seeds, tasks]``, and whether each mean lies in
+    all intervals; None stands where it diverged."""
     means = returns.mean((1, 2))
     intervals = [evaluation.mean_interval(x) for x in returns]
     agree = all(low <= mean <= high for low, high in intervals for mean in means)
-
-    def known(x: Any) -> Any:
-        return [known(y) for y in x] if np.ndim(x) else float(x) if np.isfinite(x) else None
-
-    return {
-        "returns": known(means),
-        "intervals": known(intervals),
-        "by_seed": known(returns.mean(2)),
-        "agree": bool(agree),
+    row = {"returns": means, "intervals": intervals, "by_seed": returns.mean(2)}
+    return {k: study.finite(np.asarray(x).tolist()) for k, x in row.items()} | {
+        "agree": bool(agree)
     }
 
 
-def table(rows: dict[str, dict[str, Any]]) -> list[str]:
-    names = " | ".join(f"× {unit:g}" for unit in UNITS)
-    lines = [
-        f"| tasks | learner | {names} | each within all intervals |",
-        "|---|---|---|---|---|---|",
-    ]
+def table(rows: dict[str, dict[str, Any]], random: dict[str, float]) -> list[str]:
+    """The lines of the table."""
+    lines = []
     for name, row in rows.items():
         cells = [
-            "diverged" if mean is None else f"{mean:.2f} ({low:.2f}, {high:.2f})"
-            for mean, (low, high) in zip(row["returns"], row["intervals"], strict=True)
+            "diverged" if mean is None else study.with_interval(mean, *interval)
+            for mean, interval in zip(row["returns"], row["intervals"], strict=True)
         ]
-        family, learner = name.split(", ", 1)
-        lines.append(
-            f"| {family} | {learner} | {' | '.join(cells)} | {'yes' if row['agree'] else 'no'} |"
-        )
-    return lines
+        lines.append((*name.split(", ", 1), *cells, "yes" if row["agree"] else "no"))
+    units = [f"× {unit:g}" for unit in UNITS]
+    names = "tasks", "learner", *units, "each within all intervals"
+    references = ", ".join(f"{name} {x:.2f}" for name, x in random.items())
+    return [*study.markdown(names, lines), "", f"random: {references}"]
 
 
-def main(main: Main) -> None:
-    reports.refuse_to_overwrite(main.output)
-    training.enable_compilation_cache()
+def run(main: Main) -> None:
     rows, random, seconds = {}, {}, {}
     for name in main.families:
         family_name, settings = FAMILIES[name]
@@ -236,19 +210,12 @@ def main(main: Main) -> None:
         lone = evaluation.random_returns(jax.random.key(2), drawn, family=family)
         random[name] = float(jnp.mean(lone))
         for learner, learning in LEARNING.items():
-            began = time.perf_counter()
-            row = rows[f"{name}, {learner}"] = report(measure(main, learning, family))
-            seconds[f"{name}, {learner}"] = time.perf_counter() - began
-            print(f"{name}, {learner}: {row['returns']}", file=sys.stderr, flush=True)
-    lines = table(rows)
-    lines += ["", "random: " + ", ".join(f"{name} {x:.2f}" for name, x in random.items())]
-    reports.leave(
-        main.output, dataclasses.asdict(main), lines, rows=rows, random=random, seconds=seconds
-    )
+            which = f"{name}, {learner}"
+            returns, seconds[which] = study.timed(lambda: measure(main, learning, family))  # noqa: B023
+            rows[which] = report(returns)
+            study.say(f"{which}: {rows[which]['returns']}")
+    study.leave(main, table(rows, random), rows=rows, random=random, seconds=seconds)
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Main, description=__doc__))
-    except (ValueError, TypeError, OSError) as error:
-        sys.exit(f"error: {error}")
+    study.main({Main: run}, __doc__)

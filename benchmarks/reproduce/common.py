@@ -1,8 +1,7 @@
-"""What the scripts of this folder share: seeds trained one after the other, agents measured alike, one table."""
+"""The parts that the scripts of this folder share: their settings, agents measured alike, and one table."""
 
 import dataclasses
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,20 +9,23 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tyro
 
-from jaxmeta import checks, evaluation, experiments, presets, reports, tasks, training
+sys.path.append(str(Path(__file__).resolve().parent.parent))
+import study
+
+from jaxmeta import evaluation, experiments, presets, reports
 from jaxmeta.evaluation import Trials
 from jaxmeta.experiments import Experiment
 from jaxmeta.tasks import TaskFamily
 from jaxmeta.types import Learner, Task
 
-EVALUATION_SEED = 10**6  # not that of a run
+Score = Callable[[Task, Trials], jax.Array]
+"""``(tasks, trials) -> [M]``."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Study:
-    """What every script can be told."""
+class Reproduction(study.Study):
+    """Settings that every script has."""
 
     full: bool = False
     """All rows of the published table, or longer training, for an accelerator; else what two CPU cores do
@@ -33,10 +35,6 @@ class Study:
     eval_tasks: int = 10_000
     """Held-out tasks, the same for all agents."""
 
-    def __post_init__(self) -> None:
-        checks.at_least("num_seeds", self.num_seeds, 1)
-        checks.at_least("eval_tasks", self.eval_tasks, 2)
-
 
 @dataclasses.dataclass(frozen=True)
 class Row:
@@ -44,13 +42,11 @@ class Row:
 
     setting: str
     agent: str
-    scores: np.ndarray | None  # [seeds, tasks]; None for what is exact, which is `best` itself
-    best: float  # what shares are of
+    scores: np.ndarray | None  # [seeds, tasks]; None where `best` is the exact score
+    best: float  # shares are of this
     published: float | None
-    training_seconds: float | None = (
-        None  # of one run, without compiling; None for what is not trained
-    )
-    settings: Any = None  # what one needs to know to measure it again
+    training_seconds: float | None = None  # of one run, without compiling
+    settings: Any = None  # those that it takes to measure the agent again
 
     def cells(self, share: str) -> dict[str, Any]:
         """Numbers by column; the interval is over tasks and, of three seeds and more, seeds."""
@@ -76,145 +72,102 @@ class Row:
         }
 
 
-def preset(name: str, meta_updates: int | None, num_tasks: int | None = None) -> Experiment:
-    """A preset, shorter or longer where it is said."""
+def preset(name: str, meta_updates: int | None, num_tasks: int | None = None, **config: Any) -> Any:
+    """The `Experiment` of a preset with other entries of its ``config``, shorter or longer where that is told."""
     experiment = presets.PRESETS[name]
     plan = dataclasses.replace(experiment.plan, num_tasks=num_tasks or experiment.plan.num_tasks)
-    experiment = dataclasses.replace(experiment, plan=plan)
+    settings = {**experiment.config, **config}
+    experiment = dataclasses.replace(experiment, plan=plan, config=settings)
     return presets.lasting(experiment, meta_updates or plan.meta_updates)
 
 
-def held_out(family: TaskFamily, study: Study) -> Task:
-    """The tasks that every agent is measured on."""
-    key = jax.random.key(EVALUATION_SEED)
-    return jax.jit(lambda key: tasks.sample_tasks(key, family, study.eval_tasks, split="test"))(key)
-
-
 def total_reward(task: Task, trials: Trials) -> jax.Array:
-    """``[M]``."""
+    """The sum of each trial's rewards, ``[M]``."""
     return jnp.sum(trials.reward, axis=1)
 
 
-def measure(
-    score: Callable[[Task, Trials], jax.Array],
-    meta: Any,
-    drawn: Task,
-    *,
-    learner: Learner,
-    family: TaskFamily,
-    num_steps: int,
-    num_updates: int = 0,
-) -> np.ndarray:
-    """``score(tasks, trials) [M]`` of one trial in each task."""
+@dataclasses.dataclass(frozen=True)
+class Measure:
+    """Agents in the same held-out tasks, by the same score of a trial of ``num_steps``."""
 
-    def run(key: jax.Array, meta: Any, drawn: Task) -> jax.Array:
-        trials = evaluation.trials(
-            key,
-            meta,
-            drawn,
-            learner=learner,
-            env=family.env,
-            num_steps=num_steps,
-            num_updates=num_updates,
+    score: Score
+    family: TaskFamily
+    drawn: Task
+    num_steps: int
+
+    def of(self, learner: Learner, meta: Any = (), *, env: Any = None, **how: Any) -> np.ndarray:
+        """Scores of a learner in one trial of each task, ``[M]``; ``how`` is further told `evaluation.trials`."""
+
+        def run(key: jax.Array, meta: Any, drawn: Task) -> jax.Array:
+            told = dict(learner=learner, env=env or self.family.env, num_steps=self.num_steps)
+            return self.score(drawn, evaluation.trials(key, meta, drawn, **(told | how)))
+
+        key = jax.random.key(study.EVALUATION_SEED + 1)
+        return np.asarray(jax.jit(run)(key, meta, self.drawn), np.float64)
+
+    def row(
+        self,
+        experiment: Experiment,
+        setting: str,
+        agent: str,
+        best: float,
+        published: float | None,
+        *,
+        num_seeds: int,
+        family: TaskFamily | None = None,
+    ) -> Row:
+        """The row of a learner that is trained here with each seed, one after the other.
+
+        ``family`` of None trains on the tasks' own.
+        """
+        family = family or self.family
+        algorithm = experiments.make_algorithm(experiment, family)
+        meta_updates = experiment.plan.meta_updates
+        chunk = max(1, meta_updates // 10)
+        train, _ = study.trainer(
+            study.one(algorithm, 0),
+            algorithm,
+            family,
+            num_tasks=experiment.plan.num_tasks,
+            chunk=chunk,
         )
-        return score(drawn, trials)
+        scores, seconds = [], []
+        for seed in range(num_seeds):
 
-    key = jax.random.key(EVALUATION_SEED + 1)
-    return np.asarray(jax.jit(run)(key, meta, drawn), np.float64)
+            def show(done: int, metrics: dict, spent: float, seed: int = seed) -> None:
+                study.say(
+                    f"{agent}, {setting}, seed {seed}: {done} of {meta_updates} meta-updates in "
+                    f"{spent:.0f} s, training return {metrics['return/trial'].mean():.3f}"
+                )
 
-
-def train_and_measure(
-    score: Callable[[Task, Trials], jax.Array],
-    experiment: Experiment,
-    drawn: Task,
-    study: Study,
-    *,
-    family: TaskFamily,
-    num_steps: int,
-    name: str,
-) -> tuple[np.ndarray, float]:
-    """Scores ``[seeds, M]`` of trained learners, and the mean seconds of a training run without compiling."""
-    algorithm = experiments.make_algorithm(experiment, family)
-    meta_updates, num_tasks = experiment.plan.meta_updates, experiment.plan.num_tasks
-    begin = jax.jit(lambda key: training.begin(key, algorithm=algorithm))
-    run = begin(jax.random.key(0))
-    chunk = max(1, meta_updates // 10)
-
-    def advance(run: training.Run, count: jax.Array) -> tuple[training.Run, dict]:
-        return training.advance(
-            run,
-            count,
-            algorithm=algorithm,
-            family=family,
-            num_tasks=num_tasks,
-            max_updates=chunk,
-        )
-
-    call = jax.jit(advance, donate_argnums=0).lower(run, jnp.zeros((), jnp.int32)).compile()
-    scores, seconds = [], []
-    for seed in range(study.num_seeds):
-        run = jax.block_until_ready(begin(jax.random.key(seed)))
-        began = time.perf_counter()
-        done = 0
-        while done < meta_updates:
-            count = min(chunk, meta_updates - done)
-            run, metrics = call(run, jnp.asarray(count, jnp.int32))
-            done += count
-            earned = float(np.mean(np.asarray(metrics["return/trial"])[:count]))
-            spent = time.perf_counter() - began
-            print(
-                f"{name}, seed {seed}: {done} of {meta_updates} meta-updates in {spent:.0f} s, "
-                f"training return {earned:.3f}",
-                file=sys.stderr,
-                flush=True,
-            )
-        seconds.append(time.perf_counter() - began)
-        scores.append(
-            measure(
-                score,
-                run.state.meta,
-                drawn,
-                learner=algorithm.learner,
-                family=family,
-                num_steps=num_steps,
-            )
-        )
-    return np.stack(scores), float(np.mean(seconds))
+            trained = train(study.one(algorithm, seed), meta_updates, show)
+            seconds.append(trained.seconds)
+            scores.append(self.of(algorithm.learner, trained.meta, env=family.env))
+        settings = experiments.describe(experiment)
+        spent = float(np.mean(seconds))
+        return Row(setting, agent, np.stack(scores), best, published, spent, settings)
 
 
-def write(output: Path, rows: list[Row], study: Study, *, share: str, digits: int) -> None:
-    """Prints the table and leaves table.md, table.csv and results.json in ``output``."""
+def leave(told: Reproduction, rows: list[Row], *, share: str, digits: int) -> None:
+    """Prints the table and leaves table.md, table.csv and results.json in the output folder."""
     cells = [row.cells(share) for row in rows]
-    shown = []
-    for row, cell in zip(rows, cells, strict=True):
-        published = cell["published"]
-        interval = ""
-        if cell["low"] is not None:
-            interval = f" ({cell['low']:.{digits}f}, {cell['high']:.{digits}f})"
-        shown.append(
-            {
-                "setting": cell["setting"],
-                "agent": cell["agent"],
-                "mean (95 % interval)": f"{cell['mean']:.{digits}f}{interval}",
-                share: f"{cell[share]:.4f}",
-                "published": "" if published is None else f"{published:g}",
-                "seeds": "" if cell["seeds"] is None else str(cell["seeds"]),
-                "training, s": ""
-                if row.training_seconds is None
-                else f"{row.training_seconds:.0f}",
-            }
-        )
+
+    def shown(cell: dict[str, Any]) -> dict[str, str]:
+        mean, low, high = cell["mean"], cell["low"], cell["high"]
+        exact = f"{mean:.{digits}f}"
+        seconds = cell["training_seconds"]
+        return {
+            "setting": cell["setting"],
+            "agent": cell["agent"],
+            "mean (95 % interval)": exact
+            if low is None
+            else study.with_interval(mean, low, high, digits=digits),
+            share: f"{cell[share]:.4f}",
+            "published": "" if cell["published"] is None else f"{cell['published']:g}",
+            "seeds": "" if cell["seeds"] is None else str(cell["seeds"]),
+            "training, s": "" if seconds is None else f"{seconds:.0f}",
+        }
+
     settings = [cell | {"settings": row.settings} for row, cell in zip(rows, cells, strict=True)]
-    reports.leave(output, dataclasses.asdict(study), shown, rows=settings)
-    reports.write_csv(output / "table.csv", cells)
-
-
-def run(kind: type, main: Callable[[Any], None], description: str | None) -> None:
-    """The command line of a script."""
-    try:
-        study = tyro.cli(kind, description=description)
-        reports.refuse_to_overwrite(study.output)
-        training.enable_compilation_cache()
-        main(study)
-    except (ValueError, TypeError, OSError) as error:
-        sys.exit(f"error: {error}")
+    study.leave(told, [shown(cell) for cell in cells], rows=settings)
+    reports.write_csv(told.output / "table.csv", cells)
