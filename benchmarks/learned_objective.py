@@ -14,25 +14,24 @@ Leaves results.json, table.md and a figure in the output folder.
 
 import dataclasses
 import itertools
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import tyro
+import study
 
-from jaxmeta import adaptation, checks, evaluation, plotting, reports, tasks, training, update_rules
+from jaxmeta import adaptation, evaluation, plotting, reports, tasks, update_rules
 from jaxmeta.algorithms import learned_objective
 from jaxmeta.algorithms.learned_objective import Config, Hyper
 from jaxmeta.returns import first_episode_return
 from jaxmeta.tasks import TaskFamily
-from jaxmeta.types import Task
+from jaxmeta.types import MetaAlgorithm, Task
 from jaxmeta.update_rules import AgentOptimizer, Meta, RuleLearner, UpdateRule
 
 # A square root has a derivative where gradients are zero only if something is added inside of it.
@@ -47,11 +46,10 @@ CHECKPOINTS = 25  # looks at an agent in its life, beside that at its birth
 
 
 @dataclasses.dataclass(frozen=True)
-class Train:
+class Train(study.Study):
     """LPG on random MDPs and grid worlds against tuned A2C."""
 
-    output: Path = Path("runs/learned-objective")
-    """Folder for the results; made anew."""
+    output: study.Output = Path("runs/learned-objective")
     meta_updates: int = 1800
     """Meta-updates on each of the two families, in turns."""
     outer: Literal["meta_gradient", "es", "pes"] = "meta_gradient"
@@ -91,22 +89,11 @@ class Train:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        checks.fields(self)
-        for name in ("gae_lambdas", "entropy_costs", "compare_on"):
-            checks.some(name, getattr(self, name))
-        for value in self.gae_lambdas:
-            checks.between("gae_lambdas", value, 0, 1)
-        for name in ("learning_rate", "step_size", "entropy_bonus", "critic_step_size"):
-            checks.between(name, getattr(self, name), 0, 1e6)
-        for value in self.entropy_costs:
-            checks.between("entropy_costs", value, 0, 1e6)
-        for name in self.compare_on:
-            checks.choice("compare_on", name, families() | unknown_families())
-        for field in dataclasses.fields(self):
-            if field.type == "int" or field.type is int:
-                checks.at_least(
-                    field.name, getattr(self, field.name), 0 if field.name == "seed" else 1
-                )
+        super().__post_init__()
+        anything = (0, 1e6)
+        self.limit(learning_rate=anything, step_size=anything, entropy_bonus=anything)
+        self.limit(critic_step_size=anything, entropy_costs=anything, gae_lambdas=(0, 1))
+        self.choose(compare_on=families() | unknown_families())
         for name in ("lifespan", "transfer_lifespan"):
             if getattr(self, name) % CHECKPOINTS:
                 raise ValueError(
@@ -130,6 +117,7 @@ def unknown_families() -> dict[str, TaskFamily]:
 
 
 def config_of(args: Train) -> Config:
+    """The settings of the algorithm."""
     return Config(
         outer=args.outer,
         num_agents=args.num_agents,
@@ -142,8 +130,8 @@ def config_of(args: Train) -> Config:
     )
 
 
-def meta_train(args: Train) -> tuple[Meta, dict[str, list[float]]]:
-    """The trained rule, and the reward per step of its agents in each family by meta-update."""
+def algorithms(args: Train) -> dict[str, MetaAlgorithm]:
+    """LPG on each family that the rule is trained on."""
 
     def optimizer(learning_rate: Any) -> optax.GradientTransformation:
         decay = optax.cosine_decay_schedule(1.0, 2 * args.meta_updates, alpha=0.1)
@@ -158,35 +146,33 @@ def meta_train(args: Train) -> tuple[Meta, dict[str, list[float]]]:
         policy_entropy_bonus=args.entropy_bonus,
         policy_target_cost=1e-4,
     )
-    every = families()
-    algorithms = {
-        name: learned_objective.learned_objective(
-            family,
-            config_of(args),
-            hyper,
-            optimizer=optimizer,
-            agent_optimizer=OPTIMIZERS["adam"],
-        )
-        for name, family in every.items()
+    made = partial(learned_objective.learned_objective, agent_optimizer=OPTIMIZERS["adam"])
+    return {
+        name: made(family, config_of(args), hyper, optimizer=optimizer)
+        for name, family in families().items()
     }
+
+
+def meta_train(args: Train) -> tuple[Meta, dict[str, list[float]]]:
+    """The trained rule, and the reward per step of its agents in each family by meta-update."""
+    every, learners = families(), algorithms(args)
 
     def update(states: dict[str, Any], key: jax.Array) -> tuple[dict[str, Any], dict]:
         """A meta-update in each family; the rule and its optimiser are handed on."""
         earned = {}
         meta, state = next(iter(states.values())).meta, next(iter(states.values())).optimizer
-        for name, algorithm in algorithms.items():
+        for name, algorithm in learners.items():
             key, task_key, step_key = jax.random.split(key, 3)
             drawn = tasks.sample_tasks(task_key, every[name], args.num_agents, split="train")
-            after, metrics = algorithm.step(
-                step_key, states[name]._replace(meta=meta, optimizer=state), drawn
-            )
+            before = states[name]._replace(meta=meta, optimizer=state)
+            after, metrics = algorithm.step(step_key, before, drawn)
             meta, state = after.meta, after.optimizer
             states = {**states, name: after}
             earned[name] = metrics["reward/step"]
         return {name: s._replace(meta=meta, optimizer=state) for name, s in states.items()}, earned
 
     init_key, run_key = jax.random.split(jax.random.key(args.seed))
-    states = jax.jit(lambda key: {name: a.init(key) for name, a in algorithms.items()})(init_key)
+    states = jax.jit(lambda key: {name: a.init(key) for name, a in learners.items()})(init_key)
     chunk = max(1, args.meta_updates // 20)
     call = jax.jit(lambda states, keys: jax.lax.scan(update, states, keys), donate_argnums=0)
     curve: dict[str, list[float]] = {name: [] for name in every}
@@ -197,7 +183,7 @@ def meta_train(args: Train) -> tuple[Meta, dict[str, list[float]]]:
         for name, values in earned.items():
             curve[name] += np.asarray(values, float).tolist()
         now = ", ".join(f"{name} {np.mean(values):.3f}" for name, values in earned.items())
-        _say(
+        study.say(
             f"{min(start + chunk, args.meta_updates)} of {args.meta_updates} meta-updates in "
             f"{time.perf_counter() - began:.0f} s; reward per step: {now}"
         )
@@ -248,41 +234,42 @@ def lifetime_returns(
     return jnp.concatenate([look(look_key, newborn[0])[None], returns])
 
 
-Runner = Callable[[jax.Array, Meta, Task], jax.Array]
+class Place(NamedTuple):
+    """A family in which the rule is measured, with the agents that live there."""
+
+    family: TaskFamily
+    hidden_sizes: tuple[int, ...]
+    step_sizes: Mapping[str, Sequence[float]]  # to choose from, by the agents' optimiser
+    lifespan: int
+    tune: int  # training tasks that settings are chosen on
+    test: int  # held-out tasks
+
+
+def places(args: Train) -> dict[str, Place]:
+    """The places where the rule is measured, by their names."""
+    known = LINEAR, args.lifespan, args.tune_tasks, args.eval_tasks
+    new = NETWORK, args.transfer_lifespan, 5, args.transfer_agents
+    every = {name: Place(family, (), *known) for name, family in families().items()}
+    every |= {name: Place(family, (32,), *new) for name, family in unknown_families().items()}
+    return {name: place for name, place in every.items() if name in args.compare_on}
 
 
 def runner(
-    args: Train,
-    rule: UpdateRule,
-    family: TaskFamily,
-    optimizer: str,
-    *,
-    hidden_sizes: Sequence[int],
-    lifespan: int,
-) -> Runner:
+    args: Train, rule: UpdateRule, place: Place, optimizer: str
+) -> Callable[[jax.Array, Meta, Task], jax.Array]:
     """Compiled ``(key, metas [G], tasks [M]) -> returns [G, M, CHECKPOINTS + 1]``; settings share keys."""
-    parts = update_rules.rule_learner(
-        rule, family, hidden_sizes=hidden_sizes, optimizer=OPTIMIZERS[optimizer]
-    )
+    family, made = place.family, OPTIMIZERS[optimizer]
+    parts = update_rules.rule_learner(rule, family, hidden_sizes=place.hidden_sizes, optimizer=made)
+    streams = dict(num_streams=args.num_streams, num_steps=args.num_steps)
+    life = partial(lifetime_returns, parts=parts, family=family, lifespan=place.lifespan, **streams)
 
     def run(key: jax.Array, metas: Meta, drawn: Task) -> jax.Array:
         num_tasks = jax.tree.leaves(drawn)[0].shape[0]
-        keys = jax.random.split(key, num_tasks)
+        lives = jax.random.split(key, num_tasks), drawn
 
         def of(meta: Meta) -> jax.Array:
             return jax.lax.map(
-                lambda x: lifetime_returns(
-                    x[0],
-                    meta,
-                    x[1],
-                    parts=parts,
-                    family=family,
-                    lifespan=lifespan,
-                    num_streams=args.num_streams,
-                    num_steps=args.num_steps,
-                ),
-                (keys, drawn),
-                batch_size=min(20, num_tasks),
+                lambda x: life(x[0], meta, x[1]), lives, batch_size=min(20, num_tasks)
             )
 
         return jax.lax.map(of, metas)
@@ -321,28 +308,16 @@ def contestants(
     }
 
 
-def chosen(
-    args: Train,
-    contestant: Contestant,
-    family: TaskFamily,
-    *,
-    hidden_sizes: Sequence[int],
-    lifespan: int,
-    tune: int,
-    test: int,
-) -> tuple[np.ndarray, dict[str, Any]]:
+def chosen(args: Train, contestant: Contestant, place: Place) -> tuple[np.ndarray, dict[str, Any]]:
     """Returns ``[test, CHECKPOINTS + 1]`` in held-out tasks with the settings that earn most at the end of
     a lifetime in training tasks, and those settings."""
     keys = jax.random.split(jax.random.key(args.seed + 10**6), 4)
-    training_tasks = tasks.sample_tasks(keys[0], family, tune, split="train")
-    held_out = tasks.sample_tasks(keys[1], family, test, split="test")
+    training_tasks = tasks.sample_tasks(keys[0], place.family, place.tune, split="train")
+    held_out = tasks.sample_tasks(keys[1], place.family, place.test, split="test")
     best: tuple[float, Any, Any, str] = (-np.inf, None, None, "")
     for optimizer, metas in contestant.metas.items():
-        run = runner(
-            args, contestant.rule, family, optimizer, hidden_sizes=hidden_sizes, lifespan=lifespan
-        )
-        stacked = _stacked(metas)
-        scores = np.asarray(run(keys[2], stacked, training_tasks))[:, :, -1].mean(1)
+        run = runner(args, contestant.rule, place, optimizer)
+        scores = np.asarray(run(keys[2], _stacked(metas), training_tasks))[:, :, -1].mean(1)
         index = int(np.argmax(np.nan_to_num(scores, nan=-np.inf)))
         if scores[index] > best[0]:
             best = float(scores[index]), run, metas[index], optimizer
@@ -359,84 +334,58 @@ def _stacked(metas: Sequence[Meta]) -> Meta:
     return jax.tree.map(lambda *x: jnp.stack([jnp.asarray(y, float) for y in x]), *metas)
 
 
-def reference_returns(args: Train, family: TaskFamily, test: int) -> tuple[np.ndarray, np.ndarray]:
-    """Of random and of the best known behaviour in the held-out tasks that `chosen` uses, ``[test]``."""
+def reference_returns(args: Train, place: Place) -> tuple[np.ndarray, np.ndarray]:
+    """Returns of random and of the best known behaviour in the held-out tasks that `chosen` uses, ``[test]``."""
     keys = jax.random.split(jax.random.key(args.seed + 10**6), 4)
-    held_out = tasks.sample_tasks(keys[1], family, test, split="test")
+    held_out = tasks.sample_tasks(keys[1], place.family, place.test, split="test")
     random_key, best_key = jax.random.split(jax.random.key(args.seed + 10**6 + 1))
-    random = jax.jit(
-        lambda key: evaluation.random_returns(key, held_out, family=family, num_streams=200)
-    )
-    known = family.optimal_return is not None or family.optimal_action is not None
+    random = partial(evaluation.random_returns, num_streams=200)
+    known = study.optimum_known(place.family)
     best = evaluation.optimal_returns if known else evaluation.expert_returns
     return (
-        np.asarray(random(random_key)),
-        np.asarray(jax.jit(lambda key: best(key, held_out, family=family))(best_key)),
+        study.returns_of(random, random_key, held_out, place.family),
+        study.returns_of(best, best_key, held_out, place.family),
     )
 
 
 def compare(args: Train, meta: Meta) -> dict[str, Any]:
-    """Setting to contestant to its lifetime's normalised returns and settings."""
+    """Each contestant's normalised returns over its lifetime, and settings, in each place."""
     results: dict[str, Any] = {}
-    jobs = [
-        (name, family, (), LINEAR, args.lifespan, args.tune_tasks, args.eval_tasks)
-        for name, family in families().items()
-    ] + [
-        (name, family, (32,), NETWORK, args.transfer_lifespan, 5, args.transfer_agents)
-        for name, family in unknown_families().items()
-    ]
-    for name, family, hidden_sizes, step_sizes, lifespan, tune, test in jobs:
-        if name not in args.compare_on:
-            continue
-        random, best = reference_returns(args, family, test)
-        scale = best.mean() - random.mean()
-        entry: dict[str, Any] = {
-            "random": float(random.mean()),
-            "best": float(best.mean()),
-            "contestants": {},
-        }
-        for label, contestant in contestants(args, meta, step_sizes).items():
-            began = time.perf_counter()
-            returns, settings = chosen(
-                args,
-                contestant,
-                family,
-                hidden_sizes=hidden_sizes,
-                lifespan=lifespan,
-                tune=tune,
-                test=test,
-            )
-            share = (returns - random.mean()) / scale  # [tasks, checkpoints]
-            entry["contestants"][label] = {
-                "x": np.linspace(0, lifespan, CHECKPOINTS + 1).tolist(),
+    for name, place in places(args).items():
+        random, best = (float(x.mean()) for x in reference_returns(args, place))
+        results[name] = {"random": random, "best": best, "contestants": {}}
+        for label, contestant in contestants(args, meta, place.step_sizes).items():
+            (returns, settings), seconds = study.timed(lambda: chosen(args, contestant, place))  # noqa: B023
+            share = (returns - random) / (best - random)  # [tasks, checkpoints]
+            results[name]["contestants"][label] = {
+                "x": np.linspace(0, place.lifespan, CHECKPOINTS + 1).tolist(),
                 "mean": share.mean(0).tolist(),
                 "intervals": [evaluation.mean_interval(x[None]) for x in share.T],
                 "return": float(returns[:, -1].mean()),
                 "settings": settings,
-                "seconds": time.perf_counter() - began,
+                "seconds": seconds,
                 "final": share[:, -1].tolist(),
             }
-            _say(f"{name}, {label}: {share[:, -1].mean():.3f} with {settings}")
-        results[name] = entry
+            study.say(f"{name}, {label}: {share[:, -1].mean():.3f} with {settings}")
     return results
 
 
 def comparison_table(results: dict[str, Any]) -> list[str]:
+    """The lines of the table."""
     rows = []
     for setting, entry in results.items():
         learned, tuned = (np.asarray(x["final"]) for x in entry["contestants"].values())
         # The keys of a task are the same for both, so much of what differs between tasks cancels.
         lead = (learned - tuned).mean(), *evaluation.mean_interval((learned - tuned)[None])
         for label, cell in entry["contestants"].items():
-            low, high = cell["intervals"][-1]
+            last = study.with_interval(cell["mean"][-1], *cell["intervals"][-1], digits=3)
+            ahead = study.with_interval(*lead, digits=3) if label == "LPG" else ""
             rows.append(
                 {
                     "setting": setting,
                     "rule": label,
-                    "normalised return at the end (95 %)": f"{cell['mean'][-1]:.3f} ({low:.3f}, {high:.3f})",
-                    "ahead of A2C, task by task": (
-                        "{:.3f} ({:.3f}, {:.3f})".format(*lead) if label == "LPG" else ""
-                    ),
+                    "normalised return at the end (95 %)": last,
+                    "ahead of A2C, task by task": ahead,
                     "mean over the lifetime": f"{np.mean(cell['mean'][1:]):.3f}",
                     "return": f"{cell['return']:.2f}",
                     "random": f"{entry['random']:.2f}",
@@ -455,9 +404,8 @@ def train(args: Train) -> None:
     meta, curve = meta_train(args)
     trained = time.perf_counter() - began
     results = compare(args, meta)
-    reports.leave(
-        args.output,
-        dataclasses.asdict(args),
+    study.leave(
+        args,
         comparison_table(results),
         results=results,
         training_curve=curve,
@@ -469,11 +417,10 @@ def train(args: Train) -> None:
 
 
 @dataclasses.dataclass(frozen=True)
-class Memory:
+class Memory(study.Study):
     """Memory of a meta-gradient by the length of the lifetime."""
 
-    output: Path = Path("runs/lifetime-memory")
-    """Folder for the results; made anew."""
+    output: study.Output = Path("runs/lifetime-memory")
     lifespans: tuple[int, ...] = (10, 100, 1000)
     """Updates of a lifetime."""
     window: int = 5
@@ -483,11 +430,8 @@ class Memory:
     num_steps: int = 20
 
     def __post_init__(self) -> None:
-        checks.some("lifespans", self.lifespans)
-        for name in ("window", "num_agents", "num_streams", "num_steps"):
-            checks.at_least(name, getattr(self, name), 1)
+        super().__post_init__()
         for lifespan in self.lifespans:
-            checks.at_least("lifespans", lifespan, 1)
             if lifespan % self.window:
                 raise ValueError(f"lifespans={lifespan} must be a multiple of window={self.window}")
 
@@ -501,8 +445,8 @@ KINDS = {
 
 
 def measure(args: Memory, kind: str, lifespan: int) -> dict[str, float]:
-    """Of one compiled program that takes all agents through a lifetime: the bytes of intermediate values,
-    of its arguments, and its seconds."""
+    """The bytes of intermediate values and of arguments of a compiled program that takes all agents through a
+    lifetime, and its seconds."""
     outer, whole = KINDS[kind]
     window = lifespan if whole else args.window
     family = families()["random MDPs"]
@@ -526,56 +470,33 @@ def measure(args: Memory, kind: str, lifespan: int) -> dict[str, float]:
 
         return jax.lax.fori_loop(0, lifespan // window, body, state)
 
-    program = jax.jit(live).lower(jax.random.key(1), state).compile()
-    analysis = program.memory_analysis()
-    began = time.perf_counter()
-    jax.block_until_ready(program(jax.random.key(1), state))
-    return {
-        "temporary_bytes": analysis.temp_size_in_bytes,
-        "argument_bytes": analysis.argument_size_in_bytes,
-        "seconds": time.perf_counter() - began,
-    }
+    program = study.compiled(live, jax.random.key(1), state)
+    _, seconds = study.timed(lambda: program.call(jax.random.key(1), state))
+    arguments = program.call.memory_analysis().argument_size_in_bytes
+    return {"temporary_bytes": program.memory, "argument_bytes": arguments, "seconds": seconds}
 
 
 def memory(args: Memory) -> None:
     results: dict[str, dict[int, dict[str, float]]] = {}
-    for kind in KINDS:
-        results[kind] = {}
-        for lifespan in args.lifespans:
-            results[kind][lifespan] = measure(args, kind, lifespan)
-            _say(f"{kind}, {lifespan} updates: {results[kind][lifespan]}")
     rows = []
-    for kind, by_length in results.items():
-        row = {"meta-gradient": kind}
-        for lifespan, cell in by_length.items():
-            row[f"{lifespan} updates, MB"] = f"{cell['temporary_bytes'] / 1e6:.1f}"
-        values = [cell["temporary_bytes"] for cell in by_length.values()]
-        row["longest / shortest"] = f"{values[-1] / values[0]:.2f}"
-        row["seconds, longest"] = f"{list(by_length.values())[-1]['seconds']:.1f}"
-        rows.append(row)
-    reports.leave(args.output, dataclasses.asdict(args), rows, results=results)
+    for kind in KINDS:
+        cells = results[kind] = {}
+        for lifespan in args.lifespans:
+            cells[lifespan] = measure(args, kind, lifespan)
+            study.say(f"{kind}, {lifespan} updates: {cells[lifespan]}")
+        taken = {x: cell["temporary_bytes"] for x, cell in cells.items()}
+        shortest, *_, longest = [*taken.values()] * 2
+        rows.append(
+            {
+                "meta-gradient": kind,
+                **{f"{x} updates, MB": f"{memory / 1e6:.1f}" for x, memory in taken.items()},
+                "longest / shortest": f"{longest / shortest:.2f}",
+                "seconds, longest": f"{cells[args.lifespans[-1]]['seconds']:.1f}",
+            }
+        )
+    study.leave(args, rows, results=results)
     plotting.lifetime_memory(args.output / "memory.png", results)
 
 
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
-def main(args: Train | Memory) -> None:
-    reports.refuse_to_overwrite(args.output)
-    training.enable_compilation_cache()
-    if isinstance(args, Train):
-        train(args)
-    else:
-        memory(args)
-
-
 if __name__ == "__main__":
-    Command = (
-        Annotated[Train, tyro.conf.subcommand("train")]
-        | Annotated[Memory, tyro.conf.subcommand("memory")]
-    )
-    try:
-        main(tyro.cli(Command, description=__doc__))
-    except (ValueError, TypeError, OSError) as error:
-        sys.exit(f"error: {error}")
+    study.main({Train: train, Memory: memory}, __doc__)
