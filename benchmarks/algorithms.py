@@ -35,25 +35,17 @@ class Main(study.Study):
     """Gradient-based meta-learning: algorithms × families."""
 
     output: study.Output = Path("runs/algorithms")
-    resume: bool = False
-    """Keep the cells that are in the folder and measure the others."""
-    algorithms: tuple[str, ...] = tuple(TITLES)
-    """Rows of the table."""
-    families: tuple[str, ...] = tuple(presets.COLUMNS)
-    """Columns of the table."""
-    num_seeds: int = 5
-    """Seeds, trained at once."""
+    resume: bool = False  # Keep the cells that are in the folder and measure the others.
+    algorithms: tuple[str, ...] = tuple(TITLES)  # Rows of the table.
+    families: tuple[str, ...] = tuple(presets.COLUMNS)  # Columns of the table.
+    num_seeds: int = 5  # Seeds, trained at once.
     meta_updates: int = 100
     """Meta-updates of MAML on navigation; every algorithm is given the environment steps that these
     take. Families that need fewer get a share of them."""
-    num_tasks: int = 10
-    """Tasks in a meta-batch."""
-    num_streams: int = 10
-    """Episodes a task and update."""
-    eval_tasks: int = 100
-    """Held-out tasks."""
-    eval_updates: int = 3
-    """Gradient steps that each of them is given."""
+    num_tasks: int = 10  # Tasks in a meta-batch.
+    num_streams: int = 10  # Episodes a task and update.
+    eval_tasks: int = 100  # Held-out tasks.
+    eval_updates: int = 3  # Gradient steps that each of them is given.
 
     def __post_init__(self) -> None:
         super().__post_init__()

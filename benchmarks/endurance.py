@@ -44,12 +44,9 @@ class Kill(study.Study):
     """Kill a training run again and again."""
 
     output: study.Output = Path("runs/endurance-kill")
-    kills: int = 100
-    """How often."""
-    checkpoint_every: int = 5
-    """Meta-updates between checkpoints."""
-    seed: int = 0
-    """Of the moments."""
+    kills: int = 100  # How often.
+    checkpoint_every: int = 5  # Meta-updates between checkpoints.
+    seed: int = 0  # Of the moments.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,8 +54,7 @@ class Long(study.Study):
     """Very many small meta-updates."""
 
     output: study.Output = Path("runs/endurance-long")
-    meta_updates: int = 100_000
-    """How many."""
+    meta_updates: int = 100_000  # How many.
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -72,14 +68,10 @@ class Faults(study.Study):
     output: study.Output = Path("runs/endurance-faults")
     rates: tuple[float, ...] = (0.0, 1e-3, 1e-2)
     """Shares of steps whose reward or observation is not finite."""
-    meta_updates: int = 200
-    """Meta-updates of each run."""
-    num_tasks: int = 20
-    """Tasks in each."""
-    eval_tasks: int = 200
-    """Held-out tasks."""
-    seed: int = 0
-    """Of training."""
+    meta_updates: int = 200  # Meta-updates of each run.
+    num_tasks: int = 20  # Tasks in each.
+    eval_tasks: int = 200  # Held-out tasks.
+    seed: int = 0  # Of training.
 
     def __post_init__(self) -> None:
         super().__post_init__()

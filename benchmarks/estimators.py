@@ -47,30 +47,22 @@ class Main(study.Study):
     """Bias, variance and cost of policy-gradient estimators, by enumeration."""
 
     output: study.Output = Path("runs/estimators")
-    num_states: int = 4
-    """States of the MDP (S)."""
-    num_actions: int = 3
-    """Actions (A)."""
+    num_states: int = 4  # States of the MDP (S).
+    num_actions: int = 3  # Actions (A).
     horizon: int = 5
     """Steps of a trajectory (H); (S A)^H of them are enumerated, at most a million."""
-    discount: float = 0.95
-    """γ."""
-    num_features: int = 6
-    """Parameters of the softmax-linear policy (F)."""
+    discount: float = 0.95  # γ.
+    num_features: int = 6  # Parameters of the softmax-linear policy (F).
     distance: float = 0.0
     """|θ - θ_μ|: how far the policy that acts is from the one that is differentiated; 0 is on-policy."""
     values: Literal["zero", "exact", "wrong"] = "exact"
     """Values in the TD errors: none, those of the policy that acts, or random numbers."""
-    num_streams: int = 20
-    """Trajectories in a batch (N), for the standard deviation and the cost."""
-    cost_steps: int = 100
-    """Steps of the trajectories on which cost is measured."""
+    num_streams: int = 20  # Trajectories in a batch (N), for the standard deviation and the cost.
+    cost_steps: int = 100  # Steps of the trajectories on which cost is measured.
     meta_batch_sizes: tuple[int, ...] = (1, 2, 5, 10)
     """Trajectories per adaptation step, in the second table."""
-    step_size: float = 0.5
-    """Of the adaptation step (α)."""
-    seed: int = 0
-    """Of the MDP, the features and the policies."""
+    step_size: float = 0.5  # Of the adaptation step (α).
+    seed: int = 0  # Of the MDP, the features and the policies.
 
     def __post_init__(self) -> None:
         super().__post_init__()

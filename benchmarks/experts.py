@@ -49,24 +49,17 @@ class Main(study.Study):
     family: Annotated[str, tyro.conf.Positional]
     start: Path | None = None
     """File of weights to begin from, for `ant_direction` those of `ant_goal`; None begins with zeros."""
-    start_scale: float = 1.0
-    """What they are multiplied by."""
-    num_generations: int = 100
-    """Steps of the search."""
-    num_pairs: int = 64
-    """Perturbations in a generation; each is added and taken away."""
+    start_scale: float = 1.0  # What they are multiplied by.
+    num_generations: int = 100  # Steps of the search.
+    num_pairs: int = 64  # Perturbations in a generation; each is added and taken away.
     noise_std: float = 0.1
     """Standard deviation of a perturbation, of weights on normalised observations."""
     step_size: float = 0.3
     """Of the mean perturbation, each weighted by its standardised difference in return; falls linearly to zero."""
-    horizon: int = 200
-    """Length of an episode, in steps."""
-    judge_every: int = 10
-    """Generations from one judgement to the next."""
-    num_tasks: int = 50
-    """Tasks to judge by."""
-    seed: int = 0
-    """Of everything random."""
+    horizon: int = 200  # Length of an episode, in steps.
+    judge_every: int = 10  # Generations from one judgement to the next.
+    num_tasks: int = 50  # Tasks to judge by.
+    seed: int = 0  # Of everything random.
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -28,12 +28,9 @@ class Main(study.Study):
     """The table of families."""
 
     output: study.Output = Path("runs/families")
-    families: tuple[str, ...] = tuple(tasks.names())
-    """Which."""
-    num_tasks: int = 50
-    """Held-out tasks."""
-    num_episodes: int = 2
-    """Episodes in a picture, at most 200 steps."""
+    families: tuple[str, ...] = tuple(tasks.names())  # Which.
+    num_tasks: int = 50  # Held-out tasks.
+    num_episodes: int = 2  # Episodes in a picture, at most 200 steps.
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -50,24 +50,15 @@ class Train(study.Study):
     """LPG on random MDPs and grid worlds against tuned A2C."""
 
     output: study.Output = Path("runs/learned-objective")
-    meta_updates: int = 1800
-    """Meta-updates on each of the two families, in turns."""
-    outer: Literal["meta_gradient", "es", "pes"] = "meta_gradient"
-    """How the rule is learned."""
-    num_agents: int = 32
-    """Lives in each family."""
-    lifespan: int = 50
-    """Updates of a lifetime, in training and in held-out tasks."""
-    transfer_lifespan: int = 500
-    """Updates of a lifetime in Catch and CartPole."""
-    num_streams: int = 4
-    """Streams of an agent."""
-    num_steps: int = 20
-    """Steps of every stream between updates."""
-    learning_rate: float = 4e-3
-    """Of the rule, at first; it falls to a tenth along a cosine."""
-    step_size: float = 0.2
-    """Of Adam in the agents that follow LPG."""
+    meta_updates: int = 1800  # Meta-updates on each of the two families, in turns.
+    outer: Literal["meta_gradient", "es", "pes"] = "meta_gradient"  # How the rule is learned.
+    num_agents: int = 32  # Lives in each family.
+    lifespan: int = 50  # Updates of a lifetime, in training and in held-out tasks.
+    transfer_lifespan: int = 500  # Updates of a lifetime in Catch and CartPole.
+    num_streams: int = 4  # Streams of an agent.
+    num_steps: int = 20  # Steps of every stream between updates.
+    learning_rate: float = 4e-3  # Of the rule, at first; it falls to a tenth along a cosine.
+    step_size: float = 0.2  # Of Adam in the agents that follow LPG.
     window: int = 50
     """Updates that a meta-update looks at: a whole life, or the rule does not learn what only pays later."""
     critic_step_size: float = 0.5
@@ -76,14 +67,10 @@ class Train(study.Study):
     """What the rule is paid for the entropy of the last agent in a window, per nat."""
     gae_lambdas: tuple[float, ...] = (0.5, 0.8, 0.95)
     """λ that A2C may choose from, with every step size."""
-    entropy_costs: tuple[float, ...] = (0.0, 0.01, 0.05)
-    """Weights of A2C's entropy, likewise."""
-    tune_tasks: int = 50
-    """Training tasks that settings are chosen on."""
-    eval_tasks: int = 1000
-    """Held-out tasks."""
-    transfer_agents: int = 20
-    """Agents in Catch and CartPole."""
+    entropy_costs: tuple[float, ...] = (0.0, 0.01, 0.05)  # Weights of A2C's entropy, likewise.
+    tune_tasks: int = 50  # Training tasks that settings are chosen on.
+    eval_tasks: int = 1000  # Held-out tasks.
+    transfer_agents: int = 20  # Agents in Catch and CartPole.
     compare_on: tuple[str, ...] = ("random MDPs", "grid worlds", "Catch", "CartPole")
     """Where the rule is measured."""
     seed: int = 0
@@ -421,10 +408,8 @@ class Memory(study.Study):
     """Memory of a meta-gradient by the length of the lifetime."""
 
     output: study.Output = Path("runs/lifetime-memory")
-    lifespans: tuple[int, ...] = (10, 100, 1000)
-    """Updates of a lifetime."""
-    window: int = 5
-    """Updates that a truncated meta-gradient looks at."""
+    lifespans: tuple[int, ...] = (10, 100, 1000)  # Updates of a lifetime.
+    window: int = 5  # Updates that a truncated meta-gradient looks at.
     num_agents: int = 4
     num_streams: int = 8
     num_steps: int = 20

@@ -63,12 +63,9 @@ class Figure:
     machine: str
     families: tuple[str, ...]
     algorithms: tuple[str, ...]
-    presets: tuple[str, ...]
-    """Patterns of their names, as in `*-navigation`."""
-    sources: dict[str, str]
-    """Of each file and preset that it depends on, the digest at the time."""
-    lines: tuple[str, ...]
-    """Of Markdown: one table or several, with what stands between them."""
+    presets: tuple[str, ...]  # Patterns of their names, as in `*-navigation`.
+    sources: dict[str, str]  # Of each file and preset that it depends on, the digest at the time.
+    lines: tuple[str, ...]  # Of Markdown: one table or several, with what stands between them.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,8 +77,7 @@ class Show:
 class Write:
     """Tables into the documents."""
 
-    check: bool = False
-    """Change nothing; fail where a document would change."""
+    check: bool = False  # Change nothing; fail where a document would change.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,16 +85,13 @@ class Add:
     """Keep what a script has left in a folder."""
 
     folder: Annotated[Path, tyro.conf.Positional]
-    name: str
-    """Of its file in benchmarks/results."""
-    title: str | None = None
-    """What is measured, in a few words; None is as before."""
+    name: str  # Of its file in benchmarks/results.
+    title: str | None = None  # What is measured, in a few words; None is as before.
     seeds: str | None = None
     """How many, in words where they differ; None is as before or as the script's setting says."""
     families: tuple[str, ...] | None = None
     """Modules of `jaxmeta.tasks` that it runs; None is as before."""
-    algorithms: tuple[str, ...] | None = None
-    """Modules of `jaxmeta.algorithms`; None is as before."""
+    algorithms: tuple[str, ...] | None = None  # Modules of `jaxmeta.algorithms`; None is as before.
     presets: tuple[str, ...] | None = None
     """Patterns of the presets that it runs; None is as before, or none."""
 
@@ -141,8 +134,9 @@ def needed(
             continue
         found.add(path)
         for module in _imports(ast.parse(text)):
-            for stem in (module, f"{Path(path).parent.as_posix()}/{module}"):
-                left += _files(stem.replace(".", "/"), source)
+            # A script imports its neighbours, and from a folder within benchmarks/ those above it.
+            for folder in ("", f"{Path(path).parent.as_posix()}/", "benchmarks/"):
+                left += _files(folder + module.replace(".", "/"), source)
     return sorted(found)
 
 

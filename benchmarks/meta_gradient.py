@@ -44,14 +44,10 @@ class Chain(study.Study):
     output: study.Output = Path("runs/meta-gradient-chain")
     variants: tuple[str, ...] = ("fixed", "plain", "BMG", "plain, outer value", "BMG, outer value")
     """What to run."""
-    meta_updates: int = 5000
-    """Meta-updates, two updates of the agent each."""
-    num_streams: int = 128
-    """Episodes in an update."""
-    value_updates: int = 400
-    """Updates of values alone before."""
-    num_seeds: int = 1
-    """Runs of each."""
+    meta_updates: int = 5000  # Meta-updates, two updates of the agent each.
+    num_streams: int = 128  # Episodes in an update.
+    value_updates: int = 400  # Updates of values alone before.
+    num_seeds: int = 1  # Runs of each.
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -67,18 +63,13 @@ class Physics(study.Study):
     """Fixed γ; the learned one starts at the middle one."""
     lambdas: tuple[float, ...] = (0.0, 0.5, 0.8, 0.95, 1.0)
     """Fixed λ; the learned one starts at the middle one."""
-    meta_updates: int = 1500
-    """Meta-updates, two updates of each agent each."""
+    meta_updates: int = 1500  # Meta-updates, two updates of each agent each.
     num_agents: int = 64
     """Lives, each in a cart-pole of its own; η is shared. With few of them its gradient is mostly noise."""
-    num_streams: int = 8
-    """Parallel episodes of each."""
-    num_steps: int = 32
-    """Steps of each between two updates."""
-    num_seeds: int = 3
-    """Runs of each setting."""
-    seed: int = 0
-    """The first of their seeds."""
+    num_streams: int = 8  # Parallel episodes of each.
+    num_steps: int = 32  # Steps of each between two updates.
+    num_seeds: int = 3  # Runs of each setting.
+    seed: int = 0  # The first of their seeds.
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -90,14 +81,10 @@ class Memory(study.Study):
     """Memory of a meta-update against the length of a lifetime."""
 
     output: study.Output = Path("runs/meta-gradient-memory")
-    lifetimes: tuple[int, ...] = (10, 100, 1000)
-    """Updates of an agent in its life; even."""
-    num_agents: int = 4
-    """Lives."""
-    num_streams: int = 8
-    """Parallel episodes of each."""
-    num_steps: int = 16
-    """Steps of each between two updates."""
+    lifetimes: tuple[int, ...] = (10, 100, 1000)  # Updates of an agent in its life; even.
+    num_agents: int = 4  # Lives.
+    num_streams: int = 8  # Parallel episodes of each.
+    num_steps: int = 16  # Steps of each between two updates.
 
     def __post_init__(self) -> None:
         super().__post_init__()

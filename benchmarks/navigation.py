@@ -32,16 +32,11 @@ class Main(study.Study):
     """MAML against fine-tuning on 2-D navigation, the setting of Finn et al. 2017."""
 
     output: study.Output = Path("runs/navigation")
-    num_seeds: int = 3
-    """Seeds, trained at once."""
-    meta_updates: int = 500
-    """Meta-updates of MAML; the control takes the same environment steps."""
-    num_tasks: int = 20
-    """Tasks in a meta-batch."""
-    num_streams: int = 20
-    """Episodes a task and update."""
-    eval_tasks: int = 200
-    """Held-out goals."""
+    num_seeds: int = 3  # Seeds, trained at once.
+    meta_updates: int = 500  # Meta-updates of MAML; the control takes the same environment steps.
+    num_tasks: int = 20  # Tasks in a meta-batch.
+    num_streams: int = 20  # Episodes a task and update.
+    eval_tasks: int = 200  # Held-out goals.
     fine_tuning_steps: tuple[float, ...] = (0.3, 1.0, 3.0, 10.0, 30.0)
     """Inner step sizes that the control may choose from."""
 

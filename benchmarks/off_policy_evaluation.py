@@ -46,8 +46,7 @@ class Main(study.Study):
     """MDPs with structure in common, or without."""
     distances: tuple[float, ...] = (0.2, 1.0)
     """Standard deviations of the difference of π's and μ's parameters."""
-    updates: tuple[int, ...] = (1, 3, 10)
-    """Numbers of steps to report."""
+    updates: tuple[int, ...] = (1, 3, 10)  # Numbers of steps to report.
     rho_bar: float = 3.0
     """Where V-trace truncates the ratio of a TD error, for all three; without it a few tasks diverge where
     policies are far apart."""
@@ -55,12 +54,9 @@ class Main(study.Study):
     """Who acts for the prediction error in meta-training: μ, corrected by importance sampling, or π."""
     meta_updates: int = 3000
     """Meta-updates, of 20 tasks each; as many without adaptation for the mean task."""
-    num_tasks: int = 1000
-    """Held-out MDPs."""
-    num_tuning: int = 500
-    """Training MDPs on which the controls' step sizes and λ are chosen."""
-    seed: int = 0
-    """Of training and of the random beginning."""
+    num_tasks: int = 1000  # Held-out MDPs.
+    num_tuning: int = 500  # Training MDPs on which the controls' step sizes and λ are chosen.
+    seed: int = 0  # Of training and of the random beginning.
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -52,8 +52,7 @@ REJAX = ("rejax==0.1.3", "gymnax==0.0.9", "jax<0.11")
 class Duel(study.Study):
     """What every comparison can be told."""
 
-    pairs: int = 11
-    """Turns of each side that are measured."""
+    pairs: int = 11  # Turns of each side that are measured.
     core: int | None = min(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
     """The core that both are pinned to; None pins neither, for an accelerator."""
 
@@ -70,10 +69,8 @@ class Duel(study.Study):
 class Pair(Duel):
     """Many copies of one environment."""
 
-    num_envs: int = 2048
-    """Copies of the environment."""
-    num_steps: int = 128
-    """Steps of each in a turn."""
+    num_envs: int = 2048  # Copies of the environment.
+    num_steps: int = 128  # Steps of each in a turn.
 
     @property
     def env_steps(self) -> int:
@@ -88,18 +85,12 @@ class Maml(Duel):
     output: study.Output = Path("runs/peers-maml")
     peers: Path = Path("runs/peers")
     """Folder of the peer's virtual environment, made where it is not there."""
-    num_tasks: int = 20
-    """Tasks of a meta-update."""
-    num_streams: int = 20
-    """Episodes in each, before and after the inner step."""
-    num_steps: int = 100
-    """Steps of an episode."""
-    num_seeds: int = 6
-    """Learning curves of each."""
-    num_updates: int = 40
-    """Meta-updates of a learning curve."""
-    evaluate_every: int = 5
-    """Meta-updates between two evaluations, on 100 held-out tasks."""
+    num_tasks: int = 20  # Tasks of a meta-update.
+    num_streams: int = 20  # Episodes in each, before and after the inner step.
+    num_steps: int = 100  # Steps of an episode.
+    num_seeds: int = 6  # Learning curves of each.
+    num_updates: int = 40  # Meta-updates of a learning curve.
+    evaluate_every: int = 5  # Meta-updates between two evaluations, on 100 held-out tasks.
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -118,16 +109,11 @@ class Ppo(Pair):
     output: study.Output = Path("runs/peers-ppo")
     peers: Path = Path("runs/peers")
     """Folder of the peer's virtual environment, made where it is not there."""
-    num_epochs: int = 4
-    """Passes over a batch."""
-    num_minibatches: int = 4
-    """Gradient steps in a pass."""
-    num_seeds: int = 6
-    """Learning curves of each."""
-    num_updates: int = 20
-    """Updates of a learning curve."""
-    evaluate_every: int = 2
-    """Updates between two evaluations, of 128 episodes each."""
+    num_epochs: int = 4  # Passes over a batch.
+    num_minibatches: int = 4  # Gradient steps in a pass.
+    num_seeds: int = 6  # Learning curves of each.
+    num_updates: int = 20  # Updates of a learning curve.
+    evaluate_every: int = 2  # Updates between two evaluations, of 128 episodes each.
 
     def __post_init__(self) -> None:
         super().__post_init__()

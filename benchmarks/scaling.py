@@ -54,18 +54,12 @@ class Scaling(study.Study):
     output: study.Output = Path("runs/scaling")
     algorithm: str = "maml"
     """`maml` on 2-D navigation, two layers of 64; or `rl2`, a GRU of 64 on two-armed bandits."""
-    axes: tuple[str, ...] = ()
-    """What is multiplied; none named is all."""
-    base: Size = Size()
-    """The sizes of all others."""
-    factors: tuple[int, ...] = (1, 2, 4, 8)
-    """By how much."""
-    repeats: int = 7
-    """Timed meta-updates of each; the median counts."""
-    tasks_per_chunk: int | None = None
-    """Tasks whose meta-gradient is worked on at a time, MAML's."""
-    core: int | None = None
-    """The core that all is pinned to, but for devices; None pins nothing."""
+    axes: tuple[str, ...] = ()  # What is multiplied; none named is all.
+    base: Size = Size()  # The sizes of all others.
+    factors: tuple[int, ...] = (1, 2, 4, 8)  # By how much.
+    repeats: int = 7  # Timed meta-updates of each; the median counts.
+    tasks_per_chunk: int | None = None  # Tasks whose meta-gradient is worked on at a time, MAML's.
+    core: int | None = None  # The core that all is pinned to, but for devices; None pins nothing.
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -33,16 +33,12 @@ class Main(study.Study):
     """Memory and time of MAML's meta-update."""
 
     output: study.Output = Path("runs/second-order")
-    num_updates: tuple[int, ...] = (1, 3, 10)
-    """Inner steps K to measure."""
-    num_tasks: int = 20
-    """Tasks in a meta-batch."""
+    num_updates: tuple[int, ...] = (1, 3, 10)  # Inner steps K to measure.
+    num_tasks: int = 20  # Tasks in a meta-batch.
     tasks_per_chunk: int | None = None
     """Tasks that are worked on at a time; None is the library's choice for this machine."""
-    num_streams: int = 20
-    """Episodes a task and update."""
-    repeats: int = 5
-    """Timed meta-updates of each."""
+    num_streams: int = 20  # Episodes a task and update.
+    repeats: int = 5  # Timed meta-updates of each.
 
 
 def meta_update(

@@ -109,10 +109,8 @@ class Program(NamedTuple):
     """A compiled function."""
 
     call: Callable[..., Any]
-    seconds: float
-    """What compiling took."""
-    memory: int
-    """Bytes of its intermediate values."""
+    seconds: float  # What compiling took.
+    memory: int  # Bytes of its intermediate values.
 
 
 def compiled(function: Callable, *arguments: Any, **options: Any) -> Program:
@@ -149,8 +147,7 @@ class Trained(NamedTuple):
     run: training.Run
     curve: dict[str, np.ndarray]
     """Metrics ``[..., U]`` of all meta-updates, with the leading axes of the runs."""
-    seconds: float
-    """Without compiling."""
+    seconds: float  # Without compiling.
 
     @property
     def meta(self) -> Any:

@@ -39,9 +39,9 @@ import study
 from jax.experimental.compilation_cache import compilation_cache
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
-from jaxmeta import memories, memory_learner, plotting, tasks, training
-from jaxmeta.algorithms import rl2
-from jaxmeta.types import Trajectory
+from jaxmeta import adaptation, memories, memory_learner, plotting, reports, tasks, training
+from jaxmeta.algorithms import learned_objective, maml, meta_gradient, promp, rl2
+from jaxmeta.types import Learner, MetaAlgorithm, Trajectory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,14 +51,10 @@ class Memory(study.Study):
     output: study.Output = Path("runs/throughput-memory")
     memories: tuple[str, ...] = ("gru", "lstm", "linear", "none")
     """What to measure; the first is what ratios are of. `transformer` is long to wait for on a CPU."""
-    num_steps: int = 500
-    """Steps of a trial."""
-    sizes: tuple[int, ...] = (64, 128)
-    """Widths."""
-    num_trials: tuple[int, ...] = (16, 64, 256)
-    """Trials in a batch."""
-    repeats: int = 5
-    """Timed calls of each."""
+    num_steps: int = 500  # Steps of a trial.
+    sizes: tuple[int, ...] = (64, 128)  # Widths.
+    num_trials: tuple[int, ...] = (16, 64, 256)  # Trials in a batch.
+    repeats: int = 5  # Timed calls of each.
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -70,14 +66,187 @@ class Rollout(study.Study):
     """Random actions, beside gymnax's own ``step``."""
 
     output: study.Output = Path("runs/throughput-rollout")
-    families: tuple[str, ...] = ("cartpole", "navigation")
-    """Families of tasks to act in."""
-    num_streams: tuple[int, ...] = (4096,)
-    """Copies of the environment."""
-    num_steps: int = 100
-    """Steps of each."""
-    repeats: int = 11
-    """Timed calls of each."""
+    families: tuple[str, ...] = ("cartpole", "navigation")  # Families of tasks to act in.
+    num_streams: tuple[int, ...] = (4096,)  # Copies of the environment.
+    num_steps: int = 100  # Steps of each.
+    repeats: int = 11  # Timed calls of each.
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.choose(families=tasks.names())
+
+
+def ours(family: tasks.TaskFamily, num_streams: int, num_steps: int) -> Callable:
+    """``(key, task) -> transitions [num_streams, num_steps]`` by the library's rollout."""
+
+    def random(key: jax.Array, meta: Any, agent: Any, memory: Any, timestep: Any) -> tuple:
+        return family.random_action(key), jnp.zeros(()), memory
+
+    learner = Learner(
+        init=lambda key, meta: (),
+        memory=lambda meta: (),
+        act=random,
+        update=lambda key, meta, agent, data: agent,
+    )
+    world: dict[str, Any] = dict(learner=learner, env=family.env)
+
+    def act(key: jax.Array, task: Any) -> dict[str, jax.Array]:
+        begin_key, act_key = jax.random.split(key)
+        streams = adaptation.begin_streams(begin_key, (), task, **world, num_streams=num_streams)
+        _, data = adaptation.experience(
+            act_key, (), task, (), streams, **world, num_steps=num_steps
+        )
+        seen = data.timestep.obs, data.action, data.reward, data.last, data.next_obs
+        return dict(zip(RECORDS["transitions"], seen, strict=True))
+
+    return act
+
+
+def gymnaxs(family: tasks.TaskFamily, num_streams: int, num_steps: int) -> Callable:
+    """The same by gymnax's ``reset``, ``step`` and ``sample``, as its documentation has it."""
+    env, space = family.env, family.action_space
+
+    def one(key: jax.Array, task: Any) -> dict[str, jax.Array]:
+        reset_key, key = jax.random.split(key)
+        obs, state = env.reset(reset_key, task)
+
+        def step(carry: tuple, _: None) -> tuple[tuple, dict[str, jax.Array]]:
+            key, obs, state = carry
+            key, action_key, step_key = jax.random.split(key, 3)
+            action = space.sample(action_key)
+            after, state, reward, ended, late, info = env.step(step_key, state, action, task)
+            record = obs, action, reward, ended | late, info["final_observation"]
+            seen = dict(zip(RECORDS["transitions"], record, strict=True))
+            return (key, after, state), seen
+
+        return jax.lax.scan(step, (key, obs, state), length=num_steps)[1]
+
+    return lambda key, task: jax.vmap(one, (0, None))(jax.random.split(key, num_streams), task)
+
+
+RECORDS = {
+    "rewards": ("reward", "last"),
+    "transitions": ("obs", "action", "reward", "last", "next_obs"),
+}
+
+
+def rollouts(family: tasks.TaskFamily, num_streams: int, num_steps: int, record: str) -> dict:
+    """Compiled rollouts by side that return what the record has."""
+    task = family.train(jax.random.key(0))
+
+    def of(make: Callable) -> Callable:
+        act = make(family, num_streams, num_steps)
+
+        def kept(key: jax.Array, task: Any) -> dict[str, jax.Array]:
+            seen = act(key, task)
+            return {name: seen[name] for name in RECORDS[record]}
+
+        return partial(study.compiled(kept, jax.random.key(0), task).call, jax.random.key(1), task)
+
+    return {"ours": of(ours), "gymnax": of(gymnaxs)}
+
+
+def run_rollout(main: Rollout) -> None:
+    rows, table = [], []
+    for name in main.families:
+        for num_streams in main.num_streams:
+            for record in RECORDS:
+                calls = rollouts(tasks.make(name), num_streams, main.num_steps, record)
+                seconds = study.in_turns(calls, main.repeats)
+                steps = num_streams * main.num_steps
+                speed = {side: steps / statistics.median(x) for side, x in seconds.items()}
+                ratios = [y / x for x, y in zip(seconds["ours"], seconds["gymnax"], strict=True)]
+                ratio = statistics.median(ratios)
+                rows.append(
+                    {
+                        "family": name,
+                        "num_streams": num_streams,
+                        "record": record,
+                        "seconds": seconds,
+                        **{f"{side}_steps_per_second": x for side, x in speed.items()},
+                        "ratio": ratio,
+                        "ratios": ratios,
+                    }
+                )
+                table.append(
+                    {
+                        "family": name,
+                        "streams": str(num_streams),
+                        "record": record,
+                        "M steps/s": f"{speed['ours'] / 1e6:.2f}",
+                        "gymnax, M steps/s": f"{speed['gymnax'] / 1e6:.2f}",
+                        "× as fast": f"{ratio:.2f}",
+                        "from, to": f"{min(ratios):.2f}, {max(ratios):.2f}",
+                    }
+                )
+                study.say(f"{name}, {num_streams} streams, {record} measured")
+    leave(main, table, rows)
+
+
+def leave(main: study.Study, table: list[dict[str, str]], rows: list[dict[str, Any]]) -> None:
+    """Leaves the table, also as table.csv, and all that was measured."""
+    study.leave(main, table, rows=rows)
+    reports.write_csv(main.output / "table.csv", table)
+
+
+@dataclasses.dataclass(frozen=True)
+class Update:
+    """A meta-update to measure."""
+
+    family: Callable[[], tasks.TaskFamily]
+    algorithm: Callable[[tasks.TaskFamily], MetaAlgorithm]
+    num_tasks: int
+
+
+def _rl2(memory: Any) -> Update:
+    config = rl2.Config(memory=memory, memory_size=128, num_epochs=4, num_minibatches=4)
+    return Update(
+        lambda: tasks.make("bernoulli_bandit", num_arms=2, num_pulls=100),
+        lambda family: rl2.rl2(family, config),
+        256,
+    )
+
+
+NETWORK = (64, 64)
+UPDATES = {
+    "MAML": Update(
+        lambda: tasks.make("navigation"),
+        lambda family: maml.maml(family, maml.Config(num_streams=20, hidden_sizes=NETWORK)),
+        20,
+    ),
+    "ProMP": Update(
+        lambda: tasks.make("navigation"),
+        lambda family: promp.promp(family, promp.Config(num_streams=20, hidden_sizes=NETWORK)),
+        20,
+    ),
+    "RL², GRU": _rl2("gru"),
+    "RL², linear": _rl2("linear"),
+    "meta-gradient": Update(
+        lambda: tasks.make("cartpole"),
+        lambda family: meta_gradient.meta_gradient(family, meta_gradient.Config(num_agents=20)),
+        20,
+    ),
+    "LPG": Update(
+        lambda: tasks.make("tabular", num_states=8, num_actions=4, horizon=20),
+        lambda family: learned_objective.learned_objective(
+            family, learned_objective.Config(num_agents=32)
+        ),
+        32,
+    ),
+}
+"""MAML and ProMP: 20 tasks of 20 episodes of 100 steps, one inner step. RL²: 256 trials of 100 pulls of two arms,
+width 128, 4 passes of 4 minibatches. Meta-gradient: 20 lives of 16 streams of 20 steps. LPG: 32 lives of 8 streams of
+20 steps, 5 updates."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Updates(study.Study):
+    """Meta-updates, one algorithm after the other."""
+
+    output: study.Output = Path("runs/throughput-updates")
+    algorithms: tuple[str, ...] = tuple(UPDATES)  # What to measure.
+    scales: tuple[int, ...] = (1,)  # Times as many tasks, a ladder of them.
+    repeats: int = 7  # Timed calls of each.
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -93,10 +262,8 @@ class Rollout(study.Study):
 class Work(NamedTuple):
     """What one run of a program asks of a device."""
 
-    flop: int
-    """Floating-point operations of all products of matrices."""
-    bytes: int
-    """Their factors and results, read or written once."""
+    flop: int  # Floating-point operations of all products of matrices.
+    bytes: int  # Their factors and results, read or written once.
 
 
 def products(jaxpr: Any) -> Work:
@@ -129,10 +296,8 @@ def products(jaxpr: Any) -> Work:
 class Device(NamedTuple):
     """What the device was seen to do at best."""
 
-    flop_per_second: float
-    """In one large product of matrices, in single precision."""
-    bytes_per_second: float
-    """Read and written, in adding to a vector that no cache holds."""
+    flop_per_second: float  # In one large product of matrices, in single precision.
+    bytes_per_second: float  # Read and written, in adding to a vector that no cache holds.
 
 
 def device_rates() -> Device:

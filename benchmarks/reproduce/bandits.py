@@ -54,10 +54,8 @@ class Bandits(Reproduction):
     output: study.Output = Path("runs/reproduce-bandits")
     settings: tuple[str, ...] = ()
     """Arms and pulls, as in `5,10`; none is the smallest, or all with `--full`."""
-    learned: bool = True
-    """Train RL²; else measure the classical agents alone."""
-    meta_updates: int | None = None
-    """Meta-updates of RL²; None is each setting's own."""
+    learned: bool = True  # Train RL²; else measure the classical agents alone.
+    meta_updates: int | None = None  # Meta-updates of RL²; None is each setting's own.
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -30,10 +30,8 @@ class Reproduction(study.Study):
     full: bool = False
     """All rows of the published table, or longer training, for an accelerator; else what two CPU cores do
     in a quarter of an hour."""
-    num_seeds: int = 3
-    """Runs of each learner."""
-    eval_tasks: int = 10_000
-    """Held-out tasks, the same for all agents."""
+    num_seeds: int = 3  # Runs of each learner.
+    eval_tasks: int = 10_000  # Held-out tasks, the same for all agents.
 
 
 @dataclasses.dataclass(frozen=True)

@@ -30,12 +30,9 @@ class DependentBandits(Reproduction):
     output: study.Output = Path("runs/reproduce-dependent-bandits")
     kinds: tuple[str, ...] = ()
     """What is trained and tested on; none is `easy` and `uniform`, or all with `--full`."""
-    num_seeds: int = 2
-    """Runs of RL²."""
-    meta_updates: int | None = None
-    """Meta-updates of RL²; None is the presets' 400."""
-    num_tasks: int | None = None
-    """Trials in a meta-update; None is the presets' 512."""
+    num_seeds: int = 2  # Runs of RL².
+    meta_updates: int | None = None  # Meta-updates of RL²; None is the presets' 400.
+    num_tasks: int | None = None  # Trials in a meta-update; None is the presets' 512.
 
     def __post_init__(self) -> None:
         super().__post_init__()

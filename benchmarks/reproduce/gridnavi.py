@@ -26,14 +26,11 @@ class GridNavi(Reproduction):
     """GridNavi."""
 
     output: study.Output = Path("runs/reproduce-gridnavi")
-    num_seeds: int = 2
-    """Runs of each learner."""
-    eval_tasks: int = 2100
-    """Held-out tasks; there are 21 goals."""
+    num_seeds: int = 2  # Runs of each learner.
+    eval_tasks: int = 2100  # Held-out tasks; there are 21 goals.
     meta_updates: int | None = None
     """Meta-updates of each learner; None is 400, or 2 000 with `--full`."""
-    num_tasks: int | None = None
-    """Trials in a meta-update; None is the presets' 256."""
+    num_tasks: int | None = None  # Trials in a meta-update; None is the presets' 256.
 
 
 def main(told: GridNavi) -> None:

@@ -13,7 +13,7 @@ import gymnax
 import jax
 import jax.numpy as jnp
 import optax
-from turns import answer, settings
+from turns import learn, settings
 
 from jaxmeta import adaptation, networks, objectives
 from jaxmeta.distributions import Categorical
@@ -152,23 +152,8 @@ def mean_return(key: jax.Array, params: Any) -> jax.Array:
     return jnp.mean(jnp.sum(data.reward * first, axis=1))
 
 
-state = begun(jax.random.key(0))
-
-
-def begin(seed: int) -> dict:
-    global state
-    state = begun(jax.random.key(seed))
-    return {}
-
-
-def turn() -> dict:
-    global state
-    state = jax.block_until_ready(updated(*state))
-    return {}
-
-
-def evaluate(seed: int) -> dict:
-    return {"return": float(mean_return(jax.random.key(10**6 + seed), state[1]))}
-
-
-answer({"begin": begin, "turn": turn, "evaluate": evaluate})
+learn(
+    lambda seed: begun(jax.random.key(seed)),
+    lambda state: jax.block_until_ready(updated(*state)),
+    lambda seed, state: mean_return(jax.random.key(10**6 + seed), state[1]),
+)
