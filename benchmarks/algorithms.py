@@ -17,7 +17,7 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import numpy as np
@@ -25,6 +25,7 @@ import study
 
 from jaxmeta import checks, evaluation, experiments, plotting, presets, records, tasks
 from jaxmeta.experiments import Experiment
+from jaxmeta.types import MetaAlgorithm
 
 TITLES = {variant.title: name for name, variant in presets.VARIANTS.items()}
 """Rows of the table, as they are called there, and the variants."""
@@ -36,8 +37,9 @@ class Main(study.Study):
 
     output: study.Output = Path("runs/algorithms")
     resume: bool = False  # Keep the cells that are in the folder and measure the others.
-    algorithms: tuple[str, ...] = tuple(TITLES)  # Rows of the table.
-    families: tuple[str, ...] = tuple(presets.COLUMNS)  # Columns of the table.
+    algorithms: Annotated[study.Names, study.Known(TITLES)] = tuple(TITLES)  # Rows of the table.
+    families: Annotated[study.Names, study.Known(presets.COLUMNS)] = tuple(presets.COLUMNS)
+    """Columns of the table."""
     num_seeds: int = 5  # Seeds, trained at once.
     meta_updates: int = 100
     """Meta-updates of MAML on navigation; every algorithm is given the environment steps that these
@@ -50,7 +52,6 @@ class Main(study.Study):
     def __post_init__(self) -> None:
         super().__post_init__()
         checks.at_least("num_seeds", self.num_seeds, 2)
-        self.choose(algorithms=TITLES, families=presets.COLUMNS)
 
 
 def experiment_of(name: str, family: str, main: Main) -> Experiment:
@@ -59,9 +60,10 @@ def experiment_of(name: str, family: str, main: Main) -> Experiment:
     return presets.compared(TITLES[name], family, meta_updates=main.meta_updates, **sizes)
 
 
-def trained(experiment: Experiment, main: Main) -> tuple[study.Trained, dict[str, float]]:
+def trained(
+    experiment: Experiment, algorithm: MetaAlgorithm, family: tasks.TaskFamily, main: Main
+) -> tuple[study.Trained, dict[str, float]]:
     """The runs of all seeds, trained until the budget of environment steps is spent, and the seconds that it took."""
-    algorithm, family = experiments.make(experiment)
     budget = experiment.plan.meta_updates * main.num_tasks * main.num_streams * family.horizon * 2
     runs = study.seeds(algorithm, main.num_seeds)
     num_tasks = experiment.plan.num_tasks
@@ -81,7 +83,7 @@ def measure(name: str, family_name: str, main: Main) -> dict[str, Any]:
     """One cell of the table."""
     experiment = experiment_of(name, family_name, main)
     algorithm, family = experiments.make(experiment)
-    learned, seconds = trained(experiment, main)
+    learned, seconds = trained(experiment, algorithm, family, main)
     curve = learned.curve
     task_key, key = jax.random.split(jax.random.key(study.EVALUATION_SEED))
     drawn = tasks.sample_tasks(task_key, family, main.eval_tasks, split="test")

@@ -22,7 +22,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import numpy as np
@@ -66,16 +66,12 @@ class Faults(study.Study):
     """A simulator that breaks now and then."""
 
     output: study.Output = Path("runs/endurance-faults")
-    rates: tuple[float, ...] = (0.0, 1e-3, 1e-2)
+    rates: Annotated[study.Numbers, study.Within(0, 1)] = (0.0, 1e-3, 1e-2)
     """Shares of steps whose reward or observation is not finite."""
     meta_updates: int = 200  # Meta-updates of each run.
     num_tasks: int = 20  # Tasks in each.
     eval_tasks: int = 200  # Held-out tasks.
     seed: int = 0  # Of training.
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.limit(rates=(0, 1))
 
 
 def command(folder: Path, meta_updates: int, checkpoint_every: int, *, resume: bool) -> list[str]:

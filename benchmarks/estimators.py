@@ -15,7 +15,7 @@ import math
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -51,9 +51,9 @@ class Main(study.Study):
     num_actions: int = 3  # Actions (A).
     horizon: int = 5
     """Steps of a trajectory (H); (S A)^H of them are enumerated, at most a million."""
-    discount: float = 0.95  # γ.
+    discount: Annotated[float, study.Within(0, 1)] = 0.95  # γ.
     num_features: int = 6  # Parameters of the softmax-linear policy (F).
-    distance: float = 0.0
+    distance: Annotated[float, study.Within(0, 1e6)] = 0.0
     """|θ - θ_μ|: how far the policy that acts is from the one that is differentiated; 0 is on-policy."""
     values: Literal["zero", "exact", "wrong"] = "exact"
     """Values in the TD errors: none, those of the policy that acts, or random numbers."""
@@ -61,12 +61,11 @@ class Main(study.Study):
     cost_steps: int = 100  # Steps of the trajectories on which cost is measured.
     meta_batch_sizes: tuple[int, ...] = (1, 2, 5, 10)
     """Trajectories per adaptation step, in the second table."""
-    step_size: float = 0.5  # Of the adaptation step (α).
+    step_size: Annotated[float, study.Within(-1e6, 1e6)] = 0.5  # Of the adaptation step (α).
     seed: int = 0  # Of the MDP, the features and the policies.
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.limit(discount=(0, 1), distance=(0, 1e6), step_size=(-1e6, 1e6))
         # In logarithms: the number itself may have too many digits to be computed.
         digits = self.horizon * math.log10(self.num_states * self.num_actions)
         if digits > math.log10(MAX_PATHS):

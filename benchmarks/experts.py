@@ -39,6 +39,7 @@ FAMILIES = (
     "ant_goal",
     "walker_params",
 )
+Positive = Annotated[float, study.Within(1e-6, 10)]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,25 +47,20 @@ class Main(study.Study):
     """A search for the expert of a family."""
 
     output: Annotated[Path, tyro.conf.arg(help="Folder of the weights.")] = locomotion.EXPERTS
-    family: Annotated[str, tyro.conf.Positional]
+    family: Annotated[str, tyro.conf.Positional, study.Known(FAMILIES)]
     start: Path | None = None
     """File of weights to begin from, for `ant_direction` those of `ant_goal`; None begins with zeros."""
-    start_scale: float = 1.0  # What they are multiplied by.
+    start_scale: Positive = 1.0  # What they are multiplied by.
     num_generations: int = 100  # Steps of the search.
     num_pairs: int = 64  # Perturbations in a generation; each is added and taken away.
-    noise_std: float = 0.1
+    noise_std: Positive = 0.1
     """Standard deviation of a perturbation, of weights on normalised observations."""
-    step_size: float = 0.3
+    step_size: Positive = 0.3
     """Of the mean perturbation, each weighted by its standardised difference in return; falls linearly to zero."""
     horizon: int = 200  # Length of an episode, in steps.
     judge_every: int = 10  # Generations from one judgement to the next.
     num_tasks: int = 50  # Tasks to judge by.
     seed: int = 0  # Of everything random.
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.choose(family=FAMILIES)
-        self.limit(noise_std=(1e-6, 10), step_size=(1e-6, 10), start_scale=(1e-6, 10))
 
 
 class Search(NamedTuple):
@@ -135,10 +131,7 @@ def generation(search: Search, key: jax.Array, *, main: Main, family: TaskFamily
         both = evolution.antithetic(search.weights, noise)
         lived = jax.vmap(
             lambda weights: episode(
-                episode_key,
-                folded(search._replace(weights=weights)),
-                task,
-                family=family,
+                episode_key, folded(search._replace(weights=weights)), task, family=family
             )
         )(both)
         # Of policies that were left out the return says nothing.

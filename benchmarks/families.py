@@ -11,7 +11,7 @@ a rollout in a held-out task. A family whose package is not installed is left ou
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import numpy as np
@@ -28,13 +28,9 @@ class Main(study.Study):
     """The table of families."""
 
     output: study.Output = Path("runs/families")
-    families: tuple[str, ...] = tuple(tasks.names())  # Which.
+    families: Annotated[study.Names, study.Known(tasks.FAMILIES)] = tuple(tasks.names())  # Which.
     num_tasks: int = 50  # Held-out tasks.
     num_episodes: int = 2  # Episodes in a picture, at most 200 steps.
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.choose(families=tasks.FAMILIES)
 
 
 def recorded(key: jax.Array, family: TaskFamily, num_steps: int) -> Trajectory:

@@ -26,7 +26,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
@@ -72,9 +72,7 @@ FIELDS = {
     "translation": Field("rl2-translation", task_fits=False, scratch_updates=100),
     "half-cheetah": Field("rl2-half_cheetah_direction", scratch_updates=30),
     "half-cheetah, ProMP": Field(
-        "promp-half_cheetah_direction",
-        scratch_updates=30,
-        scratch_step_sizes=(0.03, 0.1, 0.3),
+        "promp-half_cheetah_direction", scratch_updates=30, scratch_step_sizes=(0.03, 0.1, 0.3)
     ),
 }
 
@@ -85,10 +83,11 @@ class Main(study.Study):
 
     output: study.Output = Path("runs/fields")
     resume: bool = False  # Keep the fields that are in the folder and measure the others.
-    fields: tuple[str, ...] = ("maze", "swimmer", "summarisation", "translation")
+    fields: Annotated[study.Names, study.Known(FIELDS)] = tuple(FIELDS)[:4]
     """Which; `half-cheetah` and `half-cheetah, ProMP` need Brax."""
     num_seeds: int = 5  # Seeds, trained at once.
-    budget: float = 1.0  # Meta-updates and updates from scratch, in units of each field's own.
+    budget: Annotated[float, study.Within(1e-6, 1e6)] = 1.0
+    """Meta-updates and updates from scratch, in units of each field's own."""
     eval_tasks: int = 200  # Tasks of each split.
     scratch_tasks: int = 20  # Those of them that are learned from scratch.
 
@@ -96,8 +95,6 @@ class Main(study.Study):
         super().__post_init__()
         checks.at_least("scratch_tasks", self.scratch_tasks, 2)
         checks.at_least("eval_tasks", self.eval_tasks, self.scratch_tasks)
-        self.limit(budget=(1e-6, 1e6))
-        self.choose(fields=FIELDS)
 
     def updates(self, field: Field) -> tuple[int, int]:
         """Meta-updates, and updates from scratch."""

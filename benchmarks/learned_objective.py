@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +26,7 @@ import numpy as np
 import optax
 import study
 
-from jaxmeta import adaptation, evaluation, plotting, reports, tasks, update_rules
+from jaxmeta import adaptation, checks, evaluation, plotting, reports, tasks, update_rules
 from jaxmeta.algorithms import learned_objective
 from jaxmeta.algorithms.learned_objective import Config, Hyper
 from jaxmeta.returns import first_episode_return
@@ -43,6 +43,7 @@ LINEAR = {"sgd": (3.0, 10.0, 30.0, 100.0), "adam": (0.05, 0.1, 0.2, 0.4, 0.8)}
 NETWORK = {"adam": (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)}
 EPISODES = 20  # of an agent, each time that it is looked at
 CHECKPOINTS = 25  # looks at an agent in its life, beside that at its birth
+Positive = Annotated[float, study.Within(0, 1e6)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,17 +58,18 @@ class Train(study.Study):
     transfer_lifespan: int = 500  # Updates of a lifetime in Catch and CartPole.
     num_streams: int = 4  # Streams of an agent.
     num_steps: int = 20  # Steps of every stream between updates.
-    learning_rate: float = 4e-3  # Of the rule, at first; it falls to a tenth along a cosine.
-    step_size: float = 0.2  # Of Adam in the agents that follow LPG.
+    learning_rate: Positive = 4e-3  # Of the rule, at first; it falls to a tenth along a cosine.
+    step_size: Positive = 0.2  # Of Adam in the agents that follow LPG.
     window: int = 50
     """Updates that a meta-update looks at: a whole life, or the rule does not learn what only pays later."""
-    critic_step_size: float = 0.5
+    critic_step_size: Positive = 0.5
     """Of Adam in the meta-gradient's critics, tables which have a window's time to learn of returns of 20."""
-    entropy_bonus: float = 0.0
+    entropy_bonus: Positive = 0.0
     """What the rule is paid for the entropy of the last agent in a window, per nat."""
-    gae_lambdas: tuple[float, ...] = (0.5, 0.8, 0.95)
+    gae_lambdas: Annotated[study.Numbers, study.Within(0, 1)] = (0.5, 0.8, 0.95)
     """λ that A2C may choose from, with every step size."""
-    entropy_costs: tuple[float, ...] = (0.0, 0.01, 0.05)  # Weights of A2C's entropy, likewise.
+    entropy_costs: Annotated[study.Numbers, study.Within(0, 1e6)] = (0.0, 0.01, 0.05)
+    """Weights of A2C's entropy, likewise."""
     tune_tasks: int = 50  # Training tasks that settings are chosen on.
     eval_tasks: int = 1000  # Held-out tasks.
     transfer_agents: int = 20  # Agents in Catch and CartPole.
@@ -77,10 +79,8 @@ class Train(study.Study):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        anything = (0, 1e6)
-        self.limit(learning_rate=anything, step_size=anything, entropy_bonus=anything)
-        self.limit(critic_step_size=anything, entropy_costs=anything, gae_lambdas=(0, 1))
-        self.choose(compare_on=families() | unknown_families())
+        for name in self.compare_on:
+            checks.choice("compare_on", name, families() | unknown_families())
         for name in ("lifespan", "transfer_lifespan"):
             if getattr(self, name) % CHECKPOINTS:
                 raise ValueError(

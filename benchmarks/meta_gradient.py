@@ -22,7 +22,7 @@ import dataclasses
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
@@ -36,22 +36,32 @@ from jaxmeta.tasks import TaskFamily
 from jaxmeta.tunable_learner import Hyper
 from jaxmeta.types import MetaAlgorithm
 
+VARIANTS: dict[str, dict[str, Any]] = {
+    "fixed": dict(learns=()),
+    "plain": {},
+    "BMG": dict(outer="bootstrap"),
+    "plain, outer value": dict(outer_value=True),
+    "BMG, outer value": dict(outer="bootstrap", outer_value=True),
+}
+
+
+LEARNED: dict[str, dict[str, Any]] = {
+    "learned": dict(outer_value=True, leave_one_out=True),
+    "learned, no outer value": dict(leave_one_out=True),
+    "learned, no baseline of derivatives": dict(outer_value=True),
+}
+
 
 @dataclasses.dataclass(frozen=True)
 class Chain(study.Study):
     """The discount on the discounting chain of Bonnet et al. 2022."""
 
     output: study.Output = Path("runs/meta-gradient-chain")
-    variants: tuple[str, ...] = ("fixed", "plain", "BMG", "plain, outer value", "BMG, outer value")
-    """What to run."""
+    variants: Annotated[study.Names, study.Known(VARIANTS)] = tuple(VARIANTS)  # Which to run.
     meta_updates: int = 5000  # Meta-updates, two updates of the agent each.
     num_streams: int = 128  # Episodes in an update.
     value_updates: int = 400  # Updates of values alone before.
     num_seeds: int = 1  # Runs of each.
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.choose(variants=VARIANTS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,9 +69,9 @@ class Physics(study.Study):
     """γ and λ on cart-poles: learned, and all pairs of fixed ones."""
 
     output: study.Output = Path("runs/meta-gradient-physics")
-    discounts: tuple[float, ...] = (0.8, 0.9, 0.95, 0.98, 0.995)
+    discounts: Annotated[study.Numbers, study.Within(0, 1)] = (0.8, 0.9, 0.95, 0.98, 0.995)
     """Fixed γ; the learned one starts at the middle one."""
-    lambdas: tuple[float, ...] = (0.0, 0.5, 0.8, 0.95, 1.0)
+    lambdas: Annotated[study.Numbers, study.Within(0, 1)] = (0.0, 0.5, 0.8, 0.95, 1.0)
     """Fixed λ; the learned one starts at the middle one."""
     meta_updates: int = 1500  # Meta-updates, two updates of each agent each.
     num_agents: int = 64
@@ -70,10 +80,6 @@ class Physics(study.Study):
     num_steps: int = 32  # Steps of each between two updates.
     num_seeds: int = 3  # Runs of each setting.
     seed: int = 0  # The first of their seeds.
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.limit(discounts=(0, 1), lambdas=(0, 1))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,22 +97,6 @@ class Memory(study.Study):
         for value in self.lifetimes:
             if value % 2:
                 raise ValueError(f"lifetimes={value} must be even: a meta-update is two updates")
-
-
-VARIANTS: dict[str, dict[str, Any]] = {
-    "fixed": dict(learns=()),
-    "plain": {},
-    "BMG": dict(outer="bootstrap"),
-    "plain, outer value": dict(outer_value=True),
-    "BMG, outer value": dict(outer="bootstrap", outer_value=True),
-}
-
-
-LEARNED: dict[str, dict[str, Any]] = {
-    "learned": dict(outer_value=True, leave_one_out=True),
-    "learned, no outer value": dict(leave_one_out=True),
-    "learned, no baseline of derivatives": dict(outer_value=True),
-}
 
 
 def table_of_values(num_chains: int, horizon: int) -> Value:

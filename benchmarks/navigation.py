@@ -12,7 +12,7 @@ Leaves results.json, table.md and adaptation.png in the output folder.
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
@@ -37,12 +37,14 @@ class Main(study.Study):
     num_tasks: int = 20  # Tasks in a meta-batch.
     num_streams: int = 20  # Episodes a task and update.
     eval_tasks: int = 200  # Held-out goals.
-    fine_tuning_steps: tuple[float, ...] = (0.3, 1.0, 3.0, 10.0, 30.0)
+    fine_tuning_steps: Annotated[study.Numbers, study.Within(-1e6, 1e6)] = (
+        0.3,
+        1.0,
+        3.0,
+        10.0,
+        30.0,
+    )
     """Inner step sizes that the control may choose from."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.limit(fine_tuning_steps=(-1e6, 1e6))
 
 
 def trained(algorithm: MetaAlgorithm, family: tasks.TaskFamily, main: Main) -> study.Trained:

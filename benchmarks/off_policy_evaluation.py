@@ -18,7 +18,7 @@ import dataclasses
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +26,7 @@ import numpy as np
 import optax
 import study
 
-from jaxmeta import checks, evaluation, plotting, reports, tasks
+from jaxmeta import checks, evaluation, plotting, tasks
 from jaxmeta.algorithms.meta_value import Config, Hyper, MetaValue, meta_value, meta_value_parts
 from jaxmeta.gradient_learner import Meta
 from jaxmeta.tasks import TaskFamily
@@ -44,10 +44,10 @@ class Main(study.Study):
     output: study.Output = Path("runs/off-policy-evaluation")
     family: Literal["latent_tabular", "tabular"] = "latent_tabular"
     """MDPs with structure in common, or without."""
-    distances: tuple[float, ...] = (0.2, 1.0)
+    distances: Annotated[study.Numbers, study.Within(0.0, 10.0)] = (0.2, 1.0)
     """Standard deviations of the difference of π's and μ's parameters."""
     updates: tuple[int, ...] = (1, 3, 10)  # Numbers of steps to report.
-    rho_bar: float = 3.0
+    rho_bar: Annotated[float, study.Within(0, math.inf)] = 3.0
     """Where V-trace truncates the ratio of a TD error, for all three; without it a few tasks diverge where
     policies are far apart."""
     outer_policy: Literal["behaviour", "target"] = "behaviour"
@@ -62,7 +62,6 @@ class Main(study.Study):
         super().__post_init__()
         for name in ("meta_updates", "num_tasks", "num_tuning"):
             checks.at_least(name, getattr(self, name), 2)
-        self.limit(rho_bar=(0, math.inf), distances=(0.0, 10.0))
 
 
 def settings(main: Main, distance: float) -> tuple[Config, Hyper]:
@@ -236,9 +235,8 @@ def run(main: Main) -> None:
     summary = []
     for distance in main.distances:
         summary += summarize(compare(main, distance), main.updates)
-    study.leave(main, [shown(row, main.updates) for row in summary], rows=summary)
     flat = [{k: v for k, v in row.items() if k != "tuned"} for row in summary]
-    reports.write_csv(main.output / "table.csv", flat)
+    study.leave(main, [shown(row, main.updates) for row in summary], csv=flat, rows=summary)
     panels: dict[str, dict[str, tuple[list, list]]] = {}
     for row in summary:
         panel = panels.setdefault(f"squared error, mean |log ρ| = {row['log_ratio']:.2f}", {})

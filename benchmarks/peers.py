@@ -35,10 +35,11 @@ import subprocess
 import sys
 import venv
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import study
+import tyro
 
 from jaxmeta import checks, plotting, reports
 
@@ -46,6 +47,8 @@ SIDES = Path(__file__).parent / "sides"
 TORCHOPT = ("torch==2.13.0", "torchopt==0.7.3")
 XMINIGRID = ("xminigrid==0.9.3", "--editable", str(Path(__file__).parent.parent))
 REJAX = ("rejax==0.1.3", "gymnax==0.0.9", "jax<0.11")
+HELP = "Folder of the peer's virtual environment, made where it is not there."
+Peers = Annotated[Path, tyro.conf.arg(help=HELP)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,8 +86,7 @@ class Maml(Duel):
     """MAML on 2-D navigation, beside TorchOpt's."""
 
     output: study.Output = Path("runs/peers-maml")
-    peers: Path = Path("runs/peers")
-    """Folder of the peer's virtual environment, made where it is not there."""
+    peers: Peers = Path("runs/peers")
     num_tasks: int = 20  # Tasks of a meta-update.
     num_streams: int = 20  # Episodes in each, before and after the inner step.
     num_steps: int = 100  # Steps of an episode.
@@ -107,8 +109,7 @@ class Ppo(Pair):
     """PPO on CartPole, beside rejax's."""
 
     output: study.Output = Path("runs/peers-ppo")
-    peers: Path = Path("runs/peers")
-    """Folder of the peer's virtual environment, made where it is not there."""
+    peers: Peers = Path("runs/peers")
     num_epochs: int = 4  # Passes over a batch.
     num_minibatches: int = 4  # Gradient steps in a pass.
     num_seeds: int = 6  # Learning curves of each.
@@ -135,8 +136,7 @@ class Grid(Pair):
     """Random actions in xminigrid's grids, beside its own wrapper."""
 
     output: study.Output = Path("runs/peers-grid")
-    peers: Path = Path("runs/peers")
-    """Folder of the peer's virtual environment, made where it is not there."""
+    peers: Peers = Path("runs/peers")
 
 
 class Side:

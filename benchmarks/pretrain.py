@@ -24,12 +24,8 @@ from jaxmeta.experiments import PRETRAINED
 class Main(study.Study):
     """Presets to be shipped."""
 
-    names: Annotated[tuple[str, ...], tyro.conf.Positional]
+    names: Annotated[study.Names, tyro.conf.Positional, study.Known(presets.PRESETS)]
     output: Annotated[Path, tyro.conf.arg(help="Folder of the runs.")] = Path("runs/pretrained")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.choose(names=presets.PRESETS)
 
 
 def ship(run: Path, folder: Path) -> None:

@@ -19,7 +19,7 @@ import statistics
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
@@ -52,7 +52,7 @@ class Scaling(study.Study):
     """Which sizes."""
 
     output: study.Output = Path("runs/scaling")
-    algorithm: str = "maml"
+    algorithm: Annotated[str, study.Known(ALGORITHMS)] = "maml"
     """`maml` on 2-D navigation, two layers of 64; or `rl2`, a GRU of 64 on two-armed bandits."""
     axes: tuple[str, ...] = ()  # What is multiplied; none named is all.
     base: Size = Size()  # The sizes of all others.
@@ -63,8 +63,8 @@ class Scaling(study.Study):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.choose(algorithm=ALGORITHMS)
-        self.choose(axes=ALGORITHMS[self.algorithm])
+        for axis in self.axes:
+            checks.choice("axes", axis, ALGORITHMS[self.algorithm])
         for axis in AXES:
             checks.at_least(axis, getattr(self.base, axis), 1)
         if len(self.factors) < 3 or sorted(set(self.factors)) != list(self.factors):
@@ -218,12 +218,11 @@ def run(main: Scaling) -> None:
             exponents.append(dict(zip(names, (name, *slopes), strict=True)))
         for panel, y in zip(panels.values(), (seconds, megabytes), strict=True):
             panel[name] = (main.factors, y)
-    study.leave(main, rows, exponents=exponents, rows=results)
+    study.leave(main, rows, csv=rows, exponents=exponents, rows=results)
     if exponents:
         lines = reports.markdown(exponents)
         (main.output / "exponents.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
         print("\n".join(lines))
-    reports.write_csv(main.output / "table.csv", rows)
     path = main.output / "scaling.png"
     plotting.lines(path, panels=panels, x_label="times the size", logarithmic=True)
 

@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, get_type_hints
 
 import jax
 import jax.numpy as jnp
@@ -29,39 +29,53 @@ EVALUATION_SEED = 10**6  # no run has it
 LEAST = {"eval_tasks": 2, "seed": 0, "core": 0}
 """The least values of whole numbers, by their names; all others are at least 1."""
 
+Names, Numbers = tuple[str, ...], tuple[float, ...]
 Output = Annotated[Path, tyro.conf.arg(help="Folder for the results; made anew.")]
+
+
+class Known(NamedTuple):
+    """An annotation of a setting: it, or each of its entries, is one of these."""
+
+    choices: Iterable[Any]
+
+    def check(self, name: str, value: Any) -> None:
+        checks.choice(name, value, self.choices)
+
+
+class Within(NamedTuple):
+    """An annotation of a setting: it, or each of its entries, is a number between these."""
+
+    low: float
+    high: float
+
+    def check(self, name: str, value: Any) -> None:
+        checks.between(name, value, *self)
 
 
 @dataclasses.dataclass(frozen=True)
 class Study:
-    """Settings of a script, checked: types, whole numbers by `LEAST`, and tuples, which are empty by default or never."""
+    """Settings of a script, checked by `Known` and `Within`: ``Annotated[float, Within(0, 1)]``.
+
+    Whole numbers are checked by `LEAST`. Tuples are not empty, unless they are by default.
+    """
 
     output: Output
 
     def __post_init__(self) -> None:
         checks.fields(self)
+        hints = get_type_hints(type(self), include_extras=True)
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if isinstance(value, tuple) and field.default != ():
                 checks.some(field.name, value)
+            annotations = getattr(hints[field.name], "__metadata__", ())
             for x in value if isinstance(value, tuple) else [value]:
                 if isinstance(x, int) and not isinstance(x, bool):
                     most = 2**32 - 1 if field.name == "seed" else 2**31 - 1
                     checks.at_least(field.name, x, LEAST.get(field.name, 1), most)
-
-    def choose(self, **choices: Iterable[Any]) -> None:
-        """Raises ValueError unless each setting that is named, or each of its entries, is one of its choices."""
-        for name, known in choices.items():
-            value = getattr(self, name)
-            for x in value if isinstance(value, tuple) else [value]:
-                checks.choice(name, x, known)
-
-    def limit(self, **ranges: tuple[float, float]) -> None:
-        """Raises ValueError unless each setting that is named, or each of its entries, lies in its range."""
-        for name, (low, high) in ranges.items():
-            value = getattr(self, name)
-            for x in value if isinstance(value, tuple) else [value]:
-                checks.between(name, x, low, high)
+                for annotation in annotations:
+                    if isinstance(annotation, Known | Within):
+                        annotation.check(field.name, x)
 
     def told(self, *left_out: str) -> dict[str, Any]:
         """The settings as JSON gives them back, without those that are named."""
@@ -317,9 +331,10 @@ def leave(
     table: Sequence[Mapping[str, str]] | Sequence[str],
     *,
     settings: Mapping[str, Any] | None = None,
+    csv: Sequence[Mapping[str, Any]] = (),
     **results: Any,
 ) -> None:
-    """Leaves table.md and results.json in the output folder and shows the table.
+    """Leaves table.md and results.json in the output folder and shows the table; of rows ``csv`` table.csv, too.
 
     ``settings`` of None are all of the study's. This file is one of the sources wherever the script stands.
     """
@@ -327,3 +342,5 @@ def leave(
     mine = {"benchmarks/study.py": reports.digest(Path(__file__).read_text(encoding="utf-8"))}
     told = dataclasses.asdict(study) if settings is None else settings
     reports.leave(study.output, told, table, **results, sources=sources | mine)
+    if csv:
+        reports.write_csv(study.output / "table.csv", csv)

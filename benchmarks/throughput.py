@@ -31,7 +31,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -39,8 +39,9 @@ import study
 from jax.experimental.compilation_cache import compilation_cache
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
-from jaxmeta import adaptation, memories, memory_learner, plotting, reports, tasks, training
+from jaxmeta import adaptation, memory_learner, plotting, tasks, training
 from jaxmeta.algorithms import learned_objective, maml, meta_gradient, promp, rl2
+from jaxmeta.memories import MEMORIES
 from jaxmeta.types import Learner, MetaAlgorithm, Trajectory
 
 
@@ -49,16 +50,12 @@ class Memory(study.Study):
     """Memories, on trials of equal length and at equal width."""
 
     output: study.Output = Path("runs/throughput-memory")
-    memories: tuple[str, ...] = ("gru", "lstm", "linear", "none")
+    memories: Annotated[study.Names, study.Known(MEMORIES)] = ("gru", "lstm", "linear", "none")
     """What to measure; the first is what ratios are of. `transformer` is long to wait for on a CPU."""
     num_steps: int = 500  # Steps of a trial.
     sizes: tuple[int, ...] = (64, 128)  # Widths.
     num_trials: tuple[int, ...] = (16, 64, 256)  # Trials in a batch.
     repeats: int = 5  # Timed calls of each.
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.choose(memories=memories.MEMORIES)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,14 +63,10 @@ class Rollout(study.Study):
     """Random actions, beside gymnax's own ``step``."""
 
     output: study.Output = Path("runs/throughput-rollout")
-    families: tuple[str, ...] = ("cartpole", "navigation")  # Families of tasks to act in.
+    families: Annotated[study.Names, study.Known(tasks.FAMILIES)] = ("cartpole", "navigation")
     num_streams: tuple[int, ...] = (4096,)  # Copies of the environment.
     num_steps: int = 100  # Steps of each.
     repeats: int = 11  # Timed calls of each.
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.choose(families=tasks.names())
 
 
 def ours(family: tasks.TaskFamily, num_streams: int, num_steps: int) -> Callable:
@@ -180,13 +173,7 @@ def run_rollout(main: Rollout) -> None:
                     }
                 )
                 study.say(f"{name}, {num_streams} streams, {record} measured")
-    leave(main, table, rows)
-
-
-def leave(main: study.Study, table: list[dict[str, str]], rows: list[dict[str, Any]]) -> None:
-    """Leaves the table, also as table.csv, and all that was measured."""
-    study.leave(main, table, rows=rows)
-    reports.write_csv(main.output / "table.csv", table)
+    study.leave(main, table, csv=table, rows=rows)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -244,13 +231,12 @@ class Updates(study.Study):
     """Meta-updates, one algorithm after the other."""
 
     output: study.Output = Path("runs/throughput-updates")
-    algorithms: tuple[str, ...] = tuple(UPDATES)  # What to measure.
+    algorithms: Annotated[study.Names, study.Known(UPDATES)] = tuple(UPDATES)  # What to measure.
     scales: tuple[int, ...] = (1,)  # Times as many tasks, a ladder of them.
     repeats: int = 7  # Timed calls of each.
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.choose(algorithms=UPDATES)
         for scale in self.scales:
             for name in {"meta-gradient", "LPG"} & set(self.algorithms):
                 if scale > 1:
@@ -368,7 +354,8 @@ def run_updates(main: Updates) -> None:
             row["roof"] = min(device.flop_per_second, reached)
             rows.append(row | {f"device_{rate}": x for rate, x in device._asdict().items()})
             study.say(f"{name}, {row['num_tasks']} tasks measured")
-    leave(main, [shown(row) for row in rows], rows)
+    table = [shown(row) for row in rows]
+    study.leave(main, table, csv=table, rows=rows)
     draw_roofline(main.output / "roofline.png", rows)
 
 
@@ -465,7 +452,7 @@ def run_memory(main: Memory) -> None:
         }
         for row in rows
     ]
-    leave(main, table, rows)
+    study.leave(main, table, csv=table, rows=rows)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ Leaves results.json and table.md in the output folder.
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
@@ -39,17 +39,13 @@ class Main(study.Study):
     """Final returns in each unit."""
 
     output: study.Output = Path("runs/units")
-    families: tuple[str, ...] = tuple(FAMILIES)  # Which tasks.
+    families: Annotated[study.Names, study.Known(FAMILIES)] = tuple(FAMILIES)  # Which tasks.
     num_seeds: int = 3  # Seeds of each.
     meta_updates: int = 100  # Meta-updates of each, and updates of an A2C agent's life.
     trials: int = 64  # Trials in a meta-update of RL² and VariBAD, a task each.
     num_tasks: int = 10  # Tasks in a meta-update of MAML and ProMP.
     num_streams: int = 8  # Episodes a task and update; streams of an A2C agent.
     eval_tasks: int = 200  # Held-out tasks.
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.choose(families=FAMILIES)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,7 +12,7 @@ tasks of other draws. Leaves table.md, table.csv and results.json in the output 
 
 import dataclasses
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -52,14 +52,10 @@ class Bandits(Reproduction):
     """Bernoulli bandits."""
 
     output: study.Output = Path("runs/reproduce-bandits")
-    settings: tuple[str, ...] = ()
+    settings: Annotated[study.Names, study.Known(SETTINGS)] = ()
     """Arms and pulls, as in `5,10`; none is the smallest, or all with `--full`."""
     learned: bool = True  # Train RL²; else measure the classical agents alone.
     meta_updates: int | None = None  # Meta-updates of RL²; None is each setting's own.
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.choose(settings=SETTINGS)
 
 
 def expected_total(task: BanditParams, trials: Trials) -> jax.Array:

@@ -167,5 +167,4 @@ def leave(told: Reproduction, rows: list[Row], *, share: str, digits: int) -> No
         }
 
     settings = [cell | {"settings": row.settings} for row, cell in zip(rows, cells, strict=True)]
-    study.leave(told, [shown(cell) for cell in cells], rows=settings)
-    reports.write_csv(told.output / "table.csv", cells)
+    study.leave(told, [shown(cell) for cell in cells], csv=cells, rows=settings)

@@ -10,6 +10,7 @@ table.md, table.csv and results.json in the output folder.
 
 import dataclasses
 from pathlib import Path
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
@@ -28,15 +29,11 @@ class DependentBandits(Reproduction):
     """Two-armed bandits whose arms inform about each other."""
 
     output: study.Output = Path("runs/reproduce-dependent-bandits")
-    kinds: tuple[str, ...] = ()
+    kinds: Annotated[study.Names, study.Known(KINDS)] = ()
     """What is trained and tested on; none is `easy` and `uniform`, or all with `--full`."""
     num_seeds: int = 2  # Runs of RL².
     meta_updates: int | None = None  # Meta-updates of RL²; None is the presets' 400.
     num_tasks: int | None = None  # Trials in a meta-update; None is the presets' 512.
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.choose(kinds=KINDS)
 
 
 def expected_regret(task: BanditParams, trials: Trials) -> jax.Array:

@@ -12,7 +12,7 @@ table.csv and results.json in the output folder.
 
 import dataclasses
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import jax
 import numpy as np
@@ -34,17 +34,14 @@ class Tabular(Reproduction):
 
     output: study.Output = Path("runs/reproduce-tabular")
     num_seeds: int = 1  # Runs of RL².
-    episodes: tuple[int, ...] = ()  # Episodes in a trial; none is 10, or all with `--full`.
+    episodes: Annotated[tuple[int, ...], study.Known(PUBLISHED)] = ()
+    """Episodes in a trial; none is 10, or all with `--full`."""
     learned: bool = True  # Train RL²; else measure the classical agents alone.
     memory: Literal["counts", "gru"] = "counts"
     """What RL² remembers: `counts`, or what a `gru` makes of the same inputs."""
     meta_updates: int | None = None
     """Meta-updates of RL²; None is about ten minutes of a core, eight times that with `--full`."""
     num_tasks: int | None = None  # Trials in a meta-update; None is 128, or 1 024 for a GRU.
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.choose(episodes=PUBLISHED, memory=MEMORIES)
 
 
 MEMORIES = {"counts": "RL² with counts", "gru": "RL² with a GRU"}
