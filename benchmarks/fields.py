@@ -129,14 +129,10 @@ class Contest:
         function: Callable[[Any, Task], jax.Array],
     ) -> None:
         """Trains a contestant with all seeds and keeps ``function(meta, drawn) [M, C]`` of each split."""
-        learned = study.train_seeds(
-            algorithm,
-            family,
-            self.main.num_seeds,
-            meta_updates,
-            num_tasks=self.field.experiment.plan.num_tasks,
-            chunk=min(20, meta_updates),
-        )
+        runs = study.seeds(algorithm, self.main.num_seeds)
+        told = dict(num_tasks=self.field.experiment.plan.num_tasks, chunk=min(20, meta_updates))
+        train, _ = study.trainer(runs, algorithm, family, **told)
+        learned = train(runs, meta_updates)
         curve = learned.curve["return/after"].tolist()
         self.runs[name] = {"seconds": learned.seconds, "curve": curve}
         look = each_seed(function)

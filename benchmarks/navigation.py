@@ -53,8 +53,9 @@ def trained(algorithm: MetaAlgorithm, family: tasks.TaskFamily, main: Main) -> s
     def show(done: int, metrics: dict[str, np.ndarray], seconds: float) -> None:
         study.say(f"  meta-update {done}: return {np.round(metrics['return/after'][:, -1], 2)}")
 
-    told = algorithm, family, main.num_seeds, main.meta_updates
-    return study.train_seeds(*told, num_tasks=main.num_tasks, show=show)
+    runs = study.seeds(algorithm, main.num_seeds)
+    train, _ = study.trainer(runs, algorithm, family, num_tasks=main.num_tasks, chunk=100)
+    return train(runs, main.meta_updates, show)
 
 
 def measured(
@@ -87,22 +88,19 @@ def report(returns: np.ndarray, random: np.ndarray, optimal: np.ndarray) -> dict
 
 
 def best_of(tried: dict[float, dict[str, Any]]) -> dict[str, Any]:
-    """For each number of gradient steps, the report of the step size that earned most."""
+    """The report of the step size that earned most, for each number of gradient steps."""
     row = dict(next(iter(tried.values())))
-    row["step_sizes"] = []
-    columns = ("returns", "intervals", "interquartile_means", "gap_closed")
+    sizes = []
     for k in range(len(row["returns"])):
-        finite = {size: x for size, x in tried.items() if x["returns"][k] is not None}
-        size = max(finite, key=lambda size: finite[size]["returns"][k])
-        row["step_sizes"].append(size)
-        for name in columns:
-            row[name] = [*row[name][:k], finite[size][name][k], *row[name][k + 1 :]]
-        for name in ("gap_closed_by_seed", "returns_by_seed"):
-            row[name] = [
-                [*ours[:k], theirs[k], *ours[k + 1 :]]
-                for ours, theirs in zip(row[name], finite[size][name], strict=True)
-            ]
-    return row
+        earned = {size: x["returns"][k] for size, x in tried.items() if x["returns"][k] is not None}
+        sizes.append(max(earned, key=lambda size: earned[size]))
+    best = list(enumerate(sizes))
+    for name in ("returns", "intervals", "interquartile_means", "gap_closed"):
+        row[name] = [tried[size][name][k] for k, size in best]
+    for name in ("gap_closed_by_seed", "returns_by_seed"):
+        seeds = range(len(row[name]))
+        row[name] = [[tried[size][name][seed][k] for k, size in best] for seed in seeds]
+    return row | {"step_sizes": sizes}
 
 
 def table(rows: dict[str, dict[str, Any]]) -> list[str]:

@@ -15,8 +15,10 @@ results.json and off_policy_evaluation.png in the output folder.
 """
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -132,25 +134,19 @@ def best_control(main: Main, measure: Measure, meta: Meta, family: TaskFamily) -
     """``meta`` with the best step size and λ for each number of steps, chosen on training tasks."""
     task_key, key = jax.random.split(jax.random.key(main.seed + 100))
     drawn = tasks.sample_tasks(task_key, family, main.num_tuning, split="train")
-    candidates = [
-        meta._replace(
-            hyper=meta.hyper._replace(
-                step_size=jnp.asarray(step_size, float),
-                trace_lambda=jnp.asarray(trace_lambda, float),
-            )
-        )
-        for step_size in STEP_SIZES
-        for trace_lambda in LAMBDAS
-    ]
-    found = np.stack(
-        [np.asarray(measure(key, x, drawn)[0], np.float64).mean(axis=0) for x in candidates]
-    )
+
+    def tuned(step_size: float, trace_lambda: float) -> Meta:
+        sizes = jnp.asarray(step_size, float), jnp.asarray(trace_lambda, float)
+        return meta._replace(hyper=meta.hyper._replace(step_size=sizes[0], trace_lambda=sizes[1]))
+
+    candidates = [tuned(*x) for x in itertools.product(STEP_SIZES, LAMBDAS)]
+    found = np.stack([np.asarray(measure(key, x, drawn)[0], float).mean(0) for x in candidates])
     found = np.where(np.isfinite(found), found, np.inf)
     return {k: candidates[int(found[:, k].argmin())] for k in main.updates}
 
 
 def compare(main: Main, distance: float) -> list[dict[str, Any]]:
-    """A row a beginning."""
+    """A row a beginning: means and intervals over tasks, and errors in units of the meta-learned one's."""
     family = tasks.make(main.family)
     config, hyper = settings(main, distance)
     fixed = dataclasses.replace(config, step_sizes="fixed")
@@ -158,11 +154,7 @@ def compare(main: Main, distance: float) -> list[dict[str, Any]]:
 
     def measure(config: Config) -> Measure:
         parts = meta_value_parts(family, config)
-        return jax.jit(
-            lambda key, meta, drawn: errors(
-                key, meta, drawn, parts=parts, num_updates=max(main.updates)
-            )
-        )
+        return jax.jit(partial(errors, parts=parts, num_updates=max(main.updates)))
 
     learned, seconds = trained(main, family, config, hyper)
     study.say(f"distance {distance}: meta-learned in {seconds:.0f} s")
@@ -171,7 +163,8 @@ def compare(main: Main, distance: float) -> list[dict[str, Any]]:
 
     task_key, key = jax.random.split(jax.random.key(main.seed + 200))
     drawn = tasks.sample_tasks(task_key, family, main.num_tasks, split="test")
-    rows = []
+    rows: list[dict[str, Any]] = []
+    best: dict[int, np.ndarray] = {}
     controls = measure(fixed)
     for name, of_updates, measured, spent in (
         ("meta-learned", {k: learned for k in main.updates}, measure(config), seconds),
@@ -179,45 +172,28 @@ def compare(main: Main, distance: float) -> list[dict[str, Any]]:
         ("random", best_control(main, controls, random, family), controls, None),
     ):
         found = {k: measured(key, meta, drawn) for k, meta in of_updates.items()}
-        curve = np.asarray(found[max(main.updates)][0], np.float64)
-        rows.append(
-            {
-                "log_ratio": float(np.mean(found[main.updates[0]][1])),
-                "beginning": name,
-                "errors": {k: np.asarray(x[0], np.float64)[:, k] for k, x in found.items()},
-                "before": curve[:, 0],
-                "tuned": {
-                    k: None
-                    if name == "meta-learned"
-                    else [float(meta.hyper.step_size), float(meta.hyper.trace_lambda)]
-                    for k, meta in of_updates.items()
-                },
-                "training_seconds": spent,
-            }
-        )
+        curves = {k: np.asarray(x[0], np.float64) for k, x in found.items()}
+        best = best or curves
+        row = {
+            "log_ratio": float(np.mean(found[main.updates[0]][1])),
+            "beginning": name,
+            "before": float(curves[max(main.updates)][:, 0].mean()),
+        }
+        for k, x in curves.items():
+            after, (low, high) = x[:, k].mean(), evaluation.bootstrap_interval(x[:, k])
+            row |= {f"after_{k}": float(after), f"after_{k}_low": float(low)}
+            share = float(best[k][:, k].mean() / after)
+            row |= {f"after_{k}_high": float(high), f"share_{k}": share}
+        chosen = {k: (x.hyper.step_size, x.hyper.trace_lambda) for k, x in of_updates.items()}
+        row["tuned"] = {
+            k: None if name == "meta-learned" else [float(y) for y in x] for k, x in chosen.items()
+        }
+        rows.append(row | {"training_seconds": spent})
     return rows
 
 
-def summarize(rows: list[dict[str, Any]], updates: tuple[int, ...]) -> list[dict[str, Any]]:
-    """Means and intervals over tasks, and each control's error in units of the meta-learned one's."""
-    best = rows[0]["errors"]
-    summary = []
-    for row in rows:
-        cells: dict[str, Any] = {
-            "log_ratio": row["log_ratio"],
-            "beginning": row["beginning"],
-            "before": float(row["before"].mean()),
-        }
-        for k in updates:
-            low, high = evaluation.bootstrap_interval(row["errors"][k])
-            cells[f"after_{k}"] = float(row["errors"][k].mean())
-            cells[f"after_{k}_low"], cells[f"after_{k}_high"] = float(low), float(high)
-            cells[f"share_{k}"] = float(best[k].mean() / row["errors"][k].mean())
-        summary.append(cells | {"tuned": row["tuned"], "training_seconds": row["training_seconds"]})
-    return summary
-
-
 def shown(row: dict[str, Any], updates: tuple[int, ...]) -> dict[str, str]:
+    """A row of the table."""
     cells = {
         "mean abs log ρ": f"{row['log_ratio']:.2f}",
         "beginning": row["beginning"],
@@ -232,9 +208,7 @@ def shown(row: dict[str, Any], updates: tuple[int, ...]) -> dict[str, str]:
 
 
 def run(main: Main) -> None:
-    summary = []
-    for distance in main.distances:
-        summary += summarize(compare(main, distance), main.updates)
+    summary = [row for distance in main.distances for row in compare(main, distance)]
     flat = [{k: v for k, v in row.items() if k != "tuned"} for row in summary]
     study.leave(main, [shown(row, main.updates) for row in summary], csv=flat, rows=summary)
     panels: dict[str, dict[str, tuple[list, list]]] = {}

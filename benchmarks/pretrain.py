@@ -49,4 +49,4 @@ def run(main: Main) -> None:
 
 
 if __name__ == "__main__":
-    study.main({Main: run}, __doc__, replaces=True)
+    study.main({Main: run}, __doc__, new=False)

@@ -97,23 +97,19 @@ def answered() -> Iterator[None]:
         sys.exit(f"error: {error}")
 
 
-def main(
-    kinds: Mapping[type, Callable[[Any], None]], description: str | None, *, replaces: bool = False
-) -> None:
+def main(kinds: Mapping[type, Callable[[Any], None]], doc: str | None, *, new: bool = True) -> None:
     """Runs a script by its command line.
 
-    Args:
-        kinds: The function that is run, by the class of its settings. Several classes are subcommands of their names.
-        description: The script's docstring.
-        replaces: Whether the script may replace files in its output folder.
+    ``kinds`` has the function that is run, by the class of its settings; several classes are subcommands of their
+    names. The output folder must be ``new``, or empty, unless the script resumes.
     """
     with answered():
         if len(kinds) > 1:
             commands = {kind.__name__.lower(): kind for kind in kinds}
-            settings = tyro.extras.subcommand_cli_from_dict(commands, description=description)
+            settings = tyro.extras.subcommand_cli_from_dict(commands, description=doc)
         else:
-            settings = tyro.cli(next(iter(kinds)), description=description)
-        if not replaces and not getattr(settings, "resume", False):
+            settings = tyro.cli(next(iter(kinds)), description=doc)
+        if new and not getattr(settings, "resume", False):
             reports.refuse_to_overwrite(settings.output)
         training.enable_compilation_cache()
         kinds[type(settings)](settings)
@@ -159,9 +155,8 @@ class Trained(NamedTuple):
     """Runs after their training."""
 
     run: training.Run
-    curve: dict[str, np.ndarray]
-    """Metrics ``[..., U]`` of all meta-updates, with the leading axes of the runs."""
-    seconds: float  # Without compiling.
+    curve: dict[str, np.ndarray]  # metrics [..., U] of all meta-updates
+    seconds: float  # without compiling
 
     @property
     def meta(self) -> Any:
@@ -169,8 +164,10 @@ class Trained(NamedTuple):
         return self.run.state.meta
 
 
-Train = Callable[..., Trained]
-"""``(run, meta_updates, show=None)``; ``show(done, metrics, seconds)`` is called after each chunk."""
+Show = Callable[[int, dict[str, np.ndarray], float], None]
+"""A function of the meta-updates so far, of the last ones' metrics, and of the seconds so far."""
+Train = Callable[[training.Run, int, Show | None], Trained]
+"""A program that trains a run for some meta-updates and shows each chunk of them."""
 
 
 def seeds(algorithm: MetaAlgorithm, num_seeds: int) -> training.Run:
@@ -185,12 +182,7 @@ def one(algorithm: MetaAlgorithm, seed: int) -> training.Run:
 
 
 def trainer(
-    run: training.Run,
-    algorithm: MetaAlgorithm,
-    family: TaskFamily,
-    *,
-    num_tasks: int,
-    chunk: int = training.MAX_UPDATES_PER_CALL,
+    run: training.Run, algorithm: MetaAlgorithm, family: TaskFamily, *, num_tasks: int, chunk: int
 ) -> tuple[Train, float]:
     """The compiled program that trains runs like ``run``, in chunks of meta-updates, and the seconds of compiling.
 
@@ -207,11 +199,7 @@ def trainer(
         mapped = jax.vmap(mapped, in_axes=(0, None))
     program = compiled(mapped, run, jnp.zeros((), jnp.int32), donate_argnums=0)
 
-    def train(
-        run: training.Run,
-        meta_updates: int,
-        show: Callable[[int, dict[str, np.ndarray], float], None] | None = None,
-    ) -> Trained:
+    def train(run: training.Run, meta_updates: int, show: Show | None = None) -> Trained:
         began, rows = time.perf_counter(), []
         for done in range(0, meta_updates, chunk):
             count = min(chunk, meta_updates - done)
@@ -225,22 +213,6 @@ def trainer(
     return train, program.seconds
 
 
-def train_seeds(
-    algorithm: MetaAlgorithm,
-    family: TaskFamily,
-    num_seeds: int,
-    meta_updates: int,
-    *,
-    num_tasks: int,
-    chunk: int = training.MAX_UPDATES_PER_CALL,
-    show: Callable[[int, dict[str, np.ndarray], float], None] | None = None,
-) -> Trained:
-    """The runs of all seeds, ``[S]``, trained as one program."""
-    runs = seeds(algorithm, num_seeds)
-    train, _ = trainer(runs, algorithm, family, num_tasks=num_tasks, chunk=chunk)
-    return train(runs, meta_updates, show)
-
-
 def held_out(family: TaskFamily, count: int) -> Task:
     """The held-out tasks that every agent is measured on, ``[count]``."""
     key = jax.random.key(EVALUATION_SEED)
@@ -248,26 +220,11 @@ def held_out(family: TaskFamily, count: int) -> Task:
 
 
 def adapted(
-    key: jax.Array,
-    meta: Any,
-    drawn: Task,
-    algorithm: MetaAlgorithm,
-    family: TaskFamily,
-    *,
-    num_streams: int,
-    num_updates: int,
+    key: jax.Array, meta: Any, drawn: Task, algorithm: MetaAlgorithm, family: TaskFamily, **how: Any
 ) -> jax.Array:
-    """Returns after 0 ... K gradient steps in each task, ``[M, K + 1]``."""
-    return evaluation.adaptation_returns(
-        key,
-        meta,
-        drawn,
-        learner=algorithm.learner,
-        env=family.env,
-        num_streams=num_streams,
-        num_updates=num_updates,
-        num_steps=family.horizon,
-    )
+    """Returns after 0 ... K gradient steps in each task, ``[M, K + 1]``; ``how`` is further told `evaluation`."""
+    told = dict(learner=algorithm.learner, env=family.env, num_steps=family.horizon)
+    return evaluation.adaptation_returns(key, meta, drawn, **told, **how)
 
 
 def returns_of(agent: Callable, key: jax.Array, drawn: Task, family: TaskFamily) -> np.ndarray:
@@ -281,9 +238,7 @@ def optimum_known(family: TaskFamily) -> bool:
     return family.optimal_return is not None or family.optimal_action is not None
 
 
-def with_interval(
-    mean: float | None, low: float | None, high: float | None, *, digits: int = 2
-) -> str:
+def with_interval(mean: Any, low: Any, high: Any, *, digits: int = 2) -> str:
     """A mean and its interval as a cell of a table; numbers of a run that diverged are None."""
     shown = ["diverged" if x is None else f"{x:.{digits}f}" for x in (mean, low, high)]
     return f"{shown[0]} ({shown[1]}, {shown[2]})"

@@ -104,8 +104,8 @@ def main(told: Bandits) -> None:
         ]
         if told.learned:
             experiment = preset(f"rl2-bandit-{num_arms}-{num_pulls}", told.meta_updates)
-            agent = name, "RL²", mark, published["RL²"]
-            rows.append(measure.row(experiment, *agent, num_seeds=told.num_seeds))
+            row = Row(name, "RL²", None, mark, published["RL²"])
+            rows.append(measure.learned(row, experiment, told.num_seeds))
         exact = "Bayes-optimal (exact)" if best is not None else "Gittins, what shares are of"
         rows.append(Row(name, exact, None, mark, None))
     leave(told, rows, share="share of best", digits=3)

@@ -19,9 +19,6 @@ from jaxmeta.experiments import Experiment
 from jaxmeta.tasks import TaskFamily
 from jaxmeta.types import Learner, Task
 
-Score = Callable[[Task, Trials], jax.Array]
-"""``(tasks, trials) -> [M]``."""
-
 
 @dataclasses.dataclass(frozen=True)
 class Reproduction(study.Study):
@@ -88,7 +85,7 @@ def total_reward(task: Task, trials: Trials) -> jax.Array:
 class Measure:
     """Agents in the same held-out tasks, by the same score of a trial of ``num_steps``."""
 
-    score: Score
+    score: Callable[[Task, Trials], jax.Array]  # (tasks, trials) -> [M]
     family: TaskFamily
     drawn: Task
     num_steps: int
@@ -103,67 +100,53 @@ class Measure:
         key = jax.random.key(study.EVALUATION_SEED + 1)
         return np.asarray(jax.jit(run)(key, meta, self.drawn), np.float64)
 
-    def row(
-        self,
-        experiment: Experiment,
-        setting: str,
-        agent: str,
-        best: float,
-        published: float | None,
-        *,
-        num_seeds: int,
-        family: TaskFamily | None = None,
+    def learned(
+        self, row: Row, experiment: Experiment, num_seeds: int, family: TaskFamily | None = None
     ) -> Row:
-        """The row of a learner that is trained here with each seed, one after the other.
+        """``row`` with the scores of a learner that is trained here with each seed, one after the other.
 
         ``family`` of None trains on the tasks' own.
         """
         family = family or self.family
         algorithm = experiments.make_algorithm(experiment, family)
-        meta_updates = experiment.plan.meta_updates
-        chunk = max(1, meta_updates // 10)
-        train, _ = study.trainer(
-            study.one(algorithm, 0),
-            algorithm,
-            family,
-            num_tasks=experiment.plan.num_tasks,
-            chunk=chunk,
-        )
+        plan = experiment.plan
+        sizes = dict(num_tasks=plan.num_tasks, chunk=max(1, plan.meta_updates // 10))
+        train, _ = study.trainer(study.one(algorithm, 0), algorithm, family, **sizes)
         scores, seconds = [], []
         for seed in range(num_seeds):
 
             def show(done: int, metrics: dict, spent: float, seed: int = seed) -> None:
                 study.say(
-                    f"{agent}, {setting}, seed {seed}: {done} of {meta_updates} meta-updates in "
+                    f"{row.agent}, {row.setting}, seed {seed}: {done} of {plan.meta_updates} meta-updates in "
                     f"{spent:.0f} s, training return {metrics['return/trial'].mean():.3f}"
                 )
 
-            trained = train(study.one(algorithm, seed), meta_updates, show)
+            trained = train(study.one(algorithm, seed), plan.meta_updates, show)
             seconds.append(trained.seconds)
             scores.append(self.of(algorithm.learner, trained.meta, env=family.env))
-        settings = experiments.describe(experiment)
-        spent = float(np.mean(seconds))
-        return Row(setting, agent, np.stack(scores), best, published, spent, settings)
+        found = dict(scores=np.stack(scores), training_seconds=float(np.mean(seconds)))
+        return dataclasses.replace(row, **found, settings=experiments.describe(experiment))
 
 
 def leave(told: Reproduction, rows: list[Row], *, share: str, digits: int) -> None:
     """Prints the table and leaves table.md, table.csv and results.json in the output folder."""
     cells = [row.cells(share) for row in rows]
 
+    def known(x: Any, form: str = "") -> str:
+        return "" if x is None else format(x, form)
+
     def shown(cell: dict[str, Any]) -> dict[str, str]:
-        mean, low, high = cell["mean"], cell["low"], cell["high"]
-        exact = f"{mean:.{digits}f}"
-        seconds = cell["training_seconds"]
+        numbers = cell["mean"], cell["low"], cell["high"]
+        exact = cell["low"] is None
+        mean = f"{numbers[0]:.{digits}f}" if exact else study.with_interval(*numbers, digits=digits)
         return {
             "setting": cell["setting"],
             "agent": cell["agent"],
-            "mean (95 % interval)": exact
-            if low is None
-            else study.with_interval(mean, low, high, digits=digits),
+            "mean (95 % interval)": mean,
             share: f"{cell[share]:.4f}",
-            "published": "" if cell["published"] is None else f"{cell['published']:g}",
-            "seeds": "" if cell["seeds"] is None else str(cell["seeds"]),
-            "training, s": "" if seconds is None else f"{seconds:.0f}",
+            "published": known(cell["published"], "g"),
+            "seeds": known(cell["seeds"]),
+            "training, s": known(cell["training_seconds"], ".0f"),
         }
 
     settings = [cell | {"settings": row.settings} for row, cell in zip(rows, cells, strict=True)]

@@ -52,7 +52,8 @@ def main(told: DependentBandits) -> None:
         scores = measure.of(optimal.thompson(num_arms=2))
         rows.append(Row(kind, "Thompson, independent priors", scores[None], best, None))
         experiment = preset(f"rl2-dependent_bandit-{kind}", told.meta_updates, told.num_tasks)
-        rows.append(measure.row(experiment, kind, "RL²", best, None, num_seeds=told.num_seeds))
+        row = Row(kind, "RL²", None, best, None)
+        rows.append(measure.learned(row, experiment, told.num_seeds))
         rows.append(Row(kind, "Bayes-optimal (exact)", None, best, None))
     leave(told, rows, share="× Bayes-optimal", digits=3)
 

@@ -47,8 +47,8 @@ def main(told: GridNavi) -> None:
     rows = []
     for agent, (name, its_family, config) in learners.items():
         experiment = preset(name, meta_updates, told.num_tasks, **config)
-        setting = "4 episodes", agent, best, None
-        rows.append(measure.row(experiment, *setting, num_seeds=told.num_seeds, family=its_family))
+        row = Row("4 episodes", agent, None, best, None)
+        rows.append(measure.learned(row, experiment, told.num_seeds, its_family))
     known = study.returns_of(evaluation.optimal_returns, jax.random.key(0), drawn, family)
     rows.append(Row("4 episodes", "straight to the goal", EPISODES * known[None], best, None))
     rows.append(Row("4 episodes", "Bayes-optimal (exact)", None, best, None))

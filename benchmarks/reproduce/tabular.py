@@ -69,8 +69,8 @@ def main(told: Tabular) -> None:
             longer = presets.PRESETS[name].plan.meta_updates * (8 if told.full else 1)
             updates = told.meta_updates or longer
             experiment = preset(name, updates, told.num_tasks, num_episodes=episodes)
-            agent = MEMORIES[told.memory], best.mean(), learned
-            rows.append(measure.row(experiment, setting, *agent, num_seeds=told.num_seeds))
+            row = Row(setting, MEMORIES[told.memory], None, best.mean(), learned)
+            rows.append(measure.learned(row, experiment, told.num_seeds))
         rows.append(Row(setting, "told the MDP (exact)", best[None], best.mean(), None))
     leave(told, rows, share="share of told", digits=1)
 
