@@ -102,6 +102,7 @@ def load(results: Path = RESULTS) -> dict[str, Figure]:
 
 
 def read(path: Path) -> Figure:
+    """The figure that is kept in a file."""
     kept = json.loads(path.read_text(encoding="utf-8"))
     for name in ("families", "algorithms", "presets", "lines"):
         kept[name] = tuple(kept[name])
@@ -162,17 +163,13 @@ def in_the_repository(path: str) -> str | None:
 
 def settings(patterns: Iterable[str]) -> dict[str, str]:
     """A digest of the settings of each preset whose name matches one of ``patterns``."""
-    described = {
-        name: json.dumps(
-            describe(experiment) | {"training": dataclasses.asdict(experiment.plan)}, sort_keys=True
-        )
-        for name, experiment in presets.PRESETS.items()
-        if any(fnmatch.fnmatch(name, pattern) for pattern in patterns)
-    }
-    return {
-        f"preset {name}": hashlib.sha256(text.encode()).hexdigest()[:16]
-        for name, text in described.items()
-    }
+    found = {}
+    for name, experiment in presets.PRESETS.items():
+        if any(fnmatch.fnmatch(name, pattern) for pattern in patterns):
+            described = describe(experiment) | {"training": dataclasses.asdict(experiment.plan)}
+            text = json.dumps(described, sort_keys=True)
+            found[f"preset {name}"] = hashlib.sha256(text.encode()).hexdigest()[:16]
+    return found
 
 
 def changed(figure: Figure) -> list[str]:
@@ -228,11 +225,8 @@ def block(figure: Figure) -> list[str]:
 
 
 def _seeds(figure: Figure) -> str:
-    return (
-        f"{figure.seeds} seed{'' if figure.seeds == '1' else 's'}"
-        if figure.seeds.isdigit()
-        else figure.seeds
-    )
+    many = "" if figure.seeds == "1" else "s"
+    return f"{figure.seeds} seed{many}" if figure.seeds.isdigit() else figure.seeds
 
 
 def jax_of(figure: Figure) -> str:
@@ -243,8 +237,10 @@ def jax_of(figure: Figure) -> str:
 
 
 def index(figures: dict[str, Figure], *, status: bool) -> list[str]:
-    rows = [
-        {
+    """The lines of a table of figures; with ``status`` it says which are older than their code."""
+    rows = []
+    for figure in figures.values():
+        row = {
             "figure": figure.title,
             "command": f"`{figure.command}`",
             "seeds": figure.seeds,
@@ -252,13 +248,10 @@ def index(figures: dict[str, Figure], *, status: bool) -> list[str]:
             "machine": figure.machine,
             "jax": jax_of(figure),
         }
-        | (
-            {"code": "as it is" if not (x := changed(figure)) else f"older than {', '.join(x)}"}
-            if status
-            else {}
-        )
-        for figure in figures.values()
-    ]
+        if status:
+            old = changed(figure)
+            row["code"] = f"older than {', '.join(old)}" if old else "as it is"
+        rows.append(row)
     return reports.markdown(rows)
 
 
@@ -278,6 +271,7 @@ def filled(text: str, figures: dict[str, Figure]) -> str:
 
 
 def write(args: Write) -> None:
+    """Writes the tables into the documents."""
     figures = load()
     for path in DOCUMENTS:
         text = path.read_text(encoding="utf-8")

@@ -185,7 +185,8 @@ class Update:
     num_tasks: int
 
 
-def _rl2(memory: Any) -> Update:
+def on_bandits(memory: Any) -> Update:
+    """A meta-update of RL² with a memory."""
     config = rl2.Config(memory=memory, memory_size=128, num_epochs=4, num_minibatches=4)
     return Update(
         lambda: tasks.make("bernoulli_bandit", num_arms=2, num_pulls=100),
@@ -194,20 +195,18 @@ def _rl2(memory: Any) -> Update:
     )
 
 
-NETWORK = (64, 64)
+def on_navigation(module: Any) -> Update:
+    """A meta-update of MAML or ProMP."""
+    construct = getattr(module, module.__name__.rpartition(".")[-1])
+    config = module.Config(num_streams=20, hidden_sizes=(64, 64))
+    return Update(lambda: tasks.make("navigation"), lambda family: construct(family, config), 20)
+
+
 UPDATES = {
-    "MAML": Update(
-        lambda: tasks.make("navigation"),
-        lambda family: maml.maml(family, maml.Config(num_streams=20, hidden_sizes=NETWORK)),
-        20,
-    ),
-    "ProMP": Update(
-        lambda: tasks.make("navigation"),
-        lambda family: promp.promp(family, promp.Config(num_streams=20, hidden_sizes=NETWORK)),
-        20,
-    ),
-    "RL², GRU": _rl2("gru"),
-    "RL², linear": _rl2("linear"),
+    "MAML": on_navigation(maml),
+    "ProMP": on_navigation(promp),
+    "RL², GRU": on_bandits("gru"),
+    "RL², linear": on_bandits("linear"),
     "meta-gradient": Update(
         lambda: tasks.make("cartpole"),
         lambda family: meta_gradient.meta_gradient(family, meta_gradient.Config(num_agents=20)),
@@ -215,9 +214,7 @@ UPDATES = {
     ),
     "LPG": Update(
         lambda: tasks.make("tabular", num_states=8, num_actions=4, horizon=20),
-        lambda family: learned_objective.learned_objective(
-            family, learned_objective.Config(num_agents=32)
-        ),
+        lambda x: learned_objective.learned_objective(x, learned_objective.Config(num_agents=32)),
         32,
     ),
 }

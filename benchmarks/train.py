@@ -19,7 +19,6 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -47,9 +46,8 @@ from jaxmeta import (
 from jaxmeta.adaptation import lifetime
 from jaxmeta.algorithms import ALGORITHMS
 from jaxmeta.checkpoints import differences
-from jaxmeta.experiments import Experiment, describe
-from jaxmeta.tasks import TaskFamily, sample_tasks
-from jaxmeta.types import MetaAlgorithm
+from jaxmeta.experiments import Experiment, Trained, describe
+from jaxmeta.tasks import sample_tasks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -209,22 +207,13 @@ def sink_of(args: Any) -> training.Sink | None:
     return None if args.wandb is None else sinks.wandb(project=args.wandb)
 
 
-def evaluate(
-    key: jax.Array,
-    meta: Any,
-    *,
-    algorithm: MetaAlgorithm,
-    family: TaskFamily,
-    split: str,
-    num_tasks: int,
-    config: Any,
-    num_updates: int,
-) -> dict[str, Any]:
-    """The adaptation curve on ``num_tasks`` tasks of a split, summarised: returns after each update or,
-    for a learner with memory, of each episode of a trial."""
+def evaluate(key: jax.Array, trained: Trained, split: str, args: Any) -> dict[str, Any]:
+    """The adaptation curve on tasks of a split, summarised: returns after each update or, for a learner with memory,
+    of each episode of a trial."""
+    family, config, num_tasks = trained.family, args.config, args.evaluation.eval_tasks
     task_key, adapt_key, random_key, optimal_key = jax.random.split(key, 4)
     drawn = jax.jit(lambda key: sample_tasks(key, family, num_tasks, split=split))(task_key)
-    acting: dict[str, Any] = dict(learner=algorithm.learner, env=family.env)
+    acting: dict[str, Any] = dict(learner=trained.learner, env=family.env)
 
     def adapted(key: jax.Array, meta: Any, drawn: Any) -> tuple[jax.Array, jax.Array]:
         """Returns, and how many streams did not count."""
@@ -232,11 +221,12 @@ def evaluate(
             num_steps = config.num_episodes * family.horizon
             trials = evaluation.trials(key, meta, drawn, **acting, num_steps=num_steps)
             return evaluation.episode_returns(trials, config.num_episodes), jnp.sum(~trials.good)
-        acting.update(num_streams=config.num_streams, num_updates=num_updates)
-        curve = evaluation.adaptation_curve(key, meta, drawn, **acting, num_steps=family.horizon)
+        sizes = dict(num_streams=config.num_streams, num_updates=args.evaluation.eval_updates)
+        told = acting | sizes | dict(num_steps=family.horizon)
+        curve = evaluation.adaptation_curve(key, meta, drawn, **told)
         return curve.returns, jnp.sum(curve.skipped_streams)
 
-    returns, skipped_streams = jax.jit(adapted)(adapt_key, meta, drawn)
+    returns, skipped_streams = jax.jit(adapted)(adapt_key, trained.meta, drawn)
     random = study.returns_of(evaluation.random_returns, random_key, drawn, family)
     optimal = None
     if study.optimum_known(family):
@@ -245,24 +235,16 @@ def evaluate(
     return summary | {"skipped_streams": int(skipped_streams)}
 
 
-def draw_trajectories(
-    path: Path,
-    key: jax.Array,
-    meta: Any,
-    *,
-    algorithm: MetaAlgorithm,
-    family: TaskFamily,
-    num_streams: int,
-    num_updates: int,
-) -> None:
+def draw_trajectories(path: Path, key: jax.Array, trained: Trained, args: Any) -> None:
     """Draws paths of up to five episodes before and after adaptation in six held-out tasks."""
+    family, sizes = trained.family, dict(num_streams=args.config.num_streams)
     task_key, key = jax.random.split(key)
     drawn = sample_tasks(task_key, family, 6, split="test")
-    acting: dict[str, Any] = dict(learner=algorithm.learner, env=family.env)
-    acting.update(num_streams=num_streams, num_updates=num_updates, num_steps=family.horizon)
+    acting: dict[str, Any] = dict(learner=trained.learner, env=family.env, restart=True)
+    acting |= sizes | dict(num_updates=args.evaluation.eval_updates, num_steps=family.horizon)
 
     def observations(key: jax.Array, task: Any) -> tuple[jax.Array, jax.Array]:
-        timestep = lifetime(key, meta, task, **acting, restart=True).trajectories.timestep
+        timestep = lifetime(key, trained.meta, task, **acting).trajectories.timestep
         return timestep.obs[:, :5], timestep.first[:, :5]
 
     obs, first = jax.device_get(jax.jit(jax.vmap(observations))(jax.random.split(key, 6), drawn))
@@ -307,8 +289,8 @@ def draw(what: Path, action: Callable[[], object]) -> None:
         warnings.warn(f"{what} could not be drawn: {error!r}", stacklevel=2)
 
 
-def train(args: Any, output: Path, console: Console) -> Any:
-    """What was learned, as `evaluation` takes it."""
+def train(args: Any, output: Path, console: Console) -> Trained:
+    """The run that the command line asks for, and what it trained."""
     experiment = experiment_of(args)
     algorithm, family = experiments.make(experiment)
     training.device_mesh(args.training.num_tasks)
@@ -333,32 +315,26 @@ def train(args: Any, output: Path, console: Console) -> Any:
         )
     except KeyboardInterrupt as stop:
         sys.exit(f"{stop or 'stopped'}: go on with --resume {shlex.quote(str(output))}")
-    return run.state.meta
+    return Trained(experiment, algorithm, family, run)
 
 
-def report(args: Any, output: Path, meta: Any, console: Console) -> None:
+def report(trained: Trained, output: Path, args: Any, console: Console) -> None:
     """Measures what was learned; leaves evaluation.json and figures."""
     # Training splits the seed's key in two, which are its folds with 0 and 1; 2 is neither.
     key = jax.random.fold_in(jax.random.key(args.training.seed), 2)
     test_key, far_key, path_key = jax.random.split(key, 3)
     has_memory = isinstance(args.config, memory_learner.Config)
     unit = "earlier episode" if has_memory else "gradient step"
-    algorithm, family = experiments.make(experiment_of(args))
-    how: dict[str, Any] = dict(algorithm=algorithm, family=family)
-    how["num_updates"] = args.evaluation.eval_updates
-    measured: dict[str, Any] = how | dict(config=args.config, num_tasks=args.evaluation.eval_tasks)
-    test = evaluate(test_key, meta, split="test", **measured)
-    far = evaluate(far_key, meta, split="out_of_distribution", **measured)
+    test = evaluate(test_key, trained, "test", args)
+    far = evaluate(far_key, trained, "out_of_distribution", args)
     streams = 1 if has_memory else args.config.num_streams
     found = test | {"out_of_distribution": far, "num_streams": streams}
     records.write(output / "evaluation.json", records.measured(found))
-    path = output / "adaptation.png"
+    path, there = output / "adaptation.png", output / "trajectories.png"
     curves = {"held-out tasks": test, "out of distribution": far}
     draw(path, lambda: plotting.adaptation(path, curves, unit=unit))
     if not has_memory:
-        there = output / "trajectories.png"
-        paths = partial(draw_trajectories, there, path_key, meta, num_streams=streams, **how)
-        draw(there, paths)
+        draw(there, lambda: draw_trajectories(there, path_key, trained, args))
     console.print(table("Held-out tasks", test, unit))
     console.print(table("Out of distribution", far, unit))
 
@@ -370,8 +346,7 @@ def main(argv: list[str]) -> None:
         args = settings(argv)
         output = args.resume or args.output
         output = output or default_output(args.preset, args.algorithm, args.family)
-        meta = train(args, output, console)
-        report(args, output, meta, console)
+        report(train(args, output, console), output, args, console)
     console.print(f"{output}: done in {time.perf_counter() - began:.0f} s", markup=False)
 
 
