@@ -37,8 +37,8 @@ class Main(study.Study):
 
     output: study.Output = Path("runs/algorithms")
     resume: bool = False  # Keep the cells that are in the folder and measure the others.
-    algorithms: Annotated[study.Names, study.Known(TITLES)] = tuple(TITLES)  # Rows of the table.
-    families: Annotated[study.Names, study.Known(presets.COLUMNS)] = tuple(presets.COLUMNS)
+    algorithms: Annotated[study.Names, study.known(TITLES)] = tuple(TITLES)  # Rows of the table.
+    families: Annotated[study.Names, study.known(presets.COLUMNS)] = tuple(presets.COLUMNS)
     """Columns of the table."""
     num_seeds: int = 5  # Seeds, trained at once.
     meta_updates: int = 100

@@ -66,7 +66,7 @@ class Faults(study.Study):
     """A simulator that breaks now and then."""
 
     output: study.Output = Path("runs/endurance-faults")
-    rates: Annotated[study.Numbers, study.Within(0, 1)] = (0.0, 1e-3, 1e-2)
+    rates: Annotated[study.Numbers, study.within(0, 1)] = (0.0, 1e-3, 1e-2)
     """Shares of steps whose reward or observation is not finite."""
     meta_updates: int = 200  # Meta-updates of each run.
     num_tasks: int = 20  # Tasks in each.
@@ -166,28 +166,23 @@ def run_kill(args: Kill) -> None:
 def watched(args: Long, folder: Path) -> list[dict[str, float]]:
     """A hundred looks at a process while it trains into ``folder``."""
     compiled: list[float] = []
-    jax.monitoring.register_event_duration_secs_listener(
-        lambda name, seconds, **_: (
+
+    def count(name: str, seconds: float, **_: Any) -> None:
+        if name == "/jax/core/compile/backend_compile_duration":
             compiled.append(seconds)
-            if name == "/jax/core/compile/backend_compile_duration"
-            else None
-        )
-    )
+
+    jax.monitoring.register_event_duration_secs_listener(count)
     every = max(1, args.meta_updates // 100)
     looks: list[dict[str, float]] = []
 
     def look(line: Any) -> None:
         if line["update"] % every == 0:
-            looks.append(
-                {
-                    "update": line["update"],
-                    "seconds": time.process_time(),  # of computing: others may use the machine, too
-                    "resident_bytes": resident(),
-                    "compilations": len(compiled),
-                }
-            )
+            # Seconds are of computing: others may use the machine, too.
+            spent = dict(update=line["update"], seconds=time.process_time())
+            looks.append(spent | dict(resident_bytes=resident(), compilations=len(compiled)))
 
-    plan = training.Config(args.meta_updates, 2, checkpoint_every=args.meta_updates // 10)
+    every_tenth = args.meta_updates // 10
+    plan = training.Config(args.meta_updates, num_tasks=2, checkpoint_every=every_tenth)
     config = dict(num_streams=2, hidden_sizes=(4,))
     experiment = Experiment(config=config, family_settings=dict(horizon=4), plan=plan)
     experiments.train(experiment, folder=folder, sink=look, console=Console(quiet=True))

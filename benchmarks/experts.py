@@ -39,7 +39,7 @@ FAMILIES = (
     "ant_goal",
     "walker_params",
 )
-Positive = Annotated[float, study.Within(1e-6, 10)]
+Positive = Annotated[float, study.within(1e-6, 10)]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,7 +47,7 @@ class Main(study.Study):
     """A search for the expert of a family."""
 
     output: Annotated[Path, tyro.conf.arg(help="Folder of the weights.")] = locomotion.EXPERTS
-    family: Annotated[str, tyro.conf.Positional, study.Known(FAMILIES)]
+    family: Annotated[str, tyro.conf.Positional, study.known(FAMILIES)]
     start: Path | None = None
     """File of weights to begin from, for `ant_direction` those of `ant_goal`; None begins with zeros."""
     start_scale: Positive = 1.0  # What they are multiplied by.

@@ -28,7 +28,7 @@ class Main(study.Study):
     """The table of families."""
 
     output: study.Output = Path("runs/families")
-    families: Annotated[study.Names, study.Known(tasks.FAMILIES)] = tuple(tasks.names())  # Which.
+    families: Annotated[study.Names, study.known(tasks.FAMILIES)] = tuple(tasks.names())  # Which.
     num_tasks: int = 50  # Held-out tasks.
     num_episodes: int = 2  # Episodes in a picture, at most 200 steps.
 
@@ -42,16 +42,9 @@ def recorded(key: jax.Array, family: TaskFamily, num_steps: int) -> Trajectory:
 
     task_key, key = jax.random.split(key)
     task = family.test(task_key)
-    history = adaptation.lifetime(
-        key,
-        task,
-        task,
-        learner=evaluation.controller_learner(policy),
-        env=family.env,
-        num_streams=1,
-        num_updates=0,
-        num_steps=num_steps,
-    )
+    sizes = dict(num_streams=1, num_updates=0, num_steps=num_steps)
+    told = dict(learner=evaluation.controller_learner(policy), env=family.env)
+    history = adaptation.lifetime(key, task, task, **told, **sizes)
     return jax.tree.map(lambda x: x[0, 0], history.trajectories)
 
 
@@ -73,6 +66,7 @@ def row(name: str, family: TaskFamily, returns: dict[str, np.ndarray]) -> dict[s
 
 
 def shown(returns: np.ndarray) -> str:
+    """A mean as a cell of the table."""
     return f"{round(float(returns.mean()), 3):.4g}"
 
 

@@ -83,10 +83,10 @@ class Main(study.Study):
 
     output: study.Output = Path("runs/fields")
     resume: bool = False  # Keep the fields that are in the folder and measure the others.
-    fields: Annotated[study.Names, study.Known(FIELDS)] = tuple(FIELDS)[:4]
+    fields: Annotated[study.Names, study.known(FIELDS)] = tuple(FIELDS)[:4]
     """Which; `half-cheetah` and `half-cheetah, ProMP` need Brax."""
     num_seeds: int = 5  # Seeds, trained at once.
-    budget: Annotated[float, study.Within(1e-6, 1e6)] = 1.0
+    budget: Annotated[float, study.within(1e-6, 1e6)] = 1.0
     """Meta-updates and updates from scratch, in units of each field's own."""
     eval_tasks: int = 200  # Tasks of each split.
     scratch_tasks: int = 20  # Those of them that are learned from scratch.
@@ -123,21 +123,24 @@ class Contest:
         self,
         name: str,
         algorithm: MetaAlgorithm,
-        family: TaskFamily,
         meta_updates: int,
-        axis: np.ndarray,
-        function: Callable[[Any, Task], jax.Array],
+        look: tuple,
+        family: TaskFamily,
     ) -> None:
-        """Trains a contestant with all seeds and keeps ``function(meta, drawn) [M, C]`` of each split."""
+        """Trains a contestant with all seeds and looks at it in each split.
+
+        ``look`` is the axis ``[C]`` and ``(meta, drawn) -> returns [M, C]``.
+        """
+        axis, function = look
         runs = study.seeds(algorithm, self.main.num_seeds)
         told = dict(num_tasks=self.field.experiment.plan.num_tasks, chunk=min(20, meta_updates))
         train, _ = study.trainer(runs, algorithm, family, **told)
         learned = train(runs, meta_updates)
         curve = learned.curve["return/after"].tolist()
         self.runs[name] = {"seconds": learned.seconds, "curve": curve}
-        look = each_seed(function)
+        every = each_seed(function)
         for split, its_tasks in self.drawn.items():
-            self.returns[split][name] = axis, look(learned.meta, its_tasks)
+            self.returns[split][name] = axis, every(learned.meta, its_tasks)
         scores = self.returns["test"][name][1].mean((0, 1))
         study.say(f"{self.family.name}, {name}: {learned.seconds:.0f} s, {scores}")
 
@@ -174,7 +177,7 @@ def measure_rl2(contest: Contest) -> int:
         algorithm = learner(its_family, **settings)
         look = partial(trial_returns, algorithm=algorithm, env=its_family.env)
         axis = np.arange(1, num_episodes + 1)
-        contest.enter(name, algorithm, its_family, meta_updates, axis, look)
+        contest.enter(name, algorithm, meta_updates, (axis, look), its_family)
 
     life = partial(newborn_returns, learner(family, num_episodes=1), field, scratch_updates)
     keys = jax.random.split(jax.random.key(10**6 + 2), (main.num_seeds, main.scratch_tasks))
@@ -230,7 +233,7 @@ def measure_gradient_learner(contest: Contest) -> int:
         its_updates = meta_updates * (config.num_updates + 1) // (num_updates + 1)
         steps = field.eval_updates if num_updates else 0
         look = adapted(algorithm, its_family, steps)
-        contest.enter(name, algorithm, its_family, its_updates, episodes(steps), look)
+        contest.enter(name, algorithm, its_updates, (episodes(steps), look), its_family)
 
     algorithm = make_algorithm(experiment, family)
     look_anew = each_seed(adapted(algorithm, family, scratch_updates))

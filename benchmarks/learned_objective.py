@@ -43,7 +43,7 @@ LINEAR = {"sgd": (3.0, 10.0, 30.0, 100.0), "adam": (0.05, 0.1, 0.2, 0.4, 0.8)}
 NETWORK = {"adam": (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)}
 EPISODES = 20  # of an agent, each time that it is looked at
 CHECKPOINTS = 25  # looks at an agent in its life, beside that at its birth
-Positive = Annotated[float, study.Within(0, 1e6)]
+Positive = Annotated[float, study.within(0, 1e6)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,9 +66,9 @@ class Train(study.Study):
     """Of Adam in the meta-gradient's critics, tables which have a window's time to learn of returns of 20."""
     entropy_bonus: Positive = 0.0
     """What the rule is paid for the entropy of the last agent in a window, per nat."""
-    gae_lambdas: Annotated[study.Numbers, study.Within(0, 1)] = (0.5, 0.8, 0.95)
+    gae_lambdas: Annotated[study.Numbers, study.within(0, 1)] = (0.5, 0.8, 0.95)
     """λ that A2C may choose from, with every step size."""
-    entropy_costs: Annotated[study.Numbers, study.Within(0, 1e6)] = (0.0, 0.01, 0.05)
+    entropy_costs: Annotated[study.Numbers, study.within(0, 1e6)] = (0.0, 0.01, 0.05)
     """Weights of A2C's entropy, likewise."""
     tune_tasks: int = 50  # Training tasks that settings are chosen on.
     eval_tasks: int = 1000  # Held-out tasks.
@@ -83,23 +83,21 @@ class Train(study.Study):
             checks.choice("compare_on", name, families() | unknown_families())
         for name in ("lifespan", "transfer_lifespan"):
             if getattr(self, name) % CHECKPOINTS:
-                raise ValueError(
-                    f"{name}={getattr(self, name)} must be a multiple of {CHECKPOINTS}"
-                )
+                told = f"{name}={getattr(self, name)}"
+                raise ValueError(f"{told} must be a multiple of {CHECKPOINTS}")
 
 
 def families() -> dict[str, TaskFamily]:
-    """What the rule is trained on."""
+    """The families that the rule is trained on."""
+    sizes = dict(num_states=8, num_actions=4, reward_noise=0.5)
     return {
-        "random MDPs": tasks.make(
-            "tabular", num_states=8, num_actions=4, horizon=20, reward_noise=0.5
-        ),
+        "random MDPs": tasks.make("tabular", horizon=20, **sizes),
         "grid worlds": tasks.make("gridworld", size=4, horizon=20, num_objects=4),
     }
 
 
 def unknown_families() -> dict[str, TaskFamily]:
-    """What it is then tried on."""
+    """The families that it is then tried on."""
     return {"Catch": tasks.make("catch"), "CartPole": tasks.make("cartpole", scale=1.0)}
 
 
@@ -197,22 +195,14 @@ def lifetime_returns(
     def look(key: jax.Array, agent: Any) -> jax.Array:
         begin_key, act_key = jax.random.split(key)
         streams = adaptation.begin_streams(begin_key, meta, task, **world, num_streams=EPISODES)
-        _, data = adaptation.experience(
-            act_key, meta, task, agent, streams, **world, num_steps=family.horizon
-        )
+        told = dict(num_steps=family.horizon, **world)
+        _, data = adaptation.experience(act_key, meta, task, agent, streams, **told)
         return jnp.mean(jax.vmap(first_episode_return)(data.reward, data.last))
 
     def live(carry: tuple, key: jax.Array) -> tuple[tuple, jax.Array]:
         adapt_key, look_key = jax.random.split(key)
-        agent, streams, _ = adaptation.adapt(
-            adapt_key,
-            meta,
-            task,
-            *carry,
-            **world,
-            num_updates=lifespan // CHECKPOINTS,
-            num_steps=num_steps,
-        )
+        sizes = dict(num_updates=lifespan // CHECKPOINTS, num_steps=num_steps)
+        agent, streams, _ = adaptation.adapt(adapt_key, meta, task, *carry, **world, **sizes)
         return (agent, streams), look(look_key, agent)
 
     begin_key, look_key, live_key = jax.random.split(key, 3)
@@ -255,9 +245,8 @@ def runner(
         lives = jax.random.split(key, num_tasks), drawn
 
         def of(meta: Meta) -> jax.Array:
-            return jax.lax.map(
-                lambda x: life(x[0], meta, x[1]), lives, batch_size=min(20, num_tasks)
-            )
+            size = min(20, num_tasks)
+            return jax.lax.map(lambda x: life(x[0], meta, x[1]), lives, batch_size=size)
 
         return jax.lax.map(of, metas)
 
@@ -276,22 +265,19 @@ def contestants(
     args: Train, meta: Meta, step_sizes: Mapping[str, Sequence[float]]
 ) -> dict[str, Contestant]:
     """The learned rule, as it is, with agents whose step size alone is to be chosen; and A2C."""
-    a2c = update_rules.a2c()
-    learned = {
-        "adam": [meta._replace(hyper=meta.hyper._replace(step_size=x)) for x in step_sizes["adam"]]
-    }
+    sizes = step_sizes["adam"]
+    learned = {"adam": [meta._replace(hyper=meta.hyper._replace(step_size=x)) for x in sizes]}
+    choices = args.gae_lambdas, args.entropy_costs
     tuned = {
         name: [
             Meta({}, Hyper(step_size=x, gae_lambda=gae_lambda, entropy_cost=cost))
-            for x, gae_lambda, cost in itertools.product(
-                sizes, args.gae_lambdas, args.entropy_costs
-            )
+            for x, gae_lambda, cost in itertools.product(sizes, *choices)
         ]
         for name, sizes in step_sizes.items()
     }
     return {
         "LPG": Contestant(learned_objective.rule(config_of(args)), learned),
-        "A2C": Contestant(a2c, tuned),
+        "A2C": Contestant(update_rules.a2c(), tuned),
     }
 
 

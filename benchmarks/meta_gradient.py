@@ -57,7 +57,7 @@ class Chain(study.Study):
     """The discount on the discounting chain of Bonnet et al. 2022."""
 
     output: study.Output = Path("runs/meta-gradient-chain")
-    variants: Annotated[study.Names, study.Known(VARIANTS)] = tuple(VARIANTS)  # Which to run.
+    variants: Annotated[study.Names, study.known(VARIANTS)] = tuple(VARIANTS)  # Which to run.
     meta_updates: int = 5000  # Meta-updates, two updates of the agent each.
     num_streams: int = 128  # Episodes in an update.
     value_updates: int = 400  # Updates of values alone before.
@@ -69,9 +69,9 @@ class Physics(study.Study):
     """γ and λ on cart-poles: learned, and all pairs of fixed ones."""
 
     output: study.Output = Path("runs/meta-gradient-physics")
-    discounts: Annotated[study.Numbers, study.Within(0, 1)] = (0.8, 0.9, 0.95, 0.98, 0.995)
+    discounts: Annotated[study.Numbers, study.within(0, 1)] = (0.8, 0.9, 0.95, 0.98, 0.995)
     """Fixed γ; the learned one starts at the middle one."""
-    lambdas: Annotated[study.Numbers, study.Within(0, 1)] = (0.0, 0.5, 0.8, 0.95, 1.0)
+    lambdas: Annotated[study.Numbers, study.within(0, 1)] = (0.0, 0.5, 0.8, 0.95, 1.0)
     """Fixed λ; the learned one starts at the middle one."""
     meta_updates: int = 1500  # Meta-updates, two updates of each agent each.
     num_agents: int = 64
@@ -110,6 +110,7 @@ def table_of_values(num_chains: int, horizon: int) -> Value:
 
 
 def chain_algorithm(main: Chain, family: TaskFamily, settings: dict, hyper: Hyper) -> MetaAlgorithm:
+    """The meta-gradient of a variant on the chain."""
     config = Config(
         **dict(learns=("discount",)) | settings,
         num_agents=1,
@@ -153,16 +154,16 @@ def chain_runs(main: Chain, family: TaskFamily, settings: dict) -> list[tuple[di
     no_policy = hyper._replace(policy_cost=0.0, entropy_cost=0.0)
     fitting = chain_algorithm(main, family, only_values, no_policy)
     value_updates = -(-main.value_updates // 2)
-    fit, _ = study.trainer(study.one(fitting, 0), fitting, family, num_tasks=1, chunk=value_updates)
-    train, _ = study.trainer(
-        study.one(algorithm, 0), algorithm, family, num_tasks=1, chunk=main.meta_updates
+    fit, train = (
+        study.trainer(study.one(x, 0), x, family, num_tasks=1, chunk=chunk)[0]
+        for x, chunk in ((fitting, value_updates), (algorithm, main.meta_updates))
     )
     runs = []
     for seed in range(main.num_seeds):
         first = fit(study.one(fitting, seed), value_updates)
         run = study.one(algorithm, seed)
-        lives = jax.tree.map(jnp.copy, first.run.state.lives)
-        after = train(run._replace(state=run.state._replace(lives=lives)), main.meta_updates)
+        state = run.state._replace(lives=first.run.state.lives)
+        after = train(run._replace(state=state), main.meta_updates)
         state, curve = after.run.state, after.curve
         task = jax.tree.map(lambda x: x[0], state.lives.task)
         last = max(1, main.meta_updates // 50)
@@ -206,13 +207,7 @@ def run_chain(main: Chain) -> None:
     leave(main, rows, results, panels, x_label="updates of the agent")
 
 
-def leave(
-    main: study.Study,
-    rows: list[dict[str, str]],
-    results: Any,
-    panels: dict[str, dict],
-    **axes: Any,
-) -> None:
+def leave(main: study.Study, rows: list, results: Any, panels: dict, **axes: Any) -> None:
     """Leaves the table, all that was measured, and the figure."""
     study.leave(main, rows, results=results)
     plotting.lines(main.output / "meta_gradient.png", panels=panels, **axes)

@@ -24,6 +24,7 @@ from jaxmeta import evaluation, plotting, tasks
 from jaxmeta.algorithms import maml
 from jaxmeta.types import MetaAlgorithm
 
+STEP_SIZES = (0.3, 1.0, 3.0, 10.0, 30.0)
 SPLITS = {"test": "held-out", "out_of_distribution": "out of distribution"}
 
 
@@ -37,13 +38,7 @@ class Main(study.Study):
     num_tasks: int = 20  # Tasks in a meta-batch.
     num_streams: int = 20  # Episodes a task and update.
     eval_tasks: int = 200  # Held-out goals.
-    fine_tuning_steps: Annotated[study.Numbers, study.Within(-1e6, 1e6)] = (
-        0.3,
-        1.0,
-        3.0,
-        10.0,
-        30.0,
-    )
+    fine_tuning_steps: Annotated[study.Numbers, study.within(-1e6, 1e6)] = STEP_SIZES
     """Inner step sizes that the control may choose from."""
 
 
@@ -66,10 +61,12 @@ def measured(
 
     def measure(metas: Any) -> Any:
         drawn = tasks.sample_tasks(task_key, family, main.eval_tasks, split=split)
-        sizes = dict(num_streams=main.num_streams, num_updates=3)
-        returns = jax.vmap(
-            lambda meta: study.adapted(key, meta, drawn, algorithm, family, **sizes)
-        )(metas)
+        told = dict(num_streams=main.num_streams, num_updates=3)
+
+        def adapted(meta: Any) -> jax.Array:
+            return study.adapted(key, meta, drawn, algorithm, family, **told)
+
+        returns = jax.vmap(adapted)(metas)
         random = evaluation.random_returns(random_key, drawn, family=family)
         return returns, random, evaluation.optimal_returns(optimal_key, drawn, family=family)
 

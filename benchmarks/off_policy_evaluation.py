@@ -46,10 +46,10 @@ class Main(study.Study):
     output: study.Output = Path("runs/off-policy-evaluation")
     family: Literal["latent_tabular", "tabular"] = "latent_tabular"
     """MDPs with structure in common, or without."""
-    distances: Annotated[study.Numbers, study.Within(0.0, 10.0)] = (0.2, 1.0)
+    distances: Annotated[study.Numbers, study.within(0.0, 10.0)] = (0.2, 1.0)
     """Standard deviations of the difference of π's and μ's parameters."""
     updates: tuple[int, ...] = (1, 3, 10)  # Numbers of steps to report.
-    rho_bar: Annotated[float, study.Within(0, math.inf)] = 3.0
+    rho_bar: Annotated[float, study.within(0, math.inf)] = 3.0
     """Where V-trace truncates the ratio of a TD error, for all three; without it a few tasks diverge where
     policies are far apart."""
     outer_policy: Literal["behaviour", "target"] = "behaviour"

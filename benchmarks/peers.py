@@ -143,15 +143,13 @@ class Side:
     """A program that is asked for one turn after the other."""
 
     def __init__(self, python: Path, script: str, settings: dict[str, Any], core: int | None):
+        command = [str(python), str(SIDES / script), json.dumps(settings)]
+        pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         with reports.on_core(core):
-            self.process = subprocess.Popen(
-                [str(python), str(SIDES / script), json.dumps(settings)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                text=True,
-            )
+            self.process = subprocess.Popen(command, text=True, **pipes)
 
     def ask(self, **question: Any) -> dict[str, Any]:
+        """The answer to a question."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         print(json.dumps(question), file=self.process.stdin, flush=True)

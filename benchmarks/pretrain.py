@@ -24,7 +24,7 @@ from jaxmeta.experiments import PRETRAINED
 class Main(study.Study):
     """Presets to be shipped."""
 
-    names: Annotated[study.Names, tyro.conf.Positional, study.Known(presets.PRESETS)]
+    names: Annotated[study.Names, tyro.conf.Positional, study.known(presets.PRESETS)]
     output: Annotated[Path, tyro.conf.arg(help="Folder of the runs.")] = Path("runs/pretrained")
 
 

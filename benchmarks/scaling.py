@@ -52,7 +52,7 @@ class Scaling(study.Study):
     """Which sizes."""
 
     output: study.Output = Path("runs/scaling")
-    algorithm: Annotated[str, study.Known(ALGORITHMS)] = "maml"
+    algorithm: Annotated[str, study.known(ALGORITHMS)] = "maml"
     """`maml` on 2-D navigation, two layers of 64; or `rl2`, a GRU of 64 on two-armed bandits."""
     axes: tuple[str, ...] = ()  # What is multiplied; none named is all.
     base: Size = Size()  # The sizes of all others.
@@ -146,12 +146,8 @@ def peak() -> int:
 
 def measure(main: Scaling, size: Size) -> dict[str, Any]:
     """`point` of a size, by a program that is started for it."""
-    asked = {
-        "size": dataclasses.asdict(size),
-        "algorithm": main.algorithm,
-        "tasks_per_chunk": main.tasks_per_chunk,
-        "repeats": main.repeats,
-    }
+    names = "algorithm", "tasks_per_chunk", "repeats"
+    asked = {"size": dataclasses.asdict(size)} | {name: getattr(main, name) for name in names}
     flags = os.environ.get("XLA_FLAGS", "")
     if size.devices > 1:
         flags += f" --xla_force_host_platform_device_count={size.devices}"

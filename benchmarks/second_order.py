@@ -46,12 +46,8 @@ def meta_update(
 ) -> tuple[Callable, study.Program]:
     """A call that runs a meta-update on fixed tasks, and its compiled program."""
     family = tasks.make("navigation")
-    config = maml.Config(
-        num_streams=main.num_streams,
-        num_updates=num_updates,
-        tasks_per_chunk=main.tasks_per_chunk,
-        **settings,
-    )
+    sizes = dict(num_streams=main.num_streams, num_updates=num_updates)
+    config = maml.Config(**sizes, tasks_per_chunk=main.tasks_per_chunk, **settings)
     algorithm = maml.maml(family, config)
     state = algorithm.init(jax.random.key(0))
     drawn = tasks.sample_tasks(jax.random.key(1), family, main.num_tasks, split="train")

@@ -13,6 +13,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, get_type_hints
 
@@ -33,28 +34,19 @@ Names, Numbers = tuple[str, ...], tuple[float, ...]
 Output = Annotated[Path, tyro.conf.arg(help="Folder for the results; made anew.")]
 
 
-class Known(NamedTuple):
+def known(choices: Iterable[Any]) -> partial:
     """An annotation of a setting: it, or each of its entries, is one of these."""
-
-    choices: Iterable[Any]
-
-    def check(self, name: str, value: Any) -> None:
-        checks.choice(name, value, self.choices)
+    return partial(checks.choice, choices=choices)
 
 
-class Within(NamedTuple):
+def within(low: float, high: float) -> partial:
     """An annotation of a setting: it, or each of its entries, is a number between these."""
-
-    low: float
-    high: float
-
-    def check(self, name: str, value: Any) -> None:
-        checks.between(name, value, *self)
+    return partial(checks.between, low=low, high=high)
 
 
 @dataclasses.dataclass(frozen=True)
 class Study:
-    """Settings of a script, checked by `Known` and `Within`: ``Annotated[float, Within(0, 1)]``.
+    """Settings of a script, checked by `known` and `within`: ``Annotated[float, within(0, 1)]``.
 
     Whole numbers are checked by `LEAST`. Tuples are not empty, unless they are by default.
     """
@@ -74,8 +66,8 @@ class Study:
                     most = 2**32 - 1 if field.name == "seed" else 2**31 - 1
                     checks.at_least(field.name, x, LEAST.get(field.name, 1), most)
                 for annotation in annotations:
-                    if isinstance(annotation, Known | Within):
-                        annotation.check(field.name, x)
+                    if isinstance(annotation, partial):
+                        annotation(field.name, x)
 
     def told(self, *left_out: str) -> dict[str, Any]:
         """The settings as JSON gives them back, without those that are named."""

@@ -24,6 +24,7 @@ they bring. Leaves results.json, table.md, table.csv and, of `updates`, roofline
 """
 
 import dataclasses
+import itertools
 import math
 import statistics
 import tempfile
@@ -50,7 +51,7 @@ class Memory(study.Study):
     """Memories, on trials of equal length and at equal width."""
 
     output: study.Output = Path("runs/throughput-memory")
-    memories: Annotated[study.Names, study.Known(MEMORIES)] = ("gru", "lstm", "linear", "none")
+    memories: Annotated[study.Names, study.known(MEMORIES)] = ("gru", "lstm", "linear", "none")
     """What to measure; the first is what ratios are of. `transformer` is long to wait for on a CPU."""
     num_steps: int = 500  # Steps of a trial.
     sizes: tuple[int, ...] = (64, 128)  # Widths.
@@ -63,7 +64,7 @@ class Rollout(study.Study):
     """Random actions, beside gymnax's own ``step``."""
 
     output: study.Output = Path("runs/throughput-rollout")
-    families: Annotated[study.Names, study.Known(tasks.FAMILIES)] = ("cartpole", "navigation")
+    families: Annotated[study.Names, study.known(tasks.FAMILIES)] = ("cartpole", "navigation")
     num_streams: tuple[int, ...] = (4096,)  # Copies of the environment.
     num_steps: int = 100  # Steps of each.
     repeats: int = 11  # Timed calls of each.
@@ -86,9 +87,8 @@ def ours(family: tasks.TaskFamily, num_streams: int, num_steps: int) -> Callable
     def act(key: jax.Array, task: Any) -> dict[str, jax.Array]:
         begin_key, act_key = jax.random.split(key)
         streams = adaptation.begin_streams(begin_key, (), task, **world, num_streams=num_streams)
-        _, data = adaptation.experience(
-            act_key, (), task, (), streams, **world, num_steps=num_steps
-        )
+        told = dict(num_steps=num_steps, **world)
+        _, data = adaptation.experience(act_key, (), task, (), streams, **told)
         seen = data.timestep.obs, data.action, data.reward, data.last, data.next_obs
         return dict(zip(RECORDS["transitions"], seen, strict=True))
 
@@ -141,38 +141,29 @@ def rollouts(family: tasks.TaskFamily, num_streams: int, num_steps: int, record:
 
 def run_rollout(main: Rollout) -> None:
     rows, table = [], []
-    for name in main.families:
-        for num_streams in main.num_streams:
-            for record in RECORDS:
-                calls = rollouts(tasks.make(name), num_streams, main.num_steps, record)
-                seconds = study.in_turns(calls, main.repeats)
-                steps = num_streams * main.num_steps
-                speed = {side: steps / statistics.median(x) for side, x in seconds.items()}
-                ratios = [y / x for x, y in zip(seconds["ours"], seconds["gymnax"], strict=True)]
-                ratio = statistics.median(ratios)
-                rows.append(
-                    {
-                        "family": name,
-                        "num_streams": num_streams,
-                        "record": record,
-                        "seconds": seconds,
-                        **{f"{side}_steps_per_second": x for side, x in speed.items()},
-                        "ratio": ratio,
-                        "ratios": ratios,
-                    }
-                )
-                table.append(
-                    {
-                        "family": name,
-                        "streams": str(num_streams),
-                        "record": record,
-                        "M steps/s": f"{speed['ours'] / 1e6:.2f}",
-                        "gymnax, M steps/s": f"{speed['gymnax'] / 1e6:.2f}",
-                        "× as fast": f"{ratio:.2f}",
-                        "from, to": f"{min(ratios):.2f}, {max(ratios):.2f}",
-                    }
-                )
-                study.say(f"{name}, {num_streams} streams, {record} measured")
+    for name, num_streams in itertools.product(main.families, main.num_streams):
+        for record in RECORDS:
+            calls = rollouts(tasks.make(name), num_streams, main.num_steps, record)
+            seconds = study.in_turns(calls, main.repeats)
+            steps = num_streams * main.num_steps
+            speed = {side: steps / statistics.median(x) for side, x in seconds.items()}
+            ratios = [y / x for x, y in zip(seconds["ours"], seconds["gymnax"], strict=True)]
+            ratio = statistics.median(ratios)
+            which = {"family": name, "num_streams": num_streams, "record": record}
+            speeds = {f"{side}_steps_per_second": x for side, x in speed.items()}
+            rows.append(which | {"seconds": seconds} | speeds | {"ratio": ratio, "ratios": ratios})
+            table.append(
+                {
+                    "family": name,
+                    "streams": str(num_streams),
+                    "record": record,
+                    "M steps/s": f"{speed['ours'] / 1e6:.2f}",
+                    "gymnax, M steps/s": f"{speed['gymnax'] / 1e6:.2f}",
+                    "× as fast": f"{ratio:.2f}",
+                    "from, to": f"{min(ratios):.2f}, {max(ratios):.2f}",
+                }
+            )
+            study.say(f"{name}, {num_streams} streams, {record} measured")
     study.leave(main, table, csv=table, rows=rows)
 
 
@@ -228,7 +219,7 @@ class Updates(study.Study):
     """Meta-updates, one algorithm after the other."""
 
     output: study.Output = Path("runs/throughput-updates")
-    algorithms: Annotated[study.Names, study.Known(UPDATES)] = tuple(UPDATES)  # What to measure.
+    algorithms: Annotated[study.Names, study.known(UPDATES)] = tuple(UPDATES)  # What to measure.
     scales: tuple[int, ...] = (1,)  # Times as many tasks, a ladder of them.
     repeats: int = 7  # Timed calls of each.
 
@@ -237,9 +228,8 @@ class Updates(study.Study):
         for scale in self.scales:
             for name in {"meta-gradient", "LPG"} & set(self.algorithms):
                 if scale > 1:
-                    raise ValueError(
-                        f"scales={scale} must be 1 with {name}, whose lives are a setting"
-                    )
+                    told = f"scales={scale} must be 1 with {name}"
+                    raise ValueError(f"{told}, whose lives are a setting")
 
 
 class Work(NamedTuple):
@@ -343,14 +333,13 @@ def measure_update(name: str, scale: int, repeats: int) -> dict[str, Any]:
 def run_updates(main: Updates) -> None:
     device = device_rates()
     rows = []
-    for name in main.algorithms:
-        for scale in main.scales:
-            row = measure_update(name, scale, main.repeats)
-            # Williams et al. 2009, "Roofline": an update that does little with a number is held up by fetching it.
-            reached = row["flop"] / row["bytes"] * device.bytes_per_second
-            row["roof"] = min(device.flop_per_second, reached)
-            rows.append(row | {f"device_{rate}": x for rate, x in device._asdict().items()})
-            study.say(f"{name}, {row['num_tasks']} tasks measured")
+    for name, scale in itertools.product(main.algorithms, main.scales):
+        row = measure_update(name, scale, main.repeats)
+        # Williams et al. 2009, "Roofline": an update that does little with a number is held up by fetching it.
+        reached = row["flop"] / row["bytes"] * device.bytes_per_second
+        row["roof"] = min(device.flop_per_second, reached)
+        rows.append(row | {f"device_{rate}": x for rate, x in device._asdict().items()})
+        study.say(f"{name}, {row['num_tasks']} tasks measured")
     table = [shown(row) for row in rows]
     study.leave(main, table, csv=table, rows=rows)
     draw_roofline(main.output / "roofline.png", rows)
@@ -433,10 +422,9 @@ def measure(main: Memory, size: int, num_trials: int) -> list[dict[str, Any]]:
 
 def run_memory(main: Memory) -> None:
     rows = []
-    for size in main.sizes:
-        for num_trials in main.num_trials:
-            rows += measure(main, size, num_trials)
-            study.say(f"width {size}, {num_trials} trials measured")
+    for size, num_trials in itertools.product(main.sizes, main.num_trials):
+        rows += measure(main, size, num_trials)
+        study.say(f"width {size}, {num_trials} trials measured")
     speed = f"× as fast as {main.memories[0]}"
     table = [
         {

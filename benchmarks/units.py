@@ -39,7 +39,7 @@ class Main(study.Study):
     """Final returns in each unit."""
 
     output: study.Output = Path("runs/units")
-    families: Annotated[study.Names, study.Known(FAMILIES)] = tuple(FAMILIES)  # Which tasks.
+    families: Annotated[study.Names, study.known(FAMILIES)] = tuple(FAMILIES)  # Which tasks.
     num_seeds: int = 3  # Seeds of each.
     meta_updates: int = 100  # Meta-updates of each, and updates of an A2C agent's life.
     trials: int = 64  # Trials in a meta-update of RL² and VariBAD, a task each.
@@ -76,6 +76,8 @@ def trained(algorithm: Any, num_tasks: int, key: jax.Array, family: TaskFamily, 
 
 
 def by_memory(module: Any, **sizes: Any) -> Learning:
+    """The learning of an algorithm with memory."""
+
     def learning(key: jax.Array, family: TaskFamily, main: Main) -> jax.Array:
         config = module.Config(num_minibatches=1, memory_size=16, **sizes)
         hyper = module.Hyper(learning_rate=5e-3, discount=1.0)
@@ -83,19 +85,18 @@ def by_memory(module: Any, **sizes: Any) -> Learning:
         train_key, task_key, key = jax.random.split(key, 3)
         meta = trained(algorithm, main.trials, train_key, family, main)
         drawn = tasks.sample_tasks(task_key, family, main.eval_tasks, split="test")
-        seen = evaluation.trials(
-            key, meta, drawn, learner=algorithm.learner, env=family.env, num_steps=family.horizon
-        )
-        return jnp.sum(seen.reward, axis=1)
+        told = dict(learner=algorithm.learner, env=family.env, num_steps=family.horizon)
+        return jnp.sum(evaluation.trials(key, meta, drawn, **told).reward, axis=1)
 
     return learning
 
 
 def by_gradients(module: Any) -> Learning:
+    """The learning of an algorithm that adapts by a gradient step."""
+
     def learning(key: jax.Array, family: TaskFamily, main: Main) -> jax.Array:
-        config = module.Config(
-            num_streams=main.num_streams, hidden_sizes=(16,), normalize=True, tasks_per_chunk=None
-        )
+        sizes = dict(num_streams=main.num_streams, hidden_sizes=(16,), tasks_per_chunk=None)
+        config = module.Config(**sizes, normalize=True)
         hyper = module.Hyper(step_size=2.0, learning_rate=1e-2)
         algorithm = getattr(module, module.__name__.rsplit(".")[-1])(family, config, hyper)
         train_key, task_key, key = jax.random.split(key, 3)
@@ -108,10 +109,11 @@ def by_gradients(module: Any) -> Learning:
 
 
 def by_a2c(scale_rewards: bool) -> Learning:
+    """The learning of A2C within one life."""
+
     def learning(key: jax.Array, family: TaskFamily, main: Main) -> jax.Array:
-        parts = update_rules.rule_learner(
-            update_rules.a2c(), family, optimizer=optax.sgd, scale_rewards=scale_rewards
-        )
+        told = dict(optimizer=optax.sgd, scale_rewards=scale_rewards)
+        parts = update_rules.rule_learner(update_rules.a2c(), family, **told)
         meta = update_rules.Meta({}, learned_objective.Hyper(step_size=0.1))
         task_key, key = jax.random.split(key)
         drawn = tasks.sample_tasks(task_key, family, main.eval_tasks, split="test")
@@ -132,9 +134,8 @@ def a2c_return(
     world: dict[str, Any] = dict(learner=learner, env=family.env)
     acting: dict[str, Any] = dict(num_steps=family.horizon)
     born = adaptation.begin(begin_key, meta, task, **world, num_streams=main.num_streams)
-    agent, _, _ = adaptation.adapt(
-        adapt_key, meta, task, *born, **world, **acting, num_updates=main.meta_updates
-    )
+    told = world | acting | dict(num_updates=main.meta_updates)
+    agent, _, _ = adaptation.adapt(adapt_key, meta, task, *born, **told)
     streams = adaptation.begin_streams(stream_key, meta, task, **world, num_streams=32)
     _, data = adaptation.experience(look_key, meta, task, agent, streams, **world, **acting)
     return jnp.mean(jax.vmap(first_episode_return)(data.reward, data.last))
@@ -170,9 +171,8 @@ def report(returns: np.ndarray) -> dict[str, Any]:
     intervals = [evaluation.mean_interval(x) for x in returns]
     agree = all(low <= mean <= high for low, high in intervals for mean in means)
     row = {"returns": means, "intervals": intervals, "by_seed": returns.mean(2)}
-    return {k: study.finite(np.asarray(x).tolist()) for k, x in row.items()} | {
-        "agree": bool(agree)
-    }
+    found = {name: study.finite(np.asarray(x).tolist()) for name, x in row.items()}
+    return found | {"agree": bool(agree)}
 
 
 def table(rows: dict[str, dict[str, Any]], random: dict[str, float]) -> list[str]:

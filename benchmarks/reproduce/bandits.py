@@ -52,7 +52,7 @@ class Bandits(Reproduction):
     """Bernoulli bandits."""
 
     output: study.Output = Path("runs/reproduce-bandits")
-    settings: Annotated[study.Names, study.Known(SETTINGS)] = ()
+    settings: Annotated[study.Names, study.known(SETTINGS)] = ()
     """Arms and pulls, as in `5,10`; none is the smallest, or all with `--full`."""
     learned: bool = True  # Train RL²; else measure the classical agents alone.
     meta_updates: int | None = None  # Meta-updates of RL²; None is each setting's own.

@@ -29,7 +29,7 @@ class DependentBandits(Reproduction):
     """Two-armed bandits whose arms inform about each other."""
 
     output: study.Output = Path("runs/reproduce-dependent-bandits")
-    kinds: Annotated[study.Names, study.Known(KINDS)] = ()
+    kinds: Annotated[study.Names, study.known(KINDS)] = ()
     """What is trained and tested on; none is `easy` and `uniform`, or all with `--full`."""
     num_seeds: int = 2  # Runs of RL².
     meta_updates: int | None = None  # Meta-updates of RL²; None is the presets' 400.

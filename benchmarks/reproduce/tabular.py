@@ -34,7 +34,7 @@ class Tabular(Reproduction):
 
     output: study.Output = Path("runs/reproduce-tabular")
     num_seeds: int = 1  # Runs of RL².
-    episodes: Annotated[tuple[int, ...], study.Known(PUBLISHED)] = ()
+    episodes: Annotated[tuple[int, ...], study.known(PUBLISHED)] = ()
     """Episodes in a trial; none is 10, or all with `--full`."""
     learned: bool = True  # Train RL²; else measure the classical agents alone.
     memory: Literal["counts", "gru"] = "counts"

@@ -24,16 +24,10 @@ def updated(key: jax.Array, state: object) -> tuple:
 @jax.jit
 def adapted_return(key: jax.Array, meta: object) -> jax.Array:
     task_key, key = jax.random.split(key)
-    returns = evaluation.adaptation_returns(
-        key,
-        meta,
-        tasks.sample_tasks(task_key, family, EVALUATED, split="test"),
-        learner=algorithm.learner,
-        env=family.env,
-        num_streams=num_streams,
-        num_updates=1,
-        num_steps=family.horizon,
-    )
+    drawn = tasks.sample_tasks(task_key, family, EVALUATED, split="test")
+    told = dict(learner=algorithm.learner, env=family.env, num_steps=family.horizon)
+    sizes = dict(num_streams=num_streams, num_updates=1)
+    returns = evaluation.adaptation_returns(key, meta, drawn, **told, **sizes)
     return returns[:, -1].mean()
 
 
