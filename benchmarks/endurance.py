@@ -181,8 +181,7 @@ def watched(args: Long, folder: Path) -> list[dict[str, float]]:
             spent = dict(update=line["update"], seconds=time.process_time())
             looks.append(spent | dict(resident_bytes=resident(), compilations=len(compiled)))
 
-    every_tenth = args.meta_updates // 10
-    plan = training.Config(args.meta_updates, num_tasks=2, checkpoint_every=every_tenth)
+    plan = training.Config(args.meta_updates, 2, checkpoint_every=args.meta_updates // 10)
     config = dict(num_streams=2, hidden_sizes=(4,))
     experiment = Experiment(config=config, family_settings=dict(horizon=4), plan=plan)
     experiments.train(experiment, folder=folder, sink=look, console=Console(quiet=True))

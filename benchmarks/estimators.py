@@ -31,14 +31,8 @@ UNBIASED = 1e-11
 
 
 META_GRADIENTS = (
-    "first-order",
-    "naive",
-    "lvc",
-    "loaded_dice 0.5",
-    "dice",
-    "naive + E-MAML, b = 0",
-    "naive + E-MAML, b = J(θ)",
-    "naive + E-MAML, leave one out",
+    *("first-order", "naive", "lvc", "loaded_dice 0.5", "dice"),
+    *(f"naive + E-MAML, {baseline}" for baseline in ("b = 0", "b = J(θ)", "leave one out")),
 )
 
 

@@ -50,7 +50,7 @@ class Main(study.Study):
     family: Annotated[str, tyro.conf.Positional, study.known(FAMILIES)]
     start: Path | None = None
     """File of weights to begin from, for `ant_direction` those of `ant_goal`; None begins with zeros."""
-    start_scale: Positive = 1.0  # What they are multiplied by.
+    start_scale: Positive = 1.0  # Factor of these weights.
     num_generations: int = 100  # Steps of the search.
     num_pairs: int = 64  # Perturbations in a generation; each is added and taken away.
     noise_std: Positive = 0.1
@@ -64,7 +64,7 @@ class Main(study.Study):
 
 
 class Search(NamedTuple):
-    """Where the search stands."""
+    """The state of a search."""
 
     weights: jax.Array  # [K, A, O + 1], on normalised observations
     mean: jax.Array  # [O], of what policies saw
@@ -73,7 +73,7 @@ class Search(NamedTuple):
 
 
 def std(search: Search) -> jax.Array:
-    """Of what policies saw, ``[O]``; what never changes has some, too."""
+    """The standard deviations of observations, ``[O]``; none is zero."""
     return jnp.sqrt(search.square - search.mean**2 + 1e-4)
 
 
@@ -95,7 +95,7 @@ def unfolded(weights: jax.Array, lived: "Episode") -> Search:
 
 
 class Episode(NamedTuple):
-    """What is known of an episode."""
+    """The results of an episode."""
 
     value: jax.Array  # [], its return
     moments: jax.Array  # [3, O], of what policies saw: sum, sum of squares and number
@@ -168,7 +168,7 @@ def first(family: TaskFamily, start: Path | None, scale: float = 1.0) -> np.ndar
 
 
 def far_from_goal(weights: np.ndarray) -> np.ndarray:
-    """What the ant that goes to a goal, ``[2, A, 2 + O + 1]``, does while that is 1 metre away along x, ``[1, A, O + 1]``."""
+    """Weights ``[1, A, O + 1]`` of the ant that goes to a goal, ``[2, A, 2 + O + 1]``, with the goal 1 metre away along x."""
     go = weights[0]
     return np.concatenate([go[:, 2:-1], go[:, -1:] + go[:, :1]], axis=1)[None]
 

@@ -71,7 +71,7 @@ def shown(returns: np.ndarray) -> str:
 
 
 def source(family: TaskFamily) -> str:
-    """Where the reference agent is from, in a word."""
+    """The origin of the reference agent, in a word."""
     if study.optimum_known(family):
         return "optimal"
     return "searched" if isinstance(family.env, locomotion.Locomotion) else "hand-written"

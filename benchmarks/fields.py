@@ -120,12 +120,7 @@ class Contest:
         return FIELDS[self.name]
 
     def enter(
-        self,
-        name: str,
-        algorithm: MetaAlgorithm,
-        meta_updates: int,
-        look: tuple,
-        family: TaskFamily,
+        self, name: str, algorithm: MetaAlgorithm, updates: int, look: tuple, family: TaskFamily
     ) -> None:
         """Trains a contestant with all seeds and looks at it in each split.
 
@@ -133,9 +128,9 @@ class Contest:
         """
         axis, function = look
         runs = study.seeds(algorithm, self.main.num_seeds)
-        told = dict(num_tasks=self.field.experiment.plan.num_tasks, chunk=min(20, meta_updates))
+        told = dict(num_tasks=self.field.experiment.plan.num_tasks, chunk=min(20, updates))
         train, _ = study.trainer(runs, algorithm, family, **told)
-        learned = train(runs, meta_updates)
+        learned = train(runs, updates)
         curve = learned.curve["return/after"].tolist()
         self.runs[name] = {"seconds": learned.seconds, "curve": curve}
         every = each_seed(function)
@@ -316,7 +311,7 @@ def normalized(contest: Contest, split: str) -> dict[str, Any]:
 
 
 def last_look(name: str) -> int:
-    """Where a field's meta-learner has had what it was trained for: a whole trial, or so many gradient steps."""
+    """The index of the last return that a meta-learner is trained for: of a whole trial, or so many gradient steps."""
     experiment = FIELDS[name].experiment
     return -1 if experiment.algorithm == "rl2" else experiment.config["num_updates"]
 

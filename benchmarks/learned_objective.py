@@ -32,13 +32,10 @@ from jaxmeta.algorithms.learned_objective import Config, Hyper
 from jaxmeta.returns import first_episode_return
 from jaxmeta.tasks import TaskFamily
 from jaxmeta.types import MetaAlgorithm, Task
-from jaxmeta.update_rules import AgentOptimizer, Meta, RuleLearner, UpdateRule
+from jaxmeta.update_rules import Meta, RuleLearner, UpdateRule
 
 # A square root has a derivative where gradients are zero only if something is added inside of it.
-OPTIMIZERS: dict[str, AgentOptimizer] = {
-    "sgd": optax.sgd,
-    "adam": partial(optax.adam, eps_root=1e-8),
-}
+OPTIMIZERS = {"sgd": optax.sgd, "adam": partial(optax.adam, eps_root=1e-8)}
 LINEAR = {"sgd": (3.0, 10.0, 30.0, 100.0), "adam": (0.05, 0.1, 0.2, 0.4, 0.8)}
 NETWORK = {"adam": (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)}
 EPISODES = 20  # of an agent, each time that it is looked at
@@ -65,7 +62,7 @@ class Train(study.Study):
     critic_step_size: Positive = 0.5
     """Of Adam in the meta-gradient's critics, tables which have a window's time to learn of returns of 20."""
     entropy_bonus: Positive = 0.0
-    """What the rule is paid for the entropy of the last agent in a window, per nat."""
+    """Pay of the rule for the entropy of the last agent in a window, per nat."""
     gae_lambdas: Annotated[study.Numbers, study.within(0, 1)] = (0.5, 0.8, 0.95)
     """λ that A2C may choose from, with every step size."""
     entropy_costs: Annotated[study.Numbers, study.within(0, 1e6)] = (0.0, 0.01, 0.05)
@@ -73,8 +70,7 @@ class Train(study.Study):
     tune_tasks: int = 50  # Training tasks that settings are chosen on.
     eval_tasks: int = 1000  # Held-out tasks.
     transfer_agents: int = 20  # Agents in Catch and CartPole.
-    compare_on: tuple[str, ...] = ("random MDPs", "grid worlds", "Catch", "CartPole")
-    """Where the rule is measured."""
+    compare_on: tuple[str, ...] = ("random MDPs", "grid worlds", "Catch", "CartPole")  # Places.
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -86,7 +86,7 @@ class Add:
 
     folder: Annotated[Path, tyro.conf.Positional]
     name: str  # Of its file in benchmarks/results.
-    title: str | None = None  # What is measured, in a few words; None is as before.
+    title: str | None = None  # The question, in a few words; None is as before.
     seeds: str | None = None
     """How many, in words where they differ; None is as before or as the script's setting says."""
     families: tuple[str, ...] | None = None
@@ -200,13 +200,13 @@ def add(args: Add, results: Path = RESULTS) -> Figure:
             raise ValueError(f"{name}=None must be told: benchmarks/results has no {args.name} yet")
     script = left["command"].split()[1]
     files = needed(script, told["families"], told["algorithms"], in_the_repository)
+    sources = {x: left["sources"][x] for x in files if x in left["sources"]}
     figure = Figure(
         **told,
         command=re.sub(r" --output[ =](\S+)", "", left["command"]),  # wherever it was
         date=left["date"],
         machine=left["machine"],
-        sources={x: left["sources"][x] for x in files if x in left["sources"]}
-        | settings(told["presets"]),
+        sources=sources | settings(told["presets"]),
         lines=tuple(lines),
     )
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -216,12 +216,9 @@ def add(args: Add, results: Path = RESULTS) -> Figure:
 
 
 def block(figure: Figure) -> list[str]:
-    """Of a document: the tables and where they come from."""
-    return [
-        *figure.lines,
-        "",
-        f"`{figure.command}`; {figure.date}, {_seeds(figure)}, {figure.machine}.",
-    ]
+    """The lines of a document: the tables and their origin."""
+    origin = f"`{figure.command}`; {figure.date}, {_seeds(figure)}, {figure.machine}."
+    return [*figure.lines, "", origin]
 
 
 def _seeds(figure: Figure) -> str:

@@ -50,10 +50,9 @@ class Main(study.Study):
     """Standard deviations of the difference of π's and μ's parameters."""
     updates: tuple[int, ...] = (1, 3, 10)  # Numbers of steps to report.
     rho_bar: Annotated[float, study.within(0, math.inf)] = 3.0
-    """Where V-trace truncates the ratio of a TD error, for all three; without it a few tasks diverge where
-    policies are far apart."""
+    """Bound of V-trace on the ratio of a TD error; without it a few tasks diverge where policies are far apart."""
     outer_policy: Literal["behaviour", "target"] = "behaviour"
-    """Who acts for the prediction error in meta-training: μ, corrected by importance sampling, or π."""
+    """The policy that acts for the prediction error in meta-training: μ, corrected by importance sampling, or π."""
     meta_updates: int = 3000
     """Meta-updates, of 20 tasks each; as many without adaptation for the mean task."""
     num_tasks: int = 1000  # Held-out MDPs.

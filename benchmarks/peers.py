@@ -53,7 +53,7 @@ Peers = Annotated[Path, tyro.conf.arg(help=HELP)]
 
 @dataclasses.dataclass(frozen=True)
 class Duel(study.Study):
-    """What every comparison can be told."""
+    """Settings of every comparison."""
 
     pairs: int = 11  # Turns of each side that are measured.
     core: int | None = min(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None

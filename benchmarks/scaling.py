@@ -34,7 +34,7 @@ from jaxmeta.types import MetaAlgorithm
 
 @dataclasses.dataclass(frozen=True)
 class Size:
-    """What costs."""
+    """The sizes of a meta-update."""
 
     tasks: int = 20
     streams: int = 20
@@ -54,7 +54,7 @@ class Scaling(study.Study):
     output: study.Output = Path("runs/scaling")
     algorithm: Annotated[str, study.known(ALGORITHMS)] = "maml"
     """`maml` on 2-D navigation, two layers of 64; or `rl2`, a GRU of 64 on two-armed bandits."""
-    axes: tuple[str, ...] = ()  # What is multiplied; none named is all.
+    axes: tuple[str, ...] = ()  # Sizes to multiply; none named is all.
     base: Size = Size()  # The sizes of all others.
     factors: tuple[int, ...] = (1, 2, 4, 8)  # By how much.
     repeats: int = 7  # Timed meta-updates of each; the median counts.

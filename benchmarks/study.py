@@ -111,16 +111,19 @@ class Program(NamedTuple):
     """A compiled function."""
 
     call: Callable[..., Any]
-    seconds: float  # What compiling took.
-    memory: int  # Bytes of its intermediate values.
+    seconds: float  # of compiling
+
+    @property
+    def memory(self) -> int:
+        """Bytes of its intermediate values."""
+        return self.call.memory_analysis().temp_size_in_bytes  # type: ignore[attr-defined]
 
 
 def compiled(function: Callable, *arguments: Any, **options: Any) -> Program:
     """``function``, compiled for ``arguments`` like these; ``options`` are those of `jax.jit`."""
     began = time.perf_counter()
     call = jax.jit(function, **options).lower(*arguments).compile()
-    seconds = time.perf_counter() - began
-    return Program(call, seconds, call.memory_analysis().temp_size_in_bytes)  # type: ignore[union-attr]
+    return Program(call, time.perf_counter() - began)
 
 
 def timed(call: Callable[[], Any]) -> tuple[Any, float]:

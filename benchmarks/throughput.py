@@ -5,8 +5,7 @@
     python benchmarks/throughput.py memory --output runs/throughput-memory
 
 `rollout`: uniformly random actions in many copies of one task, beside gymnax's own auto-resetting ``step`` under
-the same vmap. What is asked of a rollout decides what is computed: *rewards* and ends of episodes alone, or all
-*transitions*.
+the same vmap. A rollout computes what it is asked for: *rewards* and ends of episodes alone, or all *transitions*.
 
 `updates`: one meta-update of every kind of algorithm, from drawing the tasks to the new parameters, over a ladder
 of sizes: what it takes to compile (and again, with the persistent cache that `training` switches on), to run, and
@@ -52,7 +51,7 @@ class Memory(study.Study):
 
     output: study.Output = Path("runs/throughput-memory")
     memories: Annotated[study.Names, study.known(MEMORIES)] = ("gru", "lstm", "linear", "none")
-    """What to measure; the first is what ratios are of. `transformer` is long to wait for on a CPU."""
+    """Memories to measure; ratios are of the first. `transformer` is long to wait for on a CPU."""
     num_steps: int = 500  # Steps of a trial.
     sizes: tuple[int, ...] = (64, 128)  # Widths.
     num_trials: tuple[int, ...] = (16, 64, 256)  # Trials in a batch.
@@ -219,7 +218,9 @@ class Updates(study.Study):
     """Meta-updates, one algorithm after the other."""
 
     output: study.Output = Path("runs/throughput-updates")
-    algorithms: Annotated[study.Names, study.known(UPDATES)] = tuple(UPDATES)  # What to measure.
+    algorithms: Annotated[study.Names, study.known(UPDATES)] = tuple(
+        UPDATES
+    )  # Meta-updates to measure.
     scales: tuple[int, ...] = (1,)  # Times as many tasks, a ladder of them.
     repeats: int = 7  # Timed calls of each.
 
@@ -233,7 +234,7 @@ class Updates(study.Study):
 
 
 class Work(NamedTuple):
-    """What one run of a program asks of a device."""
+    """The work of one run of a program."""
 
     flop: int  # Floating-point operations of all products of matrices.
     bytes: int  # Their factors and results, read or written once.
@@ -267,7 +268,7 @@ def products(jaxpr: Any) -> Work:
 
 
 class Device(NamedTuple):
-    """What the device was seen to do at best."""
+    """The best rates that the device was seen to reach."""
 
     flop_per_second: float  # In one large product of matrices, in single precision.
     bytes_per_second: float  # Read and written, in adding to a vector that no cache holds.

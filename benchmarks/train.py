@@ -165,12 +165,12 @@ def settings(argv: list[str]) -> Any:
 
 
 def default_output(preset: str | None, algorithm: str, family: str) -> Path:
-    """Where a run goes that is told no folder."""
+    """The folder of a run that is told none."""
     return Path("runs") / (preset or f"{algorithm}-{family}")
 
 
 def experiment_of(args: Any) -> Experiment:
-    """What the command line asks for."""
+    """The experiment that the command line asks for."""
     return Experiment(
         args.algorithm,
         args.family,
@@ -197,7 +197,7 @@ def refuse_changes(before: Experiment, now: Experiment, folder: Path) -> None:
 
 
 def sink_of(args: Any) -> training.Sink | None:
-    """Where metrics go beside the folder."""
+    """The sink of metrics beside the folder."""
     if args.tensorboard is not None and args.wandb is not None:
         raise ValueError(
             f"wandb={args.wandb!r} and tensorboard={args.tensorboard}: name one of them"

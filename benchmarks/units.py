@@ -129,7 +129,7 @@ def by_a2c(scale_rewards: bool) -> Learning:
 def a2c_return(
     key: jax.Array, meta: Any, task: Task, learner: Learner, family: TaskFamily, main: Main
 ) -> jax.Array:
-    """What one agent earns in an episode at the end of its life."""
+    """The return of one agent in an episode at the end of its life."""
     begin_key, adapt_key, stream_key, look_key = jax.random.split(key, 4)
     world: dict[str, Any] = dict(learner=learner, env=family.env)
     acting: dict[str, Any] = dict(num_steps=family.horizon)

@@ -30,7 +30,7 @@ class DependentBandits(Reproduction):
 
     output: study.Output = Path("runs/reproduce-dependent-bandits")
     kinds: Annotated[study.Names, study.known(KINDS)] = ()
-    """What is trained and tested on; none is `easy` and `uniform`, or all with `--full`."""
+    """Kinds to train and test on; none is `easy` and `uniform`, or all with `--full`."""
     num_seeds: int = 2  # Runs of RL².
     meta_updates: int | None = None  # Meta-updates of RL²; None is the presets' 400.
     num_tasks: int | None = None  # Trials in a meta-update; None is the presets' 512.

@@ -38,7 +38,7 @@ class Tabular(Reproduction):
     """Episodes in a trial; none is 10, or all with `--full`."""
     learned: bool = True  # Train RL²; else measure the classical agents alone.
     memory: Literal["counts", "gru"] = "counts"
-    """What RL² remembers: `counts`, or what a `gru` makes of the same inputs."""
+    """The memory of RL²: `counts`, or a `gru` of the same inputs."""
     meta_updates: int | None = None
     """Meta-updates of RL²; None is about ten minutes of a core, eight times that with `--full`."""
     num_tasks: int | None = None  # Trials in a meta-update; None is 128, or 1 024 for a GRU.

@@ -67,7 +67,7 @@ world: dict[str, Any] = dict(learner=learner, env=env)
 
 
 class Batch(NamedTuple):
-    """What is learned from; with leading ``[num_envs, num_steps]``, or rows."""
+    """The data of an update; with leading ``[num_envs, num_steps]``, or rows."""
 
     timestep: Any
     action: jax.Array

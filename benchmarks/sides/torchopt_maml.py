@@ -102,7 +102,7 @@ def loss(policy: Policy, batch: Batch) -> torch.Tensor:
 
 
 class Run:
-    """What is trained."""
+    """The policy that is trained, and its optimisers."""
 
     def __init__(self, seed: int) -> None:
         torch.manual_seed(seed)

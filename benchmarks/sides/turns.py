@@ -12,7 +12,7 @@ from typing import Any
 
 
 def settings() -> dict[str, Any]:
-    """What this side was told."""
+    """The settings that this side was told."""
     return json.loads(sys.argv[1])
 
 
