@@ -20,6 +20,7 @@ are left as FAMILY.npy in --output, and what was there is replaced.
 
 import dataclasses
 import time
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -129,11 +130,8 @@ def generation(search: Search, key: jax.Array, *, main: Main, family: TaskFamily
         task = family.train(task_key)
         noise = evolution.perturbation(noise_key, search.weights, main.noise_std)
         both = evolution.antithetic(search.weights, noise)
-        lived = jax.vmap(
-            lambda weights: episode(
-                episode_key, folded(search._replace(weights=weights)), task, family=family
-            )
-        )(both)
+        live = partial(episode, episode_key, task=task, family=family)
+        lived = jax.vmap(lambda weights: live(folded(search._replace(weights=weights))))(both)
         # Of policies that were left out the return says nothing.
         return noise * lived.used.any(0)[:, None, None], lived
 
