@@ -63,7 +63,7 @@ def experiment_of(name: str, family: str, main: Main) -> Experiment:
 def trained(
     experiment: Experiment, algorithm: MetaAlgorithm, family: tasks.TaskFamily, main: Main
 ) -> tuple[study.Trained, dict[str, float]]:
-    """The runs of all seeds, trained until the budget of environment steps is spent, and the seconds that it took."""
+    """The runs of all seeds after the budget of environment steps, and the seconds of their training."""
     budget = experiment.plan.meta_updates * main.num_tasks * main.num_streams * family.horizon * 2
     runs = study.seeds(algorithm, main.num_seeds)
     num_tasks = experiment.plan.num_tasks

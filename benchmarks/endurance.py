@@ -107,7 +107,7 @@ def newest(folder: Path) -> int | None:
 
 
 def kill_once(folder: Path, args: list[str], moment: random.Random) -> dict[str, Any]:
-    """The meta-updates that were done and those of them that were kept, after a start, a wait and a kill."""
+    """The meta-updates that were done, and those that were kept, after a start, a wait and a kill."""
     before = lines(folder)
     process = subprocess.Popen(args, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     early = moment.random() < 0.1
@@ -214,7 +214,7 @@ def run_long(args: Long) -> None:
 
 
 def with_faults(args: Faults, rate: float, held_out: Task, key: jax.Array) -> tuple:
-    """Returns ``[M, 2]`` in held-out tasks without faults after training with some, and how much was left out."""
+    """Returns ``[M, 2]`` without faults after training with some, and how much was left out."""
     family = tasks.make("navigation")
     faulty = transform.faulty(family, rate=rate)
     algorithm = maml.maml(faulty, CONFIG)

@@ -168,13 +168,12 @@ def norm(x: jax.Array) -> float:
 
 
 def deviation(mean: jax.Array, square: jax.Array) -> float:
-    """The standard deviation of an estimate with this mean and mean square: the root of its covariance's trace."""
+    """The standard deviation of an estimate by its mean and mean square: the root of a trace."""
     return math.sqrt(max(float(square) - norm(mean) ** 2, 0.0))
 
 
 def moments(estimator: Surrogate, world: World) -> dict[str, dict[str, float]]:
-    """Bias and standard deviation, per trajectory, of an estimator's gradient and Hessian, relative to the norm of
-    the truth."""
+    """Bias and deviation of an estimator's gradient and Hessian, relative to the norm of the truth."""
     discount = jnp.full(world.horizon, world.mdp.discount)
     first = jnp.zeros(world.horizon, bool).at[0].set(True)
 
@@ -229,7 +228,7 @@ def microseconds(estimator: Surrogate, world: World, main: Main, repeats: int = 
 
 
 class Batches(NamedTuple):
-    """One step on a batch of ``size`` trajectories of a world's own policy, and gradients through it."""
+    """One step on a batch of ``size`` trajectories of a policy, and gradients through it."""
 
     world: World
     size: int

@@ -166,7 +166,7 @@ def first(family: TaskFamily, start: Path | None, scale: float = 1.0) -> np.ndar
 
 
 def far_from_goal(weights: np.ndarray) -> np.ndarray:
-    """Weights ``[1, A, O + 1]`` of the ant that goes to a goal, ``[2, A, 2 + O + 1]``, with the goal 1 metre away along x."""
+    """Weights ``[1, A, O + 1]`` of the ant that goes to a goal, with that 1 metre away along x."""
     go = weights[0]
     return np.concatenate([go[:, 2:-1], go[:, -1:] + go[:, :1]], axis=1)[None]
 

@@ -311,7 +311,7 @@ def normalized(contest: Contest, split: str) -> dict[str, Any]:
 
 
 def last_look(name: str) -> int:
-    """The index of the last return that a meta-learner is trained for: of a whole trial, or so many gradient steps."""
+    """The index of the last return that a field's meta-learner is trained for."""
     experiment = FIELDS[name].experiment
     return -1 if experiment.algorithm == "rl2" else experiment.config["num_updates"]
 

@@ -304,7 +304,7 @@ def _stacked(metas: Sequence[Meta]) -> Meta:
 
 
 def reference_returns(args: Train, place: Place) -> tuple[np.ndarray, np.ndarray]:
-    """Returns of random and of the best known behaviour in the held-out tasks that `chosen` uses, ``[test]``."""
+    """Returns of random and of the best known behaviour in `chosen`'s held-out tasks, ``[test]``."""
     keys = jax.random.split(jax.random.key(args.seed + 10**6), 4)
     held_out = tasks.sample_tasks(keys[1], place.family, place.test, split="test")
     random_key, best_key = jax.random.split(jax.random.key(args.seed + 10**6 + 1))
@@ -324,7 +324,7 @@ def compare(args: Train, meta: Meta) -> dict[str, Any]:
         random, best = (float(x.mean()) for x in reference_returns(args, place))
         results[name] = {"random": random, "best": best, "contestants": {}}
         for label, contestant in contestants(args, meta, place.step_sizes).items():
-            (returns, settings), seconds = study.timed(lambda: chosen(args, contestant, place))  # noqa: B023
+            (returns, settings), seconds = study.timed(partial(chosen, args, contestant, place))
             share = (returns - random) / (best - random)  # [tasks, checkpoints]
             results[name]["contestants"][label] = {
                 "x": np.linspace(0, place.lifespan, CHECKPOINTS + 1).tolist(),
@@ -412,8 +412,7 @@ KINDS = {
 
 
 def measure(args: Memory, kind: str, lifespan: int) -> dict[str, float]:
-    """The bytes of intermediate values and of arguments of a compiled program that takes all agents through a
-    lifetime, and its seconds."""
+    """Bytes and seconds of a compiled program that takes all agents through a lifetime."""
     outer, whole = KINDS[kind]
     window = lifespan if whole else args.window
     family = families()["random MDPs"]

@@ -364,7 +364,7 @@ def mapped(
 
 
 def lived(main: Memory, lifetime: int, num_updates: int, **settings: Any) -> Callable:
-    """A function that begins a run and takes all agents through their lives, ``num_updates + 1`` updates at a time."""
+    """A function that takes all agents through their lives, ``num_updates + 1`` updates at a time."""
     config = Config(num_updates=num_updates, **sizes(main), **settings)
     family = tasks.make("cartpole")
     algorithm = meta_gradient(family, config)
@@ -390,7 +390,7 @@ def run_memory(main: Memory) -> None:
         mine = []
         for lifetime in main.lifetimes:
             compiled = study.compiled(program(lifetime), jax.random.key(0))
-            (_, metrics), seconds = study.timed(lambda: compiled.call(jax.random.key(0)))  # noqa: B023
+            (_, metrics), seconds = study.timed(partial(compiled.call, jax.random.key(0)))
             norm = float(metrics["meta_grad_norm"][-1])
             megabytes, milliseconds = compiled.memory / 1e6, 1e3 * seconds / lifetime
             mine.append((megabytes, milliseconds))

@@ -50,9 +50,9 @@ class Main(study.Study):
     """Standard deviations of the difference of π's and μ's parameters."""
     updates: tuple[int, ...] = (1, 3, 10)  # Numbers of steps to report.
     rho_bar: Annotated[float, study.within(0, math.inf)] = 3.0
-    """Bound of V-trace on the ratio of a TD error; without it a few tasks diverge where policies are far apart."""
+    """Bound of V-trace on the ratio of a TD error; a few tasks diverge without one."""
     outer_policy: Literal["behaviour", "target"] = "behaviour"
-    """The policy that acts for the prediction error in meta-training: μ, corrected by importance sampling, or π."""
+    """The policy that acts for the prediction error: μ, with importance ratios, or π."""
     meta_updates: int = 3000
     """Meta-updates, of 20 tasks each; as many without adaptation for the mean task."""
     num_tasks: int = 1000  # Held-out MDPs.
@@ -145,7 +145,7 @@ def best_control(main: Main, measure: Measure, meta: Meta, family: TaskFamily) -
 
 
 def compare(main: Main, distance: float) -> list[dict[str, Any]]:
-    """A row a beginning: means and intervals over tasks, and errors in units of the meta-learned one's."""
+    """A row a beginning: means and intervals over tasks, and the meta-learned error's share."""
     family = tasks.make(main.family)
     config, hyper = settings(main, distance)
     fixed = dataclasses.replace(config, step_sizes="fixed")

@@ -1,6 +1,6 @@
-"""The skeleton of the scripts in this folder: settings, command line, training of seeds, tasks, statistics, results.
+"""The skeleton of these scripts: settings, command line, training, tasks, statistics, results.
 
-A script has a question and the parts that answer it. It derives its settings from `Study`, and ends with
+A script has a question and its own parts. It derives its settings from `Study`, and ends with
 
     if __name__ == "__main__":
         study.main({Settings: run}, __doc__)
@@ -46,7 +46,7 @@ def within(low: float, high: float) -> partial:
 
 @dataclasses.dataclass(frozen=True)
 class Study:
-    """Settings of a script, checked by `known` and `within`: ``Annotated[float, within(0, 1)]``.
+    """Settings of a script, checked by `known` and `within`.
 
     Whole numbers are checked by `LEAST`. Tuples are not empty, unless they are by default.
     """
@@ -92,8 +92,8 @@ def answered() -> Iterator[None]:
 def main(kinds: Mapping[type, Callable[[Any], None]], doc: str | None, *, new: bool = True) -> None:
     """Runs a script by its command line.
 
-    ``kinds`` has the function that is run, by the class of its settings; several classes are subcommands of their
-    names. The output folder must be ``new``, or empty, unless the script resumes.
+    ``kinds`` has functions by the class of their settings. Several classes are subcommands.
+    The output folder must be ``new``, or empty, unless the script resumes.
     """
     with answered():
         if len(kinds) > 1:
@@ -136,7 +136,7 @@ def timed(call: Callable[[], Any]) -> tuple[Any, float]:
 def in_turns(calls: Mapping[Any, Callable[[], Any]], repeats: int) -> dict[Any, list[float]]:
     """Seconds of every call, taken in turns, so that a busy machine is so for all.
 
-    Each call is made once before its time is taken: after a larger program it pays for memory that this gave back.
+    Each call is made twice and the second is timed: the first pays for the memory it needs.
     """
     seconds: dict[Any, list[float]] = {name: [] for name in calls}
     for _ in range(repeats):
@@ -179,9 +179,9 @@ def one(algorithm: MetaAlgorithm, seed: int) -> training.Run:
 def trainer(
     run: training.Run, algorithm: MetaAlgorithm, family: TaskFamily, *, num_tasks: int, chunk: int
 ) -> tuple[Train, float]:
-    """The compiled program that trains runs like ``run``, in chunks of meta-updates, and the seconds of compiling.
+    """The compiled program that trains runs like ``run``, and the seconds of compiling.
 
-    The leading axes of ``run``, for seeds and settings, are mapped over. The program takes the place of its run.
+    It maps over the leading axes of ``run``, for seeds and settings. It overwrites its run.
     """
 
     def advance(run: training.Run, count: jax.Array) -> tuple[training.Run, dict]:
@@ -217,7 +217,7 @@ def held_out(family: TaskFamily, count: int) -> Task:
 def adapted(
     key: jax.Array, meta: Any, drawn: Task, algorithm: MetaAlgorithm, family: TaskFamily, **how: Any
 ) -> jax.Array:
-    """Returns after 0 ... K gradient steps in each task, ``[M, K + 1]``; ``how`` is further told `evaluation`."""
+    """Returns after 0 ... K gradient steps in each task, ``[M, K + 1]``, by `evaluation`."""
     told = dict(learner=algorithm.learner, env=family.env, num_steps=family.horizon)
     return evaluation.adaptation_returns(key, meta, drawn, **told, **how)
 
@@ -271,7 +271,7 @@ def kept(path: Path, settings: Mapping[str, Any], measure: Callable[[], dict]) -
 
 
 def markdown(names: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """The lines of a Markdown table of cells; unlike `reports.markdown`, names may stand there twice."""
+    """The lines of a Markdown table; unlike in `reports.markdown`, a name may stand twice."""
     cells = [f"| {' | '.join(row)} |" for row in (names, *rows)]
     return [cells[0], "|" + "---|" * len(names), *cells[1:]]
 
@@ -284,9 +284,9 @@ def leave(
     csv: Sequence[Mapping[str, Any]] = (),
     **results: Any,
 ) -> None:
-    """Leaves table.md and results.json in the output folder and shows the table; of rows ``csv`` table.csv, too.
+    """Leaves table.md, results.json and, of rows ``csv``, table.csv; shows the table.
 
-    ``settings`` of None are all of the study's. This file is one of the sources wherever the script stands.
+    ``settings`` of None are all of the study's. This file always is one of the sources.
     """
     sources: Any = reports.provenance()["sources"]
     mine = {"benchmarks/study.py": reports.digest(Path(__file__).read_text(encoding="utf-8"))}

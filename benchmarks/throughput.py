@@ -5,7 +5,7 @@
     python benchmarks/throughput.py memory --output runs/throughput-memory
 
 `rollout`: uniformly random actions in many copies of one task, beside gymnax's own auto-resetting ``step`` under
-the same vmap. A rollout computes what it is asked for: *rewards* and ends of episodes alone, or all *transitions*.
+the same vmap. A rollout computes what it is asked for: *rewards* and ends, or all *transitions*.
 
 `updates`: one meta-update of every kind of algorithm, from drawing the tasks to the new parameters, over a ladder
 of sizes: what it takes to compile (and again, with the persistent cache that `training` switches on), to run, and
@@ -284,7 +284,7 @@ def device_rates() -> Device:
 
 
 def compiled_twice(function: Callable, run: training.Run) -> tuple[Callable, list[float]]:
-    """The compiled function, and the seconds of compiling it anew and once more with the cache that this has filled."""
+    """The compiled function, and the seconds of compiling it anew and again with the cache."""
     programs = []
     with tempfile.TemporaryDirectory() as cache:
         training.enable_compilation_cache(cache)
@@ -336,7 +336,7 @@ def run_updates(main: Updates) -> None:
     rows = []
     for name, scale in itertools.product(main.algorithms, main.scales):
         row = measure_update(name, scale, main.repeats)
-        # Williams et al. 2009, "Roofline": an update that does little with a number is held up by fetching it.
+        # Williams et al. 2009, "Roofline": fetching a number may take longer than using it.
         reached = row["flop"] / row["bytes"] * device.bytes_per_second
         row["roof"] = min(device.flop_per_second, reached)
         rows.append(row | {f"device_{rate}": x for rate, x in device._asdict().items()})

@@ -99,9 +99,8 @@ def beginning(chosen: argparse.Namespace) -> Experiment:
         before = experiments.read(chosen.resume)
         for name, value in told.items():
             if value != getattr(before, name):
-                raise ValueError(
-                    f"{name}={value!r}, but the run in {chosen.resume} has {name}={getattr(before, name)!r}"
-                )
+                has = f"{name}={getattr(before, name)!r}"
+                raise ValueError(f"{name}={value!r}, but the run in {chosen.resume} has {has}")
     chosen.algorithm = chosen.algorithm or before.algorithm
     chosen.family = chosen.family or before.family
     checks.choice("algorithm", chosen.algorithm, ALGORITHMS)
@@ -123,8 +122,7 @@ def record(name: str, doc: str | None, fields: list[tuple[str, Any, Any]]) -> ty
 
 
 def settings(argv: list[str]) -> Any:
-    """The command line as one object; algorithm and family decide which settings there are, a preset or the folder of
-    the run that is resumed how they stand."""
+    """The command line as one object, whose settings are those of the algorithm and the family."""
     chosen, others = chooser().parse_known_args(argv)
     before = beginning(chosen)
     module, constructor = ALGORITHMS[chosen.algorithm], tasks.FAMILIES[chosen.family]
@@ -141,8 +139,8 @@ def settings(argv: list[str]) -> Any:
     flat = tyro.conf.arg(name="")
     output = "folder; default runs/ALGORITHM-FAMILY or runs/PRESET"
     resume = (
-        "folder of a run to go on with, from its newest checkpoint and with its settings; without a folder the one of "
-        "--output"
+        "folder of a run to go on with, from its newest checkpoint and with its settings; without a "
+        "folder the one of --output"
     )
     fields = [
         ("preset", told(str | None, ", ".join(presets.PRESETS)), chosen.preset),
@@ -208,8 +206,7 @@ def sink_of(args: Any) -> training.Sink | None:
 
 
 def evaluate(key: jax.Array, trained: Trained, split: str, args: Any) -> dict[str, Any]:
-    """The adaptation curve on tasks of a split, summarised: returns after each update or, for a learner with memory,
-    of each episode of a trial."""
+    """The adaptation curve on tasks of a split, by update or, with memory, by episode of a trial."""
     family, config, num_tasks = trained.family, args.config, args.evaluation.eval_tasks
     task_key, adapt_key, random_key, optimal_key = jax.random.split(key, 4)
     drawn = jax.jit(lambda key: sample_tasks(key, family, num_tasks, split=split))(task_key)

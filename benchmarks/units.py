@@ -11,6 +11,7 @@ Leaves results.json and table.md in the output folder.
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -165,8 +166,7 @@ def measure(main: Main, learning: Learning, base: TaskFamily) -> np.ndarray:
 
 
 def report(returns: np.ndarray) -> dict[str, Any]:
-    """Means and intervals of one algorithm on one family, ``[units, seeds, tasks]``, and whether each mean lies in
-    all intervals; None stands where it diverged."""
+    """Means and intervals of ``[units, seeds, tasks]``, and whether each mean lies in all of them."""
     means = returns.mean((1, 2))
     intervals = [evaluation.mean_interval(x) for x in returns]
     agree = all(low <= mean <= high for low, high in intervals for mean in means)
@@ -200,7 +200,7 @@ def run(main: Main) -> None:
         random[name] = float(jnp.mean(lone))
         for learner, learning in LEARNING.items():
             which = f"{name}, {learner}"
-            returns, seconds[which] = study.timed(lambda: measure(main, learning, family))  # noqa: B023
+            returns, seconds[which] = study.timed(partial(measure, main, learning, family))
             rows[which] = report(returns)
             study.say(f"{which}: {rows[which]['returns']}")
     study.leave(main, table(rows, random), rows=rows, random=random, seconds=seconds)

@@ -1,4 +1,4 @@
-"""The parts that the scripts of this folder share: their settings, agents measured alike, and one table."""
+"""The parts that these scripts share: settings, agents measured alike, and one table."""
 
 import dataclasses
 import sys
@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-sys.path.append(str(Path(__file__).resolve().parent.parent))
+sys.path.insert(1, str(Path(__file__).resolve().parent.parent))
 import study
 
 from jaxmeta import evaluation, experiments, presets, reports
@@ -68,7 +68,7 @@ class Row:
 
 
 def preset(name: str, meta_updates: int | None, num_tasks: int | None = None, **config: Any) -> Any:
-    """The `Experiment` of a preset with other entries of its ``config``, shorter or longer where that is told."""
+    """The `Experiment` of a preset with these settings in place of its own."""
     experiment = presets.PRESETS[name]
     plan = dataclasses.replace(experiment.plan, num_tasks=num_tasks or experiment.plan.num_tasks)
     settings = {**experiment.config, **config}
@@ -91,7 +91,7 @@ class Measure:
     num_steps: int
 
     def of(self, learner: Learner, meta: Any = (), *, env: Any = None, **how: Any) -> np.ndarray:
-        """Scores of a learner in one trial of each task, ``[M]``; ``how`` is further told `evaluation.trials`."""
+        """Scores of a learner in one trial of each task, ``[M]``, by `evaluation.trials`."""
 
         def run(key: jax.Array, meta: Any, drawn: Task) -> jax.Array:
             told = dict(learner=learner, env=env or self.family.env, num_steps=self.num_steps)
@@ -103,7 +103,7 @@ class Measure:
     def learned(
         self, row: Row, experiment: Experiment, num_seeds: int, family: TaskFamily | None = None
     ) -> Row:
-        """``row`` with the scores of a learner that is trained here with each seed, one after the other.
+        """``row`` with the scores of a learner that is trained with one seed after the other.
 
         ``family`` of None trains on the tasks' own.
         """
@@ -117,8 +117,9 @@ class Measure:
 
             def show(done: int, metrics: dict, spent: float, seed: int = seed) -> None:
                 study.say(
-                    f"{row.agent}, {row.setting}, seed {seed}: {done} of {plan.meta_updates} meta-updates in "
-                    f"{spent:.0f} s, training return {metrics['return/trial'].mean():.3f}"
+                    f"{row.agent}, {row.setting}, seed {seed}: {done} of {plan.meta_updates} "
+                    f"meta-updates in {spent:.0f} s, "
+                    f"training return {metrics['return/trial'].mean():.3f}"
                 )
 
             trained = train(study.one(algorithm, seed), plan.meta_updates, show)

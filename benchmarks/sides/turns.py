@@ -21,8 +21,8 @@ def learn(
 ) -> None:
     """Answers as a learner, until there are no more questions.
 
-    ``begun(seed)`` is its state before any update, ``updated(state)`` that after one, and ``earned(seed, state)`` its
-    return in an evaluation.
+    ``begun(seed)`` and ``updated(state)`` are its states before any update and after one more,
+    ``earned(seed, state)`` its return in an evaluation.
     """
     state = begun(0)
 
