@@ -21,9 +21,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import study
+from jaxmeta.estimators import exact, returns, surrogates
+from jaxmeta.estimators.surrogates import Surrogate
 
-from jaxmeta import exact, objectives, plotting, returns
-from jaxmeta.objectives import Surrogate
+from jaxmeta import plotting
 
 MAX_PATHS = 1_000_000
 UNBIASED = 1e-11
@@ -143,19 +144,19 @@ def estimators(*, off_policy: bool) -> dict[str, Surrogate]:
     """The library's surrogates; bars of 1 would sit on the ratios where the policy itself acts."""
 
     def of(weights: Callable, **settings: Any) -> Surrogate:
-        return partial(objectives.surrogate, weights=partial(weights, **settings))
+        return partial(surrogates.surrogate, weights=partial(weights, **settings))
 
     bars = [(2.0, 2.0), (math.inf, 1.0), (1.0, 1.0)] if off_policy else [(2.0, 2.0)]
     return {
-        "score": of(objectives.score),
-        "lvc": of(objectives.lvc),
-        "ppo_clip": objectives.ppo_clip,
-        **{f"taypo {n}": of(objectives.taypo, order=n) for n in (1, 2, 3)},
-        **{f"loaded_dice {x}": of(objectives.loaded_dice, lambda_=x) for x in (0.5, 0.95)},
-        "dice": of(objectives.loaded_dice),
+        "score": of(surrogates.score),
+        "lvc": of(surrogates.lvc),
+        "ppo_clip": surrogates.ppo_clip,
+        **{f"taypo {n}": of(surrogates.taypo, order=n) for n in (1, 2, 3)},
+        **{f"loaded_dice {x}": of(surrogates.loaded_dice, lambda_=x) for x in (0.5, 0.95)},
+        "dice": of(surrogates.loaded_dice),
         **{
             f"vtrace ({rho:g}, {c:g})": of(
-                objectives.vtrace, rho_bar=rho, c_bar=c, off_policy=off_policy
+                surrogates.vtrace, rho_bar=rho, c_bar=c, off_policy=off_policy
             )
             for rho, c in bars
         },
@@ -257,7 +258,7 @@ class Batches(NamedTuple):
         theta, objective = self.world.theta, self.world.objective
         earned, slope = jax.value_and_grad(objective)(self.update(theta, indices))
         gradients = jax.jacrev(lambda theta: self.gains(theta, indices, "score"))(theta)  # [N, F]
-        others = jax.vmap(objectives.leave_one_out_mean, in_axes=1, out_axes=1)(gradients)
+        others = jax.vmap(surrogates.leave_one_out_mean, in_axes=1, out_axes=1)(gradients)
         without = jax.vmap(objective)(theta + self.step_size * others)
 
         def through(name: str) -> jax.Array:
@@ -267,7 +268,7 @@ class Batches(NamedTuple):
         def sampling(baseline: jax.Array | float) -> jax.Array:
             gain = jnp.broadcast_to(earned - baseline, (self.size,))
             return jax.grad(
-                lambda theta: objectives.sampling_correction(self.log_prob(theta, indices), gain)
+                lambda theta: surrogates.sampling_correction(self.log_prob(theta, indices), gain)
             )(theta)
 
         naive = through("score")

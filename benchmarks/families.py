@@ -18,7 +18,7 @@ import numpy as np
 import study
 from gymnax.environments import spaces
 
-from jaxmeta import adaptation, evaluation, plotting, tasks
+from jaxmeta import evaluation, plotting, rollouts, tasks
 from jaxmeta.tasks import TaskFamily, locomotion
 from jaxmeta.types import Trajectory
 
@@ -44,7 +44,7 @@ def recorded(key: jax.Array, family: TaskFamily, num_steps: int) -> Trajectory:
     task = family.test(task_key)
     sizes = dict(num_streams=1, num_updates=0, num_steps=num_steps)
     told = dict(learner=evaluation.controller_learner(policy), env=family.env)
-    history = adaptation.lifetime(key, task, task, **told, **sizes)
+    history = rollouts.lifetime(key, task, task, **told, **sizes)
     return jax.tree.map(lambda x: x[0, 0], history.trajectories)
 
 

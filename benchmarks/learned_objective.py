@@ -25,14 +25,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import study
+from jaxmeta.estimators.episodes import first_episode_return
+from jaxmeta.learners import update_rules
+from jaxmeta.learners.update_rules import Meta, RuleLearner, UpdateRule
+from jaxmeta.runs import reports
 
-from jaxmeta import adaptation, checks, evaluation, plotting, reports, tasks, update_rules
+from jaxmeta import checks, evaluation, plotting, rollouts, tasks
 from jaxmeta.algorithms import learned_objective
 from jaxmeta.algorithms.learned_objective import Config, Hyper
-from jaxmeta.returns import first_episode_return
 from jaxmeta.tasks import TaskFamily
 from jaxmeta.types import MetaAlgorithm, Task
-from jaxmeta.update_rules import Meta, RuleLearner, UpdateRule
 
 # A square root has a derivative where gradients are zero only if something is added inside of it.
 OPTIMIZERS = {"sgd": optax.sgd, "adam": partial(optax.adam, eps_root=1e-8)}
@@ -190,19 +192,19 @@ def lifetime_returns(
 
     def look(key: jax.Array, agent: Any) -> jax.Array:
         begin_key, act_key = jax.random.split(key)
-        streams = adaptation.begin_streams(begin_key, meta, task, **world, num_streams=EPISODES)
+        streams = rollouts.begin_streams(begin_key, meta, task, **world, num_streams=EPISODES)
         told = dict(num_steps=family.horizon, **world)
-        _, data = adaptation.experience(act_key, meta, task, agent, streams, **told)
+        _, data = rollouts.experience(act_key, meta, task, agent, streams, **told)
         return jnp.mean(jax.vmap(first_episode_return)(data.reward, data.last))
 
     def live(carry: tuple, key: jax.Array) -> tuple[tuple, jax.Array]:
         adapt_key, look_key = jax.random.split(key)
         sizes = dict(num_updates=lifespan // CHECKPOINTS, num_steps=num_steps)
-        agent, streams, _ = adaptation.adapt(adapt_key, meta, task, *carry, **world, **sizes)
+        agent, streams, _ = rollouts.adapt(adapt_key, meta, task, *carry, **world, **sizes)
         return (agent, streams), look(look_key, agent)
 
     begin_key, look_key, live_key = jax.random.split(key, 3)
-    newborn = adaptation.begin(begin_key, meta, task, **world, num_streams=num_streams)
+    newborn = rollouts.begin(begin_key, meta, task, **world, num_streams=num_streams)
     _, returns = jax.lax.scan(live, newborn, jax.random.split(live_key, CHECKPOINTS))
     return jnp.concatenate([look(look_key, newborn[0])[None], returns])
 

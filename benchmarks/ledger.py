@@ -25,9 +25,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
+from jaxmeta.runs import presets, reports
+from jaxmeta.runs.experiments import describe
 
-from jaxmeta import MISCOMPILES, checks, presets, reports
-from jaxmeta.experiments import describe
+from jaxmeta import MISCOMPILES, checks
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -38,13 +39,13 @@ NO_MATTER = (
     *REGISTRIES,
     "jaxmeta/__init__.py",
     "jaxmeta/checks.py",
-    "jaxmeta/claims.py",
+    "jaxmeta/runs/claims.py",
     "jaxmeta/plotting/",
-    "jaxmeta/presets.py",
-    "jaxmeta/records.py",
-    "jaxmeta/reports.py",
-    "jaxmeta/sinks.py",
-    "jaxmeta/terminal.py",
+    "jaxmeta/runs/presets.py",
+    "jaxmeta/runs/records.py",
+    "jaxmeta/runs/reports.py",
+    "jaxmeta/runs/sinks.py",
+    "jaxmeta/runs/terminal.py",
 )
 """Files that change no figure; of presets the settings do, and are looked at one by one."""
 BLOCK = re.compile(

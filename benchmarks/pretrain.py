@@ -15,9 +15,8 @@ from typing import Annotated
 import study
 import train
 import tyro
-
-from jaxmeta import experiments, presets, training
-from jaxmeta.experiments import PRETRAINED
+from jaxmeta.runs import experiments, presets, training
+from jaxmeta.runs.experiments import PRETRAINED
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

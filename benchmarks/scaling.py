@@ -25,8 +25,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import study
+from jaxmeta.runs import reports, training
 
-from jaxmeta import checks, plotting, reports, tasks, training
+from jaxmeta import checks, plotting, tasks
 from jaxmeta.algorithms import maml, rl2
 from jaxmeta.tasks import TaskFamily
 from jaxmeta.types import MetaAlgorithm

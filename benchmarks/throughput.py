@@ -38,10 +38,11 @@ import jax.numpy as jnp
 import study
 from jax.experimental.compilation_cache import compilation_cache
 from jax.extend.core import ClosedJaxpr, Jaxpr
+from jaxmeta.networks.recurrent import MEMORIES
+from jaxmeta.runs import training
 
-from jaxmeta import adaptation, memory_learner, plotting, tasks, training
+from jaxmeta import learners, plotting, rollouts, tasks
 from jaxmeta.algorithms import learned_objective, maml, meta_gradient, promp, rl2
-from jaxmeta.memories import MEMORIES
 from jaxmeta.types import Learner, MetaAlgorithm, Trajectory
 
 
@@ -85,9 +86,9 @@ def ours(family: tasks.TaskFamily, num_streams: int, num_steps: int) -> Callable
 
     def act(key: jax.Array, task: Any) -> dict[str, jax.Array]:
         begin_key, act_key = jax.random.split(key)
-        streams = adaptation.begin_streams(begin_key, (), task, **world, num_streams=num_streams)
+        streams = rollouts.begin_streams(begin_key, (), task, **world, num_streams=num_streams)
         told = dict(num_steps=num_steps, **world)
-        _, data = adaptation.experience(act_key, (), task, (), streams, **told)
+        _, data = rollouts.experience(act_key, (), task, (), streams, **told)
         seen = data.timestep.obs, data.action, data.reward, data.last, data.next_obs
         return dict(zip(RECORDS["transitions"], seen, strict=True))
 
@@ -381,7 +382,7 @@ def steps(main: Memory, memory: str, size: int, num_trials: int) -> dict[str, Ca
     family = tasks.make("bernoulli_bandit", num_arms=10, num_pulls=main.num_steps)
     config = rl2.Config(memory=memory, memory_size=size)
     network = rl2.recurrent_actor_critic(family, config)
-    parts = memory_learner.memory_learner(family, config, network)
+    parts = learners.recurrent.recurrent_learner(family, config, network)
     meta = rl2.rl2(family, config).init(jax.random.key(0)).meta
     drawn = tasks.sample_tasks(jax.random.key(1), family, num_trials, split="train")
 

@@ -27,26 +27,15 @@ import jax.numpy as jnp
 import numpy as np
 import study
 import tyro
+from jaxmeta.rollouts.lifetime import lifetime
+from jaxmeta.runs import experiments, presets, records, sinks, terminal, training
+from jaxmeta.runs.checkpoints import differences
+from jaxmeta.runs.experiments import Experiment, Trained, describe
 from rich.console import Console
 from rich.table import Table
 
-from jaxmeta import (
-    checks,
-    evaluation,
-    experiments,
-    memory_learner,
-    plotting,
-    presets,
-    records,
-    sinks,
-    tasks,
-    terminal,
-    training,
-)
-from jaxmeta.adaptation import lifetime
+from jaxmeta import checks, evaluation, learners, plotting, tasks
 from jaxmeta.algorithms import ALGORITHMS
-from jaxmeta.checkpoints import differences
-from jaxmeta.experiments import Experiment, Trained, describe
 from jaxmeta.tasks import sample_tasks
 
 
@@ -214,7 +203,7 @@ def evaluate(key: jax.Array, trained: Trained, split: str, args: Any) -> dict[st
 
     def adapted(key: jax.Array, meta: Any, drawn: Any) -> tuple[jax.Array, jax.Array]:
         """Returns, and how many streams did not count."""
-        if isinstance(config, memory_learner.Config):
+        if isinstance(config, learners.recurrent.Config):
             num_steps = config.num_episodes * family.horizon
             trials = evaluation.trials(key, meta, drawn, **acting, num_steps=num_steps)
             return evaluation.episode_returns(trials, config.num_episodes), jnp.sum(~trials.good)
@@ -320,7 +309,7 @@ def report(trained: Trained, output: Path, args: Any, console: Console) -> None:
     # Training splits the seed's key in two, which are its folds with 0 and 1; 2 is neither.
     key = jax.random.fold_in(jax.random.key(args.training.seed), 2)
     test_key, far_key, path_key = jax.random.split(key, 3)
-    has_memory = isinstance(args.config, memory_learner.Config)
+    has_memory = isinstance(args.config, learners.recurrent.Config)
     unit = "earlier episode" if has_memory else "gradient step"
     test = evaluate(test_key, trained, "test", args)
     far = evaluate(far_key, trained, "out_of_distribution", args)

@@ -20,10 +20,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import study
+from jaxmeta.estimators.episodes import first_episode_return
+from jaxmeta.learners import update_rules
 
-from jaxmeta import adaptation, evaluation, tasks, update_rules
+from jaxmeta import evaluation, rollouts, tasks
 from jaxmeta.algorithms import learned_objective, maml, promp, rl2, varibad
-from jaxmeta.returns import first_episode_return
 from jaxmeta.tasks.family import TaskFamily
 from jaxmeta.tasks.transform import Wrapper
 from jaxmeta.types import Learner, Task
@@ -134,11 +135,11 @@ def a2c_return(
     begin_key, adapt_key, stream_key, look_key = jax.random.split(key, 4)
     world: dict[str, Any] = dict(learner=learner, env=family.env)
     acting: dict[str, Any] = dict(num_steps=family.horizon)
-    born = adaptation.begin(begin_key, meta, task, **world, num_streams=main.num_streams)
+    born = rollouts.begin(begin_key, meta, task, **world, num_streams=main.num_streams)
     told = world | acting | dict(num_updates=main.meta_updates)
-    agent, _, _ = adaptation.adapt(adapt_key, meta, task, *born, **told)
-    streams = adaptation.begin_streams(stream_key, meta, task, **world, num_streams=32)
-    _, data = adaptation.experience(look_key, meta, task, agent, streams, **world, **acting)
+    agent, _, _ = rollouts.adapt(adapt_key, meta, task, *born, **told)
+    streams = rollouts.begin_streams(stream_key, meta, task, **world, num_streams=32)
+    _, data = rollouts.experience(look_key, meta, task, agent, streams, **world, **acting)
     return jnp.mean(jax.vmap(first_episode_return)(data.reward, data.last))
 
 

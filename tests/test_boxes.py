@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from gymnax.environments import spaces
 
-from jaxmeta import boxes
+from jaxmeta.tasks import boxes
 
 BIG = float(np.finfo(np.float32).max)
 INF = float("inf")

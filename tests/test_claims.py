@@ -9,8 +9,7 @@ import threading
 import time
 
 import pytest
-
-from jaxmeta import claims
+from jaxmeta.runs import claims
 
 HOLDING = """
 import pathlib, sys, time

@@ -1,8 +1,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-
-from jaxmeta import evolution
+from jaxmeta.meta_updates import evolution
 
 PARAMS = {"a": jnp.array([0.3, -1.0]), "b": jnp.array(2.0)}
 

@@ -7,8 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
-from jaxmeta import exact
+from jaxmeta.estimators import exact
 
 pytestmark = pytest.mark.usefixtures("x64")
 S, A, H = 3, 2, 4

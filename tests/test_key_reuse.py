@@ -6,8 +6,9 @@ import pytest
 
 # The checker of `jax.debug_key_reuse`, which would compile and run what it looks at.
 from jax.experimental.key_reuse import _core as key_reuse
+from jaxmeta.runs import training
 
-from jaxmeta import evaluation, tasks, training
+from jaxmeta import evaluation, tasks
 from jaxmeta.algorithms import ALGORITHMS
 from jaxmeta.types import TimeStep
 from tests.probes import made, random_learner

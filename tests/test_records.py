@@ -9,8 +9,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
-from jaxmeta import records
+from jaxmeta.runs import records
 
 
 class Pair(NamedTuple):

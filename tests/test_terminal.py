@@ -5,9 +5,8 @@ import os
 import sys
 
 import pytest
+from jaxmeta.runs import terminal
 from rich.console import Console
-
-from jaxmeta import terminal
 
 
 class Tee:

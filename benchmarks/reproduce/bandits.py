@@ -17,9 +17,9 @@ from typing import Annotated, NamedTuple
 import jax
 import jax.numpy as jnp
 from common import Measure, Reproduction, Row, leave, preset, study
+from jaxmeta.evaluation.trials import Trials
 
-from jaxmeta import optimal, tasks
-from jaxmeta.evaluation import Trials
+from jaxmeta import references, tasks
 from jaxmeta.tasks.bandits import BanditParams
 from jaxmeta.types import Learner
 
@@ -66,7 +66,7 @@ def expected_total(task: BanditParams, trials: Trials) -> jax.Array:
 def best_total(num_arms: int, num_pulls: int) -> float | None:
     """Of the Bayes-optimal agent; None where that is out of reach."""
     try:
-        return optimal.bayes_optimal_bandit(num_arms=num_arms, num_pulls=num_pulls)
+        return references.bayes_optimal_bandit(num_arms=num_arms, num_pulls=num_pulls)
     except ValueError as error:
         if "states of knowledge" not in str(error):
             raise
@@ -77,11 +77,11 @@ def classical(setting: Setting, num_arms: int, num_pulls: int) -> dict[str, Lear
     """The agents that are not trained, by their names."""
     arms = dict(num_arms=num_arms)
     return {
-        "random": optimal.random_agent(num_actions=num_arms),
-        "Gittins": optimal.gittins(**arms, num_pulls=num_pulls, discount=setting.discount),
-        "Thompson": optimal.thompson(**arms),
-        "UCB1": optimal.ucb1(**arms, exploration=setting.exploration),
-        "greedy": optimal.greedy(**arms),
+        "random": references.random_agent(num_actions=num_arms),
+        "Gittins": references.gittins(**arms, num_pulls=num_pulls, discount=setting.discount),
+        "Thompson": references.thompson(**arms),
+        "UCB1": references.ucb1(**arms, exploration=setting.exploration),
+        "greedy": references.greedy(**arms),
     }
 
 

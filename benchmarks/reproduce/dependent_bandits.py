@@ -15,9 +15,9 @@ from typing import Annotated
 import jax
 import jax.numpy as jnp
 from common import Measure, Reproduction, Row, leave, preset, study
+from jaxmeta.evaluation.trials import Trials
 
-from jaxmeta import optimal, tasks
-from jaxmeta.evaluation import Trials
+from jaxmeta import references, tasks
 from jaxmeta.tasks.bandits import BanditParams
 
 KINDS = ("easy", "uniform", "medium", "hard", "independent")
@@ -48,8 +48,8 @@ def main(told: DependentBandits) -> None:
         family = tasks.make("dependent_bandit", kind=kind, num_pulls=NUM_PULLS)
         drawn = study.held_out(family, told.eval_tasks)
         measure = Measure(expected_regret, family, drawn, NUM_PULLS)
-        best = optimal.bayes_optimal_dependent_bandit(kind=kind, num_pulls=NUM_PULLS)
-        scores = measure.of(optimal.thompson(num_arms=2))
+        best = references.bayes_optimal_dependent_bandit(kind=kind, num_pulls=NUM_PULLS)
+        scores = measure.of(references.thompson(num_arms=2))
         rows.append(Row(kind, "Thompson, independent priors", scores[None], best, None))
         experiment = preset(f"rl2-dependent_bandit-{kind}", told.meta_updates, told.num_tasks)
         row = Row(kind, "RL²", None, best, None)

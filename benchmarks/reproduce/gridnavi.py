@@ -15,7 +15,7 @@ from pathlib import Path
 import jax
 from common import Measure, Reproduction, Row, leave, preset, study, total_reward
 
-from jaxmeta import evaluation, optimal, tasks
+from jaxmeta import evaluation, references, tasks
 from jaxmeta.tasks.informed import informed
 
 EPISODES = 4
@@ -38,7 +38,7 @@ def main(told: GridNavi) -> None:
     drawn = study.held_out(family, told.eval_tasks)
     measure = Measure(total_reward, family, drawn, EPISODES * family.horizon)
     meta_updates = told.meta_updates or (2000 if told.full else None)
-    best = optimal.bayes_optimal_gridnavi(num_episodes=EPISODES, num_steps=family.horizon)
+    best = references.bayes_optimal_gridnavi(num_episodes=EPISODES, num_steps=family.horizon)
     learners = {
         "VariBAD": ("varibad-gridnavi", family, {}),
         "RL²": ("rl2-gridnavi", family, {}),

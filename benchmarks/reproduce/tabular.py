@@ -17,8 +17,9 @@ from typing import Annotated, Literal
 import jax
 import numpy as np
 from common import Measure, Reproduction, Row, leave, preset, study, total_reward
+from jaxmeta.runs import presets
 
-from jaxmeta import evaluation, optimal, presets, tasks
+from jaxmeta import evaluation, references, tasks
 
 PUBLISHED = {  # episodes: random, PSRL, RL²
     10: (100.1, 138.1, 156.2),
@@ -59,8 +60,8 @@ def main(told: Tabular) -> None:
         lived = dict(num_steps=family.horizon, num_updates=episodes - 1)
         measure = Measure(total_reward, family, drawn, episodes * family.horizon)
         for agent, published, learner in (
-            ("random", random, optimal.random_agent(num_actions=5)),
-            ("PSRL", psrl, optimal.psrl()),
+            ("random", random, references.random_agent(num_actions=5)),
+            ("PSRL", psrl, references.psrl()),
         ):
             scores = measure.of(learner, **lived)
             rows.append(Row(setting, agent, scores[None], best.mean(), published))

@@ -13,11 +13,13 @@ import gymnax
 import jax
 import jax.numpy as jnp
 import optax
+from jaxmeta.estimators import surrogates
+from jaxmeta.estimators.episodes import episode_index
+from jaxmeta.estimators.returns import gae, td_errors
+from jaxmeta.networks.distributions import Categorical
 from turns import learn, settings
 
-from jaxmeta import adaptation, networks, objectives
-from jaxmeta.distributions import Categorical
-from jaxmeta.returns import episode_index, gae, td_errors
+from jaxmeta import networks, rollouts
 from jaxmeta.types import Learner, Trajectory
 
 DISCOUNT, LAMBDA, CLIP, VALUE_COST, ENTROPY_COST = 0.99, 0.95, 0.2, 0.5, 0.01
@@ -89,7 +91,7 @@ def evaluated(params: Any, data: Trajectory) -> Batch:
 def loss(params: Any, rows: Batch, mean: jax.Array, spread: jax.Array) -> jax.Array:
     pi = policy.unroll(params["policy"], (), rows.timestep)
     log_ratio = pi.log_prob(rows.action) - rows.log_prob
-    gain = objectives.clipped_ratio(log_ratio, (rows.advantage - mean) / spread, CLIP)
+    gain = surrogates.clipped_ratio(log_ratio, (rows.advantage - mean) / spread, CLIP)
     v, target = value.apply(params["value"], rows.timestep.obs), rows.v + rows.advantage
     near = rows.v + jnp.clip(v - rows.v, -CLIP, CLIP)
     error = 0.5 * jnp.maximum((v - target) ** 2, (near - target) ** 2)
@@ -115,14 +117,14 @@ def minibatch(carry: tuple, streams: Batch) -> tuple:
 @jax.jit
 def begun(key: jax.Array) -> tuple:
     begin_key, key = jax.random.split(key)
-    params, streams = adaptation.begin(begin_key, (), task, **world, num_streams=told["num_envs"])
+    params, streams = rollouts.begin(begin_key, (), task, **world, num_streams=told["num_envs"])
     return key, params, optimizer.init(params), streams
 
 
 @jax.jit
 def updated(key: jax.Array, params: Any, optimizer_state: Any, streams: Any) -> tuple:
     key, act_key, learn_key = jax.random.split(key, 3)
-    streams, data = adaptation.experience(
+    streams, data = rollouts.experience(
         act_key, (), task, params, streams, **world, num_steps=told["num_steps"]
     )
     batch = evaluated(params, data)
@@ -144,8 +146,8 @@ def updated(key: jax.Array, params: Any, optimizer_state: Any, streams: Any) -> 
 @jax.jit
 def mean_return(key: jax.Array, params: Any) -> jax.Array:
     begin_key, act_key = jax.random.split(key)
-    streams = adaptation.begin_streams(begin_key, (), task, **world, num_streams=128)
-    _, data = adaptation.experience(
+    streams = rollouts.begin_streams(begin_key, (), task, **world, num_streams=128)
+    _, data = rollouts.experience(
         act_key, (), task, params, streams, **world, num_steps=int(task.max_steps_in_episode)
     )
     first = jax.vmap(episode_index)(data.last) == 0

@@ -7,7 +7,7 @@ import jax
 from gymnax.experimental import RolloutWrapper
 from turns import answer, settings
 
-from jaxmeta import adaptation, networks
+from jaxmeta import networks, rollouts
 from jaxmeta.types import Learner
 
 told = settings()
@@ -33,8 +33,8 @@ learner = Learner(
 def jaxmetas(key: jax.Array, params: Any) -> tuple:
     begin_key, act_key = jax.random.split(key)
     world: dict[str, Any] = dict(learner=learner, env=env)
-    streams = adaptation.begin_streams(begin_key, (), task, **world, num_streams=told["num_envs"])
-    _, data = adaptation.experience(
+    streams = rollouts.begin_streams(begin_key, (), task, **world, num_streams=told["num_envs"])
+    _, data = rollouts.experience(
         act_key, (), task, params, streams, **world, num_steps=told["num_steps"]
     )
     return data.timestep.obs, data.action, data.reward, data.next_obs, data.last

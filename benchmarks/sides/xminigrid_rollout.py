@@ -12,7 +12,7 @@ from gymnax.environments import spaces
 from turns import answer, settings
 from xminigrid.wrappers import GymAutoResetWrapper
 
-from jaxmeta import adaptation
+from jaxmeta import rollouts
 from jaxmeta.types import Learner
 
 told = settings()
@@ -57,8 +57,8 @@ learner = Learner(
 def jaxmetas(key: jax.Array) -> tuple:
     begin_key, act_key = jax.random.split(key)
     world: dict[str, Any] = dict(learner=learner, env=Gymnaxs())
-    streams = adaptation.begin_streams(begin_key, (), params, **world, num_streams=told["num_envs"])
-    _, data = adaptation.experience(
+    streams = rollouts.begin_streams(begin_key, (), params, **world, num_streams=told["num_envs"])
+    _, data = rollouts.experience(
         act_key, (), params, (), streams, **world, num_steps=told["num_steps"]
     )
     return data.reward, data.last
