@@ -123,7 +123,7 @@ RECORDS = {
 }
 
 
-def rollouts(family: tasks.TaskFamily, num_streams: int, num_steps: int, record: str) -> dict:
+def compiled_rollouts(family: tasks.TaskFamily, num_streams: int, num_steps: int, record: str) -> dict:
     """Compiled rollouts by side that return what the record has."""
     task = family.train(jax.random.key(0))
 
@@ -143,7 +143,7 @@ def run_rollout(main: Rollout) -> None:
     rows, table = [], []
     for name, num_streams in itertools.product(main.families, main.num_streams):
         for record in RECORDS:
-            calls = rollouts(tasks.make(name), num_streams, main.num_steps, record)
+            calls = compiled_rollouts(tasks.make(name), num_streams, main.num_steps, record)
             seconds = study.in_turns(calls, main.repeats)
             steps = num_streams * main.num_steps
             speed = {side: steps / statistics.median(x) for side, x in seconds.items()}

@@ -11,7 +11,7 @@ import pytest
 from flax import struct
 from gymnax.environments import environment, spaces
 
-from jaxmeta import rollouts, tasks
+from jaxmeta import adaptation, tasks
 from jaxmeta.tasks.transform import Wrapper
 from jaxmeta.types import Learner, TimeStep, Trajectory
 
@@ -158,7 +158,7 @@ def paths_as_data(states, actions, reward, log_policy) -> Trajectory:
 
 def recorded_lifetime(algorithm, family, meta, *, num_streams, num_updates):
     """What an agent sees in one task of ``family``, episodes from the start, as data: ``[K + 1, N, T]``."""
-    return rollouts.lifetime(
+    return adaptation.lifetime(
         jax.random.key(1),
         meta,
         family.train(jax.random.key(2)),

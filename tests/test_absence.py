@@ -9,11 +9,18 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jaxmeta.estimators import streams, surrogates
-from jaxmeta.learners import update_rules
-from jaxmeta.rollouts import lifelong
 
-from jaxmeta import learners, rollouts, tasks
+from jaxmeta import (
+    adaptation,
+    gradient_learner,
+    lifelong,
+    objectives,
+    replay_learner,
+    returns,
+    tasks,
+    tunable_learner,
+    update_rules,
+)
 from jaxmeta.algorithms import ALGORITHMS, maml, meta_value
 from jaxmeta.tasks.family import sample_tasks
 from tests.probes import broken, made_up_streams, without
@@ -58,9 +65,9 @@ def inner_steps(**settings):
 
     def update(data):
         found = {}
-        for name in surrogates.SURROGATES:
+        for name in objectives.SURROGATES:
             config = maml.Config(inner_surrogate=name, **settings, **LINEAR)
-            parts = learners.gradient.gradient_learner(FAMILY, config)
+            parts = gradient_learner.gradient_learner(FAMILY, config)
             meta = parts.init(jax.random.key(0), maml.Hyper())
             found[name] = parts.learner.update(jax.random.key(1), meta, meta.params, data)
         return found
@@ -70,13 +77,13 @@ def inner_steps(**settings):
 
 def tunable(**settings):
     def update(data):
-        config = learners.actor_critic.Config(
+        config = tunable_learner.Config(
             num_streams=data.reward.shape[0],
-            learns=learners.actor_critic.LEARNABLE,
+            learns=tunable_learner.LEARNABLE,
             **LINEAR | settings,
         )
-        parts = learners.actor_critic.actor_critic_learner(FAMILY, config)
-        hyper = learners.actor_critic.Hyper(outer_value_cost=0.5, outer_entropy_cost=0.1, step_size=0.3)
+        parts = tunable_learner.tunable_learner(FAMILY, config)
+        hyper = tunable_learner.Hyper(outer_value_cost=0.5, outer_entropy_cost=0.1, step_size=0.3)
         meta = parts.init(jax.random.key(0), hyper)
         agent = parts.learner.init(jax.random.key(1), meta)
         outer = jax.value_and_grad(parts.outer_loss)(agent.params, data, meta.hyper)
@@ -116,12 +123,12 @@ def predictions(data):
 
 def replayed(data):
     """The meta-objective of off-policy learners, whose values are a number times what is observed."""
-    data, good = streams.without_broken_streams(data)
+    data, good = returns.without_broken_streams(data)
 
     def loss(scale):
         v = scale * jnp.sum(data.timestep.obs, axis=-1)
         hyper = ALGORITHMS["meta_actor_critic"].Hyper()
-        return learners.replay.outer_loss(scale * data.log_prob, data, good, v, v / 2, hyper)[0]
+        return replay_learner.outer_loss(scale * data.log_prob, data, good, v, v / 2, hyper)[0]
 
     return jax.value_and_grad(loss)(jnp.asarray(1.5))
 
@@ -136,14 +143,14 @@ def corrected(sampling_correction):
             inner_surrogate="score",
             **LINEAR,
         )
-        parts = learners.gradient.gradient_learner(FAMILY, config)
+        parts = gradient_learner.gradient_learner(FAMILY, config)
         start = parts.init(jax.random.key(0), maml.Hyper())
         reverse = jax.tree.map(lambda x: x[::-1], data)
         rounds = jax.tree.map(lambda *x: jnp.stack(x), data, reverse)
 
         def loss(params):
             meta = start._replace(params=params)
-            history = rollouts.replay(jax.random.key(1), meta, rounds, learner=parts.learner)
+            history = adaptation.replay(jax.random.key(1), meta, rounds, learner=parts.learner)
             return maml.meta_loss(parts, config)(meta, history)
 
         return jax.value_and_grad(loss)(start.params)
@@ -260,14 +267,14 @@ QUICK = ("Reptile", "ES", "meta-gradients")
 def test_a_step_with_broken_streams_and_tasks_is_the_step_without_them(x64, name, monkeypatch):
     """One stream of every batch and the last task; two steps, for critics and old batches. What is broken is
     counted, also in the task that is left out."""
-    experience, no_score = rollouts.experience, lifelong.no_score
+    experience, no_score = adaptation.experience, lifelong.no_score
 
     def run(num_tasks, num_streams, change, broken_tasks=()):
         def changed(*args, **settings):
             streams, data = experience(*args, **settings)
             return streams, change(data)
 
-        monkeypatch.setattr(rollouts, "experience", changed)
+        monkeypatch.setattr(adaptation, "experience", changed)
         monkeypatch.setattr(lifelong, "no_score", lambda _: no_score(num_streams))
         algorithm = STEPS[name](num_tasks)
         drawn = sample_tasks(jax.random.key(1), FAMILY, num_tasks, split="train")
@@ -311,5 +318,5 @@ def test_where_all_others_are_broken_there_are_no_others(x64):
     """The mean of none is 0."""
     good = jnp.array([False, True, False, False])
     x = jnp.array([jnp.nan, 2.0, jnp.inf, 3.0])
-    np.testing.assert_array_equal(surrogates.leave_one_out_mean(x, good), [2.0, 0.0, 2.0, 2.0])
-    np.testing.assert_array_equal(surrogates.leave_one_out_mean(x, good & False), jnp.zeros(4))
+    np.testing.assert_array_equal(objectives.leave_one_out_mean(x, good), [2.0, 0.0, 2.0, 2.0])
+    np.testing.assert_array_equal(objectives.leave_one_out_mean(x, good & False), jnp.zeros(4))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from gymnax.environments import spaces
 
-from jaxmeta import rollouts, tasks
+from jaxmeta import adaptation, tasks
 from jaxmeta.algorithms.maml import Config, maml
 from jaxmeta.types import Learner
 from tests.probes import Counter, CounterParams, constant_learner, random_learner
@@ -17,13 +17,13 @@ def lived(learner, *, num_updates=3, restart=False, meta=0.5, key=0, task=None):
 
     def run(key, meta):
         begin_key, key = jax.random.split(key)
-        agent, streams = rollouts.begin(
+        agent, streams = adaptation.begin(
             begin_key, meta, task, learner=learner, env=WORLD["env"], num_streams=4
         )
         return (
             agent,
             key,
-            rollouts.adapt(
+            adaptation.adapt(
                 key,
                 meta,
                 task,
@@ -63,10 +63,10 @@ def test_a_replayed_lifetime_is_the_lifetime():
     """Same key, same experience: the same agents, birth and random updates included; and live ones."""
     settings = dict(learner=random_learner(), num_streams=4, num_updates=3, restart=True, **WORLD)
     key, meta = jax.random.key(0), jnp.asarray(0.5)
-    history = jax.jit(lambda: rollouts.lifetime(key, meta, CounterParams(), **settings))()
+    history = jax.jit(lambda: adaptation.lifetime(key, meta, CounterParams(), **settings))()
 
     def again(meta):
-        return rollouts.replay(key, meta, history.trajectories, learner=random_learner())
+        return adaptation.replay(key, meta, history.trajectories, learner=random_learner())
 
     replayed = jax.jit(again)(meta)
     np.testing.assert_allclose(replayed.agent, history.agent, rtol=1e-6)
@@ -78,7 +78,7 @@ def test_a_replayed_lifetime_is_the_lifetime():
 
 
 def test_a_replay_without_updates_is_the_newborn():
-    data = rollouts.lifetime(
+    data = adaptation.lifetime(
         jax.random.key(0),
         0.5,
         CounterParams(),
@@ -87,7 +87,7 @@ def test_a_replay_without_updates_is_the_newborn():
         num_updates=0,
         **WORLD,
     ).trajectories
-    replayed = rollouts.replay(jax.random.key(0), 0.25, data, learner=random_learner())
+    replayed = adaptation.replay(jax.random.key(0), 0.25, data, learner=random_learner())
     np.testing.assert_allclose(replayed.agent, [0.25])
 
 
@@ -106,7 +106,7 @@ def test_tasks_do_not_leak_into_each_other():
     keys = jax.random.split(jax.random.key(2), 3)
 
     def final(key, task):
-        history = rollouts.lifetime(
+        history = adaptation.lifetime(
             key,
             meta,
             task,
@@ -129,7 +129,7 @@ def test_tasks_do_not_leak_into_each_other():
 
 
 def test_lifetime_ends_with_what_adaptation_led_to():
-    history = rollouts.lifetime(
+    history = adaptation.lifetime(
         jax.random.key(0),
         0.5,
         CounterParams(),
@@ -147,7 +147,7 @@ def test_the_derivative_runs_through_the_updates_alone():
     meta = 0.5
 
     def adapted(meta):
-        agent, streams = rollouts.begin(
+        agent, streams = adaptation.begin(
             jax.random.key(0),
             meta,
             CounterParams(),
@@ -155,7 +155,7 @@ def test_the_derivative_runs_through_the_updates_alone():
             env=WORLD["env"],
             num_streams=2,
         )
-        out, _, history = rollouts.adapt(
+        out, _, history = adaptation.adapt(
             jax.random.key(1),
             meta,
             CounterParams(),
@@ -209,7 +209,7 @@ def test_a_lifetime_uses_no_key_twice():
         act=lambda key, meta, agent, memory, timestep: (seen(key), jnp.zeros(()), memory),
         update=lambda key, meta, agent, trajectories: agent * 0 + seen(key)[None, :],
     )
-    history = rollouts.lifetime(
+    history = adaptation.lifetime(
         jax.random.key(0),
         None,
         CounterParams(),

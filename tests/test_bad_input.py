@@ -26,15 +26,20 @@ import optax
 import pytest
 import tyro
 from gymnax.environments import spaces
-from jaxmeta.estimators import exact
-from jaxmeta.learners import update_rules
-from jaxmeta.rollouts.rollout import begin_stream
-from jaxmeta.runs import experiments
 
 import jaxmeta
-from jaxmeta import evaluation, networks, references, tasks
+from jaxmeta import (
+    distributions,
+    evaluation,
+    exact,
+    experiments,
+    networks,
+    optimal,
+    tasks,
+    update_rules,
+)
 from jaxmeta.algorithms import ALGORITHMS
-from jaxmeta.networks import distributions
+from jaxmeta.rollout import begin_stream
 from jaxmeta.tasks import transform
 from jaxmeta.types import TimeStep, Trajectory
 from tests.probes import made
@@ -411,7 +416,7 @@ def hints(function):
 
 
 key = jax.random.key(0)
-agent = references.random_agent(num_actions=2)
+agent = optimal.random_agent(num_actions=2)
 task = jax.tree.map(lambda x: x[0], tasks.sample_tasks(key, FAMILY, 1, split="train"))
 two_tasks = jax.tree.map(lambda x: jnp.stack([x, x]), task)
 lived = dict(key=key, meta=(), task=task, learner=agent, env=FAMILY.env)

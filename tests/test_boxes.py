@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from gymnax.environments import spaces
 
-from jaxmeta.tasks import boxes
+from jaxmeta import boxes
 
 BIG = float(np.finfo(np.float32).max)
 INF = float("inf")

@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-from jaxmeta.runs import checkpoints
-from jaxmeta.runs.checkpoints import CheckpointError
+
+from jaxmeta import checkpoints
+from jaxmeta.checkpoints import CheckpointError
 
 
 class Carried(NamedTuple):

@@ -9,7 +9,8 @@ import threading
 import time
 
 import pytest
-from jaxmeta.runs import claims
+
+from jaxmeta import claims
 
 HOLDING = """
 import pathlib, sys, time

@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from gymnax.environments import environment, spaces
-from jaxmeta.rollouts.rollout import begin_stream, rollout
 
 from jaxmeta import evaluation, tasks
 from jaxmeta.algorithms import ALGORITHMS
+from jaxmeta.rollout import begin_stream, rollout
 
 NUM_TASKS = 2
 SMALL = dict(hidden_sizes=(2,))

@@ -5,7 +5,8 @@ import pytest
 import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from jaxmeta.networks.distributions import Categorical, DiagGaussian
+
+from jaxmeta.distributions import Categorical, DiagGaussian
 
 finite = st.floats(-5, 5, width=32)
 logits = st.lists(finite, min_size=2, max_size=5)

@@ -9,9 +9,9 @@ import typing
 
 import jax
 import pytest
-from jaxmeta.estimators import surrogates
 
 import jaxmeta
+from jaxmeta import objectives
 
 MODULES = sorted(x.name for x in pkgutil.walk_packages(jaxmeta.__path__, "jaxmeta."))
 SHAPE = re.compile(
@@ -65,7 +65,7 @@ def test_algorithms_name_their_source(module):
 
 def test_surrogates_name_their_source():
     """Those that are weights of one sum say it of the weights."""
-    for name, surrogate in surrogates.SURROGATES.items():
+    for name, surrogate in objectives.SURROGATES.items():
         source = surrogate
         while isinstance(source, functools.partial):
             source = source.keywords.get("weights", source.func)

@@ -6,7 +6,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
-from jaxmeta.evaluation.agents import _controller_returns
 
 from jaxmeta import evaluation, tasks
 from jaxmeta.algorithms.maml import Config, maml
@@ -274,7 +273,7 @@ def test_broken_streams_are_left_out_and_counted():
     )(jax.random.split(jax.random.key(1), 8), drawn)
     assert 8 <= curve.skipped_streams.sum() <= 40  # 5 % of 160 streams, NaN or infinite
     sound = dataclasses.replace(family, env=family.env.env)
-    expected = _controller_returns(
+    expected = evaluation._controller_returns(
         jax.random.key(1), drawn, lambda key, task, obs: jnp.full(2, 0.05), sound, 1
     )
     np.testing.assert_allclose(curve.returns[:, 0, 0], expected, rtol=1e-5)

@@ -1,7 +1,8 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxmeta.meta_updates import evolution
+
+from jaxmeta import evolution
 
 PARAMS = {"a": jnp.array([0.3, -1.0]), "b": jnp.array(2.0)}
 

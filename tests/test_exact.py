@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jaxmeta.estimators import exact
+
+from jaxmeta import exact
 
 pytestmark = pytest.mark.usefixtures("x64")
 S, A, H = 3, 2, 4

@@ -7,14 +7,13 @@ import chex
 import jax
 import numpy as np
 import pytest
-from jaxmeta.runs import experiments, presets, training
-from jaxmeta.runs.checkpoints import CheckpointError
-from jaxmeta.runs.experiments import Experiment
 from rich.console import Console
 
 import jaxmeta
-from jaxmeta import evaluation, tasks
+from jaxmeta import evaluation, experiments, presets, tasks, training
 from jaxmeta.algorithms import ALGORITHMS, maml
+from jaxmeta.checkpoints import CheckpointError
+from jaxmeta.experiments import Experiment
 
 QUIET = Console(quiet=True)
 SMALL = Experiment(

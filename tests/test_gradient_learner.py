@@ -5,16 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jaxmeta.estimators import baselines, episodes
-from jaxmeta.estimators.surrogates import SURROGATES
-from jaxmeta.learners.gradient import Meta, learned, with_learned
-from jaxmeta.meta_updates.outer_loop import descend, first_state
-from jaxmeta.networks.distributions import Categorical, DiagGaussian
 
-from jaxmeta import learners, tasks
+from jaxmeta import gradient_learner, returns, tasks
 from jaxmeta.algorithms import ALGORITHMS, promp
 from jaxmeta.algorithms import maml as maml_module
 from jaxmeta.algorithms.maml import Config, Hyper, maml
+from jaxmeta.distributions import Categorical, DiagGaussian
+from jaxmeta.gradient_learner import Meta, descend, first_state, learned, with_learned
+from jaxmeta.objectives import SURROGATES
 from tests.probes import Paid, made_up_streams
 
 META = Meta({"body": jnp.ones(2), "context": jnp.zeros(3)}, Hyper(step_size=0.5))
@@ -42,14 +40,14 @@ def test_the_loss_is_per_step_of_t_however_soon_episodes_end(x64):
     tabular = tasks.make("tabular", num_states=3, num_actions=2, horizon=6)
     data, hyper = made_up_streams(), Hyper(discount=0.9, gae_lambda=0.8)
     config = Config(policy="softmax_linear", hidden_sizes=())
-    parts = learners.gradient.gradient_learner(tabular, config)
+    parts = gradient_learner.gradient_learner(tabular, config)
     theta = parts.init(jax.random.key(0), hyper).params
 
     @jax.jit
     def looked_at(theta):
         log_prob = parts.distribution(theta, data).log_prob(data.action)
-        counted = jax.vmap(episodes.in_first_episode)(data.last)
-        delta = baselines.baseline_td_errors(data, 0.9 * data.discount, 6, counted)
+        counted = jax.vmap(returns.in_first_episode)(data.last)
+        delta = returns.baseline_td_errors(data, 0.9 * data.discount, 6, counted)
         loss = parts.loss(theta, data, hyper, SURROGATES["score"])
         return log_prob - data.log_prob, counted, delta, loss
 
@@ -120,8 +118,8 @@ def test_a_context_is_adapted_but_not_learned():
     moved = with_learned(META, {"params": {"body": jnp.zeros(2)}}, config)
     assert jnp.all(moved.params["body"] == 0)
     assert moved.params["context"] is META.params["context"]
-    assert learners.gradient.adapted(META.params, config) is META.params["context"]
-    part = learners.gradient.with_adapted(META.params, jnp.ones(3), config)
+    assert gradient_learner.adapted(META.params, config) is META.params["context"]
+    part = gradient_learner.with_adapted(META.params, jnp.ones(3), config)
     assert part["body"] is META.params["body"]
     assert jnp.all(part["context"] == 1)
 
@@ -154,7 +152,7 @@ def test_mean_kl_is_that_of_the_old_to_the_new(kind):
     else:
         old, new = DiagGaussian(rows, 0.1 * rows), DiagGaussian(-rows, 0.0 * rows)
     every, second = jnp.array([True, True]), jnp.array([False, True])
-    mean_kl = learners.gradient.mean_kl
+    mean_kl = gradient_learner.mean_kl
     np.testing.assert_allclose(mean_kl(old, new, every), old.kl(new).mean(), rtol=1e-6)
     np.testing.assert_allclose(mean_kl(old, new, second), old.kl(new)[1].mean(), rtol=1e-6)
     assert mean_kl(old, old, every) == 0
@@ -163,17 +161,17 @@ def test_mean_kl_is_that_of_the_old_to_the_new(kind):
 
 def test_records_are_the_lifetimes_that_a_meta_gradient_would_live(family):
     config = Config(num_streams=2, hidden_sizes=(3,), num_updates=2)
-    parts = learners.gradient.gradient_learner(family, config)
+    parts = gradient_learner.gradient_learner(family, config)
     meta = parts.init(jax.random.key(0), Hyper())
     drawn = tasks.sample_tasks(jax.random.key(1), family, 3, split="train")
-    keys, histories = learners.gradient.record(jax.random.key(2), meta, drawn, parts, config)
+    keys, histories = gradient_learner.record(jax.random.key(2), meta, drawn, parts, config)
     assert histories.trajectories.reward.shape == (3, 3, 2, 4)
     one = parts.live(keys[1], meta, jax.tree.map(lambda x: x[1], drawn))
     for x, y in zip(jax.tree.leaves(histories), jax.tree.leaves(one), strict=True):
         np.testing.assert_allclose(x[1], y, rtol=2e-5, atol=1e-6)
 
     def total(params):
-        _, histories = learners.gradient.record(
+        _, histories = gradient_learner.record(
             jax.random.key(2), meta._replace(params=params), drawn, parts, config
         )
         return sum(jnp.sum(x) for x in jax.tree.leaves(histories.agent))

@@ -4,13 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jaxmeta.learners.recurrent import Hyper
-from jaxmeta.networks.actor_critic import Inputs
-from jaxmeta.networks.graph_actor_critic import Counts, graph_actor_critic
-from jaxmeta.runs import training
 
-from jaxmeta import evaluation, learners, references, tasks
+from jaxmeta import evaluation, memory_learner, optimal, tasks, training
 from jaxmeta.algorithms import rl2
+from jaxmeta.graph_actor_critic import Counts, graph_actor_critic
+from jaxmeta.memory_learner import Hyper, Inputs
 from jaxmeta.tasks.family import sample_tasks
 
 STATES, ACTIONS, HORIZON, EPISODES = 3, 2, 4, 3
@@ -22,11 +20,11 @@ def acted(request):
     """``(network, params, inputs [B, T], data [B, T], remembers)`` of a few trials."""
     config = rl2.Config(num_episodes=EPISODES, remembers=request.param)
     network = graph_actor_critic(FAMILY, size=4, num_rounds=2)
-    parts = learners.recurrent.recurrent_learner(FAMILY, config, network)
+    parts = memory_learner.memory_learner(FAMILY, config, network)
     params = network.init(jax.random.key(0))
     # At first the policy is uniform; here it must depend on what it is shown.
     params["policy"] = 3.0 * jax.random.normal(jax.random.key(1), params["policy"].shape)
-    meta = learners.recurrent.Meta(params, jnp.array([0.0, 1.0]), jnp.ones(()), Hyper())
+    meta = memory_learner.Meta(params, jnp.array([0.0, 1.0]), jnp.ones(()), Hyper())
     drawn = sample_tasks(jax.random.key(2), FAMILY, 5, split="train")
     data = jax.jit(parts.trials)(jax.random.key(3), meta, drawn)
     return network, params, jax.vmap(parts.inputs, (None, 0))(meta, data), data, request.param
@@ -171,7 +169,7 @@ def test_it_learns_to_explore_and_to_plan():
     )(run.state.meta)
     psrl = jax.jit(
         lambda: earned(
-            (), references.psrl(**sizes), num_steps=family.horizon, num_updates=episodes - 1
+            (), optimal.psrl(**sizes), num_steps=family.horizon, num_updates=episodes - 1
         )
     )()
     assert np.mean(learned) > np.mean(psrl) + 1

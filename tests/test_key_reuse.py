@@ -6,9 +6,8 @@ import pytest
 
 # The checker of `jax.debug_key_reuse`, which would compile and run what it looks at.
 from jax.experimental.key_reuse import _core as key_reuse
-from jaxmeta.runs import training
 
-from jaxmeta import evaluation, tasks
+from jaxmeta import evaluation, tasks, training
 from jaxmeta.algorithms import ALGORITHMS
 from jaxmeta.types import TimeStep
 from tests.probes import made, random_learner

@@ -6,9 +6,9 @@ from flax import struct
 from gymnax.environments import spaces
 from hypothesis import given
 from hypothesis import strategies as st
-from jaxmeta.rollouts.rollout import begin_stream, rollout
 
-from jaxmeta.tasks import keys
+from jaxmeta import keys
+from jaxmeta.rollout import begin_stream, rollout
 from tests.probes import Counter, CounterParams, constant_learner
 
 DRAWS = {

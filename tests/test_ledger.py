@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from jaxmeta.runs import reports
+
+from jaxmeta import reports
 
 ROOT = Path(__file__).parent.parent
 
@@ -56,9 +57,9 @@ def test_a_script_needs_what_it_imports_and_of_the_registries_what_is_named(ledg
         "benchmarks/x.py": "from jaxmeta import tasks, training\nimport common",
         "benchmarks/common.py": "import os",
         "benchmarks/other.py": "",
-        "jaxmeta/runs/training.py": "from jaxmeta.algorithms import ALGORITHMS\nimport jaxmeta.rollouts.rollout",
-        "jaxmeta/rollouts/rollout.py": "from jaxmeta.tasks.family import TaskFamily",
-        "jaxmeta/runs/reports.py": "",
+        "jaxmeta/training.py": "from jaxmeta.algorithms import ALGORITHMS\nimport jaxmeta.rollout",
+        "jaxmeta/rollout.py": "from jaxmeta.tasks.family import TaskFamily",
+        "jaxmeta/reports.py": "",
         "jaxmeta/tasks/__init__.py": "from jaxmeta.tasks import maze, catch",
         "jaxmeta/tasks/family.py": "",
         "jaxmeta/tasks/maze.py": "from jaxmeta.tasks.transform import laws",
@@ -73,12 +74,12 @@ def test_a_script_needs_what_it_imports_and_of_the_registries_what_is_named(ledg
         "benchmarks/common.py",
         "benchmarks/x.py",
         "jaxmeta/algorithms/maml.py",
-        "jaxmeta/rollouts/rollout.py",
+        "jaxmeta/rollout.py",
         "jaxmeta/tasks/family.py",
         "jaxmeta/tasks/maze.py",
         "jaxmeta/tasks/transform/__init__.py",
         "jaxmeta/tasks/transform/laws.py",
-        "jaxmeta/runs/training.py",
+        "jaxmeta/training.py",
     ]
 
 
@@ -88,7 +89,7 @@ def test_a_reproduction_needs_the_skeleton_of_all_studies(ledger):
 
 
 def test_a_figure_is_old_where_its_code_or_its_settings_have_changed(ledger):
-    path = "jaxmeta/estimators/returns.py"
+    path = "jaxmeta/returns.py"
     now = reports.digest((ROOT / path).read_text(encoding="utf-8"))
     presets = ledger.settings(["rl2-maze"])
     assert list(presets) == ["preset rl2-maze"]
@@ -108,8 +109,8 @@ def test_what_a_script_leaves_is_kept(ledger, tmp_path):
         "date": "2026-11-27",
         "sources": {
             "benchmarks/second_order.py": "1",
-            "jaxmeta/rollouts/rollout.py": "2",
-            "jaxmeta/estimators/exact.py": "3",
+            "jaxmeta/rollout.py": "2",
+            "jaxmeta/exact.py": "3",
         },
     }
     (run / "results.json").write_text(json.dumps(left))
@@ -124,7 +125,7 @@ def test_what_a_script_leaves_is_kept(ledger, tmp_path):
     assert kept.seeds == "4"
     assert kept.command == "python benchmarks/second_order.py --repeats 3"
     # What it does not run is left out.
-    assert kept.sources == {"benchmarks/second_order.py": "1", "jaxmeta/rollouts/rollout.py": "2"}
+    assert kept.sources == {"benchmarks/second_order.py": "1", "jaxmeta/rollout.py": "2"}
     (run / "table.md").write_text("| a |\n|---|\n| 2 |\n")
     again = ledger.add(ledger.Add(run, "order", seeds="4 and 2"), results)
     assert again == dataclasses.replace(kept, lines=("| a |", "|---|", "| 2 |"), seeds="4 and 2")
@@ -150,9 +151,9 @@ def test_blocks_of_a_document_are_filled(ledger):
 
 
 def test_the_ledger_says_which_figures_are_old(ledger, capsys, monkeypatch):
-    figures = {"one": of(ledger), "two": of(ledger, sources={"jaxmeta/estimators/exact.py": "0"})}
+    figures = {"one": of(ledger), "two": of(ledger, sources={"jaxmeta/exact.py": "0"})}
     monkeypatch.setattr(ledger, "load", lambda: figures)
     ledger.main(ledger.Show())
     lines = capsys.readouterr().out.splitlines()
     assert lines[2].endswith("| as it is |")
-    assert lines[3].endswith("| older than jaxmeta/estimators/exact.py |")
+    assert lines[3].endswith("| older than jaxmeta/exact.py |")

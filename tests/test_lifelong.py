@@ -1,8 +1,8 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxmeta.rollouts import lifelong
 
+from jaxmeta import lifelong
 from jaxmeta.types import Learner
 from tests.probes import Counter, CounterParams, constant_learner, random_learner
 

@@ -8,25 +8,25 @@ import numpy as np
 import optax
 import pytest
 
-from jaxmeta.networks import recurrent
+from jaxmeta import memories
 
 INPUTS, SIZE, STEPS, CONTEXT = 3, 8, 12, 5  # more steps than the transformer can look back
 SIZES = {"num_inputs": INPUTS, "size": SIZE}
 
-MAKE = {kind: functools.partial(recurrent.make, kind, context=CONTEXT) for kind in recurrent.MEMORIES}
-MAKE["linear parallel"] = functools.partial(recurrent.linear_recurrence, parallel=True)
-MAKE["linear stack"] = functools.partial(recurrent.linear_recurrence, num_layers=2)
+MAKE = {kind: functools.partial(memories.make, kind, context=CONTEXT) for kind in memories.MEMORIES}
+MAKE["linear parallel"] = functools.partial(memories.linear_recurrence, parallel=True)
+MAKE["linear stack"] = functools.partial(memories.linear_recurrence, num_layers=2)
 MAKE["linear stack parallel"] = functools.partial(
-    recurrent.linear_recurrence, num_layers=2, parallel=True
+    memories.linear_recurrence, num_layers=2, parallel=True
 )
 MAKE["transformer, one head"] = functools.partial(
-    recurrent.transformer, num_heads=1, num_layers=1, context=1
+    memories.transformer, num_heads=1, num_layers=1, context=1
 )
 REMEMBERS = [kind for kind in MAKE if kind not in ("none", "transformer, one head")]
 
 
 class Case(NamedTuple):
-    memory: recurrent.Memory
+    memory: memories.Memory
     params: dict
     unroll: object  # jitted
     stepwise: object  # jitted; the same by `Memory.step`
@@ -145,7 +145,7 @@ def test_outputs_know_the_past_and_nothing_else(kind):
 
 def test_attention_looks_back_context_steps():
     """With one layer, exactly; on both paths, around the ring."""
-    memory = recurrent.transformer(num_layers=1, context=CONTEXT, **SIZES)
+    memory = memories.transformer(num_layers=1, context=CONTEXT, **SIZES)
     params = memory.init(jax.random.key(0))
     x, _ = stream(0)
     nowhere = jnp.zeros(STEPS, bool)
@@ -159,7 +159,7 @@ def test_attention_looks_back_context_steps():
 
 def test_attention_knows_the_order():
     """The same steps in another order are told apart, which without positions they would not be."""
-    memory = recurrent.transformer(num_layers=1, context=CONTEXT, **SIZES)
+    memory = memories.transformer(num_layers=1, context=CONTEXT, **SIZES)
     params = memory.init(jax.random.key(0))
     x = stream(0)[0][:4]
     nowhere = jnp.zeros(4, bool)
@@ -208,7 +208,7 @@ def test_the_parallel_recurrence_is_differentiable_twice(x64):
 
     jax.tree.map(
         functools.partial(np.testing.assert_allclose, rtol=1e-12),
-        twice(recurrent._solve_recurrence),
+        twice(memories._solve_recurrence),
         twice(loop),
     )
 
@@ -258,7 +258,7 @@ def test_a_gru_and_an_lstm_are_their_formulas():
         w = np.split(x @ np.asarray(given["kernel"]) + np.asarray(given["bias"]), num_gates)
         return w, np.split(h @ recurrent, num_gates)
 
-    memory = recurrent.gru(**SIZES)
+    memory = memories.gru(**SIZES)
     params = memory.init(jax.random.key(0))
     (r, z, n), (r_h, z_h, n_h) = gates(params, 3)
     r, z = sigmoid(r + r_h), sigmoid(z + z_h)
@@ -266,7 +266,7 @@ def test_a_gru_and_an_lstm_are_their_formulas():
     y, _ = memory.step(params, (jnp.array(h, float),), jnp.array(x, float), jnp.array(False))
     np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-6)
 
-    memory = recurrent.lstm(**SIZES)
+    memory = memories.lstm(**SIZES)
     params = memory.init(jax.random.key(0))
     np.testing.assert_array_equal(params["input"]["bias"], [0.0] * 8 + [1.0] * 8 + [0.0] * 16)
     i, f, o, g = (a + b for a, b in zip(*gates(params, 4), strict=True))
@@ -278,16 +278,16 @@ def test_a_gru_and_an_lstm_are_their_formulas():
 
 
 def test_a_new_linear_recurrence_has_memories_of_every_length():
-    memory = recurrent.linear_recurrence(num_inputs=1, size=10)
+    memory = memories.linear_recurrence(num_inputs=1, size=10)
     params = memory.init(jax.random.key(0))
     _, (h,) = memory.step(params, (jnp.ones(10),), jnp.zeros(1), jnp.array(False))
     np.testing.assert_allclose(1 / (1 - h), 2 * 256 ** (jnp.arange(10) / 9), rtol=1e-3)
 
 
-@pytest.mark.parametrize("kind", recurrent.MEMORIES)
+@pytest.mark.parametrize("kind", memories.MEMORIES)
 def test_bfloat16_rounds_the_factors_of_products_and_nothing_else(kind):
     full = case(kind)
-    memory = recurrent.make(kind, **SIZES, context=CONTEXT, precision="bfloat16")
+    memory = memories.make(kind, **SIZES, context=CONTEXT, precision="bfloat16")
     chex.assert_trees_all_equal(memory.init(jax.random.key(0)), full.params)
     x, reset = stream(0)
     before = full.memory.initial()
@@ -304,7 +304,7 @@ def test_gradients_through_bfloat16_add_up_in_full(kind):
     """Two thousand steps that all pull the same way: a sum in bfloat16 stops growing after 256."""
 
     def gradient(precision):
-        memory = recurrent.make(kind, **SIZES, context=CONTEXT, precision=precision)
+        memory = memories.make(kind, **SIZES, context=CONTEXT, precision=precision)
         x, never = jnp.ones((2000, INPUTS)), jnp.zeros(2000, bool)
         params = memory.init(jax.random.key(0))
         return jax.jit(
@@ -319,28 +319,28 @@ def test_gradients_through_bfloat16_add_up_in_full(kind):
 
 def test_what_does_not_fit_is_refused():
     with pytest.raises(ValueError, match="precision='float16' is unknown"):
-        recurrent.make("gru", **SIZES, context=1, precision="float16")
+        memories.make("gru", **SIZES, context=1, precision="float16")
     with pytest.raises(ValueError, match="memory='grou' is unknown: did you mean 'gru'"):
-        recurrent.make("grou", **SIZES, context=1)
+        memories.make("grou", **SIZES, context=1)
     with pytest.raises(ValueError, match="size=6 must be a multiple of 8: num_heads=4"):
-        recurrent.transformer(num_inputs=3, size=6, context=4)
+        memories.transformer(num_inputs=3, size=6, context=4)
     with pytest.raises(ValueError, match="context=0 must be at least 1"):
-        recurrent.make("transformer", **SIZES, context=0)
+        memories.make("transformer", **SIZES, context=0)
     with pytest.raises(ValueError, match="num_layers=0"):
-        recurrent.linear_recurrence(**SIZES, num_layers=0)
+        memories.linear_recurrence(**SIZES, num_layers=0)
     with pytest.raises(ValueError, match="unroll_steps=0"):
-        recurrent.gru(**SIZES, unroll_steps=0)
-    for kind in recurrent.MEMORIES:
+        memories.gru(**SIZES, unroll_steps=0)
+    for kind in memories.MEMORIES:
         with pytest.raises(ValueError, match="num_inputs=0"):
-            recurrent.make(kind, num_inputs=0, size=8, context=4)
+            memories.make(kind, num_inputs=0, size=8, context=4)
         with pytest.raises(TypeError, match="size=8.0 must be an integer"):
-            recurrent.make(kind, num_inputs=3, size=8.0, context=4)
+            memories.make(kind, num_inputs=3, size=8.0, context=4)
 
 
 @pytest.mark.slow
 def test_a_linear_recurrence_learns_to_remember():
     """The sign of the first of 100 inputs, which is marked, through noise."""
-    memory = recurrent.linear_recurrence(num_inputs=2, size=32)
+    memory = memories.linear_recurrence(num_inputs=2, size=32)
     mark = jnp.zeros((64, 100, 1)).at[:, 0].set(1.0)
     optimizer = optax.adam(3e-3)
 

@@ -7,12 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jaxmeta.learners.recurrent import Hyper, Loss, TrialMemory, advantages
-from jaxmeta.networks.actor_critic import ActorCritic, joined
-from jaxmeta.networks.distributions import Categorical
 
-from jaxmeta import checks, learners, rollouts, tasks
+from jaxmeta import adaptation, checks, memory_learner, tasks
 from jaxmeta.algorithms import rl2, varibad
+from jaxmeta.distributions import Categorical
+from jaxmeta.memory_learner import ActorCritic, Hyper, Loss, TrialMemory, advantages, joined
 from jaxmeta.tasks.bandits import BanditParams
 from jaxmeta.tasks.family import TaskFamily
 from jaxmeta.types import TimeStep, Trajectory
@@ -38,7 +37,7 @@ def trial(family, algorithm, key=0):
     task = family.train(jax.random.key(1))
 
     def act(key):
-        history = rollouts.lifetime(
+        history = adaptation.lifetime(
             key,
             meta,
             task,
@@ -72,7 +71,7 @@ def test_what_is_trained_is_what_acted_and_it_remembers_the_trial(
         hidden_sizes=(8,),
     )
     network = rl2.recurrent_actor_critic(family, config)
-    parts = learners.recurrent.recurrent_learner(family, config, network)
+    parts = memory_learner.memory_learner(family, config, network)
     algorithm = rl2.rl2(family, config)
     meta, data = trial(family, algorithm)
     # Not the nearly uniform policy of a newborn, which would hide what it looks at.
@@ -101,7 +100,7 @@ def test_what_is_trained_is_what_acted_and_it_remembers_the_trial(
 
 def test_inputs_show_the_past_and_the_time(family):
     config = rl2.Config(num_episodes=EPISODES, memory_size=4)
-    parts = learners.recurrent.recurrent_learner(
+    parts = memory_learner.memory_learner(
         family, config, rl2.recurrent_actor_critic(family, config)
     )
     meta, data = trial(family, rl2.rl2(family, config))
@@ -121,7 +120,7 @@ def test_inputs_show_the_past_and_the_time(family):
     np.testing.assert_array_equal(inputs.obs, data.timestep.obs)
 
     blind = rl2.Config(num_episodes=EPISODES, memory_size=4, sees_time=False)
-    parts = learners.recurrent.recurrent_learner(family, blind, rl2.recurrent_actor_critic(family, blind))
+    parts = memory_learner.memory_learner(family, blind, rl2.recurrent_actor_critic(family, blind))
     assert jnp.all(parts.inputs(meta, data).time[:, 1] == 0)
 
 
@@ -137,7 +136,7 @@ def test_advantages_are_of_the_whole_trial():
 NUM_TRIALS = 200_000
 
 
-@pytest.mark.parametrize("objective", [learners.recurrent.ppo, learners.recurrent.a2c])
+@pytest.mark.parametrize("objective", [memory_learner.ppo, memory_learner.a2c])
 def test_a_step_climbs_the_return_of_the_whole_trial(objective):
     """Two pulls, each an episode of its own: of an arm that pays half the time and of one whose mean is
     U(0, 1), by a policy that is a table over histories. The step of plain gradient ascent is the exact
@@ -166,7 +165,7 @@ def test_a_step_climbs_the_return_of_the_whole_trial(objective):
         step=lambda params, state, inputs: (Categorical(params[index(inputs)]), ()),
         unroll=unroll,
     )
-    config = learners.recurrent.Config(num_episodes=2, num_epochs=1, num_minibatches=1, normalize=False)
+    config = memory_learner.Config(num_episodes=2, num_epochs=1, num_minibatches=1, normalize=False)
     # Advantages are the returns to come; what is not wanted in them is switched off.
     hyper = Hyper(
         discount=1.0,
@@ -176,7 +175,7 @@ def test_a_step_climbs_the_return_of_the_whole_trial(objective):
         max_grad_norm=1e9,
         learning_rate=1.0,
     )
-    algorithm = learners.recurrent.learn_from_trials(
+    algorithm = memory_learner.learn_from_trials(
         family, config, hyper, network, Loss(objective), optax.sgd
     )
 
@@ -220,7 +219,7 @@ def test_a_step_climbs_the_return_of_the_whole_trial(objective):
 
 
 def test_the_scale_of_values_is_the_first_batch_s_and_then_moves_slowly():
-    move = learners.recurrent._moved_value_scale
+    move = memory_learner._moved_value_scale
     returns = jnp.array([[1.0, 3.0], [5.0, 7.0], [1e6, -1e6]])
     steps = jnp.array([[True, True], [True, True], [False, False]])
     born, old = jnp.zeros(2), jnp.array([2.0, 1.0])
@@ -279,12 +278,12 @@ def test_the_unit_of_rewards_changes_nothing(x64, variant):
 
 def on_recorded(monkeypatch, make):
     """The algorithm that ``make()`` makes, given trials ``[B, T]`` in the place of tasks to act in."""
-    whole = learners.recurrent.recurrent_learner
+    whole = memory_learner.memory_learner
 
     def without_acting(*arguments):
         return whole(*arguments)._replace(trials=lambda key, meta, data: data)
 
-    monkeypatch.setattr(learners.recurrent, "memory_learner", without_acting)
+    monkeypatch.setattr(memory_learner, "memory_learner", without_acting)
     monkeypatch.setattr(checks, "batch", lambda *arguments: None)  # they are no tasks
     return make()
 
@@ -307,7 +306,7 @@ def test_what_does_not_count_changes_nothing(x64, monkeypatch, module):
     def make():
         return constructor(family, config, module.Hyper(learning_rate=1.0), optimizer=optax.sgd)
 
-    parts = learners.recurrent.recurrent_learner(family, config, make_network(module, family, config))
+    parts = memory_learner.memory_learner(family, config, make_network(module, family, config))
     state = make().init(jax.random.key(0))
     scales = dict(value_scale=jnp.array([0.5, 2.0]), reward_scale=jnp.asarray(2.0))
     state = state._replace(meta=state.meta._replace(**scales))
@@ -388,13 +387,13 @@ def test_two_steps_of_ppo_are_those_written_out_by_hand(x64, monkeypatch, family
         discount=0.9, gae_lambda=0.8, learning_rate=0.3, anneal_updates=4.0, max_grad_norm=0.4,
         clip=0.1, entropy_cost=0.2, value_cost=0.7,
     )  # fmt: skip
-    config = learners.recurrent.Config(
+    config = memory_learner.Config(
         num_episodes=E, num_epochs=2, num_minibatches=1, normalize=normalize
     )
 
     def make():
-        return learners.recurrent.learn_from_trials(
-            family, config, hyper, LINEAR, Loss(learners.recurrent.ppo), optax.sgd
+        return memory_learner.learn_from_trials(
+            family, config, hyper, LINEAR, Loss(memory_learner.ppo), optax.sgd
         )
 
     data = random_trials(B, T)
@@ -470,10 +469,10 @@ def test_minibatches_are_drawn_anew_in_every_pass(monkeypatch, family):
         jax.debug.callback(lambda x: seen.append(np.asarray(x)), advantage[:, 0], ordered=True)
         return log_ratio * advantage
 
-    config = learners.recurrent.Config(num_episodes=2, num_epochs=3, num_minibatches=2, normalize=False)
+    config = memory_learner.Config(num_episodes=2, num_epochs=3, num_minibatches=2, normalize=False)
 
     def make():
-        return learners.recurrent.learn_from_trials(
+        return memory_learner.learn_from_trials(
             family, config, Hyper(), LINEAR, Loss(policy), optax.sgd
         )
 
@@ -553,7 +552,7 @@ def test_acting_and_learning_draw_from_different_keys(family, monkeypatch):
 
     (JAX's checker of reused keys gives a false alarm for the scan over epochs.)
     """
-    whole, split = learners.recurrent.recurrent_learner, jax.random.split
+    whole, split = memory_learner.memory_learner, jax.random.split
     config = rl2.Config(num_episodes=2, memory_size=4, num_minibatches=1, num_epochs=1)
     acted, learned = [], []
 
@@ -572,7 +571,7 @@ def test_acting_and_learning_draw_from_different_keys(family, monkeypatch):
             learned.append(key)
         return split(key, *size)
 
-    monkeypatch.setattr(learners.recurrent, "memory_learner", with_a_spy)
+    monkeypatch.setattr(memory_learner, "memory_learner", with_a_spy)
     algorithm = rl2.rl2(family, config)
     drawn = tasks.sample_tasks(jax.random.key(1), family, 2, split="train")
     state = algorithm.init(jax.random.key(0))

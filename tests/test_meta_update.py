@@ -3,7 +3,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jaxmeta.meta_updates.gradients import guarded_update, meta_gradient, tasks_at_once
+
+from jaxmeta.meta_update import guarded_update, meta_gradient, tasks_at_once
 
 LEARNED = {"w": jnp.array([1.0, 2.0]), "b": jnp.array(3.0)}
 

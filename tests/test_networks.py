@@ -3,7 +3,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from gymnax.environments import spaces
-from jaxmeta.estimators import baselines
 
 from jaxmeta import networks
 from jaxmeta.types import TimeStep
@@ -162,14 +161,14 @@ def test_observations_of_any_shape(shape):
 
 def test_linear_features():
     obs, step = jnp.array([[2.0], [3.0]]), jnp.array([0.0, 5.0])
-    phi = baselines.linear_features(obs, step, 10)
+    phi = networks.linear_features(obs, step, 10)
     np.testing.assert_allclose(phi, [[2, 4, -1, 1, -1, 1], [3, 9, 0, 0, 0, 1]], atol=1e-6)
 
 
 def test_linear_baseline_is_least_squares_on_the_other_streams(x64):
     rng = np.random.default_rng(0)
     features, targets = rng.normal(size=(4, 7, 3)), rng.normal(size=(4, 7))
-    predicted = baselines.linear_baseline(jnp.array(features), jnp.array(targets), ridge=0.0)
+    predicted = networks.linear_baseline(jnp.array(features), jnp.array(targets), ridge=0.0)
     for n in range(4):
         others = [i for i in range(4) if i != n]
         w = np.linalg.lstsq(
@@ -181,8 +180,8 @@ def test_linear_baseline_is_least_squares_on_the_other_streams(x64):
 def test_the_units_of_features_do_not_show_in_a_baseline(x64):
     features, targets = jax.random.normal(jax.random.key(0), (4, 4, 7, 3)), jnp.ones((4, 7))
     targets = targets + features[3, :, :, 0]
-    usual = baselines.linear_baseline(features[0], targets)
-    other = baselines.linear_baseline(features[0] * jnp.array([[[1e-9, 1.0, 1e9]]]), 1e6 * targets)
+    usual = networks.linear_baseline(features[0], targets)
+    other = networks.linear_baseline(features[0] * jnp.array([[[1e-9, 1.0, 1e9]]]), 1e6 * targets)
     np.testing.assert_allclose(other, 1e6 * usual, rtol=1e-9)
 
 
@@ -191,7 +190,7 @@ def test_linear_baseline_survives_what_breaks_normal_equations():
     rng = np.random.default_rng(0)
     x = rng.normal(size=(5, 50, 1)) * 100
     features = np.concatenate([x, 2 * x, 0 * x, np.ones_like(x)], axis=2)
-    predicted = baselines.linear_baseline(jnp.array(features), jnp.array(3 * x[..., 0] + 1))
+    predicted = networks.linear_baseline(jnp.array(features), jnp.array(3 * x[..., 0] + 1))
     np.testing.assert_allclose(predicted, 3 * x[..., 0] + 1, rtol=0.02, atol=1.0)
 
 
@@ -201,7 +200,7 @@ def test_small_systems_are_solved_without_lapack(size, x64):
     root = rng.normal(size=(5, size, size))
     a = root @ root.transpose(0, 2, 1) * 10.0 ** rng.uniform(-3, 3) + 1e-3 * np.eye(size)
     b = rng.normal(size=(5, size))
-    solve = jax.jit(jax.vmap(baselines._solve_positive_definite))
+    solve = jax.jit(jax.vmap(networks._solve_positive_definite))
     expected = np.linalg.solve(a, b[..., None])[..., 0]
     np.testing.assert_allclose(solve(a, b), expected, rtol=1e-6, atol=1e-8)
 

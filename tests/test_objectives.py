@@ -16,17 +16,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jaxmeta.estimators import baselines, episodes, exact, returns, surrogates
-from jaxmeta.estimators.surrogates import (
-    SURROGATES,
-    loaded_dice,
-    lvc,
-    ppo_clip,
-    score,
-    taypo,
-    vtrace,
-)
 
+from jaxmeta import exact, objectives, returns
+from jaxmeta.objectives import SURROGATES, loaded_dice, lvc, ppo_clip, score, taypo, vtrace
 from jaxmeta.types import TimeStep, Trajectory
 
 UNBIASED = 1e-11
@@ -138,7 +130,7 @@ def signals(world, theta_mu):
 
 def of(weights, **settings):
     """The surrogate with these weights."""
-    return partial(surrogates.surrogate, weights=partial(weights, **settings))
+    return partial(objectives.surrogate, weights=partial(weights, **settings))
 
 
 def control_variate(log_ratio, first):
@@ -409,7 +401,7 @@ def test_truncating_at_the_ratio_itself_halves_the_derivative(world):
 
     def value(log_prob, bar):
         weights = partial(vtrace, rho_bar=bar, c_bar=2.0, off_policy=True)
-        return surrogates.surrogate(log_prob * one, 0 * one, one, one, one > 0, weights=weights)
+        return objectives.surrogate(log_prob * one, 0 * one, one, one, one > 0, weights=weights)
 
     assert jax.grad(value)(0.0, 1.0) == 0.5
     assert jax.grad(value)(0.0, 1.5) == 1.0
@@ -550,14 +542,14 @@ def test_planted_no_reset_where_an_episode_starts(x64):
     "mutant",
     [
         lambda discount, first: jnp.ones_like(discount),
-        lambda discount, first: episodes.cumulative_discount(1.0 - discount, first),
+        lambda discount, first: returns.cumulative_discount(1.0 - discount, first),
     ],
     ids=["no discount factor", "inverted mask"],
 )
 def test_planted_wrong_discount_factor(mutant, world, monkeypatch):
     """`of` makes a surrogate that was not compiled yet."""
     check_unbiased(of(score), world, world.theta, hessian=False)
-    monkeypatch.setattr(surrogates, "cumulative_discount", mutant)
+    monkeypatch.setattr(objectives, "cumulative_discount", mutant)
     with pytest.raises(AssertionError):
         check_unbiased(of(score), world, world.theta, hessian=False)
 
@@ -635,8 +627,8 @@ def test_batch_baselines(num_streams, x64):
         return {
             "mean": whole - mean,
             "leave one out": whole
-            - jax.vmap(surrogates.leave_one_out_mean, in_axes=1, out_axes=1)(whole),
-            "linear": baselines.baseline_td_errors(data, discount, 2),
+            - jax.vmap(objectives.leave_one_out_mean, in_axes=1, out_axes=1)(whole),
+            "linear": returns.baseline_td_errors(data, discount, 2),
             "normalized": (whole - mean) / (jnp.std(whole[:, -1]) + 1e-8),
         }
 
@@ -679,7 +671,7 @@ def test_the_semi_gradient_is_a_td_step_whose_derivative_is_complete(x64):
         return reward[:, 0] + 0.9 * x_next @ params["w"]
 
     def step(params):
-        return surrogates.semi_gradient(value, params, target(params) - value(params))["w"]
+        return objectives.semi_gradient(value, params, target(params) - value(params))["w"]
 
     def stopped(params):
         def loss(params):
@@ -696,7 +688,7 @@ def test_the_semi_gradient_is_a_td_step_whose_derivative_is_complete(x64):
 
 def ppo(ratio, advantage):
     one = jnp.ones(1)
-    return surrogates.ppo_clip(jnp.log(ratio) * one, 0 * one, advantage * one, one, one > 0)
+    return objectives.ppo_clip(jnp.log(ratio) * one, 0 * one, advantage * one, one, one > 0)
 
 
 @pytest.mark.parametrize(
@@ -732,14 +724,14 @@ def test_surrogates_vanish_where_the_policy_acted():
 def test_the_sampling_correction_sums_over_streams_and_steps():
     log_prob = jnp.arange(6.0).reshape(2, 3)
     gain = jnp.array([2.0, -1.0])
-    np.testing.assert_allclose(surrogates.sampling_correction(log_prob, gain), 2 * 3 - 12)
-    slope = jax.grad(surrogates.sampling_correction)(log_prob, gain)
+    np.testing.assert_allclose(objectives.sampling_correction(log_prob, gain), 2 * 3 - 12)
+    slope = jax.grad(objectives.sampling_correction)(log_prob, gain)
     np.testing.assert_array_equal(slope, jnp.array([[2.0] * 3, [-1.0] * 3]))
 
 
 def test_the_leave_one_out_mean_is_of_the_others():
     x = jnp.array([1.0, 2.0, 6.0])
-    np.testing.assert_allclose(surrogates.leave_one_out_mean(x), [4.0, 3.5, 1.5])
+    np.testing.assert_allclose(objectives.leave_one_out_mean(x), [4.0, 3.5, 1.5])
     # No entry has a part in its own.
-    np.testing.assert_allclose(jnp.diag(jax.jacobian(surrogates.leave_one_out_mean)(x)), 0.0)
-    np.testing.assert_array_equal(surrogates.leave_one_out_mean(jnp.ones(1)), [0.0])
+    np.testing.assert_allclose(jnp.diag(jax.jacobian(objectives.leave_one_out_mean)(x)), 0.0)
+    np.testing.assert_array_equal(objectives.leave_one_out_mean(jnp.ones(1)), [0.0])

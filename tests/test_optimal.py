@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jaxmeta.rollouts.lifetime import lifetime
 
-from jaxmeta import references, tasks
+from jaxmeta import optimal, tasks
+from jaxmeta.adaptation import lifetime
 from jaxmeta.tasks import gridnavi
 from jaxmeta.tasks.tabular import TabularParams, optimal_return
 from jaxmeta.types import TimeStep, Trajectory
@@ -53,12 +53,12 @@ def best_total(history, num_pulls, kind, num_arms=2):
 @pytest.mark.parametrize(("num_arms", "num_pulls"), [(2, 1), (2, 3), (2, 5), (3, 4), (4, 3)])
 def test_the_best_policy_of_independent_arms(num_arms, num_pulls):
     expected = best_total((), num_pulls, "independent", num_arms)
-    value = references.bayes_optimal_bandit(num_arms=num_arms, num_pulls=num_pulls)
+    value = optimal.bayes_optimal_bandit(num_arms=num_arms, num_pulls=num_pulls)
     np.testing.assert_allclose(value, float(expected), rtol=1e-14)
 
 
 def test_known_values_of_independent_arms():
-    value = references.bayes_optimal_bandit
+    value = optimal.bayes_optimal_bandit
     assert value(num_arms=1, num_pulls=7) == 3.5
     np.testing.assert_allclose(value(num_arms=5, num_pulls=10), 6.660, atol=0.001)
     # The more arms the better, though none of them after the tenth can be pulled.
@@ -77,7 +77,7 @@ def test_the_best_policy_of_dependent_arms(kind):
     }
     for num_pulls in (1, 2, 4, 5):
         expected = num_pulls * best_mean[kind] - best_total((), num_pulls, kind)
-        regret = references.bayes_optimal_dependent_bandit(kind=kind, num_pulls=num_pulls)
+        regret = optimal.bayes_optimal_dependent_bandit(kind=kind, num_pulls=num_pulls)
         np.testing.assert_allclose(regret, float(expected), rtol=1e-13)
 
 
@@ -93,7 +93,7 @@ def test_the_best_policy_of_dependent_arms(kind):
 )
 def test_regret_in_a_hundred_pulls(kind, regret):
     np.testing.assert_allclose(
-        references.bayes_optimal_dependent_bandit(kind=kind), regret, atol=0.0005
+        optimal.bayes_optimal_dependent_bandit(kind=kind), regret, atol=0.0005
     )
 
 
@@ -140,7 +140,7 @@ def best_trial(num_episodes, num_steps, size):
     ],
 )
 def test_the_best_trial_of_gridnavi(num_episodes, num_steps, size):
-    value = references.bayes_optimal_gridnavi(
+    value = optimal.bayes_optimal_gridnavi(
         num_episodes=num_episodes, num_steps=num_steps, size=size
     )
     expected = best_trial(num_episodes, num_steps, size)
@@ -149,7 +149,7 @@ def test_the_best_trial_of_gridnavi(num_episodes, num_steps, size):
 
 def test_the_trial_of_four_episodes():
     """All that is lost is lost in the first episode: what it leaves lies on one straight way."""
-    value = functools.partial(references.bayes_optimal_gridnavi, num_steps=15)
+    value = functools.partial(optimal.bayes_optimal_gridnavi, num_steps=15)
     told = np.mean([15 + 1.1 - 1.1 * sum(goal) for goal in gridnavi.goals(5).tolist()])
     np.testing.assert_allclose(4 * told, 44.286, atol=0.0005)
     np.testing.assert_allclose(value(num_episodes=4), 37 + 3 / 14, rtol=1e-12)
@@ -162,7 +162,7 @@ def test_the_trial_of_four_episodes():
 
 def test_published_gittins_indices():
     """Gittins 1989, for Beta(s + 1, f + 1)."""
-    table = references.gittins_indices(num_pulls=10, discount=0.9)
+    table = optimal.gittins_indices(num_pulls=10, discount=0.9)
     published = {(0, 0): 0.7029, (1, 0): 0.8001, (0, 1): 0.5001, (1, 1): 0.6346, (2, 2): 0.6010}
     for (successes, failures), index in {**published, (9, 1): 0.8695}.items():
         np.testing.assert_allclose(table[successes, failures], index, atol=6e-5)
@@ -188,15 +188,15 @@ def test_an_index_is_where_switching_for_good_is_worth_as_much(successes, failur
     for _ in range(40):
         middle = (low + high) / 2
         low, high = (middle, high) if advantage(middle) > 0 else (low, middle)
-    table = references.gittins_indices(num_pulls=10, discount=discount)
+    table = optimal.gittins_indices(num_pulls=10, discount=discount)
     np.testing.assert_allclose(table[successes, failures], low, atol=1e-6)
 
 
 def test_indices_without_a_future_are_means():
-    table = references.gittins_indices(num_pulls=4, discount=0.0)
+    table = optimal.gittins_indices(num_pulls=4, discount=0.0)
     successes, failures = np.indices((5, 5))
     np.testing.assert_allclose(table, (successes + 1) / (successes + failures + 2), atol=1e-12)
-    table = references.gittins_indices(num_pulls=4, discount=0.9)
+    table = optimal.gittins_indices(num_pulls=4, discount=0.9)
     known = successes + failures <= 4
     assert (table > (successes + 1) / (successes + failures + 2))[known].all()
 
@@ -240,13 +240,13 @@ def total_rewards(learner, family, **settings):
 @pytest.mark.parametrize(
     ("learner", "expected"),
     [
-        (references.random_agent(num_actions=5), 5.0),
-        (references.greedy(num_arms=5), 6.56),
-        (references.epsilon_greedy(num_arms=5, epsilon=0.0), 6.56),
-        (references.epsilon_greedy(num_arms=5, epsilon=1.0), 5.0),
-        (references.thompson(num_arms=5), 5.83),
-        (references.ucb1(num_arms=5, exploration=0.1), 6.65),
-        (references.gittins(num_arms=5, num_pulls=10, discount=0.9), 6.64),
+        (optimal.random_agent(num_actions=5), 5.0),
+        (optimal.greedy(num_arms=5), 6.56),
+        (optimal.epsilon_greedy(num_arms=5, epsilon=0.0), 6.56),
+        (optimal.epsilon_greedy(num_arms=5, epsilon=1.0), 5.0),
+        (optimal.thompson(num_arms=5), 5.83),
+        (optimal.ucb1(num_arms=5, exploration=0.1), 6.65),
+        (optimal.gittins(num_arms=5, num_pulls=10, discount=0.9), 6.64),
     ],
     ids=["random", "greedy", "epsilon=0", "epsilon=1", "thompson", "ucb1", "gittins"],
 )
@@ -260,10 +260,10 @@ def test_five_arms_and_ten_pulls(learner, expected):
 @pytest.mark.parametrize(
     ("learner", "expected"),
     [
-        (references.greedy(num_arms=50), 78.4),
-        (references.thompson(num_arms=50), 64.5),
-        (references.ucb1(num_arms=50, exploration=0.2), 84.8),
-        (references.gittins(num_arms=50, num_pulls=100, discount=0.98), 85.2),
+        (optimal.greedy(num_arms=50), 78.4),
+        (optimal.thompson(num_arms=50), 64.5),
+        (optimal.ucb1(num_arms=50, exploration=0.2), 84.8),
+        (optimal.gittins(num_arms=50, num_pulls=100, discount=0.98), 85.2),
     ],
     ids=["greedy", "thompson", "ucb1", "gittins"],
 )
@@ -276,16 +276,16 @@ def test_fifty_arms_and_a_hundred_pulls(learner, expected):
 @pytest.mark.parametrize("kind", ["uniform", "easy", "hard"])
 def test_the_greedy_agent_is_optimal_for_dependent_arms(kind):
     family = tasks.make("dependent_bandit", kind=kind, num_pulls=30)
-    drawn, _, data = live(references.dependent_greedy(), family, num_tasks=4000, num_steps=30)
+    drawn, _, data = live(optimal.dependent_greedy(), family, num_tasks=4000, num_steps=30)
     pulled = jnp.take_along_axis(drawn.mean, data.action[:, 0], axis=1)
     regret = jnp.sum(jnp.max(drawn.mean, axis=1)[:, None] - pulled, axis=1)
-    assert_mean(regret, references.bayes_optimal_dependent_bandit(kind=kind, num_pulls=30))
+    assert_mean(regret, optimal.bayes_optimal_dependent_bandit(kind=kind, num_pulls=30))
 
 
 def test_counts_are_those_of_the_stream():
     """Whatever episodes begin in it; a pull counts at once, its reward when it is seen."""
     seen = []
-    learner = references.thompson(num_arms=3)
+    learner = optimal.thompson(num_arms=3)
     step = jax.jit(learner.act)
     counts = learner.memory(())
     timestep = TimeStep(jnp.ones(1), jnp.zeros((), jnp.int32), jnp.zeros(()), jnp.ones((), bool))
@@ -303,7 +303,7 @@ def test_counts_are_those_of_the_stream():
 
 def choose(learner, reward, pulls):
     """The arm pulled by one who remembers these, and was paid nothing just now."""
-    counts = references.Counts(jnp.array(reward, float), jnp.array(pulls, float))
+    counts = optimal.Counts(jnp.array(reward, float), jnp.array(pulls, float))
     timestep = TimeStep(jnp.ones(1), jnp.zeros((), jnp.int32), jnp.zeros(()), jnp.zeros((), bool))
     return learner.act(jax.random.key(0), (), (), counts, timestep)[0]
 
@@ -311,42 +311,42 @@ def choose(learner, reward, pulls):
 def test_choices_by_hand():
     # Means 5/8, 2/3, 1/2: greedy takes the highest; enough exploration, the least tried.
     remembered = ([4, 1, 0], [6, 1, 0])
-    assert choose(references.greedy(num_arms=3), *remembered) == 1
-    assert choose(references.ucb1(num_arms=3, exploration=0.0), *remembered) == 1
-    assert choose(references.ucb1(num_arms=3, exploration=2.0), *remembered) == 2
+    assert choose(optimal.greedy(num_arms=3), *remembered) == 1
+    assert choose(optimal.ucb1(num_arms=3, exploration=0.0), *remembered) == 1
+    assert choose(optimal.ucb1(num_arms=3, exploration=2.0), *remembered) == 2
     # 1/2 + c sqrt(2 log 8 / 2) overtakes 2/3 + c sqrt(2 log 8 / 3) where c (1.442 - 1.177) > 1/6.
     for c, arm in ((0.62, 1), (0.64, 2)):
-        assert choose(references.ucb1(num_arms=3, exploration=c), *remembered) == arm
+        assert choose(optimal.ucb1(num_arms=3, exploration=c), *remembered) == arm
     # Untried is worth 0.7029, seven successes of ten 0.7107 (> 2/3) at a discount of 0.9.
-    gittins = references.gittins(num_arms=2, num_pulls=10, discount=0.9)
+    gittins = optimal.gittins(num_arms=2, num_pulls=10, discount=0.9)
     assert choose(gittins, [3, 0], [5, 0]) == 1
-    assert choose(references.greedy(num_arms=2), [3, 0], [5, 0]) == 0
+    assert choose(optimal.greedy(num_arms=2), [3, 0], [5, 0]) == 0
     # Three failures of the first arm and a success of the second speak for the second.
-    assert choose(references.dependent_greedy(), [1, 1], [4, 1]) == 1
-    assert choose(references.dependent_greedy(), [1, 0], [2, 1]) == 0
+    assert choose(optimal.dependent_greedy(), [1, 1], [4, 1]) == 1
+    assert choose(optimal.dependent_greedy(), [1, 0], [2, 1]) == 0
 
 
 def test_thompson_sampling_draws_from_the_posterior():
     """Beta(4, 2) exceeds Beta(1, 1) with its mean as the probability, 2/3."""
-    counts = references.Counts(jnp.array([3.0, 0.0]), jnp.array([4.0, 0.0]))
+    counts = optimal.Counts(jnp.array([3.0, 0.0]), jnp.array([4.0, 0.0]))
     timestep = TimeStep(jnp.ones(1), jnp.zeros((), jnp.int32), jnp.zeros(()), jnp.zeros((), bool))
 
     def draws(learner):
         act = jax.jit(jax.vmap(lambda key: learner.act(key, (), (), counts, timestep)[0]))
         return act(jax.random.split(jax.random.key(0), 20_000))
 
-    assert_mean(draws(references.thompson(num_arms=2)), 1 / 3)
+    assert_mean(draws(optimal.thompson(num_arms=2)), 1 / 3)
     # Optimistic: the first is at least 2/3 and the second loses where that is, or the first's draw, is more.
     u = np.random.default_rng(0).beta(4, 2, 20_000)
     share = 1 - np.maximum(u, 2 / 3).mean()
-    assert_mean(draws(references.thompson(num_arms=2, optimistic=True)), share, exact=False)
+    assert_mean(draws(optimal.thompson(num_arms=2, optimistic=True)), share, exact=False)
 
 
 # PSRL
 
 
 def test_an_update_counts_what_was_seen():
-    learner = references.psrl(num_states=3, num_actions=2, horizon=2)
+    learner = optimal.psrl(num_states=3, num_actions=2, horizon=2)
     agent = learner.init(jax.random.key(0), ())
     assert not any(x.any() for x in agent.posterior)
     states, actions = np.array([[0, 2], [0, 2]]), np.array([[1, 0], [1, 1]])
@@ -379,9 +379,9 @@ def episode(states, actions, rewards, successors, *, num_states):
 def test_one_who_has_seen_enough_acts_optimally():
     family = tasks.make("tabular", num_states=4, num_actions=3, horizon=5)
     task = family.test(jax.random.key(0))
-    learner = references.psrl(num_states=4, num_actions=3, horizon=5)
+    learner = optimal.psrl(num_states=4, num_actions=3, horizon=5)
     agent = learner.init(jax.random.key(1), ())
-    known = references.Posterior(1e7 * task.transition, 1e7 * task.reward)
+    known = optimal.Posterior(1e7 * task.transition, 1e7 * task.reward)
     once = episode([[0]], [[0]], [[0.0]], [[0]], num_states=4)
     policy = learner.update(jax.random.key(2), (), agent._replace(posterior=known), once).policy
     np.testing.assert_allclose(
@@ -402,11 +402,11 @@ def policy_return(task: TabularParams, policy):
 def test_an_agent_draws_from_its_prior():
     """With one state and two actions the newborn takes either equally often, whatever it expects."""
     for prior in (0.0, 1.0):
-        learner = references.psrl(num_states=1, num_actions=2, horizon=1, reward_prior=prior)
+        learner = optimal.psrl(num_states=1, num_actions=2, horizon=1, reward_prior=prior)
         born = jax.vmap(learner.init, (0, None))(jax.random.split(jax.random.key(0), 2000), ())
         assert_mean(born.policy[:, 0, 0], 0.5)
     # After a reward of r for the first, that is N((prior + r) / 2, 1 / 2) and the other N(prior, 1).
-    learner = references.psrl(num_states=1, num_actions=2, horizon=1, reward_prior=1.0)
+    learner = optimal.psrl(num_states=1, num_actions=2, horizon=1, reward_prior=1.0)
     seen = episode([[0]], [[0]], [[3.0]], [[0]], num_states=1)
     agent = learner.init(jax.random.key(0), ())
     after = jax.jit(jax.vmap(lambda key: learner.update(key, (), agent, seen).policy[0, 0]))
@@ -416,7 +416,7 @@ def test_an_agent_draws_from_its_prior():
 
 def test_each_episode_follows_its_policy():
     family = tasks.make("tabular", num_states=3, num_actions=4, horizon=3)
-    learner = references.psrl(num_states=3, num_actions=4, horizon=3)
+    learner = optimal.psrl(num_states=3, num_actions=4, horizon=3)
     _, agent, data = live(learner, family, num_tasks=5, num_updates=2, num_steps=3)
     states = np.asarray(data.timestep.obs).argmax(-1)
     policy = np.asarray(agent.policy)  # [M, K + 1, H, S]
@@ -431,7 +431,7 @@ def test_each_episode_follows_its_policy():
 @pytest.mark.slow
 def test_ten_episodes_of_psrl():
     family = tasks.make("tabular")
-    totals = total_rewards(references.psrl(), family, num_tasks=250, num_updates=9, num_steps=10)
+    totals = total_rewards(optimal.psrl(), family, num_tasks=250, num_updates=9, num_steps=10)
     assert_mean(totals, 138.1, exact=False)
 
 
@@ -440,7 +440,7 @@ def test_ten_episodes_of_psrl():
 def test_published_figures_of_psrl(num_episodes, published):
     family = tasks.make("tabular")
     totals = total_rewards(
-        references.psrl(), family, num_tasks=2000, num_updates=num_episodes - 1, num_steps=10
+        optimal.psrl(), family, num_tasks=2000, num_updates=num_episodes - 1, num_steps=10
     )
     assert_mean(totals, published, exact=False)
 
@@ -448,13 +448,13 @@ def test_published_figures_of_psrl(num_episodes, published):
 @pytest.mark.parametrize(
     "learner",
     [
-        references.random_agent(num_actions=3),
-        references.greedy(num_arms=3),
-        references.epsilon_greedy(num_arms=3, epsilon=0.2),
-        references.ucb1(num_arms=3, exploration=0.2),
-        references.thompson(num_arms=3),
-        references.gittins(num_arms=3, num_pulls=4, discount=0.5),
-        references.psrl(num_states=2, num_actions=3, horizon=2),
+        optimal.random_agent(num_actions=3),
+        optimal.greedy(num_arms=3),
+        optimal.epsilon_greedy(num_arms=3, epsilon=0.2),
+        optimal.ucb1(num_arms=3, exploration=0.2),
+        optimal.thompson(num_arms=3),
+        optimal.gittins(num_arms=3, num_pulls=4, discount=0.5),
+        optimal.psrl(num_states=2, num_actions=3, horizon=2),
     ],
     ids=["random", "greedy", "epsilon_greedy", "ucb1", "thompson", "gittins", "psrl"],
 )
@@ -479,40 +479,40 @@ def test_everything_is_float64_where_float_is(learner, x64):
 @pytest.mark.parametrize(
     ("function", "settings", "message"),
     [
-        (references.bayes_optimal_bandit, dict(num_arms=0, num_pulls=1), "num_arms=0 must be"),
+        (optimal.bayes_optimal_bandit, dict(num_arms=0, num_pulls=1), "num_arms=0 must be"),
         (
-            references.bayes_optimal_bandit,
+            optimal.bayes_optimal_bandit,
             dict(num_arms=5, num_pulls=100),
             "num_arms=5 with num_pulls=100 has .* states of knowledge",
         ),
         (
-            references.bayes_optimal_bandit,
+            optimal.bayes_optimal_bandit,
             dict(num_arms=10, num_pulls=40),
             "num_arms=10 with num_pulls=40 has .* states of knowledge",
         ),
-        (references.bayes_optimal_dependent_bandit, dict(kind="eazy"), "kind='eazy' .*'easy'"),
+        (optimal.bayes_optimal_dependent_bandit, dict(kind="eazy"), "kind='eazy' .*'easy'"),
         (
-            references.bayes_optimal_dependent_bandit,
+            optimal.bayes_optimal_dependent_bandit,
             dict(kind="easy", num_pulls=0),
             "num_pulls=0 must be at least 1",
         ),
         (
-            references.bayes_optimal_gridnavi,
+            optimal.bayes_optimal_gridnavi,
             dict(num_episodes=1, num_steps=5, size=8),
             "size=8 must be at most 7",
         ),
-        (references.bayes_optimal_gridnavi, dict(num_episodes=0, num_steps=5), "num_episodes=0"),
-        (references.ucb1, dict(num_arms=2, exploration=-1.0), "exploration=-1.0 must lie between 0"),
-        (references.epsilon_greedy, dict(num_arms=2, epsilon=1.5), "epsilon=1.5 must lie between"),
+        (optimal.bayes_optimal_gridnavi, dict(num_episodes=0, num_steps=5), "num_episodes=0"),
+        (optimal.ucb1, dict(num_arms=2, exploration=-1.0), "exploration=-1.0 must lie between 0"),
+        (optimal.epsilon_greedy, dict(num_arms=2, epsilon=1.5), "epsilon=1.5 must lie between"),
         (
-            references.gittins,
+            optimal.gittins,
             dict(num_arms=2, num_pulls=3, discount=1.0),
             "discount=1.0 must be below",
         ),
-        (references.gittins_indices, dict(num_pulls=0, discount=0.9), "num_pulls=0 must be at least"),
-        (references.thompson, dict(num_arms=0), "num_arms=0 must be at least 1"),
-        (references.psrl, dict(horizon=0), "horizon=0 must be at least 1"),
-        (references.psrl, dict(reward_noise=0.0), "reward_noise=0.0 must lie between 1e-06"),
+        (optimal.gittins_indices, dict(num_pulls=0, discount=0.9), "num_pulls=0 must be at least"),
+        (optimal.thompson, dict(num_arms=0), "num_arms=0 must be at least 1"),
+        (optimal.psrl, dict(horizon=0), "horizon=0 must be at least 1"),
+        (optimal.psrl, dict(reward_noise=0.0), "reward_noise=0.0 must lie between 1e-06"),
     ],
 )
 def test_bad_settings_are_named(function, settings, message):

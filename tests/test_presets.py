@@ -2,9 +2,9 @@
 
 import jax
 import pytest
-from jaxmeta.runs import experiments, presets
-from jaxmeta.runs.experiments import Experiment
 
+from jaxmeta import experiments, presets
+from jaxmeta.experiments import Experiment
 from tests.probes import made
 
 

@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
-from jaxmeta.runs import processes
 
+from jaxmeta import processes
 from tests.probes import FAIL_AT_ONCE, exit_codes
 
 

@@ -77,7 +77,7 @@ def test_links_lead_somewhere(path):
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
 def test_scripts_and_presets_that_are_named_are_there(path):
-    from jaxmeta.runs import presets
+    from jaxmeta import presets
 
     text = path.read_text(encoding="utf-8")
     for script in re.findall(r"python (benchmarks/[\w/]+\.py)", text):

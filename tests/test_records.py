@@ -9,7 +9,8 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jaxmeta.runs import records
+
+from jaxmeta import records
 
 
 class Pair(NamedTuple):

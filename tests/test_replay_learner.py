@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jaxmeta.learners.gradient import Meta
-from jaxmeta.learners.replay import Config, log_probs, outer_loss, replay_learner
 
-from jaxmeta import networks, rollouts, tasks
+from jaxmeta import adaptation, networks, tasks
+from jaxmeta.gradient_learner import Meta
+from jaxmeta.replay_learner import Config, log_probs, outer_loss, replay_learner
 from jaxmeta.types import TimeStep, Trajectory
 
 
@@ -39,7 +39,7 @@ def test_an_update_looks_at_the_last_batches_and_at_nothing_else(num_batches):
     meta = Meta({"w": jnp.zeros(())}, Hyper())
     agent = parts.learner.init(jax.random.key(0), meta)
     assert agent.batches.reward.shape == (num_batches, 3, 4)
-    streams = rollouts.begin_streams(
+    streams = adaptation.begin_streams(
         jax.random.key(1),
         meta,
         family.train(jax.random.key(2)),
@@ -47,7 +47,7 @@ def test_an_update_looks_at_the_last_batches_and_at_nothing_else(num_batches):
         env=family.env,
         num_streams=3,
     )
-    _, seen = rollouts.experience(
+    _, seen = adaptation.experience(
         jax.random.key(3),
         meta,
         family.train(jax.random.key(2)),

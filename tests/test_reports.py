@@ -7,7 +7,8 @@ from pathlib import Path
 
 import jax
 import pytest
-from jaxmeta.runs import reports
+
+from jaxmeta import reports
 
 
 def test_machine_says_what_figures_depend_on():
@@ -83,7 +84,7 @@ def test_provenance_says_what_was_run_on_what(tmp_path):
         *(f"jaxmeta/{name}.py" for name in ("__init__", "records", "reports", "terminal")),
     }
     source = Path(reports.__file__).read_text(encoding="utf-8")
-    assert told["sources"]["jaxmeta/runs/reports.py"] == reports.digest(source)
+    assert told["sources"]["jaxmeta/reports.py"] == reports.digest(source)
 
 
 @pytest.mark.parametrize(

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from jaxmeta.estimators import baselines, episodes, exact, returns, streams, units
-from jaxmeta.estimators.baselines import linear_baseline, linear_features
-from jaxmeta.estimators.returns import vtrace_targets
-from jaxmeta.estimators.surrogates import semi_gradient
 
+from jaxmeta import exact, returns
+from jaxmeta.networks import linear_baseline, linear_features
+from jaxmeta.objectives import semi_gradient
+from jaxmeta.returns import vtrace_targets
 from jaxmeta.types import TimeStep, Trajectory
 from tests.probes import CounterParams, constant_learner
 from tests.test_objectives import UNBIASED, make_world, relative_bias
@@ -208,20 +208,20 @@ def test_cumulative_discount_restarts_with_the_episode():
     first = jnp.array([0, 0, 1, 0, 0], bool)
     discount = jnp.array([0.5, 0.0, 0.5, 0.25, 1.0])
     # The stream's first step counts as a start, also in the middle of an episode.
-    g = episodes.cumulative_discount(discount, first)
+    g = returns.cumulative_discount(discount, first)
     np.testing.assert_allclose(g, [1, 0.5, 1, 0.5, 0.125])
 
 
 def test_episode_step():
     first = jnp.array([0, 0, 1, 0, 0, 1], bool)
-    assert episodes.episode_step(first).tolist() == [0, 1, 0, 1, 2, 0]
+    assert returns.episode_step(first).tolist() == [0, 1, 0, 1, 2, 0]
 
 
 def test_first_episode_return():
     reward = jnp.array([1.0, 2.0, 4.0, 8.0])
-    assert episodes.first_episode_return(reward, jnp.array([0, 1, 0, 1], bool)) == 3
-    assert episodes.first_episode_return(reward, jnp.zeros(4, bool)) == 15
-    assert episodes.first_episode_return(reward, jnp.array([1, 1, 0, 0], bool)) == 1
+    assert returns.first_episode_return(reward, jnp.array([0, 1, 0, 1], bool)) == 3
+    assert returns.first_episode_return(reward, jnp.zeros(4, bool)) == 15
+    assert returns.first_episode_return(reward, jnp.array([1, 1, 0, 0], bool)) == 1
 
 
 def test_discount_and_lambda_can_be_learned_through_returns(x64):
@@ -254,9 +254,9 @@ def trajectories(num_streams=6, num_steps=8):
 def test_a_stream_s_baseline_does_not_depend_on_the_stream():
     data = trajectories()
     discount = 0.9 * data.discount
-    delta = baselines.baseline_td_errors(data, discount, 8)
+    delta = returns.baseline_td_errors(data, discount, 8)
     changed = data._replace(reward=data.reward.at[2].add(5.0))
-    moved = baselines.baseline_td_errors(changed, discount, 8) - delta
+    moved = returns.baseline_td_errors(changed, discount, 8) - delta
     # In its own stream only the rewards show, in the others the new fit does.
     np.testing.assert_allclose(moved[2], 5.0, rtol=1e-4)
     assert np.abs(np.delete(np.asarray(moved), 2, 0)).max() > 0.1
@@ -269,9 +269,9 @@ def test_a_baseline_of_the_time_alone_does_not_see_the_observations():
         data._replace(timestep=data.timestep._replace(obs=obs)) for obs in (noise, 0.0 * noise)
     )
     discount = 0.9 * data.discount
-    blind = baselines.baseline_td_errors(seen, discount, 8, baseline="time")
-    np.testing.assert_allclose(blind, baselines.baseline_td_errors(unseen, discount, 8), atol=1e-4)
-    assert np.abs(blind - baselines.baseline_td_errors(seen, discount, 8)).max() > 0.1
+    blind = returns.baseline_td_errors(seen, discount, 8, baseline="time")
+    np.testing.assert_allclose(blind, returns.baseline_td_errors(unseen, discount, 8), atol=1e-4)
+    assert np.abs(blind - returns.baseline_td_errors(seen, discount, 8)).max() > 0.1
 
 
 def test_neither_large_observations_nor_the_unit_of_rewards_show_in_the_baseline():
@@ -285,7 +285,7 @@ def test_neither_large_observations_nor_the_unit_of_rewards_show_in_the_baseline
     def delta(scale, shift, unit):
         seen = jnp.stack([scale * obs[..., 0] + shift, obs[..., 1], shift + 0.0 * reward], axis=-1)
         earned = data._replace(timestep=data.timestep._replace(obs=seen), reward=unit * reward)
-        return baselines.baseline_td_errors(earned, 0.9 * data.discount, 20)
+        return returns.baseline_td_errors(earned, 0.9 * data.discount, 20)
 
     usual = delta(1.0, 0.0, 1.0)
     assert jnp.max(jnp.abs(usual - reward)) > 0.5  # the baseline does something
@@ -297,7 +297,7 @@ def test_neither_large_observations_nor_the_unit_of_rewards_show_in_the_baseline
 
 def test_long_observations_are_left_to_who_asks_for_them():
     """An image makes tens of thousands of features: their fit is neither made unasked nor at all."""
-    sees = baselines.sees_observations
+    sees = returns.sees_observations
     assert sees((248,), "auto")
     assert not sees((249,), "auto")
     assert not sees((2,), "time")
@@ -314,7 +314,7 @@ def test_long_observations_are_left_to_who_asks_for_them():
     data = Trajectory(timestep, None, None, floats(N, T), floats(N, T), floats(N, T), None, None)
 
     def delta(data):
-        return baselines.baseline_td_errors(data, data.discount, T)
+        return returns.baseline_td_errors(data, data.discount, T)
 
     memory = jax.jit(delta).lower(data).compile().memory_analysis()
     assert memory.temp_size_in_bytes < 2**20
@@ -329,10 +329,10 @@ def test_the_baseline_s_values_end_with_the_episode():
     data = data._replace(reward=jax.random.normal(jax.random.key(0), (6, 8)))
     discount = 0.9 * data.discount
     assert jnp.all(discount > 0)
-    delta = baselines.baseline_td_errors(data, discount, 4)
+    delta = returns.baseline_td_errors(data, discount, 4)
     zeros = jnp.zeros((6, 8))
     g = jax.vmap(returns.discounted_returns)(data.reward, discount, data.last, zeros)
-    features = jax.vmap(lambda obs, first: linear_features(obs, episodes.episode_step(first), 4))(
+    features = jax.vmap(lambda obs, first: linear_features(obs, returns.episode_step(first), 4))(
         data.timestep.obs, data.timestep.first
     )
     advantage = jax.vmap(returns.gae, in_axes=(0, 0, 0, None))(delta, discount, data.last, 1.0)
@@ -342,23 +342,23 @@ def test_the_baseline_s_values_end_with_the_episode():
 def test_the_baseline_explains_what_time_explains():
     data = trajectories(num_streams=20)
     data = data._replace(reward=data.reward * 0.01 + 1.0)
-    delta = baselines.baseline_td_errors(data, 1.0 * data.discount, 8)
+    delta = returns.baseline_td_errors(data, 1.0 * data.discount, 8)
     assert np.abs(delta).max() < 0.15  # returns reach 8
 
 
 def test_advantage_scale_is_the_root_mean_square():
     delta = jnp.array([[3.0, 4.0], [0.0, 0.0]])
     never = jnp.zeros((2, 2), bool)
-    scale = units.advantage_scale(delta, jnp.zeros((2, 2)), never, 1.0)
+    scale = returns.advantage_scale(delta, jnp.zeros((2, 2)), never, 1.0)
     np.testing.assert_allclose(scale, 2.5, rtol=1e-6)
-    assert units.advantage_scale(jnp.zeros((2, 2)), jnp.ones((2, 2)), never, 1.0) == 1
-    small = units.advantage_scale(1e-12 * delta, jnp.zeros((2, 2)), never, 1.0)
+    assert returns.advantage_scale(jnp.zeros((2, 2)), jnp.ones((2, 2)), never, 1.0) == 1
+    small = returns.advantage_scale(1e-12 * delta, jnp.zeros((2, 2)), never, 1.0)
     np.testing.assert_allclose(small, 2.5e-12, rtol=1e-6)
 
 
 @pytest.mark.parametrize("unit", [1e-30, 1.0, 1e30])
 def test_the_scale_of_rewards_is_of_the_largest_that_counts(unit):
-    move = units.running_reward_scale
+    move = returns.running_reward_scale
     reward = jnp.array([[0.0, 3.0], [0.0, -4.0], [7.0, jnp.nan]]) * unit
     steps = jnp.array([[True, True], [True, True], [False, False]])
     born = jnp.zeros(())
@@ -374,7 +374,7 @@ def test_the_scale_of_rewards_is_of_the_largest_that_counts(unit):
 @pytest.mark.parametrize("num_streams", [1, 2])
 def test_few_streams_are_no_trouble(num_streams):
     data = trajectories(num_streams=num_streams)
-    delta = baselines.baseline_td_errors(data, 0.9 * data.discount, 8)
+    delta = returns.baseline_td_errors(data, 0.9 * data.discount, 8)
     assert jnp.all(jnp.isfinite(delta))
     if num_streams == 1:  # nothing to fit a baseline to
         np.testing.assert_allclose(delta, data.reward, atol=1e-5)
@@ -626,8 +626,8 @@ def test_the_meta_gradient_of_values_that_are_learned_from_off_policy_data(x64, 
 
 def test_only_the_first_episode_is_counted():
     last = jnp.array([0, 0, 1, 0, 1, 0], bool)
-    np.testing.assert_array_equal(episodes.in_first_episode(last), [1, 1, 1, 0, 0, 0])
-    np.testing.assert_array_equal(episodes.in_first_episode(jnp.zeros(3, bool)), [1, 1, 1])
+    np.testing.assert_array_equal(returns.in_first_episode(last), [1, 1, 1, 0, 0, 0])
+    np.testing.assert_array_equal(returns.in_first_episode(jnp.zeros(3, bool)), [1, 1, 1])
 
 
 def test_what_is_not_counted_changes_neither_baseline_nor_scale():
@@ -644,10 +644,10 @@ def test_what_is_not_counted_changes_neither_baseline_nor_scale():
         earned = reward.at[:, 4:].set(later)
         timestep = TimeStep(seen, reward, reward, jnp.asarray(first))
         data = Trajectory(timestep, reward, reward, earned, discount, last, seen, ())
-        delta = baselines.baseline_td_errors(data, discount, 6, counted)
-        return delta[:, :4], units.advantage_scale(delta, discount, last, 0.9, counted)
+        delta = returns.baseline_td_errors(data, discount, 6, counted)
+        return delta[:, :4], returns.advantage_scale(delta, discount, last, 0.9, counted)
 
-    counted = jax.vmap(episodes.in_first_episode)(last)
+    counted = jax.vmap(returns.in_first_episode)(last)
     for x, y in zip(results(0.0, counted), results(50.0, counted), strict=True):
         np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6)
     for x, y in zip(results(0.0, None), results(50.0, None), strict=True):
@@ -668,17 +668,17 @@ def test_broken_streams_are_found_and_replaced_by_a_good_one(dtype):
         next_obs=reward[..., None],
         memory=jnp.full((4, 2), -jnp.inf),
     )
-    clean, good = streams.without_broken_streams(data)
+    clean, good = returns.without_broken_streams(data)
     assert good.tolist() == [False, True, False, True]
-    np.testing.assert_array_equal(streams.finite_streams(data), good)
+    np.testing.assert_array_equal(returns.finite_streams(data), good)
     for before, after in zip(*map(jax.tree.leaves, (data, clean)), strict=True):
         np.testing.assert_array_equal(after, before[jnp.array([1, 1, 1, 3])])
-    assert streams.mean_over_streams(reward, good) == reward[jnp.array([1, 3])].mean()
-    assert streams.mean_over_streams(reward[:, 0], good) == 6
+    assert returns.mean_over_streams(reward, good) == reward[jnp.array([1, 3])].mean()
+    assert returns.mean_over_streams(reward[:, 0], good) == 6
     both = jnp.stack([good, ~good])
-    assert streams.mean_over_streams(jnp.stack([reward, reward + 1]), both) == reward.mean() + 0.5
+    assert returns.mean_over_streams(jnp.stack([reward, reward + 1]), both) == reward.mean() + 0.5
     hopeless = data._replace(reward=jnp.full((4, 3), jnp.nan))
-    clean, good = streams.without_broken_streams(hopeless)
+    clean, good = returns.without_broken_streams(hopeless)
     assert not jnp.any(good)
     assert all(jnp.all(x == 0) for x in jax.tree.leaves(clean._replace(memory=())))
-    assert jnp.isnan(streams.mean_over_streams(clean.reward, good))
+    assert jnp.isnan(returns.mean_over_streams(clean.reward, good))

@@ -7,13 +7,11 @@ import numpy as np
 import pytest
 import scipy.stats
 from gymnax.wrappers import FlattenObservationWrapper, StickyActionWrapper
-from jaxmeta.estimators import exact
-from jaxmeta.networks.distributions import Categorical
-from jaxmeta.rollouts.lifetime import lifetime
-from jaxmeta.rollouts.rollout import begin_stream, rollout
 
-from jaxmeta import tasks
-from jaxmeta.tasks import keys
+from jaxmeta import exact, keys, tasks
+from jaxmeta.adaptation import lifetime
+from jaxmeta.distributions import Categorical
+from jaxmeta.rollout import begin_stream, rollout
 from jaxmeta.tasks.tabular import Tabular, TabularParams
 from jaxmeta.types import Learner
 from tests.probes import (

@@ -6,10 +6,9 @@ import sys
 
 import jax.numpy as jnp
 import pytest
-from jaxmeta.runs import sinks, training
 from rich.console import Console
 
-from jaxmeta import tasks
+from jaxmeta import sinks, tasks, training
 from jaxmeta.types import MetaAlgorithm
 
 LINE = {"update": 3, "seconds": 0.5, "return/after": -1.25, "lost": None}

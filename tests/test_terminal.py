@@ -5,8 +5,9 @@ import os
 import sys
 
 import pytest
-from jaxmeta.runs import terminal
 from rich.console import Console
+
+from jaxmeta import terminal
 
 
 class Tee:

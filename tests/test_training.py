@@ -16,12 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
-from jaxmeta.runs import checkpoints, claims, sinks, training
-from jaxmeta.runs.checkpoints import CheckpointError
 from rich.console import Console
 
-from jaxmeta import tasks
+from jaxmeta import checkpoints, claims, sinks, tasks, training
 from jaxmeta.algorithms.maml import Config, Hyper, maml
+from jaxmeta.checkpoints import CheckpointError
 from jaxmeta.types import MetaAlgorithm
 from tests.probes import FAIL_AT_ONCE, exit_codes
 

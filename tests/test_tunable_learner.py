@@ -4,16 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jaxmeta.learners.actor_critic import (
-    LEARNABLE,
-    Config,
-    Hyper,
-    actor_critic_learner,
-    learned_hyper,
-)
-from jaxmeta.networks.values import value_mlp
 
-from jaxmeta import rollouts, tasks
+from jaxmeta import adaptation, tasks
+from jaxmeta.networks import value_mlp
+from jaxmeta.tunable_learner import LEARNABLE, Config, Hyper, learned_hyper, tunable_learner
 from jaxmeta.types import TimeStep, Trajectory
 
 FAMILY = tasks.make("tabular", num_states=3, num_actions=2, horizon=4)
@@ -75,7 +69,7 @@ def logits(parts, params):
 @pytest.mark.parametrize("discount", [1.0, 0.0])
 def test_one_update_in_closed_form(x64, discount):
     """δ = r + γ V(s') - V(s); a uniform policy has no gradient of its entropy."""
-    parts = actor_critic_learner(FAMILY, Config(learns=(), **SIZES))
+    parts = tunable_learner(FAMILY, Config(learns=(), **SIZES))
     meta = parts.init(jax.random.key(0), HYPER)
     agent = newborn(parts, meta)
     after = parts.learner.update(jax.random.key(1), meta, agent, one_step(discount=discount))
@@ -91,7 +85,7 @@ def test_one_update_in_closed_form(x64, discount):
 
 def test_the_update_is_differentiable_in_the_numbers_and_data_are_not(x64):
     """dθ/dη of one update: γ through V(s'), the costs and the step size by the chain rule of exp."""
-    parts = actor_critic_learner(FAMILY, Config(learns=LEARNABLE, **SIZES))
+    parts = tunable_learner(FAMILY, Config(learns=LEARNABLE, **SIZES))
     meta = parts.init(jax.random.key(0), HYPER)
     agent = newborn(parts, meta)
 
@@ -113,7 +107,7 @@ def test_the_update_is_differentiable_in_the_numbers_and_data_are_not(x64):
 
 def test_advantages_do_not_cross_a_time_limit(x64):
     """Two steps whose first ends an episode by truncation: its δ alone, though its discount is 1."""
-    parts = actor_critic_learner(FAMILY, Config(learns=(), **SIZES | dict(num_steps=2)))
+    parts = tunable_learner(FAMILY, Config(learns=(), **SIZES | dict(num_steps=2)))
     meta = parts.init(jax.random.key(0), HYPER)
     agent = newborn(parts, meta)
     two = jax.tree.map(lambda x: jnp.concatenate([x, x], axis=1), one_step())
@@ -136,7 +130,7 @@ def test_advantages_do_not_cross_a_time_limit(x64):
 @pytest.mark.parametrize("reward", [2.0, -70.0])
 def test_normalised_advantages_have_no_size_to_learn(x64, reward):
     """Of two steps a and b it is a / √((a² + b²)/2) that counts, in the update and in its derivative in γ."""
-    parts = actor_critic_learner(FAMILY, Config(**SIZES | dict(num_streams=2, normalize=True)))
+    parts = tunable_learner(FAMILY, Config(**SIZES | dict(num_streams=2, normalize=True)))
     meta = parts.init(jax.random.key(0), HYPER)
     agent = newborn(parts, meta)
     # Actions 1 from state 0 and 0 from state 1; each moves its own row and the bias.
@@ -162,7 +156,7 @@ def test_normalised_advantages_have_no_size_to_learn(x64, reward):
 
 def test_normalised_advantages_that_are_all_zero_stay_so(x64):
     """Values that predict everything leave nothing to scale, and no NaN in a derivative."""
-    parts = actor_critic_learner(FAMILY, Config(**SIZES | dict(normalize=True)))
+    parts = tunable_learner(FAMILY, Config(**SIZES | dict(normalize=True)))
     meta = parts.init(jax.random.key(0), HYPER)
     agent = newborn(parts, meta, values=(0.0, 0.0, 0.0))
 
@@ -188,7 +182,7 @@ def test_leaving_one_out_changes_the_derivative_and_not_the_update(x64):
     both = jax.tree.map(lambda x, y: jnp.concatenate([x, y]), one, other)
     for leave_one_out in (False, True):
         config = Config(**SIZES | dict(num_streams=2, leave_one_out=leave_one_out))
-        parts = actor_critic_learner(FAMILY, config)
+        parts = tunable_learner(FAMILY, config)
         meta = parts.init(jax.random.key(0), HYPER)
         agent = newborn(parts, meta)
 
@@ -212,7 +206,7 @@ def test_leaving_one_out_takes_noise_and_nothing_else(x64):
     slopes = []
     for leave_one_out in (False, True):
         sizes = SIZES | dict(num_streams=8, num_steps=8, leave_one_out=leave_one_out)
-        parts = actor_critic_learner(FAMILY, Config(**sizes))
+        parts = tunable_learner(FAMILY, Config(**sizes))
         world = dict(learner=parts.learner, env=FAMILY.env)
         meta = parts.init(jax.random.key(0), HYPER._replace(gae_lambda=0.9))
         agent = newborn(parts, meta, values=(10.0, 9.0, 11.0))
@@ -220,8 +214,8 @@ def test_leaving_one_out_takes_noise_and_nothing_else(x64):
 
         def slope(key, parts=parts, meta=meta, agent=agent, world=world, task=task):
             begin_key, act_key = jax.random.split(key)
-            streams = rollouts.begin_streams(begin_key, meta, task, **world, num_streams=8)
-            _, data = rollouts.experience(
+            streams = adaptation.begin_streams(begin_key, meta, task, **world, num_streams=8)
+            _, data = adaptation.experience(
                 act_key, meta, task, agent, streams, **world, num_steps=8
             )
 
@@ -240,7 +234,7 @@ def test_leaving_one_out_takes_noise_and_nothing_else(x64):
 
 
 def test_policy_and_values_are_drawn_apart():
-    parts = actor_critic_learner(FAMILY, Config(outer_value=True, hidden_sizes=(4,)))
+    parts = tunable_learner(FAMILY, Config(outer_value=True, hidden_sizes=(4,)))
     params = parts.learner.init(jax.random.key(0), parts.init(jax.random.key(0), HYPER)).params
     kernels = [
         next(x for x in jax.tree.leaves(params[name]) if x.shape == (3, 4))
@@ -256,7 +250,7 @@ def test_policy_and_values_are_drawn_apart():
 
 @pytest.mark.parametrize("outer_value", [False, True])
 def test_the_outer_loss_reads_its_own_value_as_data(x64, outer_value):
-    parts = actor_critic_learner(FAMILY, Config(learns=(), outer_value=outer_value, **SIZES))
+    parts = tunable_learner(FAMILY, Config(learns=(), outer_value=outer_value, **SIZES))
     meta = parts.init(jax.random.key(0), HYPER)
     agent = newborn(parts, meta)
     other = newborn(parts, meta, values=(7.0, 8.0, 9.0))
@@ -272,7 +266,7 @@ def test_the_outer_loss_reads_its_own_value_as_data(x64, outer_value):
 
 
 def test_each_value_learns_at_its_own_discount(x64):
-    parts = actor_critic_learner(FAMILY, Config(learns=(), outer_value=True, **SIZES))
+    parts = tunable_learner(FAMILY, Config(learns=(), outer_value=True, **SIZES))
     meta = parts.init(jax.random.key(0), HYPER)
     agent = newborn(parts, meta)
     after = parts.learner.update(jax.random.key(1), meta, agent, one_step())
@@ -287,7 +281,7 @@ def test_each_value_learns_at_its_own_discount(x64):
 @pytest.mark.parametrize("outer_value", [False, True])
 def test_only_a_value_of_the_outer_discount_sees_that_nothing_is_left_to_learn(x64, outer_value):
     """Rewards of 1 whatever is done, values exact: those of γ are no baseline of returns at γ'."""
-    parts = actor_critic_learner(FAMILY, Config(learns=(), outer_value=outer_value, **SIZES))
+    parts = tunable_learner(FAMILY, Config(learns=(), outer_value=outer_value, **SIZES))
     meta = parts.init(jax.random.key(0), HYPER)
     exact = {
         name: newborn(parts, meta, values=3 * (1 / (1 - discount),)).params
@@ -301,7 +295,7 @@ def test_only_a_value_of_the_outer_discount_sees_that_nothing_is_left_to_learn(x
 
 
 def test_a_learned_reward_is_bounded_and_adds_to_the_tasks(x64):
-    parts = actor_critic_learner(
+    parts = tunable_learner(
         FAMILY, Config(learns=(), outer_value=True, intrinsic_reward=True, **SIZES)
     )
     meta = parts.init(jax.random.key(0), HYPER._replace(intrinsic_scale=0.25))
@@ -321,7 +315,7 @@ def test_a_learned_reward_is_bounded_and_adds_to_the_tasks(x64):
 
 def test_numbers_start_where_hyper_says_and_stay_in_their_range():
     hyper = Hyper(discount=1.0, gae_lambda=0.0, entropy_cost=0.0, min_discount=0.9)
-    meta = actor_critic_learner(FAMILY, Config(learns=LEARNABLE)).init(jax.random.key(0), hyper)
+    meta = tunable_learner(FAMILY, Config(learns=LEARNABLE)).init(jax.random.key(0), hyper)
     values = learned_hyper(meta)
     np.testing.assert_allclose(values.discount, 1.0, atol=1e-4)
     np.testing.assert_allclose(values.gae_lambda, 0.0, atol=1e-3)

@@ -9,11 +9,10 @@ import optax
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from jaxmeta.estimators.returns import discounted_returns
-from jaxmeta.learners import update_rules
-from jaxmeta.learners.update_rules import Meta, a2c, drift, lpg, lpo, rule_learner
 
-from jaxmeta import rollouts, tasks
+from jaxmeta import adaptation, tasks, update_rules
+from jaxmeta.returns import discounted_returns
+from jaxmeta.update_rules import Meta, a2c, drift, lpg, lpo, rule_learner
 
 FAMILY = tasks.make("gridworld", size=3, horizon=4)
 
@@ -43,8 +42,8 @@ def newborn(rule, values, family=FAMILY, params=None, **settings):
     world = dict(learner=parts.learner, env=family.env)
 
     def born(meta):
-        agent, streams = rollouts.begin(jax.random.key(2), meta, task, **world, num_streams=2)
-        _, data = rollouts.experience(
+        agent, streams = adaptation.begin(jax.random.key(2), meta, task, **world, num_streams=2)
+        _, data = adaptation.experience(
             jax.random.key(3), meta, task, agent, streams, **world, num_steps=10
         )
         return agent, data

@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from gymnax.environments import spaces
-from jaxmeta.meta_updates.windows import Window, evolution_strategy, policy_gradient
-from jaxmeta.networks.values import value_mlp
 
+from jaxmeta.networks import value_mlp
 from jaxmeta.types import Learner
+from jaxmeta.window_gradients import Window, evolution_strategy, policy_gradient
 from tests.probes import Counter, CounterParams
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from jaxmeta import rollouts, tasks
+from jaxmeta import adaptation, tasks
 from jaxmeta.algorithms import ALGORITHMS
 from jaxmeta.tasks import transform
 from jaxmeta.tasks.navigation import NavigationParams
@@ -182,7 +182,7 @@ def test_agents_are_born_with_theta_and_change_what_they_may(family, variant):
     )
     agents = jax.jit(
         lambda key: (
-            rollouts.lifetime(
+            adaptation.lifetime(
                 key,
                 meta,
                 task,

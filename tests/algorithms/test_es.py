@@ -4,7 +4,7 @@ import numpy as np
 import optax
 import pytest
 
-from jaxmeta import learners, tasks
+from jaxmeta import gradient_learner, tasks
 from jaxmeta.algorithms.es import Config, Hyper, es
 
 POPULATION, TASKS = 6, 3
@@ -24,7 +24,7 @@ def test_the_step_is_openai_s_on_the_adapted_return(x64, family):
     drawn = tasks.sample_tasks(jax.random.key(1), family, TASKS, split="train")
     after, metrics = jax.jit(algorithm.step)(jax.random.key(2), state, drawn)
 
-    parts = learners.gradient.gradient_learner(family, config)
+    parts = gradient_learner.gradient_learner(family, config)
     theta, unravel = jax.flatten_util.ravel_pytree(state.meta.params)
     ask_key, live_key, _ = jax.random.split(jax.random.key(2), 3)
     half = jax.random.normal(ask_key, (POPULATION // 2, theta.size))
@@ -32,7 +32,7 @@ def test_the_step_is_openai_s_on_the_adapted_return(x64, family):
 
     def earned(noise, key, task):
         meta = state.meta._replace(params=unravel(theta + 0.3 * noise))
-        return learners.gradient.report(parts.live(key, meta, task))["return/after"]
+        return gradient_learner.report(parts.live(key, meta, task))["return/after"]
 
     over_tasks = jax.vmap(earned, in_axes=(None, 0, 0))
     keys = jax.random.split(live_key, TASKS)

@@ -4,10 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jaxmeta.estimators.surrogates import SURROGATES
 
-from jaxmeta import learners, rollouts, tasks
+from jaxmeta import adaptation, gradient_learner, tasks
 from jaxmeta.algorithms.imaml import Config, Hyper, imaml
+from jaxmeta.objectives import SURROGATES
 
 CONFIG = Config(num_streams=3, hidden_sizes=(2,), solver_steps=2000, cg_steps=60)
 HYPER = Hyper(step_size=0.1, proximal=4.0)
@@ -20,11 +20,11 @@ class World:
         self.config = dataclasses.replace(CONFIG, **settings)
         family = tasks.make("navigation", horizon=5)
         self.learner = imaml(family, self.config, HYPER).learner
-        self.parts = learners.gradient.gradient_learner(family, self.config)
+        self.parts = gradient_learner.gradient_learner(family, self.config)
         self.meta = self.parts.init(jax.random.key(0), HYPER)
         self.theta, self.unravel = jax.flatten_util.ravel_pytree(self.meta.params)
         task = tasks.sample_tasks(jax.random.key(1), family, 1, split="train")
-        history = rollouts.lifetime(
+        history = adaptation.lifetime(
             jax.random.key(2),
             self.meta,
             jax.tree.map(lambda x: x[0], task),

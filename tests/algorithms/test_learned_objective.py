@@ -4,18 +4,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jaxmeta.estimators.returns import gae, td_errors
-from jaxmeta.learners.update_rules import rule_learner
-from jaxmeta.rollouts import lifelong
-from jaxmeta.runs import training
 
-from jaxmeta import rollouts, tasks
+from jaxmeta import adaptation, lifelong, tasks, training
 from jaxmeta.algorithms.learned_objective import (
     Config,
     Hyper,
     learned_objective,
     rule,
 )
+from jaxmeta.returns import gae, td_errors
+from jaxmeta.update_rules import rule_learner
 from tests.algorithms.test_algorithms import assert_equal_avals, flat
 
 OUTERS = ("meta_gradient", "es", "pes")
@@ -193,7 +191,7 @@ def test_meta_gradient_is_that_of_finite_differences(x64, family):
         life, history = lifelong.live(
             live_key, moved, member.life, **world, num_updates=2, num_steps=5
         )
-        _, last = rollouts.experience(
+        _, last = adaptation.experience(
             after_key, moved, life.task, life.agent, life.streams, **world, num_steps=5
         )
         second = jax.tree.map(lambda x: x[1], history)
@@ -277,7 +275,7 @@ def test_a_rule_is_found(outer, learning_rate):
     held_out = tasks.sample_tasks(jax.random.key(1), family, 64, split="test")
 
     def rewards(key, task):
-        history = rollouts.lifetime(
+        history = adaptation.lifetime(
             key,
             run.state.meta,
             task,

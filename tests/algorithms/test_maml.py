@@ -6,14 +6,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jaxmeta.estimators import exact, surrogates
-from jaxmeta.estimators.baselines import baseline_td_errors
-from jaxmeta.networks.policies import default_policy, gaussian_mlp
-from jaxmeta.runs import training
 
-from jaxmeta import evaluation, learners, rollouts, tasks
+from jaxmeta import adaptation, evaluation, exact, gradient_learner, objectives, tasks, training
 from jaxmeta.algorithms import maml as maml_module
 from jaxmeta.algorithms.maml import Config, Hyper, maml
+from jaxmeta.networks import default_policy, gaussian_mlp
+from jaxmeta.returns import baseline_td_errors
 from jaxmeta.tasks.navigation import NavigationParams
 from jaxmeta.tasks.tabular import TabularParams
 from jaxmeta.types import TimeStep
@@ -32,7 +30,7 @@ def one_task(family):
 
 
 def data_of(algorithm, family, meta, key=0):
-    history = rollouts.lifetime(
+    history = adaptation.lifetime(
         jax.random.key(key),
         meta,
         one_task(family),
@@ -128,7 +126,7 @@ def test_the_meta_gradient_is_that_of_the_loss_after_two_updates(x64, family, ou
         return -jnp.sum(log_prob * (delta @ future.T)) / (4 * 6)
 
     def task_loss(params, key, task):
-        history = rollouts.lifetime(
+        history = adaptation.lifetime(
             key,
             state.meta._replace(params=jax.lax.stop_gradient(params)),
             task,
@@ -276,7 +274,7 @@ class Enumerated:
         family = tasks.make("tabular", num_states=2, num_actions=2, horizon=2)
         config = Config(num_streams=num_streams, policy="softmax_linear", **settings)
         self.config = config
-        self.parts = learners.gradient.gradient_learner(
+        self.parts = gradient_learner.gradient_learner(
             family, config, first_order=config.first_order
         )
         self.policy = default_policy("softmax_linear", (2,), family.action_space, ())
@@ -364,7 +362,7 @@ class Enumerated:
 
             def lived(theta):
                 meta = self.meta_of(theta)
-                history = rollouts.replay(
+                history = adaptation.replay(
                     jax.random.key(0), meta, data, learner=self.parts.learner
                 )
                 return -loss(meta, history)
@@ -471,9 +469,9 @@ def test_e_maml_counts_the_experience_of_every_update(x64, outer_updates):
 @pytest.mark.slow
 def test_planted_bug_the_mean_instead_of_the_sum_of_the_score(x64, monkeypatch):
     """As seen in the wild: right for one stream, wrong for two."""
-    correct = surrogates.sampling_correction
+    correct = objectives.sampling_correction
     monkeypatch.setattr(
-        surrogates,
+        objectives,
         "sampling_correction",
         lambda log_prob, gain: correct(log_prob, gain) / len(gain),
     )

@@ -2,11 +2,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jaxmeta.estimators.surrogates import SURROGATES
-from jaxmeta.rollouts.lifetime import replay
 
-from jaxmeta import learners, tasks
+from jaxmeta import gradient_learner, tasks
+from jaxmeta.adaptation import replay
 from jaxmeta.algorithms.maml_trpo import Config, Hyper, maml_trpo
+from jaxmeta.objectives import SURROGATES
 from jaxmeta.tasks.navigation import NavigationParams
 
 SMALL = dict(num_streams=3, hidden_sizes=(2,))
@@ -25,10 +25,10 @@ class Written:
         self.algorithm = maml_trpo(family, config)
         self.step = jax.jit(self.algorithm.step)
         self.drawn = tasks.sample_tasks(jax.random.key(1), family, NUM_TASKS, split="train")
-        self.parts = learners.gradient.gradient_learner(family, config)
+        self.parts = gradient_learner.gradient_learner(family, config)
         self.meta = self.algorithm.init(jax.random.key(0)).meta
         self.theta, self.unravel = jax.flatten_util.ravel_pytree(self.meta.params)
-        self.keys, self.lived = learners.gradient.record(
+        self.keys, self.lived = gradient_learner.record(
             jax.random.key(2), self.meta, self.drawn, self.parts, config
         )
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxmeta import rollouts, tasks
+from jaxmeta import adaptation, tasks
 from jaxmeta.algorithms.meta_actor_critic import Config, Hyper, meta_actor_critic
 from tests.probes import recorded_lifetime
 
@@ -112,7 +112,7 @@ def check_derivative(algorithm, family, data, meta, *, of):
         params, (step_size, value_step_size) = unravel(flat)
         sizes = dict(step_size=step_size, value_step_size=value_step_size)
         moved = meta._replace(params=params, hyper=meta.hyper._replace(**sizes))
-        history = rollouts.replay(jax.random.key(1), moved, data, learner=algorithm.learner)
+        history = adaptation.replay(jax.random.key(1), moved, data, learner=algorithm.learner)
         last = jax.tree.map(lambda x: x[-1], history.agent.params)
         return jax.flatten_util.ravel_pytree(last)[0][of] @ out[of]
 
@@ -146,7 +146,7 @@ def test_the_policy_s_own_ratio_is_live(x64):
     config = Config(num_streams=NUM_STREAMS, policy="softmax_linear", hidden_sizes=())
     algorithm = meta_actor_critic(family, config)
     meta = linear_meta(algorithm)
-    data = rollouts.lifetime(
+    data = adaptation.lifetime(
         jax.random.key(1),
         meta,
         family.train(jax.random.key(2)),

@@ -7,15 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jaxmeta.learners.actor_critic import LEARNABLE, Hyper
-from jaxmeta.networks.distributions import Categorical
-from jaxmeta.networks.policies import Policy
-from jaxmeta.networks.values import Value
-from jaxmeta.runs import training
 
-from jaxmeta import rollouts, tasks
+from jaxmeta import adaptation, tasks, training
 from jaxmeta.algorithms.meta_gradient import Config, meta_gradient
+from jaxmeta.distributions import Categorical
+from jaxmeta.networks import Policy, Value
 from jaxmeta.tasks.family import TaskFamily
+from jaxmeta.tunable_learner import LEARNABLE, Hyper
 from tests.probes import Counter, CounterParams
 
 NUM_STEPS = 3  # of a window; episodes have 4
@@ -116,7 +114,7 @@ def seen(config, state, num_windows):
     learner = algorithm(config).learner
     life = jax.tree.map(lambda x: x[0], state.lives)
     run = functools.partial(
-        rollouts.adapt,
+        adaptation.adapt,
         learner=learner,
         env=FAMILY.env,
         num_updates=num_windows,

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxmeta import rollouts, tasks
+from jaxmeta import adaptation, tasks
 from jaxmeta.algorithms.meta_q import Config, Hyper, meta_q
 from tests.probes import recorded_lifetime
 
@@ -86,7 +86,7 @@ def test_the_meta_gradient_goes_through_the_updates(trace, x64):
     def adapted(flat):
         params, step_size = unravel(flat)
         moved = meta._replace(params=params, hyper=meta.hyper._replace(step_size=step_size))
-        history = rollouts.replay(jax.random.key(1), moved, data, learner=algorithm.learner)
+        history = adaptation.replay(jax.random.key(1), moved, data, learner=algorithm.learner)
         last = jax.tree.map(lambda x: x[-1], history.agent.params)
         return jax.flatten_util.ravel_pytree(last)[0] @ out
 

@@ -6,10 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jaxmeta.estimators import exact
-from jaxmeta.runs import training
 
-from jaxmeta import tasks
+from jaxmeta import exact, tasks, training
 from jaxmeta.algorithms import meta_value as module
 from jaxmeta.algorithms.meta_value import Agent, Config, Hyper, meta_value, meta_value_parts
 from jaxmeta.tasks.tabular import state_values

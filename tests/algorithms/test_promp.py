@@ -3,15 +3,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jaxmeta.estimators.baselines import baseline_td_errors
-from jaxmeta.networks.policies import default_policy
-from jaxmeta.runs import training
 
-from jaxmeta import rollouts, tasks
+from jaxmeta import adaptation, tasks, training
 from jaxmeta.algorithms.maml import Config as MamlConfig
 from jaxmeta.algorithms.maml import Hyper as MamlHyper
 from jaxmeta.algorithms.maml import maml
 from jaxmeta.algorithms.promp import Config, Hyper, promp
+from jaxmeta.networks import default_policy
+from jaxmeta.returns import baseline_td_errors
 
 SMALL = dict(num_streams=3, hidden_sizes=(4,))
 RATES = dict(learning_rate=0.3, max_grad_norm=1e9, gae_lambda=1.0, discount=0.9)
@@ -59,7 +58,7 @@ def test_later_epochs_climb_the_paper_s_objective(x64, family, num_updates):
     drawn = tasks.sample_tasks(jax.random.key(1), family, NUM_TASKS, split="train")
 
     def live(key, task):
-        return rollouts.lifetime(
+        return adaptation.lifetime(
             key,
             meta,
             task,

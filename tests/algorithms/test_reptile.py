@@ -2,7 +2,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxmeta import rollouts, tasks
+from jaxmeta import adaptation, tasks
 from jaxmeta.algorithms.reptile import Config, Hyper, reptile
 
 
@@ -18,7 +18,7 @@ def test_theta_moves_towards_the_mean_of_the_adapted(x64, num_updates):
 
     def adapted(key, task):
         live_key, update_key = jax.random.split(key)
-        history = rollouts.lifetime(
+        history = adaptation.lifetime(
             live_key,
             state.meta,
             task,

@@ -2,11 +2,10 @@ import chex
 import jax
 import numpy as np
 import pytest
-from jaxmeta.networks.graph_actor_critic import graph_actor_critic
-from jaxmeta.runs import training
 
-from jaxmeta import evaluation, references, tasks
+from jaxmeta import evaluation, optimal, tasks, training
 from jaxmeta.algorithms.rl2 import Config, Hyper, rl2
+from jaxmeta.graph_actor_critic import graph_actor_critic
 
 
 @pytest.mark.parametrize(
@@ -91,5 +90,5 @@ def test_it_learns_to_explore(way):
             ).reward
         )
     )(jax.random.key(2), run.state.meta)
-    best = references.bayes_optimal_bandit(num_arms=5, num_pulls=10)
+    best = optimal.bayes_optimal_bandit(num_arms=5, num_pulls=10)
     assert np.mean(rewards.sum(1)) > 0.95 * best

@@ -4,9 +4,8 @@ import numpy as np
 import optax
 import pytest
 
-from jaxmeta import learners, rollouts, tasks
+from jaxmeta import adaptation, memories, memory_learner, tasks
 from jaxmeta.algorithms.varibad import Config, Hyper, belief_actor_critic, varibad
-from jaxmeta.networks import recurrent
 
 SMALL = dict(
     num_episodes=2, memory_size=6, hidden_sizes=(8,), decoder_sizes=(8,), latent_size=3,
@@ -67,9 +66,9 @@ def test_the_loss_is_the_weighted_elbo_of_the_paper():
     config = Config(**SMALL | {"remembers": "episode"})
     hyper = Hyper(reward_cost=2.0, state_cost=3.0, kl_cost=5.0)
     network, negative_elbo = belief_actor_critic(family, config)
-    parts = learners.recurrent.recurrent_learner(family, config, network)
+    parts = memory_learner.memory_learner(family, config, network)
     meta = varibad(family, config, hyper).init(jax.random.key(0)).meta
-    history = rollouts.lifetime(
+    history = adaptation.lifetime(
         jax.random.key(1),
         meta,
         family.train(jax.random.key(2)),
@@ -101,7 +100,7 @@ def test_the_loss_is_the_weighted_elbo_of_the_paper():
         head = part["head"]["params"]
         return x @ head["kernel"] + head["bias"]
 
-    memory = recurrent.gru(num_inputs=9 + 6 + 2, size=6)
+    memory = memories.gru(num_inputs=9 + 6 + 2, size=6)
     seen = np.concatenate([inputs.obs, inputs.past, inputs.time], axis=1)
     y, _ = memory.unroll(params["encoder"], memory.initial(), seen, inputs.reset)
     belief = mlp(plain["posterior"], np.asarray(y))

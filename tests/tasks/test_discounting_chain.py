@@ -3,9 +3,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jaxmeta.rollouts.rollout import begin_stream, rollout
 
 from jaxmeta import tasks
+from jaxmeta.rollout import begin_stream, rollout
 from jaxmeta.tasks.discounting_chain import REWARD_STEPS, DiscountingChain, DiscountingChainParams
 from tests.probes import constant_learner
 

@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from gymnax.environments import spaces
-from jaxmeta.rollouts.rollout import begin_stream, rollout
 
-from jaxmeta import evaluation, tasks
-from jaxmeta.tasks import InvalidEnvironment, TaskFamily, boxes, door, transform
+from jaxmeta import boxes, evaluation, tasks
+from jaxmeta.rollout import begin_stream, rollout
+from jaxmeta.tasks import InvalidEnvironment, TaskFamily, door, transform
 from jaxmeta.types import Learner
 from tests.probes import Counter, CounterParams
 from tests.tasks.generated import FAULTS, Resetting, drawn

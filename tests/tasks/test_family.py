@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import scipy.stats
 from gymnax.wrappers import FlattenObservationWrapper
-from jaxmeta.estimators.streams import finite_streams
 
-from jaxmeta import evaluation, rollouts, tasks
+from jaxmeta import adaptation, evaluation, tasks
 from jaxmeta.algorithms.rl2 import Config, rl2
+from jaxmeta.returns import finite_streams
 from jaxmeta.tasks.door import steps_without_reset
 from tests.probes import EVERY_FAMILY, made
 
@@ -82,7 +82,7 @@ def rollouts(name, key, tasks, *, mapped):
     family = made(name)
 
     def one(key, task):
-        return rollouts.lifetime(
+        return adaptation.lifetime(
             key,
             task,
             task,
@@ -134,7 +134,7 @@ def test_a_task_survives_the_end_of_an_episode(name):
     drawn = tasks.sample_tasks(jax.random.key(0), family, 40, split="test")
 
     def returns(key, task):
-        history = rollouts.lifetime(
+        history = adaptation.lifetime(
             key,
             task,
             task,

@@ -8,9 +8,9 @@ import pytest
 import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
-from jaxmeta.rollouts.rollout import begin_stream
 
 from jaxmeta import evaluation, tasks
+from jaxmeta.rollout import begin_stream
 from jaxmeta.tasks.gridnavi import MOVES, GridNavi, GridNaviParams, GridNaviState, goals
 from tests.probes import constant_learner
 

@@ -2,9 +2,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jaxmeta.rollouts.rollout import begin_stream, rollout
 
 from jaxmeta import evaluation, tasks
+from jaxmeta.rollout import begin_stream, rollout
 from jaxmeta.tasks.family import TaskFamily
 from jaxmeta.tasks.informed import Informed, informed
 from tests.probes import Counter, CounterParams, constant_learner

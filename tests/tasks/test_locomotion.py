@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxmeta import evaluation, rollouts, tasks
+from jaxmeta import adaptation, evaluation, tasks
 from jaxmeta.tasks import locomotion
 from jaxmeta.tasks.locomotion import Locomotion, Motion
 
@@ -73,7 +73,7 @@ def lived(direction):
     """Seven random steps with episodes of three; the same keys whatever the direction."""
     family = tasks.make("half_cheetah_direction", horizon=3)
     task = family.env.default_params.replace(direction=direction)
-    data = rollouts.lifetime(
+    data = adaptation.lifetime(
         jax.random.key(1),
         task,
         task,

@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jaxmeta.evaluation.agents import _controller_returns
 
 from jaxmeta import evaluation, tasks
 from jaxmeta.tasks import maze
@@ -80,7 +79,7 @@ def test_the_shortest_way_earns_the_optimum():
     family, drawn = drawn_tasks("test", count=30, observation="position")
     assert family.observation_shape == (49,)
     step = jax.jit(
-        lambda key: _controller_returns(
+        lambda key: evaluation._controller_returns(
             key, drawn, lambda key, task, obs: family.optimal_action(task, obs), family, 20
         )
     )

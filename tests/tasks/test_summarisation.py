@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from jaxmeta.rollouts.rollout import begin_stream, rollout
 
 from jaxmeta import tasks
 from jaxmeta.algorithms.maml import Config, maml
+from jaxmeta.rollout import begin_stream, rollout
 from jaxmeta.tasks import summarisation
 from jaxmeta.tasks.summarisation import Summarisation, SummarisationParams, SummarisationState
 from jaxmeta.types import Learner, TimeStep

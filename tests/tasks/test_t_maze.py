@@ -8,9 +8,9 @@ import pytest
 import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
-from jaxmeta.rollouts.rollout import begin_stream, rollout
 
 from jaxmeta import evaluation, tasks
+from jaxmeta.rollout import begin_stream, rollout
 from jaxmeta.tasks.t_maze import TMaze, TMazeParams
 from jaxmeta.types import Learner
 from tests.probes import constant_learner

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
-from jaxmeta.rollouts.rollout import begin_stream, rollout
 
 from jaxmeta import tasks
+from jaxmeta.rollout import begin_stream, rollout
 from jaxmeta.tasks.tabular import Tabular, TabularState, state_values
 from tests.probes import constant_learner
 

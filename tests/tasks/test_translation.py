@@ -10,9 +10,9 @@ import pytest
 import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from jaxmeta.rollouts.rollout import begin_stream, rollout
 
 from jaxmeta import evaluation, tasks
+from jaxmeta.rollout import begin_stream, rollout
 from jaxmeta.tasks import translation
 from jaxmeta.tasks.translation import END, FAMILY, KINDS, LANGUAGES, SPLITS, Translation
 from jaxmeta.types import Learner

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxmeta import evaluation, rollouts, tasks
+from jaxmeta import adaptation, evaluation, tasks
 from jaxmeta.tasks import xland
 from jaxmeta.tasks.xland import (
     FORWARD,
@@ -319,8 +319,8 @@ def test_an_episode_begins_with_the_ruleset_s_objects_wherever_they_lie():
     def lived(key, task, num_steps):
         begin_key, act_key = jax.random.split(key)
         world = dict(learner=learner, env=made.env)
-        streams = rollouts.begin_streams(begin_key, task, task, **world, num_streams=3)
-        after, data = rollouts.experience(
+        streams = adaptation.begin_streams(begin_key, task, task, **world, num_streams=3)
+        after, data = adaptation.experience(
             act_key, task, task, (), streams, **world, num_steps=num_steps
         )
         return streams.env_state, after.env_state, data.last, data.reward
