@@ -85,6 +85,11 @@ def test_a_script_needs_what_it_imports_and_of_the_registries_what_is_named(ledg
     ]
 
 
+def test_a_reproduction_needs_the_skeleton_of_all_studies(ledger):
+    needed = ledger.needed("benchmarks/reproduce/bandits.py", [], [], ledger.in_the_repository)
+    assert {"benchmarks/study.py", "benchmarks/reproduce/common.py"} <= set(needed)
+
+
 def test_a_figure_is_old_where_its_code_or_its_settings_have_changed(ledger):
     path = "jaxmeta/estimators/returns.py"
     now = reports.digest((ROOT / path).read_text(encoding="utf-8"))
