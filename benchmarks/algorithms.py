@@ -22,10 +22,10 @@ from typing import Annotated, Any
 import jax
 import numpy as np
 import study
-from jaxmeta.runs import experiments, presets, records
-from jaxmeta.runs.experiments import Experiment
 
 from jaxmeta import checks, evaluation, plotting, tasks
+from jaxmeta.runs import experiments, presets, records
+from jaxmeta.runs.experiments import Experiment
 from jaxmeta.types import MetaAlgorithm
 
 TITLES = {variant.title: name for name, variant in presets.VARIANTS.items()}

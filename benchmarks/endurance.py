@@ -27,12 +27,12 @@ from typing import Annotated, Any
 import jax
 import numpy as np
 import study
-from jaxmeta.runs import checkpoints, experiments, training
-from jaxmeta.runs.experiments import Experiment
 from rich.console import Console
 
 from jaxmeta import checks, evaluation, tasks
 from jaxmeta.algorithms import maml
+from jaxmeta.runs import checkpoints, experiments, training
+from jaxmeta.runs.experiments import Experiment
 from jaxmeta.tasks import transform
 from jaxmeta.types import Task
 

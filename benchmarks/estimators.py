@@ -21,10 +21,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import study
-from jaxmeta.estimators import exact, returns, surrogates
-from jaxmeta.estimators.surrogates import Surrogate
 
 from jaxmeta import plotting
+from jaxmeta.estimators import exact, returns, surrogates
+from jaxmeta.estimators.surrogates import Surrogate
 
 MAX_PATHS = 1_000_000
 UNBIASED = 1e-11

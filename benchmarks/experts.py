@@ -29,9 +29,9 @@ import jax.numpy as jnp
 import numpy as np
 import study
 import tyro
-from jaxmeta.meta_updates import evolution
 
 from jaxmeta import tasks
+from jaxmeta.meta_updates import evolution
 from jaxmeta.tasks import TaskFamily, locomotion
 
 FAMILIES = (

@@ -32,11 +32,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import study
-from jaxmeta.runs import presets, records, reports
-from jaxmeta.runs.experiments import Experiment, describe, make_algorithm
 
 from jaxmeta import checks, evaluation, plotting, tasks
 from jaxmeta.algorithms import ALGORITHMS
+from jaxmeta.runs import presets, records, reports
+from jaxmeta.runs.experiments import Experiment, describe, make_algorithm
 from jaxmeta.tasks import TaskFamily, sample_tasks
 from jaxmeta.tasks.informed import informed
 from jaxmeta.types import MetaAlgorithm, Task

@@ -25,14 +25,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import study
-from jaxmeta.estimators.episodes import first_episode_return
-from jaxmeta.learners import update_rules
-from jaxmeta.learners.update_rules import Meta, RuleLearner, UpdateRule
-from jaxmeta.runs import reports
 
 from jaxmeta import checks, evaluation, plotting, rollouts, tasks
 from jaxmeta.algorithms import learned_objective
 from jaxmeta.algorithms.learned_objective import Config, Hyper
+from jaxmeta.estimators.episodes import first_episode_return
+from jaxmeta.learners import update_rules
+from jaxmeta.learners.update_rules import Meta, RuleLearner, UpdateRule
+from jaxmeta.runs import reports
 from jaxmeta.tasks import TaskFamily
 from jaxmeta.types import MetaAlgorithm, Task
 

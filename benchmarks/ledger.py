@@ -25,10 +25,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
-from jaxmeta.runs import presets, reports
-from jaxmeta.runs.experiments import describe
 
 from jaxmeta import MISCOMPILES, checks
+from jaxmeta.runs import presets, reports
+from jaxmeta.runs.experiments import describe
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"

@@ -28,12 +28,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import study
-from jaxmeta.learners.actor_critic import Hyper
-from jaxmeta.networks.values import Value, value_mlp
-from jaxmeta.runs import training
 
 from jaxmeta import plotting, tasks
 from jaxmeta.algorithms.meta_gradient import Config, meta_gradient
+from jaxmeta.learners.actor_critic import Hyper
+from jaxmeta.networks.values import Value, value_mlp
+from jaxmeta.runs import training
 from jaxmeta.tasks import TaskFamily
 from jaxmeta.types import MetaAlgorithm
 

@@ -22,7 +22,6 @@ from rich.console import Console
 
 from jaxmeta import evaluation, plotting, tasks
 from jaxmeta.algorithms import maml
-from jaxmeta.runs import reports, training
 from jaxmeta.types import MetaAlgorithm
 
 STEP_SIZES = (0.3, 1.0, 3.0, 10.0, 30.0)

@@ -27,10 +27,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import study
-from jaxmeta.learners.gradient import Meta
 
 from jaxmeta import checks, evaluation, plotting, tasks
 from jaxmeta.algorithms.meta_value import Config, Hyper, MetaValue, meta_value, meta_value_parts
+from jaxmeta.learners.gradient import Meta
 from jaxmeta.tasks import TaskFamily
 from jaxmeta.tasks.tabular import state_values
 from jaxmeta.types import Task, TimeStep

@@ -40,9 +40,9 @@ from typing import Annotated, Any
 import numpy as np
 import study
 import tyro
-from jaxmeta.runs import reports
 
 from jaxmeta import checks, plotting
+from jaxmeta.runs import reports
 
 SIDES = Path(__file__).parent / "sides"
 TORCHOPT = ("torch==2.13.0", "torchopt==0.7.3")

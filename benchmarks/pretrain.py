@@ -15,6 +15,7 @@ from typing import Annotated
 import study
 import train
 import tyro
+
 from jaxmeta.runs import experiments, presets, training
 from jaxmeta.runs.experiments import PRETRAINED
 

@@ -25,7 +25,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import study
-from jaxmeta.runs import reports, training
 
 from jaxmeta import checks, plotting, tasks
 from jaxmeta.algorithms import maml, rl2

@@ -20,7 +20,6 @@ import study
 
 from jaxmeta import plotting, tasks
 from jaxmeta.algorithms import maml
-from jaxmeta.runs import reports, training
 
 VARIANTS: dict[str, dict[str, bool]] = {
     "kept": {"rematerialize": False},

@@ -21,9 +21,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
-from jaxmeta.runs import records, reports, training
 
 from jaxmeta import checks, evaluation, tasks
+from jaxmeta.runs import records, reports, training
 from jaxmeta.tasks import TaskFamily
 from jaxmeta.types import MetaAlgorithm, Task
 

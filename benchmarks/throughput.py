@@ -38,13 +38,11 @@ import jax.numpy as jnp
 import study
 from jax.experimental.compilation_cache import compilation_cache
 from jax.extend.core import ClosedJaxpr, Jaxpr
-from jaxmeta.networks.recurrent import MEMORIES
-from jaxmeta.runs import training
 
 from jaxmeta import learners, plotting, rollouts, tasks
 from jaxmeta.algorithms import learned_objective, maml, meta_gradient, promp, rl2
-from jaxmeta.networks import recurrent
-from jaxmeta.runs import reports, training
+from jaxmeta.networks.recurrent import MEMORIES
+from jaxmeta.runs import training
 from jaxmeta.types import Learner, MetaAlgorithm, Trajectory
 
 
@@ -125,7 +123,9 @@ RECORDS = {
 }
 
 
-def compiled_rollouts(family: tasks.TaskFamily, num_streams: int, num_steps: int, record: str) -> dict:
+def compiled_rollouts(
+    family: tasks.TaskFamily, num_streams: int, num_steps: int, record: str
+) -> dict:
     """Compiled rollouts by side that return what the record has."""
     task = family.train(jax.random.key(0))
 

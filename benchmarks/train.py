@@ -27,15 +27,15 @@ import jax.numpy as jnp
 import numpy as np
 import study
 import tyro
-from jaxmeta.rollouts.lifetime import lifetime
-from jaxmeta.runs import experiments, presets, records, sinks, terminal, training
-from jaxmeta.runs.checkpoints import differences
-from jaxmeta.runs.experiments import Experiment, Trained, describe
 from rich.console import Console
 from rich.table import Table
 
 from jaxmeta import checks, evaluation, learners, plotting, tasks
 from jaxmeta.algorithms import ALGORITHMS
+from jaxmeta.rollouts.lifetime import lifetime
+from jaxmeta.runs import experiments, presets, records, sinks, terminal, training
+from jaxmeta.runs.checkpoints import differences
+from jaxmeta.runs.experiments import Experiment, Trained, describe
 from jaxmeta.tasks import sample_tasks
 
 

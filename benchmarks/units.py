@@ -20,11 +20,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import study
-from jaxmeta.estimators.episodes import first_episode_return
-from jaxmeta.learners import update_rules
 
 from jaxmeta import evaluation, rollouts, tasks
 from jaxmeta.algorithms import learned_objective, maml, promp, rl2, varibad
+from jaxmeta.estimators.episodes import first_episode_return
+from jaxmeta.learners import update_rules
 from jaxmeta.tasks.family import TaskFamily
 from jaxmeta.tasks.transform import Wrapper
 from jaxmeta.types import Learner, Task

@@ -17,9 +17,9 @@ from typing import Annotated, NamedTuple
 import jax
 import jax.numpy as jnp
 from common import Measure, Reproduction, Row, leave, preset, study
-from jaxmeta.evaluation.trials import Trials
 
 from jaxmeta import references, tasks
+from jaxmeta.evaluation.trials import Trials
 from jaxmeta.tasks.bandits import BanditParams
 from jaxmeta.types import Learner
 

@@ -12,11 +12,11 @@ import numpy as np
 
 sys.path.insert(1, str(Path(__file__).resolve().parent.parent))
 import study
+
+from jaxmeta import evaluation
 from jaxmeta.evaluation.trials import Trials
 from jaxmeta.runs import experiments, presets, reports
 from jaxmeta.runs.experiments import Experiment
-
-from jaxmeta import evaluation
 from jaxmeta.tasks import TaskFamily
 from jaxmeta.types import Learner, Task
 

@@ -15,9 +15,9 @@ from typing import Annotated
 import jax
 import jax.numpy as jnp
 from common import Measure, Reproduction, Row, leave, preset, study
-from jaxmeta.evaluation.trials import Trials
 
 from jaxmeta import references, tasks
+from jaxmeta.evaluation.trials import Trials
 from jaxmeta.tasks.bandits import BanditParams
 
 KINDS = ("easy", "uniform", "medium", "hard", "independent")

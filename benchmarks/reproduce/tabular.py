@@ -17,9 +17,9 @@ from typing import Annotated, Literal
 import jax
 import numpy as np
 from common import Measure, Reproduction, Row, leave, preset, study, total_reward
-from jaxmeta.runs import presets
 
 from jaxmeta import evaluation, references, tasks
+from jaxmeta.runs import presets
 
 PUBLISHED = {  # episodes: random, PSRL, RL²
     10: (100.1, 138.1, 156.2),

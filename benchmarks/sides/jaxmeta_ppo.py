@@ -13,13 +13,13 @@ import gymnax
 import jax
 import jax.numpy as jnp
 import optax
+from turns import learn, settings
+
+from jaxmeta import networks, rollouts
 from jaxmeta.estimators import surrogates
 from jaxmeta.estimators.episodes import episode_index
 from jaxmeta.estimators.returns import gae, td_errors
 from jaxmeta.networks.distributions import Categorical
-from turns import learn, settings
-
-from jaxmeta import networks, rollouts
 from jaxmeta.types import Learner, Trajectory
 
 DISCOUNT, LAMBDA, CLIP, VALUE_COST, ENTROPY_COST = 0.99, 0.95, 0.2, 0.5, 0.01
