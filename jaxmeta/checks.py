@@ -168,7 +168,7 @@ def numbers(expected: str, /, **values: Any) -> list[np.ndarray]:
     return list(arrays.values())
 
 
-def alike(**trees: Any) -> None:
+def same_structure(**trees: Any) -> None:
     """Raises ValueError unless all ``trees`` have the structure of the first, and its shapes leaf by leaf."""
     (first, tree), *others = trees.items()
     for name, other in others:

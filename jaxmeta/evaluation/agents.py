@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from jaxmeta import checks
 from jaxmeta.evaluation.curves import adaptation_returns
-from jaxmeta.tasks import door
+from jaxmeta.tasks import environments
 from jaxmeta.tasks.family import TaskFamily
 from jaxmeta.types import Learner, Task, TimeStep
 
@@ -35,7 +35,7 @@ def optimal_returns(key: jax.Array, tasks: Task, *, family: TaskFamily) -> jax.A
         ValueError: the family's optimum is not known.
     """
     if family.optimal_return is not None:
-        door.num_tasks("tasks", tasks, family.env)
+        environments.num_tasks("tasks", tasks, family.env)
         return jax.vmap(family.optimal_return)(tasks)
     optimal_action = family.optimal_action
     if optimal_action is None:
@@ -110,5 +110,5 @@ def _controller_returns(
         one = jax.tree.map(lambda x: x[None], task)
         return adaptation_returns(key, task, one, **settings)
 
-    num_tasks = door.num_tasks("tasks", tasks, family.env)
+    num_tasks = environments.num_tasks("tasks", tasks, family.env)
     return jax.vmap(task_returns)(jax.random.split(key, num_tasks), tasks).reshape(num_tasks)

@@ -13,7 +13,7 @@ from jaxmeta import checks
 from jaxmeta.estimators.episodes import first_episode_return
 from jaxmeta.estimators.streams import finite_streams, mean_over_streams
 from jaxmeta.rollouts.lifetime import lifetime
-from jaxmeta.tasks import door
+from jaxmeta.tasks import environments, time_limit
 from jaxmeta.types import Learner, Task
 
 
@@ -63,7 +63,7 @@ def adaptation_curve(
     checks.at_least("tasks_per_chunk", tasks_per_chunk, 1)
     checks.at_least("num_steps", num_steps, 1)
     _covers_an_episode(num_steps, env)
-    num_tasks = door.num_tasks("tasks", tasks, env)
+    num_tasks = environments.num_tasks("tasks", tasks, env)
 
     def curve(key_and_task: tuple) -> AdaptationCurve:
         history = lifetime(
@@ -102,7 +102,7 @@ def adaptation_returns(key: jax.Array, meta: Any, tasks: Task, **how: Any) -> ja
 
 
 def _covers_an_episode(num_steps: int, env: Any) -> None:
-    limit = door.ends_by(env)
+    limit = time_limit.ends_by(env)
     if limit is not None and num_steps < limit:
         raise ValueError(
             f"num_steps={num_steps} must be at least {limit}, the horizon: an episode that is cut has no return"

@@ -9,7 +9,7 @@ from jaxmeta import checks
 from jaxmeta.estimators.episodes import episode_index
 from jaxmeta.estimators.streams import finite_streams
 from jaxmeta.rollouts.lifetime import lifetime
-from jaxmeta.tasks import door
+from jaxmeta.tasks import environments
 from jaxmeta.types import Learner, Task
 
 
@@ -42,7 +42,7 @@ def trials(
     """
 
     checks.at_least("tasks_per_chunk", tasks_per_chunk, 1)
-    num_tasks = door.num_tasks("tasks", tasks, env)
+    num_tasks = environments.num_tasks("tasks", tasks, env)
 
     def trial(key_and_task: tuple) -> Trials:
         history = lifetime(

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmeta import checks
-from jaxmeta.tasks import door, keys
+from jaxmeta.tasks import door, environments, keys
 from jaxmeta.types import Learner, Stream, Task, TimeStep, Trajectory
 
 
@@ -18,7 +18,7 @@ from jaxmeta.types import Learner, Stream, Task, TimeStep, Trajectory
 def begin_stream(key: jax.Array, meta: Any, task: Task, *, learner: Learner, env: Any) -> Stream:
     """A stream at the first step of an episode of ``task``, with a fresh memory."""
     obs, env_state = door.reset(env, keys.typed(key), task)
-    space = door.action_space(env)
+    space = environments.action_space(env)
     dtype = _float_dtype() if jnp.issubdtype(space.dtype, jnp.floating) else space.dtype
     timestep = TimeStep(
         obs=obs,

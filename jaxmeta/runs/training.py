@@ -390,7 +390,7 @@ def _train(
             checks.folder("folder", output)
             stack.enter_context(_owned(output, resume))
         if console is None:
-            console = terminal.console("stderr", quiet=not processes.first())
+            console = terminal.console("stderr", quiet=not processes.is_main_process())
         began = time.perf_counter()
         if resume:
             assert output is not None
@@ -406,7 +406,7 @@ def _train(
                 return run
         else:
             done, run = 0, newborn()
-        processes.wait("before anything is written")
+        processes.barrier("before anything is written")
         if mesh is not None:
             run = processes.spread(run, NamedSharding(mesh, PartitionSpec()))
         line = stack.enter_context(
@@ -417,17 +417,17 @@ def _train(
         # Donated: the run's buffers are written in place, and only the new run is ever referred to.
         traced = jax.jit(call, donate_argnums=0).lower(run, jnp.zeros((), jnp.int32))
         write: sinks.Write | None = None
-        if sink is not None and processes.first():
+        if sink is not None and processes.is_main_process():
             write = stack.enter_context(sinks.opened(sink))
         program = traced.compile()
         line.say(f"compiled in {time.perf_counter() - began:.0f} s")
         manager = metrics_file = None
         if output is not None:
-            if processes.first():
+            if processes.is_main_process():
                 records.write(output / CONFIG_FILE, described)
             manager = stack.enter_context(checkpoints.open_manager(output / CHECKPOINT_FOLDER))
             checkpoints.save(manager, done, run, described)
-            if processes.first():
+            if processes.is_main_process():
                 path = output / METRICS_FILE
                 _cut_metrics(path, done)
                 metrics_file = stack.enter_context(path.open("a", encoding="utf-8"))
@@ -438,7 +438,7 @@ def _train(
             count = 1
             if seconds_per_update is not None:
                 count = int(config.report_seconds / max(seconds_per_update, 1e-6))
-            count = processes.of_first(max(1, min(count, MAX_UPDATES_PER_CALL, limit - done)))
+            count = processes.broadcast(max(1, min(count, MAX_UPDATES_PER_CALL, limit - done)))
             began = time.perf_counter()
             run, rows = program(run, jnp.asarray(count, jnp.int32))
             rows = {name: x.reshape(len(members), -1) for name, x in jax.device_get(rows).items()}
@@ -463,7 +463,7 @@ def _train(
                         write(x)
                 except BaseException as error:  # whatever it is, what was learned is saved first
                     failure = error
-            stop = processes.anywhere(interrupted() or failure is not None)
+            stop = processes.any_process(interrupted() or failure is not None)
             if manager is not None and (done == limit or stop):
                 checkpoints.save(manager, done, run, described)
             if failure is not None:
@@ -481,7 +481,7 @@ def _check_hypers(hypers: Any) -> None:
         raise TypeError(f"hypers={hypers!r} must be a list of settings: [Hyper(...), ...]")
     if not hypers:
         raise ValueError("hypers=[] must hold at least one setting, or be None")
-    checks.alike(**{f"hypers[{i}]": hyper for i, hyper in enumerate(hypers)})
+    checks.same_structure(**{f"hypers[{i}]": hyper for i, hyper in enumerate(hypers)})
     for i, hyper in enumerate(hypers):
         for path, x in jax.tree_util.tree_leaves_with_path(hyper):
             checks.between(f"hypers[{i}]{jax.tree_util.keystr(path)}", x, -math.inf, math.inf)
@@ -541,11 +541,11 @@ def _owned(folder: Path, resume: bool) -> Iterator[None]:
             if not resume:
                 refuse_if_full()
 
-        processes.by_first(claim)
+        processes.on_main_process(claim)
         try:
             yield
         except BaseException:
-            if not resume and processes.first():
+            if not resume and processes.is_main_process():
                 _clear(folder)
             raise
 

@@ -30,7 +30,7 @@ from jaxmeta.tasks import (
     translation,
     xland,
 )
-from jaxmeta.tasks.door import InvalidEnvironment
+from jaxmeta.tasks.environments import InvalidEnvironment
 from jaxmeta.tasks.family import SPLITS, TaskFamily, content_hash, sample_tasks
 from jaxmeta.tasks.promises import Checked, check, check_promises
 

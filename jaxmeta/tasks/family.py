@@ -11,7 +11,7 @@ import numpy as np
 from gymnax.environments import spaces
 
 from jaxmeta import checks
-from jaxmeta.tasks import boxes, door
+from jaxmeta.tasks import boxes, environments, time_limit
 from jaxmeta.types import Task
 
 SPLITS = ("train", "test", "out_of_distribution")
@@ -29,7 +29,7 @@ class TaskFamily:
         env: A gymnax environment (``reset_env``, ``step_env``, ``is_truncated``; else ``reset`` and ``step``). Everything that tells
             one task from another is a traced leaf of its parameters and nothing of it is drawn in
             ``reset_env``, so an episode's end never changes the task. Unless it promises by an attribute ``ends_by`` that its
-            episodes end by the horizon, it is kept in a `door.TimeLimit`, which sees to that; ``family.env.env`` is then the
+            episodes end by the horizon, it is kept in a `time_limit.TimeLimit`, which sees to that; ``family.env.env`` is then the
             environment that was given.
         horizon: The time limit of an episode, in steps. An environment may end its episodes sooner.
         train: ``key -> task``: the tasks to learn from.
@@ -67,24 +67,24 @@ class TaskFamily:
         for name in ("optimal_action", "optimal_return", "expert_action", "action_features"):
             if not (getattr(self, name) is None or callable(getattr(self, name))):
                 raise TypeError(f"{name}={getattr(self, name)!r} must be a function, or None")
-        door.check_is_environment(self.env)
-        promised = door.ends_by(self.env)
+        environments.check_is_environment(self.env)
+        promised = time_limit.ends_by(self.env)
         if self.optimal_return is not None and promised not in (None, self.horizon):
             raise ValueError(
                 f"optimal_return is of the horizon {promised} that the environment has, and horizon={self.horizon}: make "
                 "the family with that horizon, or set optimal_return to None"
             )
-        object.__setattr__(self, "env", door.limited(self.env, self.horizon))
+        object.__setattr__(self, "env", time_limit.limited(self.env, self.horizon))
 
     @property
     def action_space(self) -> spaces.Discrete | spaces.Box:
-        """The action space of the environment's default task; raises `door.InvalidEnvironment` where it is none."""
-        return door.action_space(self.env)
+        """The action space of the environment's default task; raises `InvalidEnvironment` where it is none."""
+        return environments.action_space(self.env)
 
     @property
     def observation_shape(self) -> tuple[int, ...]:
-        """Shape of one observation, ``()`` for a scalar; raises `door.InvalidEnvironment` without a space of one array."""
-        return tuple(door.observation_space(self.env).shape)
+        """Shape of one observation, ``()`` for a scalar; raises `InvalidEnvironment` without a space of one array."""
+        return tuple(environments.observation_space(self.env).shape)
 
     def random_action(self, key: jax.Array) -> jax.Array:
         """A uniform draw from the action space: of a `Box`, from its nominal range (see `boxes`)."""

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from gymnax.environments import environment, spaces
 
 from jaxmeta import checks
-from jaxmeta.tasks import door
+from jaxmeta.tasks import time_limit
 from jaxmeta.tasks.family import Controller, TaskFamily
 from jaxmeta.types import Task
 
@@ -34,7 +34,7 @@ class Informed(environment.Environment[Any, Any]):
     @property
     def ends_by(self) -> int | None:
         """The step by which every episode has ended, if the environment within promises one."""
-        return door.ends_by(self.env)
+        return time_limit.ends_by(self.env)
 
     @property
     def default_params(self) -> Any:

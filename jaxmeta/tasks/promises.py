@@ -8,8 +8,8 @@ import numpy as np
 from gymnax.environments import spaces
 
 from jaxmeta import checks
-from jaxmeta.tasks import boxes, door
-from jaxmeta.tasks.door import InvalidEnvironment
+from jaxmeta.tasks import boxes, door, environments, signatures, time_limit
+from jaxmeta.tasks.environments import InvalidEnvironment
 from jaxmeta.tasks.family import SPLITS, TaskFamily, sample_tasks
 
 
@@ -45,30 +45,33 @@ def check_promises(family: TaskFamily) -> None:
     where = f"family={family.name!r}:"
     key = jax.eval_shape(lambda: jax.random.key(0))
     for split in SPLITS:
-        drawn = door.shaped(f"{where} {split}", getattr(family, split), key)
+        drawn = signatures.shaped(f"{where} {split}", getattr(family, split), key)
         try:
             checks.like(
-                f"a task of {split}", drawn, door.default_task(family.env), "env.default_params"
+                f"a task of {split}",
+                drawn,
+                environments.default_task(family.env),
+                "env.default_params",
             )
         except ValueError as error:
             raise InvalidEnvironment(f"{where} {error}") from error
-    task = door.shaped(f"{where} train", family.train, key)
+    task = signatures.shaped(f"{where} train", family.train, key)
     obs, state = jax.eval_shape(lambda key, task: door.reset(family.env, key, task), key, task)
     action = jax.eval_shape(family.random_action, key)
     jax.eval_shape(lambda *inputs: door.step(family.env, *inputs), key, key, state, action, task)
     for name in ("optimal_action", "expert_action"):
         if getattr(family, name) is not None:
-            told = door.shaped(f"{where} {name}", getattr(family, name), task, obs)
-            door.check_action(f"{where} {name}", told, family.action_space)
+            told = signatures.shaped(f"{where} {name}", getattr(family, name), task, obs)
+            environments.check_action(f"{where} {name}", told, family.action_space)
     if family.optimal_return is not None:
-        found = door.shaped(f"{where} optimal_return", family.optimal_return, task)
+        found = signatures.shaped(f"{where} optimal_return", family.optimal_return, task)
         if getattr(found, "shape", None) != ():
             raise InvalidEnvironment(
                 f"{where} optimal_return is {found}; it must be one number, of shape ()"
             )
     if family.action_features is not None:
         space = family.action_space
-        found = door.shaped(f"{where} action_features", family.action_features, obs)
+        found = signatures.shaped(f"{where} action_features", family.action_features, obs)
         of_actions = isinstance(space, spaces.Discrete) and getattr(found, "ndim", 0) == 2
         if not of_actions or found.shape[0] != space.n:
             raise InvalidEnvironment(
@@ -111,7 +114,7 @@ def check(family: TaskFamily, *, num_tasks: int = 16, seed: int = 0) -> Checked:
         if not np.all(np.any(seen.last, axis=1)):
             raise InvalidEnvironment(
                 f"family={family.name!r}: an episode of {split} had not ended after horizon={family.horizon} steps, "
-                f"although {door.name_of(family.env)} promises it by ends_by={door.ends_by(family.env)}"
+                f"although {environments.name_of(family.env)} promises it by ends_by={time_limit.ends_by(family.env)}"
             )
         lived = np.cumsum(seen.last, axis=1) - seen.last == 0  # [M, T], the first episode
         longest = max(longest, int(np.max(np.sum(lived, axis=1))))
@@ -166,7 +169,7 @@ def _problems(family: TaskFamily, seen: _Seen, lived: np.ndarray, num_distinct: 
     finite = np.isfinite(obs.reshape(len(obs), -1)).all(1) & np.isfinite(seen.reward[lived])
     if not np.all(finite):
         found.append("numbers of observations or rewards are not finite")
-    space = door.observation_space(family.env)
+    space = environments.observation_space(family.env)
     if isinstance(space, spaces.Discrete):
         low, high = np.zeros(()), np.asarray(space.n - 1.0)
     else:

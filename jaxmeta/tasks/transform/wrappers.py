@@ -12,7 +12,7 @@ import numpy as np
 from flax import struct
 from gymnax.environments import environment, spaces
 
-from jaxmeta.tasks import door
+from jaxmeta.tasks import time_limit
 from jaxmeta.tasks.family import SPLITS, Controller, Sampler, TaskFamily
 from jaxmeta.types import Task
 
@@ -33,7 +33,7 @@ class Wrapper(environment.Environment[Any, Any]):
     env: Any
 
     def __post_init__(self) -> None:
-        if not door.steps_without_reset(self.env):
+        if not time_limit.steps_without_reset(self.env):
             raise TypeError(
                 f"env={self.env!r} must have a step_env and a reset_env of its own: around one that has not, as "
                 "around gymnax's wrappers, nothing can be changed"
@@ -42,11 +42,11 @@ class Wrapper(environment.Environment[Any, Any]):
     @property
     def ends_by(self) -> int | None:
         """The step by which every episode has ended, if the environment within promises one."""
-        return door.ends_by(self.env)
+        return time_limit.ends_by(self.env)
 
     def limited(self, horizon: int) -> Any:
         """The same around an environment whose episodes end by ``horizon``."""
-        return dataclasses.replace(self, env=door.limited(self.env, horizon))
+        return dataclasses.replace(self, env=time_limit.limited(self.env, horizon))
 
     @property
     def default_params(self) -> Task:
