@@ -1,6 +1,6 @@
 """Runs on the host: training, checkpoints, folders, processes, sinks, experiments and presets.
 
-The only package with `jit`, files and signals.
+This is the only package that uses `jit`, files and signals.
 """
 
 from jaxmeta.runs import (
