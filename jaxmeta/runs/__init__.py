@@ -1,20 +1,8 @@
 """Runs on the host: training, checkpoints, folders, processes, sinks, experiments and presets.
 
-This is the only package that uses `jit`, files and signals.
+This is the only package that uses `jit`, files and signals. Its modules are imported one by one: a script that needs `reports`
+alone does not wait for checkpoints.
 """
-
-from jaxmeta.runs import (
-    checkpoints,
-    claims,
-    experiments,
-    presets,
-    processes,
-    records,
-    reports,
-    sinks,
-    terminal,
-    training,
-)
 
 __all__ = [
     "checkpoints",
