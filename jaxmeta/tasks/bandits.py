@@ -46,19 +46,17 @@ class Bandit(environment.Environment[Any, Any]):
     """The environment of the family. Environments with equal settings are equal and share compiled programs.
 
     The observation is always ``[1.0]``. An episode never terminates: it is cut off after ``num_pulls``.
-
-    Attributes:
-        num_arms: A.
-        num_pulls: Time limit of an episode, in pulls.
-        reward: ``"bernoulli"`` is 1 with the arm's mean as its probability, else 0; ``"gaussian"`` is the arm's mean
-            plus noise.
-        reward_noise: Standard deviation of a Gaussian reward around its mean.
     """
 
     num_arms: int = 5
+    """A."""
     num_pulls: int = 10
+    """Time limit of an episode, in pulls."""
     reward: str = "bernoulli"
+    """``"bernoulli"`` is 1 with the arm's mean as its probability, else 0; ``"gaussian"`` is the arm's mean plus
+    noise."""
     reward_noise: float = 1.0
+    """Standard deviation of a Gaussian reward around its mean."""
 
     @property
     def default_params(self) -> BanditParams:

@@ -47,12 +47,10 @@ class DiscountingChain(environment.Environment[Any, Any]):
     Observations are ``[2]``: the chain (-1 before the first action) and the share of the horizon that has passed.
     Actions are the chains. Chain i pays at step ``REWARD_STEPS[i]``, if the episode is long enough. The horizon is part
     of the task and terminates the episode; the agent observes the time.
-
-    Attributes:
-        horizon: Steps of an episode.
     """
 
     horizon: int = 100
+    """Steps of an episode."""
 
     @property
     def default_params(self) -> DiscountingChainParams:

@@ -22,39 +22,36 @@ Controller = Callable[[Task, jax.Array], jax.Array]
 
 @dataclasses.dataclass(frozen=True)
 class TaskFamily:
-    """A static gymnax environment with samplers of its tasks, which are parameters of the environment.
-
-    Attributes:
-        name: The name for `jaxmeta.tasks.make`.
-        env: A gymnax environment (``reset_env``, ``step_env``, ``is_truncated``; else ``reset`` and ``step``). Tasks may
-            differ only in traced leaves of the parameters. ``reset_env`` must not draw any part of the task, so that
-            the end of an episode never changes the task. An environment may promise by an attribute ``ends_by`` that
-            its episodes end by the horizon. Without that promise it is put into a `time_limit.TimeLimit`, and
-            ``family.env.env`` is the given environment.
-        horizon: The time limit of an episode, in steps. An environment may end its episodes sooner.
-        train: ``key -> task``: training tasks.
-        test: ``key -> task``: held-out tasks of the same distribution.
-        out_of_distribution: ``key -> task``: tasks outside the support of the training distribution; if that support is
-            everything, tasks of another distribution.
-        optimal_action: ``(task, obs) -> action`` of an optimal policy that is told the task, if a closed form exists.
-        optimal_return: ``task -> expected return`` of an episode under an optimal policy that is told the task, if it
-            is computed exactly; for families whose optimal policy needs more than ``obs``.
-        expert_action: ``(task, obs) -> action`` of a good controller that is told the task, hand-written or found by
-            search. It is a reference to measure against, not a bound.
-        action_features: ``obs -> φ(s, ·) [A, F]``, features of the A actions for softmax-linear policies,
-            π(a|s) ∝ exp(φ(s, a)·θ); None means the observation in a block of features for each action.
-    """
+    """A static gymnax environment with samplers of its tasks, which are parameters of the environment."""
 
     name: str
+    """The name for `jaxmeta.tasks.make`."""
     env: Any
+    """A gymnax environment (``reset_env``, ``step_env``, ``is_truncated``; else ``reset`` and ``step``). Tasks may
+    differ only in traced leaves of the parameters. ``reset_env`` must not draw any part of the task, so that the
+    end of an episode never changes the task. An environment may promise by an attribute ``ends_by`` that its
+    episodes end by the horizon. Without that promise it is put into a `time_limit.TimeLimit`, and
+    ``family.env.env`` is the given environment."""
     horizon: int
+    """The time limit of an episode, in steps. An environment may end its episodes sooner."""
     train: Sampler
+    """``key -> task``: training tasks."""
     test: Sampler
+    """``key -> task``: held-out tasks of the same distribution."""
     out_of_distribution: Sampler
+    """``key -> task``: tasks outside the support of the training distribution; if that support is everything, tasks
+    of another distribution."""
     optimal_action: Controller | None = None
+    """``(task, obs) -> action`` of an optimal policy that is told the task, if a closed form exists."""
     optimal_return: Callable[[Task], jax.Array] | None = None
+    """``task -> expected return`` of an episode under an optimal policy that is told the task, if it is computed
+    exactly; for families whose optimal policy needs more than ``obs``."""
     expert_action: Controller | None = None
+    """``(task, obs) -> action`` of a good controller that is told the task, hand-written or found by search. It is
+    a reference to measure against, not a bound."""
     action_features: Callable[[jax.Array], jax.Array] | None = None
+    """``obs -> φ(s, ·) [A, F]``, features of the A actions for softmax-linear policies, π(a|s) ∝ exp(φ(s, a)·θ);
+    None means the observation in a block of features for each action."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str):

@@ -52,14 +52,12 @@ class GridNavi(environment.Environment[Any, Any]):
 
     The cell is observed one-hot, ``[size * size]``; (x, y) has index ``x + size * y``. A move off the grid does nothing.
     An episode never terminates: it is cut off at the horizon.
-
-    Attributes:
-        size: Cells along a side.
-        horizon: Time limit of an episode, in steps.
     """
 
     size: int = 5
+    """Cells along a side."""
     horizon: int = 15
+    """Time limit of an episode, in steps."""
 
     @property
     def default_params(self) -> GridNaviParams:

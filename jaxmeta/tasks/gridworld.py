@@ -45,14 +45,12 @@ class GridWorld(environment.Environment[Any, Any]):
     """The environment of the family. Environments with equal settings are equal and share compiled programs.
 
     The cell is observed one-hot, ``[C]`` with ``C = size * size``. A move off the grid does nothing.
-
-    Attributes:
-        size: Cells along a side.
-        horizon: Time limit of an episode, in steps.
     """
 
     size: int = 5
+    """Cells along a side."""
     horizon: int = 20
+    """Time limit of an episode, in steps."""
 
     @property
     def default_params(self) -> GridWorldParams:

@@ -24,12 +24,10 @@ class Informed(environment.Environment[Any, Any]):
 
     Observations are ``[O + P]`` float: the inner observation flattened, then every leaf of the parameters flattened, in
     the order of ``jax.tree.leaves``. Leaves that are the same in all tasks are included.
-
-    Attributes:
-        env: The environment within.
     """
 
     env: Any
+    """The environment within."""
 
     @property
     def ends_by(self) -> int | None:

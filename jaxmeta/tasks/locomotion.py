@@ -117,29 +117,26 @@ class View(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-    """The settings in which the families differ.
-
-    Attributes:
-        body: Brax's name of the body.
-        task: Makes the default task.
-        earned: ``(task, motion) -> reward``, without the two terms below.
-        view: ``(task, obs) -> View``, see `linear_action`.
-        control_cost: Cost of a step, times the sum of the squared actions.
-        alive: Reward of every step.
-        falls: Whether a fall ends the episode.
-        sees_position: Whether the torso's position is observed.
-        altered: ``(system, task) -> system``, the task's own physics.
-    """
+    """The settings in which the families differ."""
 
     body: str
+    """Brax's name of the body."""
     task: Callable[[], Any]
+    """Makes the default task."""
     earned: Callable[[Any, Motion], jax.Array]
+    """``(task, motion) -> reward``, without the two terms below."""
     view: Callable[[Any, jax.Array], View]
+    """``(task, obs) -> View``, see `linear_action`."""
     control_cost: float
+    """Cost of a step, times the sum of the squared actions."""
     alive: float = 0.0
+    """Reward of every step."""
     falls: bool = False
+    """Whether a fall ends the episode."""
     sees_position: bool = False
+    """Whether the torso's position is observed."""
     altered: Callable[[Any, Any], Any] | None = None
+    """``(system, task) -> system``, the task's own physics."""
 
 
 @struct.dataclass
@@ -158,16 +155,14 @@ class Locomotion(environment.Environment[Any, Any]):
 
     Observations are Brax's: joint positions and velocities, ``[O]``. Actions are torques in [-1, 1], ``[A]``; actions
     outside are clipped, and the cost is of the clipped action. An episode starts near the standing pose.
-
-    Attributes:
-        kind: The body and its reward.
-        backend: Brax's physics, see `Backend`.
-        horizon: Time limit of an episode, in steps.
     """
 
     kind: Kind
+    """The body and its reward."""
     backend: Backend = "spring"
+    """Brax's physics, see `Backend`."""
     horizon: int = 200
+    """Time limit of an episode, in steps."""
 
     @property
     def default_params(self) -> Any:

@@ -48,19 +48,17 @@ class Maze(environment.Environment[Any, Any]):
 
     Actions are up, right, down and left; a move into a wall does nothing. An episode starts in a uniform free cell other
     than the goal; arriving at the goal moves the agent to such a cell again. The goal is never observed.
-
-    Attributes:
-        size: Cells along a side, cells of walls included.
-        horizon: Time limit of an episode, in steps; nothing else ends one.
-        observation: ``"view"``: the walls within ``radius`` of the agent, ``[(2 radius + 1)²]``, the walls around the
-            maze included; ``"position"``: the cell, one-hot, ``[size²]``.
-        radius: How far the agent sees.
     """
 
     size: int = 7
+    """Cells along a side, cells of walls included."""
     horizon: int = 100
+    """Time limit of an episode, in steps; nothing else ends one."""
     observation: str = "view"
+    """``"view"``: the walls within ``radius`` of the agent, ``[(2 radius + 1)²]``, the walls around the maze
+    included; ``"position"``: the cell, one-hot, ``[size²]``."""
     radius: int = 1
+    """How far the agent sees."""
 
     @property
     def default_params(self) -> MazeParams:

@@ -44,21 +44,18 @@ class NavigationState:
 
 @dataclasses.dataclass(frozen=True)
 class Navigation(environment.Environment[Any, Any]):
-    """The environment of the family. Environments with equal settings are equal and share compiled programs.
-
-    Attributes:
-        horizon: Time limit of an episode, in steps.
-        reward: ``"squared_distance"`` and ``"distance"`` are minus the (squared) distance to the goal after the move;
-            ``"sparse"`` is ``1 - distance / radius`` within ``radius`` of the goal and 0 elsewhere
-            (the shape of Gupta et al. 2018's sparse point task), so standing on the goal earns 1.
-        radius: Distance from the goal within which the sparse reward is positive.
-        goal_tolerance: An episode terminates within this distance of the goal, per axis; with 0 it never does.
-    """
+    """The environment of the family. Environments with equal settings are equal and share compiled programs."""
 
     horizon: int = 100
+    """Time limit of an episode, in steps."""
     reward: str = "squared_distance"
+    """``"squared_distance"`` and ``"distance"`` are minus the (squared) distance to the goal after the move;
+    ``"sparse"`` is ``1 - distance / radius`` within ``radius`` of the goal and 0 elsewhere (the shape of Gupta et
+    al. 2018's sparse point task), so standing on the goal earns 1."""
     radius: float = 0.2
+    """Distance from the goal within which the sparse reward is positive."""
     goal_tolerance: float = 0.0
+    """An episode terminates within this distance of the goal, per axis; with 0 it never does."""
 
     @property
     def default_params(self) -> NavigationParams:

@@ -29,13 +29,10 @@ OUT_OF_DISTRIBUTION_RANGE = 1.5
 
 @dataclasses.dataclass(frozen=True)
 class Arm(Wrapper):
-    """gymnax's Reacher with actions clipped, and without the goal, the last two entries of its observation.
-
-    Attributes:
-        goal_visible: Keep the goal in the observation.
-    """
+    """gymnax's Reacher with actions clipped, and without the goal, the last two entries of its observation."""
 
     goal_visible: bool
+    """Keep the goal in the observation."""
 
     def act(self, action: jax.Array, params: Any) -> jax.Array:
         return jnp.clip(action, -1.0, 1.0)
@@ -143,18 +140,16 @@ class Swimmer(environment.Environment[Any, Any]):
     Observations are the urchins' positions, the swimmer's position and velocity and, if visible, the goal, ``[2 U + 4]``
     or ``[2 U + 6]``. A step earns exp(-squared distance / 2) by its distance from the goal; near an urchin the reward
     falls to 0. An episode starts at rest, uniformly in [-1, 1]².
-
-    Attributes:
-        horizon: Time limit of an episode, in steps.
-        num_urchins: U.
-        goal_visible: Show the goal.
-        dt: Time of a step.
     """
 
     horizon: int = 200
+    """Time limit of an episode, in steps."""
     num_urchins: int = 5
+    """U."""
     goal_visible: bool = False
+    """Show the goal."""
     dt: float = 0.05
+    """Time of a step."""
 
     @property
     def default_params(self) -> SwimmerParams:

@@ -73,16 +73,14 @@ class Summarisation(environment.Environment[Any, Any]):
     A document is drawn at the start of an episode. The observation is `Seen` as one vector ``[n * m + n + m + 1]``.
     Actions are the sentences. A pick earns the weights of the topics that no earlier pick has covered; a second pick of
     a sentence earns nothing. An episode never terminates: it is cut off after ``horizon`` picks.
-
-    Attributes:
-        num_sentences: n.
-        num_topics: m.
-        horizon: k, picks in an episode.
     """
 
     num_sentences: int = 8
+    """n."""
     num_topics: int = 6
+    """m."""
     horizon: int = 3
+    """k, picks in an episode."""
 
     @property
     def default_params(self) -> SummarisationParams:

@@ -42,12 +42,10 @@ class TMaze(environment.Environment[Any, Any]):
     Observations are ``[3]``. The first two entries are the side, one-hot, at an episode's first step, and zeros later.
     The third is 1 at the junction, else 0. Actions are the sides. The action at the junction terminates the episode and
     earns 1 if it is the task's side. Earlier actions have no effect.
-
-    Attributes:
-        length: Steps from the cue to the junction; an episode has one more, the choice.
     """
 
     length: int = 10
+    """Steps from the cue to the junction; an episode has one more, the choice."""
 
     @property
     def default_params(self) -> TMazeParams:

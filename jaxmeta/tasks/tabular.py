@@ -48,18 +48,16 @@ class Tabular(environment.Environment[Any, Any]):
     """The environment of the family. Environments with equal settings are equal and share compiled programs.
 
     The state is observed one-hot, ``[S]``. An episode never terminates: it is cut off at the horizon.
-
-    Attributes:
-        num_states: S.
-        num_actions: A.
-        horizon: Time limit of an episode, in steps.
-        reward_noise: Standard deviation of a reward around its mean.
     """
 
     num_states: int = 10
+    """S."""
     num_actions: int = 5
+    """A."""
     horizon: int = 10
+    """Time limit of an episode, in steps."""
     reward_noise: float = 1.0
+    """Standard deviation of a reward around its mean."""
 
     @property
     def default_params(self) -> TabularParams:

@@ -28,15 +28,12 @@ class TimedState:
 
 @dataclasses.dataclass(frozen=True)
 class TimeLimit(environment.Environment[Any, Any]):
-    """An environment whose episodes are cut off after ``horizon`` steps, unless they end before.
-
-    Attributes:
-        env: The environment within.
-        horizon: Time limit of an episode, in steps.
-    """
+    """An environment whose episodes are cut off after ``horizon`` steps, unless they end before."""
 
     env: Any
+    """The environment within."""
     horizon: int
+    """Time limit of an episode, in steps."""
 
     @property
     def ends_by(self) -> int:

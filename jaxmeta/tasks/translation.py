@@ -151,19 +151,16 @@ class Translation(environment.Environment[Any, Any]):
 
     The action is the next character. The right character earns 1 / length, so a return is the share of right
     characters. The end must be proposed like any other character; it terminates the episode.
-
-    Attributes:
-        kinds: Kinds of names.
-        max_length: L, the most characters of a name, the end included, in both languages.
-        horizon: Time limit of an episode, in characters.
-        feedback: The characters that are shown as written: ``"correction"``, the right ones; ``"reward"``, the agent's
-            own.
     """
 
     kinds: tuple[str, ...] = KINDS
+    """Kinds of names."""
     max_length: int = 14
+    """L, the most characters of a name, the end included, in both languages."""
     horizon: int = 14
+    """Time limit of an episode, in characters."""
     feedback: str = "correction"
+    """The characters that are shown as written: ``"correction"``, the right ones; ``"reward"``, the agent's own."""
 
     @property
     def default_params(self) -> TranslationParams:

@@ -88,16 +88,14 @@ class XLand(environment.Environment[Any, Any]):
     doors, so the package's sixth action, to open one, is left out. Reaching the goal at step t earns
     ``1 - 0.9 t / horizon`` and terminates the episode; there is no other reward. The places of the objects and of the
     agent are drawn in every episode.
-
-    Attributes:
-        size: Cells along a side, walls included.
-        view_size: Cells along a side of the view, odd.
-        horizon: Time limit of an episode, in steps.
     """
 
     size: int = 9
+    """Cells along a side, walls included."""
     view_size: int = 5
+    """Cells along a side of the view, odd."""
     horizon: int = 100
+    """Time limit of an episode, in steps."""
 
     @property
     def default_params(self) -> XLandParams:

@@ -14,13 +14,10 @@ from jaxmeta.types import Task
 
 @dataclasses.dataclass(frozen=True)
 class Faulty(Wrapper):
-    """At random steps the reward is NaN or the first entry of the observation is infinite; the state stays finite.
-
-    Attributes:
-        rate: The share of steps with a fault.
-    """
+    """At random steps the reward is NaN or the first entry of the observation is infinite; the state stays finite."""
 
     rate: float
+    """The share of steps with a fault."""
 
     ends_by = Wrapper.ends_by  # the overridden methods end no episode
 

@@ -27,13 +27,10 @@ from jaxmeta.types import Task
 
 @dataclasses.dataclass(frozen=True)
 class PermutedObservations(Transformed):
-    """Element i of an observation is element ``drawn[i]``, int32, of the observation within.
-
-    Attributes:
-        axis: The axis whose slices are permuted; None permutes all elements.
-    """
+    """Element i of an observation is element ``drawn[i]``, int32, of the observation within."""
 
     axis: int | None = None
+    """The axis whose slices are permuted; None permutes all elements."""
 
     @property
     def nothing(self) -> jax.Array:
@@ -139,13 +136,10 @@ def masked_observations(family: TaskFamily, *, num_hidden: int) -> TaskFamily:
 
 @dataclasses.dataclass(frozen=True)
 class ProjectedObservations(Transformed):
-    """Observations are ``drawn [size, O] @ obs``, the observation within flattened to ``[O]``.
-
-    Attributes:
-        size: Size of an observation.
-    """
+    """Observations are ``drawn [size, O] @ obs``, the observation within flattened to ``[O]``."""
 
     size: int
+    """Size of an observation."""
 
     @property
     def nothing(self) -> jax.Array:

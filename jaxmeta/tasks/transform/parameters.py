@@ -185,13 +185,10 @@ def _of_one_sign(low: float, high: float) -> tuple[float, float]:
 
 @dataclasses.dataclass(frozen=True)
 class Pinned(Transformed):
-    """At each reset leaves of the state get the values ``drawn``, a dict by name.
-
-    Attributes:
-        leaves: Names of the leaves.
-    """
+    """At each reset leaves of the state get the values ``drawn``, a dict by name."""
 
     leaves: tuple[str, ...]
+    """Names of the leaves."""
 
     ends_by = Wrapper.ends_by  # the overridden methods end no episode
 

@@ -86,12 +86,10 @@ class DelayedRewards(Transformed):
     """Each reward is paid ``drawn`` steps later, int32; at an episode's end all outstanding rewards are paid.
 
     So an episode has the same return as within.
-
-    Attributes:
-        longest: The longest possible delay, in steps.
     """
 
     longest: int
+    """The longest possible delay, in steps."""
 
     ends_by = Wrapper.ends_by  # the overridden methods end no episode
 

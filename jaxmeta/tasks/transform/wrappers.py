@@ -25,12 +25,10 @@ class Wrapper(environment.Environment[Any, Any]):
     """An environment around another one. By itself it changes nothing; subclasses override what they change.
 
     Wrappers of equal environments are equal and share compiled programs.
-
-    Attributes:
-        env: The environment within.
     """
 
     env: Any
+    """The environment within."""
 
     def __post_init__(self) -> None:
         if not time_limit.steps_without_reset(self.env):
