@@ -1,4 +1,4 @@
-"""Checks of what a user passes in: each error names the argument, its value and what would be right."""
+"""Checks of arguments: each error names the argument, its value and what would be right."""
 
 import difflib
 import functools
@@ -18,7 +18,7 @@ import numpy as np
 
 
 def plain(value: Any) -> Any:
-    """The Python number of a NumPy or jax scalar, which is one wherever a number is wanted; anything else as it is."""
+    """The Python number of a NumPy or jax scalar; anything else as it is."""
     is_array = isinstance(value, np.generic | np.ndarray | jax.Array)
     if not is_array or isinstance(value, jax.core.Tracer) or value.shape != ():
         return value
@@ -27,7 +27,7 @@ def plain(value: Any) -> Any:
 
 
 def choice(name: str, value: object, choices: Iterable[str] | Iterable[int]) -> None:
-    """Raises ValueError unless ``value`` is one of ``choices``, naming the nearest of them."""
+    """Raises ValueError unless ``value`` is one of ``choices``; the message names the nearest of them."""
     known, value = sorted(choices), plain(value)
     if any(isinstance(value, type(x)) and value == x for x in known):
         return
@@ -37,7 +37,7 @@ def choice(name: str, value: object, choices: Iterable[str] | Iterable[int]) -> 
 
 
 def at_least(name: str, value: int, minimum: int, maximum: int = 2**31 - 1) -> int:
-    """The integer ``value`` as Python's; raises unless it is at least ``minimum`` and an int32 counts to it."""
+    """``value`` as a Python integer; raises unless it is an integer from ``minimum`` to ``maximum``."""
     value = plain(value)
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name}={value!r} must be an integer of at least {minimum}")
@@ -49,14 +49,14 @@ def at_least(name: str, value: int, minimum: int, maximum: int = 2**31 - 1) -> i
 
 
 def each_at_least(name: str, values: Iterable[int], minimum: int) -> tuple[int, ...]:
-    """The integers ``values`` as Python's; raises unless they are a tuple or a list, of at least ``minimum`` each."""
+    """``values`` as a tuple of Python integers; raises unless they are a tuple or a list of integers from ``minimum`` on."""
     if not isinstance(values, tuple | list):
         raise TypeError(f"{name}={values!r} must be a tuple of integers of at least {minimum}")
     return tuple(at_least(name, value, minimum) for value in values)
 
 
 def distinct(name: str, values: Iterable[Any]) -> None:
-    """Raises ValueError where one of ``values`` stands there twice."""
+    """Raises ValueError if one of ``values`` occurs twice."""
     seen: list[Any] = []
     for value in values:
         if value in seen:
@@ -65,13 +65,13 @@ def distinct(name: str, values: Iterable[Any]) -> None:
 
 
 def some(name: str, values: Iterable[Any]) -> None:
-    """Raises ValueError where ``values`` are none at all."""
+    """Raises ValueError if ``values`` is empty."""
     if not list(values):
         raise ValueError(f"{name}={values!r} must hold at least one")
 
 
 def between(name: str, value: float, low: float, high: float) -> float:
-    """The number ``value`` as Python's; raises unless ``low <= value <= high``."""
+    """``value`` as a Python number; raises unless ``low <= value <= high``."""
     value = plain(value)
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"{name}={value!r} must be a number between {low} and {high}")
@@ -81,7 +81,7 @@ def between(name: str, value: float, low: float, high: float) -> float:
 
 
 def path(name: str, value: str | os.PathLike) -> Path:
-    """``value`` as a path; raises TypeError or ValueError where it names none."""
+    """``value`` as a path; raises TypeError or ValueError if it names no path."""
     if not isinstance(value, str | os.PathLike):
         raise TypeError(f"{name}={value!r} must be a path: a string or a pathlib.Path")
     if not os.fspath(value) or "\0" in str(value):
@@ -90,7 +90,7 @@ def path(name: str, value: str | os.PathLike) -> Path:
 
 
 def folder(name: str, value: Path) -> None:
-    """Raises OSError unless there is a folder ``value`` to write to, or one can be made there."""
+    """Raises OSError unless ``value`` is a folder to write to, or such a folder can be made."""
     there = value.absolute()
     while not there.exists() and there != there.parent:
         there = there.parent
@@ -102,13 +102,13 @@ def folder(name: str, value: Path) -> None:
         )
 
 
-def missing(what: str, extra: str) -> ImportError:
-    """The error to raise where the package ``what`` is not installed."""
-    return ImportError(f'{what} is missing: pip install "jaxmeta[{extra}]"')
+def missing(package: str, extra: str) -> ImportError:
+    """The error to raise if ``package`` is not installed."""
+    return ImportError(f'{package} is missing: pip install "jaxmeta[{extra}]"')
 
 
 def core(name: str, value: int | None) -> None:
-    """Raises ValueError unless a process can be pinned to core ``value``; None, which pins none, always is right."""
+    """Raises ValueError unless ``value`` is a core that a process can be pinned to, or None for no pinning."""
     there = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     if value is not None and value not in there:
         cores = f"one of {', '.join(map(str, there))} or " if there else ""
@@ -116,15 +116,17 @@ def core(name: str, value: int | None) -> None:
 
 
 def shapes(expected: str, /, **arrays: Any) -> None:
-    """Raises unless the ``arrays`` have the ``expected`` shapes: a word for each, in order, or one for all of them.
+    """Raises unless the ``arrays`` have the ``expected`` shapes: one word for each array in order, or one for all.
 
-    A letter is an axis, of the same size wherever it stands, and a digit one of that size: ``"NTF NT"``. ``...`` are
-    any number of axes, the same wherever they stand. A word that ends in ``?`` may also be a number, or of
-    shape ``[]``; ``?`` alone must be. Only shapes are looked at, so arguments may be traced. Without it an array of
-    one axis too many or of size 1 is broadcast, and the result is of something else than was asked.
+    In a word like ``"NTF"`` each letter is an axis, of one size in all words. A digit is an axis of that size. ``...``
+    stands for any number of axes, the same in all words. A word that ends in ``?`` also accepts a scalar, and ``?``
+    alone accepts only a scalar. Arguments may be traced, because only shapes are read. The check prevents wrong results
+    from silent broadcasting of an array with a missing axis or an axis of size 1.
     """
     words = expected.split()
-    known: dict[str, tuple[Any, str]] = {}  # an axis: its size, and the first argument that has it
+    known: dict[
+        str, tuple[Any, str]
+    ] = {}  # size of each axis, and the first argument with that axis
     for word, (name, array) in zip(
         words * len(arrays) if len(words) == 1 else words, arrays.items(), strict=True
     ):
@@ -150,11 +152,12 @@ def shapes(expected: str, /, **arrays: Any) -> None:
 
 
 def _short(value: Any) -> str:
+    """Type and beginning of a value, for messages."""
     return f"{type(value).__name__} {str(value)[:40]!r}"
 
 
 def numbers(expected: str, /, **values: Any) -> list[np.ndarray]:
-    """The ``values`` as arrays of float64, of the ``expected`` shapes (see `shapes`)."""
+    """``values`` as float64 arrays; raises unless they have the ``expected`` shapes (see `shapes`)."""
     arrays = {}
     for name, value in values.items():
         try:
@@ -168,8 +171,8 @@ def numbers(expected: str, /, **values: Any) -> list[np.ndarray]:
     return list(arrays.values())
 
 
-def alike(**trees: Any) -> None:
-    """Raises ValueError unless all ``trees`` have the structure of the first, and its shapes leaf by leaf."""
+def same_structure(**trees: Any) -> None:
+    """Raises ValueError unless all ``trees`` have the structure and the leaves' shapes of the first."""
     (first, tree), *others = trees.items()
     for name, other in others:
         here, there = str(jax.tree.structure(tree)), str(jax.tree.structure(other))
@@ -185,15 +188,15 @@ def alike(**trees: Any) -> None:
                 )
 
 
-def like(name: str, value: Any, one: Any, told: str, *, leading: int = 0) -> None:
-    """Raises ValueError unless a pytree ``value`` has the structure of ``one`` and, leaf by leaf, as many axes; with
-    ``leading`` axes more in front. ``told`` says what ``one`` is.
+def like(name: str, value: Any, one: Any, one_name: str, *, leading: int = 0) -> None:
+    """Raises ValueError unless the pytree ``value`` has the structure of ``one`` and the number of axes in each leaf,
+    with ``leading`` more axes in front. ``one_name`` describes ``one`` in the message.
 
-    Sizes may differ: what is the same size in all of a family's tasks need not be that of its environment's default.
+    Sizes of axes may differ: a family's tasks may have other sizes than its environment's default task.
     """
     given, right = str(jax.tree.structure(value)), str(jax.tree.structure(one))
     if given != right:
-        raise ValueError(f"{name} has the structure {given}; {told} has {right}")
+        raise ValueError(f"{name} has the structure {given}; {one_name} has {right}")
     leaves = jax.tree_util.tree_leaves_with_path(value)
     for (path, leaf), single in zip(leaves, jax.tree.leaves(one), strict=True):
         shape, wanted = np.shape(leaf), np.shape(single)
@@ -204,19 +207,19 @@ def like(name: str, value: Any, one: Any, told: str, *, leading: int = 0) -> Non
                 * leading
             )
             raise ValueError(
-                f"{name}{jax.tree_util.keystr(path)} has shape {shape}; it must be like [{axes}]: that of {told} is "
+                f"{name}{jax.tree_util.keystr(path)} has shape {shape}; it must be like [{axes}]: the shape in {one_name} is "
                 f"{wanted}{how}"
             )
 
 
-def batch(name: str, many: Any, one: Any, told: str) -> int:
-    """M, of a pytree ``many`` that holds M of what ``one`` is.
+def batch(name: str, many: Any, one: Any, one_name: str) -> int:
+    """The number M of entries that the pytree ``many`` holds, each with the structure of ``one``.
 
     Raises:
-        ValueError: it is not `like` that with a leading axis, of the same length in every leaf; the message names the
-            leaf. Without that axis the leaves' own would be taken for it.
+        ValueError: ``many`` is not `like` ``one`` with a leading axis, of one length in all leaves; the message names
+            the leaf. Without this check a leaf's own first axis would pass for the leading one.
     """
-    like(name, many, one, told, leading=1)
+    like(name, many, one, one_name, leading=1)
     count: int | None = None
     for path, leaf in jax.tree_util.tree_leaves_with_path(many):
         size = np.shape(leaf)[0]
@@ -231,23 +234,23 @@ def batch(name: str, many: Any, one: Any, told: str) -> int:
 
 
 def fields(settings: Any) -> None:
-    """Raises unless every field of a dataclass is of the type that it is annotated with, and no number is NaN.
+    """Raises unless every field of a dataclass has its annotated type and no number is NaN.
 
-    Lists may stand for tuples, and scalars of NumPy and jax for numbers: the fields become tuples and numbers, so
-    that equal settings are equal and can be hashed. What is in a mapping is not looked at.
+    Lists become tuples, and scalars of NumPy and jax become Python numbers, so that equal settings compare equal and
+    can be hashed. Entries of mappings are not checked.
     """
     for name, kind in typing.get_type_hints(type(settings)).items():
         object.__setattr__(settings, name, field(name, getattr(settings, name), kind))
 
 
 def field(name: str, value: Any, kind: Any) -> Any:
-    """``value`` with tuples for lists and Python's numbers; raises unless it is of the type ``kind`` (see `fields`)."""
+    """``value`` with lists as tuples and scalars as Python numbers; raises unless it has the type ``kind``."""
     value = _plain_tuples(value)
     if typing.get_origin(kind) is Literal:
         choice(name, value, typing.get_args(kind))
     elif not _is_a(value, kind):
-        told = kind.__name__ if isinstance(kind, type) and not typing.get_args(kind) else kind
-        raise TypeError(f"{name}={value!r} must be of type {told}")
+        wanted = kind.__name__ if isinstance(kind, type) and not typing.get_args(kind) else kind
+        raise TypeError(f"{name}={value!r} must be of type {wanted}")
     numbers = value if isinstance(value, tuple) else [value]
     if any(isinstance(x, float) and math.isnan(x) for x in numbers):
         raise ValueError(f"{name}={value!r} must not be NaN")
@@ -255,13 +258,14 @@ def field(name: str, value: Any, kind: Any) -> Any:
 
 
 def _plain_tuples(value: Any) -> Any:
-    # A NamedTuple keeps its type.
+    """Lists as tuples and scalars as Python numbers; a NamedTuple keeps its type."""
     if type(value) in (tuple, list):
         return tuple(map(_plain_tuples, value))
     return plain(value)
 
 
 def _is_a(value: Any, kind: Any) -> bool:
+    """Whether ``value`` has the annotated type ``kind``."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if len(_options(kind)) > 1:
         return any(_is_a(value, x) for x in arguments)
@@ -279,9 +283,9 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def arguments(function: Function) -> Function:
-    """The same function, which raises TypeError unless its arguments are of the types that it annotates.
+    """``function`` with a check of its arguments: TypeError unless they have the annotated types.
 
-    For objects: a family, a Config, a policy, a function. Numbers, names and arrays have checks of their own.
+    Objects are checked: a family, a Config, a policy, a function. Numbers, names and arrays have other checks.
     """
 
     @functools.wraps(function)
@@ -295,9 +299,11 @@ def arguments(function: Function) -> Function:
 
 
 def constructor(**ranges: tuple[float, float]) -> Callable[[Function], Function]:
-    """Decorates ``algorithm(family, config, hyper, ...)``: its `arguments` are checked, its hyper-parameters
-    (see `hyper`, which is told the ``ranges``), those that its ``init(key, hyper)`` is given too, and that the tasks
-    of a ``step`` are a `batch` of the family's."""
+    """A decorator of ``algorithm(family, config, hyper, ...)`` that adds checks.
+
+    It checks the `arguments`, the hyper-parameters (by `hyper` with ``ranges``), also those of ``init(key, hyper)``, and
+    that the tasks of a ``step`` are a `batch` of the family's tasks.
+    """
 
     def decorate(function: Function) -> Function:
         checked = arguments(function)
@@ -306,7 +312,7 @@ def constructor(**ranges: tuple[float, float]) -> Callable[[Function], Function]
         def construct(*args: Any, **kwargs: Any) -> Any:
             kind = _annotations(function)["hyper"]
             given = _given(function, args, kwargs).get("hyper")
-            if isinstance(given, kind):  # else `arguments` says so
+            if isinstance(given, kind):  # else `arguments` raises
                 hyper(given, **ranges)
             algorithm = checked(*args, **kwargs)
 
@@ -322,7 +328,7 @@ def constructor(**ranges: tuple[float, float]) -> Callable[[Function], Function]
                 batch("tasks", tasks, one, f"a task of family {family.name!r}")
                 if not hasattr(state, "meta"):
                     raise TypeError(
-                        f"state is {_called(type(state))} {_cut(state)}; it must be what init, or the last step, returned"
+                        f"state is {_type_name(type(state))} {_cut(state)}; it must be what init, or the last step, returned"
                     )
                 return algorithm.step(key, state, tasks)
 
@@ -335,7 +341,7 @@ def constructor(**ranges: tuple[float, float]) -> Callable[[Function], Function]
 
 
 def _given(function: Callable, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
-    """The arguments by name; none where they do not fit, which Python will say."""
+    """The arguments by name; empty if they do not fit the signature, for which Python raises the error."""
     try:
         return inspect.signature(function).bind(*args, **kwargs).arguments
     except TypeError:
@@ -344,7 +350,7 @@ def _given(function: Callable, args: tuple, kwargs: dict[str, Any]) -> dict[str,
 
 @functools.cache
 def _annotations(function: Callable) -> dict[str, Any]:
-    """The types of the arguments that `arguments` looks at."""
+    """Types of the arguments that `arguments` checks, by name."""
     hints = typing.get_type_hints(function)
     hints.pop("return", None)
     elsewhere = (int, float, bool, str, tuple, Any, Literal, jax.Array, Sequence, type(None))
@@ -356,15 +362,15 @@ def _annotations(function: Callable) -> dict[str, Any]:
 
 
 def instance(name: str, value: Any, kind: Any) -> None:
-    """Raises TypeError unless ``value`` is an instance of ``kind``: a class, or several with ``|``, None among them.
+    """Raises TypeError unless ``value`` is an instance of ``kind``: a class, or a union of classes and None.
 
-    The error says what was given and what is wanted, and where that may be found.
+    The message names the given and the wanted type, and where to find an instance of it.
     """
     wanted = tuple(typing.get_origin(x) or x for x in _options(kind))
     if not isinstance(value, wanted):
-        told = " or ".join(map(_called, wanted))
+        names = " or ".join(map(_type_name, wanted))
         raise TypeError(
-            f"{name} is {_called(type(value))} {_cut(value)}; it must be {told}{_hint(value, wanted)}"
+            f"{name} is {_type_name(type(value))} {_cut(value)}; it must be {names}{_hint(value, wanted)}"
         )
     for option in _options(kind):
         result = (typing.get_args(option) or (None,))[-1]
@@ -380,11 +386,11 @@ def _makes_optimizers(name: str, value: Callable) -> None:
     except TypeError as error:
         raise TypeError(f"{name}(1e-3) fails, {error}; {wanted}") from error
     if not (hasattr(made, "init") and hasattr(made, "update")):
-        raise TypeError(f"{name}(1e-3) is {_called(type(made))} {_cut(made)}; {wanted}")
+        raise TypeError(f"{name}(1e-3) is {_type_name(type(made))} {_cut(made)}; {wanted}")
 
 
 def reading(learner: Any, kind: type) -> Any:
-    """The same `Learner`, which raises TypeError where its ``meta`` is not of ``kind``: where it is a whole state."""
+    """``learner`` with a check of its ``meta``: TypeError unless it is of ``kind``, for example if it is a whole state."""
 
     def checked(function: Callable, position: int) -> Callable:
         @functools.wraps(function)
@@ -399,13 +405,13 @@ def reading(learner: Any, kind: type) -> Any:
 
 
 def _options(kind: Any) -> tuple[Any, ...]:
-    """The types that a union is of, or the one."""
+    """The types of a union; of any other type, the type alone."""
     is_union = typing.get_origin(kind) in (types.UnionType, typing.Union)
     return typing.get_args(kind) if is_union else (kind,)
 
 
-def _called(kind: type) -> str:
-    """A class as a user would import it."""
+def _type_name(kind: type) -> str:
+    """The name under which a user imports a class."""
     if kind is type(None):
         return "None"
     module = kind.__module__.removeprefix("jaxmeta.")
@@ -414,19 +420,20 @@ def _called(kind: type) -> str:
 
 
 def _cut(value: Any) -> str:
+    """The beginning of a value's text, for messages."""
     text = " ".join(str(value).split())
     return repr(text if len(text) < 60 else f"{text[:57]}...") if text else "''"
 
 
 def _hint(value: Any, wanted: tuple[type, ...]) -> str:
-    """Where an instance of what is wanted may be found, from what was given instead."""
+    """Where to find an instance of a wanted type, given ``value`` instead."""
     if isinstance(value, type) and issubclass(value, wanted):
         return f": call it, {value.__name__}()"
     wanted = tuple(x for x in wanted if x is not type(None))
     names = {x.__name__ for x in wanted}
     parts = getattr(value, "_fields", ()) or getattr(value, "__dataclass_fields__", ())
     found = [x for x in parts if isinstance(getattr(value, x, None), wanted)]
-    if found and "Callable" not in names:  # not every function is the one that is wanted
+    if found and "Callable" not in names:  # not any function will do
         return f"; its .{found[0]} is one"
     if "TaskFamily" in names:
         return "; tasks.make makes one from a name"
@@ -436,8 +443,11 @@ def _hint(value: Any, wanted: tuple[type, ...]) -> str:
 
 
 def hyper(values: Any, **ranges: tuple[float, float]) -> None:
-    """Checks the fields of an algorithm's ``Hyper`` that are numbers against ``name=(low, high)``; traced ones are
-    the caller's, if they are scalars. Fields that several share are known, costs and step sizes by their names."""
+    """Raises unless the numbers in an algorithm's ``Hyper`` lie in their ranges, ``name=(low, high)``.
+
+    Traced fields need only be scalars. The ranges of fields that several algorithms share are below; a step size, a cost
+    or a bonus has its range by the end of its name.
+    """
     known = {
         "discount": (0, 1),
         "gae_lambda": (0, 1),

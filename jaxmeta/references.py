@@ -1,15 +1,13 @@
-"""What remembering can earn: Bayes-optimal values, and classical agents to compare with.
+"""References for learners with memory: Bayes-optimal returns, and classical agents.
 
-A learner with a memory is trained to be Bayes-optimal in its family of tasks. The first half computes
-what that earns where it can be computed, on the host, in float64 numpy and exactly to rounding. The
-second half holds agents that need no meta-learning, as learners that act in the same environments as
-learned ones; `lifetime` runs them. They are measured and never differentiated, so the log-probability
-that they report is 0.
+A learner with memory is trained to be Bayes-optimal in its family of tasks. The functions of the first half compute
+Bayes-optimal returns on the host, in float64 NumPy and exact to rounding. The second half holds agents that need no
+meta-learning. They are learners and act in the same environments; `lifetime` runs them. They are never differentiated,
+so the log-probability that they report is 0.
 
-The agents for bandits expect rewards of 0 or 1 and, where they have a prior, take arms' means for
-uniform in [0, 1]: Beta(1, 1). Their memory is that of a stream, which is one task. Between arms that
-look alike they take the first, as in RL²'s greedy rows: greedy earns 80.3 of 100 pulls of 50 arms where
-ties are broken at random, and 78.4 so.
+The agents for bandits expect rewards of 0 or 1. Those with a prior assume means uniform in [0, 1], Beta(1, 1). Their
+memory is a stream's, and a stream is one task. Among equal arms they take the first, as RL²'s greedy agent does: on 50
+arms greedy earns 78.4 in 100 pulls, and 80.3 if ties are broken at random.
 """
 
 import math
@@ -25,28 +23,27 @@ from jaxmeta.tasks import bandits, gridnavi
 from jaxmeta.types import Learner, TimeStep, Trajectory
 
 MAX_STATES = 3_000_000
-"""States of knowledge that `bayes_optimal_bandit` may look at: seconds and 1 GB."""
-
+"""The most states of knowledge for `bayes_optimal_bandit`, which take seconds and 1 GB."""
 
 MAX_SIZE = 7
-"""Cells along the side of a grid for `bayes_optimal_gridnavi`."""
-
+"""The most cells along the side of a grid for `bayes_optimal_gridnavi`."""
 
 BEAM = 5_000
+"""States that the beam search of `bayes_optimal_gridnavi` keeps at each step."""
 
 
 def bayes_optimal_bandit(*, num_arms: int, num_pulls: int) -> float:
     """Expected total reward of the Bayes-optimal agent, for Bernoulli arms of means U(0, 1).
 
-    Backward induction over what is known: how often each arm paid and did not. Arms are exchangeable,
-    so a state is a multiset of these pairs. 6.660 for 5 arms and 10 pulls.
+    It is computed by backward induction over states of knowledge: the numbers of successes and failures of each arm. Arms
+    are exchangeable, so a state is a multiset of these pairs. For 5 arms and 10 pulls the result is 6.660.
 
     Args:
         num_arms: A, at least 1.
         num_pulls: Pulls in all, at least 1.
 
     Raises:
-        ValueError: there are more than `MAX_STATES` such states.
+        ValueError: there are more than `MAX_STATES` states.
     """
     checks.at_least("num_arms", num_arms, 1)
     checks.at_least("num_pulls", num_pulls, 1)
@@ -59,7 +56,7 @@ def bayes_optimal_bandit(*, num_arms: int, num_pulls: int) -> float:
             f"or more, and at most {MAX_STATES:.2g} are in reach: fewer arms or fewer pulls"
         )
     # A state is a sorted row of arms: s successes and f failures are arm (s + f)(s + f + 1) / 2 + s.
-    # At most num_pulls arms are ever pulled, and those never pulled are alike.
+    # At most num_pulls arms are ever pulled, and all arms never pulled are equal.
     pulls = np.repeat(np.arange(num_pulls), np.arange(1, num_pulls + 1))
     successes = np.arange(len(pulls)) - pulls * (pulls + 1) // 2
     mean = (successes + 1) / (pulls + 2)
@@ -84,7 +81,7 @@ def bayes_optimal_bandit(*, num_arms: int, num_pulls: int) -> float:
 
 
 def _count_knowledge(num_arms: int, num_pulls: int) -> float:
-    """How many states of knowledge there are after at most ``num_pulls``, or a lower bound past the limit."""
+    """The number of states of knowledge after at most ``num_pulls``; a lower bound if it is past the limit."""
     of_two_arms = math.comb(num_pulls + 4, 4) / 2
     if of_two_arms > MAX_STATES:
         return of_two_arms
@@ -99,7 +96,7 @@ def _count_knowledge(num_arms: int, num_pulls: int) -> float:
 
 
 def _distinct(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The distinct ``rows [n, c]`` of small integers, ``[d, c]``, and the place of each row in them, ``[n]``."""
+    """The distinct ``rows [n, c]`` of small integers, ``[d, c]``, and the index of each row among them, ``[n]``."""
     number, limit = np.zeros(len(rows), np.int64), 1  # of each row, below the limit
     for column in rows.T:
         base = int(column.max()) + 1
@@ -111,15 +108,14 @@ def _distinct(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def bayes_optimal_dependent_bandit(*, kind: str, num_pulls: int = 100) -> float:
-    """Expected regret, against pulling the better arm, of the Bayes-optimal agent.
+    """Expected regret of the Bayes-optimal agent against always pulling the better arm.
 
-    For the two arms of Wang et al. 2016 (`jaxmeta.tasks.bandits.dependent_bandit`). Where their means
-    add up to 1 a pull of either arm tells the same, whichever it is, so nothing is to be gained by
-    exploring: to pull the arm that is likelier the better one is optimal. In 100 pulls: uniform 1.221,
-    easy 0.625, medium 1.000, hard 2.312, independent 1.748.
+    The arms are the two of Wang et al. 2016 (`jaxmeta.tasks.bandits.dependent_bandit`). If their means add up to 1, pulls
+    of both arms carry the same information, so exploring gains nothing: the optimal agent pulls the arm that is more
+    likely the better one. In 100 pulls: uniform 1.221, easy 0.625, medium 1.000, hard 2.312, independent 1.748.
 
     Args:
-        kind: As for the family.
+        kind: Kind of the family's arms.
         num_pulls: Pulls in all, at least 1.
 
     Raises:
@@ -130,14 +126,14 @@ def bayes_optimal_dependent_bandit(*, kind: str, num_pulls: int = 100) -> float:
     if kind == "independent":  # the better of two uniform means is 2/3 on average
         return num_pulls * 2 / 3 - bayes_optimal_bandit(num_arms=2, num_pulls=num_pulls)
     if kind == "uniform":
-        # After n pulls each number k of signs that the first arm is the better is equally likely.
+        # After n pulls all numbers k of signs in favour of the first arm are equally likely.
         regret = 0.0
         for n in range(num_pulls):
             mean = (np.arange(n + 1) + 1) / (n + 2)
             regret += 3 / 4 - np.maximum(mean, 1 - mean).mean()
         return float(regret)
     worse = bandits.WORSE_MEAN[kind]
-    signs = np.array([1.0])  # law of k where the first arm is the better
+    signs = np.array([1.0])  # distribution of k if the first arm is the better one
     regret = 0.0
     for _ in range(num_pulls):
         wrong = np.minimum(signs, signs[::-1]).sum() / 2
@@ -147,27 +143,30 @@ def bayes_optimal_dependent_bandit(*, kind: str, num_pulls: int = 100) -> float:
 
 
 class _Grid(NamedTuple):
-    """Cells by number; sets of goals as the bits of an integer."""
+    """A grid whose cells are numbers and whose sets of goals are bits of an integer."""
 
-    successor: np.ndarray  # [C, A], cell
-    goal: np.ndarray  # [C], the goal in this cell as a set, or 0
-    within: np.ndarray  # [C, D], goals at most d steps away
+    successor: np.ndarray
+    """``[C, A]``, the next cell for each cell and action."""
+    goal: np.ndarray
+    """``[C]``, the goal in each cell as a set, or 0."""
+    within: np.ndarray
+    """``[C, D]``, the set of goals at most d steps away from each cell."""
 
 
 def bayes_optimal_gridnavi(*, num_episodes: int, num_steps: int, size: int = 5) -> float:
     """Expected total reward of the Bayes-optimal agent in a trial of ``num_episodes`` of ``num_steps``.
 
-    Until the goal is found an agent learns nothing but where it is not, so it follows a path fixed
-    beforehand; once it is found, it stays and later goes straight there. What a path loses against an
-    agent told the goal is then a whole number of steps for each goal: those at which that agent would
-    stand on it and the goal is not yet seen. The least sum over goals is searched for, step by step over all
-    (cell, set of goals seen), leaving out what cannot be better than the best path of a beam search.
-    37 + 3/14 in the four episodes of 15 steps of Zintgraf et al. 2020.
+    Until the agent finds the goal, it only learns where the goal is not, so it follows a fixed path. Once it has found
+    the goal it stays there, and later goes straight back. Compare it with an agent that is told the goal. For each goal
+    the path loses a whole number of steps: the steps at which the other agent stands on the goal and the path has not
+    yet seen it. The smallest sum over goals is found step by step over all pairs (cell, set of goals seen); states that
+    cannot beat the best path of a beam search are left out. In the four episodes of 15 steps of Zintgraf et al. 2020 the
+    result is 37 + 3/14.
 
     Args:
-        num_episodes: At least 1.
+        num_episodes: Episodes of the trial, at least 1.
         num_steps: Steps of an episode, the environment's horizon, at least 1.
-        size: Cells along a side, 3 to 7; 7 may take a minute.
+        size: Cells along a side, 3 to 7; a size of 7 may take a minute.
     """
     checks.at_least("num_episodes", num_episodes, 1)
     checks.at_least("num_steps", num_steps, 1)
@@ -181,15 +180,16 @@ def bayes_optimal_gridnavi(*, num_episodes: int, num_steps: int, size: int = 5) 
     standing = np.maximum(
         num_steps + 1 - distance, 0
     )  # steps on the goal when going straight there
-    told = gridnavi.GOAL_REWARD * standing + gridnavi.STEP_REWARD * (num_steps - standing)
+    best = gridnavi.GOAL_REWARD * standing + gridnavi.STEP_REWARD * (num_steps - standing)
     grid = _grid(goals[distance <= num_steps], size)
     good = _search(grid, num_episodes, num_steps, math.inf, BEAM)
     lost = _search(grid, num_episodes, num_steps, good, None)
     missed = (gridnavi.GOAL_REWARD - gridnavi.STEP_REWARD) * lost / len(goals)
-    return float(num_episodes * told.mean() - missed)
+    return float(num_episodes * best.mean() - missed)
 
 
 def _grid(goals: np.ndarray, size: int) -> _Grid:
+    """The grid of ``goals [G, 2]``."""
     index = np.arange(size**2)
     cells = np.stack([index % size, index // size], axis=1)
     moved = np.clip(cells[:, None] + gridnavi.MOVES, 0, size - 1)
@@ -203,9 +203,9 @@ def _grid(goals: np.ndarray, size: int) -> _Grid:
 def _search(
     grid: _Grid, num_episodes: int, num_steps: int, bound: float, beam: int | None
 ) -> float:
-    """The least loss of a path if it is below ``bound``, else ``bound``.
+    """The smallest loss of a path if it is below ``bound``, else ``bound``.
 
-    With ``beam``, only that many of the most promising states are kept at each step.
+    With ``beam`` only that many of the most promising states are kept at each step.
     """
     num_moves = grid.successor.shape[1]
     cell = seen = loss = np.zeros(1, np.int64)
@@ -236,7 +236,7 @@ def _search(
 
 
 def _lost(grid: _Grid, seen: np.ndarray, step: int) -> np.ndarray:
-    """Of the goals not seen, those an agent told of them would stand on at the end of ``step``, ``[n]``."""
+    """The number of unseen goals on which an agent that is told the goal stands at the end of ``step``, ``[n]``."""
     return np.bitwise_count(_reachable(grid, step) & ~seen).astype(np.int64)
 
 
@@ -254,10 +254,9 @@ def _still_to_lose(
     num_episodes: int,
     num_steps: int,
 ) -> np.ndarray:
-    """A lower bound of what is lost from ``step`` of ``episode`` on, ``[n]``.
+    """A lower bound of the loss from ``step`` of ``episode`` on, ``[n]``.
 
-    A step finds one goal at most, only goals near enough can be found, and an episode's first step
-    finds none.
+    A step finds at most one goal, only goals near enough can be found, and an episode's first step finds none.
     """
     total = np.zeros(len(cell), np.int64)
     for moves in range(1, num_steps - step + 1):
@@ -275,26 +274,28 @@ def _still_to_lose(
 
 
 class Counts(NamedTuple):
-    """The memory of an agent for bandits."""
+    """The memory of an agent for bandits: sums over its pulls."""
 
-    reward: jax.Array  # [A], total reward of each arm so far
-    pulls: jax.Array  # [A], float
+    reward: jax.Array
+    """``[A]``, total reward of each arm so far."""
+    pulls: jax.Array
+    """``[A]``, float: pulls of each arm so far."""
 
 
 def random_agent(*, num_actions: int) -> Learner:
-    """Acts uniformly at random."""
+    """A learner that acts uniformly at random."""
     checks.at_least("num_actions", num_actions, 1)
     return _by_index(num_actions, lambda key, counts: jax.random.uniform(key, (num_actions,)))
 
 
 def greedy(*, num_arms: int) -> Learner:
-    """Pulls the arm of the highest posterior mean."""
+    """A learner that pulls the arm with the highest posterior mean."""
     checks.at_least("num_arms", num_arms, 1)
     return _by_index(num_arms, lambda key, counts: _mean(counts))
 
 
 def epsilon_greedy(*, num_arms: int, epsilon: float) -> Learner:
-    """Pulls any arm with probability ``epsilon``, else that of the highest posterior mean."""
+    """A learner that pulls a random arm with probability ``epsilon``, else the arm with the highest posterior mean."""
     checks.at_least("num_arms", num_arms, 1)
     checks.between("epsilon", epsilon, 0.0, 1.0)
 
@@ -310,11 +311,11 @@ def epsilon_greedy(*, num_arms: int, epsilon: float) -> Learner:
 
 
 def ucb1(*, num_arms: int, exploration: float) -> Learner:
-    """Pulls the arm of the highest upper confidence bound ``mean + c sqrt(2 log t / n)``.
+    """A learner that pulls the arm with the highest upper confidence bound ``mean + c sqrt(2 log t / n)``.
 
-    UCB1 of Auer et al. 2002 as RL² compares with it (Duan et al. 2016, section 3.1): every arm begins
-    with one success and one failure, counted in n and in the mean, and c is tuned. Best are 0.1 for 10
-    pulls and 0.2 for 100.
+    It is UCB1 of Auer et al. 2002 as in the comparison of RL² (Duan et al. 2016, section 3.1): every arm starts with one
+    success and one failure, which count in n and in the mean, and c is tuned. The best c is 0.1 for 10 pulls and 0.2 for
+    100 pulls.
 
     Args:
         num_arms: A, at least 1.
@@ -331,9 +332,9 @@ def ucb1(*, num_arms: int, exploration: float) -> Learner:
 
 
 def thompson(*, num_arms: int, optimistic: bool = False) -> Learner:
-    """Draws a mean for each arm from its posterior and pulls the arm of the highest (Thompson 1933).
+    """A learner that draws each arm's mean from its posterior and pulls the arm with the highest (Thompson 1933).
 
-    ``optimistic`` takes no draw below the posterior mean (May et al. 2012).
+    With ``optimistic`` a draw below the posterior mean is replaced by it (May et al. 2012).
     """
     checks.at_least("num_arms", num_arms, 1)
     checks.field("optimistic", optimistic, bool)
@@ -346,14 +347,14 @@ def thompson(*, num_arms: int, optimistic: bool = False) -> Learner:
 
 
 def gittins(*, num_arms: int, num_pulls: int, discount: float) -> Learner:
-    """Pulls the arm of the highest Gittins index: optimal for discounted rewards without an end.
+    """A learner that pulls the arm with the highest Gittins index: optimal for discounted rewards without an end.
 
-    For a fixed number of pulls n it is a heuristic and ``discount`` is to be tuned. Best are 0.8 for 10
-    pulls and 0.98 for 100, whether of 5 arms or 50: about 1 - 2 / n.
+    For a fixed number of pulls n it is a heuristic with ``discount`` to tune. The best discount is 0.8 for 10 pulls and
+    0.98 for 100 pulls, for 5 arms as for 50: about 1 - 2 / n.
 
     Args:
         num_arms: A, at least 1.
-        num_pulls: The longest stream that it will act in.
+        num_pulls: Length of the longest stream that it acts in.
         discount: γ, in [0, 1).
     """
     checks.at_least("num_arms", num_arms, 1)
@@ -371,16 +372,17 @@ def gittins(*, num_arms: int, num_pulls: int, discount: float) -> Learner:
 def gittins_indices(*, num_pulls: int, discount: float, resolution: int = 2000) -> np.ndarray:
     """Gittins indices of a Bernoulli arm by successes and failures, float64 ``[n + 1, n + 1]``.
 
-    The index of an arm is the sure reward λ a step that it is as good as, if one may switch to that for
-    good at any time (Gittins and Jones 1979): where ``E[r + γ V] = λ / (1 - γ)`` with
-    ``V = max(λ / (1 - γ), E[r + γ V'])``. Backward induction for a grid of λ, linear between its points, over pulls to
-    come until they are discounted by 1e-8 or are 500, after which the arm counts as known: indices are
-    right to 1e-5 for γ up to 0.995. Past ``num_pulls`` pulls of the arm the table holds posterior means.
+    Suppose that one may switch at any time, for good, from the arm to a sure reward λ per step. The index is the λ at
+    which pulling the arm once more and switching at once are equally good (Gittins and Jones 1979):
+    ``E[r + γ V] = λ / (1 - γ)`` with ``V = max(λ / (1 - γ), E[r + γ V'])``. It is computed by backward induction on a
+    grid of λ, linear between its points. The induction starts after 500 future pulls, or where pulls are discounted by
+    1e-8; from there on the arm counts as known. Indices are right to 1e-5 for γ up to 0.995. Past ``num_pulls`` pulls of
+    the arm the table holds posterior means.
 
     Args:
         num_pulls: Pulls of the arm to tabulate, n, at least 1.
         discount: γ, in [0, 1).
-        resolution: Steps of the grid of λ in [0, 1].
+        resolution: Intervals of the grid of λ in [0, 1].
     """
     checks.at_least("num_pulls", num_pulls, 1)
     checks.between("discount", discount, 0.0, 1.0)
@@ -409,10 +411,10 @@ def gittins_indices(*, num_pulls: int, discount: float, resolution: int = 2000) 
 
 
 def dependent_greedy() -> Learner:
-    """Bayes-optimal for two Bernoulli arms whose means add up to 1 and may be either way round.
+    """The Bayes-optimal learner for two Bernoulli arms whose means add up to 1, in either order.
 
-    Success of one arm and failure of the other are the same sign, so it pulls the arm that more signs
-    speak for (see `bayes_optimal_dependent_bandit`).
+    A success of one arm and a failure of the other carry the same information. The learner pulls the arm with more such
+    signs in its favour (see `bayes_optimal_dependent_bandit`).
     """
 
     def index(key: jax.Array, counts: Counts) -> jax.Array:
@@ -423,13 +425,13 @@ def dependent_greedy() -> Learner:
 
 
 def _by_index(num_arms: int, index: Callable[[jax.Array, Counts], jax.Array]) -> Learner:
-    """Pulls the arm of the highest ``index: (key, counts) -> [A]``."""
+    """A learner that pulls the arm with the highest ``index: (key, counts) -> [A]``."""
 
     def act(
         key: jax.Array, meta: tuple, agent: tuple, counts: Counts, timestep: TimeStep
     ) -> tuple[jax.Array, jax.Array, Counts]:
-        # A pull is counted when it is made and its reward when it is seen, a step later. At birth the
-        # previous reward is 0, so there is nothing to add and no need to know that there was no pull.
+        # A pull is counted when it is made, and its reward when it is observed, a step later. At the first step the
+        # previous reward is 0, so the sum stays right without a pull.
         earned = timestep.reward * jax.nn.one_hot(timestep.action, num_arms)
         counts = counts._replace(reward=counts.reward + earned)
         arm = jnp.argmax(index(key, counts)).astype(jnp.int32)
@@ -445,22 +447,26 @@ def _by_index(num_arms: int, index: Callable[[jax.Array, Counts], jax.Array]) ->
 
 
 def _mean(counts: Counts) -> jax.Array:
-    """The posterior mean of each arm, Laplace's rule, ``[A]``."""
+    """The posterior mean of each arm by Laplace's rule, ``[A]``."""
     return (counts.reward + 1) / (counts.pulls + 2)
 
 
 class Posterior(NamedTuple):
-    """What was seen of an MDP."""
+    """Sums over the transitions of an MDP, which determine the posterior."""
 
-    transitions: jax.Array  # [S, A, S], how often
-    reward: jax.Array  # [S, A], total
+    transitions: jax.Array
+    """``[S, A, S]``, number of each transition."""
+    reward: jax.Array
+    """``[S, A]``, total rewards."""
 
 
 class Sampled(NamedTuple):
-    """An agent of `psrl`."""
+    """An agent of `psrl`: its posterior and the policy that it follows."""
 
     posterior: Posterior
-    policy: jax.Array  # [H, S], int32: optimal in an MDP drawn from the posterior
+    """The posterior after the episodes so far."""
+    policy: jax.Array
+    """``[H, S]``, int32: the optimal actions of an MDP drawn from the posterior."""
 
 
 def psrl(
@@ -471,16 +477,16 @@ def psrl(
     reward_noise: float = 1.0,
     reward_prior: float = 0.0,
 ) -> Learner:
-    """Posterior sampling: each episode is acted out as if an MDP drawn from the posterior were the task.
+    """A posterior-sampling learner: in each episode it acts optimally for an MDP drawn from its posterior.
 
     Strens 2000, "A Bayesian framework for reinforcement learning"; Osband et al. 2013, "(More) efficient
-    reinforcement learning via posterior sampling", algorithm 1. The prior is flat Dirichlet for transitions
-    and N(``reward_prior``, 1) for mean rewards. An update is an episode, so E episodes are a lifetime of
-    E - 1 updates of ``horizon`` steps in one stream.
+    reinforcement learning via posterior sampling", algorithm 1. The prior is flat Dirichlet for transitions and
+    N(``reward_prior``, 1) for mean rewards. There is one update after each episode, so E episodes are a lifetime of E - 1
+    updates of ``horizon`` steps in one stream.
 
-    The figures of RL² (138.1 in 10 episodes, 408.8 in 25) are those of a prior mean of 0, which is not
-    the law of its tasks. With theirs, 1, posterior sampling earns less, 133 and 403: it explores what
-    it does not know for its own sake, and that is more the higher it rates it.
+    RL² reports 138.1 in 10 episodes and 408.8 in 25, which belong to a prior mean of 0. The mean of its tasks is 1. With
+    a prior mean of 1 posterior sampling earns less, 133 and 403: the higher it rates unknown pairs, the more it explores
+    them.
 
     Args:
         num_states: S, at least 1; the state is observed one-hot.

@@ -1,8 +1,7 @@
-"""The vocabulary of the library.
+"""The types of the library.
 
-A *learner* is born into a *task*, acts in it, learns from what it saw and acts again: a lifetime. A
-*meta-algorithm* improves what learners are born with. Everything else in the library takes and returns
-the types below.
+A *learner* is born into a *task*, acts, learns from its experience and acts again: a lifetime. A *meta-algorithm*
+learns ``meta``, the parameters that all learners start from. The rest of the library takes and returns the types below.
 
 Axes, outermost first: M tasks, K updates in a lifetime, N streams of experience in a task, T steps.
 Docstrings give unbatched shapes (``[T]`` for one stream, ``[N, T]`` for one task); callers ``vmap``.
@@ -17,50 +16,65 @@ Params = Any
 """Parameters of a network: nested dicts of arrays."""
 
 Task = Any
-"""One MDP of a family: a gymnax ``EnvParams`` pytree whose traced leaves tell it from the others."""
+"""One MDP of a family: a gymnax ``EnvParams`` pytree. Its traced leaves differ from task to task."""
 
 
 class TimeStep(NamedTuple):
-    """What a policy may look at before it acts."""
+    """The inputs of a policy at one step."""
 
-    obs: jax.Array  # [*obs_shape], float
-    action: (
-        jax.Array
-    )  # [*action_shape], the previous action, of the episode before too; zeros at birth
-    reward: jax.Array  # [], the previous reward, likewise: the last of an episode says the most
-    first: jax.Array  # [], bool: first step of an episode
+    obs: jax.Array
+    """``[*obs_shape]``, float: the observation."""
+    action: jax.Array
+    """``[*action_shape]``, the previous action, also across episodes; zeros at a stream's first step."""
+    reward: jax.Array
+    """``[]``, the previous reward, also across episodes; 0 at a stream's first step."""
+    first: jax.Array
+    """``[]``, bool: first step of an episode."""
 
 
 class Stream(NamedTuple):
-    """All that acting carries from one step to the next."""
+    """The state of one stream of experience between two steps."""
 
     env_state: Any
+    """State of the environment."""
     timestep: TimeStep
+    """Inputs of the policy at the next step."""
     memory: Any
+    """Memory of the learner."""
 
 
 class Trajectory(NamedTuple):
-    """What one stream saw in T steps; every leaf but ``memory`` has a leading ``[T]``."""
+    """T steps of one stream; every leaf but ``memory`` has a leading ``[T]``."""
 
     timestep: TimeStep
+    """Inputs of the policy at each step."""
     action: jax.Array
-    log_prob: jax.Array  # log-probability of the action under the policy that acted
+    """``[T, *action_shape]``, the action as the policy drew it."""
+    log_prob: jax.Array
+    """``[T]``, log-probability of the action under the policy that acted."""
     reward: jax.Array
-    discount: jax.Array  # 0 where the task terminated, else 1 (a time limit is no termination)
-    last: jax.Array  # bool: the episode ended with this step, by termination or truncation
-    next_obs: jax.Array  # the true successor, before any reset
-    memory: Any  # the memory before the first step
+    """``[T]``."""
+    discount: jax.Array
+    """``[T]``, 0 at termination, else 1; a time limit is no termination."""
+    last: jax.Array
+    """``[T]``, bool: the episode ended with this step, by termination or truncation."""
+    next_obs: jax.Array
+    """``[T, *obs_shape]``, the true successor, before any reset."""
+    memory: Any
+    """The memory before the first step."""
 
 
 class History(NamedTuple):
-    """What adaptation went through; every leaf has a leading ``[K]``."""
+    """The rounds of a lifetime; every leaf has a leading ``[K]``."""
 
-    agent: Any  # the agent that acted, before its update
-    trajectories: Trajectory  # [K, N, T]: what it saw and was then updated on
+    agent: Any
+    """The agent that acted in each round, before its update."""
+    trajectories: Trajectory
+    """``[K, N, T]``, the agent's experience, on which it was then updated."""
 
 
 class Learner(NamedTuple):
-    """The fast loop: how one lifetime goes. ``meta`` is what the slow loop learns."""
+    """The fast loop: how an agent acts and learns in one lifetime. ``meta`` is learned by the slow loop."""
 
     init: Callable[[jax.Array, Any], Any]
     """``(key, meta) -> agent``, once per task."""
@@ -73,10 +87,11 @@ class Learner(NamedTuple):
 
 
 class MetaAlgorithm(NamedTuple):
-    """The slow loop: the outer optimisation of what learners are born with."""
+    """The slow loop: optimises ``meta``, the parameters that all learners start from."""
 
     init: Callable[..., Any]
-    """``(key) -> state``; ``state.meta`` is what the learner reads."""
+    """``(key) -> state``; ``state.meta`` is the learner's ``meta``."""
     step: Callable[[jax.Array, Any, Task], tuple[Any, dict[str, jax.Array]]]
     """``(key, state, tasks [M]) -> (state, metrics)``: one meta-update; metrics are scalars."""
     learner: Learner
+    """The learner that is trained."""

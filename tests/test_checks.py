@@ -118,15 +118,15 @@ def test_numbers_are_float64_of_the_shapes():
             checks.numbers("M", x=wrong)
 
 
-def test_alike():
+def test_same_structure():
     params = {"w": jnp.ones((2, 3)), "b": jnp.ones(3)}
-    checks.alike(params=params, epsilon={"w": np.ones((2, 3)), "b": np.ones(3)})
+    checks.same_structure(params=params, epsilon={"w": np.ones((2, 3)), "b": np.ones(3)})
     with pytest.raises(
         ValueError, match=r"epsilon\['b'\] has shape \(1,\); in params it is \(3,\)"
     ):
-        checks.alike(params=params, epsilon=params | {"b": jnp.ones(1)})
+        checks.same_structure(params=params, epsilon=params | {"b": jnp.ones(1)})
     with pytest.raises(ValueError, match="epsilon has the structure .* that of params"):
-        checks.alike(params=params, epsilon={"w": params["w"]})
+        checks.same_structure(params=params, epsilon={"w": params["w"]})
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,7 +1,7 @@
-"""How well learners adapt to tasks they have not met, and how sure that is.
+"""Evaluation of adaptation on held-out tasks, with intervals.
 
-The functions of keys and tasks are pure; statistics are SciPy's. A stream with a number that is not finite is left out
-and counted; a task or an episode without a return is NaN, and `summarize` leaves out and counts such tasks.
+Functions of keys and tasks are pure; statistics use SciPy. Streams with a number that is not finite are left out and
+counted. A task or an episode without a return is NaN; `summarize` leaves out such tasks and counts them.
 """
 
 from jaxmeta.evaluation import agents, curves, statistics

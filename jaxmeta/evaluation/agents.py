@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from jaxmeta import checks
 from jaxmeta.evaluation.curves import adaptation_returns
-from jaxmeta.tasks import door
+from jaxmeta.tasks import environments
 from jaxmeta.tasks.family import TaskFamily
 from jaxmeta.types import Learner, Task, TimeStep
 
@@ -19,7 +19,7 @@ def random_returns(
 ) -> jax.Array:
     """Mean return of uniformly random actions in each task, ``[M]``.
 
-    Like all returns of controllers below, it is the mean over the streams that are not broken; NaN without any.
+    As for all controllers below, the mean is over the streams that are not broken; NaN if all are broken.
     """
     return _controller_returns(
         key, tasks, lambda key, task, obs: family.random_action(key), family, num_streams
@@ -28,14 +28,15 @@ def random_returns(
 
 @checks.arguments
 def optimal_returns(key: jax.Array, tasks: Task, *, family: TaskFamily) -> jax.Array:
-    """Return of the family's optimal policy, which is told the task, ``[M]``: expected, where the
-    family computes it, else of an episode.
+    """Return of the family's optimal policy, which is told the task, ``[M]``.
+
+    It is the expected return if the family has an ``optimal_return``, else the return of one episode.
 
     Raises:
         ValueError: the family's optimum is not known.
     """
     if family.optimal_return is not None:
-        door.num_tasks("tasks", tasks, family.env)
+        environments.num_tasks("tasks", tasks, family.env)
         return jax.vmap(family.optimal_return)(tasks)
     optimal_action = family.optimal_action
     if optimal_action is None:
@@ -51,10 +52,10 @@ def expert_returns(
 ) -> jax.Array:
     """Mean return of the family's expert, which is told the task, ``[M]``.
 
-    It is good, not proven optimal: a learner may do better.
+    The expert is not proven optimal: a learner may do better.
 
     Raises:
-        ValueError: the family has none.
+        ValueError: the family has no expert.
     """
     expert_action = family.expert_action
     if expert_action is None:
@@ -66,7 +67,7 @@ def expert_returns(
 
 @checks.arguments
 def reference_returns(key: jax.Array, tasks: Task, *, family: TaskFamily) -> jax.Array:
-    """What 1 means for `normalized`: the optimal return where it is known, else the expert's, ``[M]``.
+    """The return that `normalized` maps to 1, ``[M]``: the optimal return if it is known, else the expert's.
 
     Raises:
         ValueError: the family has neither.
@@ -76,7 +77,7 @@ def reference_returns(key: jax.Array, tasks: Task, *, family: TaskFamily) -> jax
 
 
 def controller_learner(policy: Callable[[jax.Array, Task, jax.Array], jax.Array]) -> Learner:
-    """A learner that acts by ``policy(key, task, obs)`` and learns nothing: the task is its meta."""
+    """A learner that acts by ``policy(key, task, obs)`` and never learns; its ``meta`` is the task."""
 
     def act(
         key: jax.Array, task: Task, agent: Any, memory: Any, timestep: TimeStep
@@ -98,6 +99,7 @@ def _controller_returns(
     family: TaskFamily,
     num_streams: int,
 ) -> jax.Array:
+    """Mean return ``[M]`` of ``policy(key, task, obs)`` in each task."""
     settings: dict[str, Any] = dict(
         learner=controller_learner(policy),
         env=family.env,
@@ -110,5 +112,5 @@ def _controller_returns(
         one = jax.tree.map(lambda x: x[None], task)
         return adaptation_returns(key, task, one, **settings)
 
-    num_tasks = door.num_tasks("tasks", tasks, family.env)
+    num_tasks = environments.num_tasks("tasks", tasks, family.env)
     return jax.vmap(task_returns)(jax.random.split(key, num_tasks), tasks).reshape(num_tasks)

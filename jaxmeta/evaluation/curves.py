@@ -1,8 +1,4 @@
-"""How well learners adapt to tasks they have not met, and how sure that is.
-
-The functions of keys and tasks are pure; statistics are scipy's. A stream with a number that is not finite is left out
-and counted; a task or an episode without a return is NaN, and `summarize` leaves out and counts such tasks.
-"""
+"""Adaptation curves: mean return in each task after 0, 1, ... K updates."""
 
 from typing import Any, NamedTuple
 
@@ -13,15 +9,17 @@ from jaxmeta import checks
 from jaxmeta.estimators.episodes import first_episode_return
 from jaxmeta.estimators.streams import finite_streams, mean_over_streams
 from jaxmeta.rollouts.lifetime import lifetime
-from jaxmeta.tasks import door
+from jaxmeta.tasks import environments, time_limit
 from jaxmeta.types import Learner, Task
 
 
 class AdaptationCurve(NamedTuple):
-    """Returns after each update, and how many streams did not count."""
+    """Returns after each update, and the number of streams left out."""
 
-    returns: jax.Array  # [M, K + 1], NaN where every stream of the task is broken
-    skipped_streams: jax.Array  # [M, K + 1], int32
+    returns: jax.Array
+    """``[M, K + 1]``, mean return in each task after 0 .. K updates; NaN if every stream of the task is broken."""
+    skipped_streams: jax.Array
+    """``[M, K + 1]``, int32: streams left out of the mean."""
 
 
 @checks.arguments
@@ -38,32 +36,32 @@ def adaptation_curve(
     restart: bool = True,
     tasks_per_chunk: int = 20,
 ) -> AdaptationCurve:
-    """Mean return in each task after 0 .. K updates, and the streams that were left out of it.
+    """Mean return in each task after 0 .. K updates, and the number of streams left out of it.
 
-    A return is undiscounted, of the first episode of each stream, averaged over those of the N streams whose
-    first episode ended and that hold finite numbers alone. What is reported after k updates was not learned from: it is the experience of
-    the agent before its next update.
+    A return is undiscounted and of a stream's first episode. The mean is over those of the N streams whose first episode
+    ended and whose numbers are all finite. The return after k updates is measured on the experience of the agent
+    before its next update, so the agent has not learned from this experience.
 
     Args:
-        key: Of everything random.
-        meta: What the learner reads: ``state.meta``.
-        tasks: With a leading axis, ``[M]``.
-        learner: Whose lifetimes are measured.
-        env: The family's: ``family.env``.
+        key: Random key.
+        meta: Input of the learner: ``state.meta``.
+        tasks: Tasks with a leading axis, ``[M]``.
+        learner: The learner to evaluate.
+        env: The family's environment: ``family.env``.
         num_streams: N, episodes for each update and for each measurement.
         num_updates: K.
-        num_steps: Steps of a stream, at least an episode's: ``family.horizon``.
-        restart: Begin every round anew, in independent episodes from the start.
-        tasks_per_chunk: Tasks that are worked on at a time, to bound memory.
+        num_steps: Steps of a stream, at least ``family.horizon``.
+        restart: Begin every round with new, independent episodes.
+        tasks_per_chunk: Tasks evaluated at a time; bounds memory.
 
     Raises:
-        ValueError: tasks have no leading axis, or ``num_steps`` is shorter than an episode may be.
+        ValueError: tasks have no leading axis, or ``num_steps`` is less than the horizon.
     """
 
     checks.at_least("tasks_per_chunk", tasks_per_chunk, 1)
     checks.at_least("num_steps", num_steps, 1)
     _covers_an_episode(num_steps, env)
-    num_tasks = door.num_tasks("tasks", tasks, env)
+    num_tasks = environments.num_tasks("tasks", tasks, env)
 
     def curve(key_and_task: tuple) -> AdaptationCurve:
         history = lifetime(
@@ -95,14 +93,15 @@ def adaptation_curve(
 def adaptation_returns(key: jax.Array, meta: Any, tasks: Task, **how: Any) -> jax.Array:
     """The ``returns [M, K + 1]`` of `adaptation_curve`, which has the same arguments.
 
-    Broken streams are left out of the means; a task whose streams are all broken has NaN. `adaptation_curve`
-    counts them.
+    Broken streams are left out of the means. A task whose streams are all broken has NaN. `adaptation_curve` counts
+    broken streams.
     """
     return adaptation_curve(key, meta, tasks, **how).returns
 
 
 def _covers_an_episode(num_steps: int, env: Any) -> None:
-    limit = door.ends_by(env)
+    """Raises ValueError if ``num_steps`` is less than the horizon."""
+    limit = time_limit.ends_by(env)
     if limit is not None and num_steps < limit:
         raise ValueError(
             f"num_steps={num_steps} must be at least {limit}, the horizon: an episode that is cut has no return"

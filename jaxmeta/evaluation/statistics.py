@@ -10,19 +10,19 @@ from jaxmeta import checks
 
 
 def normalized(returns: np.ndarray, random: np.ndarray, reference: np.ndarray) -> np.ndarray:
-    """Returns on a scale where the random agent is 0 and the reference 1, the shape of ``returns``.
+    """Returns on a scale on which the random agent is 0 and the reference is 1; same shape as ``returns``.
 
-    ``(R - mean R_random) / (mean R_reference - mean R_random)``. Means are over the tasks: scaled task
-    by task, one in which the reference is hardly better than chance would outweigh all others. Tasks in which
-    either has no return (NaN: its streams are broken) are left out of both means.
+    ``(R - mean R_random) / (mean R_reference - mean R_random)``. Means are over tasks: if each task had its own scale, a
+    task in which the reference is hardly better than chance would outweigh all others. Tasks in which one of the two
+    has no return (NaN, because its streams are broken) are left out of both means.
 
     Args:
         returns: Any shape.
         random: ``[M]``, from `random_returns` on the tasks of ``returns``.
-        reference: ``[M]``, from `reference_returns` on them.
+        reference: ``[M]``, from `reference_returns` on the same tasks.
 
     Raises:
-        ValueError: the reference is no better than random, so there is no scale; or shapes do not fit.
+        ValueError: the reference is no better than random, or shapes do not fit.
     """
     returns, random, reference = checks.numbers(
         "... M M", returns=returns, random=random, reference=reference
@@ -37,8 +37,9 @@ def normalized(returns: np.ndarray, random: np.ndarray, reference: np.ndarray) -
 
 
 def interquartile_mean(x: np.ndarray, axis: int | None = 0) -> np.ndarray:
-    """Mean of the middle half (Agarwal et al. 2021, "Deep reinforcement learning at the edge of the
-    statistical precipice"); over all entries if ``axis`` is None.
+    """Mean of the middle half along ``axis`` of ``x``, or over all entries ``[]`` if ``axis`` is None.
+
+    Agarwal et al. 2021, "Deep reinforcement learning at the edge of the statistical precipice".
     """
     return scipy.stats.trim_mean(x, 0.25, axis=axis)
 
@@ -48,11 +49,11 @@ def interquartile_interval(
 ) -> tuple[float, float]:
     """Percentile bootstrap interval of the interquartile mean of ``x [seeds, tasks]``: ``(low, high)``.
 
-    Seeds and tasks are resampled independently of each other, whole rows and whole columns (Owen 2007,
-    "The pigeonhole bootstrap"). Agarwal et al. resample seeds anew for each task, for there each entry is
-    a training run of its own; here a row is one trained agent, and their interval would be too narrow.
-    This one speaks of new seeds and new tasks, with a single seed of new tasks alone; with a handful of
-    seeds a bootstrap is still too narrow. NaN where an entry is not finite or there is only one.
+    Seeds and tasks are resampled independently, as whole rows and whole columns (Owen 2007, "The pigeonhole
+    bootstrap"). Agarwal et al. resample seeds anew for each task, because there each entry is a training run of its own.
+    Here a row is one trained agent, and their interval would be too narrow. The interval is for new seeds and new
+    tasks; with a single seed, for new tasks alone. With few seeds any bootstrap interval is too narrow. The result is
+    NaN if an entry is not finite or if there is only one.
     """
     x = _table(x, confidence, num_resamples, seed)
     if not np.all(np.isfinite(x)) or x.size < 2:
@@ -69,7 +70,7 @@ def mean_interval(
 ) -> tuple[float, float]:
     """Percentile bootstrap interval of the mean of ``x [seeds, tasks]``: ``(low, high)``.
 
-    Resampled as in `interquartile_interval`, whole rows and whole columns; for many tasks.
+    Rows and columns are resampled as in `interquartile_interval`; the cost stays low for many tasks.
     """
     x = _table(x, confidence, num_resamples, seed)
     if not np.all(np.isfinite(x)) or x.size < 2:
@@ -77,7 +78,7 @@ def mean_interval(
     rng = np.random.default_rng(seed)
     means = []
     for _ in range(num_resamples):
-        # How often each row and column is drawn: sums instead of copies.
+        # Weights are the counts of each row and column, so that sums replace copies.
         rows, columns = (rng.multinomial(n, np.full(n, 1 / n)) / n for n in x.shape)
         means.append(rows @ x @ columns)
     low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
@@ -85,7 +86,7 @@ def mean_interval(
 
 
 def _table(x: np.ndarray, confidence: float, num_resamples: int, seed: int) -> np.ndarray:
-    """``x [seeds, tasks]`` in float64, checked like the settings of its bootstrap."""
+    """``x [seeds, tasks]`` in float64; checks the settings of the bootstrap too."""
     (x,) = checks.numbers("...", x=x)
     if x.ndim != 2:
         raise ValueError(f"x has shape {x.shape}; it must be [seeds, tasks]")
@@ -123,8 +124,8 @@ def bootstrap_interval(
 def gap_closed(returns: np.ndarray, optimal: np.ndarray) -> np.ndarray:
     """Share of the gap between the unadapted agent and the optimum that k updates close, ``[K + 1]``.
 
-    ``(mean R_k - mean R_0) / (mean R* - mean R_0)``, means over tasks; 0 at k = 0 and 1 at the optimum. NaN where there
-    is no gap.
+    ``(mean R_k - mean R_0) / (mean R* - mean R_0)``, with means over tasks: 0 at k = 0 and 1 at the
+    optimum. NaN if there is no gap.
 
     Args:
         returns: ``[M, K + 1]``.
@@ -139,20 +140,20 @@ def gap_closed(returns: np.ndarray, optimal: np.ndarray) -> np.ndarray:
 def summarize(
     returns: np.ndarray, random: np.ndarray, optimal: np.ndarray | None
 ) -> dict[str, Any]:
-    """What a report needs of an adaptation curve, ready for JSON.
+    """Summary of an adaptation curve as a dictionary ready for JSON.
 
-    A task in which a return is not finite (its streams are broken, or learning diverged) is left out of every
-    number and counted.
+    A task with a return that is not finite (its streams are broken, or learning diverged) is left out of every number
+    and counted.
 
     Args:
         returns: ``[M, K + 1]``, return of each task after 0 .. K updates.
         random: ``[M]``, return of the random agent.
-        optimal: ``[M]``, return of the optimal agent, where known.
+        optimal: ``[M]``, return of the optimal agent, or None if it is not known.
 
     Returns:
         ``returns`` (means, K + 1), ``intervals`` (95 % bootstrap over tasks), ``interquartile_means``,
-        ``random``, ``optimal`` and ``gap_closed`` (None where no optimum is known), ``num_tasks`` and
-        ``skipped_tasks``. A number that is of no task is None.
+        ``random``, ``optimal`` and ``gap_closed`` (None if no optimum is known), ``num_tasks`` and
+        ``skipped_tasks``. A number without tasks is None.
     """
     returns, random = checks.numbers("MK M", returns=returns, random=random)
     good = np.all(np.isfinite(returns), axis=1) & np.isfinite(random)
@@ -178,9 +179,10 @@ def summarize(
 
 
 def _mean(x: np.ndarray) -> float | None:
+    """The mean of ``x [M]``; None without entries."""
     return _number(np.mean(x)) if x.size else None
 
 
 def _number(x: Any) -> float | None:
-    """A JSON number; None where learning diverged, which JSON cannot hold."""
+    """A JSON number; None for a number that is not finite."""
     return float(x) if np.isfinite(x) else None

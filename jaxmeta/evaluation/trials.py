@@ -1,4 +1,4 @@
-"""Trials: whole streams of experience of a learner that remembers, and the returns of their episodes."""
+"""Trials: whole streams of experience of a learner with memory, and the returns of their episodes."""
 
 from typing import Any, NamedTuple
 
@@ -9,17 +9,21 @@ from jaxmeta import checks
 from jaxmeta.estimators.episodes import episode_index
 from jaxmeta.estimators.streams import finite_streams
 from jaxmeta.rollouts.lifetime import lifetime
-from jaxmeta.tasks import door
+from jaxmeta.tasks import environments
 from jaxmeta.types import Learner, Task
 
 
 class Trials(NamedTuple):
-    """What was done and earned, a row a trial."""
+    """Actions and rewards, one row for each trial."""
 
-    action: jax.Array  # [M, T, *action_shape]
-    reward: jax.Array  # [M, T]
-    last: jax.Array  # [M, T], bool: an episode ended here
-    good: jax.Array  # [M], bool: every number that was seen is finite
+    action: jax.Array
+    """``[M, T, *action_shape]``."""
+    reward: jax.Array
+    """``[M, T]``."""
+    last: jax.Array
+    """``[M, T]``, bool: last steps of episodes."""
+    good: jax.Array
+    """``[M]``, bool: whether all numbers of the trial are finite."""
 
 
 @checks.arguments
@@ -34,15 +38,15 @@ def trials(
     num_updates: int = 0,
     tasks_per_chunk: int = 1000,
 ) -> Trials:
-    """One trial in each task, ``[M, (K + 1) T]``: what learners with memory are judged by.
+    """One trial in each task, ``[M, (K + 1) T]``, to evaluate learners with memory.
 
-    A trial is ``num_steps`` T of one stream that is never begun anew, so memory outlives episodes. With
-    ``num_updates`` K > 0 it is K + 1 times as long, with an update of the learner's every T steps
-    (posterior sampling learns between episodes). ``tasks`` have a leading axis, ``[M]``.
+    A trial is T = ``num_steps`` steps of one stream without restarts, so memory lasts across episodes. With
+    ``num_updates`` K > 0 a trial is K + 1 times as long, and the learner is updated every T steps (posterior sampling
+    learns between episodes). ``tasks`` have a leading axis, ``[M]``.
     """
 
     checks.at_least("tasks_per_chunk", tasks_per_chunk, 1)
-    num_tasks = door.num_tasks("tasks", tasks, env)
+    num_tasks = environments.num_tasks("tasks", tasks, env)
 
     def trial(key_and_task: tuple) -> Trials:
         history = lifetime(
@@ -71,13 +75,13 @@ def trials(
 def episode_returns(trials: Trials, num_episodes: int) -> jax.Array:
     """Undiscounted return of each of the first E episodes of every trial, ``[M, E]``.
 
-    NaN where there is none: an episode that the trial ends before, or cuts off, has no return, nor has one of a
-    trial in which a number is not finite. `summarize` leaves such trials out and counts them.
+    An episode that does not end within the trial has no return and is NaN. So are all episodes of a trial with a number
+    that is not finite. `summarize` leaves such trials out and counts them.
     """
 
     checks.at_least("num_episodes", num_episodes, 1)
-    told = {"trials.reward": trials.reward, "trials.last": trials.last, "trials.good": trials.good}
-    checks.shapes("MT MT M", **told)
+    given = {"trials.reward": trials.reward, "trials.last": trials.last, "trials.good": trials.good}
+    checks.shapes("MT MT M", **given)
 
     def returns(reward: jax.Array, last: jax.Array, good: jax.Array) -> jax.Array:
         index = episode_index(last)

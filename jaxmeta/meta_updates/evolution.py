@@ -22,7 +22,7 @@ def perturbation(key: jax.Array, params: Params, noise_std: jax.Array | float) -
 
 def antithetic(params: Params, epsilon: Params) -> Params:
     """``(params + ε, params - ε)``, a tree like ``params`` with a leading ``[2]``."""
-    checks.alike(params=params, epsilon=epsilon)
+    checks.same_structure(params=params, epsilon=epsilon)
     return jax.tree.map(lambda x, e: jnp.stack([x + e, x - e]), params, epsilon)
 
 

@@ -1,7 +1,7 @@
 """Policies, values and recurrent networks: pure functions over nested dicts of arrays.
 
-All take what a policy may look at and return distributions, values or a new state. `recurrent` holds the networks that
-remember, `encodings` the numbers that they read.
+They take observations, past actions and rewards, and return distributions, values or a new state. `recurrent` holds the
+recurrent networks, `encodings` the encodings of their inputs.
 """
 
 from jaxmeta.networks import (

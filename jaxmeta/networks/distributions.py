@@ -1,4 +1,4 @@
-"""Action distributions: NamedTuples of arrays, so they pass through ``vmap`` and ``scan``.
+"""Action distributions as NamedTuples of arrays, which pass through ``vmap`` and ``scan``.
 
 The last axis of a parameter array is the event (or category) axis; leading axes are batch axes.
 """
@@ -16,6 +16,7 @@ class Categorical(NamedTuple):
     """A distribution over the integers 0 .. A-1, from unnormalised ``logits [..., A]``."""
 
     logits: jax.Array
+    """``[..., A]``, unnormalised log-probabilities."""
 
     def sample(self, key: jax.Array) -> jax.Array:
         """A draw, int32 ``[...]``."""
@@ -32,7 +33,7 @@ class Categorical(NamedTuple):
     def log_prob(self, value: jax.Array) -> jax.Array:
         """log p(value) for integers ``value [...]``, ``[...]``; -inf outside 0 .. A-1."""
         checks.shapes("...A ...", logits=self.logits, value=value)
-        # A one-hot product, not a gather: its gradient is dense, which an accelerator does faster.
+        # A one-hot product instead of a gather: its gradient is dense, which is faster on an accelerator.
         chosen = jax.nn.one_hot(value, self.logits.shape[-1], dtype=bool)
         log_prob = jnp.sum(jnp.where(chosen, self.log_probs(), 0.0), axis=-1)
         return jnp.where(jnp.any(chosen, axis=-1), log_prob, -jnp.inf)
@@ -50,7 +51,7 @@ class Categorical(NamedTuple):
 
 
 def _expected(log_p: jax.Array, x: jax.Array) -> jax.Array:
-    """``p x``, 0 with a zero derivative where p is 0 (where x is often infinite)."""
+    """``p x``; 0 with a zero derivative where p is 0, where x is often infinite."""
     possible = ~jnp.isneginf(log_p)
     return jnp.exp(log_p) * jnp.where(possible, x, 0.0)
 
@@ -59,7 +60,9 @@ class DiagGaussian(NamedTuple):
     """Independent normals with ``mean [..., D]`` and ``log_std [..., D]``."""
 
     mean: jax.Array
+    """``[..., D]``."""
     log_std: jax.Array
+    """``[..., D]``, logarithms of the standard deviations."""
 
     def sample(self, key: jax.Array) -> jax.Array:
         """A draw ``[..., D]``."""
@@ -72,7 +75,7 @@ class DiagGaussian(NamedTuple):
         return self.mean
 
     def log_prob(self, value: jax.Array) -> jax.Array:
-        """log density at ``value [..., D]``, ``[...]``."""
+        """Log-density at ``value [..., D]``, ``[...]``."""
         checks.shapes("...D", mean=self.mean, log_std=self.log_std, value=value)
         z = (value - self.mean) * jnp.exp(-self.log_std)
         return jnp.sum(-0.5 * z**2 - self.log_std - 0.5 * math.log(2 * math.pi), axis=-1)

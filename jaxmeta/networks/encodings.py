@@ -1,4 +1,4 @@
-"""Observations, actions and rewards as the numbers that a network reads."""
+"""Encodings of observations, actions and rewards as inputs of a network."""
 
 import math
 
@@ -16,7 +16,7 @@ def input_sizes(family: TaskFamily) -> tuple[int, int, int]:
 
 
 def encode_action(action: jax.Array, family: TaskFamily) -> jax.Array:
-    """Actions as numbers: one-hot where they are discrete, ``[T, *action_shape] -> [T, A]``."""
+    """Actions as rows of numbers, one-hot if discrete: ``[T, *action_shape] -> [T, A]``."""
     space = family.action_space
     if isinstance(space, spaces.Discrete):
         return jax.nn.one_hot(action, space.n)

@@ -1,4 +1,4 @@
-"""The tanh network that policies and values are made of: the only file that imports ``flax.linen``."""
+"""The tanh network of policies and values. This is the only file that imports ``flax.linen``."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -13,8 +13,12 @@ from jaxmeta.types import Params
 
 
 class Network(NamedTuple):
-    init: Callable[[jax.Array], Params]  # (key) -> {"body": ..., "head": ...}
-    apply: Callable[[Params, jax.Array], jax.Array]  # (params, x [..., inputs]) -> [..., outputs]
+    """A feed-forward network as two pure functions."""
+
+    init: Callable[[jax.Array], Params]
+    """``(key) -> {"body": ..., "head": ...}``."""
+    apply: Callable[[Params, jax.Array], jax.Array]
+    """``(params, x [..., inputs]) -> [..., outputs]``."""
 
 
 class _Body(nn.Module):
@@ -28,8 +32,9 @@ class _Body(nn.Module):
 
 
 def dense(size: int, scale: float) -> nn.Dense:
-    # Glorot & Bengio 2010, as in MAML's code. Orthogonal matrices would take a decomposition by
-    # LAPACK, which this library stays clear of (see `_solve_positive_definite`).
+    """A dense layer with Glorot's initial weights times ``scale``."""
+    # Glorot & Bengio 2010, as in MAML's code. Orthogonal matrices would need a decomposition by LAPACK, which this
+    # library avoids (see `_solve_positive_definite`).
     initial = nn.initializers.variance_scaling(scale**2, "fan_avg", "normal")
     return nn.Dense(size, kernel_init=initial, param_dtype=jnp.result_type(float))
 
@@ -37,7 +42,7 @@ def dense(size: int, scale: float) -> nn.Dense:
 def mlp(
     num_inputs: int, hidden_sizes: Sequence[int], num_outputs: int, output_scale: float
 ) -> Network:
-    """A tanh network whose last layer, the head, has parameters of its own: some methods adapt it alone."""
+    """A tanh network whose last layer, the head, has its own entry in the parameters; some methods adapt the head alone."""
     hidden_sizes = checks.each_at_least("hidden_sizes", hidden_sizes, 1)
     body, head = _Body(hidden_sizes), dense(num_outputs, output_scale)
 
@@ -53,7 +58,7 @@ def mlp(
 
 
 def obs_size(obs_shape: Sequence[int]) -> int:
-    """The numbers of an observation; raises ValueError where there are none."""
+    """The number of entries of an observation; raises ValueError if it is 0."""
     size = math.prod(checks.each_at_least("obs_shape", obs_shape, 0))
     if size == 0:
         raise ValueError(f"obs_shape={tuple(obs_shape)} must hold at least one number to see")

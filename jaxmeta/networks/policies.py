@@ -1,7 +1,6 @@
-"""Policies and values: pure functions over nested dicts of arrays.
+"""Policies: pure functions over nested dicts of arrays.
 
-A policy is four functions, so that feed-forward and recurrent ones are used alike. The only file that
-imports ``flax.linen``.
+A policy is four functions, so feed-forward and recurrent policies have one interface.
 """
 
 import math
@@ -21,7 +20,7 @@ from jaxmeta.types import Params, TimeStep
 
 
 class Policy(NamedTuple):
-    """How to act on what one stream saw."""
+    """A policy for one stream of experience."""
 
     init: Callable[[jax.Array], Params]
     """``(key) -> params``."""
@@ -54,7 +53,7 @@ def feed_forward(
 def softmax_linear(
     features: Callable[[jax.Array], jax.Array], *, num_features: int, action_space: spaces.Space
 ) -> Policy:
-    """``π(a|s) ∝ exp(φ(s, a)·θ)`` for given features; parameters are ``{"theta": [F]}``, zero at first.
+    """The policy ``π(a|s) ∝ exp(φ(s, a)·θ)`` for given features; parameters are ``{"theta": [F]}``, zero at first.
 
     Args:
         features: ``obs [*obs_shape] -> φ(s, ·) [A, F]``.
@@ -77,10 +76,9 @@ def softmax_linear(
 
 
 def action_features(obs_shape: Sequence[int], num_actions: int) -> Callable[[jax.Array], jax.Array]:
-    """``φ(s, a)``: the observation and a constant in the block of action a, zeros in the others.
+    """The features ``φ(s, a)``: the observation and a constant in the block of action a, zeros in the other blocks.
 
-    The features that make `softmax_linear` a multinomial logistic regression;
-    ``F = num_actions * (obs_size + 1)``.
+    With these features `softmax_linear` is a multinomial logistic regression. ``F = num_actions * (obs_size + 1)``.
     """
     num_actions = checks.at_least("num_actions", num_actions, 1)
     size = obs_size(obs_shape) + 1
@@ -94,7 +92,7 @@ def action_features(obs_shape: Sequence[int], num_actions: int) -> Callable[[jax
 
 
 class Head(NamedTuple):
-    """A policy of the features it is given, whatever they are."""
+    """A policy that reads features instead of observations."""
 
     init: Callable[[jax.Array], Params]
     """``(key) -> params``, ``{"body": ..., "head": ...}``."""
@@ -108,7 +106,7 @@ def action_head(
     action_space: spaces.Space,
     hidden_sizes: Sequence[int] = (),
 ) -> Head:
-    """A tanh network to the action distribution that fits the space: `Categorical` or `DiagGaussian`."""
+    """A tanh network from features to actions: a `Categorical` or a `DiagGaussian`, as the space needs."""
     num_features = checks.at_least("num_features", num_features, 1)
     if _is_discrete(action_space):
         return _categorical_head(num_features, action_space, hidden_sizes)
@@ -167,10 +165,10 @@ def categorical_mlp(
     hidden_sizes: Sequence[int] = (64, 64),
     context_size: int = 0,
 ) -> Policy:
-    """A tanh network to the logits of a `Discrete` action space; nearly uniform at first.
+    """A tanh network from the observation to the logits of a `Discrete` action space; nearly uniform at first.
 
-    Parameters are ``{"body": ..., "head": ...}`` and, with ``context_size`` C > 0, ``"context" [C]``:
-    inputs beside the observation, zero at first (Zintgraf et al. 2019, CAVIA).
+    Parameters are ``{"body": ..., "head": ...}``. With ``context_size`` C > 0 there is ``"context" [C]``, too: inputs
+    beside the observation, zero at first (Zintgraf et al. 2019, CAVIA).
     """
     _num_actions("categorical_mlp", action_space)
     context_size = checks.at_least("context_size", context_size, 0)
@@ -186,13 +184,13 @@ def gaussian_mlp(
     initial_std: float = 1.0,
     context_size: int = 0,
 ) -> Policy:
-    """A tanh network to the mean of a diagonal Gaussian over a `Box` action space.
+    """A tanh network from the observation to the mean of a diagonal Gaussian over a `Box` action space.
 
     The log standard deviation is a parameter that does not depend on the observation. Mean and standard deviation are
-    in units of the half width of the space's nominal range (see `boxes`), and a new policy is centred in that range, so
-    ``initial_std`` means the same for torques and for metres. The policy does not clip its draws: the rollout clips
-    the action for the environment and records it as it was drawn, since a clipped action has another
-    log-probability. Parameters as in `categorical_mlp`; the head holds ``"mean"`` and ``"log_std"``.
+    in units of the half width of the space's nominal range (see `boxes`), and a new policy is centred in that range. So
+    ``initial_std`` means the same for torques and for metres. The policy does not clip its draws, because a clipped
+    action has another log-probability. The rollout clips the action for the environment and records the draw.
+    Parameters are as in `categorical_mlp`; the head holds ``"mean"`` and ``"log_std"``.
     """
     context_size = checks.at_least("context_size", context_size, 0)
     num_features = obs_size(obs_shape) + context_size
@@ -201,7 +199,7 @@ def gaussian_mlp(
 
 
 def _with_context(head: Head, context_size: int) -> Policy:
-    """``head`` on the observation and a context of its parameters."""
+    """The policy that applies ``head`` to the observation and to a context in its parameters."""
     return feed_forward(
         lambda key: head.init(key) | _context(context_size),
         lambda params, obs: head.apply(params, _inputs(params, obs)),
@@ -227,11 +225,11 @@ def default_policy(
     features: Callable[[jax.Array], jax.Array] | None = None,
     initial_std: float = 1.0,
 ) -> Policy:
-    """The policy that a configuration names: ``"mlp"``, ``"gaussian"``, ``"categorical"`` or ``"softmax_linear"``.
+    """The policy of a kind: ``"mlp"``, ``"gaussian"``, ``"categorical"`` or ``"softmax_linear"``.
 
-    ``"mlp"`` is the one of the next two that fits the action space. The softmax-linear policy is one of ``features``,
-    ``obs -> φ(s, ·) [A, F]``; None is `action_features`. Raises ValueError where the policy does not fit the space, or
-    is given an ``initial_std`` and has none.
+    ``"mlp"`` is ``"categorical"`` for discrete actions and ``"gaussian"`` for a `Box`. ``features`` are those of the
+    softmax-linear policy, ``obs -> φ(s, ·) [A, F]``; None means `action_features`. Raises ValueError if the policy does
+    not fit the action space, or if ``initial_std`` is given to a policy that is not Gaussian.
     """
     checks.choice("policy", kind, POLICIES)
     checks.between("initial_std", initial_std, 1e-12, 1e6)
@@ -265,7 +263,7 @@ def _num_actions(user: str, action_space: spaces.Space) -> int:
 
 
 def _is_discrete(action_space: spaces.Space) -> TypeGuard[spaces.Discrete]:
-    """Whether actions are discrete; raises ValueError unless they are that or in a Box, and there are some."""
+    """Whether actions are discrete; raises ValueError unless the space is a `Discrete` with actions or a `Box`."""
     if not isinstance(action_space, spaces.Discrete | spaces.Box):
         raise ValueError(f"action_space={action_space!r} must be Discrete or Box")
     if isinstance(action_space, spaces.Discrete) and action_space.n < 1:

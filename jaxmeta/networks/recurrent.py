@@ -1,12 +1,12 @@
-"""What a stream remembers: recurrent networks as pairs of pure functions over nested dicts of arrays.
+"""Recurrent networks: pure functions over nested dicts of arrays.
 
-``step`` serves acting, ``unroll`` serves learning, and they compute the same. All are written for one
-stream; under ``vmap`` with parameters unmapped their products with a vector become products of
-matrices with shared weights.
+``step`` serves acting and ``unroll`` serves learning; both compute the same numbers. The networks are written for one
+stream. Under ``vmap`` with unmapped parameters their products of a matrix and a vector become products of matrices
+with shared weights.
 
-With ``precision="bfloat16"`` the factors of those products are rounded to 8 bits, which is what an accelerator's
-fastest units take; sums, states, gates and parameters keep theirs. (Rounded states would forget: a
-decay of 1 - 1/512 is 1 in 8 bits.)
+With ``precision="bfloat16"`` the factors of these products are rounded to 8 bits, the input of an accelerator's fastest
+units. Sums, states, gates and parameters keep their precision. (Rounded states would forget: a decay of 1 - 1/512 is 1
+in 8 bits.)
 """
 
 import functools
@@ -22,12 +22,12 @@ from jaxmeta.types import Params
 
 
 class Memory(NamedTuple):
-    """A recurrent network. ``reset`` (bool) forgets all that came before the input it stands beside."""
+    """A recurrent network. At a step whose ``reset`` (bool) is True the network first forgets everything before it."""
 
     init: Callable[[jax.Array], Params]
     """``(key) -> params``."""
     initial: Callable[[], Any]
-    """``() -> state`` at the start of a trial: a pytree of arrays, of the same avals after every step."""
+    """``() -> state`` at the start of a trial: a pytree of arrays whose shapes and dtypes every step keeps."""
     step: Callable[[Params, Any, jax.Array, jax.Array], tuple[jax.Array, Any]]
     """``(params, state, x [D], reset []) -> (y [H], state)``."""
     unroll: Callable[[Params, Any, jax.Array, jax.Array], tuple[jax.Array, Any]]
@@ -35,7 +35,7 @@ class Memory(NamedTuple):
 
 
 def feed_forward(*, num_inputs: int, size: int, precision: str = "full") -> Memory:
-    """No memory, one tanh layer: the control that remembers nothing. The state is ``()``."""
+    """A network without memory: one tanh layer, as a control. The state is ``()``."""
     _check_sizes(num_inputs, size)
     affine = _affine(precision)
 
@@ -51,14 +51,14 @@ def feed_forward(*, num_inputs: int, size: int, precision: str = "full") -> Memo
 def gru(*, num_inputs: int, size: int, unroll_steps: int = 1, precision: str = "full") -> Memory:
     """A gated recurrent unit (Cho et al. 2014, eqs. 5 to 8). The state is ``(h [H],)``.
 
-    The reset gate is applied after the product with the recurrent weights, not before, so that a step
-    is one product of matrices.
+    The reset gate is applied after the product with the recurrent weights, not before. So a step is one product of
+    matrices.
 
     Args:
         num_inputs: D.
         size: H.
         unroll_steps: Steps of the scan compiled into one iteration: 4 hides some launches on a GPU.
-        precision: Of the products of matrices.
+        precision: Precision of products with weights, one of `PRECISIONS`.
     """
 
     def cell(state: tuple, given: jax.Array, recalled: jax.Array) -> tuple:
@@ -75,8 +75,8 @@ def gru(*, num_inputs: int, size: int, unroll_steps: int = 1, precision: str = "
 def lstm(*, num_inputs: int, size: int, unroll_steps: int = 1, precision: str = "full") -> Memory:
     """Long short-term memory (Hochreiter & Schmidhuber 1997). The state is ``(h [H], c [H])``.
 
-    With the forget gate of Gers et al. 2000, open at first: its bias starts at 1 (Jozefowicz et al.
-    2015). Arguments as in `gru`.
+    It has the forget gate of Gers et al. 2000. The gate is open at first: its bias starts at 1 (Jozefowicz et al.
+    2015). Arguments are those of `gru`.
     """
 
     def cell(state: tuple, given: jax.Array, recalled: jax.Array) -> tuple:
@@ -98,9 +98,9 @@ def _gated(
     unroll_steps: int,
     precision: str,
 ) -> Memory:
-    """A network with gates of the input and of its last output, which is the first entry of its state.
+    """A network with gates that read the input and the last output; the output is the first entry of the state.
 
-    ``cell: (state, W x + b [G·H], U h [G·H]) -> state``; ``bias [G, 1]`` is what each gate's b starts at.
+    ``cell: (state, W x + b [G·H], U h [G·H]) -> state``; ``bias [G, 1]`` is the initial b of each gate.
     """
     _check_sizes(num_inputs, size)
     checks.at_least("unroll_steps", unroll_steps, 1)
@@ -129,7 +129,7 @@ def _gated(
             state = advance(params, state, *at)
             return state, state[0]
 
-        # What the inputs say at all T steps is one product of matrices; the scan does the rest.
+        # The inputs' part of all T steps is one product of matrices; the scan does the rest.
         given = jax.vmap(functools.partial(affine, params["input"]))(x)
         state, y = jax.lax.scan(body, state, (given, reset), unroll=unroll_steps)
         return y, state
@@ -145,7 +145,7 @@ def linear_recurrence(
     parallel: bool | None = None,
     precision: str = "full",
 ) -> Memory:
-    r"""A gated linear recurrence, which runs in O(log T) parallel steps. The state is a tuple of ``h [H]``.
+    r"""A gated linear recurrence that takes O(log T) parallel steps. The state is a tuple of ``h [H]``.
 
     Each layer is a minimal GRU (Feng et al. 2024, "Were RNNs all we needed?", sec. 3.1), whose gates
     see the input alone, read by a tanh layer that sees the input too:
@@ -154,21 +154,20 @@ def linear_recurrence(
 
     $$y_t = \tanh(h_t + W_s x_t)$$
 
-    A unit writes any direction of the inputs it opens for, so a linear function of y is a network with
-    one hidden layer over what is remembered. Units meet in the layer above, if there is one: a product
-    of H numbers at every step is what this memory saves.
+    A linear function of y is a network with one hidden layer over the memory. Units of one layer do not read each
+    other: they meet in the layer above. That saves a product with an H × H matrix at every step.
 
-    Time scales at birth are spread over those that memory may need (after Tallec & Ollivier 2018, "Can
-    recurrent neural networks warp time?").
+    Initial time scales are spread from 2 steps to `LONGEST_MEMORY` (after Tallec & Ollivier 2018, "Can recurrent neural
+    networks warp time?").
 
     Args:
         num_inputs: D.
         size: H.
-        num_layers: Layers, each fed with the one below.
-        parallel: Whether `unroll` goes through time by an associative scan (Blelloch 1990) or step by
-            step. None is by the default backend: a CPU has nothing to gain from parallel steps, and
-            arrays of the whole stream leave its caches (a scan was about 2.5 × quicker).
-        precision: Of the products of matrices.
+        num_layers: Number of layers; each reads the output of the layer below.
+        parallel: Whether `unroll` uses an associative scan over time (Blelloch 1990) instead of going step by step.
+            None chooses by the default backend: step by step on a CPU, where the scan over steps was about 2.5 × faster,
+            and in parallel elsewhere.
+        precision: Precision of products with weights, one of `PRECISIONS`.
     """
     _check_sizes(num_inputs, size)
     checks.at_least("num_layers", num_layers, 1)
@@ -176,30 +175,20 @@ def linear_recurrence(
     names = [f"layer_{i}" for i in range(num_layers)]
     affine = _affine(precision)
 
-    def init_layer(key: jax.Array, inputs: int) -> Params:
-        params = _dense(key, inputs, size, 3)
-        scale = jnp.exp(jnp.linspace(math.log(2.0), math.log(LONGEST_MEMORY), size))
-        params["bias"] = params["bias"].at[:size].set(jnp.log(scale - 1.0))  # a = 1 - 1/scale
-        return params
-
     def init(key: jax.Array) -> Params:
         keys = jax.random.split(key, num_layers)
         inputs = [num_inputs] + [size] * (num_layers - 1)
-        return {n: init_layer(keys[i], inputs[i]) for i, n in enumerate(names)}
+        return {n: _init_linear_layer(keys[i], inputs[i], size) for i, n in enumerate(names)}
 
     def initial() -> tuple:
         return tuple(jnp.zeros(size) for _ in names)
 
-    def read(params: Params, x: jax.Array, reset: jax.Array) -> tuple:
-        """``x -> (a, (1 - a) c, W_s x)``, where a is 0 if nothing before counts."""
-        keep, candidate, skip = jnp.split(affine(params, x), 3)
-        keep = jax.nn.sigmoid(keep)
-        return jnp.where(reset, 0.0, keep), (1.0 - keep) * candidate, skip
+    gates = functools.partial(_linear_gates, affine)
 
     def step(params: Params, state: tuple, x: jax.Array, reset: jax.Array) -> tuple:
         after = []
         for name, h in zip(names, state, strict=True):
-            decay, new, skip = read(params[name], x, reset)
+            decay, new, skip = gates(params[name], x, reset)
             h = decay * h + new
             after.append(h)
             x = jnp.tanh(h + skip)
@@ -208,28 +197,55 @@ def linear_recurrence(
     def unroll_parallel(params: Params, state: tuple, x: jax.Array, reset: jax.Array) -> tuple:
         after = []
         for name, h in zip(names, state, strict=True):
-            decay, new, skip = jax.vmap(read, (None, 0, 0))(params[name], x, reset)
+            decay, new, skip = jax.vmap(gates, (None, 0, 0))(params[name], x, reset)
             h = _solve_recurrence(decay, new.at[0].add(decay[0] * h))
             after.append(h[-1])
             x = jnp.tanh(h + skip)
         return x, tuple(after)
 
-    def unroll_sequential(params: Params, state: tuple, x: jax.Array, reset: jax.Array) -> tuple:
-        # A step is so cheap that computing it again in the reverse pass beats fetching what it left
-        # behind; for that the projections have to stay in the scan, too.
-        @functools.partial(jax.checkpoint, prevent_cse=False)
-        def body(state: tuple, at: tuple) -> tuple:
-            y, state = step(params, state, *at)
-            return state, y
-
-        state, y = jax.lax.scan(body, state, (x, reset))
-        return y, state
-
     def unroll(params: Params, state: tuple, x: jax.Array, reset: jax.Array) -> tuple:
         in_parallel = jax.default_backend() != "cpu" if parallel is None else parallel
-        return (unroll_parallel if in_parallel else unroll_sequential)(params, state, x, reset)
+        if in_parallel:
+            return unroll_parallel(params, state, x, reset)
+        return _unroll_sequential(step, params, state, x, reset)
 
     return Memory(init, initial, step, unroll)
+
+
+def _init_linear_layer(key: jax.Array, num_inputs: int, size: int) -> Params:
+    """Parameters of one layer, with time scales from 2 steps to `LONGEST_MEMORY`."""
+    params = _dense(key, num_inputs, size, 3)
+    scale = jnp.exp(jnp.linspace(math.log(2.0), math.log(LONGEST_MEMORY), size))
+    params["bias"] = params["bias"].at[:size].set(jnp.log(scale - 1.0))  # a = 1 - 1/scale
+    return params
+
+
+def _linear_gates(
+    affine: Callable[[Params, jax.Array], jax.Array],
+    params: Params,
+    x: jax.Array,
+    reset: jax.Array,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """``(a, (1 - a) c, W_s x)`` of an input ``x``; a is 0 at a reset."""
+    keep, candidate, skip = jnp.split(affine(params, x), 3)
+    keep = jax.nn.sigmoid(keep)
+    return jnp.where(reset, 0.0, keep), (1.0 - keep) * candidate, skip
+
+
+def _unroll_sequential(
+    step: Callable[..., tuple], params: Params, state: tuple, x: jax.Array, reset: jax.Array
+) -> tuple:
+    """``(y [T, H], state)`` by a scan over steps that are computed again in the reverse pass."""
+
+    # A step costs less to compute again than its intermediate values cost to store and load. For that the
+    # projections must stay inside the scan.
+    @functools.partial(jax.checkpoint, prevent_cse=False)
+    def body(state: tuple, at: tuple) -> tuple:
+        y, state = step(params, state, *at)
+        return state, y
+
+    state, y = jax.lax.scan(body, state, (x, reset))
+    return y, state
 
 
 LONGEST_MEMORY = 512.0
@@ -239,9 +255,9 @@ LONGEST_MEMORY = 512.0
 def _solve_recurrence(a: jax.Array, b: jax.Array) -> jax.Array:
     """``h_t = b_t + a_t h_{t-1}`` with ``h_{-1} = 0``, all ``[T, H]``.
 
-    It solves a bidiagonal system ``(1 - a shift) h = b``, and is declared as that: the reverse pass is
-    one solve of the transposed system, the same recurrence backwards, instead of the reverse of every
-    level of the associative scan. All higher derivatives follow.
+    The recurrence is declared as the bidiagonal system ``(1 - a shift) h = b`` that it solves. So the reverse pass is
+    one solve of the transposed system, the same recurrence backwards, and not the reverse of every level of the
+    associative scan. Higher derivatives follow by the same rule.
     """
 
     def compose(earlier: tuple, later: tuple) -> tuple:
@@ -261,12 +277,16 @@ def _solve_recurrence(a: jax.Array, b: jax.Array) -> jax.Array:
 
 
 class TransformerState(NamedTuple):
-    """The keys and values of the last ``context`` steps; that of time t is in slot ``t % context``."""
+    """Keys and values of the last ``context`` steps; time t is in slot ``t % context``."""
 
-    keys: jax.Array  # [layers, context, heads, head_size]
-    values: jax.Array  # [layers, context, heads, head_size]
-    time: jax.Array  # [], int32: steps taken in
-    start: jax.Array  # [], int32: the time of the last reset
+    keys: jax.Array
+    """``[layers, context, heads, head_size]``."""
+    values: jax.Array
+    """``[layers, context, heads, head_size]``."""
+    time: jax.Array
+    """``[]``, int32: steps so far."""
+    start: jax.Array
+    """``[]``, int32: the time of the last reset."""
 
 
 def transformer(
@@ -278,22 +298,22 @@ def transformer(
     context: int,
     precision: str = "full",
 ) -> Memory:
-    """A causal transformer over the last ``context`` steps, this one included, since the last reset.
+    """A causal transformer over the last ``context`` steps since the last reset, the present step included.
 
-    Vaswani et al. 2017, with normalisation before each sub-layer (Xiong et al. 2020) and rotary
-    positions (Su et al. 2021): only distances count, and counting from the reset keeps angles small.
-    The window is that of one layer; several reach back further. The state is a `TransformerState`.
+    Vaswani et al. 2017, with normalisation before each sub-layer (Xiong et al. 2020) and rotary positions (Su et al.
+    2021). Only distances between steps matter; positions count from the reset, which keeps angles small. Each layer
+    attends to ``context`` steps, so several layers reach back further. The state is a `TransformerState`.
 
     Args:
         num_inputs: D.
-        size: H, of an even size for every head.
+        size: H, a multiple of ``2 * num_heads``.
         num_layers: Pairs of attention and feed-forward sub-layers.
-        num_heads: Heads of attention.
-        context: Steps that attention looks at.
-        precision: Of the products with weights.
+        num_heads: Attention heads.
+        context: Steps that one layer attends to.
+        precision: Precision of products with weights, one of `PRECISIONS`.
     """
     _check_sizes(num_inputs, size)
-    affine = _affine(precision)
+    checks.choice("precision", precision, PRECISIONS)
     checks.at_least("num_layers", num_layers, 1)
     checks.at_least("num_heads", num_heads, 1)
     checks.at_least("context", context, 1)
@@ -302,89 +322,117 @@ def transformer(
             f"size={size} must be a multiple of {2 * num_heads}: num_heads={num_heads} heads of an "
             "even size"
         )
-    head_size = size // num_heads
-    names = [f"layer_{i}" for i in range(num_layers)]
-
-    def init_layer(key: jax.Array) -> Params:
-        keys = jax.random.split(key, 4)
-        return {
-            "norm_1": {"scale": jnp.ones(size), "bias": jnp.zeros(size)},
-            "attend": _dense(keys[0], size, size, 3),
-            "join": _dense(keys[1], size, size),
-            "norm_2": {"scale": jnp.ones(size), "bias": jnp.zeros(size)},
-            "up": _dense(keys[2], size, 4 * size),
-            "down": _dense(keys[3], 4 * size, size),
-        }
+    layers = _Layers(num_layers, num_heads, size // num_heads, context, _affine(precision))
 
     def init(key: jax.Array) -> Params:
         input_key, *keys = jax.random.split(key, num_layers + 1)
         return {
             "input": _dense(input_key, num_inputs, size),
-            "norm": {"scale": jnp.ones(size), "bias": jnp.zeros(size)},
-            **{name: init_layer(k) for name, k in zip(names, keys, strict=True)},
+            "norm": _init_norm(size),
+            **{name: _init_block(k, size) for name, k in zip(layers.names, keys, strict=True)},
         }
 
     def initial() -> TransformerState:
-        cache = jnp.zeros((num_layers, context, num_heads, head_size))
+        cache = jnp.zeros((num_layers, context, num_heads, size // num_heads))
         return TransformerState(cache, cache, jnp.array(0, jnp.int32), jnp.array(0, jnp.int32))
 
-    def project(layer: Params, x: jax.Array, position: jax.Array) -> tuple:
-        projected = affine(layer["attend"], _layer_norm(layer["norm_1"], x))
-        q, k, v = projected.reshape(3, num_heads, head_size)
+    return Memory(init, initial, layers.step, layers.unroll)
+
+
+def _init_norm(size: int) -> Params:
+    """Parameters of a layer normalisation."""
+    return {"scale": jnp.ones(size), "bias": jnp.zeros(size)}
+
+
+def _init_block(key: jax.Array, size: int) -> Params:
+    """Parameters of a pair of attention and feed-forward sub-layers."""
+    keys = jax.random.split(key, 4)
+    return {
+        "norm_1": _init_norm(size),
+        "attend": _dense(keys[0], size, size, 3),
+        "join": _dense(keys[1], size, size),
+        "norm_2": _init_norm(size),
+        "up": _dense(keys[2], size, 4 * size),
+        "down": _dense(keys[3], 4 * size, size),
+    }
+
+
+class _Layers(NamedTuple):
+    """The layers of a `transformer`: their sizes, and the functions that apply them."""
+
+    num_layers: int
+    num_heads: int
+    head_size: int
+    context: int
+    affine: Callable[[Params, jax.Array], jax.Array]
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the layers' parameters."""
+        return [f"layer_{i}" for i in range(self.num_layers)]
+
+    def project(self, layer: Params, x: jax.Array, position: jax.Array) -> tuple:
+        """Query, key and value ``[heads, head_size]`` of ``x [H]``."""
+        projected = self.affine(layer["attend"], _layer_norm(layer["norm_1"], x))
+        q, k, v = projected.reshape(3, self.num_heads, self.head_size)
         return _rotate(q, position), _rotate(k, position), v
 
-    def attend(q: jax.Array, k: jax.Array, v: jax.Array, seen: jax.Array) -> jax.Array:
+    def attend(self, q: jax.Array, k: jax.Array, v: jax.Array, seen: jax.Array) -> jax.Array:
         """``(q [heads, head_size], k and v [S, heads, head_size], seen [S]) -> [H]``."""
-        scores = jnp.einsum("hd,shd->hs", q, k) / math.sqrt(head_size)
+        scores = jnp.einsum("hd,shd->hs", q, k) / math.sqrt(self.head_size)
         scores = jnp.where(jnp.broadcast_to(seen, scores.shape), scores, -jnp.inf)
-        return jnp.einsum("hs,shd->hd", jax.nn.softmax(scores), v).reshape(size)
+        return jnp.einsum("hs,shd->hd", jax.nn.softmax(scores), v).reshape(-1)
 
-    def complete(layer: Params, x: jax.Array, attended: jax.Array) -> jax.Array:
-        x = x + affine(layer["join"], attended)
-        hidden = jax.nn.gelu(affine(layer["up"], _layer_norm(layer["norm_2"], x)))
-        return x + affine(layer["down"], hidden)
+    def complete(self, layer: Params, x: jax.Array, attended: jax.Array) -> jax.Array:
+        """The layer's output ``[H]`` from its input ``x [H]`` and the heads' result ``[H]``."""
+        x = x + self.affine(layer["join"], attended)
+        hidden = jax.nn.gelu(self.affine(layer["up"], _layer_norm(layer["norm_2"], x)))
+        return x + self.affine(layer["down"], hidden)
 
     def step(
-        params: Params, state: TransformerState, x: jax.Array, reset: jax.Array
+        self, params: Params, state: TransformerState, x: jax.Array, reset: jax.Array
     ) -> tuple[jax.Array, TransformerState]:
+        """``(y [H], state)`` after one input."""
         keys, values, time, start = state
         start = jnp.where(reset, time, start)
-        slot = time % context
-        # A slot's age is its distance to this one around the ring.
-        seen = (slot - jnp.arange(context, dtype=time.dtype)) % context <= time - start
-        x = affine(params["input"], x)
-        for i, name in enumerate(names):
-            q, k, v = project(params[name], x, time - start)
+        slot = time % self.context
+        # The age of a slot is its distance to this slot around the ring.
+        ages = (slot - jnp.arange(self.context, dtype=time.dtype)) % self.context
+        seen = ages <= time - start
+        x = self.affine(params["input"], x)
+        for i, name in enumerate(self.names):
+            q, k, v = self.project(params[name], x, time - start)
             keys, values = keys.at[i, slot].set(k), values.at[i, slot].set(v)
-            x = complete(params[name], x, attend(q, keys[i], values[i], seen))
+            x = self.complete(params[name], x, self.attend(q, keys[i], values[i], seen))
         return _layer_norm(params["norm"], x), TransformerState(keys, values, time + 1, start)
 
     def unroll(
-        params: Params, state: TransformerState, x: jax.Array, reset: jax.Array
+        self, params: Params, state: TransformerState, x: jax.Array, reset: jax.Array
     ) -> tuple[jax.Array, TransformerState]:
+        """``(y [T, H], state)`` after a stream of inputs: the same as T steps."""
         num_steps = x.shape[0]
         steps = jnp.arange(num_steps, dtype=state.time.dtype)
-        slots = jnp.arange(context, dtype=state.time.dtype)
+        slots = jnp.arange(self.context, dtype=state.time.dtype)
         times = state.time + steps
         start = jax.lax.cummax(jnp.where(reset, times, state.start))
-        # From the ring to the order of time, the new steps behind it, and back.
-        order = (state.time + slots) % context
-        ring = num_steps + (slots - state.time - num_steps) % context
-        key_times = jnp.concatenate([state.time - context + slots, times])
+        # ``order`` lists the ring's slots by time; ``ring`` puts the last keys back into the ring.
+        order = (state.time + slots) % self.context
+        ring = num_steps + (slots - state.time - num_steps) % self.context
+        key_times = jnp.concatenate([state.time - self.context + slots, times])
 
         def is_seen(time: jax.Array, start: jax.Array) -> jax.Array:
-            oldest = jnp.maximum(start, time - context + 1)
+            oldest = jnp.maximum(start, time - self.context + 1)
             return (key_times >= oldest) & (key_times <= time)
 
         seen = jax.vmap(is_seen)(times, start)
-        x = jax.vmap(functools.partial(affine, params["input"]))(x)
+        x = jax.vmap(functools.partial(self.affine, params["input"]))(x)
         keys, values = [], []
-        for i, name in enumerate(names):
-            q, k, v = jax.vmap(project, (None, 0, 0))(params[name], x, times - start)
+        for i, name in enumerate(self.names):
+            q, k, v = jax.vmap(self.project, (None, 0, 0))(params[name], x, times - start)
             k = jnp.concatenate([state.keys[i, order], k])
             v = jnp.concatenate([state.values[i, order], v])
-            attended = jax.vmap(attend, (0, None, None, 0))(q, k, v, seen)
-            x = jax.vmap(complete, (None, 0, 0))(params[name], x, attended)
+            attended = jax.vmap(self.attend, (0, None, None, 0))(q, k, v, seen)
+            x = jax.vmap(self.complete, (None, 0, 0))(params[name], x, attended)
             keys.append(k[ring])
             values.append(v[ring])
         y = jax.vmap(functools.partial(_layer_norm, params["norm"]))(x)
@@ -393,11 +441,9 @@ def transformer(
         )
         return y, end
 
-    return Memory(init, initial, step, unroll)
-
 
 def _rotate(x: jax.Array, position: jax.Array) -> jax.Array:
-    """Rotary positions: products of two such ``x [heads, head_size]`` depend on their distance alone."""
+    """``x [heads, head_size]`` with rotary positions: products of two of them depend on their distance alone."""
     half = x.shape[-1] // 2
     angle = position * 10_000.0 ** -(jnp.arange(half) / half)
     cos = jnp.broadcast_to(jnp.cos(angle), (x.shape[0], half))
@@ -407,18 +453,18 @@ def _rotate(x: jax.Array, position: jax.Array) -> jax.Array:
 
 
 def _layer_norm(params: Params, x: jax.Array) -> jax.Array:
-    """Ba et al. 2016, ``[H]``."""
+    """Layer normalisation ``[H]`` of ``x [H]``: Ba et al. 2016."""
     return jax.nn.standardize(x, epsilon=1e-5) * params["scale"] + params["bias"]
 
 
 def _product(precision: str) -> Callable[[jax.Array, jax.Array], jax.Array]:
-    """``(x, w) -> x @ w`` in a precision."""
+    """The function ``(x, w) -> x @ w`` in a precision."""
     checks.choice("precision", precision, PRECISIONS)
     if precision == "full":
         return jnp.matmul
 
     def rounded(x: jax.Array, w: jax.Array) -> jax.Array:
-        # Rounded here, inside a scan's body, for gradients to add up over steps in full.
+        # Rounding inside a scan's body lets gradients add up over steps in full precision.
         factors = x.astype(jnp.bfloat16), w.astype(jnp.bfloat16)
         return jnp.matmul(*factors, preferred_element_type=x.dtype)
 
@@ -426,18 +472,19 @@ def _product(precision: str) -> Callable[[jax.Array, jax.Array], jax.Array]:
 
 
 def _affine(precision: str) -> Callable[[Params, jax.Array], jax.Array]:
-    """``(params, x) -> x W + b``."""
+    """The function ``(params, x) -> x W + b``."""
     product = _product(precision)
     return lambda params, x: product(x, params["kernel"]) + params["bias"]
 
 
 def _dense(key: jax.Array, num_inputs: int, size: int, num_parts: int = 1) -> Params:
+    """Parameters of ``num_parts`` dense layers side by side, biases zero."""
     kernel = _glorot(key, num_inputs, size, num_parts)
     return {"kernel": kernel, "bias": jnp.zeros(num_parts * size)}
 
 
 def _glorot(key: jax.Array, num_inputs: int, size: int, num_parts: int) -> jax.Array:
-    """``num_parts`` matrices side by side, each as Glorot & Bengio 2010 would have it alone."""
+    """``num_parts`` matrices side by side, each initialised on its own as in Glorot & Bengio 2010."""
     scale = math.sqrt(2.0 / (num_inputs + size))
     return scale * jax.random.normal(key, (num_inputs, num_parts * size))
 
@@ -448,13 +495,11 @@ def _check_sizes(num_inputs: int, size: int) -> None:
 
 
 PRECISIONS = ("full", "bfloat16")
-
-
 MEMORIES = ("gru", "lstm", "linear", "transformer", "none")
 
 
 def check(memory: str, memory_size: int, precision: str, choices: Sequence[str] = MEMORIES) -> None:
-    """Raises ValueError unless a configuration's ``memory`` is one of ``choices`` and the others fit it."""
+    """Raises ValueError unless ``memory`` is one of ``choices`` and fits the size and the precision."""
     checks.choice("memory", memory, choices)
     checks.choice("precision", precision, PRECISIONS)
     checks.at_least("memory_size", memory_size, 1)
@@ -465,7 +510,7 @@ def check(memory: str, memory_size: int, precision: str, choices: Sequence[str] 
 
 
 def make(kind: str, *, num_inputs: int, size: int, context: int, precision: str = "full") -> Memory:
-    """The memory that a configuration names: one of `MEMORIES`. Only ``"transformer"`` takes a context."""
+    """The memory of a kind, one of `MEMORIES`; only ``"transformer"`` uses ``context``."""
     checks.choice("memory", kind, MEMORIES)
     checks.at_least("context", context, 1)
     common: dict[str, Any] = dict(num_inputs=num_inputs, size=size, precision=precision)

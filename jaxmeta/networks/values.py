@@ -1,4 +1,4 @@
-"""Feed-forward estimates of the return to come."""
+"""Feed-forward value functions: estimates of the return to come."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -11,7 +11,7 @@ from jaxmeta.types import Params
 
 
 class Value(NamedTuple):
-    """An estimate of the return to come from an observation."""
+    """A value function: an estimate of the return to come from an observation."""
 
     init: Callable[[jax.Array], Params]
     """``(key) -> params``."""
@@ -24,7 +24,7 @@ def value_mlp(
     hidden_sizes: Sequence[int] = (64, 64),
     num_outputs: int | None = None,
 ) -> Value:
-    """A tanh network to a state's value, or to ``[num_outputs]`` predictions."""
+    """A tanh network from an observation to its value, or to ``[num_outputs]`` predictions."""
     size = 1 if num_outputs is None else num_outputs
     size = checks.at_least("num_outputs", size, 1)
     network = mlp(obs_size(obs_shape), hidden_sizes, size, 1.0)

@@ -1,4 +1,4 @@
-"""Figures. Each function draws into a file and needs no display."""
+"""Figures. Each function writes an image file and needs no display."""
 
 from jaxmeta.plotting.bias import estimators, meta_gradients
 from jaxmeta.plotting.costs import lifetime_memory, roofline, second_order

@@ -1,4 +1,4 @@
-"""Bias against spread of estimators of gradients, Hessians and meta-gradients."""
+"""Figures of bias and standard deviation of estimators of gradients, Hessians and meta-gradients."""
 
 import os
 import textwrap
@@ -10,19 +10,19 @@ from matplotlib.figure import Figure
 
 from jaxmeta.plotting.style import BLUE, CYCLE, GREY, ORANGE, tidy
 
-ROUNDING = 1e-11  # a relative bias below this is none
+ROUNDING = 1e-11  # a smaller relative bias is drawn as 0
 
 
 def estimators(
     path: str | os.PathLike, rows: Mapping[str, Mapping[str, Any]], *, title: str = ""
 ) -> None:
-    """Bias against standard deviation of estimators of the gradient and of the Hessian, a panel each.
+    """Bias against standard deviation of estimators of the gradient (left) and of the Hessian (right).
 
     Args:
         path: The image to write.
-        rows: Name of an estimator to ``{"gradient": {"bias", "std"}, "hessian": {"bias", "std"}}``, relative
-            to the norm of what is estimated. Estimators at the same point share a label.
-        title: Of both panels.
+        rows: Name of an estimator to ``{"gradient": {"bias", "std"}, "hessian": {"bias", "std"}}``, relative to the
+            norm of the estimated quantity. Estimators at the same point share a label.
+        title: Title of both panels.
     """
     figure = Figure(figsize=(12, 4.4), layout="constrained")
     for axes, kind in zip(figure.subplots(1, 2), ("gradient", "hessian"), strict=True):
@@ -47,12 +47,12 @@ def estimators(
 def meta_gradients(
     path: str | os.PathLike, columns: Mapping[int, Mapping[str, Mapping[str, float]]]
 ) -> None:
-    """Bias and standard deviation of estimators of the meta-gradient by the size of the batch adapted to.
+    """Bias and standard deviation of estimators of the meta-gradient against the number of trajectories adapted to.
 
     Args:
         path: The image to write.
-        columns: Number of trajectories N to name to ``{"bias", "bias_limit", "std"}``, relative to the norm
-            of what is estimated: the meta-gradient at that N, and the one of infinitely many.
+        columns: Number of trajectories N to name to ``{"bias", "bias_limit", "std"}``, relative to the norm of the
+            meta-gradient: the one at that N for ``"bias"``, the one at N = ∞ for ``"bias_limit"``.
     """
     figure = Figure(figsize=(12, 4.4), layout="constrained")
     panels = figure.subplots(1, 3)
@@ -70,7 +70,7 @@ def meta_gradients(
         for i, (name, line) in enumerate(lines.items()):
             drawn = [x if kind == "std" or x > ROUNDING else zero for x in line]
             style = dict(color=CYCLE[i % len(CYCLE)], marker="osD^v<>P"[i % 8])
-            # Lines that lie on each other stay visible: the later the thinner.
+            # Later lines are thinner, so that lines on top of each other stay visible.
             width, size = 4.0 - 3.0 * i / len(lines), 9.0 - 5.0 * i / len(lines)
             axes.plot(sizes, drawn, label=name, linewidth=width, markersize=size, **style)
         axes.set_xscale("log")
@@ -93,7 +93,7 @@ def meta_gradients(
 
 
 def _log_axis_with_zero(axes: Any, values: Sequence[float]) -> float:
-    """Makes y logarithmic, with a line below all positive ``values`` that stands for 0; its height."""
+    """The height of a line that stands for 0, below all positive ``values``; makes the y-axis logarithmic."""
     positive = [x for x in values if x > ROUNDING] or [1.0]
     low, high = (int(np.floor(np.log10(x))) for x in (min(positive), max(positive)))
     zero = 10.0 ** (low - 1)
@@ -107,17 +107,19 @@ def _log_axis_with_zero(axes: Any, values: Sequence[float]) -> float:
 
 
 def _label_beside(axes: Any, labels: Mapping[tuple[float, float], str]) -> None:
-    """Names points ``(x, y)`` in a column to the right, a line leading to each, so that none overlap."""
+    """Writes the names of points ``(x, y)`` in a column to the right, without overlap, with a line to each point."""
     ordered = sorted(labels.items(), key=lambda item: (-item[0][1], -item[0][0]))
     to_axes = axes.transData + axes.transAxes.inverted()
     half = [0.025 * (text.count("\n") + 1.4) for _, text in ordered]
     heights: list[float] = []
     ceiling = 1.1
-    for (point, _), size in zip(ordered, half, strict=True):  # each at its point, or below the last
+    for (point, _), size in zip(
+        ordered, half, strict=True
+    ):  # at the height of its point, or below the name before
         heights.append(min(to_axes.transform(point)[1], ceiling - size))
         ceiling = heights[-1] - size
     floor = -0.05
-    for i in reversed(range(len(heights))):  # what hangs over the bottom pushes up
+    for i in reversed(range(len(heights))):  # names below the bottom push the others up
         heights[i] = max(heights[i], floor + half[i])
         floor = heights[i] + half[i]
     for (point, text), height in zip(ordered, heights, strict=True):

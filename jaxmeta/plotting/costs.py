@@ -1,4 +1,4 @@
-"""What computing costs: memory, time, and how near a program comes to what its device can do."""
+"""Figures of cost: memory, time, and a program's speed against the limits of its device."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ from jaxmeta.plotting.style import PALETTE, look, tidy
 def second_order(
     path: str | os.PathLike, results: Mapping[int, Mapping[str, Mapping[str, Any]]]
 ) -> None:
-    """Memory and time of a meta-update against the number of inner steps, a line a variant.
+    """Memory and time of a meta-update against the number of inner steps, one line for each variant.
 
     Args:
         path: The image to write.
@@ -38,7 +38,7 @@ def second_order(
 def lifetime_memory(
     path: str | os.PathLike, results: Mapping[str, Mapping[int, Mapping[str, Any]]]
 ) -> None:
-    """Memory of intermediate values against the length of a lifetime, a line a meta-gradient.
+    """Memory of intermediate values against the length of a lifetime, one line for each meta-gradient.
 
     Args:
         path: The image to write.
@@ -65,13 +65,13 @@ def roofline(
     flop_per_second: float,
     bytes_per_second: float,
 ) -> None:
-    """How near to what a device can do (Williams et al. 2009, "Roofline: an insightful visual performance model").
+    """A roofline plot (Williams et al. 2009, "Roofline: an insightful visual performance model").
 
     Args:
         path: The image to write.
-        points: Name of a program to its operations a byte and its operations a second, at any number of sizes.
-        flop_per_second: The device's arithmetic, the flat part of the roof.
-        bytes_per_second: Its memory, the slope.
+        points: Name of a program to its operations per byte and its operations per second, at any number of sizes.
+        flop_per_second: The device's peak arithmetic, the flat part of the roof.
+        bytes_per_second: The device's peak memory bandwidth, the slope of the roof.
     """
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axes = figure.subplots()

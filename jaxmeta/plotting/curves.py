@@ -1,4 +1,4 @@
-"""Curves: what is earned against meta-updates, environment steps, updates of a lifetime or steps of adaptation."""
+"""Figures of returns against meta-updates, environment steps, updates of a lifetime or adaptation steps."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -16,12 +16,12 @@ def adaptation(
     *,
     unit: str = "gradient step",
 ) -> None:
-    """Mean return with its interval after each update, with the random and the optimal agent as lines.
+    """Mean return with its interval after each update; lines mark the random and the optimal agent.
 
     Args:
         path: The image to write.
-        summaries: Title of a panel to what `evaluation.summarize` returned for it.
-        unit: What a learner has had k of, in the singular.
+        summaries: Title of a panel to the result of `evaluation.summarize`.
+        unit: The unit of adaptation, in the singular.
     """
     figure = Figure(figsize=(0.6 + 4.2 * len(summaries), 3.6), layout="constrained")
     panels = figure.subplots(1, len(summaries), squeeze=False)[0]
@@ -46,13 +46,13 @@ def adaptation(
 def learning(
     path: str | os.PathLike, panels: Mapping[str, Mapping[str, Mapping[str, Any]]]
 ) -> None:
-    """Normalised return after adaptation against environment steps, a panel a family, a line an algorithm.
+    """Normalised return after adaptation against environment steps; a panel for each family, a line for each algorithm.
 
     Args:
         path: The image to write.
-        panels: Title of a panel to algorithm to a cell: ``curve["after"] [S, U]`` (returns of S seeds
-            over U meta-updates), ``env_steps`` of all of them, ``random`` and ``reference`` returns. Lines
-            are means over seeds, smoothed over a tenth of the updates.
+        panels: Title of a panel to algorithm to a cell: ``curve["after"] [S, U]`` (returns of S seeds over U
+            meta-updates), ``env_steps`` of all U meta-updates, ``random`` and ``reference`` returns. Lines are means
+            over seeds, smoothed over a tenth of the updates.
     """
     columns = min(len(panels), 3)
     rows = -(-len(panels) // columns)
@@ -68,7 +68,9 @@ def learning(
             axes.plot(steps / 1e6, share, label=name, **look(i))
         axes.axhline(1.0, color=GREY, linestyle=":", linewidth=1)
         axes.axhline(0.0, color=GREY, linestyle=":", linewidth=1)
-        axes.set_ylim(-0.6, 1.1)  # a run that diverges leaves the picture, not the others squeezed
+        axes.set_ylim(
+            -0.6, 1.1
+        )  # a run that diverges leaves the picture instead of squeezing the others
         axes.set_title(title)
         axes.set_xlabel("environment steps, millions")
         axes.set_ylabel("normalised return")
@@ -86,12 +88,12 @@ def population(
     *,
     y_label: str = "return after adaptation",
 ) -> None:
-    """A metric against meta-updates, a line a setting: the mean over seeds, with their range behind it.
+    """A metric against meta-updates, one line for each setting: the mean over seeds, with their range behind it.
 
     Args:
         path: The image to write.
-        curves: Name of a setting to ``[S, U]``. All is smoothed over a twentieth of the updates.
-        y_label: What the metric is.
+        curves: Name of a setting to ``[S, U]``. Curves are smoothed over a twentieth of the updates.
+        y_label: Label of the y-axis.
     """
     figure = Figure(figsize=(6.4, 4.0), layout="constrained")
     axes = figure.subplots()
@@ -119,13 +121,13 @@ def lines(
     x_label: str,
     logarithmic: bool = False,
 ) -> None:
-    """Lines side by side in panels of the same x.
+    """Lines in panels side by side that share the label of x.
 
     Args:
         path: The image to write.
         panels: Label of a panel's y to name of a line to its x and y.
         x_label: Label of x.
-        logarithmic: Draw both axes so, and mark the points, whose x are the ticks.
+        logarithmic: Draw both axes on logarithmic scales, mark the points, and put ticks at their x.
     """
     figure = Figure(figsize=(5.2 * len(panels), 3.8), layout="constrained")
     for axes, (label, named) in zip(
@@ -153,14 +155,14 @@ def lifetimes(
     x_label: str = "updates since birth",
     logarithmic: bool = False,
 ) -> None:
-    """Normalised return through a lifetime with its interval, a panel a setting, a line a learner.
+    """Normalised return through a lifetime with its interval; a panel for each setting, a line for each learner.
 
     Args:
         path: The image to write.
         results: Title of a panel to ``contestants``: name to ``x [C]``, ``mean [C]`` and
             ``intervals [C, 2]``.
-        x_label: What x counts.
-        logarithmic: Draw x so.
+        x_label: Label of x.
+        logarithmic: Draw x on a logarithmic scale.
     """
     columns = min(len(results), 4)
     rows = -(-len(results) // columns)
@@ -171,7 +173,7 @@ def lifetimes(
             low, high = np.asarray(line["intervals"], float).T
             axes.fill_between(line["x"], low, high, color=colour, alpha=0.25, linewidth=0)
             axes.plot(line["x"], line["mean"], color=colour, label=name)
-            if len(line["x"]) == 1:  # who does not learn is looked at once
+            if len(line["x"]) == 1:  # a policy that does not learn is measured once
                 bars = np.abs([low, high] - np.asarray(line["mean"]))
                 axes.errorbar(line["x"], line["mean"], bars, color=colour, marker="o")
         axes.axhline(1.0, color=GREY, linestyle=":", linewidth=1)

@@ -1,9 +1,10 @@
-"""Experience: paths through a plane, what was seen, done and earned, as a picture and as a GIF."""
+"""Figures of experience: paths through a plane, and observations, actions and rewards as an image or a GIF."""
 
 import os
 
 import numpy as np
 from matplotlib.animation import PillowWriter
+from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -23,10 +24,10 @@ def trajectories(
 
     Args:
         path: The image to write.
-        observations: ``[M, K + 1, N, T, obs_size]`` of M tasks; drawn are the first and last rounds.
-        first: ``[M, K + 1, N, T]``, bool: where episodes begin.
-        goals: ``[M, 2]``, where the tasks have goals.
-        labels: Of the two axes.
+        observations: ``[M, K + 1, N, T, obs_size]`` of M tasks; the first and last rounds are drawn.
+        first: ``[M, K + 1, N, T]``, bool: first steps of episodes.
+        goals: ``[M, 2]``, the tasks' goals; None if there are none.
+        labels: Labels of the two axes.
     """
     num_tasks = len(observations)
     columns = min(num_tasks, 3)
@@ -39,7 +40,7 @@ def trajectories(
         for which, colour, label in rounds:
             for stream in range(observations.shape[2]):
                 xy = np.asarray(observations[task, which, stream, :, :2], float)
-                # An episode's end is no move: lift the pen before the next one begins.
+                # An episode's end is no move: a NaN breaks the line before the next episode.
                 starts = np.flatnonzero(first[task, which, stream])
                 xy = np.insert(xy, starts, np.nan, axis=0)
                 label_once = label if stream == 0 else None
@@ -69,18 +70,18 @@ def rollout(
     *,
     num_frames: int = 8,
 ) -> None:
-    """One stream of experience: what was seen, what was done and what it earned, episodes told apart.
+    """One stream of experience: observations, actions and rewards, with lines between episodes.
 
-    Images are shown at a few steps, a colour a channel; vectors at all steps, a row a number, each
-    in units of its own range.
+    Images are shown at a few steps, with a colour for each channel. Vectors are shown at all steps, with a row for each
+    entry in units of its own range.
 
     Args:
         path: The image to write.
-        observations: ``[T, *O]``; an image where O is ``(height, width)`` or ``(height, width, channels)``.
+        observations: ``[T, *O]``; an image if O is ``(height, width)`` or ``(height, width, channels)``.
         actions: ``[T]`` or ``[T, A]``.
         rewards: ``[T]``.
-        last: ``[T]``, bool: an episode ended here.
-        num_frames: Images shown.
+        last: ``[T]``, bool: last steps of episodes.
+        num_frames: Number of images.
     """
     observations = np.asarray(observations, float)
     steps = len(observations)
@@ -128,19 +129,19 @@ def animation(
     num_frames: int = 60,
     frames_per_second: int = 10,
 ) -> None:
-    """One stream of experience as a GIF: what is seen, and beside it the return of the episode so far.
+    """One stream of experience as a GIF: the observation, and beside it the episode's return so far.
 
-    Images are shown as in `rollout`; of two numbers the way through the plane; of more a bar each, in units of
-    its own range.
+    Images are shown as in `rollout`. Observations of two numbers are drawn as a path through the plane, and longer ones
+    as a bar for each entry, in units of its own range.
 
     Args:
         path: The GIF to write.
         observations: ``[T, *O]``.
         rewards: ``[T]``.
-        last: ``[T]``, bool: an episode ended here.
-        goal: ``[2]``, shown in the plane.
-        num_frames: Frames at most; a long stream is shown at as many of its steps.
-        frames_per_second: Of the GIF.
+        last: ``[T]``, bool: last steps of episodes.
+        goal: ``[2]``, marked in the plane.
+        num_frames: The most frames; a longer stream is shown at that many of its steps.
+        frames_per_second: Frames per second of the GIF.
     """
     observations, rewards = np.asarray(observations, float), np.asarray(rewards, float)
     steps = len(observations)
@@ -148,55 +149,76 @@ def animation(
     episode = np.concatenate([[0], np.cumsum(np.asarray(last, bool))[:-1]])
     earned = np.concatenate([np.cumsum(rewards[episode == i]) for i in np.unique(episode)])
     figure = Figure(figsize=(6.4, 3.2), layout="constrained")
-    seen, sum_of = figure.subplots(1, 2)
-    vectors = observations.reshape(steps, -1)
-    low, high = vectors.min(0), vectors.max(0)
-    scaled = (vectors - low) / np.where(high > low, high - low, 1.0)
-    plane = vectors if goal is None else np.vstack([vectors, np.asarray(goal)[None]])
-    margin = 0.05 * np.ptp(plane, axis=0).max() + 1e-6
-
-    def draw(t: int) -> None:
-        start = int(np.flatnonzero(episode == episode[t])[0])
-        seen.clear()
-        if observations.ndim >= 3:
-            seen.imshow(_coloured(observations[t]), interpolation="nearest")
-            seen.set_axis_off()
-        elif vectors.shape[1] == 2:
-            seen.plot(*vectors[start : t + 1].T, color=BLUE)
-            seen.plot(*vectors[t], "o", color=BLUE)
-            if goal is not None:
-                seen.plot(*goal, "*", color=ORANGE, markersize=12)
-            seen.set_xlim(plane[:, 0].min() - margin, plane[:, 0].max() + margin)
-            seen.set_ylim(plane[:, 1].min() - margin, plane[:, 1].max() + margin)
-            seen.set_aspect("equal")
-            tidy(seen)
-        else:
-            seen.barh(range(vectors.shape[1]), scaled[t], color=BLUE)
-            seen.set_xlim(0, 1)
-            seen.set_ylim(vectors.shape[1] - 0.5, -0.5)
-            seen.yaxis.set_major_locator(MaxNLocator(integer=True))
-            seen.set_ylabel("observation")
-            seen.set_xticks([])
-            tidy(seen)
-        seen.set_title(f"step {t - start} of episode {episode[t] + 1}", fontsize=9)
-        sum_of.clear()
-        sum_of.step(range(t + 1), earned[: t + 1], where="mid", color=BLUE)
-        sum_of.set_xlim(-0.5, steps - 0.5)
-        room = 0.05 * (np.ptp(earned) or 1.0)
-        sum_of.set_ylim(earned.min() - room, earned.max() + room)
-        sum_of.set_xlabel("step")
-        sum_of.set_ylabel("return so far")
-        tidy(sum_of)
-
+    left, right = figure.subplots(1, 2)
     film = PillowWriter(fps=frames_per_second)
     with film.saving(figure, os.fspath(path), dpi=80):
         for t in shown:
-            draw(t)
+            start = int(np.flatnonzero(episode == episode[t])[0])
+            left.clear()
+            _draw_observation(left, observations, start, t, goal)
+            left.set_title(f"step {t - start} of episode {episode[t] + 1}", fontsize=9)
+            right.clear()
+            _draw_return(right, earned, t)
             film.grab_frame()
 
 
+def _draw_observation(
+    axes: Axes, observations: np.ndarray, start: int, t: int, goal: np.ndarray | None
+) -> None:
+    """Draws the observation at step t of ``observations [T, *O]``; ``start`` is the episode's first step."""
+    vectors = observations.reshape(len(observations), -1)
+    if observations.ndim >= 3:
+        axes.imshow(_coloured(observations[t]), interpolation="nearest")
+        axes.set_axis_off()
+    elif vectors.shape[1] == 2:
+        _draw_path(axes, vectors, start, t, goal)
+    else:
+        _draw_bars(axes, vectors, t)
+
+
+def _draw_path(
+    axes: Axes, positions: np.ndarray, start: int, t: int, goal: np.ndarray | None
+) -> None:
+    """Draws the way through the plane, ``positions [T, 2]``, from step ``start`` to step t."""
+    axes.plot(*positions[start : t + 1].T, color=BLUE)
+    axes.plot(*positions[t], "o", color=BLUE)
+    plane = positions
+    if goal is not None:
+        axes.plot(*goal, "*", color=ORANGE, markersize=12)
+        plane = np.vstack([positions, np.asarray(goal)[None]])
+    margin = 0.05 * np.ptp(plane, axis=0).max() + 1e-6
+    axes.set_xlim(plane[:, 0].min() - margin, plane[:, 0].max() + margin)
+    axes.set_ylim(plane[:, 1].min() - margin, plane[:, 1].max() + margin)
+    axes.set_aspect("equal")
+    tidy(axes)
+
+
+def _draw_bars(axes: Axes, vectors: np.ndarray, t: int) -> None:
+    """Draws a bar for each entry of ``vectors [T, O]`` at step t, in units of the entry's range."""
+    low, high = vectors.min(0), vectors.max(0)
+    scaled = (vectors - low) / np.where(high > low, high - low, 1.0)
+    axes.barh(range(vectors.shape[1]), scaled[t], color=BLUE)
+    axes.set_xlim(0, 1)
+    axes.set_ylim(vectors.shape[1] - 0.5, -0.5)
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_ylabel("observation")
+    axes.set_xticks([])
+    tidy(axes)
+
+
+def _draw_return(axes: Axes, earned: np.ndarray, t: int) -> None:
+    """Draws the episodes' returns so far, ``earned [T]``, up to step t."""
+    axes.step(range(t + 1), earned[: t + 1], where="mid", color=BLUE)
+    axes.set_xlim(-0.5, len(earned) - 0.5)
+    room = 0.05 * (np.ptp(earned) or 1.0)
+    axes.set_ylim(earned.min() - room, earned.max() + room)
+    axes.set_xlabel("step")
+    axes.set_ylabel("return so far")
+    tidy(axes)
+
+
 def _coloured(image: np.ndarray) -> np.ndarray:
-    """``[H, W]`` or ``[H, W, C]`` as RGB ``[H, W, 3]``: on white, each channel in its colour, later ones on top."""
+    """``[H, W]`` or ``[H, W, C]`` as RGB ``[H, W, 3]``: each channel in its colour on white, later channels on top."""
     channels = image[..., None] if image.ndim == 2 else image
     top = np.abs(channels).max()
     painted = np.ones((*channels.shape[:2], 3))

@@ -1,4 +1,4 @@
-"""How all figures look: colours are Okabe and Ito's, which the colour-blind can tell apart."""
+"""Style of all figures. Colours are Okabe and Ito's, which colour-blind readers can tell apart."""
 
 from typing import Any
 
@@ -9,12 +9,12 @@ LINE_STYLES = ("-", "--", ":")
 
 
 def look(i: int) -> dict[str, Any]:
-    """Of the i-th line: its colour and, after each round of colours, another stroke."""
+    """Colour and line style of the i-th line; the line style changes after each round of colours."""
     stroke = LINE_STYLES[i // len(PALETTE) % len(LINE_STYLES)]
     return {"color": PALETTE[i % len(PALETTE)], "linestyle": stroke}
 
 
 def tidy(axes: Any) -> None:
-    """Axes without what is above and to the right, on a faint grid."""
+    """Removes the upper and right spines and draws a faint grid."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25)

@@ -1,4 +1,4 @@
-"""Acting in environments: one stream, a lifetime of updates, and agents that go on for ever."""
+"""Acting in environments: one stream, a lifetime of updates, and agents that live across meta-updates."""
 
 from jaxmeta.rollouts import lifelong
 from jaxmeta.rollouts.lifetime import adapt, begin, begin_streams, experience, lifetime, replay

@@ -1,11 +1,10 @@
-"""Agents that outlive a meta-update: born in a task, they learn on until their time is up.
+"""Agents that live across meta-updates: each learns in its task until it has reached its lifespan.
 
-Methods that improve a learner while it lives (meta-gradients, learned objectives) look at a few of its
-updates at a time. What an agent is when such a window begins is data, so the derivative reaches back to
-the window's start and memory does not grow with the lifetime. Where a life is over, an agent is born in
-a new task, inside the compiled program.
+Meta-gradients and learned objectives improve a learner during its lifetime, a window of a few updates at a time. The
+agent at a window's start is data: derivatives reach back to the window's start, and memory does not grow with the
+lifetime. After its lifespan an agent is replaced by a newborn one in a new task, inside the compiled program.
 
-Written for one task; callers ``vmap``.
+Functions are written for one task; callers ``vmap``.
 """
 
 from typing import Any, NamedTuple
@@ -20,25 +19,33 @@ from jaxmeta.types import History, Learner, Stream, Task
 
 
 class Life(NamedTuple):
-    """An agent in its task, and how long it has been there."""
+    """An agent in its task, with its age."""
 
     task: Task
+    """The task in which the agent lives."""
     agent: Any
-    streams: Stream  # [N]
-    age: jax.Array  # [], int32: updates since birth
+    """What `Learner.init` and `Learner.update` return."""
+    streams: Stream
+    """``[N]``, the agent's streams of experience."""
+    age: jax.Array
+    """``[]``, int32: updates since birth."""
 
 
 class Score(NamedTuple):
-    """What one stream has earned, over however many windows it lasts."""
+    """Returns of one stream, carried from window to window."""
 
-    so_far: jax.Array  # [], undiscounted, in the episode that is going on
-    broken: jax.Array  # [], bool: whether that episode had a reward that is not finite
-    finished: jax.Array  # [], the return of the last episode that ended; 0 where there is none
-    counts: jax.Array  # [], bool: whether an episode ended, and the last one that did has a return
+    so_far: jax.Array
+    """``[]``, the undiscounted return of the present episode so far."""
+    broken: jax.Array
+    """``[]``, bool: whether the present episode had a reward that is not finite."""
+    finished: jax.Array
+    """``[]``, the return of the last finished episode; 0 before the first."""
+    counts: jax.Array
+    """``[]``, bool: whether an episode has finished and the last finished one has a return."""
 
 
 def no_score(num_streams: int) -> Score:
-    """The score of streams that begin, ``[N]``."""
+    """The score of new streams, ``[N]``."""
     zeros, no = jnp.zeros(num_streams), jnp.zeros(num_streams, bool)
     return Score(zeros, no, zeros, no)
 
@@ -46,8 +53,8 @@ def no_score(num_streams: int) -> Score:
 def tally(score: Score, reward: jax.Array, last: jax.Array) -> Score:
     """The score of one stream after ``[T]`` more steps.
 
-    The mean of ``finished`` over the streams that count takes each stream once: one over the episodes that
-    happened to end would favour the short ones. An episode with a reward that is not finite has no return.
+    The mean of ``finished`` takes each stream once; a mean over all episodes that ended would favour short episodes. An
+    episode with a reward that is not finite has no return.
     """
     keep = unless(jnp.concatenate([jnp.zeros_like(last[:1]), last[:-1]]), reward)
     finite = jnp.isfinite(reward)
@@ -64,7 +71,7 @@ def tally(score: Score, reward: jax.Array, last: jax.Array) -> Score:
 
 
 def mean_return(score: Score) -> tuple[jax.Array, jax.Array]:
-    """Mean return of the last episodes of ``score [...]``, 0 where none ended, and how many it is of, int32 ``[]``."""
+    """Mean return of the last finished episodes of ``score [...]`` (0 without any), and their number, int32 ``[]``."""
     total = jnp.sum(jnp.where(score.counts, score.finished, 0.0))
     return total / count(score.counts, total), jnp.sum(score.counts, dtype=jnp.int32)
 
@@ -72,7 +79,7 @@ def mean_return(score: Score) -> tuple[jax.Array, jax.Array]:
 def birth(
     key: jax.Array, meta: Any, task: Task, *, learner: Learner, env: Any, num_streams: int
 ) -> Life:
-    """A newborn agent in ``task``."""
+    """A newborn agent in ``task``, of age 0."""
     agent, streams = begin(key, meta, task, learner=learner, env=env, num_streams=num_streams)
     return Life(task, agent, streams, jnp.zeros((), jnp.int32))
 
@@ -87,7 +94,7 @@ def renewed(
     learner: Learner,
     env: Any,
 ) -> Life:
-    """``life``, or the birth of its successor in ``task`` if it has had ``lifespan`` updates."""
+    """``life``, or a newborn agent in ``task`` if ``life`` has reached ``lifespan`` updates."""
     over = life.age >= lifespan
     num_streams = life.streams.timestep.first.shape[0]
     successor = birth(key, meta, task, learner=learner, env=env, num_streams=num_streams)
@@ -105,9 +112,9 @@ def live(
     num_steps: int,
     unroll: int = 1,
 ) -> tuple[Life, History]:
-    """``num_updates`` more updates, each on ``num_steps`` of every stream: ``(life, history [K])``.
+    """``(life, history [K])`` after K = ``num_updates`` more updates, each on ``num_steps`` steps of every stream.
 
-    Differentiable in ``meta`` through these updates; the agent that comes in is data.
+    The result is differentiable in ``meta`` through these updates. The given agent is data.
     """
     agent, streams, history = adapt(
         key,

@@ -1,7 +1,7 @@
-"""A lifetime: be born, act, learn, act again. Written for one task; callers ``vmap`` over tasks.
+"""A lifetime: a newborn agent acts, learns and acts again. Written for one task; callers ``vmap`` over tasks.
 
-Differentiable with respect to ``meta`` and ``agent`` through the learner's updates alone: what was seen
-is data.
+Results are differentiable with respect to ``meta`` and ``agent`` through the learner's updates alone. Experience is
+data.
 """
 
 from typing import Any
@@ -18,7 +18,7 @@ from jaxmeta.types import History, Learner, Stream, Task, Trajectory
 def begin(
     key: jax.Array, meta: Any, task: Task, *, learner: Learner, env: Any, num_streams: int
 ) -> tuple[Any, Stream]:
-    """A newborn agent and its streams ``[N]`` at the start of their first episodes."""
+    """A newborn agent, and its streams ``[N]`` at the start of their first episodes."""
     agent_key, stream_key = jax.random.split(key)
     agent = learner.init(agent_key, meta)
     return agent, begin_streams(
@@ -30,7 +30,7 @@ def begin(
 def begin_streams(
     key: jax.Array, meta: Any, task: Task, *, learner: Learner, env: Any, num_streams: int
 ) -> Stream:
-    """``num_streams`` streams at the start of an episode, ``[N]``, with fresh memories."""
+    """N = ``num_streams`` streams at the start of an episode, with new memories."""
     checks.at_least("num_streams", num_streams, 1)
     return jax.vmap(lambda key: begin_stream(key, meta, task, learner=learner, env=env))(
         jax.random.split(key, num_streams)
@@ -50,7 +50,7 @@ def experience(
     num_steps: int,
     unroll: int = 1,
 ) -> tuple[Stream, Trajectory]:
-    """One agent acts on all its streams for ``num_steps``: ``(streams [N], trajectories [N, T])``."""
+    """``(streams [N], trajectories [N, T])`` after the agent has acted for ``num_steps`` in each stream."""
 
     def act(key: jax.Array, stream: Stream) -> tuple[Stream, Trajectory]:
         return rollout(
@@ -83,13 +83,12 @@ def adapt(
     restart: bool = False,
     unroll: int = 1,
 ) -> tuple[Any, Stream, History]:
-    """``num_updates`` times, act for ``num_steps`` and learn from it: ``(agent, streams, history [K])``.
+    """``(agent, streams, history [K])`` after K = ``num_updates`` rounds of acting for ``num_steps`` and one update.
 
-    With ``restart``, every update and what follows the last one acts on streams that begin anew: the
-    independent episodes from the initial state that MAML assumes. Without it the streams go on where
-    they were, episodes and memories included.
+    With ``restart`` all streams begin anew after each update: the independent episodes from the initial state that MAML
+    assumes. Without ``restart`` streams continue, with their episodes and memories.
 
-    The history holds the agent that acted in each round, still differentiable, beside what it saw.
+    For each round the history holds the agent that acted, still differentiable, and its experience.
     """
 
     checks.at_least("num_updates", num_updates, 0)
@@ -123,7 +122,7 @@ def adapt(
         return (key, agent, streams), history
 
     carry = (key, agent, streams)
-    if num_updates == 0:  # a loop of no steps has no shapes where jax compiles nothing
+    if num_updates == 0:  # under `jax.disable_jit` a scan of no steps has no shapes
         _, shapes = jax.eval_shape(update, carry, None)
         return agent, streams, jax.tree.map(_none_of, shapes)
     (_, agent, streams), history = jax.lax.scan(update, carry, length=num_updates)
@@ -144,10 +143,10 @@ def lifetime(
     restart: bool = False,
     unroll: int = 1,
 ) -> History:
-    """From birth to the experience after the last update: a history of ``[K + 1]`` rounds.
+    """The history ``[K + 1]`` from birth to the experience after the last update.
 
-    Round k is the agent after k updates and what it saw, so the first is the newborn's and the last is
-    what adaptation led to.
+    Round k holds the agent after k updates and its experience. So round 0 is the newborn agent's, and round K the
+    adapted agent's.
     """
     begin_key, adapt_key, after_key = jax.random.split(key, 3)
     world: dict[str, Any] = dict(learner=learner, env=env)
@@ -175,12 +174,12 @@ def lifetime(
 
 @checks.arguments
 def replay(key: jax.Array, meta: Any, trajectories: Trajectory, *, learner: Learner) -> History:
-    """The history that `lifetime` with the same key would have left, had it seen ``trajectories [K + 1, N, T]``.
+    """The history of `lifetime` with the same key on recorded ``trajectories [K + 1, N, T]``.
 
-    Nothing acts, so a ``meta`` that has moved since can be tried on recorded experience (ProMP's
-    epochs, a line search): its agents are live, from birth through every update.
+    No environment is stepped. So a changed ``meta`` can be tried on recorded experience, as in ProMP's epochs or a line
+    search. The agents are computed from ``meta``, from birth through every update.
     """
-    # The same keys once more, on purpose.
+    # The keys of `lifetime` are used again on purpose.
     begin_key, adapt_key, _ = jax.random.split(jax.random.clone(key), 3)
     agent_key, _ = jax.random.split(begin_key)
 
@@ -205,6 +204,7 @@ def _none_of(shape: jax.ShapeDtypeStruct) -> jax.Array:
 
 
 def _append(past: Any, now: Any) -> Any:
+    """``past [K]`` with ``now`` behind it, ``[K + 1]``."""
     return jax.tree.map(lambda past, now: jnp.concatenate([past, now[None]]), past, now)
 
 

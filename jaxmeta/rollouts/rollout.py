@@ -1,7 +1,7 @@
-"""Acting: one stream of experience. Everything here is written for one stream; callers ``vmap``.
+"""Acting in one stream of experience; callers ``vmap``.
 
-Rollouts are data. Nothing that comes out of them carries a gradient: losses evaluate the policy again
-on what was recorded, and no derivative ever runs through an environment.
+Rollouts are data: their results carry no gradient. Losses evaluate the policy again on the recorded experience, and no
+derivative runs through an environment.
 """
 
 from typing import Any
@@ -10,15 +10,15 @@ import jax
 import jax.numpy as jnp
 
 from jaxmeta import checks
-from jaxmeta.tasks import door, keys
+from jaxmeta.tasks import door, environments, keys
 from jaxmeta.types import Learner, Stream, Task, TimeStep, Trajectory
 
 
 @checks.arguments
 def begin_stream(key: jax.Array, meta: Any, task: Task, *, learner: Learner, env: Any) -> Stream:
-    """A stream at the first step of an episode of ``task``, with a fresh memory."""
+    """A stream at the first step of an episode of ``task``, with a new memory."""
     obs, env_state = door.reset(env, keys.typed(key), task)
-    space = door.action_space(env)
+    space = environments.action_space(env)
     dtype = _float_dtype() if jnp.issubdtype(space.dtype, jnp.floating) else space.dtype
     timestep = TimeStep(
         obs=obs,
@@ -42,21 +42,20 @@ def rollout(
     num_steps: int,
     unroll: int = 1,
 ) -> tuple[Stream, Trajectory]:
-    """Acts for ``num_steps``: ``(stream, trajectory [T])``.
+    """``(stream, trajectory [T])`` after acting for T = ``num_steps`` steps.
 
-    Where an episode ends the environment is reset into the *same* task and the stream goes on; the
-    trajectory's ``next_obs`` is the true successor. Should an environment report termination and
-    truncation at once, termination wins (``discount`` is 0). The environment gets actions clipped to the bounds
-    of its action space; the trajectory holds them as the learner drew them. ``unroll`` is passed to
-    ``jax.lax.scan``; 4 helps on accelerators. Of an environment that has no ``step_env`` of its own, like
-    gymnax's wrappers, ``step`` is called, which resets.
+    When an episode ends, the environment is reset into the *same* task and the stream continues; the trajectory's
+    ``next_obs`` is the true successor. If an environment reports termination and truncation at once, termination wins
+    (``discount`` is 0). The environment gets actions clipped to the bounds of its action space; the trajectory holds
+    actions as the learner drew them. ``unroll`` is passed to ``jax.lax.scan``; 4 helps on accelerators. An environment
+    without a ``step_env`` of its own, like gymnax's wrappers, is stepped by ``step``, which resets.
 
     Raises:
-        tasks.InvalidEnvironment: what the environment hands over is not what `tasks.door` asks for.
+        tasks.InvalidEnvironment: the environment breaks a rule of `tasks.door`.
     """
     checks.at_least("num_steps", num_steps, 1)
     checks.at_least("unroll", unroll, 1)
-    # Stopped on the way in, so that differentiating a caller does not even trace the tangents.
+    # Gradients are stopped at the inputs too, so that differentiating a caller does not trace tangents here.
     meta, agent, stream = jax.lax.stop_gradient((meta, agent, stream))
     begun, stream = stream, stream._replace(memory=keys.all_quick(stream.memory))
     act_key, step_key, reset_key = keys.all_quick(tuple(jax.random.split(keys.typed(key), 3)))
@@ -98,4 +97,5 @@ def rollout(
 
 
 def _float_dtype() -> Any:
+    """jax's default floating-point type."""
     return jnp.result_type(float)

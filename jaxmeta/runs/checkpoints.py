@@ -1,8 +1,7 @@
-"""Checkpoints of a run, by orbax, with what orbax leaves open: is this file whole, and is it ours?
+"""Checkpoints of a run: orbax, with checks that a checkpoint is whole and belongs to the run.
 
-A checkpoint holds the run's arrays and a JSON record: the description of the run that made it and a
-SHA-256 of the arrays. Restoring compares both before anything is compiled. No code is loaded from a
-checkpoint: arrays and JSON only.
+A checkpoint holds the run's arrays and a JSON record with the run's description and a SHA-256 of the arrays. Restoring
+compares both before anything is compiled. A checkpoint holds arrays and JSON only, so loading it executes no code.
 """
 
 import contextlib
@@ -30,14 +29,14 @@ PLAIN_PATH = re.compile(r"[\w/.-]*", re.ASCII)
 
 
 class CheckpointError(ValueError):
-    """A checkpoint cannot be used; the message names it and says what to do."""
+    """A checkpoint cannot be used; the message names the checkpoint and says what to do."""
 
 
 @contextlib.contextmanager
 def open_manager(folder: Path, *, keep: int = 3) -> Iterator[ocp.CheckpointManager]:
-    """A manager of the checkpoints below ``folder``, of which the last ``keep`` stay.
+    """A manager of the checkpoints below ``folder`` that keeps the last ``keep``.
 
-    Raises CheckpointError where the name of the folder cannot be made one that orbax reads as it is.
+    Raises CheckpointError if orbax would misread the folder's name and no link to it can be made.
     """
     folder.mkdir(parents=True, exist_ok=True)
     options = ocp.CheckpointManagerOptions(
@@ -52,7 +51,7 @@ def open_manager(folder: Path, *, keep: int = 3) -> Iterator[ocp.CheckpointManag
 
 @contextlib.contextmanager
 def _plainly_named(folder: Path) -> Iterator[Path]:
-    """A path to ``folder`` of letters, digits, dots and dashes: its own, or a link for the time being."""
+    """A path to ``folder`` of letters, digits, dots and dashes: its own, or a temporary link to it."""
     if PLAIN_PATH.fullmatch(str(folder)):
         yield folder
         return
@@ -85,9 +84,9 @@ def _plainly_named(folder: Path) -> Iterator[Path]:
 def save(
     manager: ocp.CheckpointManager, step: int, run: Any, description: Mapping[str, Any]
 ) -> None:
-    """Saves the pytree ``run`` as step ``step``; does nothing where that step is there already.
+    """Saves the pytree ``run`` as step ``step``, unless there is a checkpoint of that step already.
 
-    Raises CheckpointError where it cannot be written or be read back; checkpoints before it are as they were.
+    Raises CheckpointError if the checkpoint cannot be written or read back. Earlier checkpoints stay as they are.
     """
     if step in manager.all_steps():
         return
@@ -127,12 +126,12 @@ def restore(
 
     Args:
         folder: Where `open_manager` keeps its checkpoints.
-        target: A pytree of ``jax.ShapeDtypeStruct`` as the run must be.
-        description: Of the run that resumes; it must equal the saved one.
+        target: The run's pytree with a ``jax.ShapeDtypeStruct`` for each array.
+        description: The description of the run that resumes; it must equal the saved one.
         ignore: Dotted names in the description that may differ.
 
     Raises:
-        CheckpointError: there is none, it is damaged, or it is of another run.
+        CheckpointError: there is no checkpoint, it is damaged, or it belongs to another run.
     """
     if not folder.is_dir():
         raise CheckpointError(
@@ -144,56 +143,80 @@ def restore(
             raise CheckpointError(f"{folder} holds no finished checkpoint to resume from")
         path = folder / str(step)
         advice = f"remove {path} to resume from the checkpoint before it, or start again in an empty folder"
+        record = _read_record(manager, step, path, advice)
+        _check_same_run(path, description, record["description"], ignore)
+        _check_same_arrays(path, target, record["arrays"])
         try:
-            args = ocp.args.Composite(record=ocp.args.JsonRestore())
-            record = manager.restore(step, args=args)["record"]
-            saved, kept, sha256 = record["description"], record["arrays"], record["sha256"]
-        except Exception as error:
-            raise CheckpointError(
-                f"{path} is not a checkpoint of this library, or it is damaged ({_first_line(error)}); "
-                + advice
-            ) from error
-        if record.get("format") != FORMAT:
-            raise CheckpointError(
-                f"{path} has format {record.get('format')!r}, this version reads {FORMAT}; {advice}"
-            )
-        different = [
-            f"{name} is {ours!r} and was {theirs!r}"
-            for name, ours, theirs in differences(
-                dict(description), records.plain(records.read(saved))
-            )
-            if not name.startswith(ignore or ("\0",))
-        ]
-        if different:
-            raise CheckpointError(
-                f"{path} is a checkpoint of another run: {'; '.join(different)}. Resume with the "
-                "settings it was made with, or use another folder"
-            )
-        different = [
-            f"{name} is {ours} and was {theirs}"
-            for name, ours, theirs in differences(arrays(target), kept)
-        ]
-        if different:
-            raise CheckpointError(
-                f"{path} is a checkpoint of another program: {'; '.join(different[:3])}. Resume with "
-                "the policy, the optimiser and the floating-point precision it was made with"
-            )
-        # Onto one device, whatever it was saved from; the caller spreads it.
-        sharding = SingleDeviceSharding(jax.local_devices()[0])
-        placed = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), target
-        )
-        try:
-            args = ocp.args.Composite(run=ocp.args.StandardRestore(placed))
-            run = manager.restore(step, args=args)["run"]
+            run = _read_run(manager, step, target)
         except Exception as error:
             raise CheckpointError(f"{path} is damaged ({_first_line(error)}); {advice}") from error
-    # orbax casts where types differ, without a word.
-    if arrays(run) != kept or digest(run) != sha256:
+    # orbax casts silently where types differ.
+    if arrays(run) != record["arrays"] or digest(run) != record["sha256"]:
         raise CheckpointError(
             f"{path} is damaged (its contents do not match their checksum); {advice}"
         )
     return step, run
+
+
+def _read_record(
+    manager: ocp.CheckpointManager, step: int, path: Path, advice: str
+) -> dict[str, Any]:
+    """The JSON record of a step; raises CheckpointError unless it is whole and of this format."""
+    try:
+        args = ocp.args.Composite(record=ocp.args.JsonRestore())
+        record: dict[str, Any] = manager.restore(step, args=args)["record"]
+        for name in ("description", "arrays", "sha256"):
+            record[name]
+    except Exception as error:
+        raise CheckpointError(
+            f"{path} is not a checkpoint of this library, or it is damaged ({_first_line(error)}); "
+            + advice
+        ) from error
+    if record.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{path} has format {record.get('format')!r}, this version reads {FORMAT}; {advice}"
+        )
+    return record
+
+
+def _check_same_run(
+    path: Path, description: Mapping[str, Any], saved: Any, ignore: tuple[str, ...]
+) -> None:
+    """Raises CheckpointError unless the description equals the ``saved`` one, names in ``ignore`` apart."""
+    different = [
+        f"{name} is {ours!r} and was {theirs!r}"
+        for name, ours, theirs in differences(dict(description), records.plain(records.read(saved)))
+        if not name.startswith(ignore or ("\0",))
+    ]
+    if different:
+        raise CheckpointError(
+            f"{path} is a checkpoint of another run: {'; '.join(different)}. Resume with the "
+            "settings it was made with, or use another folder"
+        )
+
+
+def _check_same_arrays(path: Path, target: Any, saved: Mapping[str, str]) -> None:
+    """Raises CheckpointError unless ``target`` has the types and shapes of the ``saved`` arrays."""
+    different = [
+        f"{name} is {ours} and was {theirs}"
+        for name, ours, theirs in differences(arrays(target), saved)
+    ]
+    if different:
+        raise CheckpointError(
+            f"{path} is a checkpoint of another program: {'; '.join(different[:3])}. Resume with "
+            "the policy, the optimiser and the floating-point precision it was made with"
+        )
+
+
+def _read_run(manager: ocp.CheckpointManager, step: int, target: Any) -> Any:
+    """The arrays of a step on one device, whatever devices saved them; the caller spreads them."""
+    sharding = SingleDeviceSharding(jax.local_devices()[0])
+    placed = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), target
+    )
+    return manager.restore(step, args=ocp.args.Composite(run=ocp.args.StandardRestore(placed)))[
+        "run"
+    ]
 
 
 def digest(tree: Any) -> str:
@@ -212,7 +235,7 @@ def _is_key(leaf: Any) -> bool:
 
 
 def arrays(tree: Any) -> dict[str, str]:
-    """Path of each leaf to its type and shape; Python's numbers are of jax's types."""
+    """Type and shape of each leaf by its path; Python's numbers have jax's types."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {
         jax.tree_util.keystr(
@@ -223,7 +246,7 @@ def arrays(tree: Any) -> dict[str, str]:
 
 
 def differences(ours: Any, theirs: Any, name: str = "") -> list[tuple[str, Any, Any]]:
-    """Where two nested mappings differ: ``(dotted name, ours, theirs)``, with None for what is not there."""
+    """Differences of two nested mappings: ``(dotted name, ours, theirs)``, None for an entry that is missing."""
     if isinstance(ours, Mapping) and isinstance(theirs, Mapping):
         keys = sorted({*ours, *theirs})
         prefix = f"{name}." if name else ""
@@ -236,7 +259,7 @@ def differences(ours: Any, theirs: Any, name: str = "") -> list[tuple[str, Any, 
 
 
 def _place(manager: ocp.CheckpointManager, step: int) -> Path:
-    """Where a step is, by the folder's own name."""
+    """The path of a step by the folder's own name, not a link's."""
     return Path(manager.directory).resolve() / str(step)
 
 

@@ -1,7 +1,7 @@
 """Claims: a folder belongs to one run at a time.
 
-A claim is a file that says which process of which machine works in the folder. It is created exclusively, so of
-several processes one gets it. A claim whose process has ended is stale, and the next run takes it over.
+A claim is a file that names the process and the machine that work in the folder. It is created exclusively, so only one
+of several processes gets it. A claim whose process has ended is stale, and the next run takes it over.
 """
 
 import contextlib
@@ -17,22 +17,21 @@ from typing import Any
 
 CLAIM_FILE = "claim.json"
 
-
 UNFINISHED: dict[str, Any] = {}
-"""The claim of a process that ended between making the file and writing it."""
+"""The claim of a process that ended between creating the file and writing it."""
 
-
-PATIENCE = 2.0  # seconds in which a living process writes a claim that it has made
+PATIENCE = 2.0
+"""Seconds within which a living process writes the claim that it has created."""
 
 
 @contextlib.contextmanager
 def claimed(folder: Path) -> Iterator[dict[str, Any] | None]:
-    """Claims ``folder``, which is made where it is not there, and releases it at the end.
+    """Claims ``folder`` and releases it at the end; yields the stale claim that was taken over, or None.
 
-    Gives the stale claim that was taken over, or None. Folders that were made and are empty at the end are removed.
+    The folder is made if it does not exist. Folders that were made here and are empty at the end are removed.
 
     Raises:
-        FileExistsError: another run holds the folder, or may hold it; the message says which.
+        FileExistsError: another run holds the folder, or may hold it; the message names the run.
     """
     folder = folder.absolute()
     made = [x for x in (folder, *folder.parents) if not x.exists()]
@@ -48,19 +47,19 @@ def claimed(folder: Path) -> Iterator[dict[str, Any] | None]:
 
 
 def holder(claim: dict[str, Any]) -> str:
-    """Who made a claim, in words."""
+    """The process that made a claim, in words."""
     if claim == UNFINISHED:
         return "a process that ended while it began"
     return f"process {claim['process']} on {claim['host']}, since {claim['since']}"
 
 
 def _acquire(path: Path, mine: dict[str, Any]) -> dict[str, Any] | None:
-    """Puts ``mine`` at ``path``, exclusively: the stale claim that was there, or None."""
+    """Writes the claim ``mine`` to ``path`` exclusively; returns the stale claim that it replaced, or None."""
     while True:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             file = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
-        except FileNotFoundError:  # the run before removed the folder that it had made
+        except FileNotFoundError:  # the previous run removed the folder that it had made
             continue
         except FileExistsError:
             pass
@@ -71,7 +70,7 @@ def _acquire(path: Path, mine: dict[str, Any]) -> dict[str, Any] | None:
             except BaseException:
                 path.unlink(missing_ok=True)
                 raise
-            if _read(path) == mine:  # else it was taken for an unfinished one
+            if _read(path) == mine:  # else another process took it for an unfinished claim
                 return None
         there = _read(path)
         if there is None:  # released since
@@ -80,8 +79,8 @@ def _acquire(path: Path, mine: dict[str, Any]) -> dict[str, Any] | None:
             raise FileExistsError(
                 f"{path.parent} is held by another run ({holder(there)}): name another folder, or wait for its end"
             )
-        # Only the holder of the second claim may replace the first, and only the one that it has judged. A second
-        # claim may be stale, too.
+        # Only the holder of a second claim may replace the first, and only if the first has not changed since it was
+        # found stale. The second claim may be stale too.
         second = path.with_name(path.name + ".next")
         _acquire(second, mine)
         if _read(path) == there:
@@ -91,7 +90,7 @@ def _acquire(path: Path, mine: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    """The claim at ``path``; None where there is none."""
+    """The claim at ``path``, or None."""
     end = time.monotonic() + PATIENCE
     while True:
         try:
@@ -115,13 +114,13 @@ def _read(path: Path) -> dict[str, Any] | None:
 def _ended(claim: dict[str, Any], path: Path) -> bool:
     """Whether the process of a claim has ended.
 
-    Raises FileExistsError where this process cannot know.
+    Raises FileExistsError if this process cannot find out.
     """
     here = _mine()
     if all(claim[name] == here[name] for name in ("host", "boot", "processes")):
         return _start(claim["process"]) not in (claim["start"], "")
     same_machine = all(claim[name] == here[name] != "" for name in ("host", "machine"))
-    if same_machine and claim["boot"] != here["boot"]:  # it was started again since
+    if same_machine and claim["boot"] != here["boot"]:  # the machine has been restarted since
         return True
     raise FileExistsError(
         f"{path.parent} is held by another run ({holder(claim)}), and {here['host']} cannot see whether that process "
@@ -137,16 +136,16 @@ def _mine() -> dict[str, Any]:
         "boot": _line("/proc/sys/kernel/random/boot_id"),
         "processes": _link(
             "/proc/self/ns/pid"
-        ),  # containers of one host count processes on their own
+        ),  # containers of one host number their processes separately
         "process": os.getpid(),
         "start": _start(os.getpid()),
         "since": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
-        "token": secrets.token_hex(8),  # tells two claims of one process apart
+        "token": secrets.token_hex(8),  # distinguishes two claims of one process
     }
 
 
 def _start(process: int) -> str | None:
-    """When a process began, in the kernel's words; None where there is no such process, "" where nobody tells."""
+    """The start time of a process as the kernel writes it; None if there is no such process, "" if it is unknown."""
     if os.name == "posix":
         try:
             os.kill(process, 0)
@@ -154,7 +153,7 @@ def _start(process: int) -> str | None:
             return None
         except OSError:
             pass
-    # The name, in parentheses, may hold anything; the state and 18 numbers follow it, then the start.
+    # The name in parentheses may contain any characters. The state, 18 numbers and then the start time follow it.
     words = _line(f"/proc/{process}/stat").rpartition(")")[2].split()
     if not words:
         return ""
@@ -162,6 +161,7 @@ def _start(process: int) -> str | None:
 
 
 def _line(path: str) -> str:
+    """The text of a file; "" if it cannot be read."""
     try:
         return Path(path).read_text(encoding="utf-8", errors="replace").strip()
     except OSError:
@@ -169,6 +169,7 @@ def _line(path: str) -> str:
 
 
 def _link(path: str) -> str:
+    """The target of a link; "" if it cannot be read."""
     try:
         return os.readlink(path)
     except OSError:

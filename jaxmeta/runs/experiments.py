@@ -1,14 +1,14 @@
-"""Experiments as data: which algorithm on which family, with which settings.
+"""Experiments as data: an algorithm, a family, and their settings.
 
-An `Experiment` says all that it takes to train, and a run's folder keeps it in ``config.json``. So a trained run is
-loaded from its folder:
+An `Experiment` holds all settings of a training run, and the run's folder keeps it in ``config.json``. So a trained run
+is loaded from its folder:
 
     trained = jaxmeta.load("runs/maml-navigation")
     trained.learner, trained.meta, trained.family
 
 A run of an algorithm or a family of your own is loaded with both: ``jaxmeta.load(folder, algorithm=..., family=...)``.
 
-`presets.PRESETS` holds the experiments whose figures are measured.
+`presets.PRESETS` holds the experiments with measured figures.
 """
 
 import dataclasses
@@ -30,24 +30,25 @@ from jaxmeta.tasks.family import TaskFamily
 from jaxmeta.types import Learner, MetaAlgorithm
 
 PRETRAINED = Path(__file__).parent / "pretrained"
+"""Folder of the runs that come with the library."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """An algorithm, a family, and those settings that are not their defaults."""
+    """An algorithm, a family, and their settings beside the defaults."""
 
     algorithm: str = "maml"
     """A name in `algorithms.ALGORITHMS`."""
     family: str = "navigation"
     """A name in `tasks.FAMILIES`."""
     config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    """Of the algorithm's ``Config``."""
+    """Settings of the algorithm's ``Config``."""
     hyper: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    """Of its ``Hyper``."""
+    """Settings of the algorithm's ``Hyper``."""
     family_settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    """Of the family's constructor."""
+    """Settings of the family's constructor."""
     plan: training.Config = dataclasses.field(default_factory=training.Config)
-    """How long, on how many tasks and from which seed."""
+    """The run's length, its tasks and its seed."""
 
     def __post_init__(self) -> None:
         checks.fields(self)
@@ -65,7 +66,7 @@ class Experiment:
 
 
 def make(experiment: Experiment) -> tuple[MetaAlgorithm, TaskFamily]:
-    """The algorithm and the family.
+    """The algorithm and the family of an experiment.
 
     Raises:
         ValueError, TypeError: a setting is out of range; the message names it.
@@ -76,14 +77,14 @@ def make(experiment: Experiment) -> tuple[MetaAlgorithm, TaskFamily]:
 
 
 def make_algorithm(experiment: Experiment, family: TaskFamily) -> MetaAlgorithm:
-    """The algorithm on a family that is not, or not only, the experiment's own: a transformed one, say."""
+    """The experiment's algorithm on another family, for example a transformed one."""
     module = ALGORITHMS[experiment.algorithm]
     config, hyper = module.Config(**experiment.config), module.Hyper(**experiment.hyper)
     return getattr(module, experiment.algorithm)(family, config, hyper)
 
 
 def describe(experiment: Experiment) -> dict[str, Any]:
-    """Every setting by name, defaults too: the ``description`` of `training.train`."""
+    """All settings by name, defaults included: the ``description`` for `training.train`."""
     module = ALGORITHMS[experiment.algorithm]
     constructor = tasks.FAMILIES[experiment.family]
     family_settings = {
@@ -100,8 +101,10 @@ def describe(experiment: Experiment) -> dict[str, Any]:
 
 
 def train(experiment: Experiment, **keywords: Any) -> training.Run:
-    """`training.train` of an experiment; ``keywords`` are its ``initial``, ``folder``, ``resume``, ``sink`` and
-    ``console``."""
+    """The meta-trained run of an experiment.
+
+    ``keywords`` are those of `training.train`: ``initial``, ``folder``, ``resume``, ``sink`` and ``console``.
+    """
     algorithm, family = make(experiment)
     return training.train(
         algorithm, family, experiment.plan, description=describe(experiment), **keywords
@@ -109,23 +112,25 @@ def train(experiment: Experiment, **keywords: Any) -> training.Run:
 
 
 class Trained(NamedTuple):
-    """What a run's folder holds."""
+    """A trained run, loaded from its folder."""
 
     experiment: Experiment | None
-    """None of a run whose algorithm and family are one's own."""
+    """The experiment; None if the run has an algorithm or a family of your own."""
     algorithm: MetaAlgorithm
+    """The trained meta-algorithm."""
     family: TaskFamily
+    """The family."""
     run: training.Run
-    """At its newest checkpoint; of a population, with leading ``[H, S]``."""
+    """The run at its newest checkpoint; leaves of a population have a leading ``[H, S]``."""
 
     @property
     def learner(self) -> Learner:
-        """One lifetime, as `evaluation` and `lifetime` take it."""
+        """The learner, for `evaluation` and `lifetime`."""
         return self.algorithm.learner
 
     @property
     def meta(self) -> Any:
-        """What was learned, as the learner reads it."""
+        """The learned parameters, which the learner reads."""
         return self.run.state.meta
 
 
@@ -133,8 +138,8 @@ def read(folder: str | os.PathLike) -> Experiment:
     """The experiment of a run's folder.
 
     Raises:
-        CheckpointError: ``config.json`` is not there, not JSON, or not of an algorithm, family and settings that
-            this version knows.
+        CheckpointError: ``config.json`` is missing, is not JSON, or names an algorithm, a family or settings that this
+            version does not know.
     """
     return _experiment(_description(Path(folder)), Path(folder))
 
@@ -146,21 +151,22 @@ def load(
     algorithm: MetaAlgorithm | None = None,
     family: TaskFamily | None = None,
 ) -> Trained:
-    """What was trained into ``folder``: learner, parameters and family.
+    """The trained run in ``folder``: learner, parameters and family.
 
-    Nothing in the folder is executed: arrays and JSON alone are read.
+    Only arrays and JSON are read; no code in the folder is executed.
 
     Args:
-        folder: Of a run of `training.train` or `training.train_population`.
-        algorithm: What was trained; None makes it of the experiment in ``config.json``, which `train` and
-            ``benchmarks/train.py`` leave. A run with a policy, a network or a family of one's own needs both. Its
-            state must have the shapes and types of the checkpoint's arrays.
-        family: Likewise. A family that stands for the experiment's may be another one, a transformed one say.
+        folder: Folder of a run of `training.train` or `training.train_population`.
+        algorithm: The trained algorithm; None makes it from the experiment in ``config.json``, which `train` and
+            ``benchmarks/train.py`` write. A run with your own policy, network or family needs both ``algorithm`` and
+            ``family``. The algorithm's state must have the shapes and types of the checkpoint's arrays.
+        family: The family; None makes it from the experiment. It may be another family than the experiment's, for
+            example a transformed one.
 
     Raises:
-        CheckpointError: there is no such run, its newest checkpoint is damaged, it is of another version or of another
-            algorithm or family than those that are given.
-        ImportError: its family needs a package that is not installed.
+        CheckpointError: there is no run in the folder; its newest checkpoint is damaged; or it belongs to another
+            version, algorithm or family.
+        ImportError: the family needs a package that is not installed.
     """
     folder = checks.path("folder", folder)
     description = _description(folder)
@@ -198,18 +204,19 @@ def load(
 def pretrained(name: str) -> Path:
     """The folder of a run that comes with the library, for `load`: ``load(pretrained("maml-navigation"))``.
 
-    Its figures are in the README. Raises ValueError where there is none of that name, with those that there are.
+    Its figures are in the README. Raises ValueError, with the known names, if there is no such run.
     """
     checks.choice("name", name, pretrained_names())
     return PRETRAINED / name
 
 
 def pretrained_names() -> list[str]:
-    """The names that `pretrained` knows, sorted: each the preset's that it was trained by."""
+    """The names for `pretrained`, sorted; each is the name of the preset of the run."""
     return sorted(path.name for path in PRETRAINED.iterdir() if (path / "config.json").is_file())
 
 
 def _description(folder: Path) -> dict[str, Any]:
+    """The description in ``config.json``; raises CheckpointError if it cannot be read."""
     path = folder / training.CONFIG_FILE
     try:
         description = records.read(json.loads(path.read_text(encoding="utf-8")))
@@ -223,6 +230,7 @@ def _description(folder: Path) -> dict[str, Any]:
 
 
 def _experiment(description: Mapping[str, Any], folder: Path) -> Experiment:
+    """The experiment of a description; raises CheckpointError if this version does not know it."""
     try:
         return Experiment(
             description["algorithm"],
@@ -239,5 +247,5 @@ def _experiment(description: Mapping[str, Any], folder: Path) -> Experiment:
 
 
 def _settings(read: Mapping[str, Any]) -> dict[str, Any]:
-    """JSON has lists where settings are tuples."""
+    """Settings read from JSON, with tuples for its lists."""
     return {name: tuple(x) if isinstance(x, list) else x for name, x in read.items()}

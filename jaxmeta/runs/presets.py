@@ -1,11 +1,11 @@
-"""Experiments whose figures are measured: the settings behind the README's tables, by name.
+"""Presets: experiments by name, with the settings behind the measured figures in the README.
 
     experiment = presets.PRESETS["rl2-gridnavi"]
     run = experiments.train(experiment, folder="runs/gridnavi")
 
-or ``python benchmarks/train.py --preset rl2-gridnavi``. The scripts that measure take their settings from here. Not
-here is what trains in a loop of its own, with other schedules or on several families at once: the scripts
-``off_policy_evaluation.py``, ``learned_objective.py`` and ``meta_gradient.py`` hold theirs.
+or ``python benchmarks/train.py --preset rl2-gridnavi``. The benchmark scripts take their settings from here. Scripts with
+training loops of their own, with other schedules or several families at once, hold their own settings:
+``off_policy_evaluation.py``, ``learned_objective.py`` and ``meta_gradient.py``.
 """
 
 import dataclasses
@@ -20,13 +20,16 @@ from jaxmeta.runs.experiments import Experiment
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """An algorithm as it is compared with others: settings that are not its defaults."""
+    """An algorithm in the comparison of gradient-based algorithms, with its settings beside the defaults."""
 
     algorithm: str
+    """A name in `algorithms.ALGORITHMS`."""
     title: str
+    """Name in tables and figures."""
     config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """Settings of the algorithm's ``Config``."""
     task_share: float = 1.0
-    """Tasks in a meta-batch, in units of the others'."""
+    """Tasks in a meta-batch, as a share of the other algorithms' tasks."""
 
 
 _SCORE = {"inner_surrogate": "score"}
@@ -55,28 +58,29 @@ VARIANTS = {
 
 @dataclasses.dataclass(frozen=True)
 class Column:
-    """A family that they are compared on."""
+    """A family in the comparison of gradient-based algorithms."""
 
     settings: Mapping[str, Any]
+    """Settings of the family's constructor."""
     step_size: float
-    """Inner step size: rewards have different scales."""
+    """Inner step size, which depends on the scale of the rewards."""
     share: float
-    """Meta-updates, in units of navigation's: some need fewer, or learn nothing in any number."""
+    """Meta-updates, as a share of navigation's: some families need fewer, or no number of them helps."""
     learning_rate: float | None = None
-    """Of the outer Adam; None is each algorithm's default."""
+    """Learning rate of the outer Adam; None means the algorithm's default."""
 
 
 COLUMNS = {
     "navigation": Column({}, 0.5, 1.0),
-    # Adam turns the noise that a sparse reward leaves of a gradient into steps of full size.
+    # With sparse rewards gradients are mostly noise, and Adam makes full-size steps from noise.
     "sparse_navigation": Column({}, 0.5, 1.0, learning_rate=1e-3),
     "cartpole": Column({"horizon": 100}, 0.1, 0.2),
     "pendulum": Column({"horizon": 100}, 0.01, 0.4),
-    # No random walk reaches the top within an episode, so there is nothing to learn from.
+    # No random walk reaches the top within an episode, so there is no signal to learn from.
     "mountain_car": Column({}, 0.1, 0.05),
     "acrobot": Column({"horizon": 100}, 0.1, 0.3),
 }
-"""The families, with what suits MAML there."""
+"""The families, with settings that suit MAML."""
 
 
 def compared(
@@ -87,10 +91,10 @@ def compared(
     num_tasks: int = 10,
     num_streams: int = 10,
 ) -> Experiment:
-    """One of `VARIANTS` on one of `COLUMNS`, as all of them are compared.
+    """The experiment of one of `VARIANTS` on one of `COLUMNS` in the comparison.
 
-    ``meta_updates`` and ``num_tasks`` are MAML's on navigation. Everybody is given as many environment steps, which
-    are not always as many meta-updates: these are what the experiment is planned for.
+    ``meta_updates`` and ``num_tasks`` are those of MAML on navigation. All variants get the same number of environment
+    steps, which may be another number of meta-updates; the experiment's plan holds the planned number.
     """
     checks.choice("variant", variant, VARIANTS)
     checks.choice("family", family, COLUMNS)
@@ -101,7 +105,7 @@ def compared(
     how, column = VARIANTS[variant], COLUMNS[family]
     hyper: dict[str, float] = {"step_size": column.step_size}
     if how.algorithm == "imaml":
-        # The proximal pull is the reciprocal of a step; the solver's own steps are a part of it.
+        # The proximal strength is the reciprocal of a step size; the solver's steps are smaller.
         hyper = {"step_size": column.step_size / 4, "proximal": 2 / column.step_size}
     if column.learning_rate is not None and how.algorithm in ("maml", "promp", "imaml"):
         hyper["learning_rate"] = column.learning_rate
@@ -119,7 +123,7 @@ def compared(
 
 
 def lasting(experiment: Experiment, meta_updates: int) -> Experiment:
-    """The same for another number of meta-updates; what falls along them falls along these."""
+    """``experiment`` for another number of meta-updates, over which annealed settings fall too."""
     hyper = dict(experiment.hyper)
     if "anneal_updates" in ALGORITHMS[experiment.algorithm].Hyper._fields:
         hyper["anneal_updates"] = meta_updates
@@ -139,7 +143,7 @@ def _memory(
     num_tasks: int,
     algorithm: str = "rl2",
 ) -> Experiment:
-    """A learner with memory, whose learning rate and entropy cost fall to zero along the training."""
+    """An experiment with a learner with memory; learning rate and entropy cost fall to zero over the run."""
     plan = training.Config(meta_updates=meta_updates, num_tasks=num_tasks)
     return lasting(Experiment(algorithm, family, config, hyper, settings, plan), meta_updates)
 
@@ -147,7 +151,7 @@ def _memory(
 def _bandit(
     num_arms: int, num_pulls: int, meta_updates: int, num_tasks: int, size: int, **hyper: float
 ) -> Experiment:
-    """What is not said is what worked on the smallest setting."""
+    """An experiment on Bernoulli bandits; settings that are not given worked on the smallest bandit."""
     shared = dict(discount=1.0, gae_lambda=0.9, entropy_cost=0.02)
     return _memory(
         "bernoulli_bandit",
@@ -241,9 +245,9 @@ PRESETS: dict[str, Experiment] = {
         240,
         32,
     ),
-    # An inner step must be felt: from a standard deviation of 1 it hardly moves the policy, and nothing is learned in as
-    # much experience. A step of the last layer alone, learned step sizes, and more episodes in fewer tasks, of which
-    # there are two, each helped too.
+    # An inner step must change the policy. With an initial standard deviation of 1 it hardly does, and the same amount of
+    # experience teaches nothing. Adapting the last layer alone, learned step sizes, and more episodes in fewer tasks
+    # (there are only two) each helped too.
     "promp-half_cheetah_direction": Experiment(
         "promp",
         "half_cheetah_direction",
@@ -273,9 +277,9 @@ PRESETS: dict[str, Experiment] = {
         hyper=dict(step_size=200.0, discount=1.0, gae_lambda=1.0, learning_rate=0.03),
         plan=training.Config(meta_updates=300, num_tasks=20),
     ),
-    # Without much entropy all that a policy learns is what most languages have in common: what it
-    # never proposes it never finds to be right. A name that recurs must be found again in the memory, which
-    # takes recurrent ones far longer to learn.
+    # Without much entropy a policy learns only what most languages have in common, because it never finds out whether
+    # other proposals are right. A name that recurs must be looked up in memory, which recurrent memories learn far more
+    # slowly.
     "rl2-translation": _memory(
         "translation",
         dict(kinds=("months", "days"), max_length=11, horizon=11, sound_laws=5, num_names=3),
@@ -291,5 +295,5 @@ PRESETS: dict[str, Experiment] = {
         64,
     ),
 }
-"""Names are an algorithm's (or a variant's) and a family's. Of the bandits of more than five arms or 100 pulls, three kinds
-of dependent bandits, and random MDPs with a GRU no figure is measured: they are for accelerators."""
+"""Experiments by name: an algorithm (or a variant) and a family. No figures are measured for bandits of more than five
+arms or 100 pulls, for three kinds of dependent bandits, and for random MDPs with a GRU: they are for accelerators."""

@@ -1,7 +1,7 @@
-"""What several processes of one run (``jax.distributed``) must agree on; with one process all is as usual.
+"""Agreement between the processes of one run (``jax.distributed``); with one process nothing is exchanged.
 
-Every process runs the same program on the same seed, so there is little to exchange: what depends on a
-clock, on a signal or on a disk.
+Every process runs the same program from the same seed. Only values that depend on a clock, a signal or a disk
+can differ between processes, and the functions below make them agree. Only process 0 prints and writes files.
 """
 
 from collections.abc import Callable
@@ -13,57 +13,57 @@ from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding
 
 
-def first() -> bool:
-    """Is this the process that writes and shows?"""
+def is_main_process() -> bool:
+    """Whether this is process 0, the process that prints and writes files."""
     return jax.process_index() == 0
 
 
-def of_first(number: int) -> int:
-    """``number``, as the first process has it."""
+def broadcast(number: int) -> int:
+    """The ``number`` of process 0, in every process."""
     if jax.process_count() == 1:
         return number
     return int(multihost_utils.broadcast_one_to_all(np.asarray(number, np.int32)))
 
 
-def anywhere(happened: bool) -> bool:
-    """Has it happened in any of them?"""
+def any_process(happened: bool) -> bool:
+    """Whether ``happened`` is true in at least one process."""
     if jax.process_count() == 1:
         return happened
     return bool(np.any(multihost_utils.process_allgather(np.asarray(happened))))
 
 
-def by_first(action: Callable[[], object]) -> None:
-    """Lets the first process call ``action``; where that raises, every process raises.
+def on_main_process(action: Callable[[], object]) -> None:
+    """Calls ``action`` in process 0 alone. If ``action`` raises, every process raises.
 
-    The other processes raise RuntimeError with the first one's message.
+    The other processes raise RuntimeError with the message of process 0.
     """
     if jax.process_count() == 1:
         action()
         return
     failure, text = None, b""
-    if first():
+    if is_main_process():
         try:
             action()
         except Exception as error:
             failure, text = error, f"{type(error).__name__}: {error}".encode(errors="replace")
-    told = np.zeros(of_first(len(text)), np.uint8)
-    if not told.size:
+    message = np.zeros(broadcast(len(text)), np.uint8)
+    if not message.size:
         return
-    told[: len(text)] = np.frombuffer(text, np.uint8)
-    told = np.asarray(multihost_utils.broadcast_one_to_all(told))
+    message[: len(text)] = np.frombuffer(text, np.uint8)
+    message = np.asarray(multihost_utils.broadcast_one_to_all(message))
     if failure is not None:
         raise failure
-    raise RuntimeError(f"in the first process: {told.tobytes().decode(errors='replace')}")
+    raise RuntimeError(f"in the first process: {message.tobytes().decode(errors='replace')}")
 
 
-def wait(where: str) -> None:
-    """Until all are at the place of this name."""
+def barrier(name: str) -> None:
+    """Waits until every process has reached the barrier of this name."""
     if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(where)
+        multihost_utils.sync_global_devices(name)
 
 
 def spread(x: Any, sharding: NamedSharding) -> Any:
-    """``jax.device_put`` of a pytree that every process holds, onto devices of all of them."""
+    """The pytree ``x``, which every process holds, on devices of all processes: ``jax.device_put``."""
     if jax.process_count() == 1:
         return jax.device_put(x, sharding)
 

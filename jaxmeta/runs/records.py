@@ -1,7 +1,7 @@
-"""Strict JSON: what the files of a run and of a study hold, and how they are written.
+"""Strict JSON for the files of runs and studies.
 
-JSON has no infinite numbers. One is written as the string ``"Infinity"`` or ``"-Infinity"``, and `read` turns that string
-into the float again. A result that is not a number (NaN) is written as ``null``; a setting must not be one.
+JSON has no infinite numbers. They are written as the strings ``"Infinity"`` and ``"-Infinity"``, and `read` turns these
+strings into floats again. A NaN among results is written as ``null``; a NaN among settings is an error.
 """
 
 import contextlib
@@ -20,13 +20,13 @@ INFINITIES = {"Infinity": math.inf, "-Infinity": -math.inf}
 
 
 def plain(value: Any, name: str = "") -> Any:
-    """Settings as strict JSON holds them: dictionaries, lists, strings, finite numbers, booleans and None.
+    """Settings as JSON values: dictionaries, lists, strings, finite numbers, booleans and None.
 
-    Named tuples and dataclasses become dictionaries, numpy's and jax's numbers and arrays become numbers and lists,
-    paths become strings, and infinite numbers become the strings of `INFINITIES`.
+    Named tuples and dataclasses become dictionaries. Numbers and arrays of NumPy and jax become numbers and lists. Paths
+    become strings, and infinite numbers become the strings of `INFINITIES`.
 
     Raises:
-        TypeError, ValueError: an entry cannot be written, or could not be read back as it is; the message names it.
+        TypeError, ValueError: an entry cannot be written, or would be read back differently; the message names it.
     """
     if hasattr(value, "_asdict"):
         value = value._asdict()
@@ -58,7 +58,7 @@ def plain(value: Any, name: str = "") -> Any:
 
 
 def read(value: Any) -> Any:
-    """What `plain` was given: the strings of `INFINITIES` are numbers again."""
+    """``value`` with the strings of `INFINITIES` as numbers: the inverse of `plain`."""
     if isinstance(value, dict):
         return {key: read(x) for key, x in value.items()}
     if isinstance(value, list):
@@ -67,9 +67,9 @@ def read(value: Any) -> Any:
 
 
 def measured(value: Any) -> Any:
-    """Results as strict JSON holds them: as `plain`, but NaN is None, and keys and objects of other kinds are strings.
+    """Results as JSON values: as `plain`, but NaN is None, and other keys and objects become strings.
 
-    It raises nothing, for what was measured must not be lost.
+    It never raises, so that no result is lost.
     """
     if hasattr(value, "_asdict"):
         value = value._asdict()
@@ -86,17 +86,17 @@ def measured(value: Any) -> Any:
 
 
 def dumps(content: Any, **layout: Any) -> str:
-    """Strict JSON of what `plain` or `measured` made."""
+    """The strict JSON text of a result of `plain` or `measured`."""
     return json.dumps(content, allow_nan=False, **layout)
 
 
 def write(path: Path, content: Any) -> None:
-    """Writes ``content`` as strict JSON, all of the file or nothing of it."""
+    """Writes ``content`` as strict JSON; the file is written completely or not at all."""
     replace(path, dumps(content, indent=2, sort_keys=True) + "\n")
 
 
 def replace(path: Path, text: str) -> None:
-    """Writes all of a file or nothing of it."""
+    """Writes ``text``; the file is written completely or not at all."""
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(text, encoding="utf-8")
     temporary.replace(path)
@@ -107,7 +107,7 @@ def _infinity(value: float) -> str:
 
 
 def _numbers(value: Any, name: str) -> Any:
-    """An array as numbers in lists."""
+    """An array as nested lists of numbers."""
     try:
         return np.asarray(value).tolist()
     except TypeError as error:  # typed keys, traced arrays

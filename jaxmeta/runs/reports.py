@@ -1,4 +1,4 @@
-"""What scripts leave behind: a folder of their own, tables, and on which machine they ran."""
+"""Results of scripts: folders, tables, and the machine and code that produced them."""
 
 import ast
 import contextlib
@@ -18,7 +18,7 @@ from jaxmeta.runs import records, terminal
 
 
 def machine() -> str:
-    """Devices, CPU cores and versions, in words."""
+    """Devices, CPU cores and versions in one line."""
     return (
         f"{jax.device_count()} × {jax.devices()[0].device_kind}, {os.cpu_count()} CPU cores, "
         f"Python {platform.python_version()}, jax {jax.__version__}"
@@ -27,9 +27,9 @@ def machine() -> str:
 
 @contextlib.contextmanager
 def on_core(core: int | None) -> Iterator[None]:
-    """Programs that are started within run on one core alone, from their first instruction; None is on any.
+    """Pins the programs that are started inside to one core, from their first instruction; None pins none.
 
-    A program that pins itself may come too late: whatever computes while it is imported has its threads by then.
+    A program that pins itself may be too late: libraries may start threads when they are imported.
     """
     if core is None:
         yield
@@ -43,13 +43,13 @@ def on_core(core: int | None) -> Iterator[None]:
 
 
 def refuse_to_overwrite(folder: Path) -> None:
-    """Raises FileExistsError where there is something in ``folder``."""
+    """Raises FileExistsError unless ``folder`` is empty or missing."""
     if folder.is_dir() and any(folder.iterdir()):
         raise FileExistsError(f"{folder} is not empty: name another folder")
 
 
 def markdown(rows: Sequence[Mapping[str, str]]) -> list[str]:
-    """The lines of a Markdown table, a column a key; all rows have the first one's keys."""
+    """The lines of a Markdown table with a column for each key; all rows have the keys of the first."""
     names = list(rows[0])
     lines = ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
     return lines + ["| " + " | ".join(row[name] for name in names) + " |" for row in rows]
@@ -61,9 +61,9 @@ def leave(
     table: Sequence[Mapping[str, str]] | Sequence[str],
     **results: object,
 ) -> None:
-    """``results.json`` with settings, results and where they come from, and ``table.md``, which is shown, too.
+    """Writes ``results.json`` with settings, results and provenance, and writes and prints ``table.md``.
 
-    ``table`` is rows as `markdown` takes them, or lines as they are.
+    ``table`` holds rows for `markdown`, or finished lines.
     """
     lines = [x for x in table if isinstance(x, str)] or markdown(table)  # type: ignore[arg-type]
     record = records.measured({"settings": dict(settings), **provenance(), **results})
@@ -76,10 +76,10 @@ def leave(
 
 
 def provenance() -> dict[str, object]:
-    """Of a figure that the running script has measured: the machine, the command, the day and the code.
+    """Provenance of the running script's results: machine, command, date and code.
 
-    ``sources`` are digests of the library's files and of the script's own, by their paths in the repository;
-    ``benchmarks/ledger.py`` tells by them which figures are older than the code they measure.
+    ``sources`` are digests of the library's and the script's files, by path in the repository. ``benchmarks/ledger.py``
+    uses them to find figures that are older than the code they measure.
     """
     script = Path(sys.argv[0]).resolve()
     root = Path(__file__).parents[2]
@@ -99,11 +99,11 @@ def provenance() -> dict[str, object]:
 
 
 def digest(source: str) -> str:
-    """Hexadecimal digits that change when a Python source does, comments, docstrings and layout apart."""
+    """Hexadecimal digits that change with a Python source, but not with its comments, docstrings and layout."""
     tree = ast.parse(source)
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
-        if isinstance(body, list):  # strings that stand alone are documentation
+        if isinstance(body, list):  # strings on their own are documentation
             node.body = [  # type: ignore[attr-defined]
                 x
                 for x in body
@@ -113,7 +113,7 @@ def digest(source: str) -> str:
 
 
 def _plain(node: object) -> object:
-    """A syntax tree as lists, the same in every version of Python that has the syntax."""
+    """A syntax tree as lists, equal in all versions of Python that have the syntax."""
     if isinstance(node, ast.AST):
         fields = [(name, _plain(x)) for name, x in ast.iter_fields(node) if x not in (None, [])]
         return [type(node).__name__, fields]
@@ -125,7 +125,7 @@ def _within(path: Path, root: Path) -> str:
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
-    """A file of comma-separated values with a header line, a column a key."""
+    """Writes a file of comma-separated values with a header line and a column for each key."""
     with open(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()

@@ -1,11 +1,11 @@
-"""Where metrics go beside ``metrics.jsonl``: a sink, for `training.train`.
+"""Sinks: destinations of metrics beside ``metrics.jsonl``, for `training.train`.
 
     training.train(algorithm, family, config, sink=sinks.tensorboard("runs/board"))
 
-A sink is a function of a line: a meta-update's numbers by name, in which None stands for what is not finite. So
-``sink=print`` will do, or ``sink=lambda line: history.append(line["return/after"])``. A sink that has an end is a
-context manager that gives such a function, or a `PerRun`: the run opens it before its first line and closes it at its
-end, on errors and interrupts too.
+A sink is a function of a line: the numbers of a meta-update by name, with None for a number that is not finite. For
+example ``sink=print``, or ``sink=lambda line: history.append(line["return/after"])``. A sink that must be closed is a
+context manager that yields such a function, or a `PerRun`. The run opens it before the first line and closes it at its
+end, also on errors and interrupts.
 """
 
 import contextlib
@@ -19,24 +19,25 @@ from typing import Any, TypeAlias
 from jaxmeta import checks
 
 Write: TypeAlias = Callable[[Mapping[str, Any]], Any]
-"""Is given each line as soon as it is known."""
+"""A function that is called with each line."""
 
 
 @dataclasses.dataclass(frozen=True)
 class PerRun:
-    """A sink that every run opens anew, so that one may be given to several runs."""
+    """A sink that every run opens for itself, so that several runs can share it."""
 
     open: Callable[[], AbstractContextManager[Write]]
     """Opens it: ``with sink.open() as write: write(line)``."""
 
 
 Sink: TypeAlias = Write | AbstractContextManager[Write] | PerRun
+"""A function of a line, a context manager that yields one, or a `PerRun`."""
 
 
 def tensorboard(folder: str | os.PathLike) -> PerRun:
-    """Scalars by meta-update into event files in ``folder``: ``tensorboard --logdir FOLDER`` shows them.
+    """A sink for TensorBoard: scalars in event files in ``folder``, for ``tensorboard --logdir FOLDER``.
 
-    The members of a population have a curve each. Needs tensorboardX; raises ImportError without it.
+    Each member of a population has its own curves. Needs tensorboardX; raises ImportError without it.
     """
     try:
         from tensorboardX import SummaryWriter
@@ -60,9 +61,9 @@ def tensorboard(folder: str | os.PathLike) -> PerRun:
 
 
 def wandb(**settings: Any) -> PerRun:
-    """Scalars by meta-update into a run of Weights & Biases; ``settings`` are of ``wandb.init``.
+    """A sink for Weights & Biases: scalars by meta-update; ``settings`` are arguments of ``wandb.init``.
 
-    Every training run is a run of its own there, beside any that the program has open. With ``mode="offline"`` no
+    Every training run becomes a new run there, beside any run that the program has open. With ``mode="offline"`` no
     account is needed. Needs wandb; raises ImportError without it.
     """
     try:
@@ -97,9 +98,9 @@ def check(sink: Any) -> None:
 
 @contextlib.contextmanager
 def opened(sink: Sink) -> Iterator[Write]:
-    """The function of a line that ``sink`` is or gives; closed at the end.
+    """The sink's function of a line; the sink is closed at the end.
 
-    What closing raises becomes a warning: the run that it belongs to is already saved.
+    An exception while closing becomes a warning, because the run is already saved.
     """
     context = sink.open() if isinstance(sink, PerRun) else sink
     if not isinstance(context, AbstractContextManager):
@@ -128,7 +129,7 @@ def opened(sink: Sink) -> Iterator[Write]:
 
 
 def _values(line: Mapping[str, Any]) -> dict[str, float]:
-    """The finite numbers of a line; a population's member is a part of their names."""
+    """The finite numbers of a line by name; in a population the name includes the member."""
     member = "".join(f"{name} {line[name]}/" for name in ("setting", "seed") if name in line)
     place = ("update", "setting", "seed")
     return {f"{member}{name}": x for name, x in line.items() if name not in place and x is not None}

@@ -1,7 +1,7 @@
-"""What is shown, on whatever terminal there is: nothing that fails to be shown ends a run.
+"""Text on any terminal: an output that fails never ends a run.
 
-The stream may hold few characters, be closed, be missing, be a stand-in that can only be written to, or be a pipe
-that nobody reads.
+A standard stream may lack characters, be closed, be missing, be a replacement with a ``write`` only, or be a pipe
+without a reader.
 """
 
 import contextlib
@@ -15,18 +15,18 @@ from rich.file_proxy import FileProxy
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 PLAIN = str.maketrans({"→": "->", "×": "x", "–": "-", "━": "-", "…": "...", "²": "2"})
-"""How characters are written that a stream cannot hold; "?" stands for any other."""
+"""Replacements for characters that a stream cannot encode; any other such character becomes "?"."""
 
 
 class Stream:
-    """A stream that takes any text and raises nothing: what cannot be written is left out from then on."""
+    """A stream that accepts any text and never raises. After a failed write it stays silent."""
 
     def __init__(self, file: Any) -> None:
         self._file = file
 
     @property
     def encoding(self) -> str:
-        """Of the stream; ASCII where it names none."""
+        """Encoding of the stream; ASCII if it names none."""
         return getattr(self._file, "encoding", None) or "ascii"
 
     def write(self, text: str) -> int:
@@ -60,16 +60,18 @@ class Stream:
         try:
             action()
         except Exception as error:
-            if isinstance(error, BrokenPipeError):  # or the interpreter would try again as it ends
+            if isinstance(
+                error, BrokenPipeError
+            ):  # else the interpreter would write again at its exit
                 with contextlib.suppress(Exception):
                     os.dup2(os.open(os.devnull, os.O_WRONLY), self._file.fileno())
             self._file = None
 
 
 def console(name: Literal["stdout", "stderr"], *, quiet: bool = False) -> Console:
-    """A Rich console on a standard stream, whatever that is."""
+    """A Rich console on a standard stream of any kind."""
     file = Stream(getattr(sys, name))
-    # In a notebook Rich would ask for ipywidgets, or fill the page with escape codes.
+    # In a notebook Rich would need ipywidgets, or print escape codes.
     return Console(
         file=file,  # type: ignore[arg-type]
         force_jupyter=False,
@@ -79,14 +81,14 @@ def console(name: Literal["stdout", "stderr"], *, quiet: bool = False) -> Consol
 
 
 def say(text: str, name: Literal["stdout", "stderr"] = "stdout") -> None:
-    """Prints a line."""
+    """Prints ``text`` and a newline on a standard stream."""
     stream = Stream(getattr(sys, name))
     stream.write(text + "\n")
     stream.flush()
 
 
 def held(text: str, encoding: str) -> str:
-    """``text`` in characters that ``encoding`` holds."""
+    """``text`` with replacements for characters that ``encoding`` lacks."""
 
     def character(x: str) -> str:
         try:
@@ -100,7 +102,7 @@ def held(text: str, encoding: str) -> str:
 
 @contextlib.contextmanager
 def progress(shown_on: Console, done: int, total: int, status: str) -> Iterator["Line"]:
-    """A progress line of meta-updates, which the caller fills."""
+    """A progress line of meta-updates, for the caller to update."""
     bar = Progress(
         TextColumn("meta-update"),
         MofNCompleteColumn(),
@@ -109,7 +111,7 @@ def progress(shown_on: Console, done: int, total: int, status: str) -> Iterator[
         TextColumn("left"),
         TimeRemainingColumn(),
         console=shown_on,
-        auto_refresh=False,  # a thread's errors would be shown by nobody's leave
+        auto_refresh=False,  # errors of a refresh thread could not be caught
     )
     streams = sys.stdout, sys.stderr
     line = Line(bar)
@@ -120,7 +122,7 @@ def progress(shown_on: Console, done: int, total: int, status: str) -> Iterator[
     finally:
         with contextlib.suppress(Exception, SystemExit):
             bar.stop()
-        # Rich stands before the streams meanwhile, and stays there where it could not stop.
+        # Rich replaces the standard streams meanwhile, and leaves its replacements if it fails to stop.
         if isinstance(sys.stdout, FileProxy):
             sys.stdout = streams[0]
         if isinstance(sys.stderr, FileProxy):
@@ -128,27 +130,27 @@ def progress(shown_on: Console, done: int, total: int, status: str) -> Iterator[
 
 
 class Line:
-    """A progress line. Once something could not be shown, nothing more is."""
+    """A progress line. After the first failure it shows nothing more."""
 
     def __init__(self, bar: Progress) -> None:
         self._bar = bar
         self._on = True
 
     def attempt(self, action: Callable[[], object]) -> None:
-        """Calls ``action``; what it raises turns the line off."""
+        """Calls ``action``; an exception turns the line off."""
         if not self._on:
             return
         try:
             action()
-        except (Exception, SystemExit):  # Rich ends the program where a pipe is broken
+        except (Exception, SystemExit):  # Rich exits the program on a broken pipe
             self._on = False
 
     def update(self, done: int, status: str) -> None:
-        """Shows how far it is."""
+        """Shows the number of meta-updates done and a status."""
         row = self._bar.task_ids[0] if self._bar.task_ids else None
         if row is not None:
             self.attempt(lambda: self._bar.update(row, completed=done, status=status, refresh=True))
 
     def say(self, text: str) -> None:
-        """Prints a line above."""
+        """Prints a line above the progress line."""
         self.attempt(lambda: self._bar.console.print(text, highlight=False))

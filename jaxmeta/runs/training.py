@@ -1,8 +1,7 @@
-"""The host's loop: everything around a meta-algorithm's pure ``step``.
+"""Training on the host: compilation, reports, checkpoints and interrupts around a meta-algorithm's pure ``step``.
 
-Meta-updates are compiled, many at a time, into one program that runs until the host wants to look:
-however many it is asked for, the program is the same, so a run compiles once and its numbers do not
-depend on where it was looked at, stopped or resumed.
+One compiled program does many meta-updates in one call. The number of meta-updates is an argument of the program, so a
+run compiles once, and its numbers do not depend on when it reported, stopped or resumed.
 """
 
 import contextlib
@@ -24,6 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from orbax.checkpoint import CheckpointManager
 from rich.console import Console
 
 from jaxmeta import checks
@@ -34,28 +34,24 @@ from jaxmeta.tasks.promises import check_promises
 from jaxmeta.types import MetaAlgorithm
 
 METRICS_FILE = "metrics.jsonl"
-
-
 CONFIG_FILE = "config.json"
-
-
 CHECKPOINT_FOLDER = "checkpoints"
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """How long, on how many tasks and from which seed to train."""
+    """Settings of a training run: its length, its tasks and its seed."""
 
     meta_updates: int = 500
-    """Meta-updates in all; a resumed run may ask for more than the first did."""
+    """Meta-updates in all. A resumed run may set more than the run before."""
     num_tasks: int = 20
     """Tasks in each meta-update (M)."""
     seed: int = 0
-    """Seed of everything random."""
+    """Seed of all random keys."""
     checkpoint_every: int = 100
-    """Meta-updates between checkpoints; one is written at the end in any case."""
+    """Meta-updates between checkpoints. The last meta-update is always checkpointed."""
     report_seconds: float = 1.0
-    """About how often progress is shown and metrics are written."""
+    """Approximate seconds between two reports: a progress line and lines of metrics."""
 
     def __post_init__(self) -> None:
         checks.at_least("meta_updates", self.meta_updates, 1)
@@ -66,35 +62,38 @@ class Config:
 
 
 MAY_CHANGE = ("training.meta_updates", "training.checkpoint_every", "training.report_seconds")
-"""Settings that a resumed run may change; all others must be as they were."""
+"""Settings that a resumed run may change. All others must equal the saved ones."""
 
 
 MAX_UPDATES_PER_CALL = 100
 
 
 PLACE = ("update", "seconds", "setting", "seed")
-"""What a line of the metrics holds beside them; no metric may be called so."""
+"""Entries of a line beside the metrics. No metric may have one of these names."""
 
 
 class Run(NamedTuple):
-    """A training run between two meta-updates: all that it takes to go on."""
+    """A training run between two meta-updates: everything needed to continue it."""
 
     key: jax.Array
-    state: Any  # of the meta-algorithm
-    num_updates: jax.Array  # [], int32: meta-updates so far
+    """Key of all meta-updates to come."""
+    state: Any
+    """State of the meta-algorithm; ``state.meta`` is what the learner reads."""
+    num_updates: jax.Array
+    """``[]``, int32: meta-updates so far."""
 
 
 def begin(key: jax.Array, *, algorithm: MetaAlgorithm, hyper: Any = None) -> Run:
-    """A run before its first meta-update; ``hyper`` of None is the algorithm's own."""
+    """A run before its first meta-update. ``hyper=None`` means the algorithm's own hyper-parameters."""
     init_key, run_key = jax.random.split(key)
-    told = () if hyper is None else (hyper,)
-    return Run(run_key, _strong(algorithm.init(init_key, *told)), jnp.zeros((), jnp.int32))
+    given = () if hyper is None else (hyper,)
+    return Run(run_key, _strong(algorithm.init(init_key, *given)), jnp.zeros((), jnp.int32))
 
 
 def begin_population(seeds: Any, hypers: Sequence[Any] | None, *, algorithm: MetaAlgorithm) -> Run:
-    """Runs before their first meta-update, of each of H settings with each of ``seeds [S]``: ``[H, S]``.
+    """Runs before their first meta-update, ``[H, S]``: each of H settings with each of ``seeds [S]``.
 
-    ``hypers`` of None is the algorithm's own setting, H = 1.
+    ``hypers=None`` means the algorithm's own hyper-parameters, H = 1.
     """
     settings = [None] if hypers is None else hypers
     stacked = jax.tree.map(lambda *x: jnp.asarray(x, float), *settings)
@@ -116,14 +115,14 @@ def advance(
     max_updates: int = MAX_UPDATES_PER_CALL,
     mesh: Mesh | None = None,
 ) -> tuple[Run, dict[str, jax.Array]]:
-    """``num_updates []`` meta-updates on fresh training tasks: ``(run, metrics [max_updates])``.
+    """``(run, metrics [max_updates])`` after ``num_updates []`` meta-updates on fresh training tasks.
 
-    A pure function: ``jit`` it, and ``vmap`` it over runs for seeds or hyper-parameters. ``num_updates``
-    is traced and at most ``max_updates``; the metrics' rows beyond it are zero. With a ``mesh`` the
-    tasks are spread over its axis ``"tasks"``; the compiler turns their mean into one all-reduce.
+    The function is pure: ``jit`` it, and ``vmap`` it over runs for seeds or hyper-parameters. ``num_updates`` is traced
+    and at most ``max_updates``; rows of the metrics beyond ``num_updates`` are zero. With a ``mesh`` the tasks are
+    spread over its axis ``"tasks"``, and the compiler turns their mean into one all-reduce.
 
-    Raises TypeError while it is traced where a metric is no scalar, or where ``algorithm.step`` returns a state of
-    other arrays than it was given.
+    Raises TypeError, while it is traced, if a metric is no scalar or if ``algorithm.step`` returns a state whose arrays
+    differ from those that it was given.
     """
 
     def update(run: Run) -> tuple[Run, dict[str, jax.Array]]:
@@ -149,7 +148,7 @@ def advance(
 
 
 def _strong(tree: Any) -> Any:
-    """The same numbers as arrays whose types are their own and do not yield to others'."""
+    """The same numbers as arrays without weak types."""
 
     def strong(x: Any) -> Any:
         if jnp.issubdtype(getattr(x, "dtype", bool), jax.dtypes.prng_key):
@@ -160,14 +159,15 @@ def _strong(tree: Any) -> Any:
 
 
 def _check_metrics(metrics: Any) -> None:
+    """Raises unless ``metrics`` are real scalars or booleans by name."""
     if not isinstance(metrics, Mapping):
         raise TypeError(f"metrics={metrics!r} must be a dictionary of scalars by name")
     for name, x in metrics.items():
         if not isinstance(name, str):
-            raise TypeError(f"the metric {name!r} must be called by a string")
+            raise TypeError(f"the metric {name!r} must have a string as its name")
         if name in PLACE:
             raise ValueError(
-                f"the metric {name!r} must be called otherwise: a line of the metrics has an entry of that name"
+                f"the metric {name!r} needs another name: a line of the metrics has an entry of that name"
             )
         if not isinstance(x, bool | int | float) and not hasattr(x, "dtype"):
             raise TypeError(f"the metric {name!r} is {x!r}; it must be a scalar")
@@ -208,37 +208,37 @@ def train(
     console: Console | None = None,
     sink: Sink | None = None,
 ) -> Run:
-    """Meta-trains and returns the run; ``run.state.meta`` is what was learned.
+    """The meta-trained run; ``run.state.meta`` holds the learned parameters.
 
     Args:
-        algorithm: What to train.
-        family: Where its tasks come from.
-        config: How long, on how many tasks, from which seed.
-        initial: A `Run`, or the state of one, to begin from in place of ``algorithm.init``: what another run has
-            learned, say, to go on with other settings. The seed still gives the keys, and meta-updates count from 0.
-            ``config.json`` holds its SHA-256.
-        folder: Where to leave ``config.json``, ``metrics.jsonl`` (a line per meta-update) and
-            checkpoints; None leaves nothing. From before compiling the folder is this run's alone. A run that was
-            killed before its first checkpoint may be begun again in the same folder.
-        resume: Go on from the newest checkpoint in ``folder``; the result is bit-equal to that of a run
-            that was never stopped.
+        algorithm: The meta-algorithm to train.
+        family: The family whose training tasks are drawn.
+        config: The run's length, its tasks and its seed.
+        initial: A `Run`, or the state of one, to start from instead of ``algorithm.init``; for example to continue
+            another run with other settings. Keys still come from the seed, and meta-updates count from 0.
+            ``config.json`` holds the SHA-256 of ``initial``.
+        folder: Folder for ``config.json``, ``metrics.jsonl`` (a line per meta-update) and checkpoints; None writes no
+            files. The run holds the folder from before compilation to its end. A run that was killed before its first
+            checkpoint may be started again in the same folder.
+        resume: Continue from the newest checkpoint in ``folder``. The result is bit-equal to the result of a run
+            without a stop.
         description: Settings that identify the algorithm and the family, as `records.plain` takes them. They are kept
-            in ``config.json`` and in each checkpoint, and compared on resuming. None is the family's name and horizon;
-            `experiments.load` then needs the algorithm and the family.
-        console: Where progress is shown; None shows it on standard error.
-        sink: Where else metrics go: any function of a line, or what `sinks` has. What it raises ends the run, once the
-            state is checkpointed in ``folder``. A resumed run begins anew at its checkpoint, so a sink may see
-            an ``update`` twice.
+            in ``config.json`` and in each checkpoint, and compared on resuming. None means the family's name and
+            horizon; `experiments.load` then needs the algorithm and the family.
+        console: Console for progress; None means standard error.
+        sink: A second destination of the metrics: any function of a line, or a sink of `sinks`. An exception in the sink
+            ends the run, after a checkpoint is saved in ``folder``. A resumed run repeats the meta-updates since its
+            checkpoint, so a sink may get an ``update`` twice.
 
     Raises:
         FileExistsError: ``folder`` is not empty and ``resume`` is off, or another run holds it.
-        checkpoints.CheckpointError: nothing to resume from, a damaged checkpoint or one of another run,
-            or the run has gone further than ``config.meta_updates``.
-        KeyboardInterrupt: after an interrupt (or SIGTERM), once the state is checkpointed in ``folder``
-            (without one it is gone); a second interrupt stops at once.
+        checkpoints.CheckpointError: there is no checkpoint to resume from; it is damaged or belongs to another run; or
+            the run has done more than ``config.meta_updates``.
+        KeyboardInterrupt: after an interrupt (or SIGTERM), once a checkpoint is saved in ``folder``; without a folder
+            the state is lost. A second interrupt stops at once.
         ValueError: the number of devices does not divide ``config.num_tasks``; ``initial`` while resuming.
-        TypeError: a metric is no scalar; ``initial``, or the state after a meta-update, has other arrays than
-            ``algorithm.init`` makes.
+        TypeError: a metric is no scalar; or the arrays of ``initial``, or of the state after a meta-update, differ from
+            those that ``algorithm.init`` makes.
         tasks.InvalidEnvironment: the family breaks a promise (see `tasks.check_promises`).
     """
     check_promises(family)
@@ -263,7 +263,7 @@ def train(
         }
 
         def newborn() -> Run:
-            # Copied, for the run's buffers are written in place.
+            # A copy, because training overwrites the run's buffers.
             copied = jax.tree.map(partial(jnp.array, copy=True), first)
             return Run(jax.random.split(key)[1], _strong(copied), jnp.zeros((), jnp.int32))
 
@@ -295,25 +295,25 @@ def train_population(
     console: Console | None = None,
     sink: Sink | None = None,
 ) -> Run:
-    """Meta-trains every setting with every seed in one program: `train`, mapped. The runs, ``[H, S]``.
+    """The meta-trained runs of every setting with every seed, ``[H, S]``, trained in one program.
 
-    A member is the run that `train` would be with its seed and its settings, to rounding.
+    Up to rounding, a member equals the run that `train` returns for its seed and its setting.
 
     Args:
-        algorithm: What to train.
-        family: Where its tasks come from.
-        config: As of `train`; ``config.seed`` is the first of the seeds.
-        num_seeds: S, seeds of each setting, one after the other.
-        hypers: H settings, as ``algorithm.init(key, hyper)`` takes them; None is the algorithm's own.
-        folder: As of `train`; a line of ``metrics.jsonl`` is one member's meta-update and names its
+        algorithm: The meta-algorithm to train.
+        family: The family whose training tasks are drawn.
+        config: As in `train`; ``config.seed`` is the first seed.
+        num_seeds: S, the number of consecutive seeds of each setting.
+        hypers: H settings, as ``algorithm.init(key, hyper)`` takes them; None means the algorithm's own.
+        folder: As in `train`. A line of ``metrics.jsonl`` is one member's meta-update and names its
             ``setting`` (the place in ``hypers``) and ``seed``.
-        resume: As of `train`.
-        description: As of `train`; seeds and settings are added to it.
-        console: As of `train`.
-        sink: As of `train`.
+        resume: As in `train`.
+        description: As in `train`; seeds and settings are added to it.
+        console: As in `train`.
+        sink: As in `train`.
 
     Raises:
-        ValueError: no seeds or no settings; and what `train` raises.
+        ValueError: there are no seeds or no settings. Errors of `train` are raised too.
     """
     checks.at_least("num_seeds", num_seeds, 1)
     _check_hypers(hypers)
@@ -330,8 +330,8 @@ def train_population(
         )
 
     description = _described(description, family)
-    told = [] if hypers is None else [jax.tree.map(float, _named(hyper)) for hyper in hypers]
-    description = {**description, "population": {"num_seeds": num_seeds, "hypers": told}}
+    settings = [] if hypers is None else [jax.tree.map(float, _named(hyper)) for hyper in hypers]
+    description = {**description, "population": {"num_seeds": num_seeds, "hypers": settings}}
     one = _meta_updates(algorithm, family, config, mesh)
     return _train(
         newborn,
@@ -348,6 +348,7 @@ def train_population(
 
 
 Call = Callable[[Run, jax.Array], tuple[Run, dict[str, jax.Array]]]
+"""``(run, num_updates []) -> (run, metrics)``."""
 
 
 def _meta_updates(
@@ -359,7 +360,7 @@ def _meta_updates(
 
 
 def _named(hyper: Any) -> Any:
-    """A NamedTuple by its names."""
+    """A NamedTuple as a dictionary; anything else as it is."""
     return hyper._asdict() if hasattr(hyper, "_asdict") else hyper
 
 
@@ -376,119 +377,211 @@ def _train(
     console: Console | None,
     sink: Sink | None,
 ) -> Run:
-    """The loop of `train` and `train_population`; ``members`` are told apart by what their lines hold."""
+    """The trained run of `train` or `train_population`.
+
+    ``members`` are the entries that tell the lines of one member from those of another.
+    """
     described: dict[str, Any] = records.plain({**description, "training": config})
-    output = None if folder is None else checks.path("folder", folder)
-    checks.field("resume", resume, bool)
-    if sink is not None:
-        sinks.check(sink)
-    if resume and output is None:
-        raise ValueError("resume=True needs the folder to resume from")
+    output = _checked_output(folder, resume, sink)
     with contextlib.ExitStack() as stack:
         interrupted = stack.enter_context(_deferred_interrupts())
         if output is not None:
             checks.folder("folder", output)
             stack.enter_context(_owned(output, resume))
         if console is None:
-            console = terminal.console("stderr", quiet=not processes.first())
+            console = terminal.console("stderr", quiet=not processes.is_main_process())
         began = time.perf_counter()
         if resume:
             assert output is not None
             described = _with_its_beginning(described, output)
-            done, run = checkpoints.restore(
-                output / CHECKPOINT_FOLDER, jax.eval_shape(newborn), described, ignore=MAY_CHANGE
-            )
-            if done > config.meta_updates:
-                raise checkpoints.CheckpointError(
-                    f"meta_updates={config.meta_updates}, but the run in {output} has done {done}"
-                )
+            done, run = _restored(newborn, config, output, described)
             if done == config.meta_updates:
                 return run
         else:
             done, run = 0, newborn()
-        processes.wait("before anything is written")
+        processes.barrier("before anything is written")
         if mesh is not None:
             run = processes.spread(run, NamedSharding(mesh, PartitionSpec()))
-        line = stack.enter_context(
-            terminal.progress(
-                console, done, config.meta_updates, "compiling (this can take a minute)"
-            )
+        progress = terminal.progress(
+            console, done, config.meta_updates, "compiling (this can take a minute)"
         )
-        # Donated: the run's buffers are written in place, and only the new run is ever referred to.
+        line = stack.enter_context(progress)
+        # The run is donated: its buffers are overwritten, and only the new run may be used afterwards.
         traced = jax.jit(call, donate_argnums=0).lower(run, jnp.zeros((), jnp.int32))
         write: sinks.Write | None = None
-        if sink is not None and processes.first():
+        if sink is not None and processes.is_main_process():
             write = stack.enter_context(sinks.opened(sink))
         program = traced.compile()
         line.say(f"compiled in {time.perf_counter() - began:.0f} s")
-        manager = metrics_file = None
+        files = None
         if output is not None:
-            if processes.first():
-                records.write(output / CONFIG_FILE, described)
-            manager = stack.enter_context(checkpoints.open_manager(output / CHECKPOINT_FOLDER))
-            checkpoints.save(manager, done, run, described)
-            if processes.first():
-                path = output / METRICS_FILE
-                _cut_metrics(path, done)
-                metrics_file = stack.enter_context(path.open("a", encoding="utf-8"))
-        seconds_per_update = None
-        while done < config.meta_updates:
-            next_checkpoint = (done // config.checkpoint_every + 1) * config.checkpoint_every
-            limit = min(config.meta_updates, next_checkpoint)
-            count = 1
-            if seconds_per_update is not None:
-                count = int(config.report_seconds / max(seconds_per_update, 1e-6))
-            count = processes.of_first(max(1, min(count, MAX_UPDATES_PER_CALL, limit - done)))
-            began = time.perf_counter()
-            run, rows = program(run, jnp.asarray(count, jnp.int32))
-            rows = {name: x.reshape(len(members), -1) for name, x in jax.device_get(rows).items()}
-            seconds = time.perf_counter() - began
-            seconds_per_update = seconds / count
-            lines = [
-                _numbers({name: column[place, i] for name, column in rows.items()})
-                | {"update": done + i + 1, "seconds": round(seconds_per_update, 6)}
-                | member
-                for i in range(count)
-                for place, member in enumerate(members)
-            ]
-            done += count
-            if metrics_file is not None:
-                text = "".join(records.dumps(x, sort_keys=True) + "\n" for x in lines)
-                _append(metrics_file, text)
-            line.update(done, terminal.held(_status(lines, seconds), console.encoding))
-            failure = None
-            if write is not None:
-                try:
-                    for x in lines:
-                        write(x)
-                except BaseException as error:  # whatever it is, what was learned is saved first
-                    failure = error
-            stop = processes.anywhere(interrupted() or failure is not None)
-            if manager is not None and (done == limit or stop):
-                checkpoints.save(manager, done, run, described)
-            if failure is not None:
-                raise failure
-            if stop:
-                raise KeyboardInterrupt(f"stopped after {done} meta-updates")
+            files = stack.enter_context(_opened_files(output, done, run, described))
+        outputs = _Outputs(line, console.encoding, write, files)
+        return _updated(
+            program, run, done, config, members=members, outputs=outputs, interrupted=interrupted
+        )
+
+
+def _checked_output(
+    folder: str | os.PathLike | None, resume: bool, sink: Sink | None
+) -> Path | None:
+    """The folder to write to, or None; raises unless ``folder``, ``resume`` and ``sink`` are right."""
+    output = None if folder is None else checks.path("folder", folder)
+    checks.field("resume", resume, bool)
+    if sink is not None:
+        sinks.check(sink)
+    if resume and output is None:
+        raise ValueError("resume=True needs the folder to resume from")
+    return output
+
+
+def _restored(
+    newborn: Callable[[], Run], config: Config, output: Path, described: Mapping[str, Any]
+) -> tuple[int, Run]:
+    """``(meta-updates done, run)`` of the newest checkpoint; raises CheckpointError where the run is past ``config``."""
+    done, run = checkpoints.restore(
+        output / CHECKPOINT_FOLDER, jax.eval_shape(newborn), described, ignore=MAY_CHANGE
+    )
+    if done > config.meta_updates:
+        raise checkpoints.CheckpointError(
+            f"meta_updates={config.meta_updates}, but the run in {output} has done {done}"
+        )
+    return done, run
+
+
+class _Files(NamedTuple):
+    """The open files of a run's folder."""
+
+    manager: CheckpointManager
+    metrics: TextIO | None
+    """None in all processes but process 0."""
+    described: Mapping[str, Any]
+
+    def append(self, lines: list[dict]) -> None:
+        """Appends lines to ``metrics.jsonl``."""
+        if self.metrics is not None:
+            _append(self.metrics, "".join(records.dumps(x, sort_keys=True) + "\n" for x in lines))
+
+    def save(self, done: int, run: Run) -> None:
+        """Writes the checkpoint after ``done`` meta-updates."""
+        checkpoints.save(self.manager, done, run, self.described)
+
+
+@contextlib.contextmanager
+def _opened_files(
+    output: Path, done: int, run: Run, described: Mapping[str, Any]
+) -> Iterator[_Files]:
+    """The files of a run's folder, with ``config.json`` and the first checkpoint written."""
+    with contextlib.ExitStack() as stack:
+        if processes.is_main_process():
+            records.write(output / CONFIG_FILE, described)
+        manager = stack.enter_context(checkpoints.open_manager(output / CHECKPOINT_FOLDER))
+        checkpoints.save(manager, done, run, described)
+        metrics = None
+        if processes.is_main_process():
+            path = output / METRICS_FILE
+            _cut_metrics(path, done)
+            metrics = stack.enter_context(path.open("a", encoding="utf-8"))
+        yield _Files(manager, metrics, described)
+
+
+class _Outputs(NamedTuple):
+    """The places to which a run's lines go."""
+
+    line: terminal.Line
+    encoding: str
+    write: sinks.Write | None
+    files: _Files | None
+
+    def report(self, lines: list[dict], done: int, seconds: float) -> BaseException | None:
+        """Writes and shows the lines of one call; returns the exception that the sink raised, or None."""
+        if self.files is not None:
+            self.files.append(lines)
+        self.line.update(done, terminal.held(_status(lines, seconds), self.encoding))
+        if self.write is not None:
+            try:
+                for x in lines:
+                    self.write(x)
+            except BaseException as error:  # of any kind: the caller saves a checkpoint first
+                return error
+        return None
+
+
+def _updated(
+    program: Call,
+    run: Run,
+    done: int,
+    config: Config,
+    *,
+    members: Sequence[dict[str, Any]],
+    outputs: _Outputs,
+    interrupted: Callable[[], bool],
+) -> Run:
+    """The run after ``config.meta_updates``: calls the program until then, with reports and checkpoints between calls."""
+    seconds_per_update = None
+    while done < config.meta_updates:
+        next_checkpoint = (done // config.checkpoint_every + 1) * config.checkpoint_every
+        limit = min(config.meta_updates, next_checkpoint)
+        count = _num_updates(config, limit - done, seconds_per_update)
+        began = time.perf_counter()
+        run, rows = program(run, jnp.asarray(count, jnp.int32))
+        rows = {name: x.reshape(len(members), -1) for name, x in jax.device_get(rows).items()}
+        seconds = time.perf_counter() - began
+        seconds_per_update = seconds / count
+        lines = _lines(rows, members, done, count, seconds_per_update)
+        done += count
+        failure = outputs.report(lines, done, seconds)
+        stop = processes.any_process(interrupted() or failure is not None)
+        if outputs.files is not None and (done == limit or stop):
+            outputs.files.save(done, run)
+        if failure is not None:
+            raise failure
+        if stop:
+            raise KeyboardInterrupt(f"stopped after {done} meta-updates")
     return run
 
 
+def _num_updates(config: Config, most: int, seconds_per_update: float | None) -> int:
+    """Meta-updates of the next call: those of ``report_seconds``, at most ``most``; 1 in the first call."""
+    count = 1
+    if seconds_per_update is not None:
+        count = int(config.report_seconds / max(seconds_per_update, 1e-6))
+    return processes.broadcast(max(1, min(count, MAX_UPDATES_PER_CALL, most)))
+
+
+def _lines(
+    rows: Mapping[str, Any],
+    members: Sequence[dict[str, Any]],
+    done: int,
+    count: int,
+    seconds_per_update: float,
+) -> list[dict[str, Any]]:
+    """One line for each of ``count`` meta-updates and each member, from ``rows [members, max_updates]``."""
+    return [
+        _numbers({name: column[place, i] for name, column in rows.items()})
+        | {"update": done + i + 1, "seconds": round(seconds_per_update, 6)}
+        | member
+        for i in range(count)
+        for place, member in enumerate(members)
+    ]
+
+
 def _check_hypers(hypers: Any) -> None:
-    """Raises unless ``hypers`` are settings of one structure, of numbers, in a list; or None."""
+    """Raises unless ``hypers`` is None or a list of settings of one structure whose leaves are numbers."""
     if hypers is None:
         return
     if not isinstance(hypers, list | tuple) or hasattr(hypers, "_fields"):
         raise TypeError(f"hypers={hypers!r} must be a list of settings: [Hyper(...), ...]")
     if not hypers:
         raise ValueError("hypers=[] must hold at least one setting, or be None")
-    checks.alike(**{f"hypers[{i}]": hyper for i, hyper in enumerate(hypers)})
+    checks.same_structure(**{f"hypers[{i}]": hyper for i, hyper in enumerate(hypers)})
     for i, hyper in enumerate(hypers):
         for path, x in jax.tree_util.tree_leaves_with_path(hyper):
             checks.between(f"hypers[{i}]{jax.tree_util.keystr(path)}", x, -math.inf, math.inf)
 
 
 def _described(description: Mapping[str, Any] | None, family: TaskFamily) -> dict[str, Any]:
-    """What is known of a run whose algorithm and family nobody describes."""
+    """The description as a dictionary; without one, the family's name and horizon."""
     if description is None:
         return {"family": family.name, "horizon": family.horizon}
     if not isinstance(description, Mapping):
@@ -496,13 +589,13 @@ def _described(description: Mapping[str, Any] | None, family: TaskFamily) -> dic
     for name in ("training", "population", "initial"):
         if name in description:
             raise ValueError(
-                f"description has {name!r}, which the run itself writes: name it otherwise"
+                f"description has {name!r}, which the run itself writes: use another name"
             )
     return dict(description)
 
 
 def _with_its_beginning(description: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """A resumed run's description, with the digest of what the run began from, if it was given something."""
+    """A resumed run's description, with the digest of its ``initial`` if it had one."""
     with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
         begun = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))["initial"]
         return {**description, "initial": begun}
@@ -511,11 +604,11 @@ def _with_its_beginning(description: dict[str, Any], folder: Path) -> dict[str, 
 
 @contextlib.contextmanager
 def _owned(folder: Path, resume: bool) -> Iterator[None]:
-    """Within it the folder is this run's: claimed, and empty unless the run resumes.
+    """Holds the folder for this run: claimed, and empty unless the run resumes.
 
-    A run that ends before its first checkpoint leaves nothing in the folder.
+    A run that ends before its first checkpoint leaves no files in the folder.
     """
-    if resume and not folder.is_dir():  # nothing to claim; restoring says so
+    if resume and not folder.is_dir():  # nothing to claim; restoring raises the error
         yield
         return
     with contextlib.ExitStack() as stack:
@@ -527,7 +620,8 @@ def _owned(folder: Path, resume: bool) -> Iterator[None]:
                 )
 
         def claim() -> None:
-            # First without a claim: one that outlived its process would make what a user keeps here a run's.
+            # Before claiming, refuse a full folder without a claim: if this process were killed, its stale claim
+            # would mark a user's own files as those of a run, and the next run would remove them.
             if not resume and folder.is_dir() and not (folder / claims.CLAIM_FILE).exists():
                 refuse_if_full()
             stale = stack.enter_context(claims.claimed(folder))
@@ -541,17 +635,17 @@ def _owned(folder: Path, resume: bool) -> Iterator[None]:
             if not resume:
                 refuse_if_full()
 
-        processes.by_first(claim)
+        processes.on_main_process(claim)
         try:
             yield
         except BaseException:
-            if not resume and processes.first():
+            if not resume and processes.is_main_process():
                 _clear(folder)
             raise
 
 
 def _clear(folder: Path) -> None:
-    """Removes what a run left that ended before its first checkpoint; does nothing where there is one."""
+    """Removes the files of a run that ended before its first checkpoint; keeps all files if there is a checkpoint."""
     kept = folder / CHECKPOINT_FOLDER
     if kept.is_dir() and any(x.name.isdigit() for x in kept.iterdir()):
         return
@@ -562,17 +656,17 @@ def _clear(folder: Path) -> None:
 
 
 def enable_compilation_cache(folder: str | os.PathLike | None = None) -> None:
-    """Keeps compiled programs on disk, so that a second start of the same program is quick.
+    """Turns on jax's cache of compiled programs on disk, so that a program starts faster the second time.
 
-    ``folder`` defaults to ``$JAX_COMPILATION_CACHE_DIR``, else ``~/.cache/jaxmeta``. Nothing is kept where there is no
-    home, or where that variable is empty.
+    ``folder`` defaults to ``$JAX_COMPILATION_CACHE_DIR``, else ``~/.cache/jaxmeta``. Without a home directory, or with
+    an empty variable, the cache stays off.
     """
     if folder is None:
         folder = os.environ.get("JAX_COMPILATION_CACHE_DIR")
     if folder is None:
         try:
             folder = Path.home() / ".cache" / "jaxmeta"
-        except RuntimeError:  # a user whom the system does not know
+        except RuntimeError:  # a user without an entry in the system
             return
     if not os.fspath(folder):
         return
@@ -581,9 +675,9 @@ def enable_compilation_cache(folder: str | os.PathLike | None = None) -> None:
 
 
 def device_mesh(num_tasks: int) -> Mesh | None:
-    """All devices on one axis, ``"tasks"``; None where there is just one.
+    """All devices on one axis, ``"tasks"``; None with a single device.
 
-    Raises ValueError where the number of devices does not divide ``num_tasks``.
+    Raises ValueError if the number of devices does not divide ``num_tasks``.
     """
     devices = len(jax.devices())
     if devices == 1:
@@ -595,7 +689,10 @@ def device_mesh(num_tasks: int) -> Mesh | None:
 
 @contextlib.contextmanager
 def _deferred_interrupts() -> Iterator[Callable[[], bool]]:
-    """Within it, a first SIGINT or SIGTERM is only noted: the compiled call in flight owns the state."""
+    """Delays a first SIGINT or SIGTERM; yields a function that tells whether one has arrived.
+
+    The compiled call in flight owns the state, so it must end before the state can be saved.
+    """
     noted = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield noted.is_set
@@ -615,21 +712,22 @@ def _deferred_interrupts() -> Iterator[Callable[[], bool]]:
 
 
 def _status(lines: list[dict], seconds: float) -> str:
-    """The returns and the speed of some meta-updates, in words."""
+    """Mean returns and speed of some meta-updates, for the progress line."""
     before, after = (_mean(lines, f"return/{when}") for when in ("before", "after"))
     steps = sum(line.get("env_steps") or 0 for line in lines)
     return f"return {before} → {after} {steps / seconds / 1000:,.0f}k env steps/s"
 
 
 def _mean(lines: list[dict], name: str) -> str:
+    """Mean of one metric over the lines that have it, as text."""
     values = [line[name] for line in lines if line.get(name) is not None]
     return f"{sum(values) / len(values):.2f}" if values else "none"
 
 
 def _numbers(metrics: dict[str, Any]) -> dict[str, float | int | bool | None]:
-    """JSON numbers; None for what is not finite, and for a mean return over no episodes at all.
+    """JSON numbers; None for a number that is not finite and for a mean return over no episodes.
 
-    Of a mean ``return/X``, ``episodes/X`` is the number of episodes, where it is there.
+    ``episodes/X``, if there is one, is the number of episodes behind the mean return ``return/X``.
     """
     numbers = {name: _number(x) for name, x in metrics.items()}
     for name in numbers:
@@ -639,12 +737,13 @@ def _numbers(metrics: dict[str, Any]) -> dict[str, float | int | bool | None]:
 
 
 def _number(x: Any) -> float | int | bool | None:
-    """A JSON number; None for what JSON cannot hold."""
+    """A JSON number; None for a number that is not finite."""
     value = x.item()
     return value if math.isfinite(value) else None
 
 
 def _append(file: TextIO, text: str) -> None:
+    """Appends and flushes; an OSError says what to do."""
     try:
         file.write(text)
         file.flush()
@@ -657,7 +756,7 @@ def _append(file: TextIO, text: str) -> None:
 
 
 def _cut_metrics(path: Path, done: int) -> None:
-    """Drops lines past meta-update ``done``: they are about to be computed again."""
+    """Drops lines after meta-update ``done``, which are computed again."""
     kept = []
     if path.exists():
         for line in path.read_text(encoding="utf-8").splitlines():

@@ -1,8 +1,8 @@
-"""Families of tasks: what varies from one lifetime to the next.
+"""Families of tasks: distributions of environments that differ from one lifetime to the next.
 
-`make` returns a family by its name in `FAMILIES`; `TaskFamily` is for your own environments and `transform` makes one
-family of another. `check` tries a family before anything is trained on it. What an environment must hand over is in
-`door`; where it does not, an `InvalidEnvironment` names the part and what would be right.
+`make` returns a family by its name in `FAMILIES`. `TaskFamily` makes a family of your own environment, and `transform`
+makes one family from another. `check` tries a family before training. `door` has the rules for environments; an
+environment that breaks one raises an `InvalidEnvironment`, which names the part and what would be right.
 """
 
 import inspect
@@ -30,7 +30,7 @@ from jaxmeta.tasks import (
     translation,
     xland,
 )
-from jaxmeta.tasks.door import InvalidEnvironment
+from jaxmeta.tasks.environments import InvalidEnvironment
 from jaxmeta.tasks.family import SPLITS, TaskFamily, content_hash, sample_tasks
 from jaxmeta.tasks.promises import Checked, check, check_promises
 
@@ -69,7 +69,7 @@ FAMILIES: dict[str, Callable[..., TaskFamily]] = {
     "translation": translation.translation,
     "summarisation": summarisation.summarisation,
 }
-"""Constructors by name; each takes keyword settings with defaults. Add your own under a new name."""
+"""Constructors by name; each takes keyword settings with defaults. You may add your own under a new name."""
 
 
 def names() -> list[str]:
@@ -78,7 +78,7 @@ def names() -> list[str]:
 
 
 def describe(name: str) -> str:
-    """What varies in the family called ``name``, in one line: the first of its constructor's docstring."""
+    """A line on the family called ``name``: the first line of its constructor's docstring."""
     checks.choice("family", name, FAMILIES)
     return inspect.getdoc(FAMILIES[name]).splitlines()[0]  # type: ignore[union-attr]
 
@@ -87,9 +87,8 @@ def make(name: str, **settings: Any) -> TaskFamily:
     """The family called ``name`` with the given settings.
 
     Raises:
-        ValueError: the name or a setting's name is unknown, with the nearest ones; or a setting's
-            value is out of range.
-        TypeError: a setting is not of the type that its constructor says.
+        ValueError: the name or a setting's name is unknown, or a setting's value is out of range.
+        TypeError: a setting is not of the type that the constructor annotates.
     """
     checks.choice("family", name, FAMILIES)
     constructor = FAMILIES[name]
@@ -98,7 +97,7 @@ def make(name: str, **settings: Any) -> TaskFamily:
     for setting, value in settings.items():
         checks.choice(f"setting of family {name!r}", setting, known)
         settings[setting] = value = checks.plain(value)
-        # A family of your own may have no annotations; integers its constructor checks, range and all.
+        # A user's constructor may have no annotations. Integers are checked by the constructor, with their range.
         if setting in kinds and kinds[setting] is not int:
             checks.field(setting, value, kinds[setting])
     return constructor(**settings)

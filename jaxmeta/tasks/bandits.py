@@ -1,11 +1,11 @@
 """Bandits: arms of unknown mean reward, pulled a fixed number of times.
 
 Duan et al. 2016, "RL²: fast reinforcement learning via slow reinforcement learning", section 3.1:
-independent Bernoulli arms, means uniform in [0, 1]. Wang et al. 2016, "Learning to reinforcement learn",
-section 3.1: two Bernoulli arms whose means may tell of each other.
+independent Bernoulli arms, means uniform in [0, 1]. Wang et al. 2016, "Learning to reinforcement learn", section 3.1:
+two Bernoulli arms whose means may depend on each other.
 
-An episode is all the pulls of a task, so one episode is a whole trial. There is nothing to see: what
-an agent knows of the arms it knows from its previous actions and rewards.
+An episode holds all pulls of a task, so one episode is a whole trial. Observations carry no information: an agent
+learns of the arms from its previous actions and rewards alone.
 """
 
 import dataclasses
@@ -27,36 +27,36 @@ WORSE_MEAN = {"easy": 0.1, "medium": 0.25, "hard": 0.4}
 
 @struct.dataclass
 class BanditParams:
-    """The task: what each arm is worth."""
+    """The task: the mean rewards of the arms."""
 
-    mean: jax.Array  # [A], mean reward of a pull
+    mean: jax.Array
+    """``[A]``, mean reward of a pull."""
 
 
 @struct.dataclass
 class BanditState:
-    """The pulls made."""
+    """The number of pulls."""
 
-    time: jax.Array  # [], int32
+    time: jax.Array
+    """``[]``, int32: pulls so far."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Bandit(environment.Environment[Any, Any]):
-    """The environment; two with equal settings are equal, so that they share compiled programs.
+    """The environment of the family. Environments with equal settings are equal and share compiled programs.
 
     The observation is always ``[1.0]``. An episode never terminates: it is cut off after ``num_pulls``.
-
-    Attributes:
-        num_arms: A.
-        num_pulls: Time limit of an episode, in pulls.
-        reward: ``"bernoulli"`` is 1 with the arm's mean as its probability, else 0; ``"gaussian"`` is
-            the arm's mean and noise.
-        reward_noise: Standard deviation of a Gaussian reward around its mean.
     """
 
     num_arms: int = 5
+    """A."""
     num_pulls: int = 10
+    """Time limit of an episode, in pulls."""
     reward: str = "bernoulli"
+    """``"bernoulli"`` is 1 with the arm's mean as its probability, else 0; ``"gaussian"`` is the arm's mean plus
+    noise."""
     reward_noise: float = 1.0
+    """Standard deviation of a Gaussian reward around its mean."""
 
     @property
     def default_params(self) -> BanditParams:
@@ -107,9 +107,8 @@ def optimal_return(task: BanditParams, *, num_pulls: int) -> jax.Array:
 def bernoulli_bandit(*, num_arms: int = 5, num_pulls: int = 10) -> TaskFamily:
     """Independent Bernoulli arms, those of RL²: means uniform in [0, 1] for train and test.
 
-    Out of distribution, means are uniform in [0, 0.5]: every arm looks poor to an agent that expects
-    the means of training, and it searches for too long. Training's support is everything, so theirs
-    lies within it.
+    Out of distribution, means are uniform in [0, 0.5]. To an agent that expects the means of training every arm looks
+    poor, and it searches too long. The support of training is everything, so these means lie within it.
 
     Args:
         num_arms: A, at least 1.
@@ -128,8 +127,8 @@ def gaussian_bandit(
 ) -> TaskFamily:
     """Independent Gaussian arms: means N(0, 1) for train and test, rewards N(mean, reward_noise²).
 
-    Out of distribution, means are N(2, 1): every arm looks good to an agent that expects the means of
-    training, and it settles too soon. The support is that of training, everything.
+    Out of distribution, means are N(2, 1). To an agent that expects the means of training every arm looks good, and it
+    settles too soon. The support is everything in both cases.
 
     Args:
         num_arms: A, at least 1.
@@ -150,10 +149,9 @@ def dependent_bandit(
     kind: Literal["uniform", "easy", "medium", "hard", "independent"] = "uniform",
     num_pulls: int = 100,
 ) -> TaskFamily:
-    """Two Bernoulli arms, those of Wang et al. 2016; but for one kind their means add up to 1.
+    """Two Bernoulli arms, those of Wang et al. 2016; their means add up to 1, except in the kind "independent".
 
-    Out of distribution the means are those of the kind ``"hard"``, or of ``"easy"`` where that is the
-    one trained on.
+    Out of distribution the means are those of the kind ``"hard"``, or of ``"easy"`` if the training kind is ``"hard"``.
 
     Args:
         kind: How the means are drawn for train and test. ``"uniform"``: p and 1 - p with p uniform in

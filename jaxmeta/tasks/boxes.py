@@ -1,8 +1,9 @@
-"""What the sides of a `Box` mean: one definition for policies, random agents, transformations and rollouts.
+"""Bounds of a `Box`: one definition for policies, random agents, transformations and rollouts.
 
-A side is *unbounded* where its bound is infinite, the largest number of the space's dtype (of 32 bits or more where that
-is of integers), or so large (`UNBOUNDED`) that the width of such a range has no square in float32. Every dimension has a *nominal range*, which is what policies are centred and scaled by,
-what random agents draw from uniformly and what actions are mirrored and rotated in:
+A side is *unbounded* if its bound is infinite, or the largest number of the space's dtype (for integers, of a dtype of
+32 bits or more), or at least `UNBOUNDED`, so large that the square of a range's width overflows float32. Every
+dimension has a *nominal range*. Policies are centred in it and scaled by it, random agents draw uniformly from it, and
+transformations mirror and rotate actions in it:
 
 | bounded     | nominal range    |
 |-------------|------------------|
@@ -11,7 +12,7 @@ what random agents draw from uniformly and what actions are mirrored and rotated
 | above only  | ``[high - 2, high]`` |
 | on no side  | ``[-1, 1]``      |
 
-The environment gets an action clipped to the bounds that there are, never to the nominal range.
+The environment gets actions clipped to the finite bounds, never to the nominal range.
 """
 
 from typing import Any, NamedTuple
@@ -22,23 +23,25 @@ import numpy as np
 from gymnax.environments import spaces
 
 UNBOUNDED = 1e18
-"""A bound of this magnitude or more is none."""
+"""A bound of this magnitude or more counts as infinite."""
 
 
 class Range(NamedTuple):
     """Ends of a range, one entry for each dimension, float64 ``[*shape]``."""
 
     low: np.ndarray
+    """``[*shape]``, the lower ends."""
     high: np.ndarray
+    """``[*shape]``, the upper ends."""
 
     @property
     def middle(self) -> np.ndarray:
-        """The centres of the dimensions, ``[*shape]``."""
+        """Centres of the ranges, ``[*shape]``."""
         return (self.low + self.high) / 2
 
     @property
     def half_width(self) -> np.ndarray:
-        """Half of their widths, ``[*shape]``."""
+        """Half the widths of the ranges, ``[*shape]``."""
         return (self.high - self.low) / 2
 
 
@@ -57,7 +60,7 @@ def bounds(space: spaces.Box) -> Range:
         raise ValueError(
             f"bounds of shapes {np.shape(space.low)} and {np.shape(space.high)} do not fit a Box of shape {shape}"
         ) from None
-    if not np.all(low <= high):  # a NaN is neither
+    if not np.all(low <= high):  # a NaN fails every comparison
         raise ValueError(f"Box bounds low={space.low}, high={space.high} must have low <= high")
     if np.any(low == np.inf) or np.any(high == -np.inf):
         raise ValueError(
@@ -76,7 +79,7 @@ def bounds(space: spaces.Box) -> Range:
 
 
 def nominal(space: spaces.Box) -> Range:
-    """The nominal range of every dimension; see the module. Raises ValueError as `bounds` does."""
+    """The nominal range of every dimension, as the module defines it; raises ValueError as `bounds` does."""
     low, high = bounds(space)
     below, above = np.isfinite(low), np.isfinite(high)
     return Range(
@@ -86,10 +89,10 @@ def nominal(space: spaces.Box) -> Range:
 
 
 def scaled(name: str, space: spaces.Box) -> Range:
-    """`nominal` of a space to whose half widths numbers may be scaled.
+    """The nominal range of a space, checked so that numbers can be scaled by its half widths.
 
     Raises:
-        ValueError: the space, which is called ``name``, is of integers, empty, or in a dimension without a width.
+        ValueError: the space has integers, is empty, or has a dimension of width 0; the message calls it ``name``.
     """
     if is_integer(space):
         raise ValueError(
@@ -112,7 +115,7 @@ def is_integer(space: spaces.Space) -> bool:
 
 
 def sample(key: jax.Array, space: spaces.Box) -> jax.Array:
-    """A uniform draw from the nominal range, both ends included where the space is of integers, ``[*shape]``."""
+    """A uniform draw from the nominal range, ``[*shape]``; for integers both ends are included."""
     low, high = nominal(space)
     if is_integer(space):
         drawn = jax.random.randint(key, space.shape, low.astype(int), high.astype(int) + 1)
@@ -122,13 +125,13 @@ def sample(key: jax.Array, space: spaces.Box) -> jax.Array:
 
 
 def clip(action: jax.Array, space: spaces.Box) -> jax.Array:
-    """``action [*shape]`` clipped to the bounds that the space has; as it is where there are none."""
+    """``action [*shape]`` clipped to the finite bounds of the space."""
     low, high = bounds(space)
     if not np.any(np.isfinite(low) | np.isfinite(high)):
         return action
     if jnp.issubdtype(action.dtype, jnp.integer):
         info = jnp.iinfo(action.dtype)
-        # Not by way of floats, which the largest integers round to others.
+        # Bounds stay integers: as floats the largest ones would be rounded.
         low = np.array([info.min if x == -np.inf else int(x) for x in low.flat]).reshape(low.shape)
         high = np.array([info.max if x == np.inf else int(x) for x in high.flat]).reshape(
             high.shape
@@ -137,7 +140,7 @@ def clip(action: jax.Array, space: spaces.Box) -> jax.Array:
 
 
 def _largest(dtype: Any) -> float:
-    """The number from which on a bound of this dtype is none."""
+    """The smallest bound that counts as infinite for this dtype."""
     if jnp.issubdtype(dtype, jnp.integer):
         info = jnp.iinfo(dtype)
         return float(info.max) if info.bits >= 32 else np.inf

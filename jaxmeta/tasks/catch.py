@@ -1,8 +1,8 @@
 """Catch: move a paddle under a falling ball; gymnax's Catch-bsuite.
 
 Osband et al. 2020, "Behaviour suite for reinforcement learning", section 2.2: 10 rows, 5 columns, +1 for
-the ball caught and -1 for the ball missed, which ends the episode. One task alone, for what was learned
-elsewhere to be tried on; or many, with the controls or the columns permuted.
+the ball caught and -1 for the ball missed, which ends the episode. By default there is a single task, to test learners
+that were trained elsewhere. With the controls or the columns permuted there are many.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ from jaxmeta.tasks.family import TaskFamily
 
 
 def follow(task: Any, obs: jax.Array) -> jax.Array:
-    """Towards the ball's column, int32 ``[]``: 0 is left, 2 right. It always gets there in time."""
+    """The move towards the ball's column, int32 ``[]``: 0 is left, 2 is right. The paddle always gets there in time."""
     paddle = jnp.argmax(obs[-1])
     ball = jnp.argmax(jnp.max(obs[:-1], axis=0))
     return (1 + jnp.sign(ball - paddle)).astype(jnp.int32)
@@ -32,7 +32,7 @@ def catch(
     Args:
         horizon: Time limit of an episode, in steps; the ball is down after 9.
         permuted_actions: Draw which action goes left, stays and goes right.
-        permuted_columns: Draw the order in which the columns are seen.
+        permuted_columns: Draw the order of the observed columns.
     """
     family = transform.from_gymnax("Catch-bsuite", horizon=horizon)
     family = dataclasses.replace(family, optimal_action=follow)

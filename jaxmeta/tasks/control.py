@@ -2,11 +2,10 @@
 
 A task multiplies chosen physical constants by independent factors, log-uniform in [1/scale, scale] for
 train and test. Out of distribution every factor lies outside that range, on either side of it, up to a
-factor of sqrt(scale) further. The dynamics are gymnax's; the tests hold CartPole's and Pendulum's against
-gymnasium's.
+factor of sqrt(scale) further. The dynamics are gymnax's; tests compare CartPole and Pendulum with gymnasium.
 
-Each family has an ``expert_action``: a short classical controller told the task. None is proven optimal,
-but CartPole's reaches the horizon in all but the hardest tasks, which no policy can outdo.
+Each family has an ``expert_action``: a short classical controller that is told the task. No expert is proven optimal,
+but CartPole's reaches the horizon, which is the maximum, in all but the hardest tasks.
 """
 
 import functools
@@ -24,12 +23,12 @@ from jaxmeta.tasks.family import Controller, TaskFamily
 
 @functools.cache
 def _environment(name: str) -> Any:
-    """One environment per name: gymnax environments hash by identity, and each new one compiles anew."""
+    """The environment of a name, made once: gymnax environments hash by identity, so a new one would compile again."""
     return gymnax.make(name)[0]
 
 
 def _factors(key: jax.Array, fields: tuple[str, ...], scale: float, outside: bool) -> jax.Array:
-    """One factor per field, ``[F]``: log-uniform within [1/scale, scale] or just outside of it."""
+    """One factor per field, ``[F]``: log-uniform in [1/scale, scale] or just outside."""
     size_key, sign_key = jax.random.split(key)
     shape, log_scale = (len(fields),), math.log(scale)
     if outside:
@@ -91,9 +90,9 @@ def _acrobot_derived(params: Any) -> Any:
 
 
 def balance(task: Any, obs: jax.Array) -> jax.Array:
-    """CartPole: push to where the pole will fall, leaning it gently towards the middle of the track.
+    """Expert of CartPole: pushes to the side where the pole will fall, and leans it slightly to the middle of the track.
 
-    ``obs [4] -> action []``: the sign of a linear feedback, time measured in units of the pole's own, sqrt(length / gravity).
+    ``obs [4] -> action []``: the sign of a linear feedback. The unit of time is sqrt(length / gravity) of the pole.
     """
     x, x_dot, theta, theta_dot = obs
     time = jnp.sqrt(task.length / task.gravity)
@@ -103,12 +102,11 @@ def balance(task: Any, obs: jax.Array) -> jax.Array:
 
 
 def swing_up(task: Any, obs: jax.Array) -> jax.Array:
-    """Pendulum, ``[1]``: pump energy until it is that of standing upright; there, linear feedback.
+    """Expert of Pendulum, ``[1]``: pumps energy up to the energy of standing upright; near the top, linear feedback.
 
-    Energy shaping after Åström and Furuta 2000, "Swinging up a pendulum by energy control". Upright the
-    closed loop is critically damped at the rate sqrt(3 g / 2 l) at which the free rod falls. Where the
-    speed limit keeps the top out of reach (about a sixth of the tasks out of distribution, with large
-    gravity and a short rod) it swings on below.
+    Energy shaping after Åström and Furuta 2000, "Swinging up a pendulum by energy control". Near the top the closed loop
+    is critically damped at the rate sqrt(3 g / 2 l), at which the free rod falls. In about a sixth of the tasks out of
+    distribution (large gravity, short rod) the speed limit keeps the top out of reach, and the rod swings on below.
     """
     cos, sin, theta_dot = obs
     fall = 1.5 * task.g / task.l  # upright, acceleration = fall * theta + torque / inertia
@@ -121,19 +119,19 @@ def swing_up(task: Any, obs: jax.Array) -> jax.Array:
 
 
 def rock(task: Any, obs: jax.Array) -> jax.Array:
-    """MountainCar: full throttle the way the idling car would be going four steps from now.
+    """Expert of MountainCar: full throttle in the direction in which the idling car would move four steps from now.
 
-    ``obs [2] -> action []``. Pushing along the velocity gains energy; looking ahead turns the engine round in time.
+    ``obs [2] -> action []``. A push along the velocity adds energy. Looking ahead reverses the engine in time.
     """
     position, velocity = obs
     return 2 * (velocity > 4 * task.gravity * jnp.cos(3 * position)).astype(jnp.int32)
 
 
 def pump(task: Any, obs: jax.Array) -> jax.Array:
-    """Acrobot: full torque on the joint against the swing of the first link.
+    """Expert of Acrobot: full torque on the joint against the swing of the first link.
 
-    ``obs [6] -> action []``. The joint's torque does work at the rate torque × velocity_2; as the arm swings the two velocities are
-    mostly opposed, and timing by the first link keeps the second from spinning on its own.
+    ``obs [6] -> action []``. The joint's torque does work at the rate torque × velocity_2. While the arm swings, the two
+    velocities mostly have opposite signs. Timing by the first link keeps the second from spinning on its own.
     """
     return 2 * (obs[4] < 0).astype(jnp.int32)
 

@@ -1,9 +1,9 @@
-"""Deep sea: one way down leads to the treasure, and which action goes right differs from cell to cell.
+"""Deep sea: only one way down leads to the treasure. Which action goes right differs from cell to cell.
 
 bsuite's experiment (Osband et al. 2020, "Behaviour suite for reinforcement learning", section 2.2), in
 gymnax's dynamics: from the top left corner of an N×N grid each step goes a row down and a column to the
-left or right. The treasure, worth 1, is in the bottom right corner: all N steps must go right, and each
-costs 0.01 / N. Nothing on the way says so, which takes an undirected search 2^N episodes.
+left or right. The treasure, of reward 1, is in the bottom right corner: all N steps must go right, and each costs
+0.01 / N. No reward on the way points to it, so an undirected search needs 2^N episodes.
 """
 
 import dataclasses
@@ -21,21 +21,21 @@ OUT_OF_DISTRIBUTION_PROBABILITY = 0.9
 
 
 def go_right(task: Any, obs: jax.Array) -> jax.Array:
-    """The action that goes right from the cell that is seen, int32 ``[]``."""
+    """The action that goes right from the observed cell, int32 ``[]``."""
     mapping = task.drawn["action_mapping"]
     return mapping.reshape(-1)[jnp.argmax(jnp.ravel(obs))]
 
 
 def optimal_return(task: Any) -> jax.Array:
-    """The treasure without what it costs to go right all the way, ``[]``."""
+    """The treasure minus the cost of going right all the way, ``[]``."""
     return 1.0 - task.inner.unscaled_move_cost
 
 
 def deep_sea(*, length: int = 8) -> TaskFamily:
     """Deep sea with the action that goes right drawn for each cell, by a fair coin.
 
-    The splits' coins are as fair for train and test, which have a task in common once in 2^(N (N + 1) / 2)
-    draws; out of distribution action 1 goes right with a probability of 0.9.
+    The coins of train and test are fair; two draws are the same task with probability 2^(-N (N + 1) / 2). Out of
+    distribution action 1 goes right with probability 0.9.
 
     Args:
         length: N: rows, columns and steps of an episode.

@@ -1,10 +1,9 @@
-"""The discounting chain: the first action chooses when a reward comes, and later ones do nothing.
+"""The discounting chain: the first action chooses when a reward comes; later actions have no effect.
 
 bsuite's experiment (Osband et al. 2020, "Behaviour suite for reinforcement learning") as in gymnax's
-``DiscountingChain-bsuite``: five chains pay after 1, 3, 10, 30 and 100 steps, all of them 1 but one, 1.1.
-Which one is the task. An agent that discounts is drawn to the first chain, wherever the better one is:
-it takes the right discount to learn what is right, and a meta-gradient of the discount with the wrong
-value function leads away from it (Bonnet, Midgley & Laterre 2022, "Debiasing meta-gradient reinforcement
+``DiscountingChain-bsuite``: five chains pay after 1, 3, 10, 30 and 100 steps. Four pay 1 and one pays 1.1; the task is
+which one. An agent that discounts prefers the first chain, wherever the better one is. So learning needs the right
+discount, and a meta-gradient of the discount with the wrong value function leads away from it (Bonnet, Midgley & Laterre 2022, "Debiasing meta-gradient reinforcement
 learning by learning the outer value function").
 """
 
@@ -25,32 +24,33 @@ REWARD_STEPS = (1, 3, 10, 30, 100)
 
 @struct.dataclass
 class DiscountingChainParams:
-    """The task: what the chains pay."""
+    """The task: the rewards of the chains."""
 
-    reward: jax.Array  # [5]
+    reward: jax.Array
+    """``[5]``, reward of each chain."""
 
 
 @struct.dataclass
 class DiscountingChainState:
-    """The chain chosen, and the steps taken."""
+    """The chosen chain and the steps taken."""
 
-    chain: jax.Array  # [], int32: -1 before the first action
-    time: jax.Array  # [], int32
+    chain: jax.Array
+    """``[]``, int32: the chosen chain; -1 before the first action."""
+    time: jax.Array
+    """``[]``, int32: steps taken in the episode."""
 
 
 @dataclasses.dataclass(frozen=True)
 class DiscountingChain(environment.Environment[Any, Any]):
-    """The environment; two with equal settings are equal, so that they share compiled programs.
+    """The environment of the family. Environments with equal settings are equal and share compiled programs.
 
-    Observations are ``[2]``: the chain, -1 before the first action; then the share of the horizon that
-    has passed. Actions are the chains. Chain i pays with step ``REWARD_STEPS[i]``, if the episode is
-    that long. The horizon is the task's own end and terminates the episode: the time can be seen.
-
-    Attributes:
-        horizon: Steps of an episode.
+    Observations are ``[2]``: the chain (-1 before the first action) and the share of the horizon that has passed.
+    Actions are the chains. Chain i pays at step ``REWARD_STEPS[i]``, if the episode is long enough. The horizon is part
+    of the task and terminates the episode; the agent observes the time.
     """
 
     horizon: int = 100
+    """Steps of an episode."""
 
     @property
     def default_params(self) -> DiscountingChainParams:
@@ -99,27 +99,28 @@ class DiscountingChain(environment.Environment[Any, Any]):
 
 
 def optimal_action(task: DiscountingChainParams, obs: jax.Array, *, horizon: int) -> jax.Array:
-    """The chain that pays most, int32 ``[]``: after the first step any action will do."""
+    """The chain that pays most, int32 ``[]``; after the first step all actions are equal."""
     return jnp.argmax(_paid(task, horizon)).astype(jnp.int32)
 
 
 def optimal_return(task: DiscountingChainParams, *, horizon: int) -> jax.Array:
-    """What the best chain pays, ``[]``, undiscounted."""
+    """The reward of the best chain, ``[]``, undiscounted."""
     return jnp.max(_paid(task, horizon))
 
 
 def _paid(task: DiscountingChainParams, horizon: int) -> jax.Array:
+    """Rewards of the chains, 0 for a chain that pays after the horizon, ``[5]``."""
     return jnp.where(jnp.array(REWARD_STEPS) <= horizon, task.reward, 0.0)
 
 
 def discounting_chain(*, horizon: int = 100, best_chain: int | None = None) -> TaskFamily:
-    """Chains of which one, each as likely, pays 1.1 and the others 1, for train and test.
+    """Discounting chains: one of the five, drawn uniformly, pays 1.1 and the others pay 1, for train and test.
 
     There are only these five tasks. Out of distribution the better chain pays 1.2.
 
     Args:
-        horizon: Steps of an episode, at least 1; chains that would pay later pay nothing.
-        best_chain: The chain that pays more, for the one task of bsuite's ``mapping_seed``; None draws it.
+        horizon: Steps of an episode, at least 1; a chain that would pay later pays nothing.
+        best_chain: The chain that pays more, as for one ``mapping_seed`` of bsuite; None draws it.
     """
     checks.at_least("horizon", horizon, 1)
     num_chains = len(REWARD_STEPS)

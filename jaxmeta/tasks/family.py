@@ -1,4 +1,4 @@
-"""What a family of tasks is."""
+"""Families of tasks: an environment with samplers of its parameters."""
 
 import dataclasses
 import hashlib
@@ -11,7 +11,7 @@ import numpy as np
 from gymnax.environments import spaces
 
 from jaxmeta import checks
-from jaxmeta.tasks import boxes, door
+from jaxmeta.tasks import boxes, environments, time_limit
 from jaxmeta.types import Task
 
 SPLITS = ("train", "test", "out_of_distribution")
@@ -22,40 +22,36 @@ Controller = Callable[[Task, jax.Array], jax.Array]
 
 @dataclasses.dataclass(frozen=True)
 class TaskFamily:
-    """A static gymnax environment and samplers of the parameters that make it one task or another.
-
-    Attributes:
-        name: The name under which `jaxmeta.tasks.make` knows it.
-        env: A gymnax environment (``reset_env``, ``step_env``, ``is_truncated``; else ``reset`` and ``step``). Everything that tells
-            one task from another is a traced leaf of its parameters and nothing of it is drawn in
-            ``reset_env``, so an episode's end never changes the task. Unless it promises by an attribute ``ends_by`` that its
-            episodes end by the horizon, it is kept in a `door.TimeLimit`, which sees to that; ``family.env.env`` is then the
-            environment that was given.
-        horizon: The time limit of an episode, in steps. An environment may end its episodes sooner.
-        train: ``key -> task``: the tasks to learn from.
-        test: ``key -> task``: held-out tasks of the same distribution.
-        out_of_distribution: ``key -> task``: tasks outside the training distribution's support; where
-            that is everything, tasks of another law.
-        optimal_action: ``(task, obs) -> action`` of an optimal policy told the task, where a closed
-            form exists.
-        optimal_return: ``task -> expected return`` of an episode under an optimal policy told the task,
-            where it is computed exactly; for families whose optimal policy needs more than ``obs``.
-        expert_action: ``(task, obs) -> action`` of a good controller told the task, hand-written or searched
-            for, where no optimum is known: a mark to measure by, not a bound.
-        action_features: ``obs -> φ(s, ·) [A, F]``: what softmax-linear policies, π(a|s) ∝ exp(φ(s, a)·θ), see of
-            the A actions; None is the observation in a block of features for each action.
-    """
+    """A static gymnax environment with samplers of its tasks, which are parameters of the environment."""
 
     name: str
+    """The name for `jaxmeta.tasks.make`."""
     env: Any
+    """A gymnax environment (``reset_env``, ``step_env``, ``is_truncated``; else ``reset`` and ``step``). Tasks may
+    differ only in traced leaves of the parameters. ``reset_env`` must not draw any part of the task, so that the
+    end of an episode never changes the task. An environment may promise by an attribute ``ends_by`` that its
+    episodes end by the horizon. Without that promise it is put into a `time_limit.TimeLimit`, and
+    ``family.env.env`` is the given environment."""
     horizon: int
+    """The time limit of an episode, in steps. An environment may end its episodes sooner."""
     train: Sampler
+    """``key -> task``: training tasks."""
     test: Sampler
+    """``key -> task``: held-out tasks of the same distribution."""
     out_of_distribution: Sampler
+    """``key -> task``: tasks outside the support of the training distribution; if that support is everything, tasks
+    of another distribution."""
     optimal_action: Controller | None = None
+    """``(task, obs) -> action`` of an optimal policy that is told the task, if a closed form exists."""
     optimal_return: Callable[[Task], jax.Array] | None = None
+    """``task -> expected return`` of an episode under an optimal policy that is told the task, if it is computed
+    exactly; for families whose optimal policy needs more than ``obs``."""
     expert_action: Controller | None = None
+    """``(task, obs) -> action`` of a good controller that is told the task, hand-written or found by search. It is
+    a reference to measure against, not a bound."""
     action_features: Callable[[jax.Array], jax.Array] | None = None
+    """``obs -> φ(s, ·) [A, F]``, features of the A actions for softmax-linear policies, π(a|s) ∝ exp(φ(s, a)·θ);
+    None means the observation in a block of features for each action."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str):
@@ -67,27 +63,27 @@ class TaskFamily:
         for name in ("optimal_action", "optimal_return", "expert_action", "action_features"):
             if not (getattr(self, name) is None or callable(getattr(self, name))):
                 raise TypeError(f"{name}={getattr(self, name)!r} must be a function, or None")
-        door.check_is_environment(self.env)
-        promised = door.ends_by(self.env)
+        environments.check_is_environment(self.env)
+        promised = time_limit.ends_by(self.env)
         if self.optimal_return is not None and promised not in (None, self.horizon):
             raise ValueError(
                 f"optimal_return is of the horizon {promised} that the environment has, and horizon={self.horizon}: make "
                 "the family with that horizon, or set optimal_return to None"
             )
-        object.__setattr__(self, "env", door.limited(self.env, self.horizon))
+        object.__setattr__(self, "env", time_limit.limited(self.env, self.horizon))
 
     @property
     def action_space(self) -> spaces.Discrete | spaces.Box:
-        """The action space of the environment's default task; raises `door.InvalidEnvironment` where it is none."""
-        return door.action_space(self.env)
+        """The action space of the environment's default task; raises `InvalidEnvironment` unless it is one."""
+        return environments.action_space(self.env)
 
     @property
     def observation_shape(self) -> tuple[int, ...]:
-        """Shape of one observation, ``()`` for a scalar; raises `door.InvalidEnvironment` without a space of one array."""
-        return tuple(door.observation_space(self.env).shape)
+        """Shape of one observation, ``()`` for a scalar; raises `InvalidEnvironment` unless observations are one array."""
+        return tuple(environments.observation_space(self.env).shape)
 
     def random_action(self, key: jax.Array) -> jax.Array:
-        """A uniform draw from the action space: of a `Box`, from its nominal range (see `boxes`)."""
+        """A uniform draw from the action space; for a `Box`, from its nominal range (see `boxes`)."""
         space = self.action_space
         if isinstance(space, spaces.Discrete):  # one random number, where `randint` takes four
             return jnp.floor(space.n * jax.random.uniform(key)).astype(space.dtype)
@@ -96,7 +92,7 @@ class TaskFamily:
 
 @checks.arguments
 def sample_tasks(key: jax.Array, family: TaskFamily, num_tasks: int, *, split: str) -> Task:
-    """``num_tasks`` independent tasks of a split (one of `SPLITS`): a pytree with leading ``[M]``."""
+    """M = ``num_tasks`` independent tasks of a split (one of `SPLITS`): a pytree with leading ``[M]``."""
     checks.choice("split", split, SPLITS)
     checks.at_least("num_tasks", num_tasks, 1)
     return jax.vmap(getattr(family, split))(jax.random.split(key, num_tasks))
@@ -104,10 +100,10 @@ def sample_tasks(key: jax.Array, family: TaskFamily, num_tasks: int, *, split: s
 
 @checks.arguments
 def content_hash(family: TaskFamily, split: str, *, num_tasks: int = 4) -> str:
-    """Hexadecimal digits that change when the tasks of a split do: of the first few drawn from a fixed key.
+    """Hexadecimal digits that change when the tasks of a split change, from a few tasks drawn with a fixed key.
 
-    Of each array of real numbers one random projection enters, with four significant digits: compilers that
-    round differently agree on it.
+    Each array of real numbers enters as one random projection, rounded to four significant digits. So compilers that
+    round differently give the same digits.
     """
     drawn = sample_tasks(jax.random.key(0), family, num_tasks, split=split)
     digest = hashlib.sha256()

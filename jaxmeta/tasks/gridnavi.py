@@ -1,8 +1,8 @@
-"""GridNavi: search a grid for a goal that is never shown, then return to it episode after episode.
+"""GridNavi: search a grid for a hidden goal, then return to it in every later episode.
 
 Zintgraf et al. 2020, "VariBAD: a very good method for Bayes-adaptive deep RL via meta-learning", section
-5.1: a 5×5 grid, start in the bottom left corner, 15 steps an episode, +1 for every step that ends on the
-goal and -0.1 for every other; a trial is four episodes. Goals are uniform over the cells outside the
+5.1: a 5×5 grid, start in the bottom left corner, 15 steps an episode, +1 for every step that ends on the goal and
+-0.1 for every other step; a trial is four episodes. Goals are uniform over the cells outside the
 start's 2×2 block.
 """
 
@@ -30,33 +30,34 @@ START_BLOCK = 2
 
 @struct.dataclass
 class GridNaviParams:
-    """The task: where the goal is."""
+    """The task: the goal's cell."""
 
-    goal: jax.Array  # [2], int32: x and y from the bottom left corner
+    goal: jax.Array
+    """``[2]``, int32: x and y from the bottom left corner."""
 
 
 @struct.dataclass
 class GridNaviState:
-    """Where the agent is, and the steps taken."""
+    """The agent's cell and the steps taken."""
 
-    position: jax.Array  # [2], int32
-    time: jax.Array  # [], int32
+    position: jax.Array
+    """``[2]``, int32: x and y from the bottom left corner."""
+    time: jax.Array
+    """``[]``, int32: steps taken in the episode."""
 
 
 @dataclasses.dataclass(frozen=True)
 class GridNavi(environment.Environment[Any, Any]):
-    """The environment; two with equal settings are equal, so that they share compiled programs.
+    """The environment of the family. Environments with equal settings are equal and share compiled programs.
 
-    The cell is observed one-hot, ``[size * size]``, that of (x, y) at index ``x + size * y``. A move
-    off the grid stays where it is. An episode never terminates: it is cut off at the horizon.
-
-    Attributes:
-        size: Cells along a side.
-        horizon: Time limit of an episode, in steps.
+    The cell is observed one-hot, ``[size * size]``; (x, y) has index ``x + size * y``. A move off the grid does nothing.
+    An episode never terminates: it is cut off at the horizon.
     """
 
     size: int = 5
+    """Cells along a side."""
     horizon: int = 15
+    """Time limit of an episode, in steps."""
 
     @property
     def default_params(self) -> GridNaviParams:
@@ -98,13 +99,13 @@ class GridNavi(environment.Environment[Any, Any]):
 
 
 def goals(size: int) -> np.ndarray:
-    """The cells where a goal may be, (x, y) in the observation's order, int32 ``[G, 2]``."""
+    """The cells of possible goals, (x, y) in the observation's order, int32 ``[G, 2]``."""
     cells = _cells(size)
     return cells[~_near_start(cells)]
 
 
 def optimal_action(task: GridNaviParams, obs: jax.Array, *, size: int) -> jax.Array:
-    """A step towards the goal, first along x, then along y; on the goal, stay; int32 ``[]``."""
+    """A step towards the goal, first along x, then along y; on the goal the action is to stay; int32 ``[]``."""
     cell = jnp.argmax(obs)
     across, along = task.goal[0] - cell % size, task.goal[1] - cell // size
     stay, up, right, down, left = range(len(MOVES))
@@ -115,7 +116,7 @@ def optimal_action(task: GridNaviParams, obs: jax.Array, *, size: int) -> jax.Ar
 def optimal_return(task: GridNaviParams, *, horizon: int) -> jax.Array:
     """Return of an episode that goes straight to the goal and stays, ``[]``.
 
-    The step that arrives is rewarded already, so of ``horizon`` steps all but ``distance - 1`` earn 1.
+    The step that arrives already earns 1, so all steps but ``distance - 1`` earn 1.
     """
     distance = jnp.maximum(jnp.sum(task.goal), 1)  # from the start, where the first step may stay
     there = jnp.maximum(horizon + 1 - distance, 0).astype(float)
@@ -125,8 +126,8 @@ def optimal_return(task: GridNaviParams, *, horizon: int) -> jax.Array:
 def gridnavi(*, size: int = 5, horizon: int = 15) -> TaskFamily:
     """GridNavi: goals uniform over the cells outside the start's 2×2 block for train and test.
 
-    Out of distribution they are uniform over the three cells of that block beside the start, none of
-    them a goal in training: near, yet where an agent that knows where goals are has no reason to look.
+    Out of distribution goals are uniform over the three cells of that block beside the start. They are near, but no
+    training goal lies there, so a trained agent has no reason to look.
 
     Args:
         size: Cells along a side, at least 3.

@@ -1,8 +1,8 @@
-"""Grid worlds with objects: what an object is worth, and whether it ends the episode, differ by task.
+"""Grid worlds with objects. The reward of an object, and whether it ends the episode, differ by task.
 
 After the tabular grid worlds of Oh et al. 2020, "Discovering reinforcement learning algorithms", appendix
-B, without their respawning: entering an object's cell, or staying in it, earns its reward, and some
-objects end the episode. An episode starts anywhere.
+B, but objects do not respawn: entering an object's cell, or staying in it, earns its reward, and some objects end the
+episode. An episode starts in any cell.
 """
 
 import dataclasses
@@ -22,33 +22,35 @@ from jaxmeta.tasks.gridnavi import MOVES
 
 @struct.dataclass
 class GridWorldParams:
-    """The task: what there is in each cell."""
+    """The task: the objects in the cells."""
 
-    reward: jax.Array  # [C], of a step that ends there
-    ends: jax.Array  # [C], bool: such a step ends the episode
+    reward: jax.Array
+    """``[C]``, reward of a step that ends in the cell."""
+    ends: jax.Array
+    """``[C]``, bool: whether a step that ends in the cell ends the episode."""
 
 
 @struct.dataclass
 class GridWorldState:
-    """Where the agent is, and the steps taken."""
+    """The agent's cell and the steps taken."""
 
-    cell: jax.Array  # [], int32
-    time: jax.Array  # [], int32
+    cell: jax.Array
+    """``[]``, int32: the agent's cell."""
+    time: jax.Array
+    """``[]``, int32: steps taken in the episode."""
 
 
 @dataclasses.dataclass(frozen=True)
 class GridWorld(environment.Environment[Any, Any]):
-    """The environment; two with equal settings are equal, so that they share compiled programs.
+    """The environment of the family. Environments with equal settings are equal and share compiled programs.
 
-    The cell is observed one-hot, ``[C]`` with ``C = size * size``. A move off the grid stays where it is.
-
-    Attributes:
-        size: Cells along a side.
-        horizon: Time limit of an episode, in steps.
+    The cell is observed one-hot, ``[C]`` with ``C = size * size``. A move off the grid does nothing.
     """
 
     size: int = 5
+    """Cells along a side."""
     horizon: int = 20
+    """Time limit of an episode, in steps."""
 
     @property
     def default_params(self) -> GridWorldParams:
@@ -89,7 +91,7 @@ class GridWorld(environment.Environment[Any, Any]):
 
 
 def successors(size: int) -> np.ndarray:
-    """The cell that each action leads to from each, int32 ``[C, A]``; (x, y) has index ``x + size * y``."""
+    """The next cell for each cell and action, int32 ``[C, A]``; (x, y) has index ``x + size * y``."""
     cells = np.arange(size**2, dtype=np.int32)
     position = np.stack([cells % size, cells // size], axis=1)
     x, y = np.moveaxis(np.clip(position[:, None] + MOVES, 0, size - 1), -1, 0)
@@ -97,9 +99,9 @@ def successors(size: int) -> np.ndarray:
 
 
 def optimal_return(task: GridWorldParams, *, size: int, horizon: int) -> jax.Array:
-    """Expected return of an episode under the best policy told the task, ``[]``, by backward induction.
+    """Expected return of an episode under the best policy that is told the task, ``[]``, by backward induction.
 
-    That policy looks at the time as well, so it is no function of the observation.
+    That policy depends on the time too, so it is no function of the observation.
     """
     after = jnp.asarray(successors(size))
 
@@ -110,14 +112,14 @@ def optimal_return(task: GridWorldParams, *, size: int, horizon: int) -> jax.Arr
 
 
 def gridworld(*, size: int = 5, horizon: int = 20, num_objects: int = 4) -> TaskFamily:
-    """Grid worlds whose objects lie in distinct cells, uniformly; an object ends the episode by a fair coin.
+    """Grid worlds with objects in distinct uniform cells; each object ends the episode with probability 1/2.
 
     Rewards are uniform in [-1, 1]. Out of distribution there are twice as many objects.
 
     Args:
         size: Cells along a side, at least 2.
         horizon: Time limit of an episode, in steps.
-        num_objects: Objects in a task, at most half as many as there are cells.
+        num_objects: Objects in a task, at most half the number of cells.
     """
     checks.at_least("size", size, 2)
     checks.at_least("horizon", horizon, 1)

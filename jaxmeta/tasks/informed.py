@@ -1,7 +1,7 @@
-"""Any family with the task told in the observation: the agent that has nothing to find out.
+"""Any family with the task in the observation, so that the agent need not infer it.
 
 The oracle of Zintgraf et al. 2020, "VariBAD: a very good method for Bayes-adaptive deep RL via
-meta-learning", section 5: a policy trained on it is an upper bound for one that must infer the task.
+meta-learning", section 5: a policy trained on it is an upper bound for a policy that must infer the task.
 """
 
 import dataclasses
@@ -13,28 +13,26 @@ import jax.numpy as jnp
 from gymnax.environments import environment, spaces
 
 from jaxmeta import checks
-from jaxmeta.tasks import door
+from jaxmeta.tasks import time_limit
 from jaxmeta.tasks.family import Controller, TaskFamily
 from jaxmeta.types import Task
 
 
 @dataclasses.dataclass(frozen=True)
 class Informed(environment.Environment[Any, Any]):
-    """An environment whose observation is followed by the task; two around equal ones are equal.
+    """An environment whose observation is followed by the task. Those around equal environments are equal.
 
-    Observations are ``[O + P]`` float: the inner one flattened, then every leaf of the parameters
-    flattened, in the order of ``jax.tree.leaves``, those that all tasks share included.
-
-    Attributes:
-        env: The environment within.
+    Observations are ``[O + P]`` float: the inner observation flattened, then every leaf of the parameters flattened, in
+    the order of ``jax.tree.leaves``. Leaves that are the same in all tasks are included.
     """
 
     env: Any
+    """The environment within."""
 
     @property
     def ends_by(self) -> int | None:
         """The step by which every episode has ended, if the environment within promises one."""
-        return door.ends_by(self.env)
+        return time_limit.ends_by(self.env)
 
     @property
     def default_params(self) -> Any:
@@ -61,19 +59,18 @@ class Informed(environment.Environment[Any, Any]):
         return self.env.action_space(params)
 
     def observation_space(self, params: Task) -> spaces.Box:
-        # The sizes are those of any task's; a batch of them would pretend to be larger.
+        # Sizes are computed from the default task: a batch of tasks would count as larger.
         default = self.default_params
-        told = sum(math.prod(jnp.shape(leaf)) for leaf in jax.tree.leaves(default))
-        seen = math.prod(self.env.observation_space(default).shape)
-        return spaces.Box(-jnp.inf, jnp.inf, (seen + told,), jnp.float32)
+        task_size = sum(math.prod(jnp.shape(leaf)) for leaf in jax.tree.leaves(default))
+        obs_size = math.prod(self.env.observation_space(default).shape)
+        return spaces.Box(-jnp.inf, jnp.inf, (obs_size + task_size,), jnp.float32)
 
 
 @checks.arguments
 def informed(family: TaskFamily) -> TaskFamily:
-    """The same tasks, told to the agent: ``family`` with its environment in `Informed`.
+    """``family`` with the task in its observations: its environment in `Informed`.
 
-    Horizon, samplers, optima and controllers are those of ``family``; the name is its, after
-    ``informed_``.
+    Horizon, samplers, optima and controllers are those of ``family``. The name gets the prefix ``informed_``.
     """
     shape = family.observation_shape
 

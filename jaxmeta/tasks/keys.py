@@ -1,4 +1,4 @@
-"""Random numbers for acting, which on a CPU are most of what acting costs."""
+"""Fast random numbers for acting; on a CPU they are most of the cost of acting."""
 
 import functools
 import math
@@ -12,15 +12,15 @@ from jax.extend import random as extend_random
 
 
 def typed(key: jax.Array) -> jax.Array:
-    """The same key ``[...]`` as an array of keys, also where it is ``[..., 2]`` of words, as ``jax.random.PRNGKey``'s."""
+    """``key`` as an array of keys ``[...]``; words ``[..., 2]``, as of ``jax.random.PRNGKey``, are wrapped."""
     return key if _is_key(key) else jax.random.wrap_key_data(key)
 
 
 def at_step(key: jax.Array, t: jax.Array) -> jax.Array:
-    """A key ``[]`` of step ``t``'s (``[]``) own, by counting up from ``key``.
+    """The key ``[]`` of step ``t []``: ``key`` with ``t`` added to its last word.
 
-    Hashing (``split``, ``fold_in``) costs as much as a draw. Keys of a counter-based generator need only differ:
-    Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3".
+    ``split`` and ``fold_in`` cost as much as a draw. Keys of a counter-based generator need only be different: Salmon et
+    al. 2011, "Parallel random numbers: as easy as 1, 2, 3".
     """
     data = jax.random.key_data(key)
     return jax.random.wrap_key_data(
@@ -29,11 +29,12 @@ def at_step(key: jax.Array, t: jax.Array) -> jax.Array:
 
 
 def quick(key: jax.Array) -> jax.Array:
-    """The same key ``[...]``, from which a CPU draws the same numbers, faster.
+    """``key [...]`` with a generator that draws the same numbers faster on a CPU.
 
-    For CPUs jax compiles Threefry as a loop over five groups of rounds that keeps its words in memory; here the
-    rounds are written out, so that they stay in registers. On other devices jax writes them out itself, and the
-    key is returned as it is. So are keys of other generators, and Threefry's where ``jax_threefry_partitionable`` is off.
+    For CPUs jax compiles Threefry as a loop over five groups of rounds, which keeps its words in memory. Here the
+    rounds are unrolled, so the words stay in registers. On other devices jax unrolls them itself, and the key is
+    returned as it is. Keys of other generators are returned as they are, and so are Threefry's if
+    ``jax_threefry_partitionable`` is off.
     """
     written_out = jax.threefry_partitionable.value and jax.default_backend() == "cpu"
     if not written_out or jax.random.key_impl(key) != "threefry2x32":
@@ -42,19 +43,19 @@ def quick(key: jax.Array) -> jax.Array:
 
 
 def plain(key: jax.Array) -> jax.Array:
-    """The same key ``[...]`` as jax's own: the inverse of `quick`."""
+    """``key [...]`` with jax's own generator: the inverse of `quick`."""
     if jax.random.key_impl(key) != _QUICK:
         return key
     return jax.random.wrap_key_data(jax.random.key_data(key), impl="threefry2x32")
 
 
 def all_quick(tree: Any) -> Any:
-    """The same tree, every key in it `quick`."""
+    """``tree`` with every key made `quick`."""
     return jax.tree.map(lambda leaf: quick(leaf) if _is_key(leaf) else leaf, tree)
 
 
 def as_in(like: Any, tree: Any) -> Any:
-    """The same tree, its keys of the kinds that they are of in ``like``."""
+    """``tree`` with the generators of the keys in ``like``."""
 
     def one(old: Any, new: Any) -> Any:
         if not _is_key(old):
@@ -72,7 +73,8 @@ _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 
 
 def _threefry(key: jax.Array, high: jax.Array, low: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Threefry-2x32 of 20 rounds (Salmon et al. 2011, section 5.2) of counters (high, low), under ``key [2]``."""
+    """Two words for each of the counters (high, low) under ``key [2]``: Threefry-2x32 with 20 rounds (Salmon et al. 2011,
+    section 5.2)."""
     words = (key[0], key[1], key[0] ^ key[1] ^ jnp.uint32(0x1BD11BDA))
     x, y = high + words[0], low + words[1]
     for group in range(5):
@@ -85,7 +87,7 @@ def _threefry(key: jax.Array, high: jax.Array, low: jax.Array) -> tuple[jax.Arra
 
 
 def _hashes(key: jax.Array, shape: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
-    """Two words for every element of ``shape``, whose position is the counter."""
+    """Two words for every element of ``shape``; the counter is the element's position."""
     size = math.prod(shape)
     if size > 2**32:
         raise ValueError(f"shape={shape} must have at most 2**32 entries: one word counts them")
@@ -94,9 +96,9 @@ def _hashes(key: jax.Array, shape: tuple[int, ...]) -> tuple[jax.Array, jax.Arra
 
 
 def _apart(*static: int) -> Callable[[Callable], Callable]:
-    """Compiles a function apart from what its numbers are for, so that they are drawn once.
+    """A decorator that compiles a function on its own, so that its numbers are drawn once.
 
-    XLA takes integer operations to be cheap, and would do all of them again for each reader of a number.
+    XLA considers integer operations cheap and would otherwise repeat all of them for each use of a number.
     """
 
     def decorate(fun: Callable) -> Callable:

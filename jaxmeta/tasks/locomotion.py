@@ -1,15 +1,15 @@
-"""Legged bodies: which way to run, how fast or where to differs by task, or the body itself does.
+"""Legged bodies: the direction to run in, the speed, the place to go to, or the body itself differs by task.
 
 The benchmarks of Finn et al. 2017, "Model-agnostic meta-learning for fast adaptation of deep networks",
 Rothfuss et al. 2019, "ProMP: proximal meta-policy search", and Zintgraf et al. 2020, "VariBAD: a very good
 method for Bayes-adaptive deep RL via meta-learning": half-cheetahs, ants and walkers of Brax (Freeman et
 al. 2021, "Brax: a differentiable physics engine for large scale rigid body simulation"), with the rewards of
-those papers but for the ant's cost of contacts, which Brax does not measure. What is to be done is never
-observed; only rewards tell.
+those papers except the ant's cost of contacts, which Brax does not measure. The task is never observed; only rewards
+reveal it.
 
-Each family has an expert for the physics `spring`: a mixture of linear policies, told the task
-(`linear_action`), whose weights ``benchmarks/experts.py`` found by augmented random search (Mania et al. 2018,
-"Simple random search provides a competitive approach to reinforcement learning"). None is proven optimal.
+Each family has an expert for the physics `spring`: a mixture of linear policies that is told the task (`linear_action`).
+``benchmarks/experts.py`` found its weights by augmented random search (Mania et al. 2018, "Simple random search provides
+a competitive approach to reinforcement learning"). No expert is proven optimal.
 
 Needs Brax: ``pip install "jaxmeta[brax]"``.
 """
@@ -36,125 +36,133 @@ from jaxmeta.tasks.family import Controller, Sampler, TaskFamily
 from jaxmeta.types import Task
 
 Backend = Literal["spring", "generalized"]
-"""Brax's physics. `generalized` has rigid joints, like MuJoCo; `spring` holds links together by stiff springs
-and is several times as quick on a CPU, to compile as well. A policy for one is none for the other."""
+"""Brax's physics. `generalized` has rigid joints, like MuJoCo. `spring` holds links together by stiff springs; it compiles
+and runs several times as fast on a CPU. A policy for one does not work in the other."""
 
 FASTEST, FASTER = 2.0, 3.0
-"""Target speeds, in metres a second, go up to the first; out of distribution from there to the second."""
+"""Upper ends of target speeds, in metres per second: for train and test, and out of distribution."""
 
 FARTHEST, FARTHER = 3.0, 4.5
-"""Goals lie within the first distance, in metres; out of distribution between the two."""
+"""Largest distances of goals, in metres: for train and test, and out of distribution."""
 
 OUT_OF_DISTRIBUTION_PROBABILITY = 0.9
 
 NUM_WALKER_LINKS = 7
 
 EXPERTS = Path(__file__).parent / "experts"
-"""Folder of the experts' weights, a file a family."""
+"""Folder of the experts' weights, with a file for each family."""
 
 
 @struct.dataclass
 class Direction:
-    """The task: which way along the track to run."""
+    """The task: the direction to run in along the track."""
 
-    direction: jax.Array  # [], 1 forward or -1 backward
+    direction: jax.Array
+    """``[]``, 1 is forward, -1 is backward."""
 
 
 @struct.dataclass
 class Velocity:
-    """The task: how fast to run."""
+    """The task: the speed to run at."""
 
-    velocity: jax.Array  # [], metres a second
+    velocity: jax.Array
+    """``[]``, metres per second."""
 
 
 @struct.dataclass
 class Heading:
-    """The task: which way across the plane to run."""
+    """The task: the direction to run in across the plane."""
 
-    heading: jax.Array  # [2], of length 1
+    heading: jax.Array
+    """``[2]``, a vector of length 1."""
 
 
 @struct.dataclass
 class Goal:
-    """The task: where to go."""
+    """The task: the place to go to."""
 
-    goal: jax.Array  # [2], metres from the start
+    goal: jax.Array
+    """``[2]``, position relative to the start, in metres."""
 
 
 @struct.dataclass
 class WalkerBody:
     """The task: factors on the standard walker's physics."""
 
-    mass: jax.Array  # [7], of each link's mass and moment of inertia
-    friction: jax.Array  # [], of all friction
+    mass: jax.Array
+    """``[7]``, factors on each link's mass and moment of inertia."""
+    friction: jax.Array
+    """``[]``, factor on all friction."""
 
 
 class Motion(NamedTuple):
-    """What a step did to the torso, in the plane."""
+    """The torso's motion in one step, in the plane."""
 
-    position: jax.Array  # [2], after it, in metres
-    velocity: jax.Array  # [2], on average, in metres a second
+    position: jax.Array
+    """``[2]``, position after the step, in metres."""
+    velocity: jax.Array
+    """``[2]``, mean velocity, in metres per second."""
 
 
 class View(NamedTuple):
-    """What an expert makes of task and observation before anything linear."""
+    """Inputs of an expert's linear policies, computed from task and observation."""
 
-    mixture: jax.Array  # [K], of the linear policies
-    obs: jax.Array  # [O], what they see
-    turn: jax.Array | None = None  # [A, A], of what they do; None leaves it as it is
+    mixture: jax.Array
+    """``[K]``, weights of the linear policies."""
+    obs: jax.Array
+    """``[O]``, observation of the linear policies."""
+    turn: jax.Array | None = None
+    """``[A, A]``, map from their output to actions; None is the identity."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-    """What the families differ in.
-
-    Attributes:
-        body: Brax's name of the body.
-        task: Makes the default task.
-        earned: ``(task, motion) -> reward``, less the rest.
-        view: ``(task, obs) -> View``, see `linear_action`.
-        control_cost: Charged at every step, times the sum of the squared actions.
-        alive: Earned at every step.
-        falls: Whether a fall ends the episode.
-        sees_position: Whether the torso's place is observed.
-        altered: ``(system, task) -> system``, the task's own physics.
-    """
+    """The settings in which the families differ."""
 
     body: str
+    """Brax's name of the body."""
     task: Callable[[], Any]
+    """Makes the default task."""
     earned: Callable[[Any, Motion], jax.Array]
+    """``(task, motion) -> reward``, without the two terms below."""
     view: Callable[[Any, jax.Array], View]
+    """``(task, obs) -> View``, see `linear_action`."""
     control_cost: float
+    """Cost of a step, times the sum of the squared actions."""
     alive: float = 0.0
+    """Reward of every step."""
     falls: bool = False
+    """Whether a fall ends the episode."""
     sees_position: bool = False
+    """Whether the torso's position is observed."""
     altered: Callable[[Any, Any], Any] | None = None
+    """``(system, task) -> system``, the task's own physics."""
 
 
 @struct.dataclass
 class LocomotionState:
-    """The body, as Brax keeps it, and the steps taken."""
+    """Brax's state of the body, and the steps taken."""
 
     body: Any
-    time: jax.Array  # [], int32
+    """Brax's state of the body."""
+    time: jax.Array
+    """``[]``, int32: steps taken in the episode."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Locomotion(environment.Environment[Any, Any]):
-    """The environment; two with equal settings are equal, so that they share compiled programs.
+    """The environment of the family. Environments with equal settings are equal and share compiled programs.
 
-    Observations are Brax's: joint positions and velocities, ``[O]``. Actions are torques in [-1, 1],
-    ``[A]``; what lies outside is clipped, and charged as clipped. An episode starts near the standing pose.
-
-    Attributes:
-        kind: The body and its reward.
-        backend: Brax's physics, see `Backend`.
-        horizon: Time limit of an episode, in steps.
+    Observations are Brax's: joint positions and velocities, ``[O]``. Actions are torques in [-1, 1], ``[A]``; actions
+    outside are clipped, and the cost is of the clipped action. An episode starts near the standing pose.
     """
 
     kind: Kind
+    """The body and its reward."""
     backend: Backend = "spring"
+    """Brax's physics, see `Backend`."""
     horizon: int = 200
+    """Time limit of an episode, in steps."""
 
     @property
     def default_params(self) -> Any:
@@ -218,7 +226,7 @@ class Locomotion(environment.Environment[Any, Any]):
 
 @contextlib.contextmanager
 def _brax_at_work() -> Iterator[None]:
-    """Where Brax's code runs: it broadcasts over missing axes, and warns of its own deprecated ways."""
+    """A context for Brax's code, which broadcasts over missing axes and warns of its own deprecated code."""
     with warnings.catch_warnings(), jax.numpy_rank_promotion("allow"):
         warnings.simplefilter("ignore", DeprecationWarning)
         warnings.filterwarnings("ignore", "Brax System, piplines and environments", UserWarning)
@@ -236,11 +244,11 @@ def _brax() -> Any:
 
 @functools.cache
 def _brax_environment(body: str, backend: Backend, sees_position: bool) -> Any:
-    """Brax's environment; its numbers are concrete, whatever is being traced when it is first asked for."""
+    """Brax's environment; its arrays are concrete even if a trace makes it first."""
     envs = _brax()
     import mujoco
 
-    # MuJoCo, which reads the body's description, would leave its warnings in a file in the working directory.
+    # MuJoCo reads the body's description and would write warnings to a file in the working directory.
     mujoco.set_mju_user_warning(lambda message: None)
     try:
         with _brax_at_work(), jax.ensure_compile_time_eval():
@@ -266,10 +274,10 @@ def _with_physics(system: Any, task: WalkerBody) -> Any:
 
 @functools.cache
 def _quarter_turns() -> tuple[np.ndarray, np.ndarray]:
-    """What 0 to 3 quarter turns, counter-clockwise, do to what the ant sees and does.
+    """Maps ``([4, 29, 29], [4, 8, 8])`` of the ant's observation and action for 0 to 3 counter-clockwise quarter turns.
 
-    ``([4, 29, 29], [4, 8, 8])``. Turned once, each leg stands where the next one stood: with its joints
-    renamed, the ant is as it was. The ankles of neighbours bend about opposite axes.
+    After a quarter turn each leg stands in the place of the next one, so the turned ant is the old one with its joints
+    renamed. The ankles of neighbouring legs bend about opposite axes.
     """
     legs = np.kron(np.roll(np.eye(4), 1, axis=0), np.eye(2))  # each of a hip and an ankle
     joints = np.diag([1, 1, 1, -1, 1, 1, 1, -1]) @ legs
@@ -284,7 +292,7 @@ def _quarter_turns() -> tuple[np.ndarray, np.ndarray]:
 
 
 def _ant_view(direction: jax.Array, obs: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """``obs [29]`` of an ant turned so that the axis nearest to ``direction [2]`` is x, and its `View.turn`."""
+    """``obs [29]`` of the ant turned so that the axis nearest to ``direction [2]`` is x, and its `View.turn`."""
     seen, motors = (jnp.asarray(turns, float) for turns in _quarter_turns())
     angle = jnp.arctan2(direction[1], direction[0])
     turns = jnp.round(angle / (math.pi / 2)).astype(int)
@@ -292,13 +300,13 @@ def _ant_view(direction: jax.Array, obs: jax.Array) -> tuple[jax.Array, jax.Arra
 
 
 def _view_of_heading(task: Heading, obs: jax.Array) -> View:
-    """One policy, to run along x."""
+    """The view of one policy that runs along x."""
     seen, turn = _ant_view(task.heading, jnp.concatenate([jnp.zeros(2), obs]))
     return View(jnp.ones(1), seen[2:], turn)
 
 
 def _view_of_goal(task: Goal, obs: jax.Array) -> View:
-    """Two, to go and to stay; for its position they see the way left, as far as 1 metre."""
+    """The view of two policies, to go and to stay; instead of the position they see the way to the goal, up to 1 metre."""
     left = task.goal - obs[:2]
     seen, turn = _ant_view(left, obs.at[:2].set(left))
     near = jnp.clip(seen[:2], -1.0, 1.0)
@@ -356,10 +364,10 @@ def linear_action(weights: jax.Array, task: Task, obs: jax.Array, *, kind: Kind)
     """A mixture of K linear policies, ``clip(Σ_k c_k (W_k o + b_k))``, ``[A]``.
 
     Args:
-        weights: ``[K, A, O + 1]``, the last column b.
-        task: Which the mixture c is told.
+        weights: ``[K, A, O + 1]``, the last column is b.
+        task: The task, on which the mixture c depends.
         obs: ``[O]``.
-        kind: Whose `View` it is.
+        kind: The settings with the `View`.
     """
     view = kind.view(task, obs)
     action = jnp.einsum("k,kao,o->a", view.mixture, weights, jnp.append(view.obs, 1.0))
@@ -369,7 +377,7 @@ def linear_action(weights: jax.Array, task: Task, obs: jax.Array, *, kind: Kind)
 
 
 def _expert(name: str, kind: Kind, backend: Backend) -> Controller | None:
-    """The policy whose weights are shipped, for the physics that they were found in."""
+    """The expert with the shipped weights; None for the physics without weights."""
     if backend != "spring":
         return None
     weights = np.load(EXPERTS / f"{name}.npy")
@@ -400,11 +408,11 @@ def _family(
 
 
 def half_cheetah_direction(*, horizon: int = 200, backend: Backend = "spring") -> TaskFamily:
-    """The half-cheetah that is to run forward or backward, either as likely for train and test.
+    """The half-cheetah must run forward or backward, with equal probabilities for train and test.
 
-    A step earns the velocity that way, in metres a second, less 0.05 times the sum of the squared
-    actions. There are only these two tasks. Out of distribution it is forward with a probability of 0.9.
-    The expert has a linear policy for each.
+    A step earns the velocity in that direction, in metres per second, minus 0.05 times the sum of the squared actions.
+    There are only these two tasks. Out of distribution the direction is forward with probability 0.9. The expert has a
+    linear policy for each direction.
 
     Args:
         horizon: Time limit of an episode, in steps of 0.05 seconds.
@@ -429,9 +437,9 @@ def half_cheetah_direction(*, horizon: int = 200, backend: Backend = "spring") -
 
 
 def half_cheetah_velocity(*, horizon: int = 200, backend: Backend = "spring") -> TaskFamily:
-    """The half-cheetah that is to run at a speed, uniform in [0, 2] metres a second for train and test.
+    """The half-cheetah must run at a given speed, uniform in [0, 2] metres per second for train and test.
 
-    A step earns minus the distance from it, less 0.05 times the sum of the squared actions. Out of
+    A step earns minus the difference from that speed, minus 0.05 times the sum of the squared actions. Out of
     distribution the speed is uniform in [2, 3]. The expert's weights are linear in the speed.
 
     Args:
@@ -453,11 +461,11 @@ def half_cheetah_velocity(*, horizon: int = 200, backend: Backend = "spring") ->
 
 
 def ant_direction(*, horizon: int = 200, backend: Backend = "spring") -> TaskFamily:
-    """The ant that is to run forward or backward, either as likely for train and test.
+    """The ant must run forward or backward, with equal probabilities for train and test.
 
-    A step earns the velocity that way, in metres a second, and 1, less 0.5 times the sum of the squared
-    actions; a fall ends the episode. Out of distribution any heading is as likely. The expert is one linear policy
-    to run along x, of an ant turned as in `ant_goal`.
+    A step earns 1 plus the velocity in that direction, in metres per second, minus 0.5 times the sum of the squared
+    actions. A fall ends the episode. Out of distribution the direction is uniform over the circle. The expert is one
+    linear policy that runs along x, for the ant turned as in `ant_goal`.
 
     Args:
         horizon: Time limit of an episode, in steps of 0.05 seconds.
@@ -477,13 +485,13 @@ def ant_direction(*, horizon: int = 200, backend: Backend = "spring") -> TaskFam
 
 
 def ant_goal(*, horizon: int = 200, backend: Backend = "spring") -> TaskFamily:
-    """The ant that is to go to a place, uniform within 3 metres of its start for train and test.
+    """The ant must go to a place, uniform within 3 metres of its start for train and test.
 
-    A step earns minus the distance left, that along x plus that along y in metres, less 0.1 times the sum
-    of the squared actions; nothing ends the episode. Where the ant is is observed. Out of distribution
-    places are uniform between 3 and 4.5 metres from the start. The expert mixes
-    two linear policies, to go and, the nearer, to stay, of an ant turned so that of four axes, as it has legs,
-    the one nearest to the way left is x.
+    A step earns minus the distance to the goal (along x plus along y, in metres) minus 0.1 times the sum of the squared
+    actions. Only the horizon ends an episode. The ant's position is observed. Out of distribution places are uniform
+    between 3 and 4.5 metres from the start. The expert mixes two linear policies: one goes, and one stays, with more
+    weight near the goal. The ant has four legs, so it is turned by quarter turns until x is the axis nearest to the
+    goal's direction.
 
     Args:
         horizon: Time limit of an episode, in steps of 0.05 seconds.
@@ -512,18 +520,18 @@ def ant_goal(*, horizon: int = 200, backend: Backend = "spring") -> TaskFamily:
 def walker_params(
     *, horizon: int = 200, scale: float = 2.0, backend: Backend = "spring"
 ) -> TaskFamily:
-    """The walker with its links' masses and the friction drawn per task; it is to run forward.
+    """The walker must run forward; its links' masses and the friction are drawn per task.
 
-    A step earns the velocity forward, in metres a second, and 1, less 0.001 times the sum of the squared
-    actions; a fall ends the episode. Every link has a factor of its own on its mass and moment of inertia
-    (which `spring` takes to be 1, whatever the link), and friction one: log-uniform in [1/scale, scale] for
-    train and test. Out of distribution every factor lies outside that range, on either side of it, up to
-    a factor of sqrt(scale) further. The expert is one linear policy for all bodies.
+    A step earns 1 plus the forward velocity, in metres per second, minus 0.001 times the sum of the squared actions. A
+    fall ends the episode. Each link has a factor on its mass and moment of inertia (which is 1 for all links in
+    `spring`), and friction has one: log-uniform in [1/scale, scale] for train and test. Out of distribution every factor
+    lies outside that range, on either side, by up to a factor of sqrt(scale). The expert is one linear policy for all
+    bodies.
 
     Args:
         horizon: Time limit of an episode, in steps of 0.008 seconds.
-        scale: Of the factors, above 1. Rothfuss et al. 2019 have 1.5³, at which `generalized` loses the
-            most uneven bodies to NaN.
+        scale: Scale of the factors, above 1. Rothfuss et al. 2019 use 1.5³, at which the most uneven bodies become NaN
+            in `generalized`.
         backend: Brax's physics, see `Backend`.
     """
     checks.between("scale", scale, 1, 1e6)

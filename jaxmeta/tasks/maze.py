@@ -1,8 +1,8 @@
-"""Mazes: find the goal of a maze never walked before, then come back to it by the shortest way.
+"""Mazes: find the goal of an unknown maze, then return to it by the shortest way.
 
 After the maze of Miconi et al. 2018, "Differentiable plasticity: training plastic neural networks with
-backpropagation", section 4.5: entering the goal's cell earns 1 and puts the agent anywhere else, so that
-who has learned where the goal is goes straight there again. Here the walls are the task's, too.
+backpropagation", section 4.5: entering the goal's cell earns 1 and moves the agent to a random cell. An agent that has
+learned the goal's place then goes straight back. Here the walls are part of the task too.
 """
 
 import dataclasses
@@ -26,37 +26,39 @@ OBSERVATIONS = ("view", "position")
 class MazeParams:
     """The task: the walls and the goal."""
 
-    walls: jax.Array  # [size, size], bool, by y and x
-    goal: jax.Array  # [], int32: the cell (x, y) has index x + size * y
+    walls: jax.Array
+    """``[size, size]``, bool, indexed by y and x."""
+    goal: jax.Array
+    """``[]``, int32: the cell (x, y) has index x + size * y."""
 
 
 @struct.dataclass
 class MazeState:
-    """Where the agent is, and the steps taken."""
+    """The agent's cell and the steps taken."""
 
-    cell: jax.Array  # [], int32
-    time: jax.Array  # [], int32
+    cell: jax.Array
+    """``[]``, int32: the agent's cell."""
+    time: jax.Array
+    """``[]``, int32: steps taken in the episode."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Maze(environment.Environment[Any, Any]):
-    """The environment; two with equal settings are equal, so that they share compiled programs.
+    """The environment of the family. Environments with equal settings are equal and share compiled programs.
 
-    Actions are up, right, down and left; a move into a wall stays where it is. An episode starts in any
-    free cell but the goal, where arriving leads again. The goal is never seen.
-
-    Attributes:
-        size: Cells along a side, those of walls included.
-        horizon: Time limit of an episode, in steps; nothing else ends one.
-        observation: ``"view"``: the walls within ``radius`` of the agent, ``[(2 radius + 1)²]``, those
-            around the maze included; ``"position"``: the cell one-hot, ``[size²]``.
-        radius: How far the agent sees.
+    Actions are up, right, down and left; a move into a wall does nothing. An episode starts in a uniform free cell other
+    than the goal; arriving at the goal moves the agent to such a cell again. The goal is never observed.
     """
 
     size: int = 7
+    """Cells along a side, cells of walls included."""
     horizon: int = 100
+    """Time limit of an episode, in steps; nothing else ends one."""
     observation: str = "view"
+    """``"view"``: the walls within ``radius`` of the agent, ``[(2 radius + 1)²]``, the walls around the maze
+    included; ``"position"``: the cell, one-hot, ``[size²]``."""
     radius: int = 1
+    """How far the agent sees."""
 
     @property
     def default_params(self) -> MazeParams:
@@ -108,7 +110,7 @@ class Maze(environment.Environment[Any, Any]):
 
 
 def _starts(task: MazeParams) -> jax.Array:
-    """Where an episode may start, bool ``[C]``."""
+    """Possible first cells of an episode, bool ``[C]``."""
     free = ~task.walls.reshape(-1)
     return free & (jnp.arange(free.size) != task.goal)
 
@@ -119,13 +121,13 @@ def _start(key: jax.Array, task: MazeParams) -> jax.Array:
 
 
 def _successors(task: MazeParams) -> jax.Array:
-    """The cell that each action leads to from each, int32 ``[C, A]``."""
+    """The next cell for each cell and action, int32 ``[C, A]``."""
     after = jnp.asarray(successors(task.walls.shape[0]))[:, 1:]  # the grid world's first is to stay
     return jnp.where(task.walls.reshape(-1)[after], jnp.arange(after.shape[0])[:, None], after)
 
 
 def distances(task: MazeParams) -> jax.Array:
-    """Steps from each cell to the goal, int32 ``[C]``; of no meaning in walls."""
+    """Steps from each cell to the goal, int32 ``[C]``; meaningless in walls."""
     after = _successors(task)
     far = after.shape[0]
     start = jnp.full(far, far, jnp.int32).at[task.goal].set(0)
@@ -135,7 +137,7 @@ def distances(task: MazeParams) -> jax.Array:
 
 
 def optimal_action(task: MazeParams, obs: jax.Array) -> jax.Array:
-    """A step on a shortest way to the goal from the position seen, int32 ``[]``."""
+    """A step on a shortest way to the goal from the observed position, int32 ``[]``."""
     return jnp.argmin(distances(task)[_successors(task)[jnp.argmax(obs)]]).astype(jnp.int32)
 
 
@@ -160,16 +162,16 @@ def maze(
 ) -> TaskFamily:
     """Mazes without loops, the goal in any free cell, for train and test.
 
-    Rooms lie two cells apart, joined by a minimum spanning tree of random weights. Numbering the
-    passages that there could be, those of a training maze add up to an even number, of a test maze to
-    an odd one, so that the two have no layout in common. Out of distribution half of the walls that
-    are left between rooms are open, too, which makes loops.
+    Rooms lie two cells apart and are joined by a minimum spanning tree of random weights. All possible passages are
+    numbered. The numbers of a training maze's passages add up to an even number, those of a test maze to an odd number,
+    so train and test have no layout in common. Out of distribution half of the remaining walls between rooms are open
+    too, which makes loops.
 
     Args:
         size: Cells along a side, odd and at least 3: 7 make 4×4 rooms.
         horizon: Time limit of an episode, in steps.
-        observation: ``"view"``, the walls around the agent, or ``"position"``, where it is.
-        radius: How far the view goes, in cells.
+        observation: ``"view"``, the walls around the agent, or ``"position"``, the agent's cell.
+        radius: Cells that the agent sees in each direction.
     """
     checks.at_least("size", size, 3)
     checks.at_least("horizon", horizon, 1)
@@ -200,7 +202,7 @@ def maze(
 
 
 def _passages(size: int) -> tuple[np.ndarray, np.ndarray]:
-    """What can be open between rooms: the two rooms ``[E, 2]`` and the cell (y, x) ``[E, 2]``."""
+    """All possible passages: their two rooms ``[E, 2]`` and their cells (y, x) ``[E, 2]``."""
     rooms = np.arange(((size + 1) // 2) ** 2).reshape((size + 1) // 2, -1)
     y, x = 2 * np.indices(rooms.shape)
     across = np.stack([rooms[:, :-1], rooms[:, 1:]], -1), np.stack([y, x + 1], -1)[:, :-1]

@@ -1,12 +1,11 @@
-"""MinAtar's five games with the controls permuted: play well, once you know which button does what.
+"""MinAtar's five games with permuted controls: the agent must find out which button does what.
 
 Young & Tian 2019, "MinAtar: an Atari-inspired testbed for thorough and reproducible reinforcement
 learning experiments", in gymnax's dynamics: a 10×10 board observed as ``[10, 10, C]`` channels of zeros
-and ones. A task is the mapping of the controls and, if asked for, how sticky they are, how hard the game is
-and whether its rewards are rewards.
+and ones. A task is the mapping of the controls and, by settings, the stickiness of actions, the difficulty of the game
+and the sign of the rewards.
 
-Each game has an expert: a short rule told the task, which looks at the board alone. It moves on what is
-seen now, and none is optimal.
+Each game has an expert: a short rule that is told the task and reads the present board. No expert is optimal.
 """
 
 import dataclasses
@@ -26,12 +25,12 @@ Ranges = Mapping[str, tuple[int, int]]
 
 @dataclasses.dataclass(frozen=True)
 class Asterix(Wrapper):
-    """gymnax's Asterix with MinAtar's end of ramping: whatever moves pauses for a frame at least.
+    """gymnax's Asterix with MinAtar's limit of ramping: moving objects pause for at least one frame.
 
-    gymnax lets the pause shrink to 0, which a short ``init_move_interval`` leads to.
+    In gymnax the pause shrinks to 0 after a short ``init_move_interval``.
     """
 
-    ends_by = Wrapper.ends_by  # what is overridden here ends no episode
+    ends_by = Wrapper.ends_by  # the overridden methods end no episode
 
     def step_env(
         self, key: jax.Array, state: Any, action: jax.Array, params: Any
@@ -55,7 +54,8 @@ def _game(
     fixed: Mapping[str, Any] | None = None,
     around: Callable[[Any], Any] = lambda env: env,
 ) -> TaskFamily:
-    """The game with whatever is drawn put around it; ``live`` parameters are those that the game reads."""
+    """The family of a game with the transformations that its settings ask for; ``live`` names the parameters that the game
+    reads."""
     checks.between("max_stickiness", max_stickiness, 0.0, 0.5)
     family = transform.from_gymnax(env_name, horizon=horizon)
     family = dataclasses.replace(family, env=around(family.env), expert_action=expert)
@@ -75,17 +75,17 @@ def _game(
 
 
 def _cell(channel: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Row and column of the one that there is on a channel ``[10, 10]``."""
+    """Row and column of the single 1 on a channel ``[10, 10]``."""
     index = jnp.argmax(jnp.ravel(channel))
     return index // 10, index % 10
 
 
 def rally(task: Any, obs: jax.Array) -> jax.Array:
-    """Breakout: be where a falling ball will land, walls reckoned with, and under a rising one.
+    """Expert of Breakout: moves to the place where a falling ball will land, and stays under a rising ball.
 
-    ``obs [10, 10, 4] -> action []``. The ball moves by one cell in each direction and stays a step at a wall, so its column folds. It goes on
-    to the side where it was going if the paddle meets it in the column that it comes from, and back in
-    the one that it goes to: the rule takes the side where more bricks are left.
+    ``obs [10, 10, 4] -> action []``. The ball moves one cell along each axis and stays a step at a wall, so its column
+    is a folded line. If the paddle hits the ball in the column that the ball comes from, the ball keeps its direction;
+    if in the column that it goes to, the ball turns back. The rule sends it to the side with more bricks.
     """
     _, paddle = _cell(obs[..., 0])
     row, column = _cell(obs[..., 1])
@@ -110,7 +110,7 @@ def rally(task: Any, obs: jax.Array) -> jax.Array:
 
 
 def cross(task: Any, obs: jax.Array) -> jax.Array:
-    """Freeway: up, unless a car is about to pass in the row above; back, if one is in this row.
+    """Expert of Freeway: goes up, unless a car is about to pass in the row above; goes back from a car in its own row.
 
     ``obs [10, 10, 7] -> action []``.
     """
@@ -131,14 +131,14 @@ def cross(task: Any, obs: jax.Array) -> jax.Array:
 
 
 def collect(task: Any, obs: jax.Array) -> jax.Array:
-    """Asterix: towards the nearest gold over cells where no enemy is or can be with its next move.
+    """Expert of Asterix: goes to the nearest gold over cells that no enemy occupies now or after its next move.
 
     ``obs [10, 10, 4] -> action []``.
     """
     row, column = _cell(obs[..., 0])
     enemy, trail, gold = (obs[..., i] > 0 for i in (1, 2, 3))
     columns = jnp.arange(10)[None, :]
-    # Whatever leaves its trail to the left moves right; at the edge there is no trail yet.
+    # An object whose trail is on its left moves right; at the edge there is no trail yet.
     to_right = jnp.roll(trail, 1, axis=1) | (columns == 0)
     ahead = jnp.roll(enemy & to_right, 1, axis=1) | jnp.roll(enemy & ~to_right, -1, axis=1)
     danger = enemy | ahead
@@ -149,12 +149,12 @@ def collect(task: Any, obs: jax.Array) -> jax.Array:
         jnp.arange(10)[None, None, :] - places[:, None, None]
     )
     nearest = jnp.min(jnp.where(gold[None], distance, 30), axis=(1, 2))
-    middle = jnp.abs(places - 4.5) / 10  # without gold, where there is time to see what comes
+    middle = jnp.abs(places - 4.5) / 10  # without gold, the middle gives time to react
     return jnp.argmin(nearest + middle + 100 * danger[rows, places]).astype(jnp.int32)
 
 
 def shoot(task: Any, obs: jax.Array) -> jax.Array:
-    """Space Invaders: fire under the aliens, else go there, but never stand or step under a bullet.
+    """Expert of Space Invaders: goes under the aliens and fires, but never stands or steps under a bullet.
 
     ``obs [10, 10, 6] -> action []``.
     """
@@ -170,11 +170,11 @@ def shoot(task: Any, obs: jax.Array) -> jax.Array:
 
 
 def dive(task: Any, obs: jax.Array) -> jax.Array:
-    """Seaquest: fire at an enemy ahead, else go where there is one or a diver; up with six divers or for air.
+    """Expert of Seaquest: fires at an enemy ahead, else goes to an enemy or a diver; surfaces with six divers or for air.
 
-    ``obs [10, 10, 10] -> action []``. It takes the move, of those that cannot be met by an enemy or a bullet
-    in the next step, that is nearest to the nearest target. Air costs a diver, and without any the episode
-    ends at the surface: short of both it looks for divers alone.
+    ``obs [10, 10, 10] -> action []``. Of the moves that no enemy or bullet can meet in the next step the rule takes the
+    one nearest to a target. Air costs a diver, and without divers the episode ends at the surface. Short of air and
+    divers, the rule looks for divers alone.
     """
     row, column = _cell(obs[..., 0])
     _, behind = _cell(obs[..., 1])
@@ -183,7 +183,7 @@ def dive(task: Any, obs: jax.Array) -> jax.Array:
         obs[..., i] > 0 for i in (2, 3, 4, 5, 6, 9)
     )
     enemy = fish | enemy_sub
-    # Whatever leaves its trail to one side moves to the other; a bullet leaves none.
+    # An object moves away from its trail; a bullet has no trail.
     to_right, to_left = (
         enemy & (jnp.roll(trail, by, axis=1) | (jnp.arange(10) == edge)[None]) | enemy_bullet
         for by, edge in ((1, 0), (-1, 9))
@@ -201,7 +201,7 @@ def dive(task: Any, obs: jax.Array) -> jax.Array:
     def nearest(distance: jax.Array, there: jax.Array) -> jax.Array:
         return jnp.min(jnp.where(there, distance, 40), axis=(1, 2))
 
-    # Enemies that a bullet is on its way to are as good as shot.
+    # Enemies that a bullet is about to hit count as shot.
     left_over = enemy & (jnp.sum(enemy, axis=1) > jnp.sum(bullet, axis=1))[:, None]
     turned = jnp.sign(across) == heading[:, None, None]
     to_enemy = nearest(1 + down + ~turned + jnp.abs(across) / 10, left_over)
@@ -215,7 +215,7 @@ def dive(task: Any, obs: jax.Array) -> jax.Array:
     ahead = jnp.sign(jnp.arange(10) - column) == facing
     fire = jnp.sum(enemy[row] & ahead) > jnp.sum(bullet[row] & ahead)
     shoots = fire & (jnp.arange(6) == 5)
-    # What comes into the board does so at its sides, unseen, and is as far from the middle at both.
+    # Objects enter unseen at the left and right sides, and the middle is far from both.
     side = 3 * ((places == 0) | (places == 9))
     middle = (jnp.abs(rows - 4) + jnp.abs(places - 4.5)) / 100
     drowned = (held == 0) & (row > 0) & (rows == 0)
@@ -230,16 +230,16 @@ def breakout(
     max_stickiness: float = 0.0,
     signed_rewards: bool = False,
 ) -> TaskFamily:
-    """Breakout: the paddle's three controls permuted; 1 for a brick, and the end when the ball is lost.
+    """Breakout: the paddle's three controls permuted; a brick earns 1, and losing the ball ends the episode.
 
-    Three controls have six permutations, two for each split: see `transform.permuted_actions`.
+    Three controls have six permutations, two for each split; see `transform.permuted_actions`.
 
     Args:
         horizon: Time limit of an episode, in steps.
         permuted_actions: Draw which action does what.
-        max_stickiness: Actions are repeated with a probability that is uniform up to this, and out of
-            distribution up to twice this; 0 never.
-        signed_rewards: In half of the tasks rewards are penalties, which leaves no expert.
+        max_stickiness: The probability that an action is repeated is uniform from 0 to this value, and from this value
+            to twice as much out of distribution; 0 repeats no action.
+        signed_rewards: In half of the tasks rewards are penalties. Then there is no expert.
     """
     return _game(
         "breakout",
@@ -261,7 +261,7 @@ def freeway(
     signed_rewards: bool = False,
     parameters: Ranges | None = None,
 ) -> TaskFamily:
-    """Freeway: the chicken's three controls permuted; 1 for each time across the road.
+    """Freeway: the chicken's three controls permuted; each crossing of the road earns 1.
 
     Args:
         horizon: Time limit of an episode, in steps; nothing else ends one.
@@ -293,14 +293,14 @@ def asterix(
     ramping: bool = True,
     parameters: Ranges | None = None,
 ) -> TaskFamily:
-    """Asterix: the five controls permuted; 1 for gold, and the end when an enemy is met.
+    """Asterix: the five controls permuted; gold earns 1, and touching an enemy ends the episode.
 
     Args:
         horizon: Time limit of an episode, in steps.
         permuted_actions: As in `breakout`.
         max_stickiness: As in `breakout`.
         signed_rewards: As in `breakout`.
-        ramping: Let the game grow faster.
+        ramping: Let the game become faster.
         parameters: Ranges ``{name: (low, high)}`` of integers to draw: ``init_spawn_speed`` (10),
             ``init_move_interval`` (5) and ``ramp_interval`` (100), all in frames.
     """
@@ -327,7 +327,7 @@ def space_invaders(
     signed_rewards: bool = False,
     parameters: Ranges | None = None,
 ) -> TaskFamily:
-    """Space Invaders: the cannon's four controls permuted; 1 for an alien, and the end when it is hit.
+    """Space Invaders: the cannon's four controls permuted; an alien earns 1, and a hit on the cannon ends the episode.
 
     Args:
         horizon: Time limit of an episode, in steps.
@@ -359,14 +359,14 @@ def seaquest(
     ramping: bool = True,
     parameters: Ranges | None = None,
 ) -> TaskFamily:
-    """Seaquest: the submarine's six controls permuted; 1 for an enemy shot, up to 10 for divers brought up.
+    """Seaquest: the submarine's six controls permuted; a shot enemy earns 1, rescued divers earn up to 10.
 
     Args:
         horizon: Time limit of an episode, in steps.
         permuted_actions: As in `breakout`.
         max_stickiness: As in `breakout`.
         signed_rewards: As in `breakout`.
-        ramping: Let the game grow faster with each time at the surface.
+        ramping: Let the game become faster after each time at the surface.
         parameters: Ranges ``{name: (low, high)}`` of integers to draw: ``init_spawn_speed`` (20),
             ``init_move_interval`` (5), ``max_oxygen`` (200), ``diver_spawn_speed`` (30),
             ``diver_move_interval`` (5), ``enemy_shot_interval`` (10), ``shot_cool_down`` (5), in frames.

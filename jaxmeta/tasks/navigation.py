@@ -1,8 +1,8 @@
-"""2-D navigation: a point in the plane walks to a goal that it is never shown.
+"""2-D navigation: a point in the plane moves to a hidden goal.
 
 Finn et al. 2017, "Model-agnostic meta-learning", appendix A.2: goals uniform in [-0.5, 0.5]², the agent
-starts at the origin, observes its position, moves by an action clipped to ±0.1 per axis and is rewarded
-by minus the squared distance to the goal; episodes last 100 steps. The released code differs between
+starts at the origin, observes its position, moves by an action clipped to ±0.1 per axis and earns minus the squared
+distance to the goal; episodes last 100 steps. The released code differs between
 versions (squared distance or distance; some end an episode within 0.01 of the goal): both are settings.
 """
 
@@ -26,36 +26,36 @@ REWARDS = ("squared_distance", "distance", "sparse")
 
 @struct.dataclass
 class NavigationParams:
-    """The task: where the goal is."""
+    """The task: the goal's position."""
 
-    goal: jax.Array  # [2]
+    goal: jax.Array
+    """``[2]``, the goal's position."""
 
 
 @struct.dataclass
 class NavigationState:
-    """Where the agent is, and the steps taken."""
+    """The agent's position and the steps taken."""
 
-    position: jax.Array  # [2]
-    time: jax.Array  # [], int32
+    position: jax.Array
+    """``[2]``, the agent's position."""
+    time: jax.Array
+    """``[]``, int32: steps taken in the episode."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Navigation(environment.Environment[Any, Any]):
-    """The environment; two with equal settings are equal, so that they share compiled programs.
-
-    Attributes:
-        horizon: Time limit of an episode, in steps.
-        reward: ``"squared_distance"`` and ``"distance"`` are minus that distance after the move;
-            ``"sparse"`` is ``1 - distance / radius`` within ``radius`` of the goal and 0 elsewhere
-            (the shape of Gupta et al. 2018's sparse point task), so standing on the goal earns 1.
-        radius: Where the sparse reward begins.
-        goal_tolerance: An episode terminates within this distance of the goal, per axis; 0 never.
-    """
+    """The environment of the family. Environments with equal settings are equal and share compiled programs."""
 
     horizon: int = 100
+    """Time limit of an episode, in steps."""
     reward: str = "squared_distance"
+    """``"squared_distance"`` and ``"distance"`` are minus the (squared) distance to the goal after the move;
+    ``"sparse"`` is ``1 - distance / radius`` within ``radius`` of the goal and 0 elsewhere (the shape of Gupta et
+    al. 2018's sparse point task), so standing on the goal earns 1."""
     radius: float = 0.2
+    """Distance from the goal within which the sparse reward is positive."""
     goal_tolerance: float = 0.0
+    """An episode terminates within this distance of the goal, per axis; with 0 it never does."""
 
     @property
     def default_params(self) -> NavigationParams:
@@ -103,8 +103,8 @@ class Navigation(environment.Environment[Any, Any]):
 def optimal_action(task: NavigationParams, obs: jax.Array) -> jax.Array:
     """The move that ends nearest to the goal, ``[2]``.
 
-    Moves are bounded per axis and each reward falls with the distance in either axis, so going as far
-    towards the goal as allowed on each axis is optimal at every step for every reward.
+    Moves are bounded per axis, and each reward falls with the distance along either axis. So at every step and for every
+    reward it is optimal to go as far towards the goal as allowed on each axis.
     """
     return jnp.clip(task.goal - obs, -MAX_MOVE, MAX_MOVE)
 
@@ -117,7 +117,7 @@ def navigation(
 ) -> TaskFamily:
     """Dense 2-D navigation: goals in [-0.5, 0.5]² for train and test.
 
-    Out of distribution they are in the surrounding frame, up to [-0.8, 0.8]².
+    Out of distribution goals are in the surrounding frame, up to [-0.8, 0.8]².
 
     Args:
         horizon: Time limit of an episode, in steps.
@@ -156,7 +156,7 @@ def _uniform_goal(key: jax.Array) -> NavigationParams:
 
 
 def _frame_goal(key: jax.Array) -> NavigationParams:
-    """Uniform over the larger square without the training square."""
+    """A task with a uniform goal in the larger square outside the training square."""
     far_key, along_key, side_key = jax.random.split(key, 3)
     # The frame is four equal rectangles, each [-a, b] × [a, b] turned by a multiple of 90 degrees.
     far = jax.random.uniform(far_key, minval=GOAL_RANGE, maxval=OUT_OF_DISTRIBUTION_RANGE)

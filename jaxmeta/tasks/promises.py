@@ -1,4 +1,4 @@
-"""Does a family keep its promises?"""
+"""Checks of a family: the rules of `TaskFamily`, without running it and by random actions."""
 
 from typing import Any, NamedTuple
 
@@ -8,32 +8,32 @@ import numpy as np
 from gymnax.environments import spaces
 
 from jaxmeta import checks
-from jaxmeta.tasks import boxes, door
-from jaxmeta.tasks.door import InvalidEnvironment
+from jaxmeta.tasks import boxes, door, environments, signatures, time_limit
+from jaxmeta.tasks.environments import InvalidEnvironment
 from jaxmeta.tasks.family import SPLITS, TaskFamily, sample_tasks
 
 
 class Checked(NamedTuple):
-    """What was seen of a family by random actions, over all splits."""
+    """Findings of `check` on a family, over all splits."""
 
     num_tasks: int
-    """Tasks drawn of each split."""
+    """Tasks drawn from each split."""
     distinct_tasks: int
-    """How many of those of the training split differ from each other."""
+    """How many of the training tasks differ from each other."""
     longest_episode: int
     """Steps of the longest episode."""
     problems: tuple[str, ...]
-    """What is allowed and probably not meant, in sentences; empty where nothing was found."""
+    """Properties that are allowed but probably not intended, in sentences; empty if there are none."""
 
 
 def check_promises(family: TaskFamily) -> None:
-    """Raises unless all that can be seen without running a family is right; nothing compiles.
+    """Raises unless a family keeps all rules that can be checked without compiling anything.
 
-    Looked at are its spaces, the tasks of every split, resets and steps (see `door`), and its controllers.
+    The function checks the spaces, the tasks of every split, resets and steps (see `door`), and the controllers.
 
     Raises:
-        TypeError: it is no family.
-        InvalidEnvironment: the message names the part, and what would be right.
+        TypeError: ``family`` is no TaskFamily.
+        InvalidEnvironment: a part is wrong; the message names it and what would be right.
     """
     if not isinstance(family, TaskFamily):
         raise TypeError(
@@ -45,30 +45,33 @@ def check_promises(family: TaskFamily) -> None:
     where = f"family={family.name!r}:"
     key = jax.eval_shape(lambda: jax.random.key(0))
     for split in SPLITS:
-        drawn = door.shaped(f"{where} {split}", getattr(family, split), key)
+        drawn = signatures.shaped(f"{where} {split}", getattr(family, split), key)
         try:
             checks.like(
-                f"a task of {split}", drawn, door.default_task(family.env), "env.default_params"
+                f"a task of {split}",
+                drawn,
+                environments.default_task(family.env),
+                "env.default_params",
             )
         except ValueError as error:
             raise InvalidEnvironment(f"{where} {error}") from error
-    task = door.shaped(f"{where} train", family.train, key)
+    task = signatures.shaped(f"{where} train", family.train, key)
     obs, state = jax.eval_shape(lambda key, task: door.reset(family.env, key, task), key, task)
     action = jax.eval_shape(family.random_action, key)
     jax.eval_shape(lambda *inputs: door.step(family.env, *inputs), key, key, state, action, task)
     for name in ("optimal_action", "expert_action"):
         if getattr(family, name) is not None:
-            told = door.shaped(f"{where} {name}", getattr(family, name), task, obs)
-            door.check_action(f"{where} {name}", told, family.action_space)
+            action = signatures.shaped(f"{where} {name}", getattr(family, name), task, obs)
+            environments.check_action(f"{where} {name}", action, family.action_space)
     if family.optimal_return is not None:
-        found = door.shaped(f"{where} optimal_return", family.optimal_return, task)
+        found = signatures.shaped(f"{where} optimal_return", family.optimal_return, task)
         if getattr(found, "shape", None) != ():
             raise InvalidEnvironment(
                 f"{where} optimal_return is {found}; it must be one number, of shape ()"
             )
     if family.action_features is not None:
         space = family.action_space
-        found = door.shaped(f"{where} action_features", family.action_features, obs)
+        found = signatures.shaped(f"{where} action_features", family.action_features, obs)
         of_actions = isinstance(space, spaces.Discrete) and getattr(found, "ndim", 0) == 2
         if not of_actions or found.shape[0] != space.n:
             raise InvalidEnvironment(
@@ -78,16 +81,16 @@ def check_promises(family: TaskFamily) -> None:
 
 
 def check(family: TaskFamily, *, num_tasks: int = 16, seed: int = 0) -> Checked:
-    """What a family does, tried: `check_promises`, then ``num_tasks`` tasks of each split by random actions.
+    """Findings on a family: `check_promises`, then an episode of random actions in ``num_tasks`` tasks of each split.
 
-    One episode of each task is compiled and run. ``problems`` tells which tasks do not differ, which observations
-    leave their space or are not finite, and which leaf of the state a reset draws anew although nothing changes it
-    within an episode: then it tells one task from another, what was learned in one episode is wrong in the next, and
-    `transform.pinned` makes it part of the task.
+    ``problems`` says whether all tasks are the same, whether observations leave their space or are not finite, and
+    which leaves of the state every reset draws anew although they never change within an episode. If such a leaf tells
+    one task from another, knowledge from one episode is wrong in the next; `transform.pinned` makes the leaf part of
+    the task.
 
     Raises:
-        TypeError: it is no family.
-        InvalidEnvironment: a promise is broken: see `check_promises`; an episode did not end by the horizon.
+        TypeError: ``family`` is no TaskFamily.
+        InvalidEnvironment: a rule is broken (see `check_promises`), or an episode did not end by the horizon.
     """
     check_promises(family)
     checks.at_least("num_tasks", num_tasks, 2)
@@ -111,26 +114,34 @@ def check(family: TaskFamily, *, num_tasks: int = 16, seed: int = 0) -> Checked:
         if not np.all(np.any(seen.last, axis=1)):
             raise InvalidEnvironment(
                 f"family={family.name!r}: an episode of {split} had not ended after horizon={family.horizon} steps, "
-                f"although {door.name_of(family.env)} promises it by ends_by={door.ends_by(family.env)}"
+                f"although {environments.name_of(family.env)} promises it by ends_by={time_limit.ends_by(family.env)}"
             )
         lived = np.cumsum(seen.last, axis=1) - seen.last == 0  # [M, T], the first episode
         longest = max(longest, int(np.max(np.sum(lived, axis=1))))
         distinct[split] = _num_distinct(drawn[number])
         for problem in _problems(family, seen, lived, distinct[split]):
             problems.setdefault(problem, []).append(split)
-    told = tuple(f"{', '.join(where)}: {problem}" for problem, where in problems.items())
-    return Checked(num_tasks, distinct["train"], longest, told)
+    sentences = tuple(f"{', '.join(where)}: {problem}" for problem, where in problems.items())
+    return Checked(num_tasks, distinct["train"], longest, sentences)
 
 
 class _Seen(NamedTuple):
-    obs: jax.Array  # [T, *obs_shape], the true successors
-    reward: jax.Array  # [T]
-    last: jax.Array  # [T]
-    still: Any  # bool [], of each leaf of the state: nothing changed it in the first episode
-    redrawn: Any  # bool [], another reset draws it anew
+    """An episode of random actions in one task."""
+
+    obs: jax.Array
+    """``[T, *obs_shape]``, the true successors."""
+    reward: jax.Array
+    """``[T]``."""
+    last: jax.Array
+    """``[T]``, bool."""
+    still: Any
+    """Bool ``[]`` for each leaf of the state: the leaf never changed in the first episode."""
+    redrawn: Any
+    """Bool ``[]`` for each leaf of the state: another reset draws another value."""
 
 
 def _episode(family: TaskFamily, key: jax.Array, task: Any) -> _Seen:
+    """``horizon`` steps of random actions in ``task``."""
     reset_key, other_key, key = jax.random.split(key, 3)
     env = family.env
     _, first = door.reset(env, reset_key, task)
@@ -159,6 +170,7 @@ def _episode(family: TaskFamily, key: jax.Array, task: Any) -> _Seen:
 
 
 def _problems(family: TaskFamily, seen: _Seen, lived: np.ndarray, num_distinct: int) -> list[str]:
+    """The problems of the tasks of one split; ``lived [M, T]`` marks the first episode of each."""
     found = []
     if num_distinct == 1:
         found.append("all tasks are the same")
@@ -166,7 +178,7 @@ def _problems(family: TaskFamily, seen: _Seen, lived: np.ndarray, num_distinct: 
     finite = np.isfinite(obs.reshape(len(obs), -1)).all(1) & np.isfinite(seen.reward[lived])
     if not np.all(finite):
         found.append("numbers of observations or rewards are not finite")
-    space = door.observation_space(family.env)
+    space = environments.observation_space(family.env)
     if isinstance(space, spaces.Discrete):
         low, high = np.zeros(()), np.asarray(space.n - 1.0)
     else:

@@ -1,8 +1,8 @@
-"""Reaching for a goal that is not shown: an arm and a swimmer, after gymnax's Reacher and Swimmer.
+"""Reaching for a hidden goal: an arm and a swimmer, after gymnax's Reacher and Swimmer.
 
-Both are moved by forces without friction and paid for being near a goal, the nearer the more, so that
-rewards alone say where it is. gymnax draws the goal anew in every episode and shows it; here it is the
-task's. Actions are clipped to their range, which gymnax does not do.
+Both move by forces without friction, and the reward grows as they come near the goal, so rewards alone tell where it
+is. gymnax draws the goal in every episode and shows it; here the goal is part of the task. Actions are clipped to their
+range, which gymnax does not do.
 """
 
 import dataclasses
@@ -20,22 +20,19 @@ from jaxmeta.tasks.family import TaskFamily
 from jaxmeta.tasks.transform import TransformedParams, Wrapper
 
 REACH = 1.5
-"""Goals of the arm, which is 2 long, are at most this far from its shoulder in training."""
+"""The largest distance of a training goal from the arm's shoulder; the arm has length 2."""
 
 GOAL_RANGE = 1.0
 OUT_OF_DISTRIBUTION_RANGE = 1.5
-"""Of the swimmer's goals, per axis."""
+"""Range of the swimmer's goals out of distribution, per axis; `GOAL_RANGE` is that of train and test."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Arm(Wrapper):
-    """gymnax's Reacher with actions clipped, and without the goal, the last two numbers it observes.
-
-    Attributes:
-        goal_visible: Leave the goal where it is.
-    """
+    """gymnax's Reacher with actions clipped, and without the goal, the last two entries of its observation."""
 
     goal_visible: bool
+    """Keep the goal in the observation."""
 
     def act(self, action: jax.Array, params: Any) -> jax.Array:
         return jnp.clip(action, -1.0, 1.0)
@@ -48,10 +45,10 @@ class Arm(Wrapper):
 
 
 def reach(task: TransformedParams, obs: jax.Array) -> jax.Array:
-    """The arm's expert, ``[2]``: both joints to the angles at which the hand is at the goal.
+    """The arm's expert, ``[2]``: turns both joints to the angles at which the hand is at the goal.
 
-    Angles are measured from the x-axis, so the hand is at the sum of two unit vectors: they lean to
-    either side of the goal's direction. Of the two ways to do so it takes the one with less to turn.
+    Angles are measured from the x-axis, so the hand is at the sum of two unit vectors that lean to either side of the
+    goal's direction. Of the two solutions the expert takes the one that needs less turning.
     """
     angle = jnp.arctan2(obs[2:4], obs[:2])
     x, y = task.drawn["goal_xy"]
@@ -65,10 +62,10 @@ def reach(task: TransformedParams, obs: jax.Array) -> jax.Array:
 def arrive(
     distance: jax.Array, velocity: jax.Array, strength: jax.Array, dt: jax.Array | float
 ) -> jax.Array:
-    """The action in [-1, 1] that gets there soon and stops there, elementwise.
+    """The action in [-1, 1] that covers ``distance`` quickly and stops there, elementwise ``[...]``.
 
-    As fast as can still be braked at 0.8 of the ``strength``, the acceleration of an action of 1, and
-    within some steps of the end proportionally to the distance.
+    The target speed is the fastest that can still be braked at 0.8 of ``strength``, the acceleration of an action of 1.
+    Near the end the target speed is proportional to the distance.
     """
     braking = jnp.sqrt(1.6 * strength * jnp.abs(distance))
     speed = jnp.minimum(braking, jnp.abs(distance) / (3 * dt))
@@ -76,17 +73,16 @@ def arrive(
 
 
 def reacher(*, horizon: int = 100, goal_visible: bool = False, scale: float = 1.0) -> TaskFamily:
-    """Reacher: an arm of two joints that are turned by torques; goals within 1.5 of its shoulder.
+    """Reacher: an arm with two joints turned by torques; goals lie within 1.5 of its shoulder.
 
-    Goals are uniform over that disc for train and test, and over the ring around it, as far as the arm
-    reaches, out of distribution. A step is paid exp(-squared distance). An episode starts with the arm
-    anywhere, turning.
+    Goals are uniform over that disc for train and test, and over the ring around it, as far as the arm reaches, out of
+    distribution. A step earns exp(-squared distance). An episode starts with random angles and velocities.
 
     Args:
         horizon: Time limit of an episode, in steps.
         goal_visible: Show the goal.
-        scale: The torque's scale and a step's time are multiplied by factors drawn log-uniformly in
-            ``[1 / scale, scale]``, out of distribution just outside; 1 leaves them as they are.
+        scale: The torque's scale and a step's time are multiplied by factors, log-uniform in ``[1 / scale, scale]`` and
+            just outside that range out of distribution; 1 changes neither.
     """
     _check_scale(scale)
 
@@ -115,41 +111,45 @@ def reacher(*, horizon: int = 100, goal_visible: bool = False, scale: float = 1.
 
 @struct.dataclass
 class SwimmerParams:
-    """The task: where the goal is, what lies about, and how strong the swimmer is."""
+    """The task: the goal, the urchins and the swimmer's strength."""
 
-    goal: jax.Array  # [2]
-    urchins: jax.Array  # [U, 2]
-    strength: jax.Array  # [], the acceleration of an action of 1
+    goal: jax.Array
+    """``[2]``, the goal's position."""
+    urchins: jax.Array
+    """``[U, 2]``, positions of the urchins."""
+    strength: jax.Array
+    """``[]``, the acceleration of an action of 1."""
 
 
 @struct.dataclass
 class SwimmerState:
-    """Where the swimmer is, how fast it moves, and the steps taken."""
+    """The swimmer's position and velocity, and the steps taken."""
 
-    position: jax.Array  # [2]
-    velocity: jax.Array  # [2]
-    time: jax.Array  # [], int32
+    position: jax.Array
+    """``[2]``, the swimmer's position."""
+    velocity: jax.Array
+    """``[2]``, the swimmer's velocity."""
+    time: jax.Array
+    """``[]``, int32: steps taken in the episode."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Swimmer(environment.Environment[Any, Any]):
-    """The environment; two with equal settings are equal, so that they share compiled programs.
+    """The environment of the family. Environments with equal settings are equal and share compiled programs.
 
-    Observations are the urchins' places, the swimmer's, its velocity and, if visible, the goal,
-    ``[2 U + 4]`` or ``[2 U + 6]``. A step is paid exp(-squared distance / 2) from the goal, which an
-    urchin takes away near to itself. An episode starts anywhere in [-1, 1]², at rest.
-
-    Attributes:
-        horizon: Time limit of an episode, in steps.
-        num_urchins: U.
-        goal_visible: Show the goal.
-        dt: Time of a step.
+    Observations are the urchins' positions, the swimmer's position and velocity and, if visible, the goal, ``[2 U + 4]``
+    or ``[2 U + 6]``. A step earns exp(-squared distance / 2) by its distance from the goal; near an urchin the reward
+    falls to 0. An episode starts at rest, uniformly in [-1, 1]².
     """
 
     horizon: int = 200
+    """Time limit of an episode, in steps."""
     num_urchins: int = 5
+    """U."""
     goal_visible: bool = False
+    """Show the goal."""
     dt: float = 0.05
+    """Time of a step."""
 
     @property
     def default_params(self) -> SwimmerParams:
@@ -198,14 +198,14 @@ class Swimmer(environment.Environment[Any, Any]):
 
 
 def swimmer_reward(position: jax.Array, task: SwimmerParams) -> jax.Array:
-    """What being at ``position [2]`` earns, ``[]``, in [0, 1]."""
+    """The reward ``[]`` at ``position [2]``, in [0, 1]."""
     near_goal = jnp.exp(-0.5 * jnp.sum((position - task.goal) ** 2))
     stings = jnp.exp(-30 * jnp.sum((position[None] - task.urchins) ** 2, axis=1))
     return near_goal * jnp.prod(1 - stings)
 
 
 def swim(task: SwimmerParams, obs: jax.Array, *, dt: float) -> jax.Array:
-    """The swimmer's expert, ``[2]``: straight to where it pays most to rest, about the goal."""
+    """The swimmer's expert, ``[2]``: swims straight to the place near the goal with the highest reward."""
     offsets = jnp.linspace(-0.4, 0.4, 17)
     places = jnp.stack(jnp.meshgrid(offsets, offsets), axis=-1).reshape(-1, 2) + task.goal[None]
     best = places[jnp.argmax(jax.vmap(swimmer_reward, (0, None))(places, task))]
@@ -221,17 +221,17 @@ def swimmer(
     goal_visible: bool = False,
     scale: float = 1.0,
 ) -> TaskFamily:
-    """Swimmer: a body is pushed through the plane, past urchins that it sees, to a goal that it does not.
+    """Swimmer: forces push a body through the plane, past visible urchins, to a hidden goal.
 
-    Goals and urchins are uniform in [-1, 1]² for train and test. Out of distribution a goal lies in the
-    frame around, up to [-1.5, 1.5]².
+    Goals and urchins are uniform in [-1, 1]² for train and test. Out of distribution goals lie in the surrounding frame,
+    up to [-1.5, 1.5]².
 
     Args:
         horizon: Time limit of an episode, in steps.
-        num_urchins: Urchins, at least 1.
+        num_urchins: Number of urchins, at least 1.
         goal_visible: Show the goal.
-        scale: The swimmer's strength is log-uniform in ``[1 / scale, scale]``, out of distribution just
-            outside; 1 makes all alike.
+        scale: The swimmer's strength is log-uniform in ``[1 / scale, scale]`` and just outside that range out of
+            distribution; 1 makes all swimmers equal.
     """
     checks.at_least("horizon", horizon, 1)
     checks.at_least("num_urchins", num_urchins, 1)
@@ -271,4 +271,4 @@ def _goal(key: jax.Array, split: str) -> jax.Array:
 
 
 def _check_scale(scale: float) -> None:
-    checks.between("scale", scale, 1, 1e6)  # 1 leaves all bodies alike
+    checks.between("scale", scale, 1, 1e6)  # 1 makes all bodies equal

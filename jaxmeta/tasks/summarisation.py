@@ -1,9 +1,8 @@
-"""Extractive summaries: pick k of a document's n sentences; each task has its own idea of what matters.
+"""Extractive summaries: pick k of a document's n sentences; each task has its own weights of topics.
 
-Lin & Bilmes 2011, "A class of submodular functions for document summarization": a summary is worth the
-weight of the topics that it covers, each of them once. To find the best one is the problem of maximum
-coverage. Picking at each step what adds most is not optimal, yet never earns less than 1 - 1/e of the
-optimum: Nemhauser, Wolsey & Fisher 1978, "An analysis of approximations for maximizing submodular set
+Lin & Bilmes 2011, "A class of submodular functions for document summarization": a summary earns the weights of the
+topics that it covers, each topic once. The best summary solves a maximum coverage problem. The greedy policy, which picks
+the sentence that adds most, is not optimal but earns at least 1 - 1/e of the optimum: Nemhauser, Wolsey & Fisher 1978, "An analysis of approximations for maximizing submodular set
 functions".
 """
 
@@ -23,60 +22,65 @@ from jaxmeta import checks
 from jaxmeta.tasks.family import Sampler, TaskFamily
 
 MENTION_PROBABILITY = 0.15
-"""Of each topic in each sentence; where that makes none, the sentence mentions one."""
+"""Probability of each topic in each sentence; a sentence without a topic gets one."""
 
 CONCENTRATION = 0.5
 OUT_OF_DISTRIBUTION_CONCENTRATION = 10.0
 
 MOST_SUBSETS = 10_000
-"""The optimum is computed up to so many sets of sentences."""
+"""The optimum is computed if there are at most this many sets of sentences."""
 
 TOPICS = ("politics", "economy", "science", "sport", "art", "weather", "health", "travel")
 
 
 @struct.dataclass
 class SummarisationParams:
-    """The task: what matters."""
+    """The task: the weights of the topics."""
 
-    weight: jax.Array  # [m], of the topics; sums to 1
+    weight: jax.Array
+    """``[m]``, weights of the topics; they sum to 1."""
 
 
 @struct.dataclass
 class SummarisationState:
-    """The document and what was picked of it."""
+    """The document and the picked sentences."""
 
-    mentions: jax.Array  # [n, m], bool: which topics each sentence mentions
-    picked: jax.Array  # [n], bool
-    time: jax.Array  # [], int32: picks made
+    mentions: jax.Array
+    """``[n, m]``, bool: the topics that each sentence mentions."""
+    picked: jax.Array
+    """``[n]``, bool: the picked sentences."""
+    time: jax.Array
+    """``[]``, int32: picks so far."""
 
 
 class Seen(NamedTuple):
-    """An observation in its parts, all of them 0 or 1 but for the last."""
+    """The parts of an observation; all entries but ``left`` are 0 or 1."""
 
-    mentions: jax.Array  # [n, m]
-    picked: jax.Array  # [n]
-    covered: jax.Array  # [m], topics of what was picked
-    left: jax.Array  # [], share of the picks that are left
+    mentions: jax.Array
+    """``[n, m]``, the topics that each sentence mentions."""
+    picked: jax.Array
+    """``[n]``, the picked sentences."""
+    covered: jax.Array
+    """``[m]``, topics of the picked sentences."""
+    left: jax.Array
+    """``[]``, the share of picks that remain."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Summarisation(environment.Environment[Any, Any]):
-    """The environment; two with equal settings are equal, so that they share compiled programs.
+    """The environment of the family. Environments with equal settings are equal and share compiled programs.
 
-    A document is drawn at the start of an episode and observed, `Seen` as one vector
-    ``[n * m + n + m + 1]``. Actions are its sentences. A pick earns the weight of the topics that no
-    earlier pick has covered; picking a sentence again earns nothing. An episode never terminates: it is
-    cut off after ``horizon`` picks.
-
-    Attributes:
-        num_sentences: n.
-        num_topics: m.
-        horizon: k, picks in an episode.
+    A document is drawn at the start of an episode. The observation is `Seen` as one vector ``[n * m + n + m + 1]``.
+    Actions are the sentences. A pick earns the weights of the topics that no earlier pick has covered; a second pick of
+    a sentence earns nothing. An episode never terminates: it is cut off after ``horizon`` picks.
     """
 
     num_sentences: int = 8
+    """n."""
     num_topics: int = 6
+    """m."""
     horizon: int = 3
+    """k, picks in an episode."""
 
     @property
     def default_params(self) -> SummarisationParams:
@@ -140,14 +144,15 @@ class Summarisation(environment.Environment[Any, Any]):
 
 
 def _covered(state: SummarisationState) -> jax.Array:
+    """Topics of the picked sentences, bool ``[m]``."""
     return jnp.any(state.mentions & state.picked[:, None], axis=0)
 
 
 def optimal_action(task: SummarisationParams, obs: jax.Array, *, env: Summarisation) -> jax.Array:
-    """The first sentence of the best set of those that may still be picked, int32 ``[]``.
+    """The first sentence of the best set of sentences that may still be picked, int32 ``[]``.
 
-    By enumeration of all sets of up to k sentences. Which of a set's sentences is picked first makes no
-    difference to what they earn together.
+    The best set is found by enumeration of all sets of up to k sentences. The order of picks does not change their total
+    reward.
     """
     seen = env.seen(obs)
     subsets = jnp.asarray(_subsets(env.num_sentences, env.horizon))
@@ -161,26 +166,26 @@ def optimal_action(task: SummarisationParams, obs: jax.Array, *, env: Summarisat
 def features(obs: jax.Array, *, env: Summarisation) -> jax.Array:
     """``φ(s, a)``, ``[n, m]``: the topics that sentence a would newly cover.
 
-    What a sentence adds is ``φ(s, a)·weight``, so a softmax-linear policy of these features (the family's
-    ``action_features``) needs to learn of a task nothing but its weights.
+    A sentence adds ``φ(s, a)·weight``. So a softmax-linear policy of these features, the family's ``action_features``,
+    only needs to learn the task's weights.
     """
     seen = env.seen(obs)
     return seen.mentions * (1.0 - seen.covered)[None]
 
 
 def greedy_action(task: SummarisationParams, obs: jax.Array, *, env: Summarisation) -> jax.Array:
-    """The sentence that adds most, int32 ``[]``: good and not optimal.
+    """The sentence that adds most, int32 ``[]``; this greedy choice is not optimal.
 
-    With two picks and equal weights, of sentences on topics {1, 2, 3, 4}, {1, 2, 5} and {3, 4, 6} it
-    takes the first and covers five topics, where the other two cover all six.
+    With two picks, equal weights and sentences on topics {1, 2, 3, 4}, {1, 2, 5} and {3, 4, 6} the greedy policy takes
+    the first sentence and covers five topics. The other two cover all six.
     """
     return jnp.argmax(features(obs, env=env) @ task.weight).astype(jnp.int32)
 
 
 def text(obs: jax.Array, *, env: Summarisation) -> str:
-    """The document of an observation (of the space's shape), a line a sentence: what it mentions, starred where it was picked.
+    """The document of an observation (of the space's shape), a line for each sentence with its topics; picked sentences have a star.
 
-    Topics are called by `TOPICS`, further ones by number.
+    Topics have the names in `TOPICS`, and numbers after that.
     """
     seen = jax.tree.map(np.asarray, env.seen(obs))
     names = [*TOPICS, *(f"topic {i}" for i in range(len(TOPICS), env.num_topics))]
@@ -202,17 +207,16 @@ def _subsets(num_sentences: int, most: int) -> np.ndarray:
 
 
 def summarisation(*, num_sentences: int = 8, num_topics: int = 6, horizon: int = 3) -> TaskFamily:
-    """Summaries by what matters to someone: topic weights, sparse Dirichlet for train and test.
+    """Extractive summaries: the weights of topics are drawn, sparse Dirichlet for train and test.
 
-    Their concentration is 0.5; out of distribution it is 10, where all topics matter about alike: with
-    six topics the heaviest has 0.24 of the weight on average, 0.50 in training. The support is that of
-    training, all weights.
+    The concentration is 0.5 for train and test, and 10 out of distribution, where all topics have similar weights: with
+    six topics the largest weight is 0.24 on average, and 0.50 in training. The support is all weights in both cases.
 
     Args:
         num_sentences: n, at least 1.
         num_topics: m, at least 1.
-        horizon: k, picks in an episode; at most ``num_sentences``. The optimum is known only where there
-            are no more than `MOST_SUBSETS` sets of up to k sentences.
+        horizon: k, picks in an episode; at most ``num_sentences``. The optimum is known only if there are at most
+            `MOST_SUBSETS` sets of up to k sentences.
     """
     sizes = dict(num_sentences=num_sentences, num_topics=num_topics, horizon=horizon)
     for name, size in sizes.items():

@@ -1,8 +1,8 @@
-"""The passive T-maze: a cue at the entrance of a corridor says which way to turn at its end.
+"""The passive T-maze: a cue at the entrance of a corridor tells which way to turn at its end.
 
 Bakker 2002, "Reinforcement learning with long short-term memory"; in the passive form of Ni et al. 2023,
-"When do transformers shine in RL? Decoupling memory from credit assignment": the corridor is walked by
-itself, so that nothing is measured but how long an agent remembers.
+"When do transformers shine in RL? Decoupling memory from credit assignment": the agent moves along the corridor
+whatever it does, so the family measures nothing but how long an agent remembers.
 """
 
 import dataclasses
@@ -21,31 +21,31 @@ OUT_OF_DISTRIBUTION_PROBABILITY = 0.9
 
 @struct.dataclass
 class TMazeParams:
-    """The task: which way to turn."""
+    """The task: the side to turn to."""
 
-    side: jax.Array  # [], int32: 0 or 1
+    side: jax.Array
+    """``[]``, int32: the side, 0 or 1."""
 
 
 @struct.dataclass
 class TMazeState:
-    """The steps taken, which is where the agent is."""
+    """The steps taken, which are also the agent's place."""
 
-    time: jax.Array  # [], int32
+    time: jax.Array
+    """``[]``, int32: steps taken in the episode."""
 
 
 @dataclasses.dataclass(frozen=True)
 class TMaze(environment.Environment[Any, Any]):
-    """The environment; two with equal settings are equal, so that they share compiled programs.
+    """The environment of the family. Environments with equal settings are equal and share compiled programs.
 
-    Observations are ``[3]``: at an episode's first step the side, one-hot, later two zeros; then 1 at
-    the junction, else 0. Actions are the sides. The one taken at the junction is rewarded with 1 where
-    it is the task's side and terminates the episode; those before do nothing and earn nothing.
-
-    Attributes:
-        length: Steps from the cue to the junction; an episode has one more, the choice.
+    Observations are ``[3]``. The first two entries are the side, one-hot, at an episode's first step, and zeros later.
+    The third is 1 at the junction, else 0. Actions are the sides. The action at the junction terminates the episode and
+    earns 1 if it is the task's side. Earlier actions have no effect.
     """
 
     length: int = 10
+    """Steps from the cue to the junction; an episode has one more, the choice."""
 
     @property
     def default_params(self) -> TMazeParams:
@@ -86,24 +86,24 @@ class TMaze(environment.Environment[Any, Any]):
 
 
 def optimal_action(task: TMazeParams, obs: jax.Array) -> jax.Array:
-    """The task's side, int32 ``[]``: before the junction any action will do."""
+    """The task's side, int32 ``[]``; before the junction all actions are equal."""
     return task.side
 
 
 def optimal_return(task: TMazeParams) -> jax.Array:
-    """1: the right turn, ``[]``. An agent that is shown the cue earns it, too, if it remembers."""
+    """1, the reward of the right turn, ``[]``; an agent that remembers the cue earns it too."""
     return jnp.ones_like(task.side, float)
 
 
 def t_maze(*, length: int = 10) -> TaskFamily:
     """The passive T-maze: either side is as likely for train and test.
 
-    There are only these two tasks. Out of distribution the side is 1 with a probability of 0.9, which an
-    agent that remembers does not notice. An episode after the first of a task shows the cue once more,
-    and what the last one rewarded says the side, too: to measure memory, let a trial be one episode.
+    There are only these two tasks. Out of distribution the side is 1 with probability 0.9; an agent that remembers the
+    cue is not affected. In a later episode of a task the cue is shown again, and earlier rewards reveal the side too. So
+    a trial must be one episode to measure memory.
 
     Args:
-        length: Steps from the cue to the junction, at least 1; an episode is ``length + 1`` steps.
+        length: Steps from the cue to the junction, at least 1; an episode has ``length + 1`` steps.
     """
     checks.at_least("length", length, 1)
 

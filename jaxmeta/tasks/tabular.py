@@ -23,38 +23,41 @@ OUT_OF_DISTRIBUTION_CONCENTRATION = 0.1
 
 @struct.dataclass
 class TabularParams:
-    """The task: the MDP itself."""
+    """The task: the tables of an MDP."""
 
-    transition: jax.Array  # [S, A, S], p(s' | s, a)
-    reward: jax.Array  # [S, A], mean reward
-    initial: jax.Array  # [S], law of an episode's first state
+    transition: jax.Array
+    """``[S, A, S]``, probabilities p(s' | s, a)."""
+    reward: jax.Array
+    """``[S, A]``, mean rewards."""
+    initial: jax.Array
+    """``[S]``, distribution of an episode's first state."""
 
 
 @struct.dataclass
 class TabularState:
-    """The MDP's state, and the steps taken."""
+    """The MDP's state and the steps taken."""
 
-    state: jax.Array  # [], int32
-    time: jax.Array  # [], int32
+    state: jax.Array
+    """``[]``, int32: the MDP's state."""
+    time: jax.Array
+    """``[]``, int32: steps taken in the episode."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Tabular(environment.Environment[Any, Any]):
-    """The environment; two with equal settings are equal, so that they share compiled programs.
+    """The environment of the family. Environments with equal settings are equal and share compiled programs.
 
     The state is observed one-hot, ``[S]``. An episode never terminates: it is cut off at the horizon.
-
-    Attributes:
-        num_states: S.
-        num_actions: A.
-        horizon: Time limit of an episode, in steps.
-        reward_noise: Standard deviation of a reward around its mean.
     """
 
     num_states: int = 10
+    """S."""
     num_actions: int = 5
+    """A."""
     horizon: int = 10
+    """Time limit of an episode, in steps."""
     reward_noise: float = 1.0
+    """Standard deviation of a reward around its mean."""
 
     @property
     def default_params(self) -> TabularParams:
@@ -100,10 +103,10 @@ class Tabular(environment.Environment[Any, Any]):
 
 
 def optimal_return(task: TabularParams, *, horizon: int) -> jax.Array:
-    """Expected return of an episode under the best policy told the task, ``[]``.
+    """Expected return of an episode under the best policy that is told the task, ``[]``.
 
-    Backward induction: ``V_t(s) = max_a R(s, a) + sum_s' p(s'|s, a) V_{t+1}(s')``. That policy looks at
-    the time as well, so it is no function of the observation.
+    Backward induction: ``V_t(s) = max_a R(s, a) + sum_s' p(s'|s, a) V_{t+1}(s')``. The policy
+    depends on the time too, so it is no function of the observation.
     """
 
     def backup(_: int, v: jax.Array) -> jax.Array:
@@ -115,8 +118,8 @@ def optimal_return(task: TabularParams, *, horizon: int) -> jax.Array:
 def state_values(task: TabularParams, policy: jax.Array, discount: jax.Array) -> jax.Array:
     """``V(s) = E sum_t γ^t r_t`` of ``policy [S, A]`` for ``discount`` γ < 1, ``[S]``.
 
-    Of the task without its time limit, which is no part of what it observes. The series of
-    ``(I - γ P)^-1`` by doubling: ``sum_{k<2n} A^k = (I + A^n) sum_{k<n} A^k``, 2^14 terms.
+    The values are of the task without its time limit, because the agent does not observe the time. The series of
+    ``(I - γ P)^-1`` is summed by doubling: ``sum_{k<2n} A^k = (I + A^n) sum_{k<n} A^k``, 2^14 terms.
     """
     reward = jnp.sum(policy * task.reward, axis=1)
     power = discount * jnp.einsum("sa,sat->st", policy, task.transition)
@@ -133,10 +136,9 @@ def tabular(
 ) -> TaskFamily:
     """Random MDPs, those of RL² by default: flat-Dirichlet transitions for train and test.
 
-    Out of distribution, transitions are Dirichlet with concentration 0.1: towards deterministic ones.
-    With 10 states the likeliest successor has a probability of 0.66 on average, of 0.29 in training.
-    The support is that of training, all MDPs: the shift is in which of them are likely. Rewards are
-    drawn alike in every split.
+    Out of distribution, transitions are Dirichlet with concentration 0.1, closer to deterministic ones. With 10 states
+    the likeliest successor has a mean probability of 0.66; in training it has 0.29. The support is all MDPs in every
+    split, so the shift is in their probabilities. Rewards have the same distribution in every split.
 
     Args:
         num_states: S, at least 1.
@@ -183,7 +185,7 @@ def latent_tabular(
     reward_noise: float = 1.0,
     structure_seed: int = 0,
 ) -> TaskFamily:
-    """Random MDPs with structure in common, so that one state tells of another: a task is d numbers z.
+    """Random MDPs with shared structure, so that one state tells of another: a task is d numbers z.
 
     Mean rewards are ``1 + ψ(s)·z`` and transitions ``sum_i softmax(z)_i P_i(s'|s, a)``, with normal
     features ψ and d Dirichlet kernels P_i of concentration 0.1 that all tasks share (a contextual MDP:
@@ -196,7 +198,7 @@ def latent_tabular(
         num_actions: A, at least 1.
         horizon: Time limit of an episode, in steps.
         reward_noise: Standard deviation of a reward around its mean, 0 or positive.
-        structure_seed: Of ψ and P, which belong to the family.
+        structure_seed: Seed of ψ and P, which all tasks of the family share.
     """
     checks.at_least("num_latents", num_latents, 1)
     checks.at_least("structure_seed", structure_seed, 0)
@@ -234,7 +236,7 @@ def _first_state(num_states: int) -> jax.Array:
 
 
 def _draw(key: jax.Array, probabilities: jax.Array) -> jax.Array:
-    """An index drawn with the given ``probabilities [S]``, int32 ``[]``; from one random number, not S."""
+    """An index drawn with the given ``probabilities [S]``, int32 ``[]``; it takes one random number, not S."""
     cumulative = jnp.cumsum(probabilities)
     u = cumulative[-1] * jax.random.uniform(key, dtype=cumulative.dtype)
     return jnp.sum(cumulative[:-1] <= u, dtype=jnp.int32)

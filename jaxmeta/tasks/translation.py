@@ -1,10 +1,10 @@
 """Interactive translation, character by character: each task is a language.
 
 Foster, Isabelle & Plamondon 1997, "Target-text mediated interactive machine translation"; Barrachina et al.
-2009, "Statistical approaches to computer-assisted translation". The agent is shown an English name and
-proposes the next character of its translation; the user accepts it or corrects it, so that what stands
-written is always right. Names are those of numbers up to 99 (num2words) and, from the Unicode Common Locale
-Data Repository (babel), of months, days, currencies and territories, written in a to z and the space.
+2009, "Statistical approaches to computer-assisted translation". The agent sees an English name and proposes the next
+character of its translation. The user accepts or corrects it, so the written text is always right. Names are those of
+numbers up to 99 (num2words) and, from the Unicode Common Locale Data Repository (babel), of months, days, currencies
+and territories, in the letters a to z and the space.
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ KINDS = ("numbers", "months", "days", "currencies", "territories")
 
 ALPHABET = string.ascii_lowercase + " "
 END = len(ALPHABET)
-"""The character after a name's last. Characters are numbered a to z, the space, the end."""
+"""The number of the end, the character after a name's last. Characters are numbered a to z, the space, the end."""
 NUM_CHARACTERS = len(ALPHABET) + 1
 NUM_LETTERS = len(string.ascii_lowercase)
 
@@ -80,8 +80,8 @@ SPLITS: dict[str, dict[str, str]] = {
 }
 """Languages of each split (ISO 639) by family, or branch of Indo-European.
 
-Test languages are other languages of the families of training; dialects of one language are on one side.
-Creoles and constructed languages are left out, and so are those in which most names are the English ones.
+Test languages are other languages of the training families; dialects of one language are in one split. Left out are
+creoles, constructed languages, and languages in which most names are the English ones.
 """
 
 FAMILY = {
@@ -92,7 +92,7 @@ FAMILY = {
 }
 """Family of each language, by its code."""
 LANGUAGES = tuple(FAMILY)
-"""All codes; ``TranslationParams.language`` counts in them."""
+"""All codes; ``TranslationParams.language`` is an index into them."""
 
 LETTERS = str.maketrans(
     {
@@ -102,65 +102,69 @@ LETTERS = str.maketrans(
         "·": "",
     }
 )
-"""What decomposition leaves whole; the marks between the parts of a name become spaces."""
+"""Letters that Unicode does not decompose, and marks between the parts of a name, which become spaces."""
 
 SHARE = 3
-"""A language is in where at least one in so many English names has a translation that fits."""
+"""A language is included if at least one in ``SHARE`` English names has a translation that fits."""
 
 AHEAD = 3
-"""Characters of the source that are shown from where the translation has got to."""
+"""Characters of the source that are shown from the present place of the translation on."""
 
 
 @struct.dataclass
 class TranslationParams:
-    """The task: a language. Of I names, those that it lacks have length 0 and are never drawn."""
+    """The task: a language with I names. Names that the language lacks have length 0 and are never drawn."""
 
-    language: jax.Array  # [], int32: which of `LANGUAGES`, for who wants to tell; -1 is English
-    target: jax.Array  # [I, L], int8: the translations, filled up with ends
-    length: jax.Array  # [I], int32: characters of each, its end included
-    cumulative: jax.Array  # [I], the law of names: probabilities of the first to the i-th, summed
+    language: jax.Array
+    """``[]``, int32: index in `LANGUAGES`, for information; -1 is English."""
+    target: jax.Array
+    """``[I, L]``, int8: the translations, padded with ends."""
+    length: jax.Array
+    """``[I]``, int32: characters of each translation, the end included."""
+    cumulative: jax.Array
+    """``[I]``, cumulative probabilities of the names."""
 
 
 @struct.dataclass
 class TranslationState:
-    """The name that is translated, and how far it is."""
+    """The present name and the translation so far."""
 
-    entry: jax.Array  # [], int32
-    time: jax.Array  # [], int32: characters written
-    last: jax.Array  # [], int32: the last of them; -1 at the start
-    distance: jax.Array  # [L], edit distance of what is written from the source's first 0 .. L - 1
+    entry: jax.Array
+    """``[]``, int32: index of the name."""
+    time: jax.Array
+    """``[]``, int32: characters written so far."""
+    last: jax.Array
+    """``[]``, int32: the last written character; -1 at the start."""
+    distance: jax.Array
+    """``[L]``, edit distances of the written text from the source's first 0 .. L - 1 characters."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Translation(environment.Environment[Any, Any]):
-    """The environment; two with equal settings are equal, so that they share compiled programs.
+    """The environment of the family. Environments with equal settings are equal and share compiled programs.
 
-    An episode is one name, of a kind drawn uniformly from those that the language has, and drawn uniformly
-    within it. Observations are the concatenation of ``[L - 1, 27]`` (the English name, one-hot), ``[3, 28]``
-    (the character that the translation has got to in it and the two that follow), ``[28]`` (the last
-    character written) and ``[kinds]``. The place that the translation has got to is where the English
-    name is cut off to be nearest, by edit distance, to what is written: Wagner & Fischer 1974, "The
-    string-to-string correction problem".
+    An episode is one name. Its kind is uniform over the kinds that the language has, and the name is uniform within the
+    kind. Observations are the concatenation of ``[L - 1, 27]`` (the English name, one-hot), ``[3, 28]`` (the English
+    name's characters at the present place of the translation and the next two), ``[28]`` (the last written character)
+    and ``[kinds]``. The place is the length at which the English name's beginning is nearest to the written text by
+    edit distance: Wagner & Fischer 1974, "The string-to-string correction problem".
 
-    Actions are the next character. The right one earns 1 / length, so a return is the share of right ones.
-    The end, which is to be proposed like any other, terminates the episode.
-
-    Attributes:
-        kinds: Kinds of names.
-        max_length: L, characters that a name may have, its end included, in both languages.
-        horizon: Time limit of an episode, in characters.
-        feedback: What the agent is shown as written. ``"correction"``: the right characters;
-            ``"reward"``: its own.
+    The action is the next character. The right character earns 1 / length, so a return is the share of right
+    characters. The end must be proposed like any other character; it terminates the episode.
     """
 
     kinds: tuple[str, ...] = KINDS
+    """Kinds of names."""
     max_length: int = 14
+    """L, the most characters of a name, the end included, in both languages."""
     horizon: int = 14
+    """Time limit of an episode, in characters."""
     feedback: str = "correction"
+    """The characters that are shown as written: ``"correction"``, the right ones; ``"reward"``, the agent's own."""
 
     @property
     def default_params(self) -> TranslationParams:
-        """English into English."""
+        """The task of English into English."""
         english = _english(self.kinds, self.max_length)
         return _task(_table(-1, english.source, english.kind))
 
@@ -195,7 +199,7 @@ class Translation(environment.Environment[Any, Any]):
     def _observed(self, state: TranslationState) -> jax.Array:
         source = self._source(state)
         places = jnp.arange(self.max_length)
-        # Of places equally near, the one that is as far on as the translation.
+        # Among equally near places, take the one closest to the translation's length.
         detour = jnp.abs(places - state.time) / self.max_length
         place = jnp.argmin(state.distance.astype(detour.dtype) + detour)
         ahead = jnp.take(source, place + jnp.arange(AHEAD), mode="fill", fill_value=END)
@@ -229,21 +233,21 @@ class Translation(environment.Environment[Any, Any]):
 
 
 def optimal_return(task: TranslationParams, *, horizon: int) -> jax.Array:
-    """Expected return of an agent that knows the language, ``[]``: 1 where the horizon cuts no name off."""
+    """Expected return of an agent that knows the language, ``[]``: 1 if the horizon cuts off no name."""
     law = jnp.diff(task.cumulative, prepend=0.0)
     share = jnp.minimum(horizon, task.length) / jnp.maximum(task.length, 1)
     return jnp.sum(law * share)
 
 
 def text(characters: Any) -> str:
-    """What the numbers ``[T]`` of characters write; an end writes nothing."""
+    """The text of characters given by their numbers ``[T]``; ends are left out."""
     return "".join(ALPHABET[int(x)] for x in characters if x != END)
 
 
 def written(
     task: TranslationParams, trajectory: Trajectory, *, env: Translation
 ) -> list[tuple[str, str, str]]:
-    """Source, translation and what the agent proposed in each whole episode of one stream ``[T]``."""
+    """Source, translation and the agent's proposals in each whole episode of one stream ``[T]``."""
     sources = [text(source) for source in _english(env.kinds, env.max_length).source]
     size = (env.max_length - 1) * END
     shown = np.asarray(trajectory.timestep.obs)[:, :size].reshape(-1, env.max_length - 1, END)
@@ -257,7 +261,7 @@ def written(
 
 
 def chrf(hypotheses: Sequence[str], references: Sequence[str]) -> float:
-    """sacrebleu's chrF of the whole, 0 to 100: Popović 2015, "chrF: character n-gram F-score".
+    """sacrebleu's chrF of all texts together, 0 to 100: Popović 2015, "chrF: character n-gram F-score".
 
     Raises:
         ImportError: sacrebleu is not installed.
@@ -267,7 +271,7 @@ def chrf(hypotheses: Sequence[str], references: Sequence[str]) -> float:
 
 
 def spelt(name: str) -> str | None:
-    """A name in a to z and the space, without accents; None where it needs more than that."""
+    """A name in a to z and the space, without accents; None if that alphabet cannot write it."""
     plain = unicodedata.normalize("NFKD", name.lower().translate(LETTERS))
     letters = "".join(x for x in plain if not unicodedata.combining(x))
     words = " ".join(letters.split())
@@ -276,7 +280,7 @@ def spelt(name: str) -> str | None:
 
 @functools.cache
 def names(language: str) -> dict[tuple[str, Any], str]:
-    """What ``language`` (a code of `LANGUAGES`, or ``"en"``) calls things, `spelt`: ``(kind, which) -> name``.
+    """The names of ``language`` (a code of `LANGUAGES`, or ``"en"``), `spelt`: ``(kind, which) -> name``.
 
     Raises:
         ImportError: babel or num2words is not installed.
@@ -303,11 +307,14 @@ def _package(name: str) -> Any:
 
 
 class English(NamedTuple):
-    """The I English names that fit."""
+    """The I English names that fit into the length."""
 
     which: tuple[tuple[str, Any], ...]
-    kind: np.ndarray  # [I], int32
-    source: np.ndarray  # [I, L], int8, filled up with ends
+    """Kind and key of each name."""
+    kind: np.ndarray
+    """``[I]``, int32: index of each name's kind."""
+    source: np.ndarray
+    """``[I, L]``, int8: the names, padded with ends."""
 
 
 @functools.cache
@@ -322,18 +329,18 @@ def _english(kinds: tuple[str, ...], max_length: int) -> English:
 
 
 def _characters(words: Any, max_length: int) -> np.ndarray:
-    """``[I, L]``; words too long for it become nothing but ends."""
+    """The words as numbers, int8 ``[I, L]``, padded with ends; a word that is too long becomes ends only."""
     fit = [word if len(word) < max_length else "" for word in words]
     rows = [[*map(ALPHABET.index, word), *[END] * (max_length - len(word))] for word in fit]
     return np.array(rows, np.int8).reshape(-1, max_length)
 
 
 Table = dict[str, np.ndarray]
-"""The leaves of a task by their names, in numpy: what is cached must not be of any trace."""
+"""The leaves of a task by name, in NumPy: cached arrays must not belong to a trace."""
 
 
 def _table(language: int, target: np.ndarray, kind: np.ndarray) -> Table:
-    """Of translations ``[I, L]``; those without a character are not there."""
+    """The task of translations ``[I, L]``; a row without characters is a missing name."""
     length = np.sum(target != END, axis=1)
     there = length > 0
     in_kind = np.bincount(kind, there)
@@ -350,7 +357,7 @@ def _table(language: int, target: np.ndarray, kind: np.ndarray) -> Table:
 def _lexicons(
     languages: tuple[str, ...], kinds: tuple[str, ...], max_length: int
 ) -> tuple[Table, ...]:
-    """Those languages that have enough names."""
+    """The tables of the languages with enough names."""
     english = _english(kinds, max_length)
     tables = []
     for language in languages:
@@ -367,7 +374,7 @@ def _task(table: Table) -> TranslationParams:
 
 
 def _exchanged(key: jax.Array, most: int) -> jax.Array:
-    """What each character becomes where up to ``most`` pairs of letters are exchanged, int8 ``[28]``."""
+    """The image of each character when up to ``most`` random pairs of letters are exchanged, int8 ``[28]``."""
     count_key, pair_key = jax.random.split(key)
     count = jax.random.randint(count_key, (), 0, most + 1)
     one, other = jax.random.permutation(pair_key, NUM_LETTERS)[: 2 * most].reshape(2, most)
@@ -379,8 +386,11 @@ def _exchanged(key: jax.Array, most: int) -> jax.Array:
 
 
 def _some(key: jax.Array, cumulative: jax.Array, number: int) -> jax.Array:
-    """The uniform law on up to ``number`` indices that are drawn by the law ``cumulative [I]`` without
-    replacement, by its sums likewise: the largest of log-probabilities with Gumbel noise (Yellott 1977)."""
+    """The cumulative uniform distribution ``[I]`` over up to ``number`` random indices.
+
+    The indices are drawn without replacement from the distribution ``cumulative [I]``: they are those with the largest
+    log-probabilities after adding Gumbel noise (Yellott 1977).
+    """
     law = jnp.diff(cumulative, prepend=0.0)
     scores = jnp.log(law) + jax.random.gumbel(key, law.shape, law.dtype)
     rank = jnp.argsort(jnp.argsort(-scores))
@@ -389,13 +399,13 @@ def _some(key: jax.Array, cumulative: jax.Array, number: int) -> jax.Array:
 
 
 def _draw(key: jax.Array, cumulative: jax.Array) -> jax.Array:
-    """An index of the law whose sums are ``cumulative [I]``, int32 ``[]``."""
+    """An index drawn from the cumulative distribution ``cumulative [I]``, int32 ``[]``."""
     u = cumulative[-1] * jax.random.uniform(key, dtype=cumulative.dtype)
     return jnp.sum(cumulative[:-1] <= u, dtype=jnp.int32)
 
 
 def _appended(distance: jax.Array, source: jax.Array, character: jax.Array) -> jax.Array:
-    """Edit distances ``[L]`` from the source's first 0 .. L - 1 characters, one character later."""
+    """Edit distances ``[L]`` from the source's first 0 .. L - 1 characters after one more written character."""
     kept = distance[:-1] + (source[:-1] != character)
     shortest = jnp.minimum(distance + 1, jnp.append(distance[0] + 1, kept))
     places = jnp.arange(distance.shape[0], dtype=distance.dtype)
@@ -413,33 +423,32 @@ def translation(
 ) -> TaskFamily:
     """Interactive translation of names: languages of the same families for train and test.
 
-    Out of distribution are languages of other families. See `SPLITS`; a language is left out where
-    fewer than a third of the English names have a translation that fits.
+    Out of distribution are languages of other families (see `SPLITS`). A language is left out if fewer than a third of
+    the English names have a translation that fits.
 
-    With ``feedback="correction"`` nothing that an agent does changes what it will see, so that a
-    discount of 0 is right.
+    With ``feedback="correction"`` actions do not change later observations, so the right discount is 0.
 
-    There are few languages, and one word gives a language away. With sound laws each training task is a
-    language of its own, no matter how long one trains: letters are exchanged throughout it, as Latin's p is
-    f in Germanic (Campbell 2013, "Historical linguistics", ch. 2), and only all words together tell which.
-    Languages that are held out stay as they are.
+    There are few languages, and one word identifies a language. With sound laws each training task is a language of its
+    own, however long one trains: pairs of letters are exchanged throughout it, as Latin's p is f in Germanic (Campbell
+    2013, "Historical linguistics", ch. 2), and only many words together tell which pairs. Held-out languages stay as
+    they are.
 
-    A text has few names, which recur. With ``num_names`` a task is a text in its language, of so many
-    names; what was corrected once need not be corrected again, by who remembers it.
+    With ``num_names`` a task is a text in its language with this many names, which recur. An agent with memory need not
+    be corrected twice on one name.
 
     Args:
-        kinds: Which kinds of names, of `KINDS`.
-        max_length: Characters that a name may have, its end included, in both languages; at least 2.
+        kinds: Kinds of names, of `KINDS`.
+        max_length: The most characters of a name, the end included, in both languages; at least 2.
         horizon: Time limit of an episode, in characters.
-        feedback: What the agent is shown as written: the right characters or its own.
-        sound_laws: Pairs of letters that are exchanged for each other in a training task are up to so
-            many, at most 13; their number and they themselves are drawn uniformly.
-        num_names: Names of a task, each as likely in an episode, drawn by the law of the language's names
-            without replacement (all, where it has fewer); None is all names of the language.
+        feedback: The characters that are shown as written: the right ones or the agent's own.
+        sound_laws: The most pairs of letters that are exchanged in a training task, at most 13; the number of pairs and
+            the pairs are drawn uniformly.
+        num_names: Names of a task, drawn without replacement by the distribution of the language's names (all of them
+            if there are fewer); an episode draws one uniformly. None means all names of the language.
 
     Raises:
         ImportError: babel or num2words is not installed.
-        ValueError: also where no language of a split has enough names.
+        ValueError: a setting is out of range, or no language of a split has enough names.
     """
     for kind in kinds:
         checks.choice("kinds", kind, KINDS)

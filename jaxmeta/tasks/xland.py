@@ -1,11 +1,12 @@
-"""XLand-MiniGrid: a room of objects with hidden rules of what becomes of what, and a hidden goal.
+"""XLand-MiniGrid: a room of objects with hidden production rules and a hidden goal.
 
-Nikulin et al. 2023, "XLand-MiniGrid: scalable meta-reinforcement learning environments in JAX". The task
-is a *ruleset*: what ends the episode, which objects turn into which others and when, and the objects that
-lie about at its start. The goal may need an object that is not there but has to be made, of one that has
-to be made in turn. The package's benchmarks of rulesets are downloads; here they are drawn.
+Nikulin et al. 2023, "XLand-MiniGrid: scalable meta-reinforcement learning environments in JAX". The task is a *ruleset*:
+the goal that ends the episode, the rules by which objects turn into others, and the objects at the episode's start. The
+goal may need an object that must first be made, from an object that must be made in turn. The package's benchmarks of
+rulesets are downloads; here rulesets are drawn.
 
-The expert is told the ruleset but sees what an agent sees: neither what is behind it nor what it carries.
+The expert is told the ruleset but has an agent's observations: it sees neither the cells behind it nor the object that
+it carries.
 
 Needs the package: ``pip install "jaxmeta[xland]"``.
 """
@@ -26,72 +27,75 @@ from jaxmeta.tasks.family import Sampler, TaskFamily
 
 OUTSIDE, WALL = 0, 2
 SHAPES = (3, 4, 5, 7, 11, 12)
-"""The package's numbers of a ball, square, pyramid, key, hexagon and star: what can be carried."""
+"""The package's numbers of a ball, square, pyramid, key, hexagon and star: the objects that can be carried."""
 COLORS = (1, 2, 3, 4, 5, 6)
-"""Its numbers of red, green, blue, purple, yellow and grey."""
+"""The package's numbers of red, green, blue, purple, yellow and grey."""
 OBJECTS = np.array([(shape, color) for shape in SHAPES for color in COLORS], np.uint8)
-"""All there are, ``[36, 2]``."""
+"""All objects, ``[36, 2]``: shape and colour."""
 
 GOALS = {1: 1, 3: 1, 4: 2}
-"""How many objects a goal is about, by the package's number of it: hold one, be next to one, put one next
-to another."""
+"""Number of objects of a goal, by the package's number of the goal: hold one, be next to one, put one next to another."""
 RULES = {1: 1, 2: 1, 3: 2}
-"""The same of rules, which turn them into another: where one is picked up, where the agent walks up to one,
-where one is put next to another."""
+"""Number of objects of a rule, by the package's number of the rule. A rule turns its objects into another one: when one
+is picked up, when the agent walks up to one, when one is put next to another."""
 GOAL_LENGTH, RULE_LENGTH = 5, 7
 
 NUM_ACTIONS = 5
 FORWARD, RIGHT, LEFT, PICK_UP, PUT_DOWN = range(NUM_ACTIONS)
 
 HOLD, NEAR, PAIR = 1, 2, 3
-"""What goals and rules ask for, in one numbering; 0 is nothing."""
+"""Kinds of goals and rules in one numbering; 0 means none."""
 AHEAD, RIGHTWARD, LEFTWARD = 0, 1, 3
-"""Directions, clockwise from the one that the agent looks in."""
+"""Directions, clockwise from the agent's own."""
 STEPS = np.array([(-1, 0), (0, 1), (1, 0), (0, -1)])
-"""Their rows and columns in the view."""
+"""Steps in the four directions, as rows and columns of the view."""
 
 
 @struct.dataclass
 class XLandParams:
-    """The task: a ruleset in the package's code, uint8; rows of zeros are no rule or object.
+    """The task: a ruleset in the package's code, uint8. Rows of zeros are padding.
 
     Shapes: R rules, I initial objects.
     """
 
-    goal: jax.Array  # [5]
-    rules: jax.Array  # [R, 7]
-    objects: jax.Array  # [I, 2], shape and colour
+    goal: jax.Array
+    """``[5]``, the goal."""
+    rules: jax.Array
+    """``[R, 7]``, the rules."""
+    objects: jax.Array
+    """``[I, 2]``, shapes and colours of the initial objects."""
 
 
 @struct.dataclass
 class XLandState:
-    """The room, and the steps taken."""
+    """The room, the agent and the steps taken."""
 
-    grid: jax.Array  # [size, size, 2], uint8
-    agent: Any  # the package's: where it is, which way it looks and what it carries
-    time: jax.Array  # [], int32
+    grid: jax.Array
+    """``[size, size, 2]``, uint8: shape and colour in each cell."""
+    agent: Any
+    """The package's state of the agent: its position, its direction and the object that it carries."""
+    time: jax.Array
+    """``[]``, int32: steps taken in the episode."""
 
 
 @dataclasses.dataclass(frozen=True)
 class XLand(environment.Environment[Any, Any]):
-    """The environment; two with equal settings are equal, so that they share compiled programs.
+    """The environment of the family. Environments with equal settings are equal and share compiled programs.
 
-    The agent sees ``view_size`` by ``view_size`` cells before it, itself in the middle of the last row; not
-    what it carries. For each there are 13 entries, flat: whether it is a wall or beyond one, the shape of an
-    object, one-hot, and its colour. Actions are a step forward, a turn to the right, one to the left,
-    picking up and putting down; there is no door, so the package's sixth, to open one, is left out.
-    Reaching the goal at step t earns ``1 - 0.9 t / horizon`` and terminates the episode; nothing else earns
-    anything. Where the objects and the agent are is drawn anew in every episode.
-
-    Attributes:
-        size: Cells along a side, walls included.
-        view_size: Cells along a side of what is seen, odd.
-        horizon: Time limit of an episode, in steps.
+    The agent sees ``view_size`` by ``view_size`` cells in front of it, from the middle of the last row, but not the object
+    that it carries. Each cell has 13 entries, flat: whether it is a wall or beyond one, the object's shape, one-hot, and
+    its colour, one-hot. Actions are a step forward, a turn right, a turn left, picking up and putting down. There are no
+    doors, so the package's sixth action, to open one, is left out. Reaching the goal at step t earns
+    ``1 - 0.9 t / horizon`` and terminates the episode; there is no other reward. The places of the objects and of the
+    agent are drawn in every episode.
     """
 
     size: int = 9
+    """Cells along a side, walls included."""
     view_size: int = 5
+    """Cells along a side of the view, odd."""
     horizon: int = 100
+    """Time limit of an episode, in steps."""
 
     @property
     def default_params(self) -> XLandParams:
@@ -163,7 +167,7 @@ class XLand(environment.Environment[Any, Any]):
 def _package() -> tuple[Any, Any]:
     """The package's types and its environment."""
     try:
-        # Arrays that its modules hold are concrete, whatever is being traced when they are first asked for.
+        # The modules hold arrays, which must be concrete even if a trace imports them first.
         with jax.ensure_compile_time_eval():
             from xminigrid import types
             from xminigrid.envs.xland import XLandMiniGrid
@@ -173,7 +177,7 @@ def _package() -> tuple[Any, Any]:
 
 
 def _seen(cells: jax.Array) -> jax.Array:
-    """What is observed of ``cells [V, V, 2]``, flat."""
+    """The observation of ``cells [V, V, 2]``, flat."""
     shape, color = cells[..., 0, None], cells[..., 1, None]
     is_shape = shape == jnp.array(SHAPES)[None, None]
     is_color = (color == jnp.array(COLORS)[None, None]) & is_shape.any(axis=-1, keepdims=True)
@@ -182,15 +186,15 @@ def _seen(cells: jax.Array) -> jax.Array:
 
 
 def _codes(tiles: jax.Array) -> jax.Array:
-    """One number for each of ``tiles [..., 2]``; 0 for none."""
+    """One number for each of ``tiles [..., 2]``; 0 for padding."""
     return 16 * tiles[..., 0].astype(jnp.int32) + tiles[..., 1]
 
 
 def _demands(task: XLandParams) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """``(kind, subject, partner, product)``, ``[1 + R]`` each: of the goal and then of the rules.
+    """``(kind, subject, partner, product)`` of the goal and then of the rules, ``[1 + R]`` each.
 
-    Rules make a chain: of what one asks for at most one object is made by another. That is the subject, which
-    is to be held, walked up to or put next to its partner, which stays where it lies.
+    Rules make a chain: at most one object of a rule is made by another rule. This object is the subject. The agent must
+    hold it, walk up to it, or put it next to its partner, which stays in its place.
     """
     kind_of_goal = jnp.array([0, HOLD, 0, NEAR, PAIR])[task.goal[0]]
     kind = jnp.append(kind_of_goal, task.rules[:, 0].astype(jnp.int32))
@@ -207,7 +211,7 @@ def _demands(task: XLandParams) -> tuple[jax.Array, jax.Array, jax.Array, jax.Ar
 
 
 def _landmark(task: XLandParams) -> jax.Array:
-    """An object of no use, where what a rule leaves in the hand has to be laid down for the next; else 0."""
+    """The code of an unused object ``[]`` to lay a product beside, if a product must be laid down for the next rule; else 0."""
     kind, subject, partner, product = _demands(task)
     is_rule = jnp.arange(len(kind)) > 0
     laid = (kind == NEAR) | ((kind == HOLD) & is_rule)
@@ -219,13 +223,13 @@ def _landmark(task: XLandParams) -> jax.Array:
 
 
 def seek(task: XLandParams, obs: jax.Array) -> jax.Array:
-    """To a subject in view, to do with it what is asked; else to a partner, to put down what is carried.
+    """The expert: goes to a visible subject and uses it; else goes to a partner and puts down the carried object.
 
-    ``obs [V · V · 13] -> action []``, for a view of V × V cells. Rules leave one subject at a time, so one in
-    view says that nothing is carried. None in view may mean either: the rule then acts as if it carried
-    the subject and stands for ever before the partner if it does not, which is how it mostly fails. Ways are
-    the shortest through what is seen, with the target in view at each step; with no target it walks
-    straight on and turns two cells from a wall, along which it comes to see all of the room.
+    ``obs [V · V · 13] -> action []``, for a view of V × V cells. There is one subject at a time, so a visible subject means
+    that the agent carries nothing. Without a visible subject the agent may or may not carry it. The rule assumes that
+    it does; if it does not, it stands before the partner forever, which is its most frequent failure. Paths are shortest
+    through the visible cells and keep the target in view. Without a target the agent walks straight on and turns two
+    cells from a wall; along the walls it comes to see the whole room.
     """
     per_cell = 1 + len(SHAPES) + len(COLORS)
     size = math.isqrt(obs.size // per_cell)
@@ -262,7 +266,7 @@ def seek(task: XLandParams, obs: jax.Array) -> jax.Array:
     length = jnp.where(in_view & jnp.where(empty_handed, faced, beside), 0, far)
 
     def after(length: jax.Array) -> jax.Array:
-        """Lengths of the ways from where each move, forward, right or left, leads ``[3, 4, V, V]``."""
+        """Lengths of the paths after each move (forward, right, left), ``[3, 4, V, V]``."""
         margin = jnp.pad(length, ((0, 0), (1, 1), (1, 1)), constant_values=far)
         forward = margin[jnp.arange(4)[:, None, None], *front]
         return jnp.stack([forward, jnp.roll(length, -1, axis=0), jnp.roll(length, 1, axis=0)])
@@ -278,7 +282,7 @@ def seek(task: XLandParams, obs: jax.Array) -> jax.Array:
         one, two = (me + i * STEPS[direction] for i in (1, 2))
         return free[*one] & ~blocked[*two]
 
-    # In a lane along the wall it sees the room's middle too.
+    # From a lane along the wall the agent sees the middle of the room too.
     turn = jnp.where(is_open(LEFTWARD) & ~is_open(RIGHTWARD), LEFT, RIGHT)
     explore = jnp.where(is_open(AHEAD), FORWARD, turn)
     reachable = jnp.any(targets) & (length[here] < far)
@@ -288,18 +292,18 @@ def seek(task: XLandParams, obs: jax.Array) -> jax.Array:
 def draw_ruleset(
     rng: np.random.Generator, *, depth: int, num_distractors: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """``(goal [5], rules [depth, 7], objects [I, 2])``, uint8.
+    """A random ruleset ``(goal [5], rules [depth, 7], objects [I, 2])``, uint8.
 
-    The goal is about one or two objects; one of them has to be made by a rule of one or two others, one of
-    those by another rule, and so on, ``depth`` times. Those that are not made are there from the start, and
-    with them ``num_distractors`` more. No two are equal, so a rule makes what is wanted and nothing else.
+    The goal has one or two objects. One of them must be made by a rule from one or two others, one of those by another
+    rule, and so on, ``depth`` times. The objects that no rule makes are there from the start, with ``num_distractors``
+    more. All objects are different.
     """
     objects = OBJECTS[rng.permutation(len(OBJECTS))]
 
     def some(count: int) -> np.ndarray:
         nonlocal objects
         taken, objects = objects[:count], objects[count:]
-        return taken[np.lexsort(taken.T)]  # the order of two means nothing
+        return taken[np.lexsort(taken.T)]  # the order of two objects has no meaning
 
     number = rng.choice(list(GOALS))
     needed = some(GOALS[number])
@@ -318,10 +322,10 @@ def draw_ruleset(
 def draw_rulesets(
     seed: int, num_rulesets: int, *, depth: int, num_distractors: int, num_rules: int
 ) -> XLandParams:
-    """That many, no two of the same goal and rules, with room for ``num_rules``; leading ``[num_rulesets]``.
+    """``num_rulesets`` different random rulesets, padded to ``num_rules`` rules; leading ``[num_rulesets]``.
 
     Raises:
-        ValueError: there are not so many, or they are too hard to find by chance.
+        ValueError: there are fewer rulesets, or random draws do not find enough of them.
     """
     rng = np.random.default_rng([seed, depth])
     found: dict[bytes, tuple[np.ndarray, ...]] = {}
@@ -340,7 +344,7 @@ def draw_rulesets(
 
 
 def max_objects(num_rules: int, num_distractors: int) -> int:
-    """The most objects that a ruleset starts with: a goal's two, and one more for every rule."""
+    """The most initial objects of a ruleset: two of the goal, one more for each rule, and the distractors."""
     return 2 + num_rules + num_distractors
 
 
@@ -354,21 +358,21 @@ def xland(
     num_rulesets: int = 1024,
     seed: int = 0,
 ) -> TaskFamily:
-    """XLand-MiniGrid in one room: the goal, what becomes of what, and the objects that lie about.
+    """XLand-MiniGrid in one room: the goal, the production rules and the initial objects are drawn.
 
-    Rulesets for train and test are drawn alike, and no two have the same goal and rules. Out of
-    distribution one more rule has to be used to reach the goal.
+    Rulesets of train and test have one distribution, and no two have the same goal and rules. Out of distribution the
+    goal needs one more rule.
 
-    An episode earns at most ``1 - 0.9 / horizon``, and nothing where the goal is not reached.
+    An episode earns at most ``1 - 0.9 / horizon``, and 0 if the goal is not reached.
 
     Args:
         size: Cells along a side of the room, walls included.
-        view_size: Cells along a side of what is seen, odd, at least 3.
+        view_size: Cells along a side of the view, odd, at least 3.
         horizon: Time limit of an episode, in steps.
-        depth: Rules that have to be used one after the other to reach the goal.
-        num_distractors: Objects that are of no use.
-        num_rulesets: Rulesets of each split, one as likely as another.
-        seed: Of the rulesets.
+        depth: Rules to use one after the other to reach the goal.
+        num_distractors: Objects without use.
+        num_rulesets: Rulesets of each split, drawn uniformly.
+        seed: Seed of the rulesets.
     """
     checks.at_least("horizon", horizon, 1)
     checks.at_least("view_size", view_size, 3)
@@ -379,7 +383,7 @@ def xland(
     if view_size % 2 == 0:
         raise ValueError(f"view_size={view_size} must be odd: the agent is in the middle of a row")
     num_rules = depth + 1
-    # Twice as many cells as there are things in it leave the agent ways to go.
+    # Twice as many cells as objects leave room for the agent to move.
     num_cells = 2 * (max_objects(num_rules, num_distractors) + 1)
     least_size = 2 + int(np.ceil(np.sqrt(num_cells)))
     checks.at_least("size", size, least_size)
@@ -406,11 +410,12 @@ def xland(
 
 
 def _padded(row: list[Any], length: int) -> np.ndarray:
+    """``row`` with zeros up to ``length``, uint8."""
     return np.array([*row, *[0] * (length - len(row))], np.uint8)
 
 
 def _sampler(rulesets: XLandParams) -> Sampler:
-    """Uniform over ``rulesets``, which have a leading axis."""
+    """A sampler that is uniform over ``rulesets``, which have a leading axis."""
     num_rulesets = len(rulesets.goal)
 
     def sample(key: jax.Array) -> XLandParams:

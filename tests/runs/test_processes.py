@@ -15,11 +15,11 @@ from tests.probes import FAIL_AT_ONCE, exit_codes
 
 
 def test_one_process_asks_nobody():
-    assert processes.first()
-    assert processes.of_first(7) == 7
-    assert processes.anywhere(True) is True
-    assert processes.anywhere(False) is False
-    processes.wait("here")
+    assert processes.is_main_process()
+    assert processes.broadcast(7) == 7
+    assert processes.any_process(True) is True
+    assert processes.any_process(False) is False
+    processes.barrier("here")
     mesh = jax.make_mesh((1,), ("tasks",))
     tree = {"key": jax.random.key(3), "x": jnp.arange(4.0)}
     there = processes.spread(tree, NamedSharding(mesh, PartitionSpec()))
@@ -31,13 +31,13 @@ TWO = """
 import sys, jax, jax.numpy as jnp, numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 jax.distributed.initialize(f"localhost:{sys.argv[2]}", 2, int(sys.argv[1]))
-from jaxmeta import processes
+from jaxmeta.runs import processes
 me = jax.process_index()
-assert processes.first() == (me == 0)
-assert processes.of_first(7 + me) == 7
-assert processes.anywhere(me == 1) is True
-assert processes.anywhere(False) is False
-processes.wait("here")
+assert processes.is_main_process() == (me == 0)
+assert processes.broadcast(7 + me) == 7
+assert processes.any_process(me == 1) is True
+assert processes.any_process(False) is False
+processes.barrier("here")
 mesh = jax.make_mesh((2,), ("tasks",), axis_types=(AxisType.Auto,))
 tree = {"key": jax.random.key(3), "keys": jax.random.split(jax.random.key(4)), "x": jnp.arange(4.0)}
 there = processes.spread(tree, NamedSharding(mesh, PartitionSpec()))

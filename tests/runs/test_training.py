@@ -421,8 +421,8 @@ def returning(metrics=None, state=lambda state: state):
         ({"key": jax.random.key(0)}, "the metric 'key' has shape .* and type key<fry>"),
         ({"deep": {"x": 1.0}}, "the metric 'deep' is {'x': 1.0}; it must be a scalar"),
         ({"none": None}, "the metric 'none' is None; it must be a scalar"),
-        ({"update": 1.0}, "the metric 'update' must be called otherwise"),
-        ({3: 1.0}, "the metric 3 must be called by a string"),
+        ({"update": 1.0}, "the metric 'update' needs another name"),
+        ({3: 1.0}, "the metric 3 must have a string as its name"),
         ((1.0, 2.0), "must be a dictionary of scalars by name"),
     ],
 )

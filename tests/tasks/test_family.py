@@ -11,7 +11,7 @@ from gymnax.wrappers import FlattenObservationWrapper
 from jaxmeta import evaluation, rollouts, tasks
 from jaxmeta.algorithms.rl2 import Config, rl2
 from jaxmeta.estimators.streams import finite_streams
-from jaxmeta.tasks.door import steps_without_reset
+from jaxmeta.tasks.time_limit import steps_without_reset
 from tests.probes import EVERY_FAMILY, made
 
 FEW = {

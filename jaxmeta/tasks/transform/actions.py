@@ -1,4 +1,4 @@
-"""What an action does: permuted, remapped, flipped, rotated, sticky."""
+"""Transformations of actions: permuted, remapped, flipped, rotated, sticky."""
 
 import dataclasses
 import functools
@@ -29,7 +29,7 @@ from jaxmeta.types import Task
 
 @dataclasses.dataclass(frozen=True)
 class RemappedActions(Transformed):
-    """Actions are buttons; ``drawn[button]``, int32 ``[num_buttons]``, is what the button does."""
+    """Actions are buttons; ``drawn[button]``, int32 ``[num_buttons]``, is the action of a button."""
 
     num_buttons: int
 
@@ -46,12 +46,12 @@ class RemappedActions(Transformed):
 
 @checks.arguments
 def permuted_actions(family: TaskFamily) -> TaskFamily:
-    """The family with its discrete actions permuted: which button does what must be found out.
+    """The family with its discrete actions permuted, so that an agent must find out what each button does.
 
-    With three actions or more the splits have no permutation in common. Out of distribution the last
-    button does action 0, in training and testing never; training draws the even permutations, testing the odd
-    ones, all as likely. So 3 actions make 2, 2 and 2 tasks, 4 make 9, 9 and 6, and 6 make 300, 300 and
-    120. Two actions have two permutations, which every split draws.
+    With three actions or more the splits have no permutation in common. Out of distribution the last button does action
+    0; in train and test it never does. Train draws the even permutations and test the odd ones, all with equal
+    probabilities. So 3 actions give 2, 2 and 2 tasks, 4 give 9, 9 and 6, and 6 give 300, 300 and 120. Two actions have
+    two permutations, which every split draws.
     """
     num_actions = _num_actions(family)
     if num_actions == 1:
@@ -61,14 +61,14 @@ def permuted_actions(family: TaskFamily) -> TaskFamily:
 
 @checks.arguments
 def remapped_actions(family: TaskFamily, *, num_buttons: int) -> TaskFamily:
-    """The family with more buttons than actions: each button does one action, each action has a button.
+    """The family with more buttons than actions; each button does one action, and each action has a button.
 
-    The splits have no mapping in common, as in `permuted_actions`: what is even or odd is the order in
-    which the actions come up first.
+    The splits have no mapping in common, as in `permuted_actions`. Here the permutation is the order in which the actions
+    first occur among the buttons.
 
     Args:
         family: A family with discrete actions.
-        num_buttons: At least as many as there are actions.
+        num_buttons: Number of buttons, at least the number of actions.
     """
     num_buttons = checks.at_least("num_buttons", num_buttons, _num_actions(family))
     return _remapped(family, num_buttons, "remapped_actions")
@@ -93,8 +93,10 @@ def _remapped(family: TaskFamily, num_buttons: int, prefix: str) -> TaskFamily:
 
 @dataclasses.dataclass(frozen=True)
 class FlippedActions(Transformed):
-    """Continuous actions are mirrored at the middle of their nominal range (see `boxes`) where ``drawn``, ±1, is
-    negative; what leaves the bounds is clipped to them."""
+    """Continuous actions are mirrored at the middle of their nominal range (see `boxes`) if ``drawn``, ±1, is negative.
+
+    The result is clipped to the bounds.
+    """
 
     @property
     def nothing(self) -> jax.Array:
@@ -111,9 +113,9 @@ class FlippedActions(Transformed):
 def flipped_actions(family: TaskFamily) -> TaskFamily:
     """The family with the sign of each continuous action drawn, about the middle of its nominal range (see `boxes`).
 
-    With three dimensions or more the splits have no signs in common: out of distribution the last is
-    flipped, in training and testing never; of the others training flips an even number, testing an odd one.
-    With fewer all splits draw from all signs.
+    With three dimensions or more the splits have no signs in common. Out of distribution the last dimension is flipped; in
+    train and test it never is. Among the others train flips an even number and test an odd number. With fewer
+    dimensions all splits draw from all signs.
     """
     shape = box(family.action_space, family, "actions").shape
     size = math.prod(shape)
@@ -147,8 +149,8 @@ def flipped_actions(family: TaskFamily) -> TaskFamily:
 class RotatedActions(Transformed):
     """Each pair of action dimensions is turned by its ``drawn`` angle, in radians, ``[A // 2]``.
 
-    Dimensions are measured in half the widths of their nominal ranges (see `boxes`), about the middle; what leaves
-    the bounds is clipped to them.
+    Dimensions are measured from the middle of their nominal ranges (see `boxes`), in units of half the width. The result
+    is clipped to the bounds.
     """
 
     @property
@@ -161,14 +163,15 @@ class RotatedActions(Transformed):
 
 @checks.arguments
 def rotated_actions(family: TaskFamily, *, max_angle: float = math.pi / 2) -> TaskFamily:
-    """The family with its continuous actions rotated, pair of dimensions by pair, by drawn angles.
+    """The family with its continuous actions rotated: each pair of dimensions by a drawn angle.
 
-    Angles are uniform in ``[-max_angle, max_angle]``; out of distribution all lie outside, by up to
-    half of ``max_angle``. Rotations cannot reach the corners of a range, so optima are lost.
+    Angles are uniform in ``[-max_angle, max_angle]``; out of distribution all lie outside, by up to half of ``max_angle``.
+    Rotated actions do not reach the corners of a range, so the result has no optimal controller.
 
     Args:
         family: A family with at least two continuous actions ``[A]``.
-        max_angle: In radians, above 0 and at most 2 π / 3, so that out of distribution there are other rotations.
+        max_angle: Largest angle in radians, above 0 and at most 2 π / 3, so that other rotations remain out of
+            distribution.
     """
     max_angle = checks.between("max_angle", max_angle, 1e-6, 2 * math.pi / 3)
     space = box(family.action_space, family, "actions")
@@ -196,18 +199,21 @@ def rotated_actions(family: TaskFamily, *, max_angle: float = math.pi / 2) -> Ta
 
 @struct.dataclass
 class StickyState:
-    """The state within, and the action that was taken last."""
+    """The state within and the last action."""
 
     inner: Any
+    """The state of the environment within."""
     action: jax.Array
-    first: jax.Array  # [], bool: there is none yet
+    """``[*action_shape]``, the last action."""
+    first: jax.Array
+    """``[]``, bool: there is no last action yet."""
 
 
 @dataclasses.dataclass(frozen=True)
 class StickyActions(Transformed):
-    """With the ``drawn`` probability the last action is taken again, whatever is asked for."""
+    """With the ``drawn`` probability the last action is repeated instead of the chosen one."""
 
-    ends_by = Wrapper.ends_by  # what is overridden here ends no episode
+    ends_by = Wrapper.ends_by  # the overridden methods end no episode
 
     @property
     def nothing(self) -> jax.Array:
@@ -239,13 +245,13 @@ def sticky_actions(
     """The family with sticky actions: with a drawn probability the last action is repeated.
 
     Machado et al. 2018, "Revisiting the Arcade Learning Environment", section 5. The first action of an
-    episode is always taken. Controllers become experts: they do not know what is being repeated.
+    episode is always taken. Controllers become experts, because they ignore the repeated action.
 
     Args:
         family: Any family.
-        low: The least probability in training and testing.
-        high: The largest.
-        outside: The largest out of distribution, where none is below ``high``.
+        low: The smallest probability in train and test.
+        high: The largest probability in train and test, and the smallest out of distribution.
+        outside: The largest probability out of distribution.
     """
     high = checks.between("high", high, 0.0, 1.0)
     low = checks.between("low", low, 0.0, high)

@@ -1,4 +1,4 @@
-"""What a broken simulator reports: numbers that are not finite."""
+"""A broken simulator: numbers that are not finite."""
 
 import dataclasses
 from typing import Any
@@ -14,15 +14,12 @@ from jaxmeta.types import Task
 
 @dataclasses.dataclass(frozen=True)
 class Faulty(Wrapper):
-    """Now and then the reward is NaN, or the first entry of the observation infinite; the state is sound.
-
-    Attributes:
-        rate: The share of steps that report either.
-    """
+    """At random steps the reward is NaN or the first entry of the observation is infinite; the state stays finite."""
 
     rate: float
+    """The share of steps with a fault."""
 
-    ends_by = Wrapper.ends_by  # what is overridden here ends no episode
+    ends_by = Wrapper.ends_by  # the overridden methods end no episode
 
     def step_env(
         self, key: jax.Array, state: Any, action: jax.Array, params: Task
@@ -38,11 +35,9 @@ class Faulty(Wrapper):
 
 @checks.arguments
 def faulty(family: TaskFamily, *, rate: float = 1e-3) -> TaskFamily:
-    """The family with numbers that are not finite in a share ``rate`` of its steps: half of the time the reward
-    is NaN, else an observation infinite.
+    """The family with a fault in a share ``rate`` of its steps: a NaN reward or an infinite observation, half each.
 
-    To see what a learner makes of a simulator that breaks: those of this library leave the streams out that
-    it breaks in, and count them.
+    It tests a learner on a simulator that breaks. Learners of this library leave out the broken streams and count them.
     """
     rate = checks.between("rate", rate, 0, 1)
     return dataclasses.replace(family, name=f"faulty_{family.name}", env=Faulty(family.env, rate))

@@ -1,4 +1,4 @@
-"""Families of gymnax environments as they are, and what is known of these."""
+"""Families of unchanged gymnax environments, and facts about these environments."""
 
 import functools
 from typing import Any
@@ -12,7 +12,7 @@ from jaxmeta.tasks.transform.wrappers import strong
 from jaxmeta.types import Task
 
 UNSUPPORTED = {"MNISTBandit-bsuite": "its constructor downloads the images"}
-"""Environments registered in gymnax of which no family can be made here, and why."""
+"""Environments registered in gymnax that `from_gymnax` cannot make, with the reason."""
 
 IDENTITY = {
     "BernoulliBandit-misc": ("reward_probs",),
@@ -27,24 +27,25 @@ IDENTITY = {
     "Swimmer-misc": ("goal_xy", "urchin_xys"),
     "UmbrellaChain-bsuite": ("need_umbrella",),
 }
-"""Leaves of the state in which a gymnax environment keeps what tells one task from another, for `pinned`.
+"""Leaves of a gymnax environment's state that tell one task from another, for `pinned`.
 
-DeepSea draws its own only with the parameter ``sample_action_map``, FourRooms with ``resample_goal_pos``."""
+DeepSea draws them only with the parameter ``sample_action_map``, FourRooms only with ``resample_goal_pos``."""
 
 
 @functools.cache
 def _environment(name: str, settings: tuple[tuple[str, Any], ...]) -> Any:
-    """One environment for equal settings: gymnax's hash by identity, and each new one compiles anew."""
+    """The environment of a name and settings, made once: gymnax environments hash by identity, so a new one would compile
+    again."""
     return gymnax.make(name, **dict(settings))[0]
 
 
 def from_gymnax(name: str, *, horizon: int, **settings: Any) -> TaskFamily:
-    """The family of the one default task of a registered gymnax environment, in every split.
+    """The family of a registered gymnax environment: its default task in every split.
 
     Args:
-        name: What ``gymnax.make`` knows it by; your own, too, after ``gymnax.register``.
-        horizon: Time limit of an episode, in steps. An environment may end earlier of itself.
-        settings: Keyword arguments of the environment's constructor, hashable.
+        name: A name for ``gymnax.make``, also of your own environment after ``gymnax.register``.
+        horizon: Time limit of an episode, in steps. An environment may end its episodes sooner.
+        settings: Hashable keyword arguments of the environment's constructor.
 
     Raises:
         ValueError: the name is unknown, or the horizon below 1.
@@ -60,7 +61,7 @@ def from_gymnax(name: str, *, horizon: int, **settings: Any) -> TaskFamily:
     env = _environment(name, tuple(sorted(settings.items())))
     task = env.default_params
     if hasattr(task, "max_steps_in_episode"):
-        # A limit of its own must not cut an episode off before the horizon.
+        # The environment's own limit must not cut off an episode before the horizon.
         task = task.replace(max_steps_in_episode=type(task.max_steps_in_episode)(horizon))
 
     def sample(key: jax.Array) -> Task:

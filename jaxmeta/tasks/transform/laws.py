@@ -1,4 +1,4 @@
-"""Laws of what is drawn, in distribution and out of it."""
+"""Distributions of drawn parts of a task, in distribution and out of distribution."""
 
 import functools
 import math
@@ -9,7 +9,7 @@ import numpy as np
 
 
 def factor(key: jax.Array, scale: float, split: str) -> jax.Array:
-    """A factor, ``[]``: log-uniform in ``[1 / scale, scale]``, or up to sqrt(scale) outside of that."""
+    """A factor, ``[]``: log-uniform in ``[1 / scale, scale]``; out of distribution outside, by up to sqrt(scale)."""
     return number(key, 1 / scale, scale, split, law="log_uniform")
 
 
@@ -22,7 +22,7 @@ def number(
     law: str = "uniform",
     limits: tuple[float, float] = (-math.inf, math.inf),
 ) -> jax.Array:
-    """A number ``[]`` in the range, or outside of it by up to a quarter of its width, within the limits."""
+    """A number ``[]`` in ``[low, high]``; out of distribution outside, by up to a quarter of the width and within limits."""
     measure, back = (math.log, jnp.exp) if law == "log_uniform" else (float, jnp.asarray)
     start, end = measure(low), measure(high)
     if split != "out_of_distribution":
@@ -38,7 +38,7 @@ def number(
 
 
 def integer(key: jax.Array, low: int, high: int, split: str) -> jax.Array:
-    """An integer ``[]`` of the range, ends included, or outside of it by up to a quarter of its width."""
+    """An integer ``[]`` from low to high; out of distribution outside, by up to a quarter of the width."""
     candidates = np.arange(low, high + 1)
     if split == "out_of_distribution":
         margin = math.ceil((high - low) / 4)
@@ -49,20 +49,20 @@ def integer(key: jax.Array, low: int, high: int, split: str) -> jax.Array:
 
 
 def assignment(key: jax.Array, num_values: int, num_places: int, split: str) -> jax.Array:
-    """Values for places, each at least once, int32 ``[num_places]``, uniform over those of the split.
+    """Values for places, each value at least once, int32 ``[num_places]``, uniform over the assignments of a split.
 
-    Out of distribution the last place has value 0, else another one; in training the order in which
-    the values come first is an even permutation of them, in testing an odd one. Below three values all
-    splits are the same.
+    Out of distribution the last place has value 0; in train and test it has another value. In train the order in which
+    the values first occur is an even permutation, in test an odd one. With fewer than three values all splits are the
+    same.
     """
     order_key, places_key, last_key = jax.random.split(key, 3)
-    # An assignment is which places share a value, and the order in which the values come first.
-    # Every way of sharing goes with as many orders of the split, so each is drawn by itself.
+    # An assignment is a partition of the places by value, and the order in which the values first occur. Each partition
+    # has the same number of orders in a split, so the two are drawn independently.
     group = _groups(places_key, num_values, num_places)
     order = jax.random.permutation(order_key, jnp.arange(num_values, dtype=jnp.int32))
     if num_values < 3:
         return order[group]
-    # Exchanging two values maps orders one to one, so what was uniform stays so.
+    # Exchanging two values is a bijection of orders, so a uniform order stays uniform.
     last = order[group[-1]]
     if split == "out_of_distribution":
         return _exchanged(order, last, 0)[group]
@@ -73,10 +73,10 @@ def assignment(key: jax.Array, num_values: int, num_places: int, split: str) -> 
 
 
 def _groups(key: jax.Array, num_groups: int, num_places: int) -> jax.Array:
-    """Which places go together, int32 ``[num_places]``, uniform over all partitions into ``num_groups`` groups.
+    """The group of each place, int32 ``[num_places]``, uniform over all partitions into ``num_groups`` groups.
 
-    Groups are numbered as they come first. Place by place, a new one is begun with the probability that the
-    number of partitions which go on so gives it.
+    Groups are numbered by first occurrence. At each place a new group begins with the probability that the number of
+    partitions which continue this way gives.
     """
     if num_groups == num_places:
         return jnp.arange(num_places, dtype=jnp.int32)
@@ -94,8 +94,10 @@ def _groups(key: jax.Array, num_groups: int, num_places: int) -> jax.Array:
 
 @functools.cache
 def _begins(num_groups: int, num_places: int) -> np.ndarray:
-    """The probability that a place begins a group, by the number of groups before it, ``[num_places, num_groups + 1]``."""
-    ways = [0] * num_groups + [1]  # to go on from each number of groups, behind the last place
+    """The probability that a place begins a group, by the number of groups so far, ``[num_places, num_groups + 1]``."""
+    ways = [0] * num_groups + [
+        1
+    ]  # ways to continue from each number of groups, after the last place
     rows = []
     for _ in range(num_places):
         begin = [*ways[1:], 0]
@@ -106,5 +108,5 @@ def _begins(num_groups: int, num_places: int) -> np.ndarray:
 
 
 def _exchanged(x: jax.Array, a: jax.Array | int, b: jax.Array | int) -> jax.Array:
-    """``x`` with the values a and b in each other's places."""
+    """``x [...]`` with the values a and b exchanged."""
     return jnp.where(x == a, b, jnp.where(x == b, a, x)).astype(x.dtype)

@@ -1,4 +1,4 @@
-"""What is seen: permuted, masked, projected."""
+"""Transformations of observations: permuted, masked, projected."""
 
 import dataclasses
 import math
@@ -27,13 +27,10 @@ from jaxmeta.types import Task
 
 @dataclasses.dataclass(frozen=True)
 class PermutedObservations(Transformed):
-    """Element i of an observation is element ``drawn[i]``, int32, of that within.
-
-    Attributes:
-        axis: The axis along which the elements lie; None for all of them, however they are arranged.
-    """
+    """Element i of an observation is element ``drawn[i]``, int32, of the observation within."""
 
     axis: int | None = None
+    """The axis whose slices are permuted; None permutes all elements."""
 
     @property
     def nothing(self) -> jax.Array:
@@ -53,12 +50,12 @@ class PermutedObservations(Transformed):
 def permuted_observations(family: TaskFamily, *, axis: int | None = None) -> TaskFamily:
     """The family with the elements of its observations permuted, or the slices along an axis.
 
-    Of observations that are the number of a state the states are permuted. Splits are those of
-    `permuted_actions`: with three elements or more they have no permutation in common.
+    If an observation is the number of a state, the states are permuted. Splits are as in `permuted_actions`: with three
+    elements or more they have no permutation in common.
 
     Args:
         family: Any family.
-        axis: The axis to permute; None permutes all elements, however they are arranged.
+        axis: The axis whose slices are permuted; None permutes all elements.
     """
     axis = checks.field("axis", axis, int | None)
     size = _num_elements(family.env, axis)
@@ -84,7 +81,7 @@ def permuted_observations(family: TaskFamily, *, axis: int | None = None) -> Tas
 
 @dataclasses.dataclass(frozen=True)
 class MaskedObservations(Transformed):
-    """Elements of an observation are 0 where ``drawn``, bool of an observation's shape, is False."""
+    """Elements of an observation are 0 where ``drawn``, bool of the observation's shape, is False."""
 
     @property
     def nothing(self) -> jax.Array:
@@ -101,10 +98,10 @@ class MaskedObservations(Transformed):
 
 @checks.arguments
 def masked_observations(family: TaskFamily, *, num_hidden: int) -> TaskFamily:
-    """The family with some elements of its observations hidden, for good, behind zeros.
+    """The family with some elements of its observations replaced by zeros in all steps.
 
-    Train and test hide different sets of elements, all of them ``num_hidden`` large: those whose indices
-    add up to an even number, and to an odd one. Out of distribution twice as many are hidden. Controllers are lost.
+    Train and test hide different sets of ``num_hidden`` elements: sets whose indices add up to an even number in train, and
+    to an odd number in test. Out of distribution twice as many elements are hidden. The result has no controllers.
 
     Args:
         family: A family with observations in a `Box`.
@@ -139,13 +136,10 @@ def masked_observations(family: TaskFamily, *, num_hidden: int) -> TaskFamily:
 
 @dataclasses.dataclass(frozen=True)
 class ProjectedObservations(Transformed):
-    """Observations are ``drawn [size, O] @ obs``, the observation within flattened to ``[O]``.
-
-    Attributes:
-        size: Of an observation.
-    """
+    """Observations are ``drawn [size, O] @ obs``, the observation within flattened to ``[O]``."""
 
     size: int
+    """Size of an observation."""
 
     @property
     def nothing(self) -> jax.Array:
@@ -160,14 +154,14 @@ class ProjectedObservations(Transformed):
 
 @checks.arguments
 def projected_observations(family: TaskFamily, *, size: int) -> TaskFamily:
-    """The family seen through a random matrix ``[size, O]`` with orthonormal rows or columns.
+    """The family with observations projected by a random matrix ``[size, O]`` with orthonormal rows or columns.
 
-    The first entry of the matrix is positive in training and testing and negative out of distribution.
-    Where ``size`` is at least O nothing is lost and controllers are carried along.
+    The first entry of the matrix is positive in train and test and negative out of distribution. If ``size`` is at least
+    O, no information is lost, and controllers are kept.
 
     Args:
         family: A family with observations in a `Box`.
-        size: Of a projected observation.
+        size: Size of a projected observation.
     """
     size = checks.at_least("size", size, 1)
     shape = box(observations(family.env), family, "observations").shape
@@ -196,6 +190,7 @@ def projected_observations(family: TaskFamily, *, size: int) -> TaskFamily:
 
 
 def _num_elements(env: Any, axis: int | None) -> int:
+    """The number of elements to permute."""
     space = observations(env)
     if not isinstance(space, spaces.Box | spaces.Discrete):
         raise ValueError(
@@ -209,6 +204,7 @@ def _num_elements(env: Any, axis: int | None) -> int:
 
 
 def _permuted(obs: jax.Array, order: jax.Array, axis: int | None) -> jax.Array:
+    """``obs [...]`` with its elements, or its slices along an axis, in the given order."""
     if obs.ndim == 0:  # the number of a state
         return order[obs.astype(order.dtype)].astype(obs.dtype)
     return jnp.take(obs, order, axis=axis).reshape(obs.shape)

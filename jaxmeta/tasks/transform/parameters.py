@@ -1,4 +1,4 @@
-"""Parameters drawn per task, and leaves of the state made part of it."""
+"""Parameters that are drawn per task, and leaves of the state that become part of the task."""
 
 import dataclasses
 import functools
@@ -30,10 +30,10 @@ from jaxmeta.types import Task
 
 @checks.arguments
 def parameter_fields(family: TaskFamily) -> tuple[str, ...]:
-    """Names of the environment's parameters that `drawn_parameters` can draw: its scalar numbers.
+    """Names of the environment's parameters that `drawn_parameters` can draw: the scalar numbers.
 
-    The time limit is left out. An environment need not read all of its parameters: CartPole's
-    ``masscart`` is dead, what counts is the ``total_mass`` made from it.
+    The time limit is left out. An environment need not read all of its parameters: CartPole reads ``total_mass`` and
+    ignores ``masscart``.
     """
     params = _parameters(family)
     return tuple(
@@ -45,10 +45,10 @@ def parameter_fields(family: TaskFamily) -> tuple[str, ...]:
 
 @checks.arguments
 def with_parameters(family: TaskFamily, **values: Any) -> TaskFamily:
-    """The family with parameters of the environment set in every task.
+    """The family with some parameters of the environment set in every task.
 
-    Values are of the shape and of the kind of what they stand for, true or false, integers or real numbers, for which
-    integers may stand too; a cast changes no number but by rounding.
+    A value has the shape and the kind of its parameter: boolean, integer or real. An integer may stand for a real number.
+    Casts change numbers only by rounding.
 
     Raises:
         ValueError: a parameter is unknown, a value of another shape, not finite, or too large for the parameter.
@@ -74,21 +74,21 @@ def drawn_parameters(
     *,
     law: Literal["log_uniform", "uniform"] = "log_uniform",
 ) -> TaskFamily:
-    """The family with parameters of the environment, its physics, drawn per task, one by one.
+    """The family with parameters of the environment, such as its physics, drawn per task and independently.
 
-    Train and test draw within the ranges; out of distribution all lie outside, on either side, by up to
-    a quarter of the range's width (measured as the law measures it) and never with another sign.
-    Integers are uniform under either law. No part is added to the task: the parameters are already there.
+    Train and test draw within the ranges. Out of distribution all parameters lie outside, on either side, by up to a
+    quarter of the range's width (on the law's scale) and never with another sign. Integers are uniform under either law.
+    The task gets no new part, because the parameters are already there.
 
     Args:
-        family: Of a gymnax environment, transformed or not.
+        family: A family of a gymnax environment, transformed or not.
         ranges: ``{name: (low, high)}``; `parameter_fields` lists the names.
         law: ``"log_uniform"``, for positive numbers, or ``"uniform"``.
 
     Raises:
-        ValueError: no name is given, or an unknown one; a range is empty, or not positive for a log-uniform law; an end
-            is not finite, or too large for the parameter.
-        TypeError: an end is no number, or no integer where the parameter is one.
+        ValueError: no name is given, or a name is unknown; a range is empty, or not positive for a log-uniform law; an
+            end is not finite, or too large for the parameter.
+        TypeError: an end is no number, or no integer although the parameter is one.
     """
     checks.choice("law", law, ("log_uniform", "uniform"))
     checks.some("ranges", ranges)
@@ -133,7 +133,7 @@ def drawn_parameters(
 
 
 def _parameters(family: TaskFamily) -> Any:
-    """The shapes of the environment's parameters; what is static among them is as it is."""
+    """Shapes of the environment's parameters; static parameters have their values."""
     return jax.eval_shape(lambda: innermost(family.train(jax.random.key(0))))
 
 
@@ -148,7 +148,7 @@ _KINDS = {
     "u": ("an integer", "iu"),
     "f": ("a real number", "iuf"),
 }
-"""By the kind of an array: what its numbers are called, and the kinds that may stand for it."""
+"""By the kind of an array: the name of its numbers, and the kinds that may stand for it."""
 
 
 def _fitting(name: str, value: Any, like: Any) -> np.ndarray:
@@ -179,28 +179,25 @@ def _fitting(name: str, value: Any, like: Any) -> np.ndarray:
 
 
 def _of_one_sign(low: float, high: float) -> tuple[float, float]:
-    """The numbers that a range may grow into: those of its sign."""
+    """The limits within which a range may grow without a change of sign."""
     return (0.0 if low >= 0 else -math.inf), (0.0 if high <= 0 else math.inf)
 
 
 @dataclasses.dataclass(frozen=True)
 class Pinned(Transformed):
-    """Leaves of the state have the values ``drawn``, a dict of them, from each reset on.
-
-    Attributes:
-        leaves: Names of the leaves.
-    """
+    """At each reset leaves of the state get the values ``drawn``, a dict by name."""
 
     leaves: tuple[str, ...]
+    """Names of the leaves."""
 
-    ends_by = Wrapper.ends_by  # what is overridden here ends no episode
+    ends_by = Wrapper.ends_by  # the overridden methods end no episode
 
     @property
     def nothing(self) -> dict[str, jax.Array]:
         return self.drawn_within(jax.random.key(0), self.env.default_params)
 
     def drawn_within(self, key: jax.Array, params: Task) -> dict[str, jax.Array]:
-        """What a reset of the environment within would draw for the leaves."""
+        """The leaves as a reset of the environment within draws them."""
         state = innermost(self.env.reset_env(key, params)[1])
         return {name: jnp.asarray(getattr(state, name)) for name in self.leaves}
 
@@ -224,19 +221,19 @@ def pinned(
 ) -> TaskFamily:
     """The family with leaves of the environment's state made part of the task.
 
-    Some environments draw what a meta-learner is to find out, a goal or a bandit's arms, in each reset: what
-    was learned in one episode is wrong in the next. Pinned it is drawn once, with the task, and survives
-    every reset. `IDENTITY` lists these leaves of gymnax's environments. A UserWarning says so where all tasks would be
-    the same, as where the environment must be told by a parameter to draw.
+    Some environments draw the unknown that a meta-learner must find out, such as a goal or a bandit's arms, at each reset.
+    Then knowledge from one episode is wrong in the next. A pinned leaf is drawn once, with the task, and survives every
+    reset. `IDENTITY` lists such leaves of gymnax's environments. A UserWarning tells if all tasks are the same, for
+    example because the environment draws only when a parameter says so.
 
     Args:
-        family: Of a gymnax environment, transformed or not.
+        family: A family of a gymnax environment, transformed or not.
         leaves: Names of fields of its state.
         inside: ``key -> {leaf: value}`` for train and test; None draws as the environment's reset does.
-        outside: The same for out of distribution; None draws as ``inside`` does.
+        outside: ``key -> {leaf: value}`` for out of distribution; None draws as ``inside`` does.
 
     Raises:
-        ValueError: no leaf is named, or one that the state lacks.
+        ValueError: no leaf is named, or the state lacks a leaf.
     """
     checks.some("leaves", leaves)
     checks.distinct("leaves", leaves)
@@ -248,7 +245,7 @@ def pinned(
         checks.choice("leaf", name, [field.name for field in dataclasses.fields(state)])
 
     def chosen(name: str, law: Law) -> Law:
-        """What a law draws, as the state holds it."""
+        """The law with its values in the state's dtypes; raises unless it draws all leaves."""
 
         def draw(key: jax.Array) -> dict[str, jax.Array]:
             drawn = law(key)
@@ -289,7 +286,7 @@ def pinned(
 
 
 def _like(name: str, value: Any, like: Any) -> jax.Array:
-    """The ``value`` in the dtype of ``like``; raises unless it is of its shape and kind."""
+    """``value`` in the dtype of ``like``, and of its shape ``[...]``; raises TypeError if shape or kind differ."""
     value = jnp.asarray(value)
     _, right = _KINDS.get(like.dtype.kind, ("", like.dtype.kind))
     if value.shape != like.shape or value.dtype.kind not in right:
@@ -300,7 +297,7 @@ def _like(name: str, value: Any, like: Any) -> jax.Array:
 
 
 def _switches(family: TaskFamily, env: Pinned) -> str:
-    """Which parameters would make the environment draw what is pinned: the end of a sentence."""
+    """The end of a sentence that names the parameters which make the environment draw the pinned leaves."""
     params = family.train(jax.random.key(0))
     found = []
     for field in dataclasses.fields(innermost(params)):

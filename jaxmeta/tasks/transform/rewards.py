@@ -1,4 +1,4 @@
-"""What is paid, and when: scaled, signed, delayed."""
+"""Transformations of rewards: scaled, signed, delayed."""
 
 import dataclasses
 from typing import Any
@@ -37,7 +37,7 @@ class ScaledRewards(Transformed):
 def scaled_rewards(family: TaskFamily, *, scale: float = 10.0) -> TaskFamily:
     """The family with its rewards multiplied by a factor, log-uniform in ``[1 / scale, scale]``.
 
-    Out of distribution the factor is outside, on either side, by up to a factor of sqrt(scale).
+    Out of distribution the factor lies outside, on either side, by up to a factor of sqrt(scale).
     """
     scale = checks.between("scale", scale, 1, 1e6)
     if scale == 1:
@@ -60,10 +60,9 @@ def scaled_rewards(family: TaskFamily, *, scale: float = 10.0) -> TaskFamily:
 
 @checks.arguments
 def signed_rewards(family: TaskFamily) -> TaskFamily:
-    """The family with rewards that are, or are not, penalties: multiplied by 1 or -1, each as likely.
+    """The family with rewards multiplied by 1 or -1, with equal probabilities.
 
-    There are only these two signs, which every split draws. Controllers are lost: they seek what may
-    have to be avoided.
+    Every split draws from both signs. The result has no controllers, because the known ones would seek penalties.
     """
 
     def draw(key: jax.Array, inner: Task, split: str) -> jax.Array:
@@ -74,25 +73,25 @@ def signed_rewards(family: TaskFamily) -> TaskFamily:
 
 @struct.dataclass
 class DelayedState:
-    """The state within, and what is to be paid in how many steps."""
+    """The state within and the rewards that are still to be paid."""
 
     inner: Any
-    owed: jax.Array  # [longest delay + 1]
+    """The state of the environment within."""
+    owed: jax.Array
+    """``[longest delay + 1]``, the reward to pay after each number of steps."""
 
 
 @dataclasses.dataclass(frozen=True)
 class DelayedRewards(Transformed):
-    """Each reward is paid ``drawn`` steps later, int32; what is owed at an episode's end is paid then.
+    """Each reward is paid ``drawn`` steps later, int32; at an episode's end all outstanding rewards are paid.
 
-    So a return is what it is within.
-
-    Attributes:
-        longest: The longest delay that there can be, in steps.
+    So an episode has the same return as within.
     """
 
     longest: int
+    """The longest possible delay, in steps."""
 
-    ends_by = Wrapper.ends_by  # what is overridden here ends no episode
+    ends_by = Wrapper.ends_by  # the overridden methods end no episode
 
     @property
     def nothing(self) -> jax.Array:
@@ -122,10 +121,10 @@ class DelayedRewards(Transformed):
 
 @checks.arguments
 def delayed_rewards(family: TaskFamily, *, max_delay: int = 10) -> TaskFamily:
-    """The family with its rewards paid some steps late, and what is still owed at an episode's end.
+    """The family with its rewards paid some steps late; outstanding rewards are paid at an episode's end.
 
-    The delay is uniform over 0 to ``max_delay`` steps, out of distribution over those above, up to twice
-    as long. Returns, and so optima, stay what they are.
+    The delay is uniform from 0 to ``max_delay`` steps; out of distribution it is longer, up to twice ``max_delay``. Returns
+    and optima stay the same.
     """
     max_delay = checks.at_least("max_delay", max_delay, 1)
 

@@ -1,4 +1,4 @@
-"""Environments around environments, and families of them."""
+"""Wrappers of environments, and the families that they make."""
 
 import dataclasses
 import math
@@ -12,41 +12,39 @@ import numpy as np
 from flax import struct
 from gymnax.environments import environment, spaces
 
-from jaxmeta.tasks import door
+from jaxmeta.tasks import time_limit
 from jaxmeta.tasks.family import SPLITS, Controller, Sampler, TaskFamily
 from jaxmeta.types import Task
 
 Draw = Callable[[jax.Array, Task, str], Any]
-"""``(key, task within, split) -> what the transformation adds to the task``."""
+"""``(key, task within, split) -> part that the transformation adds to the task``."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Wrapper(environment.Environment[Any, Any]):
-    """An environment around another, which it leaves as it is: what is below overrides what it changes.
+    """An environment around another one. By itself it changes nothing; subclasses override what they change.
 
-    Two around equal environments are equal, so that they share compiled programs.
-
-    Attributes:
-        env: The environment within.
+    Wrappers of equal environments are equal and share compiled programs.
     """
 
     env: Any
+    """The environment within."""
 
     def __post_init__(self) -> None:
-        if not door.steps_without_reset(self.env):
+        if not time_limit.steps_without_reset(self.env):
             raise TypeError(
-                f"env={self.env!r} must have a step_env and a reset_env of its own: around one that has not, as "
-                "around gymnax's wrappers, nothing can be changed"
+                f"env={self.env!r} must have a step_env and a reset_env of its own: gymnax's wrappers have none and "
+                "cannot be wrapped"
             )
 
     @property
     def ends_by(self) -> int | None:
         """The step by which every episode has ended, if the environment within promises one."""
-        return door.ends_by(self.env)
+        return time_limit.ends_by(self.env)
 
     def limited(self, horizon: int) -> Any:
-        """The same around an environment whose episodes end by ``horizon``."""
-        return dataclasses.replace(self, env=door.limited(self.env, horizon))
+        """This wrapper around an environment whose episodes end by ``horizon``."""
+        return dataclasses.replace(self, env=time_limit.limited(self.env, horizon))
 
     @property
     def default_params(self) -> Task:
@@ -61,15 +59,15 @@ class Wrapper(environment.Environment[Any, Any]):
         return state
 
     def act(self, action: jax.Array, params: Task) -> jax.Array:
-        """The action that the environment within takes."""
+        """The action of the environment within, ``[*action_shape]``."""
         return action
 
     def see(self, obs: jax.Array, params: Task) -> jax.Array:
-        """What is observed for an observation within."""
+        """The observation ``[*obs_shape]`` for an observation of the environment within."""
         return obs
 
     def earn(self, reward: jax.Array, params: Task) -> jax.Array:
-        """What is paid for a reward within."""
+        """The reward ``[]`` for a reward of the environment within."""
         return reward
 
     def reset_env(self, key: jax.Array, params: Task) -> tuple[jax.Array, Any]:
@@ -97,8 +95,8 @@ class Wrapper(environment.Environment[Any, Any]):
     def name(self) -> str:
         return f"{type(self).__name__}{self.env.name}"
 
-    # Spaces are those of any task; a batch of tasks would pretend to be larger. They are made at once, inside of a
-    # trace too: their bounds are looked at.
+    # Spaces are those of the default task: a batch of tasks would count as larger. They are made concretely, also inside
+    # a trace, because their bounds are read.
     def action_space(self, params: Task | None = None) -> spaces.Space:
         with jax.ensure_compile_time_eval():
             return self.env.action_space(self.env.default_params)
@@ -109,15 +107,17 @@ class Wrapper(environment.Environment[Any, Any]):
 
 @struct.dataclass
 class TransformedParams:
-    """The task: that of the environment within, and what the transformation adds."""
+    """The task: the task within and the part that the transformation adds."""
 
     inner: Task
+    """The task of the environment within."""
     drawn: Any
+    """The part that the transformation adds."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Transformed(Wrapper):
-    """A `Wrapper` whose task has a part of its own, in `TransformedParams`."""
+    """A `Wrapper` whose task has its own part, in `TransformedParams`."""
 
     @property
     def default_params(self) -> TransformedParams:
@@ -125,7 +125,7 @@ class Transformed(Wrapper):
 
     @property
     def nothing(self) -> Any:
-        """The part of a task in which the environment is as it is within."""
+        """The part of a task with which the wrapper changes nothing."""
         raise NotImplementedError
 
     def within(self, params: TransformedParams) -> Task:
@@ -142,7 +142,7 @@ def transformed(
     optimal_return: Callable[[Task], jax.Array] | None = None,
     expert_action: Controller | None = None,
 ) -> TaskFamily:
-    """The family with every task in `TransformedParams`; controllers are told these."""
+    """The family with every task in `TransformedParams`, which controllers are told."""
 
     def sampler(split: str) -> Sampler:
         def sample(key: jax.Array) -> TransformedParams:
@@ -164,7 +164,7 @@ def transformed(
 
 
 def warn_of_no_variety(family: TaskFamily, why: str) -> None:
-    """Warns that a transformation of ``family``, meant to vary its tasks, leaves them all the same in training."""
+    """Warns that all training tasks are the same after a transformation of ``family``."""
     warnings.warn(
         f"family={family.name!r} would have no variety, all tasks would be the same: {why}",
         UserWarning,
@@ -173,7 +173,7 @@ def warn_of_no_variety(family: TaskFamily, why: str) -> None:
 
 
 def all_equal(draw: Callable[[jax.Array], Any], num_drawn: int = 16) -> bool:
-    """Whether ``draw(key)`` says the same for ``num_drawn`` keys; where it does not, a few are enough to tell."""
+    """Whether ``draw(key)`` is equal for ``num_drawn`` keys."""
 
     def drawn(seed: int) -> list[np.ndarray]:
         leaves = jax.tree.leaves(draw(jax.random.key(seed)))
@@ -193,7 +193,7 @@ def all_equal(draw: Callable[[jax.Array], Any], num_drawn: int = 16) -> bool:
 
 
 def for_each_split(sampler: Callable[[str], Sampler]) -> dict[str, Any]:
-    """A family's samplers by the names of its splits: ``sampler(split)`` of each."""
+    """``sampler(split)`` of each split, by the split's name."""
     return {split: sampler(split) for split in SPLITS}
 
 
@@ -203,39 +203,39 @@ def carried(
     act: Callable[[Any, jax.Array], jax.Array] = lambda drawn, action: action,
     see: Callable[[Any, jax.Array], jax.Array] = lambda drawn, obs: obs,
 ) -> Controller | None:
-    """The controller for a transformed task: ``see`` and ``act`` undo what was done to the two."""
+    """The controller for a transformed task; ``see`` and ``act`` undo the transformation of observations and actions."""
     if controller is None:
         return None
     return lambda task, obs: act(task.drawn, controller(task.inner, see(task.drawn, obs)))
 
 
 def inner_return(family: TaskFamily) -> Callable[[Task], jax.Array] | None:
-    """The family's ``optimal_return`` for a transformation that leaves returns as they are."""
+    """The family's ``optimal_return`` for a transformation that does not change returns."""
     optimal_return = family.optimal_return
     return None if optimal_return is None else lambda task: optimal_return(task.inner)
 
 
 def strong(x: Any) -> jax.Array:
-    """The same value as an array of the same shape, without a weak type."""
+    """``x [...]`` as an array without a weak type."""
     return jnp.asarray(x, jnp.asarray(x).dtype)
 
 
 def innermost(x: Any) -> Any:
-    """The parameters, or the state, of the environment at the bottom of all transformations."""
+    """The parameters, or the state, of the environment inside all wrappers."""
     while hasattr(x, "inner"):
         x = x.inner
     return x
 
 
 def replaced(x: Any, fields: dict[str, Any]) -> Any:
-    """The same with fields of the `innermost` replaced."""
+    """``x`` with fields of its `innermost` replaced."""
     if hasattr(x, "inner"):
         return x.replace(inner=replaced(x.inner, fields))
     return x.replace(**fields)
 
 
 def box(space: spaces.Space, family: TaskFamily, what: str) -> spaces.Box:
-    """The space itself; raises ValueError unless it is a Box, and not empty, naming the family and ``what`` the space is of."""
+    """The space itself; raises ValueError unless it is a Box that is not empty. The message names the family and ``what``."""
     if not isinstance(space, spaces.Box):
         raise ValueError(f"family={family.name!r} has {what} in {space}, where a Box is needed")
     if math.prod(space.shape) == 0:
@@ -244,6 +244,6 @@ def box(space: spaces.Space, family: TaskFamily, what: str) -> spaces.Box:
 
 
 def observations(env: Any) -> spaces.Space:
-    """The observation space of the environment's default task, made at once."""
+    """The observation space of the environment's default task, with concrete bounds."""
     with jax.ensure_compile_time_eval():
         return env.observation_space(env.default_params)

@@ -1,0 +1,157 @@
+"""What a gymnax environment is to this library: its parts, its spaces, its name and its tasks.
+
+Each function raises `InvalidEnvironment` where the environment is not as it must be. The message names the part and
+what would be right.
+"""
+
+import math
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from gymnax.environments import spaces
+
+from jaxmeta import checks
+from jaxmeta.tasks import boxes
+from jaxmeta.types import Task
+
+
+class InvalidEnvironment(ValueError):
+    """An environment or a family breaks a rule of `TaskFamily`; the message names the part and what would be right."""
+
+
+def check_is_environment(env: Any) -> None:
+    """Raises InvalidEnvironment unless ``env`` has the parts of a gymnax environment; calls none of them."""
+    parts = ("default_params", "action_space", "observation_space")
+    missing = [x for x in parts if not hasattr(type(env), x) and not hasattr(env, x)]
+    if missing or isinstance(env, type):
+        raise InvalidEnvironment(
+            f"env={env!r} must be a gymnax environment: an object with default_params, action_space, observation_space, "
+            "and reset_env, step_env and is_truncated (or reset and step); of a family it is family.env, and of what "
+            "gymnax.make returns the first"
+        )
+
+
+def default_task(env: Any) -> Task:
+    """``env.default_params``; every task has its structure and shapes."""
+    check_is_environment(env)
+    with jax.ensure_compile_time_eval():
+        return env.default_params
+
+
+def name_of(env: Any) -> str:
+    """The environment's name, for messages."""
+    named = getattr(env, "name", None)
+    return named if isinstance(named, str) else type(env).__name__
+
+
+def action_space(env: Any) -> spaces.Discrete | spaces.Box:
+    """The action space of the environment's default task.
+
+    Raises InvalidEnvironment unless it is a `Discrete` of at least one action or a `Box` of at least one number.
+    """
+    return _space(env, "action_space")
+
+
+def observation_space(env: Any) -> spaces.Discrete | spaces.Box:
+    """The observation space of the environment's default task; raises InvalidEnvironment as `action_space` does."""
+    return _space(env, "observation_space")
+
+
+def _space(env: Any, what: str) -> spaces.Discrete | spaces.Box:
+    default, where = default_task(env), f"{name_of(env)}.{what}"
+    # Bounds must be concrete numbers, also inside a caller's trace.
+    with jax.ensure_compile_time_eval():
+        space = call(where, getattr(env, what), default)
+        if isinstance(space, spaces.Discrete):
+            return _discrete(where, space)
+    if isinstance(space, spaces.Dict | spaces.Tuple):
+        raise InvalidEnvironment(
+            f"{where} is {space!r}; it must be one Discrete or one Box: let the environment flatten its parts"
+        )
+    if not isinstance(space, spaces.Box):
+        raise InvalidEnvironment(
+            f"{where} is {space!r}; it must be a Discrete or a Box of gymnax.environments.spaces"
+        )
+    try:
+        shape = tuple(operator.index(n) for n in space.shape)
+    except TypeError:
+        raise InvalidEnvironment(
+            f"{where} has shape={space.shape!r}; it must be a tuple of integers, () for one number"
+        ) from None
+    if math.prod(shape) < 1:
+        raise InvalidEnvironment(f"{where} has shape {shape}; it must hold a number")
+    if shape != space.shape:
+        space = spaces.Box(space.low, space.high, shape, space.dtype)
+    if what == "action_space" and kind(jnp.dtype(space.dtype)) not in ("float", "int"):
+        raise InvalidEnvironment(
+            f"{where} has dtype {jnp.dtype(space.dtype)}; it must be floating-point or a signed integer"
+        )
+    try:
+        boxes.bounds(space)
+    except ValueError as error:
+        raise InvalidEnvironment(f"{where}: {error}") from error
+    return space
+
+
+def _discrete(where: str, space: spaces.Discrete) -> spaces.Discrete:
+    try:
+        n = operator.index(space.n)
+    except TypeError:
+        n = 0
+    if n < 1:
+        raise InvalidEnvironment(f"{where} has n={space.n!r}; it must be an integer of at least 1")
+    return space if n is space.n else spaces.Discrete(n, dtype=space.dtype)
+
+
+def check_action(what: str, action: Any, space: spaces.Discrete | spaces.Box) -> None:
+    """Raises InvalidEnvironment unless ``action`` has the space's shape and kind; ``action`` may be traced."""
+    integers = isinstance(space, spaces.Discrete) or boxes.is_integer(space)
+    right = "int" if integers else "float"
+    if jnp.shape(action) != tuple(space.shape) or kind(jnp.result_type(action)) != right:
+        raise InvalidEnvironment(
+            f"{what} is {summary(action)}; the action space {space!r} takes {right}s of shape {tuple(space.shape)}"
+        )
+
+
+def num_tasks(name: str, tasks: Task, env: Any) -> int:
+    """The number M of ``tasks [M]``; raises ValueError unless they are a batch of tasks of ``env`` (`checks.batch`)."""
+    return checks.batch(name, tasks, default_task(env), f"a task of {name_of(env)}")
+
+
+def call(where: str, function: Callable[..., Any], *args: Any) -> Any:
+    """``function(*args)``; an exception becomes an InvalidEnvironment that names ``where``, with the cause behind it."""
+    try:
+        return function(*args)
+    except (InvalidEnvironment, ImportError):
+        raise
+    except Exception as error:
+        first_line = (str(error).strip().splitlines() or [""])[0]
+        raise InvalidEnvironment(f"{where} raised {type(error).__name__}: {first_line}") from error
+
+
+def kind(dtype: Any) -> str:
+    """The kind of a dtype: no value may be cast silently from one kind to another."""
+    kinds = {
+        "bool": jnp.bool_,
+        "int": jnp.signedinteger,
+        "uint": jnp.unsignedinteger,
+        "float": jnp.floating,
+        "complex": jnp.complexfloating,
+        "key": jax.dtypes.prng_key,
+    }
+    return next((name for name, x in kinds.items() if jnp.issubdtype(dtype, x)), "other")
+
+
+def is_one_array(x: Any) -> bool:
+    """Whether ``x`` has a shape and a dtype."""
+    return hasattr(x, "shape") and hasattr(x, "dtype")
+
+
+def summary(x: Any) -> str:
+    """A few words on ``x`` for messages: its dtype and shape, or its type and value."""
+    if is_one_array(x):
+        return f"{x.dtype} of shape {tuple(x.shape)}"
+    return f"{type(x).__name__} {str(x)[:60]}"
