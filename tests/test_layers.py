@@ -11,6 +11,7 @@ import jaxmeta
 ROOMS = [
     "types",
     "checks",
+    "recurrences",
     "tasks",
     "networks",
     "estimators",

@@ -114,7 +114,7 @@ def baseline_td_errors(
     observed = sees_observations(obs.shape[2:], baseline)
     obs = _standardised(obs, counted) if observed else jnp.zeros((*counted.shape, 0))
     zeros = jnp.zeros_like(data.reward)
-    returns = jax.vmap(discounted_returns)(data.reward, discount, data.last, zeros)
+    returns = jax.vmap(discounted_returns)(data.reward, discount, v_next=zeros, last=data.last)
     features = jax.vmap(lambda obs, first: linear_features(obs, episode_step(first), horizon))(
         obs, data.timestep.first
     )

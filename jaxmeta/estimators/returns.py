@@ -7,6 +7,8 @@ vectors, which makes termination and truncation exact without special cases:
 * ``v_next``: the value of the true successor, also where the episode was cut by a time limit;
 * ``last``: where an episode ended; recursions do not cross it.
 
+All take them in one order, ``reward, discount, v, v_next, rho, last``; by name where two could be swapped.
+
 Nothing here stops a gradient: γ, λ, rewards and values can all be meta-learned through it.
 """
 
@@ -15,34 +17,7 @@ import jax.numpy as jnp
 
 from jaxmeta import checks
 from jaxmeta.estimators.streams import count, unless
-
-
-def linear_recurrence(
-    a: jax.Array, b: jax.Array, *, reverse: bool = False, parallel: bool | None = None
-) -> jax.Array:
-    """``y_t = a_t + b_t y_{t-1}`` with ``y_{-1} = 0`` (``y_{t+1}``, ``y_T = 0`` in reverse), ``[T]``.
-
-    ``parallel`` runs in O(log T) steps by an associative scan (Blelloch 1990, "Prefix sums"); else step by
-    step: on a CPU a MAML update is no slower for it, and compiles in two thirds of the time. None is what
-    fits the device.
-    """
-    checks.shapes("T...", a=a, b=b)
-    checks.field("reverse", reverse, bool)
-    checks.field("parallel", parallel, bool | None)
-    if jax.default_backend() != "cpu" if parallel is None else parallel:
-
-        def compose(earlier: tuple, later: tuple) -> tuple:
-            (a0, b0), (a1, b1) = earlier, later
-            return a1 + b1 * a0, b1 * b0
-
-        return jax.lax.associative_scan(compose, (a, b), reverse=reverse)[0]
-
-    def step(y: jax.Array, at: tuple) -> tuple:
-        y = at[0] + at[1] * y
-        return y, y
-
-    zero = jnp.zeros_like(a, shape=a.shape[1:])
-    return jax.lax.scan(step, zero, (a, b), reverse=reverse, unroll=4)[1]
+from jaxmeta.recurrences import linear_recurrence
 
 
 def td_errors(reward: jax.Array, discount: jax.Array, v: jax.Array, v_next: jax.Array) -> jax.Array:
@@ -63,17 +38,32 @@ def gae(
     return linear_recurrence(delta, discount * lambda_ * unless(last, delta), reverse=True)
 
 
+def advantages_and_targets(
+    reward: jax.Array,
+    discount: jax.Array,
+    *,
+    v: jax.Array,
+    v_next: jax.Array,
+    last: jax.Array,
+    lambda_: jax.Array | float,
+) -> tuple[jax.Array, jax.Array]:
+    """``(A_t, v_t + A_t)``: generalised advantages as in `gae`, and λ-returns, which are targets for v, ``[T]`` each."""
+    delta = td_errors(reward, discount, v, v_next)
+    advantage = gae(delta, discount, last, lambda_)
+    return advantage, v + advantage
+
+
 def discounted_returns(
-    reward: jax.Array, discount: jax.Array, last: jax.Array, v_next: jax.Array
+    reward: jax.Array, discount: jax.Array, *, v_next: jax.Array, last: jax.Array
 ) -> jax.Array:
     """``G_t = r_t + discount_t G_{t+1}``, with ``v_next`` at an episode's and at the stream's end, ``[T]``."""
-    checks.shapes("T", reward=reward, discount=discount, last=last, v_next=v_next)
+    checks.shapes("T", reward=reward, discount=discount, v_next=v_next, last=last)
     cut = jnp.asarray(last, reward.dtype).at[-1].set(1.0)
     return linear_recurrence(reward + discount * cut * v_next, discount * (1.0 - cut), reverse=True)
 
 
 def importance_returns(
-    reward: jax.Array, discount: jax.Array, last: jax.Array, v_next: jax.Array, rho: jax.Array
+    reward: jax.Array, discount: jax.Array, *, v_next: jax.Array, rho: jax.Array, last: jax.Array
 ) -> jax.Array:
     """``G_t = ρ_t (r_t + discount_t G_{t+1})``: returns by per-decision importance sampling, ``[T]``.
 
@@ -81,7 +71,7 @@ def importance_returns(
     ``v_next`` at an episode's and at the stream's end as in `discounted_returns`. ``E[G_t | s_t]`` is the
     value of the policy that the ratios are of, if ``v_next`` is its value there.
     """
-    checks.shapes("T", reward=reward, discount=discount, last=last, v_next=v_next, rho=rho)
+    checks.shapes("T", reward=reward, discount=discount, v_next=v_next, rho=rho, last=last)
     cut = jnp.asarray(last, reward.dtype).at[-1].set(1.0)
     now = rho * (reward + discount * cut * v_next)
     return linear_recurrence(now, rho * discount * (1.0 - cut), reverse=True)
@@ -90,9 +80,10 @@ def importance_returns(
 def weighted_importance_returns(
     reward: jax.Array,
     discount: jax.Array,
-    last: jax.Array,
+    *,
     v_next: jax.Array,
     rho: jax.Array,
+    last: jax.Array,
     good: jax.Array | None = None,
 ) -> jax.Array:
     """`importance_returns` with each weight divided by its mean over streams, all ``[N, T]``.
@@ -103,7 +94,7 @@ def weighted_importance_returns(
     streams' episodes begin and end together, or as if: w_tk is of those streams whose episode lasts from t to k,
     and of those that are ``good`` (bool ``[N]``; None is all). What comes back for the others means nothing.
     """
-    arrays = dict(reward=reward, discount=discount, last=last, v_next=v_next, rho=rho)
+    arrays = dict(reward=reward, discount=discount, v_next=v_next, rho=rho, last=last)
     good = jnp.ones(rho.shape[:1], bool) if good is None else good
     checks.shapes("NT NT NT NT NT N", **arrays, good=good)
     cut = jnp.asarray(last, reward.dtype).at[:, -1].set(1.0)
@@ -131,11 +122,11 @@ def weighted_importance_returns(
 def vtrace_targets(
     reward: jax.Array,
     discount: jax.Array,
+    *,
     v: jax.Array,
     v_next: jax.Array,
     rho: jax.Array,
     last: jax.Array,
-    *,
     rho_bar: float = 1.0,
     c_bar: float = 1.0,
     lambda_: jax.Array | float = 1.0,
@@ -167,6 +158,7 @@ def vtrace_targets(
 def action_value_targets(
     reward: jax.Array,
     discount: jax.Array,
+    *,
     q: jax.Array,
     v_next: jax.Array,
     c: jax.Array,

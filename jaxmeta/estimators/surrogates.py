@@ -33,8 +33,9 @@ import jax.numpy as jnp
 
 from jaxmeta import checks
 from jaxmeta.estimators.episodes import cumulative_discount
-from jaxmeta.estimators.returns import gae, linear_recurrence
+from jaxmeta.estimators.returns import gae
 from jaxmeta.estimators.streams import count, unless
+from jaxmeta.recurrences import linear_recurrence
 from jaxmeta.types import Params
 
 Weights = Callable[[jax.Array, jax.Array], jax.Array]
