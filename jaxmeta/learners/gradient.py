@@ -91,8 +91,8 @@ class Config(Adaptation):
     al. 2020); the `context`, inputs that start at zero and are not meta-learned (CAVIA: Zintgraf et al.
     2019; set `context_size`); or another top-level entry of the policy's parameters."""
     inner_surrogate: str = "lvc"
-    """Surrogate of the inner step: `score`, `dice`, `lvc`, `ppo_clip` or another name in
-    `surrogates.SURROGATES`."""
+    """Surrogate of the inner step: `score`, `dice`, `lvc` or another name in `surrogates.SURROGATES`; where
+    the policy acted, `ppo_clip` is `lvc`."""
     normalize: bool = False
     """Divide each batch's advantages by their root mean square, inside and outside, so that what is learned
     does not depend on the unit of rewards; steps then do not shrink near the optimum either."""
