@@ -195,4 +195,4 @@ def vtrace_errors(
     # The target of the step that follows; behind an episode's and the stream's end, its value.
     goes_on = ~data.last.at[:, -1].set(True)
     to_come = jnp.where(goes_on, jnp.roll(target, -1, axis=1), v_next)
-    return td_errors(data.reward, discount, v, to_come), target - v
+    return td_errors(data.reward, discount, v=v, v_next=to_come), target - v

@@ -122,7 +122,7 @@ def baseline_td_errors(
         jnp.where(counted[..., None], features, 0.0), jnp.where(counted, returns, 0.0)
     )
     v_next = jnp.concatenate([v[:, 1:], zeros[:, :1]], axis=1) * unless(data.last, v)
-    return td_errors(data.reward, discount, v, v_next)
+    return td_errors(data.reward, discount, v=v, v_next=v_next)
 
 
 BASELINES = ("auto", "observation", "time")

@@ -20,14 +20,16 @@ from jaxmeta.estimators.streams import count, unless
 from jaxmeta.recurrences import linear_recurrence
 
 
-def td_errors(reward: jax.Array, discount: jax.Array, v: jax.Array, v_next: jax.Array) -> jax.Array:
+def td_errors(
+    reward: jax.Array, discount: jax.Array, *, v: jax.Array, v_next: jax.Array
+) -> jax.Array:
     """``δ_t = r_t + discount_t v_next_t - v_t``, all ``[T]``, or of any one shape; ``discount`` also ``[]``."""
     checks.shapes("... ...? ... ...", reward=reward, discount=discount, v=v, v_next=v_next)
     return reward + discount * v_next - v
 
 
 def gae(
-    delta: jax.Array, discount: jax.Array, last: jax.Array, lambda_: jax.Array | float
+    delta: jax.Array, discount: jax.Array, *, last: jax.Array, lambda_: jax.Array | float
 ) -> jax.Array:
     """Generalised advantages ``A_t = δ_t + discount_t λ (1 - last_t) A_{t+1}``, all ``[T]``.
 
@@ -48,8 +50,8 @@ def advantages_and_targets(
     lambda_: jax.Array | float,
 ) -> tuple[jax.Array, jax.Array]:
     """``(A_t, v_t + A_t)``: generalised advantages as in `gae`, and λ-returns, which are targets for v, ``[T]`` each."""
-    delta = td_errors(reward, discount, v, v_next)
-    advantage = gae(delta, discount, last, lambda_)
+    delta = td_errors(reward, discount, v=v, v_next=v_next)
+    advantage = gae(delta, discount, last=last, lambda_=lambda_)
     return advantage, v + advantage
 
 
@@ -150,9 +152,9 @@ def vtrace_targets(
     """
     arrays = dict(reward=reward, discount=discount, v=v, v_next=v_next, rho=rho, last=last)
     checks.shapes("T T T T T T T? ? ?", **arrays, lambda_=lambda_, rho_bar=rho_bar, c_bar=c_bar)
-    delta = td_errors(reward, discount, v, v_next)
+    delta = td_errors(reward, discount, v=v, v_next=v_next)
     c = jnp.minimum(rho, c_bar)
-    return v + gae(jnp.minimum(rho, rho_bar) * delta, discount * c, last, lambda_)
+    return v + gae(jnp.minimum(rho, rho_bar) * delta, discount * c, last=last, lambda_=lambda_)
 
 
 def action_value_targets(
@@ -180,6 +182,6 @@ def action_value_targets(
     Whatever c does not exceed ρ, the fixed point is Q^π.
     """
     checks.shapes("T", reward=reward, discount=discount, q=q, v_next=v_next, c=c, last=last)
-    delta = td_errors(reward, discount, q, v_next)
+    delta = td_errors(reward, discount, v=q, v_next=v_next)
     c_next = jnp.append(c[1:], jnp.zeros_like(c[:1]))
-    return q + gae(delta, discount * c_next, last, 1.0)
+    return q + gae(delta, discount * c_next, last=last, lambda_=1.0)

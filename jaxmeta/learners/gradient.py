@@ -195,7 +195,9 @@ def gradient_learner(
             data, discount, family.horizon, counted, baseline=config.baseline
         )
         if config.normalize:
-            advantage = jax.vmap(partial(gae, lambda_=hyper.gae_lambda))(delta, discount, data.last)
+            advantage = jax.vmap(partial(gae, lambda_=hyper.gae_lambda))(
+                delta, discount, last=data.last
+            )
             delta = delta / advantage_scale(advantage, counted)
         delta = jnp.where(counted, jax.lax.stop_gradient(delta), 0.0)
         terms = jax.vmap(surrogate, in_axes=(0, 0, 0, 0, 0, None))(

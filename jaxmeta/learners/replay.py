@@ -162,7 +162,7 @@ def outer_loss(
     """
     discount = hyper.discount * data.discount
     counted = jax.vmap(in_first_episode)(data.last)
-    delta = td_errors(data.reward, discount, v, v_next)
+    delta = td_errors(data.reward, discount, v=v, v_next=v_next)
     delta = jax.lax.stop_gradient(jnp.where(counted, delta, 0.0))
     surrogate = jax.vmap(surrogates.SURROGATES["score"], in_axes=(0, 0, 0, 0, 0, None))(
         log_prob, data.log_prob, delta, discount, data.timestep.first, hyper.trace_lambda

@@ -45,14 +45,14 @@ seeds = st.integers(0, 10_000)
 @given(seeds, st.floats(0, 1))
 def test_gae_is_its_loop(seed, lambda_):
     s = made_up(seed)
-    delta = returns.td_errors(s["reward"], s["discount"], s["v"], s["v_next"])
+    delta = returns.td_errors(s["reward"], s["discount"], v=s["v"], v_next=s["v_next"])
     expected, advantage = np.zeros(T), 0.0
     for t in reversed(range(T)):
         td = s["reward"][t] + s["discount"][t] * s["v_next"][t] - s["v"][t]
         carried = 0.0 if s["last"][t] else advantage
         advantage = td + s["discount"][t] * lambda_ * carried
         expected[t] = advantage
-    result = returns.gae(delta, s["discount"], s["last"], lambda_)
+    result = returns.gae(delta, s["discount"], last=s["last"], lambda_=lambda_)
     np.testing.assert_allclose(result, expected, rtol=1e-4, atol=1e-4)
 
 
@@ -62,8 +62,10 @@ def test_advantages_and_targets_are_gae_and_what_it_adds_to_values(seed, lambda_
     s = made_up(seed)
     columns = {x: s[x] for x in ("reward", "discount", "v", "v_next", "last")}
     advantage, target = returns.advantages_and_targets(**columns, lambda_=lambda_)
-    delta = returns.td_errors(s["reward"], s["discount"], s["v"], s["v_next"])
-    np.testing.assert_array_equal(advantage, returns.gae(delta, s["discount"], s["last"], lambda_))
+    delta = returns.td_errors(s["reward"], s["discount"], v=s["v"], v_next=s["v_next"])
+    np.testing.assert_array_equal(
+        advantage, returns.gae(delta, s["discount"], last=s["last"], lambda_=lambda_)
+    )
     np.testing.assert_array_equal(target, s["v"] + advantage)
 
 
@@ -74,10 +76,13 @@ def test_gae_at_lambda_one_is_the_return_less_the_value(seed):
     s = made_up(seed)
     inside = jnp.concatenate([s["v"][1:], s["v_next"][-1:]])
     v_next = jnp.where(s["last"], s["v_next"], inside)
-    delta = returns.td_errors(s["reward"], s["discount"], s["v"], v_next)
+    delta = returns.td_errors(s["reward"], s["discount"], v=s["v"], v_next=v_next)
     g = returns.discounted_returns(s["reward"], s["discount"], v_next=v_next, last=s["last"])
     np.testing.assert_allclose(
-        returns.gae(delta, s["discount"], s["last"], 1.0), g - s["v"], rtol=1e-4, atol=1e-4
+        returns.gae(delta, s["discount"], last=s["last"], lambda_=1.0),
+        g - s["v"],
+        rtol=1e-4,
+        atol=1e-4,
     )
 
 
@@ -224,8 +229,8 @@ def test_discount_and_lambda_can_be_learned_through_returns(x64):
 
     def loss(gamma_scale, lambda_):
         discount = gamma_scale * s["discount"]
-        delta = returns.td_errors(s["reward"], discount, s["v"], s["v_next"])
-        return returns.gae(delta, discount, s["last"], lambda_)[0]
+        delta = returns.td_errors(s["reward"], discount, v=s["v"], v_next=s["v_next"])
+        return returns.gae(delta, discount, last=s["last"], lambda_=lambda_)[0]
 
     by_gamma, by_lambda = jax.grad(loss, argnums=(0, 1))(1.0, 0.9)
     h = 1e-6
@@ -329,7 +334,7 @@ def test_the_baseline_s_values_end_with_the_episode():
     features = jax.vmap(lambda obs, first: linear_features(obs, episodes.episode_step(first), 4))(
         data.timestep.obs, data.timestep.first
     )
-    advantage = jax.vmap(returns.gae, in_axes=(0, 0, 0, None))(delta, discount, data.last, 1.0)
+    advantage = jax.vmap(partial(returns.gae, lambda_=1.0))(delta, discount, last=data.last)
     np.testing.assert_allclose(advantage, g - linear_baseline(features, g), atol=1e-4)
 
 
@@ -484,9 +489,9 @@ def test_planted_wrong_targets(bug, x64, off_policy):
             discount = 1.0 - discount
         if bug == "no correction":
             rho = jnp.ones_like(rho)
-        delta = returns.td_errors(reward, discount, v, v_next)
+        delta = returns.td_errors(reward, discount, v=v, v_next=v_next)
         c = jnp.roll(rho, 1).at[0].set(1.0) if bug == "c of the step before" else rho
-        return v + returns.gae(rho * delta, discount * c, last, 1.0)
+        return v + returns.gae(rho * delta, discount * c, last=last, lambda_=1.0)
 
     with pytest.raises(AssertionError):
         check_unbiased_targets(off_policy, mutant)
@@ -640,7 +645,7 @@ def test_what_is_not_counted_changes_neither_baseline_nor_scale():
         timestep = TimeStep(seen, reward, reward, jnp.asarray(first))
         data = Trajectory(timestep, reward, reward, earned, discount, last, seen, ())
         delta = baselines.baseline_td_errors(data, discount, 6, counted)
-        advantage = jax.vmap(partial(returns.gae, lambda_=0.9))(delta, discount, last)
+        advantage = jax.vmap(partial(returns.gae, lambda_=0.9))(delta, discount, last=last)
         return delta[:, :4], units.advantage_scale(advantage, counted)
 
     counted = jax.vmap(episodes.in_first_episode)(last)

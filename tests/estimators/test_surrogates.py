@@ -110,7 +110,9 @@ def td_errors(world, v):
     # The successor of the last step has value v[H] = 0, so any state will do.
     following = jnp.concatenate([world.states[:, 1:], world.states[:, :1]], axis=1)
     v_next = v[time + 1, following]
-    return returns.td_errors(world.rewards, world.mdp.discount, v[time, world.states], v_next)
+    return returns.td_errors(
+        world.rewards, world.mdp.discount, v=v[time, world.states], v_next=v_next
+    )
 
 
 def signals(world, theta_mu):
@@ -432,7 +434,7 @@ class Path(NamedTuple):
         """Gradient and Hessian in the log-ratio, of a sum of terms."""
         discount, nothing = jnp.full(8, 0.9), jnp.zeros(8)
         given = {"zero": self.reward, "-exact": -self.v}
-        given["wrong"] = returns.td_errors(self.reward, discount, self.v, self.v_next)
+        given["wrong"] = returns.td_errors(self.reward, discount, v=self.v, v_next=self.v_next)
 
         def value(x):
             return sum(
