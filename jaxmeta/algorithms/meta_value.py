@@ -311,56 +311,36 @@ def inner_targets(
     config: Config,
 ) -> jax.Array:
     """What the steps move the values to, all ``[N, T]``; streams that are not ``good [N]`` have no part in it."""
+    stream = _stream(data, v_next, rho, hyper)
     if config.target == "importance_sampling":
-        return _importance_returns(data, v_next, rho, hyper)
+        return jax.vmap(importance_returns)(**stream)
     if config.target == "weighted_importance_sampling":
-        return weighted_importance_returns(
-            data.reward,
-            hyper.discount * data.discount,
-            v_next=v_next,
-            rho=rho,
-            last=data.last,
-            good=good,
-        )
+        return weighted_importance_returns(**stream, good=good)
     if config.target == "td":
-        rho = jnp.ones_like(rho)
-    return _vtrace(data, v, v_next, rho, hyper, rho_bar=config.rho_bar, c_bar=config.c_bar)
+        stream["rho"] = jnp.ones_like(rho)
+    vtrace = partial(vtrace_targets, rho_bar=config.rho_bar, c_bar=config.c_bar)
+    return jax.vmap(partial(vtrace, lambda_=hyper.trace_lambda))(**stream, v=v)
 
 
 def outer_targets(
     data: Trajectory, v: jax.Array, v_next: jax.Array, rho: jax.Array, hyper: Any, config: Config
 ) -> jax.Array:
     """What predictions are measured against, all ``[N, T]``."""
-    if config.outer_target == "vtrace":
-        return _vtrace(data, v, v_next, rho, hyper, rho_bar=config.rho_bar, c_bar=config.c_bar)
+    stream = _stream(data, v_next, rho, hyper)
     if config.outer_target == "importance_sampling":
-        return _importance_returns(data, v_next, rho, hyper)
-    unbiased = hyper._replace(trace_lambda=1.0)
-    return _vtrace(data, v, v_next, rho, unbiased, rho_bar=math.inf, c_bar=math.inf)
+        return jax.vmap(importance_returns)(**stream)
+    vtrace = partial(vtrace_targets, rho_bar=config.rho_bar, c_bar=config.c_bar)
+    if config.outer_target == "vtrace":
+        return jax.vmap(partial(vtrace, lambda_=hyper.trace_lambda))(**stream, v=v)
+    return jax.vmap(partial(vtrace_targets, rho_bar=math.inf, c_bar=math.inf))(**stream, v=v)
 
 
-def _importance_returns(
+def _stream(
     data: Trajectory, v_next: jax.Array, rho: jax.Array, hyper: Any
-) -> jax.Array:
+) -> dict[str, jax.Array]:
+    """What all targets are functions of, by name, ``[N, T]`` each."""
     discount = hyper.discount * data.discount
-    return jax.vmap(importance_returns)(
-        data.reward, discount, v_next=v_next, rho=rho, last=data.last
-    )
-
-
-def _vtrace(
-    data: Trajectory,
-    v: jax.Array,
-    v_next: jax.Array,
-    rho: jax.Array,
-    hyper: Any,
-    *,
-    rho_bar: float,
-    c_bar: float,
-) -> jax.Array:
-    targets = partial(vtrace_targets, rho_bar=rho_bar, c_bar=c_bar, lambda_=hyper.trace_lambda)
-    discount = hyper.discount * data.discount
-    return jax.vmap(targets)(data.reward, discount, v=v, v_next=v_next, rho=rho, last=data.last)
+    return dict(reward=data.reward, discount=discount, v_next=v_next, rho=rho, last=data.last)
 
 
 def scattered(key: jax.Array, params: Params, scale: jax.Array) -> Params:
