@@ -318,8 +318,7 @@ def inner_targets(
         return weighted_importance_returns(**stream, good=good)
     if config.target == "td":
         stream["rho"] = jnp.ones_like(rho)
-    vtrace = partial(vtrace_targets, rho_bar=config.rho_bar, c_bar=config.c_bar)
-    return jax.vmap(partial(vtrace, lambda_=hyper.trace_lambda))(**stream, v=v)
+    return jax.vmap(_vtrace(hyper, config))(**stream, v=v)
 
 
 def outer_targets(
@@ -329,15 +328,23 @@ def outer_targets(
     stream = _stream(data, v_next, rho, hyper)
     if config.outer_target == "importance_sampling":
         return jax.vmap(importance_returns)(**stream)
-    vtrace = partial(vtrace_targets, rho_bar=config.rho_bar, c_bar=config.c_bar)
     if config.outer_target == "vtrace":
-        return jax.vmap(partial(vtrace, lambda_=hyper.trace_lambda))(**stream, v=v)
-    return jax.vmap(partial(vtrace_targets, rho_bar=math.inf, c_bar=math.inf))(**stream, v=v)
+        return jax.vmap(_vtrace(hyper, config))(**stream, v=v)
+    unbiased = partial(vtrace_targets, rho_bar=math.inf, c_bar=math.inf, lambda_=1.0)
+    return jax.vmap(unbiased)(**stream, v=v)
 
 
-def _stream(
-    data: Trajectory, v_next: jax.Array, rho: jax.Array, hyper: Any
-) -> dict[str, jax.Array]:
+def _vtrace(hyper: Any, config: Config) -> Callable[..., jax.Array]:
+    """`vtrace_targets` with the bars and λ that are configured."""
+    return partial(
+        vtrace_targets,
+        rho_bar=config.rho_bar,
+        c_bar=config.c_bar,
+        lambda_=hyper.trace_lambda,
+    )
+
+
+def _stream(data: Trajectory, v_next: jax.Array, rho: jax.Array, hyper: Any) -> dict[str, Any]:
     """What all targets are functions of, by name, ``[N, T]`` each."""
     discount = hyper.discount * data.discount
     return dict(reward=data.reward, discount=discount, v_next=v_next, rho=rho, last=data.last)
