@@ -14,167 +14,119 @@ that are there), results.json, table.md and learning.png in the output folder.
 """
 
 import dataclasses
-import json
 import math
-import sys
-import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import tyro
-from rich.console import Console
+import study
+from jaxmeta.runs import experiments, presets, records
+from jaxmeta.runs.experiments import Experiment
 
 from jaxmeta import checks, evaluation, plotting, tasks
-from jaxmeta.runs import experiments, presets, records, reports, training
-from jaxmeta.runs.experiments import Experiment
-from jaxmeta.tasks import sample_tasks
+from jaxmeta.types import MetaAlgorithm
 
 TITLES = {variant.title: name for name, variant in presets.VARIANTS.items()}
 """Rows of the table, as they are called there, and the variants."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Main:
+class Main(study.Study):
     """Gradient-based meta-learning: algorithms × families."""
 
-    output: Path = Path("runs/algorithms")
-    """Folder for the results; made anew, unless resumed."""
-    resume: bool = False
-    """Keep the cells that are in the folder and measure the others."""
-    algorithms: tuple[str, ...] = tuple(TITLES)
-    """Rows of the table."""
-    families: tuple[str, ...] = tuple(presets.COLUMNS)
+    output: study.Output = Path("runs/algorithms")
+    resume: bool = False  # Keep the cells that are in the folder and measure the others.
+    algorithms: Annotated[study.Names, study.known(TITLES)] = tuple(TITLES)  # Rows of the table.
+    families: Annotated[study.Names, study.known(presets.COLUMNS)] = tuple(presets.COLUMNS)
     """Columns of the table."""
-    num_seeds: int = 5
-    """Seeds, trained at once."""
+    num_seeds: int = 5  # Seeds, trained at once.
     meta_updates: int = 100
     """Meta-updates of MAML on navigation; every algorithm is given the environment steps that these
     take. Families that need fewer get a share of them."""
-    num_tasks: int = 10
-    """Tasks in a meta-batch."""
-    num_streams: int = 10
-    """Episodes a task and update."""
-    eval_tasks: int = 100
-    """Held-out tasks."""
-    eval_updates: int = 3
-    """Gradient steps that each of them is given."""
+    num_tasks: int = 10  # Tasks in a meta-batch.
+    num_streams: int = 10  # Episodes a task and update.
+    eval_tasks: int = 100  # Held-out tasks.
+    eval_updates: int = 3  # Gradient steps that each of them is given.
 
     def __post_init__(self) -> None:
-        checks.fields(self)
-        checks.some("algorithms", self.algorithms)
-        checks.some("families", self.families)
-        for name in ("num_seeds", "meta_updates", "num_tasks", "num_streams", "eval_updates"):
-            checks.at_least(name, getattr(self, name), 1)
+        super().__post_init__()
         checks.at_least("num_seeds", self.num_seeds, 2)
-        checks.at_least("eval_tasks", self.eval_tasks, 2)
-        for name in self.algorithms:
-            checks.choice("algorithms", name, TITLES)
-        for name in self.families:
-            checks.choice("families", name, presets.COLUMNS)
 
 
 def experiment_of(name: str, family: str, main: Main) -> Experiment:
-    """One cell of the table."""
-    return presets.compared(
-        TITLES[name],
-        family,
-        meta_updates=main.meta_updates,
-        num_tasks=main.num_tasks,
-        num_streams=main.num_streams,
-    )
+    """The experiment of one cell of the table."""
+    sizes = dict(num_tasks=main.num_tasks, num_streams=main.num_streams)
+    return presets.compared(TITLES[name], family, meta_updates=main.meta_updates, **sizes)
+
+
+def trained(
+    experiment: Experiment, algorithm: MetaAlgorithm, family: tasks.TaskFamily, main: Main
+) -> tuple[study.Trained, dict[str, float]]:
+    """The runs of all seeds after the budget of environment steps, and the seconds of their training."""
+    budget = experiment.plan.meta_updates * main.num_tasks * main.num_streams * family.horizon * 2
+    runs = study.seeds(algorithm, main.num_seeds)
+    num_tasks = experiment.plan.num_tasks
+    train, compiling = study.trainer(runs, algorithm, family, num_tasks=num_tasks, chunk=20)
+    first = train(runs, 1)  # which shows how many steps an update takes
+    left = math.ceil(budget / int(first.curve["env_steps"][0, 0])) - 1
+    learned, seconds = first, first.seconds
+    if left > 0:
+        after = train(first.run, left)
+        curve = {k: np.concatenate([x, after.curve[k]], axis=1) for k, x in first.curve.items()}
+        seconds += after.seconds
+        learned = study.Trained(after.run, curve, seconds)
+    return learned, {"compile_seconds": compiling, "train_seconds": seconds}
 
 
 def measure(name: str, family_name: str, main: Main) -> dict[str, Any]:
     """One cell of the table."""
     experiment = experiment_of(name, family_name, main)
     algorithm, family = experiments.make(experiment)
-    num_tasks, meta_updates = experiment.plan.num_tasks, experiment.plan.meta_updates
-    budget = meta_updates * main.num_tasks * main.num_streams * family.horizon * 2
-    keys = jax.vmap(jax.random.key)(jnp.arange(main.num_seeds))
-    runs = jax.jit(jax.vmap(lambda key: training.begin(key, algorithm=algorithm)))(keys)
-
-    def advance(run: training.Run, count: jax.Array) -> tuple[training.Run, dict]:
-        return training.advance(
-            run, count, algorithm=algorithm, family=family, num_tasks=num_tasks, max_updates=20
-        )
-
-    began = time.perf_counter()
-    count = jnp.zeros((), jnp.int32)
-    call = jax.jit(jax.vmap(advance, in_axes=(0, None)), donate_argnums=0)
-    call = call.lower(runs, count).compile()
-    compiled = time.perf_counter()
-    rows: list[dict[str, np.ndarray]] = []
-    env_steps = 0
-    while env_steps < budget:
-        chunk = 20
-        if rows:
-            per_update = int(rows[0]["env_steps"][0, 0])
-            chunk = min(20, -(-(budget - env_steps) // per_update))
-        else:
-            chunk = 1
-        runs, metrics = call(runs, count + chunk)
-        metrics = {key: np.asarray(x)[:, :chunk] for key, x in jax.device_get(metrics).items()}
-        env_steps += int(metrics["env_steps"][0].sum())
-        rows.append(metrics)
-    trained = time.perf_counter()
-    curve = {key: np.concatenate([row[key] for row in rows], axis=1) for key in rows[0]}
-
-    task_key, key = jax.random.split(jax.random.key(10**6))
-    drawn = sample_tasks(task_key, family, main.eval_tasks, split="test")
+    learned, seconds = trained(experiment, algorithm, family, main)
+    curve = learned.curve
+    task_key, key = jax.random.split(jax.random.key(study.EVALUATION_SEED))
+    drawn = tasks.sample_tasks(task_key, family, main.eval_tasks, split="test")
+    sizes = dict(num_streams=main.num_streams, num_updates=main.eval_updates)
 
     def adapted(meta: Any) -> jax.Array:
-        return evaluation.adaptation_returns(
-            key,
-            meta,
-            drawn,
-            learner=algorithm.learner,
-            env=family.env,
-            num_streams=main.num_streams,
-            num_updates=main.eval_updates,
-            num_steps=family.horizon,
-        )
+        return study.adapted(key, meta, drawn, algorithm, family, **sizes)
 
-    returns = np.asarray(jax.jit(jax.vmap(adapted))(runs.state.meta), np.float64)
+    returns = np.asarray(jax.jit(jax.vmap(adapted))(learned.meta), np.float64)
     random, reference = references(family_name, main)
     normalized = evaluation.normalized(returns, random, reference)  # [S, M, K + 1]
-    updates = range(main.eval_updates + 1)
+    middles = [study.middle(x) for x in np.moveaxis(normalized, -1, 0)]
     return {
         "algorithm": name,
         "family": family_name,
         "meta_updates": curve["env_steps"].shape[1],
-        "env_steps": env_steps,
-        "num_tasks": num_tasks,
+        "env_steps": int(curve["env_steps"][0].sum()),
+        "num_tasks": experiment.plan.num_tasks,
         "step_size": experiment.hyper["step_size"],
         "random": float(random.mean()),
         "reference": float(reference.mean()),
-        "returns": [returns[..., k].mean().item() for k in updates],
+        "returns": [x.mean().item() for x in np.moveaxis(returns, -1, 0)],
         "returns_by_seed": returns.mean(1).tolist(),
-        "normalized": [
-            float(evaluation.interquartile_mean(normalized[..., k], axis=None)) for k in updates
-        ],
-        "intervals": [list(evaluation.interquartile_interval(normalized[..., k])) for k in updates],
+        "normalized": [mean for mean, _ in middles],
+        "intervals": [list(interval) for _, interval in middles],
         "skipped_tasks": int(curve["skipped_tasks"].sum()),
         "curve": {when: curve[f"return/{when}"].tolist() for when in ("before", "after")},
-        "compile_seconds": compiled - began,
-        "train_seconds": trained - compiled,
+        **seconds,
     }
 
 
-def references(family_name: str, main: Main) -> tuple[np.ndarray, np.ndarray]:
+def references(family_name: str, main: Main) -> tuple[np.ndarray, ...]:
     """Returns of the random and of the reference agent on the held-out tasks, ``[M]`` each."""
     family = tasks.make(family_name, **presets.COLUMNS[family_name].settings)
-    task_key, _ = jax.random.split(jax.random.key(10**6))
-    drawn = sample_tasks(task_key, family, main.eval_tasks, split="test")
-    keys = jax.random.split(jax.random.key(10**6 + 1))
-    random = jax.jit(lambda key: evaluation.random_returns(key, drawn, family=family))(keys[0])
-    reference = jax.jit(lambda key: evaluation.reference_returns(key, drawn, family=family))(
-        keys[1]
+    task_key, _ = jax.random.split(jax.random.key(study.EVALUATION_SEED))
+    drawn = tasks.sample_tasks(task_key, family, main.eval_tasks, split="test")
+    keys = jax.random.split(jax.random.key(study.EVALUATION_SEED + 1))
+    agents = evaluation.random_returns, evaluation.reference_returns
+    return tuple(
+        study.returns_of(agent, key, drawn, family).astype(np.float64)
+        for agent, key in zip(agents, keys, strict=True)
     )
-    return np.asarray(random, np.float64), np.asarray(reference, np.float64)
 
 
 def updates_to_close(cell: Mapping[str, Any], share: float = 0.8, window: int = 10) -> list[float]:
@@ -195,134 +147,94 @@ def updates_to_close(cell: Mapping[str, Any], share: float = 0.8, window: int = 
     return found
 
 
-def table(cells: Mapping[str, Mapping[str, Any]], main: Main) -> list[str]:
+Cells = Mapping[str, Mapping[str, Any]]
+"""All that was measured, by `cell_name`."""
+
+
+def table(cells: Cells, main: Main) -> list[str]:
     """Normalised return after one gradient step (IQM and interval), algorithms by families."""
-    names = {name: name.replace("_", " ") for name in main.families}
-    lines = [
-        f"| algorithm | {' | '.join(names.values())} |",
-        f"|---|{'---|' * len(names)}",
-    ]
+    rows = []
     for algorithm in main.algorithms:
-        row = []
-        for family in main.families:
-            cell = cells[cell_name(algorithm, family)]
-            numbers = [cell["normalized"][1], *cell["intervals"][1]]
-            mean, low, high = ("diverged" if x is None else f"{x:.3f}" for x in numbers)
-            row.append(f"{mean} ({low}, {high})")
-        lines.append(f"| {algorithm} | {' | '.join(row)} |")
-    return lines
+        mine = [cells[cell_name(algorithm, family)] for family in main.families]
+        shown = [(cell["normalized"][1], *cell["intervals"][1]) for cell in mine]
+        rows.append((algorithm, *(study.with_interval(*x, digits=3) for x in shown)))
+    return study.markdown(("algorithm", *map(spaced, main.families)), rows)
 
 
-def speed_table(cells: Mapping[str, Mapping[str, Any]], main: Main) -> list[str]:
-    """Meta-updates to 80 % of the gap on dense navigation, and what a cell took."""
-    lines = [
-        "| algorithm | meta-updates to 80 % of the gap, median (each seed) | of | env steps, thousands | seconds |",
-        "|---|---|---|---|---|",
-    ]
+def speed_table(cells: Cells, main: Main) -> list[str]:
+    """Meta-updates to 80 % of the gap on dense navigation, and the seconds of a cell."""
+
+    def shown(x: float) -> str:
+        return f"{x:.0f}" if math.isfinite(x) else "never"
+
+    rows = []
     for algorithm in main.algorithms:
         if presets.VARIANTS[TITLES[algorithm]].config.get("num_updates") == 0:
             continue  # one lifetime of it has no update in it
         cell = cells[cell_name(algorithm, "navigation")]
         seeds = updates_to_close(cell)
-        shown = ", ".join("never" if x == float("inf") else f"{x:.0f}" for x in seeds)
-        median = np.median(seeds)
-        middle = "never" if median == float("inf") else f"{median:.0f}"
-        steps = median * cell["env_steps"] / cell["meta_updates"] / 1000
-        thousands = "never" if median == float("inf") else f"{steps:.0f}"
-        lines.append(
-            f"| {algorithm} | {middle} ({shown}) | {cell['meta_updates']} | {thousands} "
-            f"| {cell['train_seconds']:.0f} |"
-        )
-    return lines
+        median = float(np.median(seeds))
+        steps = shown(median * cell["env_steps"] / cell["meta_updates"] / 1000)
+        found = f"{shown(median)} ({', '.join(map(shown, seeds))})"
+        seconds = f"{cell['train_seconds']:.0f}"
+        rows.append((algorithm, found, str(cell["meta_updates"]), steps, seconds))
+    found = "meta-updates to 80 % of the gap, median (each seed)"
+    return study.markdown(("algorithm", found, "of", "env steps, thousands", "seconds"), rows)
 
 
-def finite(tree: Any) -> Any:
-    """The same with None for the numbers of a run that diverged, which JSON cannot hold."""
-    if isinstance(tree, dict):
-        return {name: finite(x) for name, x in tree.items()}
-    if isinstance(tree, list):
-        return [finite(x) for x in tree]
-    return None if isinstance(tree, float) and not math.isfinite(tree) else tree
-
-
-def mean_table(cells: Mapping[str, Mapping[str, Any]], family: str, main: Main) -> list[str]:
+def mean_table(cells: Cells, family: str, main: Main) -> list[str]:
     """Mean return on a family after each gradient step, with an interval over seeds.
 
     Where most tasks earn nothing the interquartile mean is of those.
     """
-    steps = " | ".join(f"{k} step{'' if k == 1 else 's'}" for k in range(main.eval_updates + 1))
-    lines = [
-        f"| {family.replace('_', ' ')} | {steps} |",
-        f"|---|{'---|' * (main.eval_updates + 1)}",
-    ]
+    rows = []
     for algorithm in main.algorithms:
         by_seed = np.asarray(cells[cell_name(algorithm, family)]["returns_by_seed"], float)
-        row = []
-        for column in by_seed.T:
-            low, high = evaluation.bootstrap_interval(column)
-            row.append(f"{column.mean():.1f} ({low:.1f}, {high:.1f})")
-        lines.append(f"| {algorithm} | {' | '.join(row)} |")
-    return lines
+        shown = ((x.mean(), *evaluation.bootstrap_interval(x)) for x in by_seed.T)
+        rows.append((algorithm, *(study.with_interval(*x, digits=1) for x in shown)))
+    steps = [f"{k} step{'' if k == 1 else 's'}" for k in range(main.eval_updates + 1)]
+    return study.markdown((spaced(family), *steps), rows)
+
+
+def spaced(name: str) -> str:
+    """A family's name in words."""
+    return name.replace("_", " ")
 
 
 def cell_name(algorithm: str, family: str) -> str:
+    """The name of a cell's file."""
     return f"{algorithm}-{family}".replace(",", "").replace(" ", "_").lower()
 
 
-def main(main: Main) -> None:
-    if not main.resume:
-        reports.refuse_to_overwrite(main.output)
-    training.enable_compilation_cache()
-    console = Console(stderr=True)
-    settings = json.loads(json.dumps(dataclasses.asdict(main), default=str))
-    for name in ("output", "resume", "algorithms", "families"):
-        del settings[name]
-    folder = main.output / "cells"
-    folder.mkdir(parents=True, exist_ok=True)
+def run(main: Main) -> None:
+    settings = main.told("output", "resume", "algorithms", "families")
     cells: dict[str, dict[str, Any]] = {}
     for family in main.families:
         for algorithm in main.algorithms:
             name = cell_name(algorithm, family)
-            path = folder / f"{name}.json"
-            experiment = experiments.describe(experiment_of(algorithm, family, main))
-            described = settings | {"experiment": records.plain(experiment)}
-            if path.exists():
-                cell = json.loads(path.read_text())
-                if cell["settings"] != described:
-                    raise FileExistsError(
-                        f"{path} was measured with other settings: {cell['settings']}"
-                    )
-            else:
-                cell = finite(measure(algorithm, family, main) | {"settings": described})
-                text = json.dumps(cell, allow_nan=False)
-                temporary = path.with_suffix(".tmp")
-                temporary.write_text(text + "\n")
-                temporary.replace(path)
-            cells[name] = cell
-            console.print(
-                f"{algorithm} on {family}: normalised return after 0, 1, ... steps "
-                f"{np.round(np.asarray(cell['normalized'], float), 3).tolist()}, {cell['meta_updates']} meta-updates in "
-                f"{cell['train_seconds']:.0f} s"
+            experiment = records.plain(experiments.describe(experiment_of(algorithm, family, main)))
+            cell = cells[name] = study.kept(
+                main.output / "cells" / f"{name}.json",
+                settings | {"experiment": experiment},
+                lambda: study.finite(measure(algorithm, family, main)),  # noqa: B023
+            )
+            scores = np.round(np.asarray(cell["normalized"], float), 3).tolist()
+            study.say(
+                f"{algorithm} on {family}: normalised return after 0, 1, ... steps {scores}, "
+                f"{cell['meta_updates']} meta-updates in {cell['train_seconds']:.0f} s"
             )
     lines = table(cells, main)
     if "navigation" in main.families:
         lines += ["", *speed_table(cells, main)]
     if "sparse_navigation" in main.families:
         lines += ["", *mean_table(cells, "sparse_navigation", main)]
-    reports.leave(main.output, settings, lines, cells=cells)
-    plotting.learning(
-        main.output / "learning.png",
-        {
-            family.replace("_", " "): {
-                algorithm: cells[cell_name(algorithm, family)] for algorithm in main.algorithms
-            }
-            for family in main.families
-        },
-    )
+    study.leave(main, lines, settings=settings, cells=cells)
+    panels = {
+        spaced(family): {x: cells[cell_name(x, family)] for x in main.algorithms}
+        for family in main.families
+    }
+    plotting.learning(main.output / "learning.png", panels)
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Main, description=__doc__))
-    except (ValueError, TypeError, OSError) as error:
-        sys.exit(f"error: {error}")
+    study.main({Main: run}, __doc__)

@@ -26,77 +26,57 @@ from typing import Annotated, Any
 
 import jax
 import numpy as np
-import tyro
+import study
+from jaxmeta.runs import checkpoints, experiments, training
+from jaxmeta.runs.experiments import Experiment
 from rich.console import Console
 
 from jaxmeta import checks, evaluation, tasks
 from jaxmeta.algorithms import maml
-from jaxmeta.runs import checkpoints, experiments, reports, training
-from jaxmeta.runs.experiments import Experiment
 from jaxmeta.tasks import transform
+from jaxmeta.types import Task
 
 TRAIN = Path(__file__).parent / "train.py"
+CONFIG = maml.Config()  # of the runs with faults
 
 
 @dataclasses.dataclass(frozen=True)
-class Kill:
+class Kill(study.Study):
     """Kill a training run again and again."""
 
-    output: Path = Path("runs/endurance-kill")
-    """Folder for the results; made anew."""
-    kills: int = 100
-    """How often."""
-    checkpoint_every: int = 5
-    """Meta-updates between checkpoints."""
-    seed: int = 0
-    """Of the moments."""
-
-    def __post_init__(self) -> None:
-        checks.at_least("kills", self.kills, 1)
-        checks.at_least("checkpoint_every", self.checkpoint_every, 1)
+    output: study.Output = Path("runs/endurance-kill")
+    kills: int = 100  # How often.
+    checkpoint_every: int = 5  # Meta-updates between checkpoints.
+    seed: int = 0  # Of the moments.
 
 
 @dataclasses.dataclass(frozen=True)
-class Long:
+class Long(study.Study):
     """Very many small meta-updates."""
 
-    output: Path = Path("runs/endurance-long")
-    """Folder for the results; made anew."""
-    meta_updates: int = 100_000
-    """How many."""
+    output: study.Output = Path("runs/endurance-long")
+    meta_updates: int = 100_000  # How many.
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         checks.at_least("meta_updates", self.meta_updates, 10)
 
 
 @dataclasses.dataclass(frozen=True)
-class Faults:
+class Faults(study.Study):
     """A simulator that breaks now and then."""
 
-    output: Path = Path("runs/endurance-faults")
-    """Folder for the results; made anew."""
-    rates: tuple[float, ...] = (0.0, 1e-3, 1e-2)
+    output: study.Output = Path("runs/endurance-faults")
+    rates: Annotated[study.Numbers, study.within(0, 1)] = (0.0, 1e-3, 1e-2)
     """Shares of steps whose reward or observation is not finite."""
-    meta_updates: int = 200
-    """Meta-updates of each run."""
-    num_tasks: int = 20
-    """Tasks in each."""
-    eval_tasks: int = 200
-    """Held-out tasks."""
-    seed: int = 0
-    """Of training."""
-
-    def __post_init__(self) -> None:
-        checks.some("rates", self.rates)
-        for rate in self.rates:
-            checks.between("rates", rate, 0, 1)
-        for name in ("meta_updates", "num_tasks"):
-            checks.at_least(name, getattr(self, name), 1)
-        checks.at_least("eval_tasks", self.eval_tasks, 2)
-        checks.at_least("seed", self.seed, 0)
+    meta_updates: int = 200  # Meta-updates of each run.
+    num_tasks: int = 20  # Tasks in each.
+    eval_tasks: int = 200  # Held-out tasks.
+    seed: int = 0  # Of training.
 
 
 def command(folder: Path, meta_updates: int, checkpoint_every: int, *, resume: bool) -> list[str]:
+    """The command line of a small training run."""
     settings = {
         "meta-updates": meta_updates,
         "checkpoint-every": checkpoint_every,
@@ -128,7 +108,7 @@ def newest(folder: Path) -> int | None:
 
 
 def kill_once(folder: Path, args: list[str], moment: random.Random) -> dict[str, Any]:
-    """Start, wait, kill: what had been done and what of it was kept."""
+    """The meta-updates that were done, and those that were kept, after a start, a wait and a kill."""
     before = lines(folder)
     process = subprocess.Popen(args, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     early = moment.random() < 0.1
@@ -137,21 +117,20 @@ def kill_once(folder: Path, args: list[str], moment: random.Random) -> dict[str,
     else:
         while process.poll() is None and lines(folder) in (before, 0):
             time.sleep(0.002)
-            before = min(
-                before, lines(folder) or before
-            )  # resuming cuts what came after the checkpoint
+            # Resuming cuts the lines after the checkpoint.
+            before = min(before, lines(folder) or before)
         time.sleep(moment.uniform(0.0, 1.5))
     ended = process.poll()
     process.kill()
     _, error = process.communicate()
     if ended is not None:
-        raise RuntimeError(f"the run ended by itself with {ended}: {error.decode()[-2000:]}")
-    done, kept = lines(folder), newest(folder)
-    return {"early": early, "done": done, "kept": kept}
+        raise OSError(f"the run ended by itself with {ended}: {error.decode()[-2000:]}")
+    return {"early": early, "done": lines(folder), "kept": newest(folder)}
 
 
-def run_kill(args: Kill) -> tuple[list[dict[str, str]], dict[str, Any]]:
-    moment, folder = random.Random(args.seed), args.output / "killed"
+def kill_often(args: Kill, folder: Path) -> list[dict[str, Any]]:
+    """All kills of a run in ``folder``."""
+    moment = random.Random(args.seed)
     kills: list[dict[str, Any]] = []
     while len(kills) < args.kills:
         resume = newest(folder) is not None if folder.exists() else False
@@ -160,16 +139,18 @@ def run_kill(args: Kill) -> tuple[list[dict[str, str]], dict[str, Any]]:
                 path.rmdir() if path.is_dir() else path.unlink()
         endless = command(folder, 10**6, args.checkpoint_every, resume=resume)
         kills.append(kill_once(folder, endless, moment))
-        print(f"kill {len(kills)}: {kills[-1]}", file=sys.stderr, flush=True)
-    kept = newest(folder) or 0
-    total = kept + 2 * args.checkpoint_every
-    for where, resume in ((folder, True), (args.output / "left alone", False)):
-        call = command(where, total, args.checkpoint_every, resume=resume)
+        study.say(f"kill {len(kills)}: {kills[-1]}")
+    return kills
+
+
+def run_kill(args: Kill) -> None:
+    folder, alone = args.output / "killed", args.output / "left alone"
+    kills = kill_often(args, folder)
+    total = (newest(folder) or 0) + 2 * args.checkpoint_every
+    for where in (folder, alone):
+        call = command(where, total, args.checkpoint_every, resume=where == folder)
         subprocess.run(call, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    digests = [
-        checkpoints.digest(experiments.load(where).run)
-        for where in (folder, args.output / "left alone")
-    ]
+    digests = [checkpoints.digest(experiments.load(where).run) for where in (folder, alone)]
     equal = digests[0] == digests[1] and lines(folder) == total
     lost = [kill["done"] - kill["kept"] for kill in kills if kill["kept"] is not None]
     row = {
@@ -180,101 +161,89 @@ def run_kill(args: Kill) -> tuple[list[dict[str, str]], dict[str, Any]]:
         "checkpoint interval": str(args.checkpoint_every),
         "bit-equal to a run left alone": "yes" if equal else "no",
     }
-    return [row], {"kills": kills, "digests": digests}
+    study.leave(args, [row], kills=kills, digests=digests)
 
 
-def run_long(args: Long) -> tuple[list[dict[str, str]], dict[str, Any]]:
+def watched(args: Long, folder: Path) -> list[dict[str, float]]:
+    """A hundred looks at a process while it trains into ``folder``."""
     compiled: list[float] = []
-    jax.monitoring.register_event_duration_secs_listener(
-        lambda name, seconds, **_: (
+
+    def count(name: str, seconds: float, **_: Any) -> None:
+        if name == "/jax/core/compile/backend_compile_duration":
             compiled.append(seconds)
-            if name == "/jax/core/compile/backend_compile_duration"
-            else None
-        )
-    )
+
+    jax.monitoring.register_event_duration_secs_listener(count)
     every = max(1, args.meta_updates // 100)
     looks: list[dict[str, float]] = []
 
     def look(line: Any) -> None:
         if line["update"] % every == 0:
-            looks.append(
-                {
-                    "update": line["update"],
-                    "seconds": time.process_time(),  # of computing: others may use the machine, too
-                    "resident_bytes": resident(),
-                    "compilations": len(compiled),
-                }
-            )
+            # Seconds are of computing: others may use the machine, too.
+            spent = dict(update=line["update"], seconds=time.process_time())
+            looks.append(spent | dict(resident_bytes=resident(), compilations=len(compiled)))
 
-    experiment = Experiment(
-        config=dict(num_streams=2, hidden_sizes=(4,)),
-        family_settings=dict(horizon=4),
-        plan=training.Config(
-            meta_updates=args.meta_updates, num_tasks=2, checkpoint_every=args.meta_updates // 10
-        ),
-    )
-    folder = args.output / "run"
+    plan = training.Config(args.meta_updates, 2, checkpoint_every=args.meta_updates // 10)
+    config = dict(num_streams=2, hidden_sizes=(4,))
+    experiment = Experiment(config=config, family_settings=dict(horizon=4), plan=plan)
     experiments.train(experiment, folder=folder, sink=look, console=Console(quiet=True))
+    return looks
+
+
+def run_long(args: Long) -> None:
+    folder = args.output / "run"
+    looks = watched(args, folder)
     text = (folder / training.METRICS_FILE).read_text(encoding="utf-8").splitlines()
     updates = [json.loads(line)["update"] for line in text]
     # The first tenth warms up: allocators, caches.
-    first, last = looks[len(looks) // 10], looks[-1]
-    half = looks[len(looks) // 2]
+    first, half, last = looks[len(looks) // 10], looks[len(looks) // 2], looks[-1]
+    grown = {name: last[name] - first[name] for name in first}
     speed = [
         (b["seconds"] - a["seconds"]) / (b["update"] - a["update"])
         for a, b in ((first, half), (half, last))
     ]
+    complete = updates == list(range(1, args.meta_updates + 1))
     row = {
         "meta-updates": str(args.meta_updates),
         "CPU seconds": f"{last['seconds']:.0f}",
-        "growth of memory after the first tenth, MB": f"{(last['resident_bytes'] - first['resident_bytes']) / 1e6:.1f}",
+        "growth of memory after the first tenth, MB": f"{grown['resident_bytes'] / 1e6:.1f}",
         "memory, MB": f"{last['resident_bytes'] / 1e6:.0f}",
-        "compilations after the first tenth": f"{last['compilations'] - first['compilations']}",
+        "compilations after the first tenth": f"{grown['compilations']}",
         "CPU time of an update, second half / first": f"{speed[1] / speed[0]:.3f}",
-        "lines complete and in order": "yes"
-        if updates == list(range(1, args.meta_updates + 1))
-        else "no",
+        "lines complete and in order": "yes" if complete else "no",
     }
-    return [row], {"looks": looks, "last": np.asarray(text[-1:]).tolist()}
+    study.leave(args, [row], looks=looks, last=np.asarray(text[-1:]).tolist())
 
 
-def run_faults(args: Faults) -> tuple[list[dict[str, str]], dict[str, Any]]:
-    family, config = tasks.make("navigation"), maml.Config()
+def with_faults(args: Faults, rate: float, held_out: Task, key: jax.Array) -> tuple:
+    """Returns ``[M, 2]`` without faults after training with some, and how much was left out."""
+    family = tasks.make("navigation")
+    faulty = transform.faulty(family, rate=rate)
+    algorithm = maml.maml(faulty, CONFIG)
     plan = training.Config(meta_updates=args.meta_updates, num_tasks=args.num_tasks, seed=args.seed)
-    task_key, key, optimal_key = jax.random.split(jax.random.key(1_000_000), 3)
+    lines: list[dict[str, Any]] = []
+    quiet = Console(quiet=True)
+    meta = training.train(algorithm, faulty, plan, sink=lines.append, console=quiet).state.meta
+    sizes = dict(num_streams=CONFIG.num_streams, num_updates=1)
+    adapted = jax.jit(lambda meta: study.adapted(key, meta, held_out, algorithm, family, **sizes))
+    skipped = {
+        name: sum(int(line[f"skipped_{name}"]) for line in lines)
+        for name in ("streams", "tasks", "updates")
+    }
+    return np.asarray(adapted(meta)), skipped
+
+
+def run_faults(args: Faults) -> None:
+    family = tasks.make("navigation")
+    task_key, key, optimal_key = jax.random.split(jax.random.key(study.EVALUATION_SEED), 3)
     held_out = tasks.sample_tasks(task_key, family, args.eval_tasks, split="test")
     optimal = np.asarray(evaluation.optimal_returns(optimal_key, held_out, family=family))
-    streams = args.meta_updates * args.num_tasks * config.num_streams * (config.num_updates + 1)
+    streams = args.meta_updates * args.num_tasks * CONFIG.num_streams * (CONFIG.num_updates + 1)
     rows, results = [], {}
     for rate in args.rates:
-        algorithm = maml.maml(transform.faulty(family, rate=rate), config)
-        lines: list[dict[str, Any]] = []
-        trained = training.train(
-            algorithm,
-            transform.faulty(family, rate=rate),
-            plan,
-            sink=lines.append,
-            console=Console(quiet=True),
-        )
-        returns = jax.jit(
-            lambda meta, algorithm=algorithm: evaluation.adaptation_returns(
-                key,
-                meta,
-                held_out,
-                learner=algorithm.learner,
-                env=family.env,
-                num_streams=config.num_streams,
-                num_updates=1,
-                num_steps=family.horizon,
-            )
-        )(trained.state.meta)
-        summary = evaluation.summarize(np.asarray(returns), optimal, optimal)
-        skipped = {
-            name: sum(int(line[f"skipped_{name}"]) for line in lines)
-            for name in ("streams", "tasks", "updates")
-        }
+        returns, skipped = with_faults(args, rate, held_out, key)
+        summary = evaluation.summarize(returns, optimal, optimal)
         results[str(rate)] = summary | {"skipped": skipped}
-        low, high = summary["intervals"][1]
+        after = study.with_interval(summary["returns"][1], *summary["intervals"][1])
         rows.append(
             {
                 "faulty steps": f"{100 * rate:g} %",
@@ -282,12 +251,12 @@ def run_faults(args: Faults) -> tuple[list[dict[str, str]], dict[str, Any]]:
                 "tasks left out": str(skipped["tasks"]),
                 "meta-updates left out": str(skipped["updates"]),
                 "held-out return before": f"{summary['returns'][0]:.2f}",
-                "after one step": f"{summary['returns'][1]:.2f} ({low:.2f}, {high:.2f})",
+                "after one step": after,
                 "gap closed": f"{100 * summary['gap_closed'][1]:.1f} %",
             }
         )
-        print(rows[-1], file=sys.stderr, flush=True)
-    return rows, {"rates": results}
+        study.say(rows[-1])
+    study.leave(args, rows, rates=results)
 
 
 def resident() -> int:
@@ -296,23 +265,5 @@ def resident() -> int:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-KINDS: dict[type, Any] = {Kill: run_kill, Long: run_long, Faults: run_faults}
-
-
-def main(args: Kill | Long | Faults) -> None:
-    reports.refuse_to_overwrite(args.output)
-    training.enable_compilation_cache()
-    rows, results = KINDS[type(args)](args)
-    reports.leave(args.output, dataclasses.asdict(args), rows, **results)
-
-
 if __name__ == "__main__":
-    Command: Any = (
-        Annotated[Kill, tyro.conf.subcommand("kill")]
-        | Annotated[Long, tyro.conf.subcommand("long")]
-        | Annotated[Faults, tyro.conf.subcommand("faults")]
-    )
-    try:
-        main(tyro.cli(Command, description=__doc__))
-    except (ValueError, TypeError, OSError, RuntimeError) as error:
-        sys.exit(f"error: {error}")
+    study.main({Kill: run_kill, Long: run_long, Faults: run_faults}, __doc__)

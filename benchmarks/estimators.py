@@ -12,22 +12,19 @@ Leaves results.json, table.md, estimators.png and meta_gradients.png in the outp
 
 import dataclasses
 import math
-import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tyro
-
-from jaxmeta import checks, plotting
+import study
 from jaxmeta.estimators import exact, returns, surrogates
 from jaxmeta.estimators.surrogates import Surrogate
-from jaxmeta.runs import reports, training
+
+from jaxmeta import plotting
 
 MAX_PATHS = 1_000_000
 UNBIASED = 1e-11
@@ -35,57 +32,35 @@ UNBIASED = 1e-11
 
 
 META_GRADIENTS = (
-    "first-order",
-    "naive",
-    "lvc",
-    "loaded_dice 0.5",
-    "dice",
-    "naive + E-MAML, b = 0",
-    "naive + E-MAML, b = J(θ)",
-    "naive + E-MAML, leave one out",
+    *("first-order", "naive", "lvc", "loaded_dice 0.5", "dice"),
+    *(f"naive + E-MAML, {baseline}" for baseline in ("b = 0", "b = J(θ)", "leave one out")),
 )
 
 
 @dataclasses.dataclass(frozen=True)
-class Main:
+class Main(study.Study):
     """Bias, variance and cost of policy-gradient estimators, by enumeration."""
 
-    output: Path = Path("runs/estimators")
-    """Folder for the results; made anew."""
-    num_states: int = 4
-    """States of the MDP (S)."""
-    num_actions: int = 3
-    """Actions (A)."""
+    output: study.Output = Path("runs/estimators")
+    num_states: int = 4  # States of the MDP (S).
+    num_actions: int = 3  # Actions (A).
     horizon: int = 5
     """Steps of a trajectory (H); (S A)^H of them are enumerated, at most a million."""
-    discount: float = 0.95
-    """γ."""
-    num_features: int = 6
-    """Parameters of the softmax-linear policy (F)."""
-    distance: float = 0.0
+    discount: Annotated[float, study.within(0, 1)] = 0.95  # γ.
+    num_features: int = 6  # Parameters of the softmax-linear policy (F).
+    distance: Annotated[float, study.within(0, 1e6)] = 0.0
     """|θ - θ_μ|: how far the policy that acts is from the one that is differentiated; 0 is on-policy."""
     values: Literal["zero", "exact", "wrong"] = "exact"
     """Values in the TD errors: none, those of the policy that acts, or random numbers."""
-    num_streams: int = 20
-    """Trajectories in a batch (N), for the standard deviation and the cost."""
-    cost_steps: int = 100
-    """Steps of the trajectories on which cost is measured."""
+    num_streams: int = 20  # Trajectories in a batch (N), for the standard deviation and the cost.
+    cost_steps: int = 100  # Steps of the trajectories on which cost is measured.
     meta_batch_sizes: tuple[int, ...] = (1, 2, 5, 10)
     """Trajectories per adaptation step, in the second table."""
-    step_size: float = 0.5
-    """Of the adaptation step (α)."""
-    seed: int = 0
-    """Of the MDP, the features and the policies."""
+    step_size: Annotated[float, study.within(-1e6, 1e6)] = 0.5  # Of the adaptation step (α).
+    seed: int = 0  # Of the MDP, the features and the policies.
 
     def __post_init__(self) -> None:
-        checks.fields(self)
-        for name in ("num_states", "num_actions", "horizon", "num_features", "cost_steps"):
-            checks.at_least(name, getattr(self, name), 1)
-        checks.at_least("num_streams", self.num_streams, 1)
-        checks.between("discount", self.discount, 0, 1)
-        checks.between("distance", self.distance, 0, 1e6)
-        checks.between("step_size", self.step_size, -1e6, 1e6)
-        checks.at_least("seed", self.seed, 0, 2**32 - 1)
+        super().__post_init__()
         # In logarithms: the number itself may have too many digits to be computed.
         digits = self.horizon * math.log10(self.num_states * self.num_actions)
         if digits > math.log10(MAX_PATHS):
@@ -93,9 +68,7 @@ class Main:
                 f"num_states={self.num_states}, num_actions={self.num_actions} and "
                 f"horizon={self.horizon} make 10^{digits:.1f} trajectories; at most {MAX_PATHS} are enumerated"
             )
-        checks.some("meta_batch_sizes", self.meta_batch_sizes)
         for size in self.meta_batch_sizes:
-            checks.at_least("meta_batch_sizes", size, 1)
             if math.comb(size + 7, size) > MAX_PATHS:
                 raise ValueError(
                     f"meta_batch_sizes={self.meta_batch_sizes}: there are {math.comb(size + 7, size)} "
@@ -191,14 +164,17 @@ def estimators(*, off_policy: bool) -> dict[str, Surrogate]:
 
 
 def norm(x: jax.Array) -> float:
+    """The Euclidean norm."""
     return float(jnp.linalg.norm(x))
 
 
-def moments(estimator: Surrogate, world: World) -> dict[str, dict[str, float]]:
-    """Relative bias and standard deviation, per trajectory, of an estimator's gradient and Hessian.
+def deviation(mean: jax.Array, square: jax.Array) -> float:
+    """The standard deviation of an estimate by its mean and mean square: the root of a trace."""
+    return math.sqrt(max(float(square) - norm(mean) ** 2, 0.0))
 
-    The deviation is the root of the covariance's trace; both are relative to the norm of the truth.
-    """
+
+def moments(estimator: Surrogate, world: World) -> dict[str, dict[str, float]]:
+    """Bias and deviation of an estimator's gradient and Hessian, relative to the norm of the truth."""
     discount = jnp.full(world.horizon, world.mdp.discount)
     first = jnp.zeros(world.horizon, bool).at[0].set(True)
 
@@ -226,7 +202,7 @@ def moments(estimator: Surrogate, world: World) -> dict[str, dict[str, float]]:
     return {
         name: {
             "bias": norm(mean[i] - truth[i]) / norm(truth[i]),
-            "std": math.sqrt(max(float(square[i]) - norm(mean[i]) ** 2, 0.0)) / norm(truth[i]),
+            "std": deviation(mean[i], square[i]) / norm(truth[i]),
         }
         for i, name in enumerate(("gradient", "hessian"))
     }
@@ -247,13 +223,70 @@ def microseconds(estimator: Surrogate, world: World, main: Main, repeats: int = 
         return jnp.mean(jax.vmap(estimator)(*rows))
 
     call = jax.jit(lambda theta, v: jax.jvp(jax.grad(value), (theta,), (v,)))
-    jax.block_until_ready(call(world.theta, world.theta_mu))
-    seconds = []
-    for _ in range(repeats):
-        began = time.perf_counter()
-        jax.block_until_ready(call(world.theta, world.theta_mu))
-        seconds.append(time.perf_counter() - began)
+    calls = range(repeats + 1)  # the first one compiles
+    _, *seconds = (study.timed(lambda: call(world.theta, world.theta_mu))[1] for _ in calls)
     return 1e6 * float(np.median(seconds))
+
+
+class Batches(NamedTuple):
+    """One step on a batch of ``size`` trajectories of a policy, and gradients through it."""
+
+    world: World
+    size: int
+    step_size: float
+
+    def log_prob(self, theta: jax.Array, indices: jax.Array) -> jax.Array:
+        """``[N, H]``, of the trajectories at ``indices [N]``."""
+        return self.world.log_policy(theta)[self.world.states[indices], self.world.actions[indices]]
+
+    def gains(self, theta: jax.Array, indices: jax.Array, name: str) -> jax.Array:
+        """The surrogate of this name on each trajectory, ``[N]``."""
+        now = self.log_prob(theta, indices)
+        discount = jnp.full(now.shape, self.world.mdp.discount)
+        first = jnp.zeros(now.shape, bool).at[:, 0].set(True)
+        delta = self.world.td_errors()[indices]
+        rows = (now, jax.lax.stop_gradient(now), delta, discount, first)
+        return jax.vmap(estimators(off_policy=False)[name])(*rows)
+
+    def update(self, theta: jax.Array, indices: jax.Array, name: str = "score") -> jax.Array:
+        """θ after the step."""
+        gradient = jax.grad(lambda theta: jnp.mean(self.gains(theta, indices, name)))
+        return theta + self.step_size * gradient(theta)
+
+    def estimates(self, indices: jax.Array) -> list[jax.Array]:
+        """The meta-gradients of `META_GRADIENTS` by one batch."""
+        theta, objective = self.world.theta, self.world.objective
+        earned, slope = jax.value_and_grad(objective)(self.update(theta, indices))
+        gradients = jax.jacrev(lambda theta: self.gains(theta, indices, "score"))(theta)  # [N, F]
+        others = jax.vmap(surrogates.leave_one_out_mean, in_axes=1, out_axes=1)(gradients)
+        without = jax.vmap(objective)(theta + self.step_size * others)
+
+        def through(name: str) -> jax.Array:
+            _, pullback = jax.vjp(lambda theta: self.update(theta, indices, name), theta)
+            return pullback(slope)[0]
+
+        def sampling(baseline: jax.Array | float) -> jax.Array:
+            gain = jnp.broadcast_to(earned - baseline, (self.size,))
+            return jax.grad(
+                lambda theta: surrogates.sampling_correction(self.log_prob(theta, indices), gain)
+            )(theta)
+
+        naive = through("score")
+        found = [slope, naive, through("lvc"), through("loaded_dice 0.5"), through("dice")]
+        return found + [naive + sampling(b) for b in (0.0, objective(theta), without)]
+
+    def truths(self) -> tuple[jax.Array, jax.Array]:
+        """The gradients of F_N and of F_inf."""
+        world = self.world
+
+        def finite(theta: jax.Array) -> jax.Array:
+            told = world.objective, self.update, world.probabilities, theta
+            return exact.finite_batch_objective(*told, batch_size=self.size)
+
+        def limit(theta: jax.Array) -> jax.Array:
+            return exact.limit_objective(world.objective, theta, self.step_size)
+
+        return jax.grad(finite)(world.theta), jax.grad(limit)(world.theta)
 
 
 def meta_gradients(world: World, main: Main, batch_size: int) -> dict[str, dict[str, float]]:
@@ -262,113 +295,67 @@ def meta_gradients(world: World, main: Main, batch_size: int) -> dict[str, dict[
     The gradient of the return after the step is exact, so all variance is that of the batch adapted to.
     Relative to the norm of the exact ∇F_N.
     """
-    discount = jnp.full((batch_size, world.horizon), world.mdp.discount)
-    first = jnp.zeros((batch_size, world.horizon), bool).at[:, 0].set(True)
-    surrogates = estimators(off_policy=False)
 
     @jax.jit
     def enumerate_batches(world: World) -> Any:
-        delta, theta = world.td_errors(), world.theta
-
-        def log_prob(theta: jax.Array, indices: jax.Array) -> jax.Array:
-            return world.log_policy(theta)[world.states[indices], world.actions[indices]]
-
-        def gains(theta: jax.Array, indices: jax.Array, name: str) -> jax.Array:
-            """The surrogate on each stream, ``[N]``."""
-            now = log_prob(theta, indices)
-            rows = (now, jax.lax.stop_gradient(now), delta[indices], discount, first)
-            return jax.vmap(surrogates[name])(*rows)
-
-        def update(theta: jax.Array, indices: jax.Array, name: str = "score") -> jax.Array:
-            gradient = jax.grad(lambda theta: jnp.mean(gains(theta, indices, name)))
-            return theta + main.step_size * gradient(theta)
+        batches = Batches(world, batch_size, main.step_size)
 
         def statistic(indices: jax.Array) -> Any:
-            adapted = update(theta, indices)
-            earned, slope = jax.value_and_grad(world.objective)(adapted)
-            gradients = jax.jacrev(lambda theta: gains(theta, indices, "score"))(theta)  # [N, F]
-            others = jax.vmap(surrogates.leave_one_out_mean, in_axes=1, out_axes=1)(gradients)
-            without = jax.vmap(world.objective)(theta + main.step_size * others)
-
-            def through(name: str) -> jax.Array:
-                _, pullback = jax.vjp(lambda theta: update(theta, indices, name), theta)
-                return pullback(slope)[0]
-
-            def sampling(baseline: jax.Array | float) -> jax.Array:
-                gain = jnp.broadcast_to(earned - baseline, (batch_size,))
-                return jax.grad(
-                    lambda theta: surrogates.sampling_correction(log_prob(theta, indices), gain)
-                )(theta)
-
-            naive = through("score")
-            found = [slope, naive, through("lvc"), through("loaded_dice 0.5"), through("dice")]
-            found += [naive + sampling(b) for b in (0.0, world.objective(theta), without)]
+            found = batches.estimates(indices)
             return found, [jnp.sum(x**2) for x in found]
 
-        def finite(theta: jax.Array) -> jax.Array:
-            return exact.finite_batch_objective(
-                world.objective, update, world.probabilities, theta, batch_size=batch_size
-            )
+        p = world.probabilities(world.theta)
+        return exact.batch_expectation(statistic, p, batch_size=batch_size), batches.truths()
 
-        def limit(theta: jax.Array) -> jax.Array:
-            return exact.limit_objective(world.objective, theta, main.step_size)
-
-        p = world.probabilities(theta)
-        expected = exact.batch_expectation(statistic, p, batch_size=batch_size)
-        return expected, jax.grad(finite)(theta), jax.grad(limit)(theta)
-
-    (mean, square), finite, limit = enumerate_batches(world)
+    (mean, square), (finite, limit) = enumerate_batches(world)
     return {
         name: {
             "bias": norm(mean[i] - finite) / norm(finite),
             "bias_limit": norm(mean[i] - limit) / norm(limit),
-            "std": math.sqrt(max(float(square[i]) - norm(mean[i]) ** 2, 0.0)) / norm(finite),
+            "std": deviation(mean[i], square[i]) / norm(finite),
         }
         for i, name in enumerate(META_GRADIENTS)
     }
 
 
-def cell(bias: float) -> str:
+def shown(bias: float) -> str:
+    """A bias as a cell of the table."""
     return "0" if bias < UNBIASED else f"{bias:.1e}"
 
 
-def estimator_table(rows: dict[str, dict[str, Any]], num_streams: int) -> Sequence[str]:
+def estimator_table(rows: dict[str, dict[str, Any]], num_streams: int) -> list[str]:
+    """The lines of the first table."""
+
+    def cells(bias: float, std: float) -> list[str]:
+        return [shown(bias), f"{std:.2f}", f"{std / num_streams**0.5:.2f}"]
+
+    names = "gradient: bias", "std", "std, N", "Hessian: bias", "std", "std, N", "µs"
     lines = [
-        "| estimator | gradient: bias | std | std, N | Hessian: bias | std | std, N | µs |",
-        "|---|---|---|---|---|---|---|---|",
+        (name, *cells(**x["gradient"]), *cells(**x["hessian"]), f"{x['microseconds']:.0f}")
+        for name, x in rows.items()
     ]
-    for name, row in rows.items():
-        cells = []
-        for kind in ("gradient", "hessian"):
-            std = row[kind]["std"]
-            cells += [cell(row[kind]["bias"]), f"{std:.2f}", f"{std / num_streams**0.5:.2f}"]
-        lines.append(f"| {name} | {' | '.join(cells)} | {row['microseconds']:.0f} |")
-    return lines
+    return study.markdown(("estimator", *names), lines)
 
 
-def meta_gradient_table(columns: dict[int, dict[str, dict[str, float]]]) -> Sequence[str]:
-    lines = [
-        f"| meta-gradient | {' | '.join(f'N = {size}' for size in columns)} |",
-        "|---" * (len(columns) + 1) + "|",
-    ]
-    for name in next(iter(columns.values())):
-        rows = [column[name] for column in columns.values()]
-        cells = [f"{cell(x['bias'])} / {cell(x['bias_limit'])} / {x['std']:.2f}" for x in rows]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    return lines
+def meta_gradient_table(columns: dict[int, dict[str, dict[str, float]]]) -> list[str]:
+    """The lines of the second table."""
+
+    def cell(x: dict[str, float]) -> str:
+        return f"{shown(x['bias'])} / {shown(x['bias_limit'])} / {x['std']:.2f}"
+
+    rows = [(name, *(cell(x[name]) for x in columns.values())) for name in META_GRADIENTS]
+    return study.markdown(("meta-gradient", *(f"N = {size}" for size in columns)), rows)
 
 
-def main(main: Main) -> None:
-    reports.refuse_to_overwrite(main.output)
+def run(main: Main) -> None:
     jax.config.update("jax_enable_x64", True)
-    training.enable_compilation_cache()
     features_key, key, small_key = jax.random.split(jax.random.key(main.seed), 3)
     shape = (main.num_states, main.num_actions, main.num_features)
     features = jax.random.normal(features_key, shape)
     world = make_world(key, main, features, horizon=main.horizon)
     rows: dict[str, dict[str, Any]] = {}
     for name, estimator in estimators(off_policy=main.distance > 0).items():
-        print(f"  {name}: {len(world.states)} trajectories", file=sys.stderr, flush=True)
+        study.say(f"  {name}: {len(world.states)} trajectories")
         rows[name] = moments(estimator, world)
         rows[name]["microseconds"] = microseconds(estimator, world, main)
     tabular = jnp.eye(4).reshape(2, 2, 4)
@@ -376,7 +363,7 @@ def main(main: Main) -> None:
     small = make_world(small_key, on_policy, tabular, horizon=2, initial_state=0)
     columns = {}
     for size in main.meta_batch_sizes:
-        print(f"  meta-gradients: batches of {size}", file=sys.stderr, flush=True)
+        study.say(f"  meta-gradients: batches of {size}")
         columns[size] = meta_gradients(small, main, size)
 
     behaviour = f"off-policy, |θ - θ_μ| = {main.distance:g}" if main.distance else "on-policy"
@@ -392,14 +379,10 @@ def main(main: Main) -> None:
         "",
         *meta_gradient_table(columns),
     ]
-    settings = dataclasses.asdict(main)
-    reports.leave(main.output, settings, lines, estimators=rows, meta_gradients=columns)
+    study.leave(main, lines, estimators=rows, meta_gradients=columns)
     plotting.estimators(main.output / "estimators.png", rows, title=behaviour)
     plotting.meta_gradients(main.output / "meta_gradients.png", columns)
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Main, description=__doc__))
-    except (ValueError, TypeError, OSError) as error:
-        sys.exit(f"error: {error}")
+    study.main({Main: run}, __doc__)

@@ -19,19 +19,19 @@ are left as FAMILY.npy in --output, and what was there is replaced.
 """
 
 import dataclasses
-import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import study
 import tyro
-
-from jaxmeta import checks, tasks
 from jaxmeta.meta_updates import evolution
-from jaxmeta.runs import training
+
+from jaxmeta import tasks
 from jaxmeta.tasks import TaskFamily, locomotion
 
 FAMILIES = (
@@ -41,48 +41,32 @@ FAMILIES = (
     "ant_goal",
     "walker_params",
 )
+Positive = Annotated[float, study.within(1e-6, 10)]
 
 
-@dataclasses.dataclass(frozen=True)
-class Main:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Main(study.Study):
     """A search for the expert of a family."""
 
-    family: Annotated[str, tyro.conf.Positional]
-    output: Path = locomotion.EXPERTS
-    """Folder of the weights."""
+    output: Annotated[Path, tyro.conf.arg(help="Folder of the weights.")] = locomotion.EXPERTS
+    family: Annotated[str, tyro.conf.Positional, study.known(FAMILIES)]
     start: Path | None = None
     """File of weights to begin from, for `ant_direction` those of `ant_goal`; None begins with zeros."""
-    start_scale: float = 1.0
-    """What they are multiplied by."""
-    num_generations: int = 100
-    """Steps of the search."""
-    num_pairs: int = 64
-    """Perturbations in a generation; each is added and taken away."""
-    noise_std: float = 0.1
+    start_scale: Positive = 1.0  # Factor of these weights.
+    num_generations: int = 100  # Steps of the search.
+    num_pairs: int = 64  # Perturbations in a generation; each is added and taken away.
+    noise_std: Positive = 0.1
     """Standard deviation of a perturbation, of weights on normalised observations."""
-    step_size: float = 0.3
+    step_size: Positive = 0.3
     """Of the mean perturbation, each weighted by its standardised difference in return; falls linearly to zero."""
-    horizon: int = 200
-    """Length of an episode, in steps."""
-    judge_every: int = 10
-    """Generations from one judgement to the next."""
-    num_tasks: int = 50
-    """Tasks to judge by."""
-    seed: int = 0
-    """Of everything random."""
-
-    def __post_init__(self) -> None:
-        checks.choice("family", self.family, FAMILIES)
-        for name in ("num_generations", "num_pairs", "horizon", "judge_every", "num_tasks"):
-            checks.at_least(name, getattr(self, name), 1)
-        for name in ("noise_std", "step_size"):
-            checks.between(name, getattr(self, name), 1e-6, 10)
-        checks.between("start_scale", self.start_scale, 1e-6, 10)
-        checks.at_least("seed", self.seed, 0)
+    horizon: int = 200  # Length of an episode, in steps.
+    judge_every: int = 10  # Generations from one judgement to the next.
+    num_tasks: int = 50  # Tasks to judge by.
+    seed: int = 0  # Of everything random.
 
 
 class Search(NamedTuple):
-    """Where the search stands."""
+    """The state of a search."""
 
     weights: jax.Array  # [K, A, O + 1], on normalised observations
     mean: jax.Array  # [O], of what policies saw
@@ -91,7 +75,7 @@ class Search(NamedTuple):
 
 
 def std(search: Search) -> jax.Array:
-    """Of what policies saw, ``[O]``; what never changes has some, too."""
+    """The standard deviations of observations, ``[O]``; none is zero."""
     return jnp.sqrt(search.square - search.mean**2 + 1e-4)
 
 
@@ -113,7 +97,7 @@ def unfolded(weights: jax.Array, lived: "Episode") -> Search:
 
 
 class Episode(NamedTuple):
-    """What is known of an episode."""
+    """The results of an episode."""
 
     value: jax.Array  # [], its return
     moments: jax.Array  # [3, O], of what policies saw: sum, sum of squares and number
@@ -147,14 +131,8 @@ def generation(search: Search, key: jax.Array, *, main: Main, family: TaskFamily
         task = family.train(task_key)
         noise = evolution.perturbation(noise_key, search.weights, main.noise_std)
         both = evolution.antithetic(search.weights, noise)
-        lived = jax.vmap(
-            lambda weights: episode(
-                episode_key,
-                folded(search._replace(weights=weights)),
-                task,
-                family=family,
-            )
-        )(both)
+        live = partial(episode, episode_key, task=task, family=family)
+        lived = jax.vmap(lambda weights: live(folded(search._replace(weights=weights))))(both)
         # Of policies that were left out the return says nothing.
         return noise * lived.used.any(0)[:, None, None], lived
 
@@ -189,24 +167,22 @@ def first(family: TaskFamily, start: Path | None, scale: float = 1.0) -> np.ndar
 
 
 def far_from_goal(weights: np.ndarray) -> np.ndarray:
-    """What the ant that goes to a goal, ``[2, A, 2 + O + 1]``, does while that is 1 metre away along x, ``[1, A, O + 1]``."""
+    """Weights ``[1, A, O + 1]`` of the ant that goes to a goal, with that 1 metre away along x."""
     go = weights[0]
     return np.concatenate([go[:, 2:-1], go[:, -1:] + go[:, :1]], axis=1)[None]
 
 
-def main(main: Main) -> None:
-    training.enable_compilation_cache()
+def run(main: Main) -> None:
     main.output.mkdir(parents=True, exist_ok=True)
     family = tasks.make(main.family, horizon=main.horizon)
     search_key, task_key, episode_key = jax.random.split(jax.random.key(main.seed), 3)
 
     @jax.jit
     def advance(search: Search, keys: jax.Array) -> Search:
-        return jax.lax.scan(
-            lambda search, key: (generation(search, key, main=main, family=family), None),
-            search,
-            keys,
-        )[0]
+        def one(search: Search, key: jax.Array) -> tuple[Search, None]:
+            return generation(search, key, main=main, family=family), None
+
+        return jax.lax.scan(one, search, keys)[0]
 
     @jax.jit
     def judge(weights: jax.Array) -> Episode:
@@ -225,16 +201,11 @@ def main(main: Main) -> None:
         if returns.mean() > best:
             best = returns.mean()
             np.save(main.output / f"{main.family}.npy", np.asarray(weights, np.float32))
-        print(
+        study.say(
             f"{int(search.generation)} generations, {time.monotonic() - started:.0f} s: "
-            f"{returns.mean():.4g} (worst {returns.min():.4g}; best so far {best:.4g})",
-            file=sys.stderr,
-            flush=True,
+            f"{returns.mean():.4g} (worst {returns.min():.4g}; best so far {best:.4g})"
         )
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Main, description=__doc__))
-    except (ValueError, TypeError, OSError) as error:
-        sys.exit(f"error: {error}")
+    study.main({Main: run}, __doc__, new=False)

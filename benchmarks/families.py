@@ -10,40 +10,27 @@ a rollout in a held-out task. A family whose package is not installed is left ou
 """
 
 import dataclasses
-import sys
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import numpy as np
-import tyro
+import study
 from gymnax.environments import spaces
 
-from jaxmeta import checks, evaluation, plotting, rollouts, tasks
-from jaxmeta.runs import reports, training
+from jaxmeta import evaluation, plotting, rollouts, tasks
 from jaxmeta.tasks import TaskFamily, locomotion
 from jaxmeta.types import Trajectory
 
 
 @dataclasses.dataclass(frozen=True)
-class Main:
+class Main(study.Study):
     """The table of families."""
 
-    output: Path = Path("runs/families")
-    """Folder for the results; made anew."""
-    families: tuple[str, ...] = tuple(tasks.names())
-    """Which."""
-    num_tasks: int = 50
-    """Held-out tasks."""
-    num_episodes: int = 2
-    """Episodes in a picture, at most 200 steps."""
-
-    def __post_init__(self) -> None:
-        checks.some("families", self.families)
-        for name in ("num_tasks", "num_episodes"):
-            checks.at_least(name, getattr(self, name), 1)
-        for name in self.families:
-            checks.choice("families", name, tasks.FAMILIES)
+    output: study.Output = Path("runs/families")
+    families: Annotated[study.Names, study.known(tasks.FAMILIES)] = tuple(tasks.names())  # Which.
+    num_tasks: int = 50  # Held-out tasks.
+    num_episodes: int = 2  # Episodes in a picture, at most 200 steps.
 
 
 def recorded(key: jax.Array, family: TaskFamily, num_steps: int) -> Trajectory:
@@ -55,16 +42,9 @@ def recorded(key: jax.Array, family: TaskFamily, num_steps: int) -> Trajectory:
 
     task_key, key = jax.random.split(key)
     task = family.test(task_key)
-    history = rollouts.lifetime(
-        key,
-        task,
-        task,
-        learner=evaluation.controller_learner(policy),
-        env=family.env,
-        num_streams=1,
-        num_updates=0,
-        num_steps=num_steps,
-    )
+    sizes = dict(num_streams=1, num_updates=0, num_steps=num_steps)
+    told = dict(learner=evaluation.controller_learner(policy), env=family.env)
+    history = rollouts.lifetime(key, task, task, **told, **sizes)
     return jax.tree.map(lambda x: x[0, 0], history.trajectories)
 
 
@@ -86,46 +66,45 @@ def row(name: str, family: TaskFamily, returns: dict[str, np.ndarray]) -> dict[s
 
 
 def shown(returns: np.ndarray) -> str:
+    """A mean as a cell of the table."""
     return f"{round(float(returns.mean()), 3):.4g}"
 
 
 def source(family: TaskFamily) -> str:
-    """Where the reference agent is from, in a word."""
-    if optimum_known(family):
+    """The origin of the reference agent, in a word."""
+    if study.optimum_known(family):
         return "optimal"
     return "searched" if isinstance(family.env, locomotion.Locomotion) else "hand-written"
-
-
-def optimum_known(family: TaskFamily) -> bool:
-    return family.optimal_return is not None or family.optimal_action is not None
 
 
 def measure(family: TaskFamily, num_tasks: int) -> dict[str, np.ndarray]:
     """Returns of the random and of the reference agent, ``[M]`` each."""
     drawn = tasks.sample_tasks(jax.random.key(0), family, num_tasks, split="test")
     agents = {"random": evaluation.random_returns}
-    if optimum_known(family) or family.expert_action is not None:
+    if study.optimum_known(family) or family.expert_action is not None:
         agents["reference"] = evaluation.reference_returns
     return {
-        name: np.asarray(
-            jax.jit(lambda key, drawn, agent=agent: agent(key, drawn, family=family))(
-                jax.random.key(i + 1), drawn
-            )
-        )
+        name: study.returns_of(agent, jax.random.key(i + 1), drawn, family)
         for i, (name, agent) in enumerate(agents.items())
     }
 
 
-def main(main: Main) -> None:
-    reports.refuse_to_overwrite(main.output)
-    training.enable_compilation_cache()
+def draw(main: Main, name: str, family: TaskFamily) -> None:
+    """Leaves a picture of a rollout."""
+    num_steps = min(main.num_episodes * family.horizon, 200)
+    seen = jax.jit(lambda key: recorded(key, family, num_steps))(jax.random.key(0))
+    path = main.output / f"{name}.png"
+    plotting.rollout(path, seen.timestep.obs, seen.action, seen.reward, seen.last)
+
+
+def run(main: Main) -> None:
     main.output.mkdir(parents=True, exist_ok=True)
     rows, results = [], {}
     for name in main.families:
         try:
             family = tasks.make(name)
         except ImportError as error:
-            print(f"{name} is left out: {error}", file=sys.stderr)
+            study.say(f"{name} is left out: {error}")
             continue
         returns = measure(family, main.num_tasks)
         rows.append(row(name, family, returns))
@@ -133,21 +112,11 @@ def main(main: Main) -> None:
             "returns": {agent: float(x.mean()) for agent, x in returns.items()},
             "content": {split: tasks.content_hash(family, split) for split in tasks.SPLITS},
         }
-        num_steps = min(main.num_episodes * family.horizon, 200)
-        seen = jax.jit(lambda key, family=family, n=num_steps: recorded(key, family, n))(
-            jax.random.key(0)
-        )
-        plotting.rollout(
-            main.output / f"{name}.png", seen.timestep.obs, seen.action, seen.reward, seen.last
-        )
-        print(f"{name}: {results[name]['returns']}", file=sys.stderr, flush=True)
+        draw(main, name, family)
+        study.say(f"{name}: {results[name]['returns']}")
     if rows:
-        settings = dataclasses.asdict(main) | {"families": list(main.families)}
-        reports.leave(main.output, settings, rows, families=results)
+        study.leave(main, rows, families=results)
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Main, description=__doc__))
-    except (ValueError, TypeError, OSError) as error:
-        sys.exit(f"error: {error}")
+    study.main({Main: run}, __doc__)

@@ -14,124 +14,93 @@ Leaves results.json, table.md and a figure in the output folder.
 
 import dataclasses
 import itertools
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import tyro
+import study
+from jaxmeta.estimators.episodes import first_episode_return
+from jaxmeta.learners import update_rules
+from jaxmeta.learners.update_rules import Meta, RuleLearner, UpdateRule
+from jaxmeta.runs import reports
 
 from jaxmeta import checks, evaluation, plotting, rollouts, tasks
 from jaxmeta.algorithms import learned_objective
 from jaxmeta.algorithms.learned_objective import Config, Hyper
-from jaxmeta.estimators.episodes import first_episode_return
-from jaxmeta.learners import update_rules
-from jaxmeta.learners.update_rules import AgentOptimizer, Meta, RuleLearner, UpdateRule
-from jaxmeta.runs import reports, training
 from jaxmeta.tasks import TaskFamily
-from jaxmeta.types import Task
+from jaxmeta.types import MetaAlgorithm, Task
 
 # A square root has a derivative where gradients are zero only if something is added inside of it.
-OPTIMIZERS: dict[str, AgentOptimizer] = {
-    "sgd": optax.sgd,
-    "adam": partial(optax.adam, eps_root=1e-8),
-}
+OPTIMIZERS = {"sgd": optax.sgd, "adam": partial(optax.adam, eps_root=1e-8)}
 LINEAR = {"sgd": (3.0, 10.0, 30.0, 100.0), "adam": (0.05, 0.1, 0.2, 0.4, 0.8)}
 NETWORK = {"adam": (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)}
 EPISODES = 20  # of an agent, each time that it is looked at
 CHECKPOINTS = 25  # looks at an agent in its life, beside that at its birth
+Positive = Annotated[float, study.within(0, 1e6)]
 
 
 @dataclasses.dataclass(frozen=True)
-class Train:
+class Train(study.Study):
     """LPG on random MDPs and grid worlds against tuned A2C."""
 
-    output: Path = Path("runs/learned-objective")
-    """Folder for the results; made anew."""
-    meta_updates: int = 1800
-    """Meta-updates on each of the two families, in turns."""
-    outer: Literal["meta_gradient", "es", "pes"] = "meta_gradient"
-    """How the rule is learned."""
-    num_agents: int = 32
-    """Lives in each family."""
-    lifespan: int = 50
-    """Updates of a lifetime, in training and in held-out tasks."""
-    transfer_lifespan: int = 500
-    """Updates of a lifetime in Catch and CartPole."""
-    num_streams: int = 4
-    """Streams of an agent."""
-    num_steps: int = 20
-    """Steps of every stream between updates."""
-    learning_rate: float = 4e-3
-    """Of the rule, at first; it falls to a tenth along a cosine."""
-    step_size: float = 0.2
-    """Of Adam in the agents that follow LPG."""
+    output: study.Output = Path("runs/learned-objective")
+    meta_updates: int = 1800  # Meta-updates on each of the two families, in turns.
+    outer: Literal["meta_gradient", "es", "pes"] = "meta_gradient"  # How the rule is learned.
+    num_agents: int = 32  # Lives in each family.
+    lifespan: int = 50  # Updates of a lifetime, in training and in held-out tasks.
+    transfer_lifespan: int = 500  # Updates of a lifetime in Catch and CartPole.
+    num_streams: int = 4  # Streams of an agent.
+    num_steps: int = 20  # Steps of every stream between updates.
+    learning_rate: Positive = 4e-3  # Of the rule, at first; it falls to a tenth along a cosine.
+    step_size: Positive = 0.2  # Of Adam in the agents that follow LPG.
     window: int = 50
     """Updates that a meta-update looks at: a whole life, or the rule does not learn what only pays later."""
-    critic_step_size: float = 0.5
+    critic_step_size: Positive = 0.5
     """Of Adam in the meta-gradient's critics, tables which have a window's time to learn of returns of 20."""
-    entropy_bonus: float = 0.0
-    """What the rule is paid for the entropy of the last agent in a window, per nat."""
-    gae_lambdas: tuple[float, ...] = (0.5, 0.8, 0.95)
+    entropy_bonus: Positive = 0.0
+    """Pay of the rule for the entropy of the last agent in a window, per nat."""
+    gae_lambdas: Annotated[study.Numbers, study.within(0, 1)] = (0.5, 0.8, 0.95)
     """λ that A2C may choose from, with every step size."""
-    entropy_costs: tuple[float, ...] = (0.0, 0.01, 0.05)
+    entropy_costs: Annotated[study.Numbers, study.within(0, 1e6)] = (0.0, 0.01, 0.05)
     """Weights of A2C's entropy, likewise."""
-    tune_tasks: int = 50
-    """Training tasks that settings are chosen on."""
-    eval_tasks: int = 1000
-    """Held-out tasks."""
-    transfer_agents: int = 20
-    """Agents in Catch and CartPole."""
-    compare_on: tuple[str, ...] = ("random MDPs", "grid worlds", "Catch", "CartPole")
-    """Where the rule is measured."""
+    tune_tasks: int = 50  # Training tasks that settings are chosen on.
+    eval_tasks: int = 1000  # Held-out tasks.
+    transfer_agents: int = 20  # Agents in Catch and CartPole.
+    compare_on: tuple[str, ...] = ("random MDPs", "grid worlds", "Catch", "CartPole")  # Places.
     seed: int = 0
 
     def __post_init__(self) -> None:
-        checks.fields(self)
-        for name in ("gae_lambdas", "entropy_costs", "compare_on"):
-            checks.some(name, getattr(self, name))
-        for value in self.gae_lambdas:
-            checks.between("gae_lambdas", value, 0, 1)
-        for name in ("learning_rate", "step_size", "entropy_bonus", "critic_step_size"):
-            checks.between(name, getattr(self, name), 0, 1e6)
-        for value in self.entropy_costs:
-            checks.between("entropy_costs", value, 0, 1e6)
+        super().__post_init__()
         for name in self.compare_on:
             checks.choice("compare_on", name, families() | unknown_families())
-        for field in dataclasses.fields(self):
-            if field.type == "int" or field.type is int:
-                checks.at_least(
-                    field.name, getattr(self, field.name), 0 if field.name == "seed" else 1
-                )
         for name in ("lifespan", "transfer_lifespan"):
             if getattr(self, name) % CHECKPOINTS:
-                raise ValueError(
-                    f"{name}={getattr(self, name)} must be a multiple of {CHECKPOINTS}"
-                )
+                told = f"{name}={getattr(self, name)}"
+                raise ValueError(f"{told} must be a multiple of {CHECKPOINTS}")
 
 
 def families() -> dict[str, TaskFamily]:
-    """What the rule is trained on."""
+    """The families that the rule is trained on."""
+    sizes = dict(num_states=8, num_actions=4, reward_noise=0.5)
     return {
-        "random MDPs": tasks.make(
-            "tabular", num_states=8, num_actions=4, horizon=20, reward_noise=0.5
-        ),
+        "random MDPs": tasks.make("tabular", horizon=20, **sizes),
         "grid worlds": tasks.make("gridworld", size=4, horizon=20, num_objects=4),
     }
 
 
 def unknown_families() -> dict[str, TaskFamily]:
-    """What it is then tried on."""
+    """The families that it is then tried on."""
     return {"Catch": tasks.make("catch"), "CartPole": tasks.make("cartpole", scale=1.0)}
 
 
 def config_of(args: Train) -> Config:
+    """The settings of the algorithm."""
     return Config(
         outer=args.outer,
         num_agents=args.num_agents,
@@ -144,8 +113,8 @@ def config_of(args: Train) -> Config:
     )
 
 
-def meta_train(args: Train) -> tuple[Meta, dict[str, list[float]]]:
-    """The trained rule, and the reward per step of its agents in each family by meta-update."""
+def algorithms(args: Train) -> dict[str, MetaAlgorithm]:
+    """LPG on each family that the rule is trained on."""
 
     def optimizer(learning_rate: Any) -> optax.GradientTransformation:
         decay = optax.cosine_decay_schedule(1.0, 2 * args.meta_updates, alpha=0.1)
@@ -160,35 +129,33 @@ def meta_train(args: Train) -> tuple[Meta, dict[str, list[float]]]:
         policy_entropy_bonus=args.entropy_bonus,
         policy_target_cost=1e-4,
     )
-    every = families()
-    algorithms = {
-        name: learned_objective.learned_objective(
-            family,
-            config_of(args),
-            hyper,
-            optimizer=optimizer,
-            agent_optimizer=OPTIMIZERS["adam"],
-        )
-        for name, family in every.items()
+    made = partial(learned_objective.learned_objective, agent_optimizer=OPTIMIZERS["adam"])
+    return {
+        name: made(family, config_of(args), hyper, optimizer=optimizer)
+        for name, family in families().items()
     }
+
+
+def meta_train(args: Train) -> tuple[Meta, dict[str, list[float]]]:
+    """The trained rule, and the reward per step of its agents in each family by meta-update."""
+    every, learners = families(), algorithms(args)
 
     def update(states: dict[str, Any], key: jax.Array) -> tuple[dict[str, Any], dict]:
         """A meta-update in each family; the rule and its optimiser are handed on."""
         earned = {}
         meta, state = next(iter(states.values())).meta, next(iter(states.values())).optimizer
-        for name, algorithm in algorithms.items():
+        for name, algorithm in learners.items():
             key, task_key, step_key = jax.random.split(key, 3)
             drawn = tasks.sample_tasks(task_key, every[name], args.num_agents, split="train")
-            after, metrics = algorithm.step(
-                step_key, states[name]._replace(meta=meta, optimizer=state), drawn
-            )
+            before = states[name]._replace(meta=meta, optimizer=state)
+            after, metrics = algorithm.step(step_key, before, drawn)
             meta, state = after.meta, after.optimizer
             states = {**states, name: after}
             earned[name] = metrics["reward/step"]
         return {name: s._replace(meta=meta, optimizer=state) for name, s in states.items()}, earned
 
     init_key, run_key = jax.random.split(jax.random.key(args.seed))
-    states = jax.jit(lambda key: {name: a.init(key) for name, a in algorithms.items()})(init_key)
+    states = jax.jit(lambda key: {name: a.init(key) for name, a in learners.items()})(init_key)
     chunk = max(1, args.meta_updates // 20)
     call = jax.jit(lambda states, keys: jax.lax.scan(update, states, keys), donate_argnums=0)
     curve: dict[str, list[float]] = {name: [] for name in every}
@@ -199,7 +166,7 @@ def meta_train(args: Train) -> tuple[Meta, dict[str, list[float]]]:
         for name, values in earned.items():
             curve[name] += np.asarray(values, float).tolist()
         now = ", ".join(f"{name} {np.mean(values):.3f}" for name, values in earned.items())
-        _say(
+        study.say(
             f"{min(start + chunk, args.meta_updates)} of {args.meta_updates} meta-updates in "
             f"{time.perf_counter() - began:.0f} s; reward per step: {now}"
         )
@@ -226,22 +193,14 @@ def lifetime_returns(
     def look(key: jax.Array, agent: Any) -> jax.Array:
         begin_key, act_key = jax.random.split(key)
         streams = rollouts.begin_streams(begin_key, meta, task, **world, num_streams=EPISODES)
-        _, data = rollouts.experience(
-            act_key, meta, task, agent, streams, **world, num_steps=family.horizon
-        )
+        told = dict(num_steps=family.horizon, **world)
+        _, data = rollouts.experience(act_key, meta, task, agent, streams, **told)
         return jnp.mean(jax.vmap(first_episode_return)(data.reward, data.last))
 
     def live(carry: tuple, key: jax.Array) -> tuple[tuple, jax.Array]:
         adapt_key, look_key = jax.random.split(key)
-        agent, streams, _ = rollouts.adapt(
-            adapt_key,
-            meta,
-            task,
-            *carry,
-            **world,
-            num_updates=lifespan // CHECKPOINTS,
-            num_steps=num_steps,
-        )
+        sizes = dict(num_updates=lifespan // CHECKPOINTS, num_steps=num_steps)
+        agent, streams, _ = rollouts.adapt(adapt_key, meta, task, *carry, **world, **sizes)
         return (agent, streams), look(look_key, agent)
 
     begin_key, look_key, live_key = jax.random.split(key, 3)
@@ -250,42 +209,42 @@ def lifetime_returns(
     return jnp.concatenate([look(look_key, newborn[0])[None], returns])
 
 
-Runner = Callable[[jax.Array, Meta, Task], jax.Array]
+class Place(NamedTuple):
+    """A family in which the rule is measured, with the agents that live there."""
+
+    family: TaskFamily
+    hidden_sizes: tuple[int, ...]
+    step_sizes: Mapping[str, Sequence[float]]  # to choose from, by the agents' optimiser
+    lifespan: int
+    tune: int  # training tasks that settings are chosen on
+    test: int  # held-out tasks
+
+
+def places(args: Train) -> dict[str, Place]:
+    """The places where the rule is measured, by their names."""
+    known = LINEAR, args.lifespan, args.tune_tasks, args.eval_tasks
+    new = NETWORK, args.transfer_lifespan, 5, args.transfer_agents
+    every = {name: Place(family, (), *known) for name, family in families().items()}
+    every |= {name: Place(family, (32,), *new) for name, family in unknown_families().items()}
+    return {name: place for name, place in every.items() if name in args.compare_on}
 
 
 def runner(
-    args: Train,
-    rule: UpdateRule,
-    family: TaskFamily,
-    optimizer: str,
-    *,
-    hidden_sizes: Sequence[int],
-    lifespan: int,
-) -> Runner:
+    args: Train, rule: UpdateRule, place: Place, optimizer: str
+) -> Callable[[jax.Array, Meta, Task], jax.Array]:
     """Compiled ``(key, metas [G], tasks [M]) -> returns [G, M, CHECKPOINTS + 1]``; settings share keys."""
-    parts = update_rules.rule_learner(
-        rule, family, hidden_sizes=hidden_sizes, optimizer=OPTIMIZERS[optimizer]
-    )
+    family, made = place.family, OPTIMIZERS[optimizer]
+    parts = update_rules.rule_learner(rule, family, hidden_sizes=place.hidden_sizes, optimizer=made)
+    streams = dict(num_streams=args.num_streams, num_steps=args.num_steps)
+    life = partial(lifetime_returns, parts=parts, family=family, lifespan=place.lifespan, **streams)
 
     def run(key: jax.Array, metas: Meta, drawn: Task) -> jax.Array:
         num_tasks = jax.tree.leaves(drawn)[0].shape[0]
-        keys = jax.random.split(key, num_tasks)
+        lives = jax.random.split(key, num_tasks), drawn
 
         def of(meta: Meta) -> jax.Array:
-            return jax.lax.map(
-                lambda x: lifetime_returns(
-                    x[0],
-                    meta,
-                    x[1],
-                    parts=parts,
-                    family=family,
-                    lifespan=lifespan,
-                    num_streams=args.num_streams,
-                    num_steps=args.num_steps,
-                ),
-                (keys, drawn),
-                batch_size=min(20, num_tasks),
-            )
+            size = min(20, num_tasks)
+            return jax.lax.map(lambda x: life(x[0], meta, x[1]), lives, batch_size=size)
 
         return jax.lax.map(of, metas)
 
@@ -304,47 +263,32 @@ def contestants(
     args: Train, meta: Meta, step_sizes: Mapping[str, Sequence[float]]
 ) -> dict[str, Contestant]:
     """The learned rule, as it is, with agents whose step size alone is to be chosen; and A2C."""
-    a2c = update_rules.a2c()
-    learned = {
-        "adam": [meta._replace(hyper=meta.hyper._replace(step_size=x)) for x in step_sizes["adam"]]
-    }
+    sizes = step_sizes["adam"]
+    learned = {"adam": [meta._replace(hyper=meta.hyper._replace(step_size=x)) for x in sizes]}
+    choices = args.gae_lambdas, args.entropy_costs
     tuned = {
         name: [
             Meta({}, Hyper(step_size=x, gae_lambda=gae_lambda, entropy_cost=cost))
-            for x, gae_lambda, cost in itertools.product(
-                sizes, args.gae_lambdas, args.entropy_costs
-            )
+            for x, gae_lambda, cost in itertools.product(sizes, *choices)
         ]
         for name, sizes in step_sizes.items()
     }
     return {
         "LPG": Contestant(learned_objective.rule(config_of(args)), learned),
-        "A2C": Contestant(a2c, tuned),
+        "A2C": Contestant(update_rules.a2c(), tuned),
     }
 
 
-def chosen(
-    args: Train,
-    contestant: Contestant,
-    family: TaskFamily,
-    *,
-    hidden_sizes: Sequence[int],
-    lifespan: int,
-    tune: int,
-    test: int,
-) -> tuple[np.ndarray, dict[str, Any]]:
+def chosen(args: Train, contestant: Contestant, place: Place) -> tuple[np.ndarray, dict[str, Any]]:
     """Returns ``[test, CHECKPOINTS + 1]`` in held-out tasks with the settings that earn most at the end of
     a lifetime in training tasks, and those settings."""
     keys = jax.random.split(jax.random.key(args.seed + 10**6), 4)
-    training_tasks = tasks.sample_tasks(keys[0], family, tune, split="train")
-    held_out = tasks.sample_tasks(keys[1], family, test, split="test")
+    training_tasks = tasks.sample_tasks(keys[0], place.family, place.tune, split="train")
+    held_out = tasks.sample_tasks(keys[1], place.family, place.test, split="test")
     best: tuple[float, Any, Any, str] = (-np.inf, None, None, "")
     for optimizer, metas in contestant.metas.items():
-        run = runner(
-            args, contestant.rule, family, optimizer, hidden_sizes=hidden_sizes, lifespan=lifespan
-        )
-        stacked = _stacked(metas)
-        scores = np.asarray(run(keys[2], stacked, training_tasks))[:, :, -1].mean(1)
+        run = runner(args, contestant.rule, place, optimizer)
+        scores = np.asarray(run(keys[2], _stacked(metas), training_tasks))[:, :, -1].mean(1)
         index = int(np.argmax(np.nan_to_num(scores, nan=-np.inf)))
         if scores[index] > best[0]:
             best = float(scores[index]), run, metas[index], optimizer
@@ -361,84 +305,58 @@ def _stacked(metas: Sequence[Meta]) -> Meta:
     return jax.tree.map(lambda *x: jnp.stack([jnp.asarray(y, float) for y in x]), *metas)
 
 
-def reference_returns(args: Train, family: TaskFamily, test: int) -> tuple[np.ndarray, np.ndarray]:
-    """Of random and of the best known behaviour in the held-out tasks that `chosen` uses, ``[test]``."""
+def reference_returns(args: Train, place: Place) -> tuple[np.ndarray, np.ndarray]:
+    """Returns of random and of the best known behaviour in `chosen`'s held-out tasks, ``[test]``."""
     keys = jax.random.split(jax.random.key(args.seed + 10**6), 4)
-    held_out = tasks.sample_tasks(keys[1], family, test, split="test")
+    held_out = tasks.sample_tasks(keys[1], place.family, place.test, split="test")
     random_key, best_key = jax.random.split(jax.random.key(args.seed + 10**6 + 1))
-    random = jax.jit(
-        lambda key: evaluation.random_returns(key, held_out, family=family, num_streams=200)
-    )
-    known = family.optimal_return is not None or family.optimal_action is not None
+    random = partial(evaluation.random_returns, num_streams=200)
+    known = study.optimum_known(place.family)
     best = evaluation.optimal_returns if known else evaluation.expert_returns
     return (
-        np.asarray(random(random_key)),
-        np.asarray(jax.jit(lambda key: best(key, held_out, family=family))(best_key)),
+        study.returns_of(random, random_key, held_out, place.family),
+        study.returns_of(best, best_key, held_out, place.family),
     )
 
 
 def compare(args: Train, meta: Meta) -> dict[str, Any]:
-    """Setting to contestant to its lifetime's normalised returns and settings."""
+    """Each contestant's normalised returns over its lifetime, and settings, in each place."""
     results: dict[str, Any] = {}
-    jobs = [
-        (name, family, (), LINEAR, args.lifespan, args.tune_tasks, args.eval_tasks)
-        for name, family in families().items()
-    ] + [
-        (name, family, (32,), NETWORK, args.transfer_lifespan, 5, args.transfer_agents)
-        for name, family in unknown_families().items()
-    ]
-    for name, family, hidden_sizes, step_sizes, lifespan, tune, test in jobs:
-        if name not in args.compare_on:
-            continue
-        random, best = reference_returns(args, family, test)
-        scale = best.mean() - random.mean()
-        entry: dict[str, Any] = {
-            "random": float(random.mean()),
-            "best": float(best.mean()),
-            "contestants": {},
-        }
-        for label, contestant in contestants(args, meta, step_sizes).items():
-            began = time.perf_counter()
-            returns, settings = chosen(
-                args,
-                contestant,
-                family,
-                hidden_sizes=hidden_sizes,
-                lifespan=lifespan,
-                tune=tune,
-                test=test,
-            )
-            share = (returns - random.mean()) / scale  # [tasks, checkpoints]
-            entry["contestants"][label] = {
-                "x": np.linspace(0, lifespan, CHECKPOINTS + 1).tolist(),
+    for name, place in places(args).items():
+        random, best = (float(x.mean()) for x in reference_returns(args, place))
+        results[name] = {"random": random, "best": best, "contestants": {}}
+        for label, contestant in contestants(args, meta, place.step_sizes).items():
+            (returns, settings), seconds = study.timed(partial(chosen, args, contestant, place))
+            share = (returns - random) / (best - random)  # [tasks, checkpoints]
+            results[name]["contestants"][label] = {
+                "x": np.linspace(0, place.lifespan, CHECKPOINTS + 1).tolist(),
                 "mean": share.mean(0).tolist(),
                 "intervals": [evaluation.mean_interval(x[None]) for x in share.T],
                 "return": float(returns[:, -1].mean()),
                 "settings": settings,
-                "seconds": time.perf_counter() - began,
+                "seconds": seconds,
                 "final": share[:, -1].tolist(),
             }
-            _say(f"{name}, {label}: {share[:, -1].mean():.3f} with {settings}")
-        results[name] = entry
+            study.say(f"{name}, {label}: {share[:, -1].mean():.3f} with {settings}")
     return results
 
 
 def comparison_table(results: dict[str, Any]) -> list[str]:
+    """The lines of the table."""
     rows = []
     for setting, entry in results.items():
         learned, tuned = (np.asarray(x["final"]) for x in entry["contestants"].values())
         # The keys of a task are the same for both, so much of what differs between tasks cancels.
         lead = (learned - tuned).mean(), *evaluation.mean_interval((learned - tuned)[None])
         for label, cell in entry["contestants"].items():
-            low, high = cell["intervals"][-1]
+            last = study.with_interval(cell["mean"][-1], *cell["intervals"][-1], digits=3)
+            ahead = study.with_interval(*lead, digits=3) if label == "LPG" else ""
             rows.append(
                 {
                     "setting": setting,
                     "rule": label,
-                    "normalised return at the end (95 %)": f"{cell['mean'][-1]:.3f} ({low:.3f}, {high:.3f})",
-                    "ahead of A2C, task by task": (
-                        "{:.3f} ({:.3f}, {:.3f})".format(*lead) if label == "LPG" else ""
-                    ),
+                    "normalised return at the end (95 %)": last,
+                    "ahead of A2C, task by task": ahead,
                     "mean over the lifetime": f"{np.mean(cell['mean'][1:]):.3f}",
                     "return": f"{cell['return']:.2f}",
                     "random": f"{entry['random']:.2f}",
@@ -457,9 +375,8 @@ def train(args: Train) -> None:
     meta, curve = meta_train(args)
     trained = time.perf_counter() - began
     results = compare(args, meta)
-    reports.leave(
-        args.output,
-        dataclasses.asdict(args),
+    study.leave(
+        args,
         comparison_table(results),
         results=results,
         training_curve=curve,
@@ -471,25 +388,19 @@ def train(args: Train) -> None:
 
 
 @dataclasses.dataclass(frozen=True)
-class Memory:
+class Memory(study.Study):
     """Memory of a meta-gradient by the length of the lifetime."""
 
-    output: Path = Path("runs/lifetime-memory")
-    """Folder for the results; made anew."""
-    lifespans: tuple[int, ...] = (10, 100, 1000)
-    """Updates of a lifetime."""
-    window: int = 5
-    """Updates that a truncated meta-gradient looks at."""
+    output: study.Output = Path("runs/lifetime-memory")
+    lifespans: tuple[int, ...] = (10, 100, 1000)  # Updates of a lifetime.
+    window: int = 5  # Updates that a truncated meta-gradient looks at.
     num_agents: int = 4
     num_streams: int = 8
     num_steps: int = 20
 
     def __post_init__(self) -> None:
-        checks.some("lifespans", self.lifespans)
-        for name in ("window", "num_agents", "num_streams", "num_steps"):
-            checks.at_least(name, getattr(self, name), 1)
+        super().__post_init__()
         for lifespan in self.lifespans:
-            checks.at_least("lifespans", lifespan, 1)
             if lifespan % self.window:
                 raise ValueError(f"lifespans={lifespan} must be a multiple of window={self.window}")
 
@@ -503,8 +414,7 @@ KINDS = {
 
 
 def measure(args: Memory, kind: str, lifespan: int) -> dict[str, float]:
-    """Of one compiled program that takes all agents through a lifetime: the bytes of intermediate values,
-    of its arguments, and its seconds."""
+    """Bytes and seconds of a compiled program that takes all agents through a lifetime."""
     outer, whole = KINDS[kind]
     window = lifespan if whole else args.window
     family = families()["random MDPs"]
@@ -528,56 +438,33 @@ def measure(args: Memory, kind: str, lifespan: int) -> dict[str, float]:
 
         return jax.lax.fori_loop(0, lifespan // window, body, state)
 
-    program = jax.jit(live).lower(jax.random.key(1), state).compile()
-    analysis = program.memory_analysis()
-    began = time.perf_counter()
-    jax.block_until_ready(program(jax.random.key(1), state))
-    return {
-        "temporary_bytes": analysis.temp_size_in_bytes,
-        "argument_bytes": analysis.argument_size_in_bytes,
-        "seconds": time.perf_counter() - began,
-    }
+    program = study.compiled(live, jax.random.key(1), state)
+    _, seconds = study.timed(lambda: program.call(jax.random.key(1), state))
+    arguments = program.call.memory_analysis().argument_size_in_bytes
+    return {"temporary_bytes": program.memory, "argument_bytes": arguments, "seconds": seconds}
 
 
 def memory(args: Memory) -> None:
     results: dict[str, dict[int, dict[str, float]]] = {}
-    for kind in KINDS:
-        results[kind] = {}
-        for lifespan in args.lifespans:
-            results[kind][lifespan] = measure(args, kind, lifespan)
-            _say(f"{kind}, {lifespan} updates: {results[kind][lifespan]}")
     rows = []
-    for kind, by_length in results.items():
-        row = {"meta-gradient": kind}
-        for lifespan, cell in by_length.items():
-            row[f"{lifespan} updates, MB"] = f"{cell['temporary_bytes'] / 1e6:.1f}"
-        values = [cell["temporary_bytes"] for cell in by_length.values()]
-        row["longest / shortest"] = f"{values[-1] / values[0]:.2f}"
-        row["seconds, longest"] = f"{list(by_length.values())[-1]['seconds']:.1f}"
-        rows.append(row)
-    reports.leave(args.output, dataclasses.asdict(args), rows, results=results)
+    for kind in KINDS:
+        cells = results[kind] = {}
+        for lifespan in args.lifespans:
+            cells[lifespan] = measure(args, kind, lifespan)
+            study.say(f"{kind}, {lifespan} updates: {cells[lifespan]}")
+        taken = {x: cell["temporary_bytes"] for x, cell in cells.items()}
+        shortest, *_, longest = [*taken.values()] * 2
+        rows.append(
+            {
+                "meta-gradient": kind,
+                **{f"{x} updates, MB": f"{memory / 1e6:.1f}" for x, memory in taken.items()},
+                "longest / shortest": f"{longest / shortest:.2f}",
+                "seconds, longest": f"{cells[args.lifespans[-1]]['seconds']:.1f}",
+            }
+        )
+    study.leave(args, rows, results=results)
     plotting.lifetime_memory(args.output / "memory.png", results)
 
 
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
-def main(args: Train | Memory) -> None:
-    reports.refuse_to_overwrite(args.output)
-    training.enable_compilation_cache()
-    if isinstance(args, Train):
-        train(args)
-    else:
-        memory(args)
-
-
 if __name__ == "__main__":
-    Command = (
-        Annotated[Train, tyro.conf.subcommand("train")]
-        | Annotated[Memory, tyro.conf.subcommand("memory")]
-    )
-    try:
-        main(tyro.cli(Command, description=__doc__))
-    except (ValueError, TypeError, OSError) as error:
-        sys.exit(f"error: {error}")
+    study.main({Train: train, Memory: memory}, __doc__)

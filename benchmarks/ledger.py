@@ -25,15 +25,19 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
-
-from jaxmeta import MISCOMPILES, checks
 from jaxmeta.runs import presets, reports
 from jaxmeta.runs.experiments import describe
+
+from jaxmeta import MISCOMPILES, checks
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 DOCUMENTS = (ROOT / "README.md", ROOT / "benchmarks" / "RESULTS.md")
-REGISTRIES = ("jaxmeta/tasks/__init__.py", "jaxmeta/algorithms/__init__.py")
+REGISTRIES = (
+    "jaxmeta/tasks/__init__.py",
+    "jaxmeta/algorithms/__init__.py",
+    "jaxmeta/runs/__init__.py",
+)
 """They import everything that there is, of which a script runs a few."""
 NO_MATTER = (
     *REGISTRIES,
@@ -64,12 +68,9 @@ class Figure:
     machine: str
     families: tuple[str, ...]
     algorithms: tuple[str, ...]
-    presets: tuple[str, ...]
-    """Patterns of their names, as in `*-navigation`."""
-    sources: dict[str, str]
-    """Of each file and preset that it depends on, the digest at the time."""
-    lines: tuple[str, ...]
-    """Of Markdown: one table or several, with what stands between them."""
+    presets: tuple[str, ...]  # Patterns of their names, as in `*-navigation`.
+    sources: dict[str, str]  # Of each file and preset that it depends on, the digest at the time.
+    lines: tuple[str, ...]  # Of Markdown: one table or several, with what stands between them.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,8 +82,7 @@ class Show:
 class Write:
     """Tables into the documents."""
 
-    check: bool = False
-    """Change nothing; fail where a document would change."""
+    check: bool = False  # Change nothing; fail where a document would change.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,16 +90,13 @@ class Add:
     """Keep what a script has left in a folder."""
 
     folder: Annotated[Path, tyro.conf.Positional]
-    name: str
-    """Of its file in benchmarks/results."""
-    title: str | None = None
-    """What is measured, in a few words; None is as before."""
+    name: str  # Of its file in benchmarks/results.
+    title: str | None = None  # The question, in a few words; None is as before.
     seeds: str | None = None
     """How many, in words where they differ; None is as before or as the script's setting says."""
     families: tuple[str, ...] | None = None
     """Modules of `jaxmeta.tasks` that it runs; None is as before."""
-    algorithms: tuple[str, ...] | None = None
-    """Modules of `jaxmeta.algorithms`; None is as before."""
+    algorithms: tuple[str, ...] | None = None  # Modules of `jaxmeta.algorithms`; None is as before.
     presets: tuple[str, ...] | None = None
     """Patterns of the presets that it runs; None is as before, or none."""
 
@@ -110,6 +107,7 @@ def load(results: Path = RESULTS) -> dict[str, Figure]:
 
 
 def read(path: Path) -> Figure:
+    """The figure that is kept in a file."""
     kept = json.loads(path.read_text(encoding="utf-8"))
     for name in ("families", "algorithms", "presets", "lines"):
         kept[name] = tuple(kept[name])
@@ -142,8 +140,9 @@ def needed(
             continue
         found.add(path)
         for module in _imports(ast.parse(text)):
-            for stem in (module, f"{Path(path).parent.as_posix()}/{module}"):
-                left += _files(stem.replace(".", "/"), source)
+            # A script imports its neighbours, and from a folder within benchmarks/ those above it.
+            for folder in ("", f"{Path(path).parent.as_posix()}/", "benchmarks/"):
+                left += _files(folder + module.replace(".", "/"), source)
     return sorted(found)
 
 
@@ -169,17 +168,13 @@ def in_the_repository(path: str) -> str | None:
 
 def settings(patterns: Iterable[str]) -> dict[str, str]:
     """A digest of the settings of each preset whose name matches one of ``patterns``."""
-    described = {
-        name: json.dumps(
-            describe(experiment) | {"training": dataclasses.asdict(experiment.plan)}, sort_keys=True
-        )
-        for name, experiment in presets.PRESETS.items()
-        if any(fnmatch.fnmatch(name, pattern) for pattern in patterns)
-    }
-    return {
-        f"preset {name}": hashlib.sha256(text.encode()).hexdigest()[:16]
-        for name, text in described.items()
-    }
+    found = {}
+    for name, experiment in presets.PRESETS.items():
+        if any(fnmatch.fnmatch(name, pattern) for pattern in patterns):
+            described = describe(experiment) | {"training": dataclasses.asdict(experiment.plan)}
+            text = json.dumps(described, sort_keys=True)
+            found[f"preset {name}"] = hashlib.sha256(text.encode()).hexdigest()[:16]
+    return found
 
 
 def changed(figure: Figure) -> list[str]:
@@ -210,13 +205,13 @@ def add(args: Add, results: Path = RESULTS) -> Figure:
             raise ValueError(f"{name}=None must be told: benchmarks/results has no {args.name} yet")
     script = left["command"].split()[1]
     files = needed(script, told["families"], told["algorithms"], in_the_repository)
+    sources = {x: left["sources"][x] for x in files if x in left["sources"]}
     figure = Figure(
         **told,
         command=re.sub(r" --output[ =](\S+)", "", left["command"]),  # wherever it was
         date=left["date"],
         machine=left["machine"],
-        sources={x: left["sources"][x] for x in files if x in left["sources"]}
-        | settings(told["presets"]),
+        sources=sources | settings(told["presets"]),
         lines=tuple(lines),
     )
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -226,20 +221,14 @@ def add(args: Add, results: Path = RESULTS) -> Figure:
 
 
 def block(figure: Figure) -> list[str]:
-    """Of a document: the tables and where they come from."""
-    return [
-        *figure.lines,
-        "",
-        f"`{figure.command}`; {figure.date}, {_seeds(figure)}, {figure.machine}.",
-    ]
+    """The lines of a document: the tables and their origin."""
+    origin = f"`{figure.command}`; {figure.date}, {_seeds(figure)}, {figure.machine}."
+    return [*figure.lines, "", origin]
 
 
 def _seeds(figure: Figure) -> str:
-    return (
-        f"{figure.seeds} seed{'' if figure.seeds == '1' else 's'}"
-        if figure.seeds.isdigit()
-        else figure.seeds
-    )
+    many = "" if figure.seeds == "1" else "s"
+    return f"{figure.seeds} seed{many}" if figure.seeds.isdigit() else figure.seeds
 
 
 def jax_of(figure: Figure) -> str:
@@ -250,8 +239,10 @@ def jax_of(figure: Figure) -> str:
 
 
 def index(figures: dict[str, Figure], *, status: bool) -> list[str]:
-    rows = [
-        {
+    """The lines of a table of figures; with ``status`` it says which are older than their code."""
+    rows = []
+    for figure in figures.values():
+        row = {
             "figure": figure.title,
             "command": f"`{figure.command}`",
             "seeds": figure.seeds,
@@ -259,13 +250,10 @@ def index(figures: dict[str, Figure], *, status: bool) -> list[str]:
             "machine": figure.machine,
             "jax": jax_of(figure),
         }
-        | (
-            {"code": "as it is" if not (x := changed(figure)) else f"older than {', '.join(x)}"}
-            if status
-            else {}
-        )
-        for figure in figures.values()
-    ]
+        if status:
+            old = changed(figure)
+            row["code"] = f"older than {', '.join(old)}" if old else "as it is"
+        rows.append(row)
     return reports.markdown(rows)
 
 
@@ -285,6 +273,7 @@ def filled(text: str, figures: dict[str, Figure]) -> str:
 
 
 def write(args: Write) -> None:
+    """Writes the tables into the documents."""
     figures = load()
     for path in DOCUMENTS:
         text = path.read_text(encoding="utf-8")

@@ -19,112 +19,23 @@ Each leaves results.json, table.md and a figure in the output folder.
 """
 
 import dataclasses
-import sys
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tyro
-
-from jaxmeta import checks, plotting, tasks
-from jaxmeta.algorithms.meta_gradient import Config, meta_gradient
+import study
 from jaxmeta.learners.actor_critic import Hyper
 from jaxmeta.networks.values import Value, value_mlp
-from jaxmeta.runs import reports, training
+from jaxmeta.runs import training
+
+from jaxmeta import plotting, tasks
+from jaxmeta.algorithms.meta_gradient import Config, meta_gradient
 from jaxmeta.tasks import TaskFamily
 from jaxmeta.types import MetaAlgorithm
-
-
-@dataclasses.dataclass(frozen=True)
-class Chain:
-    """The discount on the discounting chain of Bonnet et al. 2022."""
-
-    output: Path = Path("runs/meta-gradient-chain")
-    """Folder for the results; made anew."""
-    variants: tuple[str, ...] = ("fixed", "plain", "BMG", "plain, outer value", "BMG, outer value")
-    """What to run."""
-    meta_updates: int = 5000
-    """Meta-updates, two updates of the agent each."""
-    num_streams: int = 128
-    """Episodes in an update."""
-    value_updates: int = 400
-    """Updates of values alone before."""
-    num_seeds: int = 1
-    """Runs of each."""
-
-    def __post_init__(self) -> None:
-        for name in ("meta_updates", "num_streams", "value_updates", "num_seeds"):
-            checks.at_least(name, getattr(self, name), 1)
-        checks.some("variants", self.variants)
-        for name in self.variants:
-            checks.choice("variants", name, VARIANTS)
-
-
-@dataclasses.dataclass(frozen=True)
-class Physics:
-    """γ and λ on cart-poles: learned, and all pairs of fixed ones."""
-
-    output: Path = Path("runs/meta-gradient-physics")
-    """Folder for the results; made anew."""
-    discounts: tuple[float, ...] = (0.8, 0.9, 0.95, 0.98, 0.995)
-    """Fixed γ; the learned one starts at the middle one."""
-    lambdas: tuple[float, ...] = (0.0, 0.5, 0.8, 0.95, 1.0)
-    """Fixed λ; the learned one starts at the middle one."""
-    meta_updates: int = 1500
-    """Meta-updates, two updates of each agent each."""
-    num_agents: int = 64
-    """Lives, each in a cart-pole of its own; η is shared. With few of them its gradient is mostly noise."""
-    num_streams: int = 8
-    """Parallel episodes of each."""
-    num_steps: int = 32
-    """Steps of each between two updates."""
-    num_seeds: int = 3
-    """Runs of each setting."""
-    seed: int = 0
-    """The first of their seeds."""
-
-    def __post_init__(self) -> None:
-        for name in ("meta_updates", "num_agents", "num_streams", "num_steps", "num_seeds"):
-            checks.at_least(name, getattr(self, name), 1)
-        checks.at_least("seed", self.seed, 0, 2**32 - 1)
-        for name in ("discounts", "lambdas"):
-            checks.some(name, getattr(self, name))
-            for value in getattr(self, name):
-                checks.between(name, value, 0, 1)
-
-
-@dataclasses.dataclass(frozen=True)
-class Memory:
-    """Memory of a meta-update against the length of a lifetime."""
-
-    output: Path = Path("runs/meta-gradient-memory")
-    """Folder for the results; made anew."""
-    lifetimes: tuple[int, ...] = (10, 100, 1000)
-    """Updates of an agent in its life; even."""
-    num_agents: int = 4
-    """Lives."""
-    num_streams: int = 8
-    """Parallel episodes of each."""
-    num_steps: int = 16
-    """Steps of each between two updates."""
-
-    def __post_init__(self) -> None:
-        for name in ("num_agents", "num_streams", "num_steps"):
-            checks.at_least(name, getattr(self, name), 1)
-        checks.some("lifetimes", self.lifetimes)
-        for value in self.lifetimes:
-            checks.at_least("lifetimes", value, 2)
-            if value % 2:
-                raise ValueError(f"lifetimes={value} must be even: a meta-update is two updates")
-
-
-Outcome = tuple[list[dict[str, str]], Any, Callable[[Path], None]]
-"""Rows of the table, all that was measured, and the figure."""
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "fixed": dict(learns=()),
@@ -142,6 +53,53 @@ LEARNED: dict[str, dict[str, Any]] = {
 }
 
 
+@dataclasses.dataclass(frozen=True)
+class Chain(study.Study):
+    """The discount on the discounting chain of Bonnet et al. 2022."""
+
+    output: study.Output = Path("runs/meta-gradient-chain")
+    variants: Annotated[study.Names, study.known(VARIANTS)] = tuple(VARIANTS)  # Which to run.
+    meta_updates: int = 5000  # Meta-updates, two updates of the agent each.
+    num_streams: int = 128  # Episodes in an update.
+    value_updates: int = 400  # Updates of values alone before.
+    num_seeds: int = 1  # Runs of each.
+
+
+@dataclasses.dataclass(frozen=True)
+class Physics(study.Study):
+    """γ and λ on cart-poles: learned, and all pairs of fixed ones."""
+
+    output: study.Output = Path("runs/meta-gradient-physics")
+    discounts: Annotated[study.Numbers, study.within(0, 1)] = (0.8, 0.9, 0.95, 0.98, 0.995)
+    """Fixed γ; the learned one starts at the middle one."""
+    lambdas: Annotated[study.Numbers, study.within(0, 1)] = (0.0, 0.5, 0.8, 0.95, 1.0)
+    """Fixed λ; the learned one starts at the middle one."""
+    meta_updates: int = 1500  # Meta-updates, two updates of each agent each.
+    num_agents: int = 64
+    """Lives, each in a cart-pole of its own; η is shared. With few of them its gradient is mostly noise."""
+    num_streams: int = 8  # Parallel episodes of each.
+    num_steps: int = 32  # Steps of each between two updates.
+    num_seeds: int = 3  # Runs of each setting.
+    seed: int = 0  # The first of their seeds.
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory(study.Study):
+    """Memory of a meta-update against the length of a lifetime."""
+
+    output: study.Output = Path("runs/meta-gradient-memory")
+    lifetimes: tuple[int, ...] = (10, 100, 1000)  # Updates of an agent in its life; even.
+    num_agents: int = 4  # Lives.
+    num_streams: int = 8  # Parallel episodes of each.
+    num_steps: int = 16  # Steps of each between two updates.
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for value in self.lifetimes:
+            if value % 2:
+                raise ValueError(f"lifetimes={value} must be even: a meta-update is two updates")
+
+
 def table_of_values(num_chains: int, horizon: int) -> Value:
     """A number for each state of the chain, zero at first."""
 
@@ -153,6 +111,7 @@ def table_of_values(num_chains: int, horizon: int) -> Value:
 
 
 def chain_algorithm(main: Chain, family: TaskFamily, settings: dict, hyper: Hyper) -> MetaAlgorithm:
+    """The meta-gradient of a variant on the chain."""
     config = Config(
         **dict(learns=("discount",)) | settings,
         num_agents=1,
@@ -168,9 +127,9 @@ def chain_algorithm(main: Chain, family: TaskFamily, settings: dict, hyper: Hype
     return meta_gradient(family, config, hyper, value=value)
 
 
-def run_chain(main: Chain) -> Outcome:
-    family = tasks.make("discounting_chain", best_chain=3)
-    hyper = Hyper(
+def chain_hyper() -> Hyper:
+    """The settings of an agent on the chain."""
+    return Hyper(
         discount=0.95,
         min_discount=0.9,
         gae_lambda=0.0,
@@ -186,46 +145,55 @@ def run_chain(main: Chain) -> Outcome:
         learning_rate=0.1,
         max_grad_norm=1e9,
     )
+
+
+def chain_runs(main: Chain, family: TaskFamily, settings: dict) -> list[tuple[dict, dict]]:
+    """The figures and the curves of each seed of a variant."""
+    hyper = chain_hyper()
+    algorithm = chain_algorithm(main, family, settings, hyper)
+    only_values = dict(learns=(), outer_value="outer_value" in settings)
+    no_policy = hyper._replace(policy_cost=0.0, entropy_cost=0.0)
+    fitting = chain_algorithm(main, family, only_values, no_policy)
+    value_updates = -(-main.value_updates // 2)
+    fit, train = (
+        study.trainer(study.one(x, 0), x, family, num_tasks=1, chunk=chunk)[0]
+        for x, chunk in ((fitting, value_updates), (algorithm, main.meta_updates))
+    )
+    runs = []
+    for seed in range(main.num_seeds):
+        first = fit(study.one(fitting, seed), value_updates)
+        run = study.one(algorithm, seed)
+        state = run.state._replace(lives=first.run.state.lives)
+        after = train(run._replace(state=state), main.meta_updates)
+        state, curve = after.run.state, after.curve
+        task = jax.tree.map(lambda x: x[0], state.lives.task)
+        last = max(1, main.meta_updates // 50)
+        gamma = curve.get("learned/discount", np.full(main.meta_updates, hyper.discount))
+        figures = {
+            "seed": seed,
+            "return": float(curve["return/after"][-last:].mean()),
+            "best_action_return": float(task.reward[first_action(algorithm, family, state)]),
+            "discount": float(gamma[-1]),
+            "lowest_discount": float(gamma.min()),
+            "highest_discount": float(gamma.max()),
+            "seconds": first.seconds + after.seconds,
+        }
+        runs.append((figures, {"return": smooth(curve["return/after"]), "learned γ": gamma}))
+    return runs
+
+
+def run_chain(main: Chain) -> None:
+    family = tasks.make("discounting_chain", best_chain=3)
     rows, results = [], {}
     panels: dict[str, dict] = {"return": {}, "learned γ": {}}
+    updates = 2 * np.arange(1, main.meta_updates + 1)
     for name in main.variants:
-        settings = VARIANTS[name]
-        algorithm = chain_algorithm(main, family, settings, hyper)
-        fitting = chain_algorithm(
-            main,
-            family,
-            dict(learns=(), outer_value="outer_value" in settings),
-            hyper._replace(policy_cost=0.0, entropy_cost=0.0),
-        )
-        runs = []
-        for seed in range(main.num_seeds):
-            began = time.perf_counter()
-            first, _ = advanced(fitting, family, seed, -(-main.value_updates // 2), 1)
-            state, curve = advanced(
-                algorithm, family, seed, main.meta_updates, 1, lives=first.lives
-            )
-            task = jax.tree.map(lambda x: x[0], state.lives.task)
-            likeliest = first_action(algorithm, family, state)
-            last = max(1, main.meta_updates // 50)
-            gamma = curve.get("learned/discount", np.full(main.meta_updates, hyper.discount))
-            runs.append(
-                {
-                    "seed": seed,
-                    "return": float(curve["return/after"][-last:].mean()),
-                    "best_action_return": float(task.reward[likeliest]),
-                    "discount": float(gamma[-1]),
-                    "lowest_discount": float(gamma.min()),
-                    "highest_discount": float(gamma.max()),
-                    "seconds": time.perf_counter() - began,
-                }
-            )
-            if seed == 0:
-                updates = 2 * np.arange(1, main.meta_updates + 1)
-                panels["return"][name] = (updates, smooth(curve["return/after"]))
-                panels["learned γ"][name] = (updates, gamma)
-            print(f"{name}, {runs[-1]}", file=sys.stderr, flush=True)
-        mean = {key: float(np.mean([run[key] for run in runs])) for key in runs[0]}
-        results[name] = runs
+        runs = chain_runs(main, family, VARIANTS[name])
+        results[name] = [figures for figures, _ in runs]
+        for panel, curve in runs[0][1].items():
+            panels[panel][name] = (updates, curve)
+        mean = {key: float(np.mean([x[key] for x in results[name]])) for key in results[name][0]}
+        study.say(f"{name}, {results[name]}")
         rows.append(
             {
                 "meta-gradient": name,
@@ -237,35 +205,13 @@ def run_chain(main: Chain) -> Outcome:
                 "s a run": f"{mean['seconds']:.0f}",
             }
         )
-    plots = partial(plotting.lines, panels=panels, x_label="updates of the agent")
-    return rows, results, plots
+    leave(main, rows, results, panels, x_label="updates of the agent")
 
 
-def advanced(
-    algorithm: MetaAlgorithm,
-    family: TaskFamily,
-    seed: int,
-    meta_updates: int,
-    num_tasks: int,
-    lives: Any = None,
-) -> tuple[Any, dict[str, np.ndarray]]:
-    """The state after ``meta_updates``, and metrics ``[meta_updates]``; with other ``lives`` to begin with."""
-
-    def run(key: jax.Array, lives: Any) -> tuple[training.Run, dict]:
-        first = training.begin(key, algorithm=algorithm)
-        if lives is not None:
-            first = first._replace(state=first.state._replace(lives=lives))
-        return training.advance(
-            first,
-            jnp.asarray(meta_updates),
-            algorithm=algorithm,
-            family=family,
-            num_tasks=num_tasks,
-            max_updates=meta_updates,
-        )
-
-    after, metrics = jax.jit(run)(jax.random.key(seed), lives)
-    return after.state, jax.tree.map(np.asarray, metrics)
+def leave(main: study.Study, rows: list, results: Any, panels: dict, **axes: Any) -> None:
+    """Leaves the table, all that was measured, and the figure."""
+    study.leave(main, rows, results=results)
+    plotting.lines(main.output / "meta_gradient.png", panels=panels, **axes)
 
 
 def first_action(algorithm: MetaAlgorithm, family: TaskFamily, state: Any) -> int:
@@ -295,48 +241,53 @@ def scaled_values(family: TaskFamily, hidden_sizes: tuple[int, ...], scale: floa
     return Value(network.init, lambda params, obs: scale * network.apply(params, obs))
 
 
-def run_physics(main: Physics) -> Outcome:
-    family = tasks.make("cartpole")
-    sizes: dict[str, Any] = dict(
+def sizes(main: Physics | Memory) -> dict[str, Any]:
+    """The settings of agents on cart-poles."""
+    return dict(
         num_agents=main.num_agents,
         num_streams=main.num_streams,
         num_steps=main.num_steps,
         hidden_sizes=(32,),
         inner_optimizer="adam",
     )
-    value = scaled_values(family, sizes["hidden_sizes"], scale=10.0)
-    common = dict(
-        step_size=3e-3,
-        outer_discount=0.95,
-        outer_lambda=1.0,
-        learning_rate=0.05,
-    )
-    grid = [
-        Hyper(discount=gamma, gae_lambda=lambda_, **common)
-        for gamma in main.discounts
-        for lambda_ in main.lambdas
-    ]
-    middle = Hyper(
-        discount=main.discounts[len(main.discounts) // 2],
-        gae_lambda=main.lambdas[len(main.lambdas) // 2],
-        **common,
-    )
-    fixed = meta_gradient(family, Config(learns=(), **sizes), value=value)
-    learned = {
-        name: meta_gradient(family, Config(**variant, **sizes), value=value)
-        for name, variant in LEARNED.items()
-    }
-    began = time.perf_counter()
-    curves = {"fixed": mapped(main, family, fixed, grid)}
-    print(f"grid: {time.perf_counter() - began:.0f} s", file=sys.stderr, flush=True)
-    for name, algorithm in learned.items():
-        began = time.perf_counter()
-        curves[name] = mapped(main, family, algorithm, [middle])
-        print(f"{name}: {time.perf_counter() - began:.0f} s", file=sys.stderr, flush=True)
 
+
+def hyper_of(gamma: float, lambda_: float) -> Hyper:
+    """The hyper-parameters of an agent on cart-poles."""
+    outer = dict(outer_discount=0.95, outer_lambda=1.0)
+    return Hyper(discount=gamma, gae_lambda=lambda_, step_size=3e-3, learning_rate=0.05, **outer)
+
+
+def run_physics(main: Physics) -> None:
+    family = tasks.make("cartpole")
+    value = scaled_values(family, (32,), scale=10.0)
+    grid = [hyper_of(gamma, lambda_) for gamma in main.discounts for lambda_ in main.lambdas]
+    middle = hyper_of(*(x[len(x) // 2] for x in (main.discounts, main.lambdas)))
+    contestants: dict[str, tuple[dict, list[Hyper]]] = {"fixed": (dict(learns=()), grid)}
+    contestants |= {name: (variant, [middle]) for name, variant in LEARNED.items()}
+    curves = {}
+    for name, (variant, hypers) in contestants.items():
+        algorithm = meta_gradient(family, Config(**variant, **sizes(main)), value=value)
+        curves[name], seconds = study.timed(partial(mapped, main, family, algorithm, hypers))
+        study.say(f"{name}: {seconds:.0f} s")
     returns = curves["fixed"]["return/after"]  # [cells, seeds, U]
-    ends = last_tenth(returns)  # [cells, seeds]
-    order = np.argsort(-ends.mean(1))
+    order = np.argsort(-last_tenth(returns).mean(1))
+    results: dict[str, Any] = {
+        name: {k: x.tolist() for k, x in metrics.items() if "return/after" in k or "learned" in k}
+        for name, metrics in curves.items()
+    }
+    results["grid"] = [[h.discount, h.gae_lambda] for h in grid]
+    rows = physics_rows(main, curves, grid, middle, order)
+    panels = physics_panels(main, curves, order)
+    leave(main, rows, results, panels, x_label="updates of each agent")
+
+
+def physics_rows(
+    main: Physics, curves: dict[str, Any], grid: list[Hyper], middle: Hyper, order: np.ndarray
+) -> list[dict[str, str]]:
+    """The table: settings that are learned, then the grid from the best one down."""
+    returns = curves["fixed"]["return/after"]  # [cells, seeds, U]
+    best = last_tenth(returns)[order[0]]
 
     def row(name: str, gamma: str, lambda_: str, returns: np.ndarray) -> dict[str, str]:
         """Of ``returns [seeds, U]``."""
@@ -346,15 +297,19 @@ def run_physics(main: Physics) -> Outcome:
             "γ": gamma,
             "λ": lambda_,
             "return, last tenth": with_error(last),
-            "ahead of the best fixed": with_error(last - ends[order[0]], digits=2),
+            "ahead of the best fixed": with_error(last - best, digits=2),
             "return, lifetime": f"{np.nanmean(returns):.1f}",
             "seeds": str(len(returns)),
         }
 
     rows = []
+    for name in LEARNED:
+        starts = {"discount": middle.discount, "gae_lambda": middle.gae_lambda}
+        learned = {x: curves[name][f"learned/{x}"][0] for x in starts}  # [seeds, U]
+        moved = (f"{starts[x]:g} → {learned[x][:, -1].mean():.3f}" for x in starts)
+        rows.append(row(name, *moved, curves[name]["return/after"][0]))
     # A search through the grid spends the budget of one run on all of its pairs.
-    share = max(1, main.meta_updates // len(grid))
-    searched = returns[:, :, :share]
+    searched = returns[:, :, : max(1, main.meta_updates // len(grid))]
     found = int(np.argmax(np.nan_to_num(last_tenth(searched).mean(1))))
     entries = [("best fixed, its search included", found, searched[found])]
     for place, i in enumerate(order):
@@ -362,33 +317,25 @@ def run_physics(main: Physics) -> Outcome:
         entries.append((name, i, returns[i]))
     for name, i, its in entries:
         rows.append(row(name, f"{grid[i].discount:g}", f"{grid[i].gae_lambda:g}", its))
-    panels: dict[str, dict] = {"return": {}, "learned γ and λ": {}}
+    return rows
+
+
+def physics_panels(main: Physics, curves: dict[str, Any], order: np.ndarray) -> dict[str, dict]:
+    """The figure: returns, and what was learned."""
     updates = 2 * np.arange(1, main.meta_updates + 1)
-    for name in reversed(learned):
-        metrics = curves[name]
-        gamma, lambda_ = (
-            metrics[f"learned/{x}"][0] for x in ("discount", "gae_lambda")
-        )  # [seeds, U]
-        first = [
-            f"{start:g} → {x[:, -1].mean():.3f}"
-            for start, x in ((middle.discount, gamma), (middle.gae_lambda, lambda_))
-        ]
-        rows.insert(0, row(name, first[0], first[1], metrics["return/after"][0]))
-        panels["return"][name] = (updates, np.nanmean(metrics["return/after"][0], axis=0))
-        panels["learned γ and λ"][f"γ, {name}"] = (updates, gamma.mean(0))
-        panels["learned γ and λ"][f"λ, {name}"] = (updates, lambda_.mean(0))
-    for name, i in (("best fixed", order[0]), ("worst fixed", order[-1])):
-        panels["return"][name] = (updates, np.nanmean(returns[i], axis=0))
-    results: dict[str, Any] = {
-        name: {
-            key: x.tolist()
-            for key, x in metrics.items()
-            if "return/after" in key or "learned" in key
-        }
-        for name, metrics in curves.items()
+    panels: dict[str, dict] = {"return": {}, "learned γ and λ": {}}
+    shown = {name: curves[name]["return/after"][0] for name in reversed(LEARNED)}
+    shown |= {
+        name: curves["fixed"]["return/after"][i]
+        for name, i in (("best fixed", order[0]), ("worst fixed", order[-1]))
     }
-    results["grid"] = [[h.discount, h.gae_lambda] for h in grid]
-    return rows, results, partial(plotting.lines, panels=panels, x_label="updates of each agent")
+    for name, returns in shown.items():
+        panels["return"][name] = (updates, np.nanmean(returns, axis=0))
+    for name in reversed(LEARNED):
+        for sign, x in (("γ", "discount"), ("λ", "gae_lambda")):
+            learned = curves[name][f"learned/{x}"][0].mean(0)
+            panels["learned γ and λ"][f"{sign}, {name}"] = (updates, learned)
+    return panels
 
 
 def last_tenth(returns: np.ndarray) -> np.ndarray:
@@ -406,130 +353,73 @@ def mapped(
     main: Physics, family: TaskFamily, algorithm: MetaAlgorithm, hypers: list[Hyper]
 ) -> dict[str, np.ndarray]:
     """Metrics ``[settings, seeds, U]``, all in one program; returns are NaN before an episode ends."""
-
-    def run(hyper: Hyper, seed: jax.Array) -> dict[str, jax.Array]:
-        begin_key, key = jax.random.split(jax.random.key(seed))
-        state = algorithm.init(begin_key, hyper)
-        _, metrics = training.advance(
-            training.Run(key, state, jnp.zeros((), jnp.int32)),
-            jnp.asarray(main.meta_updates),
-            algorithm=algorithm,
-            family=family,
-            num_tasks=main.num_agents,
-            max_updates=main.meta_updates,
-        )
-        return metrics
-
-    stacked = jax.tree.map(lambda *x: jnp.asarray(x, float), *hypers)
-    both = jax.vmap(jax.vmap(run, (None, 0)), (0, None))
-    metrics = jax.device_get(jax.jit(both)(stacked, main.seed + jnp.arange(main.num_seeds)))
+    numbers = main.seed + jnp.arange(main.num_seeds)
+    runs = jax.jit(partial(training.begin_population, algorithm=algorithm))(numbers, hypers)
+    told = dict(num_tasks=main.num_agents, chunk=main.meta_updates)
+    train, _ = study.trainer(runs, algorithm, family, **told)
+    metrics = train(runs, main.meta_updates).curve
     for when in ("before", "after"):
         ended = metrics[f"episodes/{when}"] > 0
         metrics[f"return/{when}"] = np.where(ended, metrics[f"return/{when}"], np.nan)
     return metrics
 
 
-def run_memory(main: Memory) -> Outcome:
+def lived(main: Memory, lifetime: int, num_updates: int, **settings: Any) -> Callable:
+    """A function that takes all agents through their lives, ``num_updates + 1`` updates at a time."""
+    config = Config(num_updates=num_updates, **sizes(main), **settings)
     family = tasks.make("cartpole")
-    sizes: dict[str, Any] = dict(
-        num_agents=main.num_agents,
-        num_streams=main.num_streams,
-        num_steps=main.num_steps,
-        hidden_sizes=(32,),
-        inner_optimizer="adam",
-    )
+    algorithm = meta_gradient(family, config)
+    count = lifetime // (num_updates + 1)
+    told = dict(family=family, num_tasks=main.num_agents, max_updates=count)
+
+    def live(key: jax.Array) -> tuple[training.Run, dict]:
+        run = training.begin(key, algorithm=algorithm)
+        return training.advance(run, jnp.asarray(count), algorithm=algorithm, **told)
+
+    return live
+
+
+def run_memory(main: Memory) -> None:
     rows, results = [], []
     panels: dict[str, dict] = {"memory, MB": {}, "time of an update, ms": {}}
-
-    def through(lifetime: int, **settings: Any) -> Callable:
-        whole = meta_gradient(family, Config(num_updates=lifetime - 1, **sizes, **settings))
-        return lambda key: training.advance(
-            training.begin(key, algorithm=whole),
-            jnp.asarray(1),
-            algorithm=whole,
-            family=family,
-            num_tasks=main.num_agents,
-            max_updates=1,
-        )
-
-    def truncated(lifetime: int) -> Callable:
-        short = meta_gradient(family, Config(num_updates=1, **sizes))
-        return lambda key: training.advance(
-            training.begin(key, algorithm=short),
-            jnp.asarray(lifetime // 2),
-            algorithm=short,
-            family=family,
-            num_tasks=main.num_agents,
-            max_updates=lifetime // 2,
-        )
-
     programs: dict[str, Callable[[int], Callable]] = {
-        "through one update, all lifetime": truncated,
-        "through the lifetime": through,
-        "through the lifetime, values kept": partial(through, rematerialize=False),
+        "through one update, all lifetime": lambda x: lived(main, x, 1),
+        "through the lifetime": lambda x: lived(main, x, x - 1),
+        "through the lifetime, values kept": lambda x: lived(main, x, x - 1, rematerialize=False),
     }
     for name, program in programs.items():
+        mine = []
         for lifetime in main.lifetimes:
-            began = time.perf_counter()
-            call = jax.jit(program(lifetime)).lower(jax.random.key(0)).compile()
-            compiling = time.perf_counter() - began
-            memory = call.memory_analysis().temp_size_in_bytes  # type: ignore[union-attr]
-            began = time.perf_counter()
-            _, metrics = jax.block_until_ready(call(jax.random.key(0)))
-            seconds = time.perf_counter() - began
+            compiled = study.compiled(program(lifetime), jax.random.key(0))
+            (_, metrics), seconds = study.timed(partial(compiled.call, jax.random.key(0)))
+            norm = float(metrics["meta_grad_norm"][-1])
+            megabytes, milliseconds = compiled.memory / 1e6, 1e3 * seconds / lifetime
+            mine.append((megabytes, milliseconds))
             results.append(
                 {
                     "meta_gradient": name,
                     "lifetime": lifetime,
-                    "memory_bytes": memory,
+                    "memory_bytes": compiled.memory,
                     "seconds": seconds,
-                    "compile_seconds": compiling,
-                    "norm": float(metrics["meta_grad_norm"][-1]),
+                    "compile_seconds": compiled.seconds,
+                    "norm": norm,
                 }
             )
-            print(results[-1], file=sys.stderr, flush=True)
+            study.say(results[-1])
             rows.append(
                 {
                     "meta-gradient": name,
                     "lifetime, updates": str(lifetime),
-                    "memory, MB": f"{memory / 1e6:.2f}",
-                    "time, ms an update": f"{1e3 * seconds / lifetime:.1f}",
-                    "last norm": f"{results[-1]['norm']:.2g}",
+                    "memory, MB": f"{megabytes:.2f}",
+                    "time, ms an update": f"{milliseconds:.1f}",
+                    "last norm": f"{norm:.2g}",
                 }
             )
-        mine = [x for x in results if x["meta_gradient"] == name]
-        panels["memory, MB"][name] = (main.lifetimes, [x["memory_bytes"] / 1e6 for x in mine])
-        panels["time of an update, ms"][name] = (
-            main.lifetimes,
-            [1e3 * x["seconds"] / x["lifetime"] for x in mine],
-        )
-    plots = partial(
-        plotting.lines, panels=panels, x_label="updates in a lifetime", logarithmic=True
-    )
-    return rows, {"rows": results}, plots
-
-
-KINDS: dict[str, tuple[type, Callable]] = {
-    "chain": (Chain, run_chain),
-    "physics": (Physics, run_physics),
-    "memory": (Memory, run_memory),
-}
-
-
-def main(argv: list[str]) -> None:
-    settings = tyro.extras.subcommand_cli_from_dict(
-        {name: kind for name, (kind, _) in KINDS.items()}, args=argv, description=__doc__
-    )
-    reports.refuse_to_overwrite(settings.output)
-    training.enable_compilation_cache()
-    (run,) = (run for kind, run in KINDS.values() if isinstance(settings, kind))
-    rows, results, plot = run(settings)
-    reports.leave(settings.output, dataclasses.asdict(settings), rows, results=results)
-    plot(settings.output / "meta_gradient.png")
+        for panel, values in zip(panels.values(), zip(*mine, strict=True), strict=True):
+            panel[name] = (main.lifetimes, values)
+    axes = dict(x_label="updates in a lifetime", logarithmic=True)
+    leave(main, rows, {"rows": results}, panels, **axes)
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except (ValueError, TypeError, OSError) as error:
-        sys.exit(f"error: {error}")
+    study.main({Chain: run_chain, Physics: run_physics, Memory: run_memory}, __doc__)

@@ -15,23 +15,22 @@ results.json and off_policy_evaluation.png in the output folder.
 """
 
 import dataclasses
+import itertools
 import math
-import sys
-import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import tyro
+import study
+from jaxmeta.learners.gradient import Meta
 
 from jaxmeta import checks, evaluation, plotting, tasks
 from jaxmeta.algorithms.meta_value import Config, Hyper, MetaValue, meta_value, meta_value_parts
-from jaxmeta.learners.gradient import Meta
-from jaxmeta.runs import reports, training
 from jaxmeta.tasks import TaskFamily
 from jaxmeta.tasks.tabular import state_values
 from jaxmeta.types import Task, TimeStep
@@ -41,43 +40,29 @@ LAMBDAS = (0.0, 0.5, 0.9, 1.0)
 
 
 @dataclasses.dataclass(frozen=True)
-class Main:
+class Main(study.Study):
     """Off-policy evaluation in random MDPs."""
 
-    output: Path = Path("runs/off-policy-evaluation")
-    """Folder for the results; made anew."""
+    output: study.Output = Path("runs/off-policy-evaluation")
     family: Literal["latent_tabular", "tabular"] = "latent_tabular"
     """MDPs with structure in common, or without."""
-    distances: tuple[float, ...] = (0.2, 1.0)
+    distances: Annotated[study.Numbers, study.within(0.0, 10.0)] = (0.2, 1.0)
     """Standard deviations of the difference of π's and μ's parameters."""
-    updates: tuple[int, ...] = (1, 3, 10)
-    """Numbers of steps to report."""
-    rho_bar: float = 3.0
-    """Where V-trace truncates the ratio of a TD error, for all three; without it a few tasks diverge where
-    policies are far apart."""
+    updates: tuple[int, ...] = (1, 3, 10)  # Numbers of steps to report.
+    rho_bar: Annotated[float, study.within(0, math.inf)] = 3.0
+    """Bound of V-trace on the ratio of a TD error; a few tasks diverge without one."""
     outer_policy: Literal["behaviour", "target"] = "behaviour"
-    """Who acts for the prediction error in meta-training: μ, corrected by importance sampling, or π."""
+    """The policy that acts for the prediction error: μ, with importance ratios, or π."""
     meta_updates: int = 3000
     """Meta-updates, of 20 tasks each; as many without adaptation for the mean task."""
-    num_tasks: int = 1000
-    """Held-out MDPs."""
-    num_tuning: int = 500
-    """Training MDPs on which the controls' step sizes and λ are chosen."""
-    seed: int = 0
-    """Of training and of the random beginning."""
+    num_tasks: int = 1000  # Held-out MDPs.
+    num_tuning: int = 500  # Training MDPs on which the controls' step sizes and λ are chosen.
+    seed: int = 0  # Of training and of the random beginning.
 
     def __post_init__(self) -> None:
-        checks.choice("family", self.family, ("latent_tabular", "tabular"))
+        super().__post_init__()
         for name in ("meta_updates", "num_tasks", "num_tuning"):
             checks.at_least(name, getattr(self, name), 2)
-        checks.at_least("seed", self.seed, 0, 2**32 - 1)
-        checks.between("rho_bar", self.rho_bar, 0, math.inf)
-        checks.some("updates", self.updates)
-        checks.some("distances", self.distances)
-        for value in self.updates:
-            checks.at_least("updates", value, 1)
-        for value in self.distances:
-            checks.between("distances", value, 0.0, 10.0)
 
 
 def settings(main: Main, distance: float) -> tuple[Config, Hyper]:
@@ -94,7 +79,7 @@ def settings(main: Main, distance: float) -> tuple[Config, Hyper]:
 
 
 def trained(main: Main, family: TaskFamily, config: Config, hyper: Hyper) -> tuple[Meta, float]:
-    """What `meta_value` has learned, and the seconds without compilation.
+    """The parameters that `meta_value` has learned, and the seconds without compilation.
 
     The outer step size falls to zero, along half a cosine: importance ratios make for noisy gradients.
     """
@@ -103,22 +88,10 @@ def trained(main: Main, family: TaskFamily, config: Config, hyper: Hyper) -> tup
         return optax.adam(optax.cosine_decay_schedule(learning_rate, main.meta_updates))
 
     algorithm = meta_value(family, config, hyper, optimizer=optimizer)
-    run = jax.jit(lambda key: training.begin(key, algorithm=algorithm))(jax.random.key(main.seed))
-
-    def advance(run: training.Run) -> training.Run:
-        return training.advance(
-            run,
-            jnp.asarray(main.meta_updates, jnp.int32),
-            algorithm=algorithm,
-            family=family,
-            num_tasks=20,
-            max_updates=main.meta_updates,
-        )[0]
-
-    call = jax.jit(advance).lower(run).compile()
-    began = time.perf_counter()
-    run = jax.block_until_ready(call(run))
-    return run.state.meta, time.perf_counter() - began
+    run = study.one(algorithm, main.seed)
+    train, _ = study.trainer(run, algorithm, family, num_tasks=20, chunk=main.meta_updates)
+    after = train(run, main.meta_updates)
+    return after.meta, after.seconds
 
 
 def exact_values(parts: MetaValue, agent: Any, task: Task, discount: jax.Array) -> jax.Array:
@@ -160,25 +133,19 @@ def best_control(main: Main, measure: Measure, meta: Meta, family: TaskFamily) -
     """``meta`` with the best step size and λ for each number of steps, chosen on training tasks."""
     task_key, key = jax.random.split(jax.random.key(main.seed + 100))
     drawn = tasks.sample_tasks(task_key, family, main.num_tuning, split="train")
-    candidates = [
-        meta._replace(
-            hyper=meta.hyper._replace(
-                step_size=jnp.asarray(step_size, float),
-                trace_lambda=jnp.asarray(trace_lambda, float),
-            )
-        )
-        for step_size in STEP_SIZES
-        for trace_lambda in LAMBDAS
-    ]
-    found = np.stack(
-        [np.asarray(measure(key, x, drawn)[0], np.float64).mean(axis=0) for x in candidates]
-    )
+
+    def tuned(step_size: float, trace_lambda: float) -> Meta:
+        sizes = jnp.asarray(step_size, float), jnp.asarray(trace_lambda, float)
+        return meta._replace(hyper=meta.hyper._replace(step_size=sizes[0], trace_lambda=sizes[1]))
+
+    candidates = [tuned(*x) for x in itertools.product(STEP_SIZES, LAMBDAS)]
+    found = np.stack([np.asarray(measure(key, x, drawn)[0], float).mean(0) for x in candidates])
     found = np.where(np.isfinite(found), found, np.inf)
     return {k: candidates[int(found[:, k].argmin())] for k in main.updates}
 
 
 def compare(main: Main, distance: float) -> list[dict[str, Any]]:
-    """A row a beginning."""
+    """A row a beginning: means and intervals over tasks, and the meta-learned error's share."""
     family = tasks.make(main.family)
     config, hyper = settings(main, distance)
     fixed = dataclasses.replace(config, step_sizes="fixed")
@@ -186,20 +153,17 @@ def compare(main: Main, distance: float) -> list[dict[str, Any]]:
 
     def measure(config: Config) -> Measure:
         parts = meta_value_parts(family, config)
-        return jax.jit(
-            lambda key, meta, drawn: errors(
-                key, meta, drawn, parts=parts, num_updates=max(main.updates)
-            )
-        )
+        return jax.jit(partial(errors, parts=parts, num_updates=max(main.updates)))
 
     learned, seconds = trained(main, family, config, hyper)
-    print(f"distance {distance}: meta-learned in {seconds:.0f} s", file=sys.stderr, flush=True)
+    study.say(f"distance {distance}: meta-learned in {seconds:.0f} s")
     mean, mean_seconds = trained(main, family, mean_task, hyper)
     random = meta_value(family, fixed, hyper).init(jax.random.key(main.seed + 1)).meta
 
     task_key, key = jax.random.split(jax.random.key(main.seed + 200))
     drawn = tasks.sample_tasks(task_key, family, main.num_tasks, split="test")
-    rows = []
+    rows: list[dict[str, Any]] = []
+    best: dict[int, np.ndarray] = {}
     controls = measure(fixed)
     for name, of_updates, measured, spent in (
         ("meta-learned", {k: learned for k in main.updates}, measure(config), seconds),
@@ -207,86 +171,52 @@ def compare(main: Main, distance: float) -> list[dict[str, Any]]:
         ("random", best_control(main, controls, random, family), controls, None),
     ):
         found = {k: measured(key, meta, drawn) for k, meta in of_updates.items()}
-        curve = np.asarray(found[max(main.updates)][0], np.float64)
-        rows.append(
-            {
-                "log_ratio": float(np.mean(found[main.updates[0]][1])),
-                "beginning": name,
-                "errors": {k: np.asarray(x[0], np.float64)[:, k] for k, x in found.items()},
-                "before": curve[:, 0],
-                "tuned": {
-                    k: None
-                    if name == "meta-learned"
-                    else [float(meta.hyper.step_size), float(meta.hyper.trace_lambda)]
-                    for k, meta in of_updates.items()
-                },
-                "training_seconds": spent,
-            }
-        )
+        curves = {k: np.asarray(x[0], np.float64) for k, x in found.items()}
+        best = best or curves
+        row = {
+            "log_ratio": float(np.mean(found[main.updates[0]][1])),
+            "beginning": name,
+            "before": float(curves[max(main.updates)][:, 0].mean()),
+        }
+        for k, x in curves.items():
+            after, (low, high) = x[:, k].mean(), evaluation.bootstrap_interval(x[:, k])
+            row |= {f"after_{k}": float(after), f"after_{k}_low": float(low)}
+            share = float(best[k][:, k].mean() / after)
+            row |= {f"after_{k}_high": float(high), f"share_{k}": share}
+        chosen = {k: (x.hyper.step_size, x.hyper.trace_lambda) for k, x in of_updates.items()}
+        row["tuned"] = {
+            k: None if name == "meta-learned" else [float(y) for y in x] for k, x in chosen.items()
+        }
+        rows.append(row | {"training_seconds": spent})
     return rows
 
 
-def summarize(rows: list[dict[str, Any]], updates: tuple[int, ...]) -> list[dict[str, Any]]:
-    """Means and intervals over tasks, and each control's error in units of the meta-learned one's."""
-    best = rows[0]["errors"]
-    summary = []
-    for row in rows:
-        cells: dict[str, Any] = {
-            "log_ratio": row["log_ratio"],
-            "beginning": row["beginning"],
-            "before": float(row["before"].mean()),
-        }
-        for k in updates:
-            low, high = evaluation.bootstrap_interval(row["errors"][k])
-            cells[f"after_{k}"] = float(row["errors"][k].mean())
-            cells[f"after_{k}_low"], cells[f"after_{k}_high"] = float(low), float(high)
-            cells[f"share_{k}"] = float(best[k].mean() / row["errors"][k].mean())
-        summary.append(cells | {"tuned": row["tuned"], "training_seconds": row["training_seconds"]})
-    return summary
-
-
 def shown(row: dict[str, Any], updates: tuple[int, ...]) -> dict[str, str]:
+    """A row of the table."""
     cells = {
         "mean abs log ρ": f"{row['log_ratio']:.2f}",
         "beginning": row["beginning"],
         "0 steps": f"{row['before']:.2f}",
     }
     for k in updates:
-        cells[f"{k} step{'s' * (k > 1)} (95 %)"] = (
-            f"{row[f'after_{k}']:.2f} ({row[f'after_{k}_low']:.2f}, {row[f'after_{k}_high']:.2f})"
-        )
-    shares = (
-        ""
-        if row["beginning"] == "meta-learned"
-        else " / ".join(f"{row[f'share_{k}']:.2f}" for k in updates)
-    )
-    return cells | {"meta-learned's share of it": shares}
+        numbers = (row[f"after_{k}{end}"] for end in ("", "_low", "_high"))
+        cells[f"{k} step{'s' * (k > 1)} (95 %)"] = study.with_interval(*numbers)
+    shares = " / ".join(f"{row[f'share_{k}']:.2f}" for k in updates)
+    learned = row["beginning"] == "meta-learned"
+    return cells | {"meta-learned's share of it": "" if learned else shares}
 
 
-def main(main: Main) -> None:
-    reports.refuse_to_overwrite(main.output)
-    training.enable_compilation_cache()
-    summary = []
-    for distance in main.distances:
-        summary += summarize(compare(main, distance), main.updates)
-    table = [shown(row, main.updates) for row in summary]
-    reports.leave(main.output, dataclasses.asdict(main), table, rows=summary)
+def run(main: Main) -> None:
+    summary = [row for distance in main.distances for row in compare(main, distance)]
     flat = [{k: v for k, v in row.items() if k != "tuned"} for row in summary]
-    reports.write_csv(main.output / "table.csv", flat)
+    study.leave(main, [shown(row, main.updates) for row in summary], csv=flat, rows=summary)
     panels: dict[str, dict[str, tuple[list, list]]] = {}
     for row in summary:
         panel = panels.setdefault(f"squared error, mean |log ρ| = {row['log_ratio']:.2f}", {})
         panel[row["beginning"]] = (list(main.updates), [row[f"after_{k}"] for k in main.updates])
-    plotting.lines(
-        main.output / "off_policy_evaluation.png",
-        panels,
-        x_label="steps on ten trajectories of μ",
-        logarithmic=True,
-    )
+    path = main.output / "off_policy_evaluation.png"
+    plotting.lines(path, panels, x_label="steps on ten trajectories of μ", logarithmic=True)
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Main, description=__doc__))
-    except (ValueError, TypeError, OSError) as error:
-        sys.exit(f"error: {error}")
+    study.main({Main: run}, __doc__)

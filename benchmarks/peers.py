@@ -35,34 +35,36 @@ import subprocess
 import sys
 import venv
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+import study
 import tyro
+from jaxmeta.runs import reports
 
 from jaxmeta import checks, plotting
-from jaxmeta.runs import reports
 
 SIDES = Path(__file__).parent / "sides"
 TORCHOPT = ("torch==2.13.0", "torchopt==0.7.3")
 XMINIGRID = ("xminigrid==0.9.3", "--editable", str(Path(__file__).parent.parent))
 REJAX = ("rejax==0.1.3", "gymnax==0.0.9", "jax<0.11")
+HELP = "Folder of the peer's virtual environment, made where it is not there."
+Peers = Annotated[Path, tyro.conf.arg(help=HELP)]
 
 
 @dataclasses.dataclass(frozen=True)
-class Duel:
-    """What every comparison can be told."""
+class Duel(study.Study):
+    """Settings of every comparison."""
 
-    pairs: int = 11
-    """Turns of each side that are measured."""
+    pairs: int = 11  # Turns of each side that are measured.
     core: int | None = min(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
     """The core that both are pinned to; None pins neither, for an accelerator."""
 
     def __post_init__(self) -> None:
-        checks.at_least("pairs", self.pairs, 1)
+        super().__post_init__()
         checks.core("core", self.core)
 
-    def told(self, *names: str) -> dict[str, Any]:
+    def both(self, *names: str) -> dict[str, Any]:
         """The settings that both sides are told."""
         return {name: getattr(self, name) for name in names}
 
@@ -71,19 +73,12 @@ class Duel:
 class Pair(Duel):
     """Many copies of one environment."""
 
-    num_envs: int = 2048
-    """Copies of the environment."""
-    num_steps: int = 128
-    """Steps of each in a turn."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("num_envs", "num_steps"):
-            checks.at_least(name, getattr(self, name), 1)
+    num_envs: int = 2048  # Copies of the environment.
+    num_steps: int = 128  # Steps of each in a turn.
 
     @property
     def env_steps(self) -> int:
-        """Of a turn."""
+        """Environment steps of a turn."""
         return self.num_envs * self.num_steps
 
 
@@ -91,33 +86,22 @@ class Pair(Duel):
 class Maml(Duel):
     """MAML on 2-D navigation, beside TorchOpt's."""
 
-    output: Path = Path("runs/peers-maml")
-    """Folder for the results; made anew."""
-    peers: Path = Path("runs/peers")
-    """Folder of the peer's virtual environment, made where it is not there."""
-    num_tasks: int = 20
-    """Tasks of a meta-update."""
-    num_streams: int = 20
-    """Episodes in each, before and after the inner step."""
-    num_steps: int = 100
-    """Steps of an episode."""
-    num_seeds: int = 6
-    """Learning curves of each."""
-    num_updates: int = 40
-    """Meta-updates of a learning curve."""
-    evaluate_every: int = 5
-    """Meta-updates between two evaluations, on 100 held-out tasks."""
+    output: study.Output = Path("runs/peers-maml")
+    peers: Peers = Path("runs/peers")
+    num_tasks: int = 20  # Tasks of a meta-update.
+    num_streams: int = 20  # Episodes in each, before and after the inner step.
+    num_steps: int = 100  # Steps of an episode.
+    num_seeds: int = 6  # Learning curves of each.
+    num_updates: int = 40  # Meta-updates of a learning curve.
+    evaluate_every: int = 5  # Meta-updates between two evaluations, on 100 held-out tasks.
 
     def __post_init__(self) -> None:
         super().__post_init__()
         checks.at_least("num_streams", self.num_streams, 2)  # a baseline is fitted to the others
-        names = ("num_tasks", "num_steps", "num_seeds", "num_updates", "evaluate_every")
-        for name in names:
-            checks.at_least(name, getattr(self, name), 1)
 
     @property
     def env_steps(self) -> int:
-        """Of a turn."""
+        """Environment steps of a turn."""
         return 2 * self.num_tasks * self.num_streams * self.num_steps
 
 
@@ -125,25 +109,16 @@ class Maml(Duel):
 class Ppo(Pair):
     """PPO on CartPole, beside rejax's."""
 
-    output: Path = Path("runs/peers-ppo")
-    """Folder for the results; made anew."""
-    peers: Path = Path("runs/peers")
-    """Folder of the peer's virtual environment, made where it is not there."""
-    num_epochs: int = 4
-    """Passes over a batch."""
-    num_minibatches: int = 4
-    """Gradient steps in a pass."""
-    num_seeds: int = 6
-    """Learning curves of each."""
-    num_updates: int = 20
-    """Updates of a learning curve."""
-    evaluate_every: int = 2
-    """Updates between two evaluations, of 128 episodes each."""
+    output: study.Output = Path("runs/peers-ppo")
+    peers: Peers = Path("runs/peers")
+    num_epochs: int = 4  # Passes over a batch.
+    num_minibatches: int = 4  # Gradient steps in a pass.
+    num_seeds: int = 6  # Learning curves of each.
+    num_updates: int = 20  # Updates of a learning curve.
+    evaluate_every: int = 2  # Updates between two evaluations, of 128 episodes each.
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("num_epochs", "num_minibatches", "num_seeds", "num_updates", "evaluate_every"):
-            checks.at_least(name, getattr(self, name), 1)
         if self.num_envs % self.num_minibatches:
             raise ValueError(
                 f"num_minibatches={self.num_minibatches} must divide num_envs={self.num_envs}"
@@ -154,33 +129,28 @@ class Ppo(Pair):
 class Rollout(Pair):
     """A policy that acts, beside gymnax's RolloutWrapper."""
 
-    output: Path = Path("runs/peers-rollout")
-    """Folder for the results; made anew."""
+    output: study.Output = Path("runs/peers-rollout")
 
 
 @dataclasses.dataclass(frozen=True)
 class Grid(Pair):
     """Random actions in xminigrid's grids, beside its own wrapper."""
 
-    output: Path = Path("runs/peers-grid")
-    """Folder for the results; made anew."""
-    peers: Path = Path("runs/peers")
-    """Folder of the peer's virtual environment, made where it is not there."""
+    output: study.Output = Path("runs/peers-grid")
+    peers: Peers = Path("runs/peers")
 
 
 class Side:
     """A program that is asked for one turn after the other."""
 
     def __init__(self, python: Path, script: str, settings: dict[str, Any], core: int | None):
+        command = [str(python), str(SIDES / script), json.dumps(settings)]
+        pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         with reports.on_core(core):
-            self.process = subprocess.Popen(
-                [str(python), str(SIDES / script), json.dumps(settings)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                text=True,
-            )
+            self.process = subprocess.Popen(command, text=True, **pipes)
 
     def ask(self, **question: Any) -> dict[str, Any]:
+        """The answer to a question."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         print(json.dumps(question), file=self.process.stdin, flush=True)
@@ -201,7 +171,7 @@ def peer_python(folder: Path, requirements: tuple[str, ...]) -> Path:
     """The Python of a virtual environment with ``requirements``, which is made where it is not there."""
     python, made = folder / "bin" / "python", folder / "made"
     if not made.exists():
-        print(f"installing {', '.join(requirements)} in {folder}", file=sys.stderr, flush=True)
+        study.say(f"installing {', '.join(requirements)} in {folder}")
         venv.create(folder, with_pip=True, clear=True)
         install = [str(python), "-m", "pip", "install", "--quiet", *requirements]
         if subprocess.run(install, stdout=sys.stderr).returncode:
@@ -244,7 +214,7 @@ def curves(main: Ppo | Maml, ours: Side, theirs: Side, peer: str) -> dict[str, n
                 for _ in range(main.evaluate_every if evaluation else 0):
                     side.ask(do="turn")
                 mine[seed, evaluation] = side.ask(do="evaluate", seed=seed)["return"]
-            print(f"{name}, seed {seed}: {mine[seed].round(1)}", file=sys.stderr, flush=True)
+            study.say(f"{name}, seed {seed}: {mine[seed].round(1)}")
     return returns
 
 
@@ -253,11 +223,11 @@ def run_learning(main: Ppo | Maml) -> None:
     if isinstance(main, Ppo):
         peer, name, requirements = "rejax", "rejax 0.1.3, PPO", REJAX
         scripts = "jaxmeta_ppo.py", "rejax_ppo.py"
-        settings = main.told("num_envs", "num_steps", "num_epochs", "num_minibatches")
+        settings = main.both("num_envs", "num_steps", "num_epochs", "num_minibatches")
     else:
         peer, name, requirements = "torchopt", "TorchOpt 0.7.3, PyTorch 2.13, MAML", TORCHOPT
         scripts = "jaxmeta_maml.py", "torchopt_maml.py"
-        settings = main.told("num_tasks", "num_streams", "num_steps")
+        settings = main.both("num_tasks", "num_streams", "num_steps")
     python = peer_python(main.peers / peer, requirements)
     with (
         Side(Path(sys.executable), scripts[0], settings, main.core) as ours,
@@ -270,13 +240,13 @@ def run_learning(main: Ppo | Maml) -> None:
         row[f"mean of the curve, {side}"] = f"{mine.mean():.3g}"
     evaluated = main.evaluate_every * np.arange(mine.shape[1])
     results = {"turns": turns, "returns": {k: x.tolist() for k, x in returns.items()}}
-    reports.leave(main.output, dataclasses.asdict(main), [row], results=results)
+    study.leave(main, [row], results=results)
     panels = {"return": {k: (evaluated * main.env_steps, x.mean(0)) for k, x in returns.items()}}
     plotting.lines(main.output / "curves.png", panels=panels, x_label="environment steps")
 
 
 def run_rollout(main: Rollout | Grid) -> None:
-    settings = main.told("num_envs", "num_steps")
+    settings = main.both("num_envs", "num_steps")
     if isinstance(main, Grid):
         python, script = peer_python(main.peers / "xminigrid", XMINIGRID), "xminigrid_rollout.py"
         peer, name = "xminigrid", "xminigrid 0.9.3, GymAutoResetWrapper"
@@ -288,22 +258,9 @@ def run_rollout(main: Rollout | Grid) -> None:
         Side(python, script, settings | {"by": peer}, main.core) as theirs,
     ):
         row, turns = duel(main, ours, theirs, name)
-    reports.leave(main.output, dataclasses.asdict(main), [row], results={"turns": turns})
-
-
-def main(argv: list[str]) -> None:
-    settings = tyro.extras.subcommand_cli_from_dict(
-        {"maml": Maml, "ppo": Ppo, "rollout": Rollout, "grid": Grid}, args=argv, description=__doc__
-    )
-    reports.refuse_to_overwrite(settings.output)
-    if isinstance(settings, Maml | Ppo):
-        run_learning(settings)
-    else:
-        run_rollout(settings)
+    study.leave(main, [row], results={"turns": turns})
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except (ValueError, TypeError, OSError) as error:
-        sys.exit(f"error: {error}")
+    kinds = {Maml: run_learning, Ppo: run_learning, Rollout: run_rollout, Grid: run_rollout}
+    study.main(kinds, __doc__)

@@ -9,30 +9,22 @@ jaxmeta/pretrained holds under the name is replaced.
 
 import dataclasses
 import shutil
-import sys
 from pathlib import Path
 from typing import Annotated
 
+import study
 import train
 import tyro
-
-from jaxmeta import checks
 from jaxmeta.runs import experiments, presets, training
 from jaxmeta.runs.experiments import PRETRAINED
 
 
-@dataclasses.dataclass(frozen=True)
-class Main:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Main(study.Study):
     """Presets to be shipped."""
 
-    names: Annotated[tuple[str, ...], tyro.conf.Positional]
-    output: Path = Path("runs/pretrained")
-    """Folder of the runs."""
-
-    def __post_init__(self) -> None:
-        checks.some("names", self.names)
-        for name in self.names:
-            checks.choice("names", name, presets.PRESETS)
+    names: Annotated[study.Names, tyro.conf.Positional, study.known(presets.PRESETS)]
+    output: Annotated[Path, tyro.conf.arg(help="Folder of the runs.")] = Path("runs/pretrained")
 
 
 def ship(run: Path, folder: Path) -> None:
@@ -47,16 +39,13 @@ def ship(run: Path, folder: Path) -> None:
         shutil.copy(run / name, folder / name)
 
 
-def main(main: Main) -> None:
+def run(main: Main) -> None:
     for name in main.names:
-        run = main.output / name
-        if not (run / "evaluation.json").exists():
-            train.main(["--preset", name, "--output", str(run)])
-        ship(run, PRETRAINED / name)
+        folder = main.output / name
+        if not (folder / "evaluation.json").exists():
+            train.main(["--preset", name, "--output", str(folder)])
+        ship(folder, PRETRAINED / name)
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Main, description=__doc__))
-    except (ValueError, TypeError, OSError) as error:
-        sys.exit(f"error: {error}")
+    study.main({Main: run}, __doc__, new=False)

@@ -18,14 +18,14 @@ import os
 import statistics
 import subprocess
 import sys
-import time
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tyro
+import study
+from jaxmeta.runs import reports, training
 
 from jaxmeta import checks, plotting, tasks
 from jaxmeta.algorithms import maml, rl2
@@ -36,7 +36,7 @@ from jaxmeta.types import MetaAlgorithm
 
 @dataclasses.dataclass(frozen=True)
 class Size:
-    """What costs."""
+    """The sizes of a meta-update."""
 
     tasks: int = 20
     streams: int = 20
@@ -50,49 +50,34 @@ ALGORITHMS = {"maml": AXES, "rl2": ("tasks", "streams", "horizon", "devices")}
 
 
 @dataclasses.dataclass(frozen=True)
-class Study:
+class Scaling(study.Study):
     """Which sizes."""
 
-    output: Path = Path("runs/scaling")
-    """Folder for the results; made anew."""
-    algorithm: str = "maml"
+    output: study.Output = Path("runs/scaling")
+    algorithm: Annotated[str, study.known(ALGORITHMS)] = "maml"
     """`maml` on 2-D navigation, two layers of 64; or `rl2`, a GRU of 64 on two-armed bandits."""
-    axes: tuple[str, ...] = ()
-    """What is multiplied; none named is all."""
-    base: Size = Size()
-    """The sizes of all others."""
-    factors: tuple[int, ...] = (1, 2, 4, 8)
-    """By how much."""
-    repeats: int = 7
-    """Timed meta-updates of each; the median counts."""
-    tasks_per_chunk: int | None = None
-    """Tasks whose meta-gradient is worked on at a time, MAML's."""
-    core: int | None = None
-    """The core that all is pinned to, but for devices; None pins nothing."""
+    axes: tuple[str, ...] = ()  # Sizes to multiply; none named is all.
+    base: Size = Size()  # The sizes of all others.
+    factors: tuple[int, ...] = (1, 2, 4, 8)  # By how much.
+    repeats: int = 7  # Timed meta-updates of each; the median counts.
+    tasks_per_chunk: int | None = None  # Tasks whose meta-gradient is worked on at a time, MAML's.
+    core: int | None = None  # The core that all is pinned to, but for devices; None pins nothing.
 
     def __post_init__(self) -> None:
-        checks.choice("algorithm", self.algorithm, ALGORITHMS)
+        super().__post_init__()
         for axis in self.axes:
             checks.choice("axes", axis, ALGORITHMS[self.algorithm])
         for axis in AXES:
             checks.at_least(axis, getattr(self.base, axis), 1)
-        checks.at_least("repeats", self.repeats, 1)
-        if (
-            len(self.factors) < 3
-            or min(self.factors) < 1
-            or sorted(set(self.factors)) != list(self.factors)
-        ):
+        if len(self.factors) < 3 or sorted(set(self.factors)) != list(self.factors):
             raise ValueError(
                 f"factors={self.factors} must be at least three numbers, 1 and more, that rise"
             )
-        if self.tasks_per_chunk is not None:
-            checks.at_least("tasks_per_chunk", self.tasks_per_chunk, 1)
-        for factor in self.factors:
-            checks.at_least("factors", factor, 1)
         checks.core("core", self.core)
 
 
 def build(algorithm: str, size: Size, chunk: int | None) -> tuple[TaskFamily, MetaAlgorithm]:
+    """The family of a size, and the algorithm."""
     if algorithm == "maml":
         family = tasks.make("navigation", horizon=size.horizon)
         config = maml.Config(
@@ -107,10 +92,10 @@ def build(algorithm: str, size: Size, chunk: int | None) -> tuple[TaskFamily, Me
 
 
 def point(asked: dict[str, Any]) -> dict[str, Any]:
-    """What one size costs; in a process of its own."""
+    """Time and memory of one size; in a process of its own."""
     size = Size(**asked["size"])
     family, algorithm = build(asked["algorithm"], size, asked["tasks_per_chunk"])
-    run = jax.jit(lambda key: training.begin(key, algorithm=algorithm))(jax.random.key(0))
+    run = study.one(algorithm, 0)
 
     def advance(run: Any) -> Any:
         return training.advance(
@@ -123,28 +108,22 @@ def point(asked: dict[str, Any]) -> dict[str, Any]:
             mesh=training.device_mesh(size.tasks),
         )
 
-    began = time.perf_counter()
-    call = jax.jit(advance).lower(run).compile()
-    compiling = time.perf_counter() - began
-    planned = call.memory_analysis()
-    predicted = planned.temp_size_in_bytes + planned.output_size_in_bytes
-    _, metrics = jax.block_until_ready(call(run))  # the first call brings in code and threads too
+    program = study.compiled(advance, run)
+    planned = program.call.memory_analysis()
+    _, metrics = jax.block_until_ready(
+        program.call(run)
+    )  # the first call brings in code and threads
     env_steps = int(metrics["env_steps"][0])
     del metrics, _
     before = begin_peak()
-    after = jax.block_until_ready(call(run))
+    after = jax.block_until_ready(program.call(run))
     measured = peak() - before
     del after
-    seconds = []
-    for _ in range(asked["repeats"]):
-        began = time.perf_counter()
-        jax.block_until_ready(call(run))
-        seconds.append(time.perf_counter() - began)
     return {
         "env_steps": env_steps,
-        "seconds": seconds,
-        "compile_seconds": compiling,
-        "predicted_bytes": predicted,
+        "seconds": [study.timed(lambda: program.call(run))[1] for _ in range(asked["repeats"])],
+        "compile_seconds": program.seconds,
+        "predicted_bytes": planned.temp_size_in_bytes + planned.output_size_in_bytes,
         "measured_bytes": measured,
     }
 
@@ -167,14 +146,10 @@ def peak() -> int:
     return 1024 * int(line.split()[1])
 
 
-def measure(main: Study, size: Size) -> dict[str, Any]:
-    """`point`, of a program that is started for it."""
-    asked = {
-        "size": dataclasses.asdict(size),
-        "algorithm": main.algorithm,
-        "tasks_per_chunk": main.tasks_per_chunk,
-        "repeats": main.repeats,
-    }
+def measure(main: Scaling, size: Size) -> dict[str, Any]:
+    """`point` of a size, by a program that is started for it."""
+    names = "algorithm", "tasks_per_chunk", "repeats"
+    asked = {"size": dataclasses.asdict(size)} | {name: getattr(main, name) for name in names}
     flags = os.environ.get("XLA_FLAGS", "")
     if size.devices > 1:
         flags += f" --xla_force_host_platform_device_count={size.devices}"
@@ -195,74 +170,64 @@ def exponent(sizes: list[int], seconds: list[float]) -> float:
     return float(np.polyfit(np.log(sizes[-3:]), np.log(seconds[-3:]), 1)[0])
 
 
-def study(main: Study) -> tuple[list[dict[str, str]], list[dict[str, str]], list[dict], dict]:
+def sized(main: Scaling, axis: str, factor: int) -> Size:
+    """The size where one axis is multiplied; devices share the tasks of the largest number of them."""
+    size = dataclasses.replace(main.base, **{axis: factor * getattr(main.base, axis)})
+    if axis == "devices":
+        size = dataclasses.replace(size, tasks=main.base.tasks * main.factors[-1])
+    return size
+
+
+def shown(axis: str, size: Size, result: dict[str, Any]) -> dict[str, str]:
+    """A row of the table."""
+    median = statistics.median(result["seconds"])
+    error = result["predicted_bytes"] / result["measured_bytes"] - 1
+    return {
+        "what grows": axis.replace("_", " "),
+        "size": str(getattr(size, axis)),
+        "env steps": f"{result['env_steps']:,}".replace(",", " "),
+        "time, s": f"{median:.3f}",
+        "k env steps/s": f"{result['env_steps'] / median / 1e3:.0f}",
+        "memory, MB": f"{result['measured_bytes'] / 1e6:.1f}",
+        "predicted": f"{result['predicted_bytes'] / 1e6:.1f} ({100 * error:+.0f} %)",
+        "compiling, s": f"{result['compile_seconds']:.1f}",
+    }
+
+
+def run(main: Scaling) -> None:
     rows, exponents, results = [], [], []
     panels: dict[str, dict] = {"time of a meta-update, s": {}, "memory, MB": {}}
     done: dict[Size, dict[str, Any]] = {}
     for axis in main.axes or ALGORITHMS[main.algorithm]:
-        sizes, seconds, megabytes = [], [], []
-        for factor in main.factors:
-            value = factor * getattr(main.base, axis)
-            size = dataclasses.replace(main.base, **{axis: value})
-            if axis == "devices":  # which share the tasks of the largest number of them
-                size = dataclasses.replace(size, tasks=main.base.tasks * main.factors[-1])
+        name = axis.replace("_", " ")
+        sizes = [sized(main, axis, factor) for factor in main.factors]
+        for size in sizes:
             if size not in done:
                 done[size] = measure(main, size)
-            result = done[size]
-            median = statistics.median(result["seconds"])
-            error = result["predicted_bytes"] / result["measured_bytes"] - 1
-            rows.append(
-                {
-                    "what grows": axis.replace("_", " "),
-                    "size": str(value),
-                    "env steps": f"{result['env_steps']:,}".replace(",", " "),
-                    "time, s": f"{median:.3f}",
-                    "k env steps/s": f"{result['env_steps'] / median / 1e3:.0f}",
-                    "memory, MB": f"{result['measured_bytes'] / 1e6:.1f}",
-                    "predicted": f"{result['predicted_bytes'] / 1e6:.1f} ({100 * error:+.0f} %)",
-                    "compiling, s": f"{result['compile_seconds']:.1f}",
-                }
-            )
-            results.append({"axis": axis, "size": dataclasses.asdict(size), **result})
-            print(rows[-1], file=sys.stderr, flush=True)
-            sizes.append(value)
-            seconds.append(median)
-            megabytes.append(result["measured_bytes"] / 1e6)
+            rows.append(shown(axis, size, done[size]))
+            results.append({"axis": axis, "size": dataclasses.asdict(size), **done[size]})
+            study.say(rows[-1])
+        grown = [getattr(size, axis) for size in sizes]
+        seconds = [statistics.median(done[size]["seconds"]) for size in sizes]
+        megabytes = [done[size]["measured_bytes"] / 1e6 for size in sizes]
         if axis != "devices":
-            exponents.append(
-                {
-                    "what grows": axis.replace("_", " "),
-                    "exponent of time": f"{exponent(sizes, seconds):.2f}",
-                    "exponent of memory": f"{exponent(sizes, megabytes):.2f}",
-                }
-            )
-        name = axis.replace("_", " ")
+            slopes = (f"{exponent(grown, x):.2f}" for x in (seconds, megabytes))
+            names = "what grows", "exponent of time", "exponent of memory"
+            exponents.append(dict(zip(names, (name, *slopes), strict=True)))
         for panel, y in zip(panels.values(), (seconds, megabytes), strict=True):
             panel[name] = (main.factors, y)
-    return rows, exponents, results, panels
-
-
-def main(argv: list[str]) -> None:
-    if argv[:1] == ["point"]:
-        print(json.dumps(point(json.loads(argv[1]))))
-        return
-    settings = tyro.cli(Study, args=argv, description=__doc__)
-    reports.refuse_to_overwrite(settings.output)
-    rows, exponents, results, panels = study(settings)
-    told = dataclasses.asdict(settings)
-    reports.leave(settings.output, told, rows, exponents=exponents, rows=results)
+    study.leave(main, rows, csv=rows, exponents=exponents, rows=results)
     if exponents:
         lines = reports.markdown(exponents)
-        (settings.output / "exponents.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        (main.output / "exponents.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
         print("\n".join(lines))
-    reports.write_csv(settings.output / "table.csv", rows)
-    plotting.lines(
-        settings.output / "scaling.png", panels=panels, x_label="times the size", logarithmic=True
-    )
+    path = main.output / "scaling.png"
+    plotting.lines(path, panels=panels, x_label="times the size", logarithmic=True)
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except (ValueError, TypeError, OSError) as error:
-        sys.exit(f"error: {error}")
+    if sys.argv[1:2] == ["point"]:
+        with study.answered():
+            print(json.dumps(point(json.loads(sys.argv[2]))))
+    else:
+        study.main({Scaling: run}, __doc__)

@@ -25,25 +25,25 @@ from typing import Annotated, Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import study
 import tyro
+from jaxmeta.rollouts.lifetime import lifetime
+from jaxmeta.runs import experiments, presets, records, sinks, terminal, training
+from jaxmeta.runs.checkpoints import differences
+from jaxmeta.runs.experiments import Experiment, Trained, describe
+from rich.console import Console
 from rich.table import Table
 
 from jaxmeta import checks, evaluation, learners, plotting, tasks
 from jaxmeta.algorithms import ALGORITHMS
-from jaxmeta.rollouts.lifetime import lifetime
-from jaxmeta.runs import experiments, presets, records, sinks, terminal, training
-from jaxmeta.runs.checkpoints import differences
-from jaxmeta.runs.experiments import Experiment, describe
-from jaxmeta.tasks import TaskFamily, sample_tasks
-from jaxmeta.types import MetaAlgorithm
+from jaxmeta.tasks import sample_tasks
 
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
     """How the result is measured."""
 
-    eval_tasks: int = 200
-    """Held-out tasks, and as many out of distribution."""
+    eval_tasks: int = 200  # Held-out tasks, and as many out of distribution.
     eval_updates: int = 3
     """Gradient steps that each of them is given; learners with memory have the episodes of a trial."""
 
@@ -52,15 +52,21 @@ class Evaluation:
         checks.at_least("eval_updates", self.eval_updates, 1)
 
 
-def settings(argv: list[str]) -> Any:
-    """The command line as one object; algorithm and family decide which settings there are, a preset or the folder of
-    the run that is resumed how they stand."""
-    chooser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+def chooser() -> argparse.ArgumentParser:
+    """The parser of those flags that decide which others there are."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for name in ("preset", "algorithm", "family"):
-        chooser.add_argument(f"--{name}")
-    chooser.add_argument("--output", type=Path)
-    chooser.add_argument("--resume", type=Path, nargs="?", const=Path())
-    chosen, others = chooser.parse_known_args(argv)
+        parser.add_argument(f"--{name}")
+    parser.add_argument("--output", type=Path)
+    parser.add_argument("--resume", type=Path, nargs="?", const=Path())
+    return parser
+
+
+def beginning(chosen: argparse.Namespace) -> Experiment:
+    """The experiment whose settings are the defaults: a preset's, or that of the run that is resumed.
+
+    Sets what is missing of ``chosen``; raises ValueError where that contradicts.
+    """
     if chosen.resume == Path():  # the folder that these flags would train into
         chosen.resume = chosen.output or default_output(
             chosen.preset, chosen.algorithm or "maml", chosen.family or "navigation"
@@ -69,24 +75,23 @@ def settings(argv: list[str]) -> Any:
         raise ValueError(
             f"output={str(chosen.output)!r} must be left out, or be resume={str(chosen.resume)!r}"
         )
-    preset = Experiment()
+    before = Experiment()
+    told = {name: getattr(chosen, name) for name in ("algorithm", "family")}
+    told = {name: value for name, value in told.items() if value is not None}
     if chosen.preset is not None:
         checks.choice("preset", chosen.preset, presets.PRESETS)
-        preset = presets.PRESETS[chosen.preset]
-        for name in ("algorithm", "family"):
-            told = getattr(chosen, name)
-            if told not in (None, getattr(preset, name)):
-                raise ValueError(f"{name}={told!r} is not that of preset={chosen.preset!r}")
+        before = presets.PRESETS[chosen.preset]
+        for name, value in told.items():
+            if value != getattr(before, name):
+                raise ValueError(f"{name}={value!r} is not that of preset={chosen.preset!r}")
     if chosen.resume is not None:
-        preset = experiments.read(chosen.resume)
-        for name in ("algorithm", "family"):
-            told = getattr(chosen, name)
-            if told not in (None, getattr(preset, name)):
-                raise ValueError(
-                    f"{name}={told!r}, but the run in {chosen.resume} has {name}={getattr(preset, name)!r}"
-                )
-    chosen.algorithm = chosen.algorithm or preset.algorithm
-    chosen.family = chosen.family or preset.family
+        before = experiments.read(chosen.resume)
+        for name, value in told.items():
+            if value != getattr(before, name):
+                has = f"{name}={getattr(before, name)!r}"
+                raise ValueError(f"{name}={value!r}, but the run in {chosen.resume} has {has}")
+    chosen.algorithm = chosen.algorithm or before.algorithm
+    chosen.family = chosen.family or before.family
     checks.choice("algorithm", chosen.algorithm, ALGORITHMS)
     if chosen.algorithm == "meta_value":
         raise ValueError(
@@ -94,81 +99,65 @@ def settings(argv: list[str]) -> Any:
             "benchmarks/off_policy_evaluation.py trains and measures it"
         )
     checks.choice("family", chosen.family, tasks.FAMILIES)
-    module = ALGORITHMS[chosen.algorithm]
-    constructor = tasks.FAMILIES[chosen.family]
-    family_settings = dataclasses.make_dataclass(
+    return before
+
+
+def record(name: str, doc: str | None, fields: list[tuple[str, Any, Any]]) -> type:
+    """A frozen dataclass of these names, types and defaults."""
+    made = [(field, kind, dataclasses.field(default=x)) for field, kind, x in fields]
+    kind = dataclasses.make_dataclass(name, made, frozen=True)
+    kind.__doc__ = doc
+    return kind
+
+
+def settings(argv: list[str]) -> Any:
+    """The command line as one object, whose settings are those of the algorithm and the family."""
+    chosen, others = chooser().parse_known_args(argv)
+    before = beginning(chosen)
+    module, constructor = ALGORITHMS[chosen.algorithm], tasks.FAMILIES[chosen.family]
+    parameters = inspect.signature(constructor).parameters.items()
+    family_settings = record(
         "FamilySettings",
-        [
-            (
-                name,
-                parameter.annotation,
-                dataclasses.field(default=preset.family_settings.get(name, parameter.default)),
-            )
-            for name, parameter in inspect.signature(constructor).parameters.items()
-        ],
-        frozen=True,
+        constructor.__doc__,
+        [(k, x.annotation, before.family_settings.get(k, x.default)) for k, x in parameters],
     )
-    family_settings.__doc__ = constructor.__doc__
+
+    def told(kind: Any, help: str) -> Any:
+        return Annotated[kind, tyro.conf.arg(help=help)]
+
     flat = tyro.conf.arg(name="")
-    algorithms, families = " | ".join(sorted(ALGORITHMS)), " | ".join(tasks.names())
+    output = "folder; default runs/ALGORITHM-FAMILY or runs/PRESET"
+    resume = (
+        "folder of a run to go on with, from its newest checkpoint and with its settings; without a "
+        "folder the one of --output"
+    )
     fields = [
-        (
-            "preset",
-            Annotated[str | None, tyro.conf.arg(help=", ".join(presets.PRESETS))],
-            chosen.preset,
-        ),
-        ("algorithm", Annotated[str, tyro.conf.arg(help=algorithms)], chosen.algorithm),
-        ("family", Annotated[str, tyro.conf.arg(help=families)], chosen.family),
-        (
-            "output",
-            Annotated[
-                Path | None,
-                tyro.conf.arg(help="folder; default runs/ALGORITHM-FAMILY or runs/PRESET"),
-            ],
-            chosen.output,
-        ),
-        (
-            "resume",
-            Annotated[
-                Path | None,
-                tyro.conf.arg(
-                    help="folder of a run to go on with, from its newest checkpoint and with its settings; without a "
-                    "folder the one of --output"
-                ),
-            ],
-            chosen.resume,
-        ),
-        ("training", Annotated[training.Config, flat], preset.plan),
-        ("config", Annotated[module.Config, flat], module.Config(**preset.config)),
-        ("hyper", Annotated[module.Hyper, flat], module.Hyper(**preset.hyper)),
-        (
-            "tensorboard",
-            Annotated[Path | None, tyro.conf.arg(help="folder for its event files")],
-            None,
-        ),
-        ("wandb", Annotated[str | None, tyro.conf.arg(help="project of Weights & Biases")], None),
+        ("preset", told(str | None, ", ".join(presets.PRESETS)), chosen.preset),
+        ("algorithm", told(str, " | ".join(sorted(ALGORITHMS))), chosen.algorithm),
+        ("family", told(str, " | ".join(tasks.names())), chosen.family),
+        ("output", told(Path | None, output), chosen.output),
+        ("resume", told(Path | None, resume), chosen.resume),
+        ("training", Annotated[training.Config, flat], before.plan),
+        ("config", Annotated[module.Config, flat], module.Config(**before.config)),
+        ("hyper", Annotated[module.Hyper, flat], module.Hyper(**before.hyper)),
+        ("tensorboard", told(Path | None, "folder for its event files"), None),
+        ("wandb", told(str | None, "project of Weights & Biases"), None),
         ("evaluation", Annotated[Evaluation, flat], Evaluation()),
         ("task", family_settings, family_settings()),
     ]
-    main = dataclasses.make_dataclass(
-        "Main",
-        [(name, kind, dataclasses.field(default=default)) for name, kind, default in fields],
-        frozen=True,
-    )
-    main.__doc__ = __doc__
-    args = tyro.cli(main, args=others)
+    args = tyro.cli(record("Main", __doc__, fields), args=others)
     if chosen.resume is not None:
-        refuse_changes(preset, experiment_of(args), chosen.resume)
+        refuse_changes(before, experiment_of(args), chosen.resume)
     return args
 
 
 def default_output(preset: str | None, algorithm: str, family: str) -> Path:
-    """Where a run goes that is told no folder."""
+    """The folder of a run that is told none."""
     return Path("runs") / (preset or f"{algorithm}-{family}")
 
 
 def experiment_of(args: Any) -> Experiment:
-    """What the command line asks for."""
+    """The experiment that the command line asks for."""
     return Experiment(
         args.algorithm,
         args.family,
@@ -195,7 +184,7 @@ def refuse_changes(before: Experiment, now: Experiment, folder: Path) -> None:
 
 
 def sink_of(args: Any) -> training.Sink | None:
-    """Where metrics go beside the folder."""
+    """The sink of metrics beside the folder."""
     if args.tensorboard is not None and args.wandb is not None:
         raise ValueError(
             f"wandb={args.wandb!r} and tensorboard={args.tensorboard}: name one of them"
@@ -205,22 +194,12 @@ def sink_of(args: Any) -> training.Sink | None:
     return None if args.wandb is None else sinks.wandb(project=args.wandb)
 
 
-def evaluate(
-    key: jax.Array,
-    meta: Any,
-    *,
-    algorithm: MetaAlgorithm,
-    family: TaskFamily,
-    split: str,
-    num_tasks: int,
-    config: Any,
-    num_updates: int,
-) -> dict[str, Any]:
-    """The adaptation curve on ``num_tasks`` tasks of a split, summarised: returns after each update or,
-    for a learner with memory, of each episode of a trial."""
+def evaluate(key: jax.Array, trained: Trained, split: str, args: Any) -> dict[str, Any]:
+    """The adaptation curve on tasks of a split, by update or, with memory, by episode of a trial."""
+    family, config, num_tasks = trained.family, args.config, args.evaluation.eval_tasks
     task_key, adapt_key, random_key, optimal_key = jax.random.split(key, 4)
     drawn = jax.jit(lambda key: sample_tasks(key, family, num_tasks, split=split))(task_key)
-    acting: dict[str, Any] = dict(learner=algorithm.learner, env=family.env)
+    acting: dict[str, Any] = dict(learner=trained.learner, env=family.env)
 
     def adapted(key: jax.Array, meta: Any, drawn: Any) -> tuple[jax.Array, jax.Array]:
         """Returns, and how many streams did not count."""
@@ -228,57 +207,30 @@ def evaluate(
             num_steps = config.num_episodes * family.horizon
             trials = evaluation.trials(key, meta, drawn, **acting, num_steps=num_steps)
             return evaluation.episode_returns(trials, config.num_episodes), jnp.sum(~trials.good)
-        curve = evaluation.adaptation_curve(
-            key,
-            meta,
-            drawn,
-            **acting,
-            num_streams=config.num_streams,
-            num_updates=num_updates,
-            num_steps=family.horizon,
-        )
+        sizes = dict(num_streams=config.num_streams, num_updates=args.evaluation.eval_updates)
+        told = acting | sizes | dict(num_steps=family.horizon)
+        curve = evaluation.adaptation_curve(key, meta, drawn, **told)
         return curve.returns, jnp.sum(curve.skipped_streams)
 
-    returns, skipped_streams = jax.jit(adapted)(adapt_key, meta, drawn)
-    random = jax.jit(lambda key, drawn: evaluation.random_returns(key, drawn, family=family))(
-        random_key, drawn
-    )
+    returns, skipped_streams = jax.jit(adapted)(adapt_key, trained.meta, drawn)
+    random = study.returns_of(evaluation.random_returns, random_key, drawn, family)
     optimal = None
-    if family.optimal_action is not None or family.optimal_return is not None:
-        optimal = jax.jit(lambda key, drawn: evaluation.optimal_returns(key, drawn, family=family))(
-            optimal_key, drawn
-        )
-    summary = evaluation.summarize(*jax.device_get((returns, random, optimal)))
+    if study.optimum_known(family):
+        optimal = study.returns_of(evaluation.optimal_returns, optimal_key, drawn, family)
+    summary = evaluation.summarize(np.asarray(returns), random, optimal)
     return summary | {"skipped_streams": int(skipped_streams)}
 
 
-def draw_trajectories(
-    path: Path,
-    key: jax.Array,
-    meta: Any,
-    *,
-    algorithm: MetaAlgorithm,
-    family: TaskFamily,
-    num_streams: int,
-    num_updates: int,
-) -> None:
-    """Paths of up to five episodes before and after adaptation in six held-out tasks."""
+def draw_trajectories(path: Path, key: jax.Array, trained: Trained, args: Any) -> None:
+    """Draws paths of up to five episodes before and after adaptation in six held-out tasks."""
+    family, sizes = trained.family, dict(num_streams=args.config.num_streams)
     task_key, key = jax.random.split(key)
     drawn = sample_tasks(task_key, family, 6, split="test")
+    acting: dict[str, Any] = dict(learner=trained.learner, env=family.env, restart=True)
+    acting |= sizes | dict(num_updates=args.evaluation.eval_updates, num_steps=family.horizon)
 
     def observations(key: jax.Array, task: Any) -> tuple[jax.Array, jax.Array]:
-        history = lifetime(
-            key,
-            meta,
-            task,
-            learner=algorithm.learner,
-            env=family.env,
-            num_streams=num_streams,
-            num_updates=num_updates,
-            num_steps=family.horizon,
-            restart=True,
-        )
-        timestep = history.trajectories.timestep
+        timestep = lifetime(key, trained.meta, task, **acting).trajectories.timestep
         return timestep.obs[:, :5], timestep.first[:, :5]
 
     obs, first = jax.device_get(jax.jit(jax.vmap(observations))(jax.random.split(key, 6), drawn))
@@ -323,25 +275,20 @@ def draw(what: Path, action: Callable[[], object]) -> None:
         warnings.warn(f"{what} could not be drawn: {error!r}", stacklevel=2)
 
 
-def main(argv: list[str]) -> None:
-    began = time.perf_counter()
-    console = terminal.console("stdout")
-    output = None
+def train(args: Any, output: Path, console: Console) -> Trained:
+    """The run that the command line asks for, and what it trained."""
+    experiment = experiment_of(args)
+    algorithm, family = experiments.make(experiment)
+    training.device_mesh(args.training.num_tasks)
+    sink = sink_of(args)
+    training.enable_compilation_cache()
+    device = jax.devices()[0]
+    console.print(
+        f"{args.algorithm} on {args.family}: {args.training.meta_updates} meta-updates on "
+        f"{jax.device_count()} × {device.device_kind} ({device.platform}), into {output}",
+        markup=False,
+    )
     try:
-        args = settings(argv)
-        experiment = experiment_of(args)
-        algorithm, family = experiments.make(experiment)
-        training.device_mesh(args.training.num_tasks)
-        sink = sink_of(args)
-        training.enable_compilation_cache()
-        output = args.resume or args.output
-        output = output or default_output(args.preset, args.algorithm, args.family)
-        device = jax.devices()[0]
-        console.print(
-            f"{args.algorithm} on {args.family}: {args.training.meta_updates} meta-updates on "
-            f"{jax.device_count()} × {device.device_kind} ({device.platform}), into {output}",
-            markup=False,
-        )
         run = training.train(
             algorithm,
             family,
@@ -352,46 +299,42 @@ def main(argv: list[str]) -> None:
             console=console,
             sink=sink,
         )
-    except (ValueError, TypeError, ImportError, OSError) as error:
-        sys.exit(f"error: {error}")
     except KeyboardInterrupt as stop:
-        if output is None:
-            raise
         sys.exit(f"{stop or 'stopped'}: go on with --resume {shlex.quote(str(output))}")
-    meta = run.state.meta
+    return Trained(experiment, algorithm, family, run)
+
+
+def report(trained: Trained, output: Path, args: Any, console: Console) -> None:
+    """Measures what was learned; leaves evaluation.json and figures."""
     # Training splits the seed's key in two, which are its folds with 0 and 1; 2 is neither.
-    test_key, far_key, path_key = jax.random.split(
-        jax.random.fold_in(jax.random.key(args.training.seed), 2), 3
-    )
+    key = jax.random.fold_in(jax.random.key(args.training.seed), 2)
+    test_key, far_key, path_key = jax.random.split(key, 3)
     has_memory = isinstance(args.config, learners.recurrent.Config)
     unit = "earlier episode" if has_memory else "gradient step"
-    how: dict[str, Any] = dict(
-        algorithm=algorithm, family=family, num_updates=args.evaluation.eval_updates
-    )
-    measured: dict[str, Any] = how | dict(config=args.config, num_tasks=args.evaluation.eval_tasks)
-    test = evaluate(test_key, meta, split="test", **measured)
-    far = evaluate(far_key, meta, split="out_of_distribution", **measured)
+    test = evaluate(test_key, trained, "test", args)
+    far = evaluate(far_key, trained, "out_of_distribution", args)
     streams = 1 if has_memory else args.config.num_streams
-    report = test | {"out_of_distribution": far, "num_streams": streams}
-    records.write(output / "evaluation.json", records.measured(report))
-    path = output / "adaptation.png"
+    found = test | {"out_of_distribution": far, "num_streams": streams}
+    records.write(output / "evaluation.json", records.measured(found))
+    path, there = output / "adaptation.png", output / "trajectories.png"
     curves = {"held-out tasks": test, "out of distribution": far}
     draw(path, lambda: plotting.adaptation(path, curves, unit=unit))
     if not has_memory:
-        there = output / "trajectories.png"
-        draw(
-            there,
-            lambda: draw_trajectories(
-                there, path_key, meta, num_streams=args.config.num_streams, **how
-            ),
-        )
+        draw(there, lambda: draw_trajectories(there, path_key, trained, args))
     console.print(table("Held-out tasks", test, unit))
     console.print(table("Out of distribution", far, unit))
+
+
+def main(argv: list[str]) -> None:
+    began = time.perf_counter()
+    console = terminal.console("stdout")
+    with study.answered():
+        args = settings(argv)
+        output = args.resume or args.output
+        output = output or default_output(args.preset, args.algorithm, args.family)
+        report(train(args, output, console), output, args, console)
     console.print(f"{output}: done in {time.perf_counter() - began:.0f} s", markup=False)
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except (ValueError, TypeError, OSError) as error:
-        sys.exit(f"error: {error}")
+    main(sys.argv[1:])

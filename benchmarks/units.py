@@ -10,23 +10,21 @@ Leaves results.json and table.md in the output folder.
 """
 
 import dataclasses
-import sys
-import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import tyro
-
-from jaxmeta import checks, evaluation, rollouts, tasks
-from jaxmeta.algorithms import learned_objective, maml, promp, rl2, varibad
+import study
 from jaxmeta.estimators.episodes import first_episode_return
 from jaxmeta.learners import update_rules
-from jaxmeta.runs import reports, training
+
+from jaxmeta import evaluation, rollouts, tasks
+from jaxmeta.algorithms import learned_objective, maml, promp, rl2, varibad
 from jaxmeta.tasks.family import TaskFamily
 from jaxmeta.tasks.transform import Wrapper
 from jaxmeta.types import Learner, Task
@@ -39,33 +37,17 @@ FAMILIES = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Main:
+class Main(study.Study):
     """Final returns in each unit."""
 
-    output: Path = Path("runs/units")
-    """Folder for the results; made anew."""
-    families: tuple[str, ...] = tuple(FAMILIES)
-    """Which tasks."""
-    num_seeds: int = 3
-    """Seeds of each."""
-    meta_updates: int = 100
-    """Meta-updates of each, and updates of an A2C agent's life."""
-    trials: int = 64
-    """Trials in a meta-update of RL² and VariBAD, a task each."""
-    num_tasks: int = 10
-    """Tasks in a meta-update of MAML and ProMP."""
-    num_streams: int = 8
-    """Episodes a task and update; streams of an A2C agent."""
-    eval_tasks: int = 200
-    """Held-out tasks."""
-
-    def __post_init__(self) -> None:
-        for name in ("num_seeds", "meta_updates", "trials", "num_tasks", "num_streams"):
-            checks.at_least(name, getattr(self, name), 1)
-        checks.at_least("eval_tasks", self.eval_tasks, 2)
-        checks.some("families", self.families)
-        for name in self.families:
-            checks.choice("families", name, FAMILIES)
+    output: study.Output = Path("runs/units")
+    families: Annotated[study.Names, study.known(FAMILIES)] = tuple(FAMILIES)  # Which tasks.
+    num_seeds: int = 3  # Seeds of each.
+    meta_updates: int = 100  # Meta-updates of each, and updates of an A2C agent's life.
+    trials: int = 64  # Trials in a meta-update of RL² and VariBAD, a task each.
+    num_tasks: int = 10  # Tasks in a meta-update of MAML and ProMP.
+    num_streams: int = 8  # Episodes a task and update; streams of an A2C agent.
+    eval_tasks: int = 200  # Held-out tasks.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,6 +78,8 @@ def trained(algorithm: Any, num_tasks: int, key: jax.Array, family: TaskFamily, 
 
 
 def by_memory(module: Any, **sizes: Any) -> Learning:
+    """The learning of an algorithm with memory."""
+
     def learning(key: jax.Array, family: TaskFamily, main: Main) -> jax.Array:
         config = module.Config(num_minibatches=1, memory_size=16, **sizes)
         hyper = module.Hyper(learning_rate=5e-3, discount=1.0)
@@ -103,43 +87,35 @@ def by_memory(module: Any, **sizes: Any) -> Learning:
         train_key, task_key, key = jax.random.split(key, 3)
         meta = trained(algorithm, main.trials, train_key, family, main)
         drawn = tasks.sample_tasks(task_key, family, main.eval_tasks, split="test")
-        seen = evaluation.trials(
-            key, meta, drawn, learner=algorithm.learner, env=family.env, num_steps=family.horizon
-        )
-        return jnp.sum(seen.reward, axis=1)
+        told = dict(learner=algorithm.learner, env=family.env, num_steps=family.horizon)
+        return jnp.sum(evaluation.trials(key, meta, drawn, **told).reward, axis=1)
 
     return learning
 
 
 def by_gradients(module: Any) -> Learning:
+    """The learning of an algorithm that adapts by a gradient step."""
+
     def learning(key: jax.Array, family: TaskFamily, main: Main) -> jax.Array:
-        config = module.Config(
-            num_streams=main.num_streams, hidden_sizes=(16,), normalize=True, tasks_per_chunk=None
-        )
+        sizes = dict(num_streams=main.num_streams, hidden_sizes=(16,), tasks_per_chunk=None)
+        config = module.Config(**sizes, normalize=True)
         hyper = module.Hyper(step_size=2.0, learning_rate=1e-2)
         algorithm = getattr(module, module.__name__.rsplit(".")[-1])(family, config, hyper)
         train_key, task_key, key = jax.random.split(key, 3)
         meta = trained(algorithm, main.num_tasks, train_key, family, main)
         drawn = tasks.sample_tasks(task_key, family, main.eval_tasks, split="test")
-        return evaluation.adaptation_returns(
-            key,
-            meta,
-            drawn,
-            learner=algorithm.learner,
-            env=family.env,
-            num_streams=main.num_streams,
-            num_updates=1,
-            num_steps=family.horizon,
-        )[:, 1]
+        sizes = dict(num_streams=main.num_streams, num_updates=1)
+        return study.adapted(key, meta, drawn, algorithm, family, **sizes)[:, 1]
 
     return learning
 
 
 def by_a2c(scale_rewards: bool) -> Learning:
+    """The learning of A2C within one life."""
+
     def learning(key: jax.Array, family: TaskFamily, main: Main) -> jax.Array:
-        parts = update_rules.rule_learner(
-            update_rules.a2c(), family, optimizer=optax.sgd, scale_rewards=scale_rewards
-        )
+        told = dict(optimizer=optax.sgd, scale_rewards=scale_rewards)
+        parts = update_rules.rule_learner(update_rules.a2c(), family, **told)
         meta = update_rules.Meta({}, learned_objective.Hyper(step_size=0.1))
         task_key, key = jax.random.split(key)
         drawn = tasks.sample_tasks(task_key, family, main.eval_tasks, split="test")
@@ -155,14 +131,13 @@ def by_a2c(scale_rewards: bool) -> Learning:
 def a2c_return(
     key: jax.Array, meta: Any, task: Task, learner: Learner, family: TaskFamily, main: Main
 ) -> jax.Array:
-    """What one agent earns in an episode at the end of its life."""
+    """The return of one agent in an episode at the end of its life."""
     begin_key, adapt_key, stream_key, look_key = jax.random.split(key, 4)
     world: dict[str, Any] = dict(learner=learner, env=family.env)
     acting: dict[str, Any] = dict(num_steps=family.horizon)
     born = rollouts.begin(begin_key, meta, task, **world, num_streams=main.num_streams)
-    agent, _, _ = rollouts.adapt(
-        adapt_key, meta, task, *born, **world, **acting, num_updates=main.meta_updates
-    )
+    told = world | acting | dict(num_updates=main.meta_updates)
+    agent, _, _ = rollouts.adapt(adapt_key, meta, task, *born, **told)
     streams = rollouts.begin_streams(stream_key, meta, task, **world, num_streams=32)
     _, data = rollouts.experience(look_key, meta, task, agent, streams, **world, **acting)
     return jnp.mean(jax.vmap(first_episode_return)(data.reward, data.last))
@@ -192,44 +167,31 @@ def measure(main: Main, learning: Learning, base: TaskFamily) -> np.ndarray:
 
 
 def report(returns: np.ndarray) -> dict[str, Any]:
-    """Of one algorithm on one family, ``[units, seeds, tasks]``: means, intervals and whether each mean lies in
-    all of them; what diverged is None."""
+    """Means and intervals of ``[units, seeds, tasks]``, and whether each mean lies in all of them."""
     means = returns.mean((1, 2))
     intervals = [evaluation.mean_interval(x) for x in returns]
     agree = all(low <= mean <= high for low, high in intervals for mean in means)
-
-    def known(x: Any) -> Any:
-        return [known(y) for y in x] if np.ndim(x) else float(x) if np.isfinite(x) else None
-
-    return {
-        "returns": known(means),
-        "intervals": known(intervals),
-        "by_seed": known(returns.mean(2)),
-        "agree": bool(agree),
-    }
+    row = {"returns": means, "intervals": intervals, "by_seed": returns.mean(2)}
+    found = {name: study.finite(np.asarray(x).tolist()) for name, x in row.items()}
+    return found | {"agree": bool(agree)}
 
 
-def table(rows: dict[str, dict[str, Any]]) -> list[str]:
-    names = " | ".join(f"× {unit:g}" for unit in UNITS)
-    lines = [
-        f"| tasks | learner | {names} | each within all intervals |",
-        "|---|---|---|---|---|---|",
-    ]
+def table(rows: dict[str, dict[str, Any]], random: dict[str, float]) -> list[str]:
+    """The lines of the table."""
+    lines = []
     for name, row in rows.items():
         cells = [
-            "diverged" if mean is None else f"{mean:.2f} ({low:.2f}, {high:.2f})"
-            for mean, (low, high) in zip(row["returns"], row["intervals"], strict=True)
+            "diverged" if mean is None else study.with_interval(mean, *interval)
+            for mean, interval in zip(row["returns"], row["intervals"], strict=True)
         ]
-        family, learner = name.split(", ", 1)
-        lines.append(
-            f"| {family} | {learner} | {' | '.join(cells)} | {'yes' if row['agree'] else 'no'} |"
-        )
-    return lines
+        lines.append((*name.split(", ", 1), *cells, "yes" if row["agree"] else "no"))
+    units = [f"× {unit:g}" for unit in UNITS]
+    names = "tasks", "learner", *units, "each within all intervals"
+    references = ", ".join(f"{name} {x:.2f}" for name, x in random.items())
+    return [*study.markdown(names, lines), "", f"random: {references}"]
 
 
-def main(main: Main) -> None:
-    reports.refuse_to_overwrite(main.output)
-    training.enable_compilation_cache()
+def run(main: Main) -> None:
     rows, random, seconds = {}, {}, {}
     for name in main.families:
         family_name, settings = FAMILIES[name]
@@ -238,19 +200,12 @@ def main(main: Main) -> None:
         lone = evaluation.random_returns(jax.random.key(2), drawn, family=family)
         random[name] = float(jnp.mean(lone))
         for learner, learning in LEARNING.items():
-            began = time.perf_counter()
-            row = rows[f"{name}, {learner}"] = report(measure(main, learning, family))
-            seconds[f"{name}, {learner}"] = time.perf_counter() - began
-            print(f"{name}, {learner}: {row['returns']}", file=sys.stderr, flush=True)
-    lines = table(rows)
-    lines += ["", "random: " + ", ".join(f"{name} {x:.2f}" for name, x in random.items())]
-    reports.leave(
-        main.output, dataclasses.asdict(main), lines, rows=rows, random=random, seconds=seconds
-    )
+            which = f"{name}, {learner}"
+            returns, seconds[which] = study.timed(partial(measure, main, learning, family))
+            rows[which] = report(returns)
+            study.say(f"{which}: {rows[which]['returns']}")
+    study.leave(main, table(rows, random), rows=rows, random=random, seconds=seconds)
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Main, description=__doc__))
-    except (ValueError, TypeError, OSError) as error:
-        sys.exit(f"error: {error}")
+    study.main({Main: run}, __doc__)

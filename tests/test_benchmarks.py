@@ -50,6 +50,7 @@ def script():
     module = importlib.util.module_from_spec(spec)
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, "train", module)  # the command line looks for its source there
+        patch.syspath_prepend(ROOT / "benchmarks")
         spec.loader.exec_module(module)
         patch.setattr(module.training, "enable_compilation_cache", lambda: None)
         patch.setenv("COLUMNS", "200")

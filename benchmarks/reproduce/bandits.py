@@ -12,17 +12,16 @@ tasks of other draws. Leaves table.md, table.csv and results.json in the output 
 
 import dataclasses
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
-import common
 import jax
 import jax.numpy as jnp
-from common import Row, Study
-
-from jaxmeta import checks, references, tasks
+from common import Measure, Reproduction, Row, leave, preset, study
 from jaxmeta.evaluation.trials import Trials
-from jaxmeta.runs import experiments
+
+from jaxmeta import references, tasks
 from jaxmeta.tasks.bandits import BanditParams
+from jaxmeta.types import Learner
 
 
 class Setting(NamedTuple):
@@ -30,7 +29,7 @@ class Setting(NamedTuple):
 
     published: tuple[float, ...]  # in the order of AGENTS
     exploration: (
-        float  # UCB1's c; the best of 0.1, 0.2 and 0.3 where it has been tried: up to 100 pulls
+        float  # UCB1's c; the best of 0.1, 0.2 and 0.3 where that was tried: up to 100 pulls
     )
     discount: float  # of the Gittins index, for which a trial has no end; likewise
 
@@ -49,24 +48,14 @@ SETTINGS = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Bandits(Study):
+class Bandits(Reproduction):
     """Bernoulli bandits."""
 
-    output: Path = Path("runs/reproduce-bandits")
-    """Folder for the results; made anew."""
-    settings: tuple[str, ...] = ()
+    output: study.Output = Path("runs/reproduce-bandits")
+    settings: Annotated[study.Names, study.known(SETTINGS)] = ()
     """Arms and pulls, as in `5,10`; none is the smallest, or all with `--full`."""
-    learned: bool = True
-    """Train RL²; else measure the classical agents alone."""
-    meta_updates: int | None = None
-    """Meta-updates of RL²; None is each setting's own."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in self.settings:
-            checks.choice("settings", name, SETTINGS)
-        if self.meta_updates is not None:
-            checks.at_least("meta_updates", self.meta_updates, 1)
+    learned: bool = True  # Train RL²; else measure the classical agents alone.
+    meta_updates: int | None = None  # Meta-updates of RL²; None is each setting's own.
 
 
 def expected_total(task: BanditParams, trials: Trials) -> jax.Array:
@@ -84,52 +73,43 @@ def best_total(num_arms: int, num_pulls: int) -> float | None:
         return None
 
 
-def main(study: Bandits) -> None:
+def classical(setting: Setting, num_arms: int, num_pulls: int) -> dict[str, Learner]:
+    """The agents that are not trained, by their names."""
+    arms = dict(num_arms=num_arms)
+    return {
+        "random": references.random_agent(num_actions=num_arms),
+        "Gittins": references.gittins(**arms, num_pulls=num_pulls, discount=setting.discount),
+        "Thompson": references.thompson(**arms),
+        "UCB1": references.ucb1(**arms, exploration=setting.exploration),
+        "greedy": references.greedy(**arms),
+    }
+
+
+def main(told: Bandits) -> None:
     rows = []
-    for name in study.settings or (tuple(SETTINGS) if study.full else ("5,10",)):
+    for name in told.settings or (tuple(SETTINGS) if told.full else ("5,10",)):
         setting = SETTINGS[name]
         num_arms, num_pulls = map(int, name.split(","))
         family = tasks.make("bernoulli_bandit", num_arms=num_arms, num_pulls=num_pulls)
-        drawn = common.held_out(family, study)
+        drawn = study.held_out(family, told.eval_tasks)
+        measure = Measure(expected_total, family, drawn, num_pulls)
         published = dict(zip(AGENTS, setting.published, strict=True))
-        arms = dict(num_arms=num_arms)
-        agents = {
-            "random": references.random_agent(num_actions=num_arms),
-            "Gittins": references.gittins(**arms, num_pulls=num_pulls, discount=setting.discount),
-            "Thompson": references.thompson(**arms),
-            "UCB1": references.ucb1(**arms, exploration=setting.exploration),
-            "greedy": references.greedy(**arms),
-        }
-        scored = {
-            agent: common.measure(
-                expected_total, (), drawn, learner=learner, family=family, num_steps=num_pulls
-            )
-            for agent, learner in agents.items()
-        }
+        agents = classical(setting, num_arms, num_pulls)
+        scored = {agent: measure.of(learner) for agent, learner in agents.items()}
         best = best_total(num_arms, num_pulls)
         mark = best or float(scored["Gittins"].mean())
         rows += [
             Row(name, agent, scores[None], mark, published[agent], settings=setting._asdict())
             for agent, scores in scored.items()
         ]
-        if study.learned:
-            preset = f"rl2-bandit-{num_arms}-{num_pulls}"
-            experiment = common.preset(preset, study.meta_updates)
-            scores, seconds = common.train_and_measure(
-                expected_total,
-                experiment,
-                drawn,
-                study,
-                family=family,
-                num_steps=num_pulls,
-                name=f"RL² on {name}",
-            )
-            settings = experiments.describe(experiment)
-            rows.append(Row(name, "RL²", scores, mark, published["RL²"], seconds, settings))
+        if told.learned:
+            experiment = preset(f"rl2-bandit-{num_arms}-{num_pulls}", told.meta_updates)
+            row = Row(name, "RL²", None, mark, published["RL²"])
+            rows.append(measure.learned(row, experiment, told.num_seeds))
         exact = "Bayes-optimal (exact)" if best is not None else "Gittins, what shares are of"
         rows.append(Row(name, exact, None, mark, None))
-    common.write(study.output, rows, study, share="share of best", digits=3)
+    leave(told, rows, share="share of best", digits=3)
 
 
 if __name__ == "__main__":
-    common.run(Bandits, main, __doc__)
+    study.main({Bandits: main}, __doc__)

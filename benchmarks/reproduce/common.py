@@ -1,8 +1,7 @@
-"""What the scripts of this folder share: seeds trained one after the other, agents measured alike, one table."""
+"""The parts that these scripts share: settings, agents measured alike, and one table."""
 
 import dataclasses
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,33 +9,27 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tyro
 
-from jaxmeta import checks, evaluation, tasks
+sys.path.insert(1, str(Path(__file__).resolve().parent.parent))
+import study
 from jaxmeta.evaluation.trials import Trials
-from jaxmeta.runs import experiments, presets, reports, training
+from jaxmeta.runs import experiments, presets, reports
 from jaxmeta.runs.experiments import Experiment
+
+from jaxmeta import evaluation
 from jaxmeta.tasks import TaskFamily
 from jaxmeta.types import Learner, Task
 
-EVALUATION_SEED = 10**6  # not that of a run
-
 
 @dataclasses.dataclass(frozen=True)
-class Study:
-    """What every script can be told."""
+class Reproduction(study.Study):
+    """Settings that every script has."""
 
     full: bool = False
     """All rows of the published table, or longer training, for an accelerator; else what two CPU cores do
     in a quarter of an hour."""
-    num_seeds: int = 3
-    """Runs of each learner."""
-    eval_tasks: int = 10_000
-    """Held-out tasks, the same for all agents."""
-
-    def __post_init__(self) -> None:
-        checks.at_least("num_seeds", self.num_seeds, 1)
-        checks.at_least("eval_tasks", self.eval_tasks, 2)
+    num_seeds: int = 3  # Runs of each learner.
+    eval_tasks: int = 10_000  # Held-out tasks, the same for all agents.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,13 +38,11 @@ class Row:
 
     setting: str
     agent: str
-    scores: np.ndarray | None  # [seeds, tasks]; None for what is exact, which is `best` itself
-    best: float  # what shares are of
+    scores: np.ndarray | None  # [seeds, tasks]; None where `best` is the exact score
+    best: float  # shares are of this
     published: float | None
-    training_seconds: float | None = (
-        None  # of one run, without compiling; None for what is not trained
-    )
-    settings: Any = None  # what one needs to know to measure it again
+    training_seconds: float | None = None  # of one run, without compiling
+    settings: Any = None  # those that it takes to measure the agent again
 
     def cells(self, share: str) -> dict[str, Any]:
         """Numbers by column; the interval is over tasks and, of three seeds and more, seeds."""
@@ -77,145 +68,88 @@ class Row:
         }
 
 
-def preset(name: str, meta_updates: int | None, num_tasks: int | None = None) -> Experiment:
-    """A preset, shorter or longer where it is said."""
+def preset(name: str, meta_updates: int | None, num_tasks: int | None = None, **config: Any) -> Any:
+    """The `Experiment` of a preset with these settings in place of its own."""
     experiment = presets.PRESETS[name]
     plan = dataclasses.replace(experiment.plan, num_tasks=num_tasks or experiment.plan.num_tasks)
-    experiment = dataclasses.replace(experiment, plan=plan)
+    settings = {**experiment.config, **config}
+    experiment = dataclasses.replace(experiment, plan=plan, config=settings)
     return presets.lasting(experiment, meta_updates or plan.meta_updates)
 
 
-def held_out(family: TaskFamily, study: Study) -> Task:
-    """The tasks that every agent is measured on."""
-    key = jax.random.key(EVALUATION_SEED)
-    return jax.jit(lambda key: tasks.sample_tasks(key, family, study.eval_tasks, split="test"))(key)
-
-
 def total_reward(task: Task, trials: Trials) -> jax.Array:
-    """``[M]``."""
+    """The sum of each trial's rewards, ``[M]``."""
     return jnp.sum(trials.reward, axis=1)
 
 
-def measure(
-    score: Callable[[Task, Trials], jax.Array],
-    meta: Any,
-    drawn: Task,
-    *,
-    learner: Learner,
-    family: TaskFamily,
-    num_steps: int,
-    num_updates: int = 0,
-) -> np.ndarray:
-    """``score(tasks, trials) [M]`` of one trial in each task."""
+@dataclasses.dataclass(frozen=True)
+class Measure:
+    """Agents in the same held-out tasks, by the same score of a trial of ``num_steps``."""
 
-    def run(key: jax.Array, meta: Any, drawn: Task) -> jax.Array:
-        trials = evaluation.trials(
-            key,
-            meta,
-            drawn,
-            learner=learner,
-            env=family.env,
-            num_steps=num_steps,
-            num_updates=num_updates,
-        )
-        return score(drawn, trials)
+    score: Callable[[Task, Trials], jax.Array]  # (tasks, trials) -> [M]
+    family: TaskFamily
+    drawn: Task
+    num_steps: int
 
-    key = jax.random.key(EVALUATION_SEED + 1)
-    return np.asarray(jax.jit(run)(key, meta, drawn), np.float64)
+    def of(self, learner: Learner, meta: Any = (), *, env: Any = None, **how: Any) -> np.ndarray:
+        """Scores of a learner in one trial of each task, ``[M]``, by `evaluation.trials`."""
 
+        def run(key: jax.Array, meta: Any, drawn: Task) -> jax.Array:
+            told = dict(learner=learner, env=env or self.family.env, num_steps=self.num_steps)
+            return self.score(drawn, evaluation.trials(key, meta, drawn, **(told | how)))
 
-def train_and_measure(
-    score: Callable[[Task, Trials], jax.Array],
-    experiment: Experiment,
-    drawn: Task,
-    study: Study,
-    *,
-    family: TaskFamily,
-    num_steps: int,
-    name: str,
-) -> tuple[np.ndarray, float]:
-    """Scores ``[seeds, M]`` of trained learners, and the mean seconds of a training run without compiling."""
-    algorithm = experiments.make_algorithm(experiment, family)
-    meta_updates, num_tasks = experiment.plan.meta_updates, experiment.plan.num_tasks
-    begin = jax.jit(lambda key: training.begin(key, algorithm=algorithm))
-    run = begin(jax.random.key(0))
-    chunk = max(1, meta_updates // 10)
+        key = jax.random.key(study.EVALUATION_SEED + 1)
+        return np.asarray(jax.jit(run)(key, meta, self.drawn), np.float64)
 
-    def advance(run: training.Run, count: jax.Array) -> tuple[training.Run, dict]:
-        return training.advance(
-            run,
-            count,
-            algorithm=algorithm,
-            family=family,
-            num_tasks=num_tasks,
-            max_updates=chunk,
-        )
+    def learned(
+        self, row: Row, experiment: Experiment, num_seeds: int, family: TaskFamily | None = None
+    ) -> Row:
+        """``row`` with the scores of a learner that is trained with one seed after the other.
 
-    call = jax.jit(advance, donate_argnums=0).lower(run, jnp.zeros((), jnp.int32)).compile()
-    scores, seconds = [], []
-    for seed in range(study.num_seeds):
-        run = jax.block_until_ready(begin(jax.random.key(seed)))
-        began = time.perf_counter()
-        done = 0
-        while done < meta_updates:
-            count = min(chunk, meta_updates - done)
-            run, metrics = call(run, jnp.asarray(count, jnp.int32))
-            done += count
-            earned = float(np.mean(np.asarray(metrics["return/trial"])[:count]))
-            spent = time.perf_counter() - began
-            print(
-                f"{name}, seed {seed}: {done} of {meta_updates} meta-updates in {spent:.0f} s, "
-                f"training return {earned:.3f}",
-                file=sys.stderr,
-                flush=True,
-            )
-        seconds.append(time.perf_counter() - began)
-        scores.append(
-            measure(
-                score,
-                run.state.meta,
-                drawn,
-                learner=algorithm.learner,
-                family=family,
-                num_steps=num_steps,
-            )
-        )
-    return np.stack(scores), float(np.mean(seconds))
+        ``family`` of None trains on the tasks' own.
+        """
+        family = family or self.family
+        algorithm = experiments.make_algorithm(experiment, family)
+        plan = experiment.plan
+        sizes = dict(num_tasks=plan.num_tasks, chunk=max(1, plan.meta_updates // 10))
+        train, _ = study.trainer(study.one(algorithm, 0), algorithm, family, **sizes)
+        scores, seconds = [], []
+        for seed in range(num_seeds):
+
+            def show(done: int, metrics: dict, spent: float, seed: int = seed) -> None:
+                study.say(
+                    f"{row.agent}, {row.setting}, seed {seed}: {done} of {plan.meta_updates} "
+                    f"meta-updates in {spent:.0f} s, "
+                    f"training return {metrics['return/trial'].mean():.3f}"
+                )
+
+            trained = train(study.one(algorithm, seed), plan.meta_updates, show)
+            seconds.append(trained.seconds)
+            scores.append(self.of(algorithm.learner, trained.meta, env=family.env))
+        found = dict(scores=np.stack(scores), training_seconds=float(np.mean(seconds)))
+        return dataclasses.replace(row, **found, settings=experiments.describe(experiment))
 
 
-def write(output: Path, rows: list[Row], study: Study, *, share: str, digits: int) -> None:
-    """Prints the table and leaves table.md, table.csv and results.json in ``output``."""
+def leave(told: Reproduction, rows: list[Row], *, share: str, digits: int) -> None:
+    """Prints the table and leaves table.md, table.csv and results.json in the output folder."""
     cells = [row.cells(share) for row in rows]
-    shown = []
-    for row, cell in zip(rows, cells, strict=True):
-        published = cell["published"]
-        interval = ""
-        if cell["low"] is not None:
-            interval = f" ({cell['low']:.{digits}f}, {cell['high']:.{digits}f})"
-        shown.append(
-            {
-                "setting": cell["setting"],
-                "agent": cell["agent"],
-                "mean (95 % interval)": f"{cell['mean']:.{digits}f}{interval}",
-                share: f"{cell[share]:.4f}",
-                "published": "" if published is None else f"{published:g}",
-                "seeds": "" if cell["seeds"] is None else str(cell["seeds"]),
-                "training, s": ""
-                if row.training_seconds is None
-                else f"{row.training_seconds:.0f}",
-            }
-        )
+
+    def known(x: Any, form: str = "") -> str:
+        return "" if x is None else format(x, form)
+
+    def shown(cell: dict[str, Any]) -> dict[str, str]:
+        numbers = cell["mean"], cell["low"], cell["high"]
+        exact = cell["low"] is None
+        mean = f"{numbers[0]:.{digits}f}" if exact else study.with_interval(*numbers, digits=digits)
+        return {
+            "setting": cell["setting"],
+            "agent": cell["agent"],
+            "mean (95 % interval)": mean,
+            share: f"{cell[share]:.4f}",
+            "published": known(cell["published"], "g"),
+            "seeds": known(cell["seeds"]),
+            "training, s": known(cell["training_seconds"], ".0f"),
+        }
+
     settings = [cell | {"settings": row.settings} for row, cell in zip(rows, cells, strict=True)]
-    reports.leave(output, dataclasses.asdict(study), shown, rows=settings)
-    reports.write_csv(output / "table.csv", cells)
-
-
-def run(kind: type, main: Callable[[Any], None], description: str | None) -> None:
-    """The command line of a script."""
-    try:
-        study = tyro.cli(kind, description=description)
-        reports.refuse_to_overwrite(study.output)
-        training.enable_compilation_cache()
-        main(study)
-    except (ValueError, TypeError, OSError) as error:
-        sys.exit(f"error: {error}")
+    study.leave(told, [shown(cell) for cell in cells], csv=cells, rows=settings)

@@ -12,44 +12,32 @@ between what they know and what they do. Leaves table.md, table.csv and results.
 import dataclasses
 from pathlib import Path
 
-import common
 import jax
-from common import Row, Study
+from common import Measure, Reproduction, Row, leave, preset, study, total_reward
 
-from jaxmeta import checks, evaluation, references, tasks
-from jaxmeta.runs import experiments
+from jaxmeta import evaluation, references, tasks
 from jaxmeta.tasks.informed import informed
 
 EPISODES = 4
 
 
 @dataclasses.dataclass(frozen=True)
-class GridNavi(Study):
+class GridNavi(Reproduction):
     """GridNavi."""
 
-    output: Path = Path("runs/reproduce-gridnavi")
-    """Folder for the results; made anew."""
-    num_seeds: int = 2
-    """Runs of each learner."""
-    eval_tasks: int = 2100
-    """Held-out tasks; there are 21 goals."""
+    output: study.Output = Path("runs/reproduce-gridnavi")
+    num_seeds: int = 2  # Runs of each learner.
+    eval_tasks: int = 2100  # Held-out tasks; there are 21 goals.
     meta_updates: int | None = None
     """Meta-updates of each learner; None is 400, or 2 000 with `--full`."""
-    num_tasks: int | None = None
-    """Trials in a meta-update; None is the presets' 256."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("num_tasks", "meta_updates"):
-            if getattr(self, name) is not None:
-                checks.at_least(name, getattr(self, name), 1)
+    num_tasks: int | None = None  # Trials in a meta-update; None is the presets' 256.
 
 
-def main(study: GridNavi) -> None:
+def main(told: GridNavi) -> None:
     family = tasks.make("gridnavi")
-    drawn = common.held_out(family, study)
-    num_steps = EPISODES * family.horizon
-    meta_updates = study.meta_updates or (2000 if study.full else None)
+    drawn = study.held_out(family, told.eval_tasks)
+    measure = Measure(total_reward, family, drawn, EPISODES * family.horizon)
+    meta_updates = told.meta_updates or (2000 if told.full else None)
     best = references.bayes_optimal_gridnavi(num_episodes=EPISODES, num_steps=family.horizon)
     learners = {
         "VariBAD": ("varibad-gridnavi", family, {}),
@@ -57,27 +45,15 @@ def main(study: GridNavi) -> None:
         "told the goal": ("rl2-gridnavi", informed(family), {"memory": "none"}),
     }
     rows = []
-    for agent, (preset, its_family, settings) in learners.items():
-        experiment = common.preset(preset, meta_updates, study.num_tasks)
-        experiment = dataclasses.replace(experiment, config={**experiment.config, **settings})
-        scores, seconds = common.train_and_measure(
-            common.total_reward,
-            experiment,
-            drawn,
-            study,
-            family=its_family,
-            num_steps=num_steps,
-            name=agent,
-        )
-        settings = experiments.describe(experiment)
-        rows.append(Row("4 episodes", agent, scores, best, None, seconds, settings))
-    known = jax.jit(
-        lambda drawn: evaluation.optimal_returns(jax.random.key(0), drawn, family=family)
-    )(drawn)
+    for agent, (name, its_family, config) in learners.items():
+        experiment = preset(name, meta_updates, told.num_tasks, **config)
+        row = Row("4 episodes", agent, None, best, None)
+        rows.append(measure.learned(row, experiment, told.num_seeds, its_family))
+    known = study.returns_of(evaluation.optimal_returns, jax.random.key(0), drawn, family)
     rows.append(Row("4 episodes", "straight to the goal", EPISODES * known[None], best, None))
     rows.append(Row("4 episodes", "Bayes-optimal (exact)", None, best, None))
-    common.write(study.output, rows, study, share="share of Bayes-optimal", digits=2)
+    leave(told, rows, share="share of Bayes-optimal", digits=2)
 
 
 if __name__ == "__main__":
-    common.run(GridNavi, main, __doc__)
+    study.main({GridNavi: main}, __doc__)

@@ -12,15 +12,14 @@ table.csv and results.json in the output folder.
 
 import dataclasses
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-import common
 import jax
 import numpy as np
-from common import Row, Study
+from common import Measure, Reproduction, Row, leave, preset, study, total_reward
+from jaxmeta.runs import presets
 
-from jaxmeta import checks, evaluation, references, tasks
-from jaxmeta.runs import experiments, presets
+from jaxmeta import evaluation, references, tasks
 
 PUBLISHED = {  # episodes: random, PSRL, RL²
     10: (100.1, 138.1, 156.2),
@@ -31,80 +30,51 @@ PUBLISHED = {  # episodes: random, PSRL, RL²
 
 
 @dataclasses.dataclass(frozen=True)
-class Tabular(Study):
+class Tabular(Reproduction):
     """Random finite MDPs."""
 
-    output: Path = Path("runs/reproduce-tabular")
-    """Folder for the results; made anew."""
-    num_seeds: int = 1
-    """Runs of RL²."""
-    episodes: tuple[int, ...] = ()
+    output: study.Output = Path("runs/reproduce-tabular")
+    num_seeds: int = 1  # Runs of RL².
+    episodes: Annotated[tuple[int, ...], study.known(PUBLISHED)] = ()
     """Episodes in a trial; none is 10, or all with `--full`."""
-    learned: bool = True
-    """Train RL²; else measure the classical agents alone."""
+    learned: bool = True  # Train RL²; else measure the classical agents alone.
     memory: Literal["counts", "gru"] = "counts"
-    """What RL² remembers: `counts`, or what a `gru` makes of the same inputs."""
+    """The memory of RL²: `counts`, or a `gru` of the same inputs."""
     meta_updates: int | None = None
     """Meta-updates of RL²; None is about ten minutes of a core, eight times that with `--full`."""
-    num_tasks: int | None = None
-    """Trials in a meta-update; None is 128, or 1 024 for a GRU."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for episodes in self.episodes:
-            checks.choice("episodes", episodes, PUBLISHED)
-        checks.choice("memory", self.memory, MEMORIES)
-        for name in ("meta_updates", "num_tasks"):
-            if getattr(self, name) is not None:
-                checks.at_least(name, getattr(self, name), 1)
+    num_tasks: int | None = None  # Trials in a meta-update; None is 128, or 1 024 for a GRU.
 
 
 MEMORIES = {"counts": "RL² with counts", "gru": "RL² with a GRU"}
 
 
-def main(study: Tabular) -> None:
+def main(told: Tabular) -> None:
     rows = []
     family = tasks.make("tabular")
-    drawn = common.held_out(family, study)
-    episode_best = jax.jit(
-        lambda drawn: evaluation.optimal_returns(jax.random.key(0), drawn, family=family)
-    )(drawn)
-    for episodes in study.episodes or (tuple(PUBLISHED) if study.full else (10,)):
+    drawn = study.held_out(family, told.eval_tasks)
+    known = study.returns_of(evaluation.optimal_returns, jax.random.key(0), drawn, family)
+    for episodes in told.episodes or (tuple(PUBLISHED) if told.full else (10,)):
         setting = f"{episodes} episodes"
         random, psrl, learned = PUBLISHED[episodes]
-        best = episodes * np.asarray(episode_best, np.float64)
+        best = episodes * np.asarray(known, np.float64)
         lived = dict(num_steps=family.horizon, num_updates=episodes - 1)
-        scored = {
-            "random": (random, references.random_agent(num_actions=5)),
-            "PSRL": (psrl, references.psrl()),
-        }
-        for agent, (published, learner) in scored.items():
-            scores = common.measure(
-                common.total_reward, (), drawn, learner=learner, family=family, **lived
-            )
+        measure = Measure(total_reward, family, drawn, episodes * family.horizon)
+        for agent, published, learner in (
+            ("random", random, references.random_agent(num_actions=5)),
+            ("PSRL", psrl, references.psrl()),
+        ):
+            scores = measure.of(learner, **lived)
             rows.append(Row(setting, agent, scores[None], best.mean(), published))
-        if study.learned:
-            name = MEMORIES[study.memory]
-            preset = f"rl2-tabular-{study.memory}"
-            longer = presets.PRESETS[preset].plan.meta_updates * (8 if study.full else 1)
-            experiment = common.preset(preset, study.meta_updates or longer, study.num_tasks)
-            experiment = dataclasses.replace(
-                experiment, config={**experiment.config, "num_episodes": episodes}
-            )
-            scores, seconds = common.train_and_measure(
-                common.total_reward,
-                experiment,
-                drawn,
-                study,
-                family=family,
-                num_steps=episodes * family.horizon,
-                name=f"{name}, {setting}",
-            )
-            settings = experiments.describe(experiment)
-            rows.append(Row(setting, name, scores, best.mean(), learned, seconds, settings))
+        if told.learned:
+            name = f"rl2-tabular-{told.memory}"
+            longer = presets.PRESETS[name].plan.meta_updates * (8 if told.full else 1)
+            updates = told.meta_updates or longer
+            experiment = preset(name, updates, told.num_tasks, num_episodes=episodes)
+            row = Row(setting, MEMORIES[told.memory], None, best.mean(), learned)
+            rows.append(measure.learned(row, experiment, told.num_seeds))
         rows.append(Row(setting, "told the MDP (exact)", best[None], best.mean(), None))
-    common.write(study.output, rows, study, share="share of told", digits=1)
+    leave(told, rows, share="share of told", digits=1)
 
 
 if __name__ == "__main__":
-    common.run(Tabular, main, __doc__)
+    study.main({Tabular: main}, __doc__)

@@ -1,7 +1,7 @@
 """MAML on 2-D navigation by this library, as `benchmarks/peers.py` asks for it."""
 
 import jax
-from turns import answer, settings
+from turns import learn, settings
 
 from jaxmeta import evaluation, tasks
 from jaxmeta.algorithms.maml import Config, Hyper, maml
@@ -24,16 +24,10 @@ def updated(key: jax.Array, state: object) -> tuple:
 @jax.jit
 def adapted_return(key: jax.Array, meta: object) -> jax.Array:
     task_key, key = jax.random.split(key)
-    returns = evaluation.adaptation_returns(
-        key,
-        meta,
-        tasks.sample_tasks(task_key, family, EVALUATED, split="test"),
-        learner=algorithm.learner,
-        env=family.env,
-        num_streams=num_streams,
-        num_updates=1,
-        num_steps=family.horizon,
-    )
+    drawn = tasks.sample_tasks(task_key, family, EVALUATED, split="test")
+    told = dict(learner=algorithm.learner, env=family.env, num_steps=family.horizon)
+    sizes = dict(num_streams=num_streams, num_updates=1)
+    returns = evaluation.adaptation_returns(key, meta, drawn, **told, **sizes)
     return returns[:, -1].mean()
 
 
@@ -42,23 +36,8 @@ def begun(seed: int) -> tuple:
     return key, algorithm.init(init_key)
 
 
-run = begun(0)
-
-
-def begin(seed: int) -> dict:
-    global run
-    run = begun(seed)
-    return {}
-
-
-def turn() -> dict:
-    global run
-    run = jax.block_until_ready(updated(*run))
-    return {}
-
-
-def evaluate(seed: int) -> dict:
-    return {"return": float(adapted_return(jax.random.key(10**6 + seed), run[1].meta))}
-
-
-answer({"begin": begin, "turn": turn, "evaluate": evaluate})
+learn(
+    begun,
+    lambda run: jax.block_until_ready(updated(*run)),
+    lambda seed, run: adapted_return(jax.random.key(10**6 + seed), run[1].meta),
+)

@@ -13,13 +13,13 @@ import gymnax
 import jax
 import jax.numpy as jnp
 import optax
-from turns import answer, settings
-
-from jaxmeta import networks, rollouts
 from jaxmeta.estimators import surrogates
 from jaxmeta.estimators.episodes import episode_index
 from jaxmeta.estimators.returns import advantages_and_targets
 from jaxmeta.networks.distributions import Categorical
+from turns import learn, settings
+
+from jaxmeta import networks, rollouts
 from jaxmeta.types import Learner, Trajectory
 
 DISCOUNT, LAMBDA, CLIP, VALUE_COST, ENTROPY_COST = 0.99, 0.95, 0.2, 0.5, 0.01
@@ -63,7 +63,7 @@ world: dict[str, Any] = dict(learner=learner, env=env)
 
 
 class Batch(NamedTuple):
-    """What is learned from; with leading ``[num_envs, num_steps]``, or rows."""
+    """The data of an update; with leading ``[num_envs, num_steps]``, or rows."""
 
     timestep: Any
     action: jax.Array
@@ -149,23 +149,8 @@ def mean_return(key: jax.Array, params: Any) -> jax.Array:
     return jnp.mean(jnp.sum(data.reward * first, axis=1))
 
 
-state = begun(jax.random.key(0))
-
-
-def begin(seed: int) -> dict:
-    global state
-    state = begun(jax.random.key(seed))
-    return {}
-
-
-def turn() -> dict:
-    global state
-    state = jax.block_until_ready(updated(*state))
-    return {}
-
-
-def evaluate(seed: int) -> dict:
-    return {"return": float(mean_return(jax.random.key(10**6 + seed), state[1]))}
-
-
-answer({"begin": begin, "turn": turn, "evaluate": evaluate})
+learn(
+    lambda seed: begun(jax.random.key(seed)),
+    lambda state: jax.block_until_ready(updated(*state)),
+    lambda seed, state: mean_return(jax.random.key(10**6 + seed), state[1]),
+)

@@ -10,7 +10,7 @@ import math
 
 import torch
 import torchopt
-from turns import answer, settings
+from turns import learn, settings
 
 DISCOUNT, LAMBDA, STEP_SIZE, LEARNING_RATE, MAX_NORM = 0.99, 0.95, 0.5, 5e-3, 10.0
 MAX_MOVE, GOAL_RANGE, RIDGE = 0.1, 0.5, 1e-4
@@ -102,7 +102,7 @@ def loss(policy: Policy, batch: Batch) -> torch.Tensor:
 
 
 class Run:
-    """What is trained."""
+    """The policy that is trained, and its optimisers."""
 
     def __init__(self, seed: int) -> None:
         torch.manual_seed(seed)
@@ -135,26 +135,17 @@ def goals(count: int) -> torch.Tensor:
     return (2 * torch.rand(count, 2) - 1) * GOAL_RANGE
 
 
-run = Run(0)
-
-
-def begin(seed: int) -> dict:
-    global run
-    run = Run(seed)
-    return {}
-
-
-def turn() -> dict:
+def updated(run: Run) -> Run:
     run.adapted(goals(num_tasks), learn=True)
-    return {}
+    return run
 
 
-def evaluate(seed: int) -> dict:
+def earned(seed: int, run: Run) -> float:
     kept = torch.get_rng_state()
     torch.manual_seed(10**6 + seed)
-    earned = run.adapted(goals(EVALUATED), learn=False)
+    found = run.adapted(goals(EVALUATED), learn=False)
     torch.set_rng_state(kept)
-    return {"return": earned}
+    return found
 
 
-answer({"begin": begin, "turn": turn, "evaluate": evaluate})
+learn(Run, updated, earned)

@@ -12,12 +12,38 @@ from typing import Any
 
 
 def settings() -> dict[str, Any]:
-    """What this side was told."""
+    """The settings that this side was told."""
     return json.loads(sys.argv[1])
 
 
+def learn(
+    begun: Callable[[int], Any], updated: Callable[[Any], Any], earned: Callable[[int, Any], Any]
+) -> None:
+    """Answers as a learner, until there are no more questions.
+
+    ``begun(seed)`` and ``updated(state)`` are its states before any update and after one more,
+    ``earned(seed, state)`` its return in an evaluation.
+    """
+    state = begun(0)
+
+    def begin(seed: int) -> dict:
+        nonlocal state
+        state = begun(seed)
+        return {}
+
+    def turn() -> dict:
+        nonlocal state
+        state = updated(state)
+        return {}
+
+    def evaluate(seed: int) -> dict:
+        return {"return": float(earned(seed, state))}
+
+    answer({"begin": begin, "turn": turn, "evaluate": evaluate})
+
+
 def answer(actions: dict[str, Callable[..., dict[str, Any]]]) -> None:
-    """Does what it is asked for, and says how long that took."""
+    """Does each action that is asked for, and says how long it took."""
     # What a library prints must not be taken for an answer.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
