@@ -109,7 +109,7 @@ class World(NamedTuple):
         # Values are 0 at H, so any state will do as the last one's successor.
         following = jnp.roll(self.states, -1, axis=1)
         v, v_next = self.values[time, self.states], self.values[time + 1, following]
-        return returns.td_errors(reward, self.mdp.discount, v, v_next)
+        return returns.td_errors(reward, self.mdp.discount, v=v, v_next=v_next)
 
 
 def make_world(

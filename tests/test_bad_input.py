@@ -70,12 +70,13 @@ def assert_names(error, *names):
 
 
 ARRAYS = {
-    "estimators.returns.linear_recurrence": "a=T... b=T... -> T...",
+    "recurrences.linear_recurrence": "a=T... b=T... -> T...",
     "estimators.returns.td_errors": "reward=... discount=...? v=... v_next=... -> ...",
     "estimators.returns.gae": "delta=T discount=T last=T lambda_=T? -> T",
-    "estimators.returns.discounted_returns": "reward=T discount=T last=T v_next=T -> T",
-    "estimators.returns.importance_returns": "reward=T discount=T last=T v_next=T rho=T -> T",
-    "estimators.returns.weighted_importance_returns": "reward=NT discount=NT last=NT v_next=NT rho=NT good=N -> NT",
+    "estimators.returns.advantages_and_targets": "reward=T discount=T v=T v_next=T last=T lambda_=T? -> T",
+    "estimators.returns.discounted_returns": "reward=T discount=T v_next=T last=T -> T",
+    "estimators.returns.importance_returns": "reward=T discount=T v_next=T rho=T last=T -> T",
+    "estimators.returns.weighted_importance_returns": "reward=NT discount=NT v_next=NT rho=NT last=NT good=N -> NT",
     "estimators.returns.vtrace_targets": "reward=T discount=T v=T v_next=T rho=T last=T rho_bar=? c_bar=? lambda_=T? -> T",
     "estimators.returns.action_value_targets": "reward=T discount=T q=T v_next=T c=T last=T -> T",
     "estimators.episodes.cumulative_discount": "discount=T first=T -> T",
@@ -87,7 +88,7 @@ ARRAYS = {
     "estimators.units.in_units": "x=... scale=? -> ...",
     "estimators.units.running": "mean=... batch=... known=? -> ...",
     "estimators.units.running_reward_scale": "scale=? reward=... counted=... -> ?",
-    "estimators.units.advantage_scale": "delta=NT discount=NT last=NT lambda_=T? counted=NT -> ?",
+    "estimators.units.advantage_scale": "advantage=NT counted=NT -> ?",
     "estimators.surrogates.score": "log_ratio=T first=T -> T",
     "estimators.surrogates.lvc": "log_ratio=T first=T -> T",
     "estimators.surrogates.taypo": "log_ratio=T first=T -> T",
@@ -332,8 +333,6 @@ def test_a_number_is_an_array_of_it(name):
     def case(number):
         given = {x: filled(x, () if words[x] == "?" else shape) for x, shape in honest.items()}
         given |= {"last": np.array([False, True, False])} if "last" in given else {}
-        if name == "estimators.units.advantage_scale":
-            given |= {"last": np.zeros((3, 3), bool), "counted": np.ones((3, 3), bool)}
         expected = call(name, honest, given | {scalar: np.full(honest[scalar], number)})
         for same in (number, np.asarray(number), jnp.asarray(number)):
             np.testing.assert_allclose(call(name, honest, given | {scalar: same}), expected, 1e-5)

@@ -12,6 +12,7 @@ import jaxmeta
 ROOMS = [
     "types",
     "checks",
+    "recurrences",
     "tasks",
     "networks",
     "estimators",

@@ -18,7 +18,7 @@ from turns import learn, settings
 from jaxmeta import networks, rollouts
 from jaxmeta.estimators import surrogates
 from jaxmeta.estimators.episodes import episode_index
-from jaxmeta.estimators.returns import gae, td_errors
+from jaxmeta.estimators.returns import advantages_and_targets
 from jaxmeta.networks.distributions import Categorical
 from jaxmeta.types import Learner, Trajectory
 
@@ -53,16 +53,10 @@ def init(key: jax.Array, meta: Any) -> Any:
     return {"policy": policy.init(policy_key), "value": value.init(value_key)}
 
 
-def act(key: jax.Array, meta: Any, agent: Any, memory: Any, timestep: Any) -> tuple:
-    pi, memory = policy.step(agent["policy"], memory, timestep)
-    action = pi.sample(key)
-    return action, pi.log_prob(action), memory
-
-
 learner = Learner(
     init=init,
     memory=lambda meta: policy.memory(),
-    act=act,
+    act=networks.acting(policy.step, lambda meta, agent: agent["policy"]),
     update=lambda key, meta, agent, data: agent,
 )
 world: dict[str, Any] = dict(learner=learner, env=env)
@@ -83,8 +77,9 @@ def evaluated(params: Any, data: Trajectory) -> Batch:
     at_once = max(1, ROWS // told["num_steps"])
     v = jax.lax.map(partial(value.apply, params["value"]), obs, batch_size=at_once)
     discount = DISCOUNT * (1.0 - data.last)  # as in rejax, a time limit counts as an end
-    delta = td_errors(data.reward, discount, v[:, :-1], v[:, 1:])
-    advantage = jax.vmap(partial(gae, lambda_=LAMBDA))(delta, discount, data.last)
+    advantage, _ = jax.vmap(partial(advantages_and_targets, lambda_=LAMBDA))(
+        data.reward, discount, v=v[:, :-1], v_next=v[:, 1:], last=data.last
+    )
     return Batch(data.timestep, data.action, data.log_prob, v[:, :-1], advantage)
 
 

@@ -2,8 +2,9 @@
 
 Finn, Abbeel & Levine 2017, "Model-agnostic meta-learning for fast adaptation of deep networks",
 algorithm 3. The meta-parameters θ are an initialisation; in a task the agent φ starts there and takes K
-policy-gradient steps (see `gradient`), and θ climbs L_outer(φ_K; D_K), the derivative taken
-through the updates. Settings make it
+policy-gradient steps (see `gradient`), and θ climbs the return of φ_K on its own experience D_K, the
+derivative taken through the updates. (Where a policy acted, all surrogates of its return have the same
+gradient, so there is none to choose.) Settings make it
 
 * first-order MAML (`first_order`: eq. 1 with the Hessian dropped);
 * E-MAML (`sampling_correction`: Stadie et al. 2018), which also counts what θ does to the experience
@@ -46,9 +47,6 @@ class Config(learners.gradient.Config):
     the mean return of the other streams, `leave_one_out` against the policy adapted without the
     stream, whose variance falls with N (K = 1 only; N more inner steps). With `gae_lambda=1` both
     are unbiased for what N streams lead to. They need `inner_surrogate='score'`."""
-    outer_surrogate: str = "score"
-    """Surrogate of the meta-objective. It is evaluated where the adapted policy acted, and there all
-    of them have the same gradient; inside, `ppo_clip` is `lvc` for the same reason."""
     outer_updates: Literal["last", "all"] = "last"
     """Which updates the meta-objective looks at: the policy after the last one, or the mean over all K
     (the multi-step loss of Antoniou et al. 2019, "How to train your MAML")."""
@@ -56,7 +54,6 @@ class Config(learners.gradient.Config):
     def __post_init__(self) -> None:
         super().__post_init__()
         checks.choice("sampling_correction", self.sampling_correction, CORRECTIONS)
-        checks.choice("outer_surrogate", self.outer_surrogate, surrogates.SURROGATES)
         checks.choice("outer_updates", self.outer_updates, ("last", "all"))
         if self.sampling_correction == "none":
             return
@@ -139,13 +136,12 @@ def maml(
 
 def meta_loss(parts: GradientLearner, config: Config) -> Callable[[Meta, History], jax.Array]:
     """``(meta, history [K + 1]) -> []``: a loss whose gradient in meta is the estimate of one lifetime."""
-    outer_surrogate = surrogates.SURROGATES[config.outer_surrogate]
-    num_updates = config.num_updates
+    score, num_updates = surrogates.SURROGATES["score"], config.num_updates
 
     def loss(meta: Meta, history: History) -> jax.Array:
         weights = _round_weights(config)
         scored = jax.tree.map(lambda x: x[weights > 0], history)
-        losses = jax.vmap(lambda agent, data: parts.loss(agent, data, meta.hyper, outer_surrogate))(
+        losses = jax.vmap(lambda agent, data: parts.loss(agent, data, meta.hyper, score))(
             scored.agent, scored.trajectories
         )
         total = jnp.sum(jnp.asarray(weights[weights > 0]) * losses)

@@ -31,9 +31,8 @@ from jaxmeta.estimators.episodes import cumulative_discount, in_first_episode
 from jaxmeta.estimators.returns import td_errors, vtrace_targets
 from jaxmeta.estimators.streams import count, without_broken_streams
 from jaxmeta.learners.gradient import Meta
-from jaxmeta.learners.replay import log_probs
 from jaxmeta.meta_updates.outer_loop import Optimizer
-from jaxmeta.networks.policies import Policy, default_policy
+from jaxmeta.networks.policies import Policy, default_policy, log_probs
 from jaxmeta.networks.values import Value, value_mlp
 from jaxmeta.tasks.family import TaskFamily
 from jaxmeta.types import MetaAlgorithm, Params, Task, Trajectory
@@ -192,8 +191,8 @@ def vtrace_errors(
         c_bar=config.c_bar,
         lambda_=hyper.trace_lambda,
     )
-    target = jax.vmap(targets)(data.reward, discount, v, v_next, rho, data.last)
+    target = jax.vmap(targets)(data.reward, discount, v=v, v_next=v_next, rho=rho, last=data.last)
     # The target of the step that follows; behind an episode's and the stream's end, its value.
     goes_on = ~data.last.at[:, -1].set(True)
     to_come = jnp.where(goes_on, jnp.roll(target, -1, axis=1), v_next)
-    return td_errors(data.reward, discount, v, to_come), target - v
+    return td_errors(data.reward, discount, v=v, v_next=to_come), target - v

@@ -124,10 +124,10 @@ def meta_q(
         target = jax.vmap(action_value_targets)(
             data.reward,
             meta.hyper.discount * data.discount,
-            now,
-            v_next,
-            meta.hyper.trace_lambda * cut,
-            data.last,
+            q=now,
+            v_next=v_next,
+            c=meta.hyper.trace_lambda * cut,
+            last=data.last,
         )
         counted = jax.vmap(in_first_episode)(data.last) & good[:, None]
         error = jnp.where(counted, target - now, 0.0)

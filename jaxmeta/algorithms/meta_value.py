@@ -36,10 +36,10 @@ from jaxmeta.estimators.returns import (
 from jaxmeta.estimators.streams import count, mean_over_streams, without_broken_streams
 from jaxmeta.learners.gradient import Adaptation, Meta, adapted, with_adapted
 from jaxmeta.meta_updates.outer_loop import Optimizer
-from jaxmeta.networks.policies import Policy, default_policy
+from jaxmeta.networks.policies import Policy, acting, default_policy, log_probs
 from jaxmeta.networks.values import Value, value_mlp
 from jaxmeta.tasks.family import TaskFamily
-from jaxmeta.types import Learner, MetaAlgorithm, Params, Task, TimeStep, Trajectory
+from jaxmeta.types import Learner, MetaAlgorithm, Params, Task, Trajectory
 
 TARGETS = ("vtrace", "importance_sampling", "weighted_importance_sampling", "td")
 OUTER_TARGETS = ("doubly_robust", "importance_sampling", "vtrace")
@@ -155,9 +155,7 @@ def meta_value_parts(
     value = value or value_mlp(family.observation_shape, config.hidden_sizes)
 
     def log_ratio(agent: Agent, data: Trajectory) -> jax.Array:
-        unroll = jax.vmap(policy.unroll, in_axes=(None, 0, 0))
-        log_prob = unroll(agent.target, data.memory, data.timestep).log_prob(data.action)
-        return log_prob - data.log_prob
+        return log_probs(policy, agent.target, data) - data.log_prob
 
     def init(key: jax.Array, hyper: Any) -> Meta:
         return learners.gradient.first_meta(value.init(key), hyper, config)
@@ -168,13 +166,6 @@ def meta_value_parts(
         target = scattered(target_key, policy.init(init_key), meta.hyper.policy_scale)
         behaviour = scattered(behaviour_key, target, meta.hyper.policy_distance)
         return Agent(meta.params, target, behaviour)
-
-    def act(
-        key: jax.Array, meta: Meta, agent: Agent, memory: Any, timestep: TimeStep
-    ) -> tuple[jax.Array, jax.Array, Any]:
-        distribution, memory = policy.step(agent.behaviour, memory, timestep)
-        action = distribution.sample(key)
-        return action, distribution.log_prob(action), memory
 
     def update(key: jax.Array, meta: Meta, agent: Agent, data: Trajectory) -> Agent:
         del key
@@ -202,7 +193,7 @@ def meta_value_parts(
     learner = Learner(
         init=birth,
         memory=lambda meta: policy.memory(),
-        act=act,
+        act=acting(policy.step, lambda meta, agent: agent.behaviour),
         update=jax.checkpoint(update) if config.rematerialize else update,
     )
 
@@ -320,42 +311,43 @@ def inner_targets(
     config: Config,
 ) -> jax.Array:
     """What the steps move the values to, all ``[N, T]``; streams that are not ``good [N]`` have no part in it."""
-    reward, discount, last = data.reward, hyper.discount * data.discount, data.last
+    stream = _stream(data, v_next, rho, hyper)
     if config.target == "importance_sampling":
-        return jax.vmap(importance_returns)(reward, discount, last, v_next, rho)
+        return jax.vmap(importance_returns)(**stream)
     if config.target == "weighted_importance_sampling":
-        return weighted_importance_returns(reward, discount, last, v_next, rho, good)
+        return weighted_importance_returns(**stream, good=good)
     if config.target == "td":
-        rho = jnp.ones_like(rho)
-    return _vtrace(data, v, v_next, rho, hyper, rho_bar=config.rho_bar, c_bar=config.c_bar)
+        stream["rho"] = jnp.ones_like(rho)
+    return jax.vmap(_vtrace(hyper, config))(**stream, v=v)
 
 
 def outer_targets(
     data: Trajectory, v: jax.Array, v_next: jax.Array, rho: jax.Array, hyper: Any, config: Config
 ) -> jax.Array:
     """What predictions are measured against, all ``[N, T]``."""
-    if config.outer_target == "vtrace":
-        return _vtrace(data, v, v_next, rho, hyper, rho_bar=config.rho_bar, c_bar=config.c_bar)
-    discount = hyper.discount * data.discount
+    stream = _stream(data, v_next, rho, hyper)
     if config.outer_target == "importance_sampling":
-        return jax.vmap(importance_returns)(data.reward, discount, data.last, v_next, rho)
-    unbiased = hyper._replace(trace_lambda=1.0)
-    return _vtrace(data, v, v_next, rho, unbiased, rho_bar=math.inf, c_bar=math.inf)
+        return jax.vmap(importance_returns)(**stream)
+    if config.outer_target == "vtrace":
+        return jax.vmap(_vtrace(hyper, config))(**stream, v=v)
+    unbiased = partial(vtrace_targets, rho_bar=math.inf, c_bar=math.inf, lambda_=1.0)
+    return jax.vmap(unbiased)(**stream, v=v)
 
 
-def _vtrace(
-    data: Trajectory,
-    v: jax.Array,
-    v_next: jax.Array,
-    rho: jax.Array,
-    hyper: Any,
-    *,
-    rho_bar: float,
-    c_bar: float,
-) -> jax.Array:
-    targets = partial(vtrace_targets, rho_bar=rho_bar, c_bar=c_bar, lambda_=hyper.trace_lambda)
+def _vtrace(hyper: Any, config: Config) -> Callable[..., jax.Array]:
+    """`vtrace_targets` with the bars and λ that are configured."""
+    return partial(
+        vtrace_targets,
+        rho_bar=config.rho_bar,
+        c_bar=config.c_bar,
+        lambda_=hyper.trace_lambda,
+    )
+
+
+def _stream(data: Trajectory, v_next: jax.Array, rho: jax.Array, hyper: Any) -> dict[str, Any]:
+    """What all targets are functions of, by name, ``[N, T]`` each."""
     discount = hyper.discount * data.discount
-    return jax.vmap(targets)(data.reward, discount, v, v_next, rho, data.last)
+    return dict(reward=data.reward, discount=discount, v_next=v_next, rho=rho, last=data.last)
 
 
 def scattered(key: jax.Array, params: Params, scale: jax.Array) -> Params:

@@ -19,10 +19,10 @@ from jaxmeta.estimators.episodes import (
 )
 from jaxmeta.estimators.returns import (
     action_value_targets,
+    advantages_and_targets,
     discounted_returns,
     gae,
     importance_returns,
-    linear_recurrence,
     td_errors,
     vtrace_targets,
     weighted_importance_returns,
@@ -39,6 +39,7 @@ from jaxmeta.estimators.units import advantage_scale, in_units, running, running
 __all__ = [
     "action_value_targets",
     "advantage_scale",
+    "advantages_and_targets",
     "baseline_td_errors",
     "baselines",
     "count",
@@ -56,7 +57,6 @@ __all__ = [
     "in_units",
     "linear_baseline",
     "linear_features",
-    "linear_recurrence",
     "mean_over_streams",
     "returns",
     "running",

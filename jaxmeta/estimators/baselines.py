@@ -114,7 +114,7 @@ def baseline_td_errors(
     observed = sees_observations(obs.shape[2:], baseline)
     obs = _standardised(obs, counted) if observed else jnp.zeros((*counted.shape, 0))
     zeros = jnp.zeros_like(data.reward)
-    returns = jax.vmap(discounted_returns)(data.reward, discount, data.last, zeros)
+    returns = jax.vmap(discounted_returns)(data.reward, discount, v_next=zeros, last=data.last)
     features = jax.vmap(lambda obs, first: linear_features(obs, episode_step(first), horizon))(
         obs, data.timestep.first
     )
@@ -122,7 +122,7 @@ def baseline_td_errors(
         jnp.where(counted[..., None], features, 0.0), jnp.where(counted, returns, 0.0)
     )
     v_next = jnp.concatenate([v[:, 1:], zeros[:, :1]], axis=1) * unless(data.last, v)
-    return td_errors(data.reward, discount, v, v_next)
+    return td_errors(data.reward, discount, v=v, v_next=v_next)
 
 
 BASELINES = ("auto", "observation", "time")

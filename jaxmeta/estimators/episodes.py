@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxmeta import checks
-from jaxmeta.estimators.returns import linear_recurrence
 from jaxmeta.estimators.streams import unless
+from jaxmeta.recurrences import linear_recurrence
 
 
 def cumulative_discount(discount: jax.Array, first: jax.Array) -> jax.Array:

@@ -7,6 +7,8 @@ vectors, which makes termination and truncation exact without special cases:
 * ``v_next``: the value of the true successor, also where the episode was cut by a time limit;
 * ``last``: where an episode ended; recursions do not cross it.
 
+All take them in one order, ``reward, discount, v, v_next, rho, last``; by name where two could be swapped.
+
 Nothing here stops a gradient: γ, λ, rewards and values can all be meta-learned through it.
 """
 
@@ -15,44 +17,19 @@ import jax.numpy as jnp
 
 from jaxmeta import checks
 from jaxmeta.estimators.streams import count, unless
+from jaxmeta.recurrences import linear_recurrence
 
 
-def linear_recurrence(
-    a: jax.Array, b: jax.Array, *, reverse: bool = False, parallel: bool | None = None
+def td_errors(
+    reward: jax.Array, discount: jax.Array, *, v: jax.Array, v_next: jax.Array
 ) -> jax.Array:
-    """``y_t = a_t + b_t y_{t-1}`` with ``y_{-1} = 0`` (``y_{t+1}``, ``y_T = 0`` in reverse), ``[T]``.
-
-    ``parallel`` runs in O(log T) steps by an associative scan (Blelloch 1990, "Prefix sums"); else step by
-    step: on a CPU a MAML update is no slower for it, and compiles in two thirds of the time. None is what
-    fits the device.
-    """
-    checks.shapes("T...", a=a, b=b)
-    checks.field("reverse", reverse, bool)
-    checks.field("parallel", parallel, bool | None)
-    if jax.default_backend() != "cpu" if parallel is None else parallel:
-
-        def compose(earlier: tuple, later: tuple) -> tuple:
-            (a0, b0), (a1, b1) = earlier, later
-            return a1 + b1 * a0, b1 * b0
-
-        return jax.lax.associative_scan(compose, (a, b), reverse=reverse)[0]
-
-    def step(y: jax.Array, at: tuple) -> tuple:
-        y = at[0] + at[1] * y
-        return y, y
-
-    zero = jnp.zeros_like(a, shape=a.shape[1:])
-    return jax.lax.scan(step, zero, (a, b), reverse=reverse, unroll=4)[1]
-
-
-def td_errors(reward: jax.Array, discount: jax.Array, v: jax.Array, v_next: jax.Array) -> jax.Array:
     """``δ_t = r_t + discount_t v_next_t - v_t``, all ``[T]``, or of any one shape; ``discount`` also ``[]``."""
     checks.shapes("... ...? ... ...", reward=reward, discount=discount, v=v, v_next=v_next)
     return reward + discount * v_next - v
 
 
 def gae(
-    delta: jax.Array, discount: jax.Array, last: jax.Array, lambda_: jax.Array | float
+    delta: jax.Array, discount: jax.Array, *, last: jax.Array, lambda_: jax.Array | float
 ) -> jax.Array:
     """Generalised advantages ``A_t = δ_t + discount_t λ (1 - last_t) A_{t+1}``, all ``[T]``.
 
@@ -63,17 +40,32 @@ def gae(
     return linear_recurrence(delta, discount * lambda_ * unless(last, delta), reverse=True)
 
 
+def advantages_and_targets(
+    reward: jax.Array,
+    discount: jax.Array,
+    *,
+    v: jax.Array,
+    v_next: jax.Array,
+    last: jax.Array,
+    lambda_: jax.Array | float,
+) -> tuple[jax.Array, jax.Array]:
+    """``(A_t, v_t + A_t)``: generalised advantages as in `gae`, and λ-returns, which are targets for v, ``[T]`` each."""
+    delta = td_errors(reward, discount, v=v, v_next=v_next)
+    advantage = gae(delta, discount, last=last, lambda_=lambda_)
+    return advantage, v + advantage
+
+
 def discounted_returns(
-    reward: jax.Array, discount: jax.Array, last: jax.Array, v_next: jax.Array
+    reward: jax.Array, discount: jax.Array, *, v_next: jax.Array, last: jax.Array
 ) -> jax.Array:
     """``G_t = r_t + discount_t G_{t+1}``, with ``v_next`` at an episode's and at the stream's end, ``[T]``."""
-    checks.shapes("T", reward=reward, discount=discount, last=last, v_next=v_next)
+    checks.shapes("T", reward=reward, discount=discount, v_next=v_next, last=last)
     cut = jnp.asarray(last, reward.dtype).at[-1].set(1.0)
     return linear_recurrence(reward + discount * cut * v_next, discount * (1.0 - cut), reverse=True)
 
 
 def importance_returns(
-    reward: jax.Array, discount: jax.Array, last: jax.Array, v_next: jax.Array, rho: jax.Array
+    reward: jax.Array, discount: jax.Array, *, v_next: jax.Array, rho: jax.Array, last: jax.Array
 ) -> jax.Array:
     """``G_t = ρ_t (r_t + discount_t G_{t+1})``: returns by per-decision importance sampling, ``[T]``.
 
@@ -81,7 +73,7 @@ def importance_returns(
     ``v_next`` at an episode's and at the stream's end as in `discounted_returns`. ``E[G_t | s_t]`` is the
     value of the policy that the ratios are of, if ``v_next`` is its value there.
     """
-    checks.shapes("T", reward=reward, discount=discount, last=last, v_next=v_next, rho=rho)
+    checks.shapes("T", reward=reward, discount=discount, v_next=v_next, rho=rho, last=last)
     cut = jnp.asarray(last, reward.dtype).at[-1].set(1.0)
     now = rho * (reward + discount * cut * v_next)
     return linear_recurrence(now, rho * discount * (1.0 - cut), reverse=True)
@@ -90,9 +82,10 @@ def importance_returns(
 def weighted_importance_returns(
     reward: jax.Array,
     discount: jax.Array,
-    last: jax.Array,
+    *,
     v_next: jax.Array,
     rho: jax.Array,
+    last: jax.Array,
     good: jax.Array | None = None,
 ) -> jax.Array:
     """`importance_returns` with each weight divided by its mean over streams, all ``[N, T]``.
@@ -103,7 +96,7 @@ def weighted_importance_returns(
     streams' episodes begin and end together, or as if: w_tk is of those streams whose episode lasts from t to k,
     and of those that are ``good`` (bool ``[N]``; None is all). What comes back for the others means nothing.
     """
-    arrays = dict(reward=reward, discount=discount, last=last, v_next=v_next, rho=rho)
+    arrays = dict(reward=reward, discount=discount, v_next=v_next, rho=rho, last=last)
     good = jnp.ones(rho.shape[:1], bool) if good is None else good
     checks.shapes("NT NT NT NT NT N", **arrays, good=good)
     cut = jnp.asarray(last, reward.dtype).at[:, -1].set(1.0)
@@ -131,11 +124,11 @@ def weighted_importance_returns(
 def vtrace_targets(
     reward: jax.Array,
     discount: jax.Array,
+    *,
     v: jax.Array,
     v_next: jax.Array,
     rho: jax.Array,
     last: jax.Array,
-    *,
     rho_bar: float = 1.0,
     c_bar: float = 1.0,
     lambda_: jax.Array | float = 1.0,
@@ -159,14 +152,15 @@ def vtrace_targets(
     """
     arrays = dict(reward=reward, discount=discount, v=v, v_next=v_next, rho=rho, last=last)
     checks.shapes("T T T T T T T? ? ?", **arrays, lambda_=lambda_, rho_bar=rho_bar, c_bar=c_bar)
-    delta = td_errors(reward, discount, v, v_next)
+    delta = td_errors(reward, discount, v=v, v_next=v_next)
     c = jnp.minimum(rho, c_bar)
-    return v + gae(jnp.minimum(rho, rho_bar) * delta, discount * c, last, lambda_)
+    return v + gae(jnp.minimum(rho, rho_bar) * delta, discount * c, last=last, lambda_=lambda_)
 
 
 def action_value_targets(
     reward: jax.Array,
     discount: jax.Array,
+    *,
     q: jax.Array,
     v_next: jax.Array,
     c: jax.Array,
@@ -188,6 +182,6 @@ def action_value_targets(
     Whatever c does not exceed ρ, the fixed point is Q^π.
     """
     checks.shapes("T", reward=reward, discount=discount, q=q, v_next=v_next, c=c, last=last)
-    delta = td_errors(reward, discount, q, v_next)
+    delta = td_errors(reward, discount, v=q, v_next=v_next)
     c_next = jnp.append(c[1:], jnp.zeros_like(c[:1]))
-    return q + gae(delta, discount * c_next, last, 1.0)
+    return q + gae(delta, discount * c_next, last=last, lambda_=1.0)

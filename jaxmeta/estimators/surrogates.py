@@ -33,8 +33,9 @@ import jax.numpy as jnp
 
 from jaxmeta import checks
 from jaxmeta.estimators.episodes import cumulative_discount
-from jaxmeta.estimators.returns import gae, linear_recurrence
+from jaxmeta.estimators.returns import gae
 from jaxmeta.estimators.streams import count, unless
+from jaxmeta.recurrences import linear_recurrence
 from jaxmeta.types import Params
 
 Weights = Callable[[jax.Array, jax.Array], jax.Array]
@@ -169,7 +170,7 @@ def ppo_clip(
     """
     _check_stream(log_prob, log_prob_mu, delta, discount, first, tau)
     last = jnp.concatenate([first[1:], jnp.zeros_like(first[:1])])
-    advantage = gae(delta, discount, last, tau)
+    advantage = gae(delta, discount, last=last, lambda_=tau)
     g = cumulative_discount(discount, first)
     return jnp.sum(g * clipped_ratio(log_prob - log_prob_mu, advantage, epsilon))
 

@@ -4,25 +4,17 @@ import jax
 import jax.numpy as jnp
 
 from jaxmeta import checks
-from jaxmeta.estimators.returns import gae
 
 
-def advantage_scale(
-    delta: jax.Array,
-    discount: jax.Array,
-    last: jax.Array,
-    lambda_: jax.Array | float,
-    counted: jax.Array | None = None,
-) -> jax.Array:
-    """Root mean square of the advantages of ``[N, T]`` TD errors, ``[]``, never zero.
+def advantage_scale(advantage: jax.Array, counted: jax.Array | None = None) -> jax.Array:
+    """Root mean square of ``advantage [N, T]`` where ``counted`` (bool ``[N, T]``; None is all), ``[]``, never zero.
 
     Dividing by it keeps the direction of this batch's gradient; subtracting the batch's mean would
     bend it. Where all are 0 it is 1.
     """
     told = {} if counted is None else dict(counted=counted)
-    checks.shapes("NT", delta=delta, discount=discount, last=last, **told)
-    advantages = jax.vmap(gae, in_axes=(0, 0, 0, None))(delta, discount, last, lambda_)
-    square = jnp.mean(advantages**2, where=counted)
+    checks.shapes("NT", advantage=advantage, **told)
+    square = jnp.mean(advantage**2, where=counted)
     return jnp.sqrt(jnp.where(square > 0, square, 1.0))
 
 

@@ -17,17 +17,18 @@ import jax.numpy as jnp
 import optax
 
 from jaxmeta import checks
-from jaxmeta.estimators.returns import gae, td_errors
+from jaxmeta.estimators.returns import advantages_and_targets
 from jaxmeta.estimators.streams import mean_over_streams, without_broken_streams
 from jaxmeta.estimators.surrogates import leave_one_out_mean
+from jaxmeta.estimators.units import advantage_scale
 from jaxmeta.meta_updates.gradients import optimizer_step
 from jaxmeta.meta_updates.outer_loop import Optimizer
 from jaxmeta.networks.distributions import Distribution
 from jaxmeta.networks.encodings import encode_action, input_sizes
-from jaxmeta.networks.policies import Policy, default_policy
+from jaxmeta.networks.policies import Policy, acting, action_distributions, default_policy
 from jaxmeta.networks.values import Value, value_mlp
 from jaxmeta.tasks.family import TaskFamily
-from jaxmeta.types import Learner, Params, TimeStep, Trajectory
+from jaxmeta.types import Learner, Params, Trajectory
 
 LEARNABLE = ("discount", "gae_lambda", "policy_cost", "value_cost", "entropy_cost", "step_size")
 """What `Config.learns` may name: entries of `Hyper`."""
@@ -206,27 +207,24 @@ def actor_critic_learner(
     reward_network = _reward_network(family, config)
     inner_optimizer = INNER_OPTIMIZERS[config.inner_optimizer]
 
-    def distribution(params: Params, data: Trajectory) -> Distribution:
-        return jax.vmap(policy.unroll, in_axes=(None, 0, 0))(params, data.memory, data.timestep)
-
     def evaluation(
         params: Params, data: Trajectory, reward: Any, gamma: Any, lambda_: Any
     ) -> tuple[jax.Array, jax.Array]:
         """Advantages and the value's targets, ``[N, T]``."""
         v, v_next = value.apply(params, data.timestep.obs), value.apply(params, data.next_obs)
-        discount = gamma * data.discount
-        delta = td_errors(reward, discount, v, v_next)
-        advantage = jax.vmap(gae, in_axes=(0, 0, 0, None))(delta, discount, data.last, lambda_)
-        if config.value_targets == "lambda":
-            return advantage, v + advantage
-        return advantage, v + jax.vmap(gae, in_axes=(0, 0, 0, None))(
-            delta, discount, data.last, 1.0
-        )
+
+        def found(lambda_: Any) -> tuple[jax.Array, jax.Array]:
+            return jax.vmap(partial(advantages_and_targets, lambda_=lambda_))(
+                reward, gamma * data.discount, v=v, v_next=v_next, last=data.last
+            )
+
+        advantage, target = found(lambda_)
+        return advantage, target if config.value_targets == "lambda" else found(1.0)[1]
 
     def policy_loss(
         params: Params, data: Trajectory, good: jax.Array, advantage: Any, entropy_cost: Any
     ) -> jax.Array:
-        pi = distribution(params, data)
+        pi = action_distributions(policy, params, data)
         gain = mean_over_streams(pi.log_prob(data.action) * advantage, good)
         return -gain - entropy_cost * mean_over_streams(pi.entropy(), good)
 
@@ -250,11 +248,6 @@ def actor_critic_learner(
             params["outer_value"] = value.init(outer_key)
         return Agent(params, inner_optimizer(learned_hyper(meta).step_size).init(params))
 
-    def act(key: jax.Array, meta: Meta, agent: Agent, memory: Any, timestep: TimeStep) -> tuple:
-        pi, memory = policy.step(agent.params["policy"], memory, timestep)
-        action = pi.sample(key)
-        return action, pi.log_prob(action), memory
-
     def update(key: jax.Array, meta: Meta, agent: Agent, data: Trajectory) -> Agent:
         del key
         h, now = learned_hyper(meta), agent.params
@@ -271,9 +264,8 @@ def actor_critic_learner(
             others = at_each_step(advantage, good)
             advantage -= others - jax.lax.stop_gradient(others)
         if config.normalize:
-            mean_square = mean_over_streams(advantage**2, good)
-            # Where nothing is better than expected the root has no derivative; what is added is no scale.
-            advantage = advantage / jnp.sqrt(mean_square + 1e-16)
+            counted = jnp.broadcast_to(good[:, None], advantage.shape)
+            advantage = advantage / advantage_scale(advantage, counted)
         if config.outer_value:
             outer = h.outer_discount, h.outer_lambda
             _, outer_target = evaluation(now["outer_value"], data, data.reward, *outer)
@@ -305,10 +297,11 @@ def actor_critic_learner(
     learner = Learner(
         init=init_agent,
         memory=lambda meta: policy.memory(),
-        act=act,
+        act=acting(policy.step, lambda meta, agent: agent.params["policy"]),
         update=jax.checkpoint(update) if config.rematerialize else update,
     )
     learner = checks.reading(learner, Meta)
+    distribution = partial(action_distributions, policy)
     return ActorCriticLearner(learner, init, distribution, outer_loss, moved)
 
 

@@ -21,15 +21,22 @@ from jaxmeta import checks, rollouts
 from jaxmeta.estimators import surrogates
 from jaxmeta.estimators.baselines import BASELINES, baseline_td_errors, sees_observations
 from jaxmeta.estimators.episodes import first_episode_return, in_first_episode
+from jaxmeta.estimators.returns import gae
 from jaxmeta.estimators.streams import finite_streams, mean_over_streams, without_broken_streams
 from jaxmeta.estimators.surrogates import Surrogate
 from jaxmeta.estimators.units import advantage_scale
 from jaxmeta.meta_updates.gradients import map_tasks
 from jaxmeta.meta_updates.outer_loop import Learned
 from jaxmeta.networks.distributions import Distribution
-from jaxmeta.networks.policies import Policy, default_policy
+from jaxmeta.networks.policies import (
+    Policy,
+    acting,
+    action_distributions,
+    default_policy,
+    log_probs,
+)
 from jaxmeta.tasks.family import TaskFamily
-from jaxmeta.types import History, Learner, Params, Task, TimeStep, Trajectory
+from jaxmeta.types import History, Learner, Params, Task, Trajectory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,8 +91,8 @@ class Config(Adaptation):
     al. 2020); the `context`, inputs that start at zero and are not meta-learned (CAVIA: Zintgraf et al.
     2019; set `context_size`); or another top-level entry of the policy's parameters."""
     inner_surrogate: str = "lvc"
-    """Surrogate of the inner step: `score`, `dice`, `lvc`, `ppo_clip` or another name in
-    `surrogates.SURROGATES`."""
+    """Surrogate of the inner step: `score`, `dice`, `lvc` or another name in `surrogates.SURROGATES`; where
+    the policy acted, `ppo_clip` is `lvc`."""
     normalize: bool = False
     """Divide each batch's advantages by their root mean square, inside and outside, so that what is learned
     does not depend on the unit of rewards; steps then do not shrink near the optimum either."""
@@ -179,19 +186,19 @@ def gradient_learner(
     sees_observations(family.observation_shape, config.baseline)
     inner_surrogate = surrogates.SURROGATES[config.inner_surrogate]
 
-    def distribution(params: Params, data: Trajectory) -> Distribution:
-        return jax.vmap(policy.unroll, in_axes=(None, 0, 0))(params, data.memory, data.timestep)
-
     def loss(params: Params, data: Trajectory, hyper: Any, surrogate: Surrogate) -> jax.Array:
         data, good = without_broken_streams(data)
-        log_prob = distribution(params, data).log_prob(data.action)
+        log_prob = log_probs(policy, params, data)
         discount = hyper.discount * data.discount
         counted = jax.vmap(in_first_episode)(data.last) & good[:, None]
         delta = baseline_td_errors(
             data, discount, family.horizon, counted, baseline=config.baseline
         )
         if config.normalize:
-            delta = delta / advantage_scale(delta, discount, data.last, hyper.gae_lambda, counted)
+            advantage = jax.vmap(partial(gae, lambda_=hyper.gae_lambda))(
+                delta, discount, last=data.last
+            )
+            delta = delta / advantage_scale(advantage, counted)
         delta = jnp.where(counted, jax.lax.stop_gradient(delta), 0.0)
         terms = jax.vmap(surrogate, in_axes=(0, 0, 0, 0, 0, None))(
             log_prob, data.log_prob, delta, discount, data.timestep.first, hyper.gae_lambda
@@ -209,17 +216,10 @@ def gradient_learner(
             gradient = jax.lax.stop_gradient(gradient)
         return with_adapted(agent, stepped(part, meta, gradient, config), config)
 
-    def act(
-        key: jax.Array, meta: Meta, agent: Params, memory: Any, timestep: TimeStep
-    ) -> tuple[jax.Array, jax.Array, Any]:
-        distribution, memory = policy.step(agent, memory, timestep)
-        action = distribution.sample(key)
-        return action, distribution.log_prob(action), memory
-
     learner = Learner(
         init=lambda key, meta: meta.params,
         memory=lambda meta: policy.memory(),
-        act=act,
+        act=acting(policy.step, lambda meta, agent: agent),
         # The updates are the only part of a lifetime that is differentiated, so their intermediate
         # values are what memory goes to: keep their inputs and compute the rest again.
         update=jax.checkpoint(update) if config.rematerialize else update,
@@ -241,6 +241,7 @@ def gradient_learner(
         return first_meta(params, hyper, config)
 
     env_steps = config.num_streams * num_steps * (config.num_updates + 1)
+    distribution = partial(action_distributions, policy)
     return GradientLearner(learner, init, distribution, loss, lifetime, env_steps)
 
 

@@ -29,14 +29,15 @@ import optax
 from jaxmeta import checks, rollouts
 from jaxmeta.estimators import surrogates
 from jaxmeta.estimators.episodes import episode_index
-from jaxmeta.estimators.returns import gae, td_errors
+from jaxmeta.estimators.returns import advantages_and_targets
 from jaxmeta.estimators.streams import count, without_broken_streams
-from jaxmeta.estimators.units import in_units, running, running_reward_scale
+from jaxmeta.estimators.units import advantage_scale, in_units, running, running_reward_scale
 from jaxmeta.meta_updates.gradients import State, guarded_update
 from jaxmeta.meta_updates.outer_loop import outer_optimizer
 from jaxmeta.networks.actor_critic import ActorCritic, Inputs
+from jaxmeta.networks.distributions import Distribution
 from jaxmeta.networks.encodings import encode_action
-from jaxmeta.networks.policies import Head, action_head
+from jaxmeta.networks.policies import Head, acting, action_head
 from jaxmeta.networks.values import Value, value_mlp
 from jaxmeta.tasks.family import TaskFamily
 from jaxmeta.types import Learner, MetaAlgorithm, Params, Task, TimeStep, Trajectory
@@ -153,13 +154,12 @@ def recurrent_learner(family: TaskFamily, config: Config, network: ActorCritic) 
             reset=reset,
         )
 
-    def act(
-        key: jax.Array, meta: Meta, agent: tuple, memory: TrialMemory, timestep: TimeStep
-    ) -> tuple[jax.Array, jax.Array, TrialMemory]:
+    def policy_step(
+        meta: Meta, memory: TrialMemory, timestep: TimeStep
+    ) -> tuple[Distribution, TrialMemory]:
         shown = look(meta, timestep, memory.time)
         distribution, state = network.step(meta.params, memory.state, shown)
-        action = distribution.sample(key)
-        return action, distribution.log_prob(action), TrialMemory(state, memory.time + 1)
+        return distribution, TrialMemory(state, memory.time + 1)
 
     def inputs(meta: Meta, data: Trajectory) -> Inputs:
         time = data.memory.time + jnp.arange(data.reward.shape[0], dtype=jnp.int32)
@@ -168,7 +168,7 @@ def recurrent_learner(family: TaskFamily, config: Config, network: ActorCritic) 
     learner = Learner(
         init=lambda key, meta: (),
         memory=lambda meta: TrialMemory(network.initial(), jnp.zeros((), jnp.int32)),
-        act=act,
+        act=acting(policy_step, lambda meta, agent: meta),
         update=lambda key, meta, agent, trajectories: agent,
     )
 
@@ -201,14 +201,22 @@ def values_to_come(v: jax.Array) -> jax.Array:
     return jnp.append(v[1:], jnp.zeros_like(v[:1]))
 
 
-def advantages(reward: jax.Array, v: jax.Array, hyper: Any) -> jax.Array:
-    """Generalised advantages over one whole trial ``[T]``, across the ends of its episodes.
+def advantages_and_returns(
+    reward: jax.Array, v: jax.Array, hyper: Any
+) -> tuple[jax.Array, jax.Array]:
+    """Generalised advantages and λ-returns over one whole trial, across the ends of its episodes, ``[T]`` each.
 
     Rewards and values after the trial's last episode must be 0.
     """
-    discount = jnp.full_like(reward, hyper.discount)
-    delta = td_errors(reward, discount, v, values_to_come(v))
-    return gae(delta, discount, jnp.zeros_like(reward), hyper.gae_lambda)
+    never = jnp.zeros_like(reward)
+    return advantages_and_targets(
+        reward,
+        jnp.full_like(reward, hyper.discount),
+        v=v,
+        v_next=values_to_come(v),
+        last=never,
+        lambda_=hyper.gae_lambda,
+    )
 
 
 class Loss(NamedTuple):
@@ -258,8 +266,8 @@ def learn_from_trials(
     def batch_loss(params: Params, keys: jax.Array, batch: tuple, hyper: Any) -> tuple:
         data, inputs, advantage, target, steps = batch
         if config.normalize:
-            mean = jnp.mean(advantage, where=steps)
-            advantage = (advantage - mean) / (jnp.std(advantage, where=steps) + 1e-8)
+            advantage = advantage - jnp.mean(advantage, where=steps)
+            advantage = advantage / advantage_scale(advantage, steps)
         distribution, v = jax.vmap(network.unroll, in_axes=(None, 0, 0))(
             params, data.memory.state, inputs
         )
@@ -310,8 +318,7 @@ def learn_from_trials(
         )
         v = jnp.where(steps, mean + spread * v, 0.0)
         reward = jnp.where(steps, data.reward, 0.0)
-        advantage = jax.vmap(advantages, in_axes=(0, 0, None))(reward, v, hyper)
-        returns = advantage + v
+        advantage, returns = jax.vmap(advantages_and_returns, (0, 0, None))(reward, v, hyper)
         mean, spread = value_scale = _moved_value_scale(meta.value_scale, returns, steps)
         batch = (
             data._replace(reward=in_units(reward, meta.reward_scale)),

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxmeta import checks, rollouts
 from jaxmeta.estimators import surrogates
 from jaxmeta.estimators.episodes import in_first_episode
-from jaxmeta.estimators.returns import gae, td_errors
+from jaxmeta.estimators.returns import advantages_and_targets, td_errors
 from jaxmeta.estimators.streams import count, mean_over_streams, without_broken_streams
 from jaxmeta.learners.gradient import (
     Adaptation,
@@ -25,9 +25,9 @@ from jaxmeta.learners.gradient import (
     stepped,
     with_adapted,
 )
-from jaxmeta.networks.policies import Policy
+from jaxmeta.networks.policies import Policy, acting
 from jaxmeta.tasks.family import TaskFamily
-from jaxmeta.types import History, Learner, Params, Task, TimeStep, Trajectory
+from jaxmeta.types import History, Learner, Params, Task, Trajectory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +67,7 @@ def replay_learner(
     family: TaskFamily,
     config: Config,
     policy: Policy,
-    acting: Callable[[Meta, Params], Params],
+    policy_params: Callable[[Meta, Params], Params],
     gradient: Callable[[Meta, Params, Trajectory, jax.Array], Params],
 ) -> ReplayLearner:
     """The learner of an agent's ``params`` on tasks of ``family``.
@@ -76,7 +76,7 @@ def replay_learner(
         family: The tasks' family.
         config: What shapes the program.
         policy: Who acts.
-        acting: ``(meta, params) -> the policy's parameters``.
+        policy_params: ``(meta, params) -> the policy's parameters``.
         gradient: ``(meta, params, data [N, T], good [N]) -> gradient``, a tree like params, of the good streams of
             one batch, zero without any; params go down its mean over those batches that have some.
 
@@ -100,13 +100,6 @@ def replay_learner(
         shapes = jax.eval_shape(experience, key, meta)
         batches = jax.tree.map(lambda x: jnp.zeros((config.num_batches, *x.shape), x.dtype), shapes)
         return Agent(meta.params, batches, jnp.zeros((), jnp.int32))
-
-    def act(
-        key: jax.Array, meta: Meta, agent: Agent, memory: Any, timestep: TimeStep
-    ) -> tuple[jax.Array, jax.Array, Any]:
-        distribution, memory = policy.step(acting(meta, agent.params), memory, timestep)
-        action = distribution.sample(key)
-        return action, distribution.log_prob(action), memory
 
     def update(key: jax.Array, meta: Meta, agent: Agent, data: Trajectory) -> Agent:
         del key
@@ -135,7 +128,7 @@ def replay_learner(
     learner = Learner(
         init=birth,
         memory=lambda meta: policy.memory(),
-        act=act,
+        act=acting(policy.step, lambda meta, agent: policy_params(meta, agent.params)),
         update=jax.checkpoint(update) if config.rematerialize else update,
     )
     learner = checks.reading(learner, Meta)
@@ -150,12 +143,6 @@ def replay_learner(
     )
     env_steps = config.num_streams * num_steps * (config.num_updates + 1)
     return ReplayLearner(learner, lifetime, env_steps)
-
-
-def log_probs(policy: Policy, params: Params, data: Trajectory) -> jax.Array:
-    """``log π(a_t|s_t)`` of what was done, ``[N, T]``."""
-    unroll = jax.vmap(policy.unroll, in_axes=(None, 0, 0))
-    return unroll(params, data.memory, data.timestep).log_prob(data.action)
 
 
 def outer_loss(
@@ -175,15 +162,14 @@ def outer_loss(
     """
     discount = hyper.discount * data.discount
     counted = jax.vmap(in_first_episode)(data.last)
-    delta = td_errors(data.reward, discount, v, v_next)
+    delta = td_errors(data.reward, discount, v=v, v_next=v_next)
     delta = jax.lax.stop_gradient(jnp.where(counted, delta, 0.0))
     surrogate = jax.vmap(surrogates.SURROGATES["score"], in_axes=(0, 0, 0, 0, 0, None))(
         log_prob, data.log_prob, delta, discount, data.timestep.first, hyper.trace_lambda
     )
     gain = mean_over_streams(surrogate, good) / data.reward.shape[1]
-    correction = jax.vmap(gae, in_axes=(0, 0, 0, None))(
-        delta, discount, data.last, hyper.trace_lambda
-    )
-    target = jax.lax.stop_gradient(v + correction)
-    error = 0.5 * mean_over_streams(jnp.where(counted, (v - target) ** 2, 0.0), good)
-    return hyper.value_cost * error - gain, {"value_loss": error}
+    targets = partial(advantages_and_targets, lambda_=hyper.trace_lambda)
+    _, target = jax.vmap(targets)(data.reward, discount, v=v, v_next=v_next, last=data.last)
+    error = jnp.where(counted, v - jax.lax.stop_gradient(target), 0.0)
+    value_loss = 0.5 * mean_over_streams(error**2, good)
+    return hyper.value_cost * value_loss - gain, {"value_loss": value_loss}

@@ -15,6 +15,7 @@ so one that was learned on some family can be followed on any other.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -22,16 +23,16 @@ import jax.numpy as jnp
 import optax
 
 from jaxmeta import checks
-from jaxmeta.estimators.returns import gae, td_errors
+from jaxmeta.estimators.returns import advantages_and_targets
 from jaxmeta.estimators.streams import mean_over_streams, without_broken_streams
 from jaxmeta.estimators.units import advantage_scale, in_units, running_reward_scale
 from jaxmeta.meta_updates.gradients import optimizer_step
 from jaxmeta.networks import recurrent
 from jaxmeta.networks.distributions import Categorical, Distribution
-from jaxmeta.networks.policies import Policy, default_policy
+from jaxmeta.networks.policies import Policy, acting, action_distributions, default_policy
 from jaxmeta.networks.values import value_mlp
 from jaxmeta.tasks.family import TaskFamily
-from jaxmeta.types import Learner, Params, TimeStep, Trajectory
+from jaxmeta.types import Learner, Params, Trajectory
 
 
 class Meta(NamedTuple):
@@ -125,7 +126,7 @@ def rule_learner(
 
     def outputs(params: Params, data: Trajectory) -> Outputs:
         return Outputs(
-            jax.vmap(policy.unroll, (None, 0, 0))(params["policy"], data.memory, data.timestep),
+            action_distributions(policy, params["policy"], data),
             prediction.apply(params["prediction"], data.timestep.obs),
             prediction.apply(params["prediction"], data.next_obs),
         )
@@ -135,13 +136,6 @@ def rule_learner(
         params = {"policy": policy.init(policy_key), "prediction": prediction.init(prediction_key)}
         scale = jnp.zeros(()) if scale_rewards else ()
         return Agent(params, optimizer(meta.hyper.step_size).init(params), scale)
-
-    def act(
-        key: jax.Array, meta: Meta, agent: Agent, memory: Any, timestep: TimeStep
-    ) -> tuple[jax.Array, jax.Array, Any]:
-        distribution, memory = policy.step(agent.params["policy"], memory, timestep)
-        action = distribution.sample(key)
-        return action, distribution.log_prob(action), memory
 
     def update(key: jax.Array, meta: Meta, agent: Agent, data: Trajectory) -> Agent:
         del key
@@ -171,7 +165,7 @@ def rule_learner(
     learner = Learner(
         init=init,
         memory=lambda meta: policy.memory(),
-        act=act,
+        act=acting(policy.step, lambda meta, agent: agent.params["policy"]),
         update=jax.checkpoint(update) if rematerialize else update,
     )
     return RuleLearner(checks.reading(learner, Meta), outputs)
@@ -285,11 +279,9 @@ def lpo(*, hidden_size: int = 32) -> UpdateRule:
     def targets(
         params: Params, outputs: Outputs, data: Trajectory, good: jax.Array, hyper: Any
     ) -> ValueTargets:
-        found = value_targets(outputs, data, hyper)
-        discount = hyper.discount * data.discount
-        counted = jnp.broadcast_to(good[:, None], data.reward.shape)
-        scale = advantage_scale(found.delta, discount, data.last, hyper.gae_lambda, counted)
-        return found._replace(advantage=found.advantage / scale)
+        advantage, target = value_targets(outputs, data, hyper)
+        counted = jnp.broadcast_to(good[:, None], advantage.shape)
+        return ValueTargets(advantage / advantage_scale(advantage, counted), target)
 
     def loss(
         params: Params, outputs: Outputs, data: Trajectory, targets: ValueTargets, hyper: Any
@@ -347,15 +339,18 @@ class ValueTargets(NamedTuple):
 
     advantage: jax.Array
     value: jax.Array  # λ-returns
-    delta: jax.Array  # TD errors
 
 
 def value_targets(outputs: Outputs, data: Trajectory, hyper: Any) -> ValueTargets:
     """Generalised advantages and λ-returns of an agent whose prediction is a value."""
-    v, discount = outputs.prediction, hyper.discount * data.discount
-    delta = td_errors(data.reward, discount, v, outputs.next_prediction)
-    advantage = jax.vmap(gae, (0, 0, 0, None))(delta, discount, data.last, hyper.gae_lambda)
-    return ValueTargets(advantage, v + advantage, delta)
+    found = jax.vmap(partial(advantages_and_targets, lambda_=hyper.gae_lambda))(
+        data.reward,
+        hyper.discount * data.discount,
+        v=outputs.prediction,
+        v_next=outputs.next_prediction,
+        last=data.last,
+    )
+    return ValueTargets(*found)
 
 
 def _value_and_entropy_cost(outputs: Outputs, targets: ValueTargets, hyper: Any) -> jax.Array:

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxmeta import rollouts
-from jaxmeta.estimators.returns import gae, td_errors
+from jaxmeta.estimators.returns import advantages_and_targets
 from jaxmeta.estimators.streams import mean_over_streams, without_broken_streams
 from jaxmeta.meta_updates import evolution
 from jaxmeta.meta_updates.gradients import masked_mean, optimizer_step
@@ -101,12 +101,9 @@ def policy_gradient(
     def advantages(meta: Any, critic: Critic, data: Trajectory) -> tuple[jax.Array, jax.Array]:
         """And λ-returns, both ``[N, T]``."""
         v, v_next = (value.apply(critic.params, x) for x in (data.timestep.obs, data.next_obs))
-        discount = meta.hyper.discount * data.discount
-        delta = td_errors(data.reward, discount, v, v_next)
-        advantage = jax.vmap(gae, (0, 0, 0, None))(
-            delta, discount, data.last, meta.hyper.gae_lambda
+        return jax.vmap(partial(advantages_and_targets, lambda_=meta.hyper.gae_lambda))(
+            data.reward, meta.hyper.discount * data.discount, v=v, v_next=v_next, last=data.last
         )
-        return advantage, v + advantage
 
     def fitted(critic: Critic, obs: Any, good: jax.Array, target: jax.Array, meta: Any) -> Critic:
         """The critic after a step on one round ``[N, T]``, of its streams that are ``good [N]``."""

@@ -20,12 +20,15 @@ from jaxmeta.networks.graph_actor_critic import Counts, graph_actor_critic
 from jaxmeta.networks.policies import (
     Head,
     Policy,
+    acting,
+    action_distributions,
     action_features,
     action_head,
     categorical_mlp,
     default_policy,
     feed_forward,
     gaussian_mlp,
+    log_probs,
     softmax_linear,
 )
 from jaxmeta.networks.values import Value, value_mlp
@@ -39,6 +42,8 @@ __all__ = [
     "Inputs",
     "Policy",
     "Value",
+    "acting",
+    "action_distributions",
     "action_features",
     "action_head",
     "actor_critic",
@@ -52,6 +57,7 @@ __all__ = [
     "graph_actor_critic",
     "input_sizes",
     "joined",
+    "log_probs",
     "mlp",
     "policies",
     "recurrent",

@@ -16,7 +16,7 @@ from jaxmeta import checks
 from jaxmeta.networks.distributions import Categorical, DiagGaussian, Distribution
 from jaxmeta.networks.mlp import mlp, obs_size
 from jaxmeta.tasks import boxes
-from jaxmeta.types import Params, TimeStep
+from jaxmeta.types import Params, TimeStep, Trajectory
 
 
 class Policy(NamedTuple):
@@ -30,6 +30,41 @@ class Policy(NamedTuple):
     """``(params, memory, timestep) -> (distribution, memory)``, one step."""
     unroll: Callable[[Params, Any, TimeStep], Distribution]
     """``(params, memory, timesteps [T]) -> distributions [T]``: the same for a whole stream."""
+
+
+Act = Callable[[jax.Array, Any, Any, Any, TimeStep], tuple[jax.Array, jax.Array, Any]]
+"""What `Learner.act` is."""
+
+
+def acting(
+    step: Callable[[Any, Any, TimeStep], tuple[Distribution, Any]],
+    params: Callable[[Any, Any], Any],
+) -> Act:
+    """`Learner.act` that draws from a policy.
+
+    Args:
+        step: `Policy.step`, or what does the same.
+        params: ``(meta, agent) -> the parameters that step is given``.
+    """
+
+    def act(
+        key: jax.Array, meta: Any, agent: Any, memory: Any, timestep: TimeStep
+    ) -> tuple[jax.Array, jax.Array, Any]:
+        distribution, memory = step(params(meta, agent), memory, timestep)
+        action = distribution.sample(key)
+        return action, distribution.log_prob(action), memory
+
+    return act
+
+
+def action_distributions(policy: Policy, params: Params, data: Trajectory) -> Distribution:
+    """The policy's distributions of actions where ``data [N, T]`` was recorded, ``[N, T]``."""
+    return jax.vmap(policy.unroll, in_axes=(None, 0, 0))(params, data.memory, data.timestep)
+
+
+def log_probs(policy: Policy, params: Params, data: Trajectory) -> jax.Array:
+    """``log π(a_t|s_t)`` of what was done in ``data [N, T]``, ``[N, T]``."""
+    return action_distributions(policy, params, data).log_prob(data.action)
 
 
 @checks.arguments

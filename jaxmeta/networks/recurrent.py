@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxmeta import checks
+from jaxmeta import checks, recurrences
 from jaxmeta.types import Params
 
 
@@ -198,7 +198,7 @@ def linear_recurrence(
         after = []
         for name, h in zip(names, state, strict=True):
             decay, new, skip = jax.vmap(gates, (None, 0, 0))(params[name], x, reset)
-            h = _solve_recurrence(decay, new.at[0].add(decay[0] * h))
+            h = recurrences.linear_recurrence(new.at[0].add(decay[0] * h), decay, parallel=True)
             after.append(h[-1])
             x = jnp.tanh(h + skip)
         return x, tuple(after)
@@ -250,30 +250,6 @@ def _unroll_sequential(
 
 LONGEST_MEMORY = 512.0
 """Time scale in steps of the slowest unit of a new `linear_recurrence`; its fastest has 2."""
-
-
-def _solve_recurrence(a: jax.Array, b: jax.Array) -> jax.Array:
-    """``h_t = b_t + a_t h_{t-1}`` with ``h_{-1} = 0``, all ``[T, H]``.
-
-    The recurrence is declared as the bidiagonal system ``(1 - a shift) h = b`` that it solves. So the reverse pass is
-    one solve of the transposed system, the same recurrence backwards, and not the reverse of every level of the
-    associative scan. Higher derivatives follow by the same rule.
-    """
-
-    def compose(earlier: tuple, later: tuple) -> tuple:
-        (a0, b0), (a1, b1) = earlier, later
-        return a1 * a0, b1 + a1 * b0
-
-    def scan(a: jax.Array, b: jax.Array, reverse: bool) -> jax.Array:
-        return jax.lax.associative_scan(compose, (a, b), reverse=reverse)[1]
-
-    zero = jnp.zeros_like(a[:1])
-    return jax.lax.custom_linear_solve(
-        lambda h: h - a * jnp.concatenate([zero, h[:-1]]),
-        b,
-        lambda _, b: scan(a, b, False),
-        lambda _, b: scan(jnp.concatenate([a[1:], zero]), b, True),
-    )
 
 
 class TransformerState(NamedTuple):

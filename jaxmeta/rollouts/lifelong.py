@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxmeta.estimators.returns import linear_recurrence
 from jaxmeta.estimators.streams import count, unless
+from jaxmeta.recurrences import linear_recurrence
 from jaxmeta.rollouts.lifetime import adapt, begin
 from jaxmeta.types import History, Learner, Stream, Task
 

@@ -22,7 +22,7 @@ VARIANTS = {
     "E-MAML": ("maml", dict(sampling_correction="score", inner_surrogate="score", num_updates=2)),
     "leave-one-out": ("maml", dict(sampling_correction="leave_one_out", inner_surrogate="score")),
     "Meta-SGD": ("maml", dict(step_sizes="parameter")),
-    "PPO outside, normalised": ("maml", dict(outer_surrogate="ppo_clip", normalize=True)),
+    "normalised": ("maml", dict(normalize=True)),
     "ANIL": ("maml", dict(adapts="head")),
     "CAVIA": ("maml", dict(adapts="context", context_size=3)),
     "ProMP": ("promp", dict(num_epochs=2)),
@@ -339,7 +339,7 @@ def test_steps_with_broken_numbers_are_left_out_and_counted(variant):
     "variant",
     [
         *(
-            "PPO outside, normalised",
+            "normalised",
             "ProMP",
             "MAML-TRPO",
             "iMAML",

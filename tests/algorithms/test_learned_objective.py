@@ -1,3 +1,5 @@
+from functools import partial
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -201,8 +203,8 @@ def test_meta_gradient_is_that_of_finite_differences(x64, family):
         for agent, data in ((second.agent, second.trajectories), (life.agent, last)):
             discount = meta.hyper.discount * data.discount
             v, v_next = (value(obs, judge) for obs in (data.timestep.obs, data.next_obs))
-            delta = td_errors(data.reward, discount, v, v_next)
-            advantage = jax.vmap(gae, (0, 0, 0, None))(delta, discount, data.last, 0.95)
+            delta = td_errors(data.reward, discount, v=v, v_next=v_next)
+            advantage = jax.vmap(partial(gae, lambda_=0.95))(delta, discount, last=data.last)
             slope = jax.grad(
                 lambda critic, obs, target: jnp.mean((value(obs, critic) - target) ** 2) / 2
             )(judge, data.timestep.obs, v + advantage)

@@ -1,7 +1,6 @@
 import math
 from functools import partial
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -43,44 +42,31 @@ seeds = st.integers(0, 10_000)
 
 
 @settings(max_examples=20)
-@given(seeds, st.booleans(), st.sampled_from([None, False, True]))
-def test_linear_recurrence_is_its_loop(seed, reverse, parallel):
-    a, b = np.random.default_rng(seed).normal(size=(2, T))
-    expected, y = np.zeros(T), 0.0
-    for t in reversed(range(T)) if reverse else range(T):
-        y = a[t] + b[t] * y
-        expected[t] = y
-    result = returns.linear_recurrence(
-        jnp.array(a), jnp.array(b), reverse=reverse, parallel=parallel
-    )
-    np.testing.assert_allclose(result, expected, rtol=1e-4, atol=1e-4)
-
-
-def test_both_ways_through_a_linear_recurrence_have_the_same_derivatives(x64):
-    a, b, weight = np.random.default_rng(0).normal(size=(3, T))
-
-    def loss(ab, parallel):
-        return jnp.sum(weight * returns.linear_recurrence(*ab, parallel=parallel) ** 2)
-
-    ab = jnp.array(a), jnp.array(b)
-    for derivative in (jax.grad, jax.hessian):
-        step_by_step, at_once = (derivative(loss)(ab, parallel) for parallel in (False, True))
-        chex.assert_trees_all_close(step_by_step, at_once, rtol=1e-10)
-
-
-@settings(max_examples=20)
 @given(seeds, st.floats(0, 1))
 def test_gae_is_its_loop(seed, lambda_):
     s = made_up(seed)
-    delta = returns.td_errors(s["reward"], s["discount"], s["v"], s["v_next"])
+    delta = returns.td_errors(s["reward"], s["discount"], v=s["v"], v_next=s["v_next"])
     expected, advantage = np.zeros(T), 0.0
     for t in reversed(range(T)):
         td = s["reward"][t] + s["discount"][t] * s["v_next"][t] - s["v"][t]
         carried = 0.0 if s["last"][t] else advantage
         advantage = td + s["discount"][t] * lambda_ * carried
         expected[t] = advantage
-    result = returns.gae(delta, s["discount"], s["last"], lambda_)
+    result = returns.gae(delta, s["discount"], last=s["last"], lambda_=lambda_)
     np.testing.assert_allclose(result, expected, rtol=1e-4, atol=1e-4)
+
+
+@settings(max_examples=20)
+@given(seeds, st.floats(0, 1))
+def test_advantages_and_targets_are_gae_and_what_it_adds_to_values(seed, lambda_):
+    s = made_up(seed)
+    columns = {x: s[x] for x in ("reward", "discount", "v", "v_next", "last")}
+    advantage, target = returns.advantages_and_targets(**columns, lambda_=lambda_)
+    delta = returns.td_errors(s["reward"], s["discount"], v=s["v"], v_next=s["v_next"])
+    np.testing.assert_array_equal(
+        advantage, returns.gae(delta, s["discount"], last=s["last"], lambda_=lambda_)
+    )
+    np.testing.assert_array_equal(target, s["v"] + advantage)
 
 
 @settings(max_examples=20)
@@ -90,10 +76,13 @@ def test_gae_at_lambda_one_is_the_return_less_the_value(seed):
     s = made_up(seed)
     inside = jnp.concatenate([s["v"][1:], s["v_next"][-1:]])
     v_next = jnp.where(s["last"], s["v_next"], inside)
-    delta = returns.td_errors(s["reward"], s["discount"], s["v"], v_next)
-    g = returns.discounted_returns(s["reward"], s["discount"], s["last"], v_next)
+    delta = returns.td_errors(s["reward"], s["discount"], v=s["v"], v_next=v_next)
+    g = returns.discounted_returns(s["reward"], s["discount"], v_next=v_next, last=s["last"])
     np.testing.assert_allclose(
-        returns.gae(delta, s["discount"], s["last"], 1.0), g - s["v"], rtol=1e-4, atol=1e-4
+        returns.gae(delta, s["discount"], last=s["last"], lambda_=1.0),
+        g - s["v"],
+        rtol=1e-4,
+        atol=1e-4,
     )
 
 
@@ -115,8 +104,9 @@ def test_vtrace_targets_are_their_sum(seed, bars):
             product *= discount[k] * lambda_ * min(rho[k], bars[1])
             if last[k]:
                 break
-    columns = (s["reward"], s["discount"], s["v"], s["v_next"], jnp.asarray(rho), s["last"])
-    result = vtrace_targets(*columns, rho_bar=bars[0], c_bar=bars[1], lambda_=lambda_)
+    columns = {x: s[x] for x in ("reward", "discount", "v", "v_next", "last")}
+    bars_ = dict(rho_bar=bars[0], c_bar=bars[1], lambda_=lambda_)
+    result = vtrace_targets(**columns, rho=jnp.asarray(rho), **bars_)
     np.testing.assert_allclose(result, expected, rtol=1e-4, atol=1e-4)
 
 
@@ -126,7 +116,7 @@ def test_truncation_bootstraps_and_termination_does_not():
         task = CounterParams(terminate_at=terminate_at, truncate_at=truncate_at)
         _, data = act_in(ENV, task, constant_learner(), num_steps=3)
         g = returns.discounted_returns(
-            data.reward, 0.5 * data.discount, data.last, jnp.full(3, 100.0)
+            data.reward, 0.5 * data.discount, v_next=jnp.full(3, 100.0), last=data.last
         )
         by_hand = [
             8 + 0.5 * (8 + 0.5 * (8 + 0.5 * tail)),
@@ -138,49 +128,57 @@ def test_truncation_bootstraps_and_termination_does_not():
 
 def test_returns_do_not_cross_episodes():
     _, data = act_in(ENV, CounterParams(terminate_at=2), constant_learner(), num_steps=4)
-    g = returns.discounted_returns(data.reward, 1.0 * data.discount, data.last, jnp.zeros(4))
+    g = returns.discounted_returns(
+        data.reward, 1.0 * data.discount, v_next=jnp.zeros(4), last=data.last
+    )
     assert g.tolist() == [16, 8, 16, 8]
 
 
 def columns_of_streams(seed, num_streams, num_steps):
-    """Rewards, discounts, ends, values of successors and ratios, ``[N, T]``."""
+    """Rewards, discounts, values of successors, ratios and ends by name, ``[N, T]``."""
     keys = jax.random.split(jax.random.key(seed), 5)
     shape = (num_streams, num_steps)
     last = jax.random.bernoulli(keys[2], 0.3, shape)
     terminated = last & jax.random.bernoulli(keys[3], 0.5, shape)
-    return (
-        jax.random.normal(keys[0], shape),
-        0.9 * (1.0 - terminated),
-        last,
-        jax.random.normal(keys[1], shape),
-        jnp.exp(jax.random.normal(keys[4], shape)),
+    return dict(
+        reward=jax.random.normal(keys[0], shape),
+        discount=0.9 * (1.0 - terminated),
+        v_next=jax.random.normal(keys[1], shape),
+        rho=jnp.exp(jax.random.normal(keys[4], shape)),
+        last=last,
     )
 
 
+def one_stream(columns):
+    """The first of the streams."""
+    return {name: x[0] for name, x in columns.items()}
+
+
 def test_importance_returns_without_a_difference_are_returns(x64):
-    reward, discount, last, v_next, _ = (x[0] for x in columns_of_streams(0, 1, 9))
-    plain = returns.discounted_returns(reward, discount, last, v_next)
-    found = returns.importance_returns(reward, discount, last, v_next, jnp.ones(9))
+    columns = one_stream(columns_of_streams(0, 1, 9)) | dict(rho=jnp.ones(9))
+    found = returns.importance_returns(**columns)
+    del columns["rho"]
+    plain = returns.discounted_returns(**columns)
     np.testing.assert_allclose(found, plain, rtol=1e-12)
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_importance_returns_are_their_loop(seed, x64):
     """Ratios weight what is bootstrapped, too."""
-    reward, discount, last, v_next, rho = (x[0] for x in columns_of_streams(seed, 1, 9))
+    columns = one_stream(columns_of_streams(seed, 1, 9))
+    reward, discount, v_next, rho, last = columns.values()
     wanted = np.zeros(9)
     for t in reversed(range(9)):
         to_come = v_next[t] if last[t] or t == 8 else wanted[t + 1]
         wanted[t] = rho[t] * (reward[t] + discount[t] * to_come)
-    found = returns.importance_returns(reward, discount, last, v_next, rho)
+    found = returns.importance_returns(**columns)
     np.testing.assert_allclose(found, wanted, rtol=1e-10)
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_weighted_importance_returns_are_their_sum(seed, x64):
-    reward, discount, last, v_next, rho = columns_of_streams(seed, 4, 6)
-    columns = map(np.asarray, (reward, discount, last, v_next, rho))
-    r, d, ends, after, ratio = columns
+    columns = columns_of_streams(seed, 4, 6)
+    r, d, after, ratio, ends = map(np.asarray, columns.values())
     ends = ends.copy()
     ends[:, -1] = True
     wanted = np.zeros((4, 6))
@@ -192,15 +190,16 @@ def test_weighted_importance_returns_are_their_sum(seed, x64):
             term = r[:, k] + np.where(ends[:, k], d[:, k] * after[:, k], 0.0)
             wanted[:, t] += np.where(goes_on, w / mean * factor * term, 0.0)
             goes_on, factor = goes_on & ~ends[:, k], factor * d[:, k]
-    found = returns.weighted_importance_returns(reward, discount, last, v_next, rho)
+    found = returns.weighted_importance_returns(**columns)
     np.testing.assert_allclose(found, wanted, rtol=1e-10, atol=1e-12)
 
 
 def test_one_stream_weighted_returns_what_it_saw(x64):
     """The normalisation leaves nothing of the ratios: the value of μ, not of π."""
-    reward, discount, last, v_next, rho = columns_of_streams(0, 1, 9)
-    found = returns.weighted_importance_returns(reward, discount, last, v_next, rho)
-    plain = returns.discounted_returns(reward[0], discount[0], last[0], v_next[0])
+    columns = columns_of_streams(0, 1, 9)
+    found = returns.weighted_importance_returns(**columns)
+    del columns["rho"]
+    plain = returns.discounted_returns(**one_stream(columns))
     np.testing.assert_allclose(found[0], plain, rtol=1e-10)
 
 
@@ -230,8 +229,8 @@ def test_discount_and_lambda_can_be_learned_through_returns(x64):
 
     def loss(gamma_scale, lambda_):
         discount = gamma_scale * s["discount"]
-        delta = returns.td_errors(s["reward"], discount, s["v"], s["v_next"])
-        return returns.gae(delta, discount, s["last"], lambda_)[0]
+        delta = returns.td_errors(s["reward"], discount, v=s["v"], v_next=s["v_next"])
+        return returns.gae(delta, discount, last=s["last"], lambda_=lambda_)[0]
 
     by_gamma, by_lambda = jax.grad(loss, argnums=(0, 1))(1.0, 0.9)
     h = 1e-6
@@ -331,11 +330,11 @@ def test_the_baseline_s_values_end_with_the_episode():
     assert jnp.all(discount > 0)
     delta = baselines.baseline_td_errors(data, discount, 4)
     zeros = jnp.zeros((6, 8))
-    g = jax.vmap(returns.discounted_returns)(data.reward, discount, data.last, zeros)
+    g = jax.vmap(returns.discounted_returns)(data.reward, discount, v_next=zeros, last=data.last)
     features = jax.vmap(lambda obs, first: linear_features(obs, episodes.episode_step(first), 4))(
         data.timestep.obs, data.timestep.first
     )
-    advantage = jax.vmap(returns.gae, in_axes=(0, 0, 0, None))(delta, discount, data.last, 1.0)
+    advantage = jax.vmap(partial(returns.gae, lambda_=1.0))(delta, discount, last=data.last)
     np.testing.assert_allclose(advantage, g - linear_baseline(features, g), atol=1e-4)
 
 
@@ -347,13 +346,12 @@ def test_the_baseline_explains_what_time_explains():
 
 
 def test_advantage_scale_is_the_root_mean_square():
-    delta = jnp.array([[3.0, 4.0], [0.0, 0.0]])
-    never = jnp.zeros((2, 2), bool)
-    scale = units.advantage_scale(delta, jnp.zeros((2, 2)), never, 1.0)
-    np.testing.assert_allclose(scale, 2.5, rtol=1e-6)
-    assert units.advantage_scale(jnp.zeros((2, 2)), jnp.ones((2, 2)), never, 1.0) == 1
-    small = units.advantage_scale(1e-12 * delta, jnp.zeros((2, 2)), never, 1.0)
-    np.testing.assert_allclose(small, 2.5e-12, rtol=1e-6)
+    advantage = jnp.array([[3.0, 4.0], [0.0, 0.0]])
+    np.testing.assert_allclose(units.advantage_scale(advantage), 2.5, rtol=1e-6)
+    assert units.advantage_scale(jnp.zeros((2, 2))) == 1
+    np.testing.assert_allclose(units.advantage_scale(1e-12 * advantage), 2.5e-12, rtol=1e-6)
+    counted = jnp.array([[True, False], [False, False]])
+    np.testing.assert_allclose(units.advantage_scale(advantage, counted), 3.0, rtol=1e-6)
 
 
 @pytest.mark.parametrize("unit", [1e-30, 1.0, 1e30])
@@ -402,7 +400,9 @@ def columns(world, v, path):
     discount = world.mdp.discount * (1.0 - last)
     # Nothing but its discount of 0 keeps out what is said to follow the last step.
     v_next = jnp.append(v[1:], 100.0)
-    return world.rewards[path], discount, v, v_next, ratio, last
+    return dict(
+        reward=world.rewards[path], discount=discount, v=v, v_next=v_next, rho=ratio, last=last
+    )
 
 
 def expected_targets(world, v, targets):
@@ -412,7 +412,7 @@ def expected_targets(world, v, targets):
     @jax.jit
     def found(world, v):
         def on(path):
-            return targets(*columns(world, v[time, world.states[path]], path))
+            return targets(**columns(world, v[time, world.states[path]], path))
 
         there = jax.nn.one_hot(world.states, v.shape[1])
         p = world.probabilities(world.theta_mu)
@@ -434,8 +434,8 @@ def test_untruncated_targets_are_unbiased(x64, off_policy):
 
 
 def test_importance_returns_are_unbiased(x64, off_policy):
-    def targets(reward, discount, v, v_next, rho, last):
-        return returns.importance_returns(reward, discount, last, v_next, rho)
+    def targets(v, **columns):
+        return returns.importance_returns(**columns)
 
     check_unbiased_targets(off_policy, targets)
 
@@ -467,10 +467,10 @@ def test_action_value_targets_have_their_fixed_point(trace, x64, off_policy):
             return returns.action_value_targets(
                 world.rewards[path],
                 world.mdp.discount * (1.0 - last),
-                q[time, s, a],
-                jnp.append(after[1:], 100.0),
-                c,
-                last,
+                q=q[time, s, a],
+                v_next=jnp.append(after[1:], 100.0),
+                c=c,
+                last=last,
             )
 
         there = jax.nn.one_hot(states * pi.shape[1] + actions, pi.size)
@@ -489,9 +489,9 @@ def test_planted_wrong_targets(bug, x64, off_policy):
             discount = 1.0 - discount
         if bug == "no correction":
             rho = jnp.ones_like(rho)
-        delta = returns.td_errors(reward, discount, v, v_next)
+        delta = returns.td_errors(reward, discount, v=v, v_next=v_next)
         c = jnp.roll(rho, 1).at[0].set(1.0) if bug == "c of the step before" else rho
-        return v + returns.gae(rho * delta, discount * c, last, 1.0)
+        return v + returns.gae(rho * delta, discount * c, last=last, lambda_=1.0)
 
     with pytest.raises(AssertionError):
         check_unbiased_targets(off_policy, mutant)
@@ -529,7 +529,7 @@ def test_the_meta_gradient_of_values_that_are_learned_from_off_policy_data(x64, 
         return x[np.arange(horizon), world.states[path]] @ w
 
     def targets(w, path, **bars):
-        return vtrace_targets(*columns(world, values(w, path), path), **bars)
+        return vtrace_targets(**columns(world, values(w, path), path), **bars)
 
     def td_update(w, path):
         error = targets(w, path, **TD) - values(w, path)
@@ -555,9 +555,9 @@ def test_the_meta_gradient_of_values_that_are_learned_from_off_policy_data(x64, 
 
     def weighted(w, path, correct=True):
         """Returns as they are; the error weighted by the ratio of all that led to them."""
-        reward, discount, _, v_next, rho, last = columns(world, values(w, path), path)
+        reward, discount, _, v_next, rho, last = columns(world, values(w, path), path).values()
         weight = jnp.cumprod(rho[::-1])[::-1] if correct else 1.0
-        goal = returns.discounted_returns(reward, discount, last, v_next)
+        goal = returns.discounted_returns(reward, discount, v_next=v_next, last=last)
         return squared_error(w, path, goal, weight)
 
     doubly_robust = partial(with_targets, **UNTRUNCATED)
@@ -645,7 +645,8 @@ def test_what_is_not_counted_changes_neither_baseline_nor_scale():
         timestep = TimeStep(seen, reward, reward, jnp.asarray(first))
         data = Trajectory(timestep, reward, reward, earned, discount, last, seen, ())
         delta = baselines.baseline_td_errors(data, discount, 6, counted)
-        return delta[:, :4], units.advantage_scale(delta, discount, last, 0.9, counted)
+        advantage = jax.vmap(partial(returns.gae, lambda_=0.9))(delta, discount, last=last)
+        return delta[:, :4], units.advantage_scale(advantage, counted)
 
     counted = jax.vmap(episodes.in_first_episode)(last)
     for x, y in zip(results(0.0, counted), results(50.0, counted), strict=True):

@@ -27,6 +27,7 @@ from jaxmeta.estimators.surrogates import (
     taypo,
     vtrace,
 )
+from jaxmeta.recurrences import linear_recurrence
 from jaxmeta.types import TimeStep, Trajectory
 
 UNBIASED = 1e-11
@@ -109,7 +110,9 @@ def td_errors(world, v):
     # The successor of the last step has value v[H] = 0, so any state will do.
     following = jnp.concatenate([world.states[:, 1:], world.states[:, :1]], axis=1)
     v_next = v[time + 1, following]
-    return returns.td_errors(world.rewards, world.mdp.discount, v[time, world.states], v_next)
+    return returns.td_errors(
+        world.rewards, world.mdp.discount, v=v[time, world.states], v_next=v_next
+    )
 
 
 def signals(world, theta_mu):
@@ -143,7 +146,7 @@ def of(weights, **settings):
 
 def control_variate(log_ratio, first):
     """``(1 - W_{t-1}) (1 - ρ_t)``, at τ = 0: the second-order one of Liu et al. 2019, "Taming MAML"."""
-    before = returns.linear_recurrence(log_ratio, 1.0 - first) - log_ratio
+    before = linear_recurrence(log_ratio, 1.0 - first) - log_ratio
     return jnp.expm1(before) * jnp.expm1(log_ratio)
 
 
@@ -431,7 +434,7 @@ class Path(NamedTuple):
         """Gradient and Hessian in the log-ratio, of a sum of terms."""
         discount, nothing = jnp.full(8, 0.9), jnp.zeros(8)
         given = {"zero": self.reward, "-exact": -self.v}
-        given["wrong"] = returns.td_errors(self.reward, discount, self.v, self.v_next)
+        given["wrong"] = returns.td_errors(self.reward, discount, v=self.v, v_next=self.v_next)
 
         def value(x):
             return sum(
@@ -566,7 +569,7 @@ def test_planted_wrong_subtraction_in_loaded_dice(world):
     """exp(u_t) - exp(u_{t-1}): the decay λ of the trace must be in both."""
 
     def mutant(log_ratio, first, *, lambda_):
-        u = returns.linear_recurrence(log_ratio, (1.0 - first) * lambda_)
+        u = linear_recurrence(log_ratio, (1.0 - first) * lambda_)
         return jnp.exp(u) - jnp.concatenate([jnp.ones(1), jnp.exp(u[:-1])])
 
     check_unbiased(LOADED[0.5], world, world.theta, hessian=False)
@@ -582,7 +585,7 @@ def test_planted_taypo_off_by_one(world):
         total = jnp.zeros_like(x)
         for _ in range(order):
             total = total + x * added
-            added = returns.linear_recurrence(x * added, 1.0 - first)  # up to t, not up to t - 1
+            added = linear_recurrence(x * added, 1.0 - first)  # up to t, not up to t - 1
         return total
 
     with pytest.raises(AssertionError):
@@ -597,7 +600,7 @@ def test_planted_vtrace_with_c_shifted_by_a_step(world):
     """prod_{t<=k} c_t in place of prod_{t<k}, with bars that truncate nothing."""
 
     def mutant(log_ratio, first):
-        w = jnp.exp(returns.linear_recurrence(log_ratio, 1.0 - first) + log_ratio)
+        w = jnp.exp(linear_recurrence(log_ratio, 1.0 - first) + log_ratio)
         return w - jnp.concatenate([jnp.ones(1), w[:-1]])
 
     check_unbiased(DR, world, world.theta_mu)

@@ -9,7 +9,7 @@ import pytest
 
 from jaxmeta import networks, rollouts, tasks
 from jaxmeta.learners.gradient import Meta
-from jaxmeta.learners.replay import Config, log_probs, outer_loss, replay_learner
+from jaxmeta.learners.replay import Config, outer_loss, replay_learner
 from jaxmeta.types import TimeStep, Trajectory
 
 
@@ -112,24 +112,6 @@ def test_the_outer_loss_is_return_and_prediction_error_each_for_itself(x64):
     np.testing.assert_allclose(by_policy, -advantage * g / 10, rtol=1e-10, atol=1e-14)
     np.testing.assert_allclose(by_value, -0.3 * advantage / 10, rtol=1e-10, atol=1e-14)
     assert not jnp.any(by_next)
-
-
-def test_log_probs_are_of_what_was_done():
-    family, parts = learner_that_sums(1)
-    meta = Meta({"w": jnp.zeros(())}, Hyper())
-    history = parts.lifetime(jax.random.key(0), meta, family.train(jax.random.key(1)))
-    data = jax.tree.map(lambda x: x[0], history.trajectories)
-    policy = networks.default_policy("softmax_linear", (2,), family.action_space, ())
-    theta = jax.random.normal(jax.random.key(2), (6,))
-    found = log_probs(policy, {"theta": theta}, data)
-    row = np.concatenate([data.timestep.obs, np.ones((3, 4, 1))], axis=-1)
-    logits = row @ np.asarray(theta).reshape(2, 3).T
-    wanted = jax.nn.log_softmax(logits)
-    np.testing.assert_allclose(
-        found,
-        np.take_along_axis(np.asarray(wanted), np.asarray(data.action)[..., None], -1)[..., 0],
-        rtol=1e-5,
-    )
 
 
 def test_what_was_never_filled_counts_for_nothing():

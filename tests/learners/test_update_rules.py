@@ -113,7 +113,7 @@ def test_lpg_that_says_the_return_is_reinforce(x64):
     parts, meta, agent, data = newborn(rule, values, params=params)
     assert jnp.sum(data.last) >= 3
     zeros = jnp.zeros_like(data.reward)
-    returns = jax.vmap(discounted_returns)(data.reward, zeros + 1.0, data.last, zeros)
+    returns = jax.vmap(discounted_returns)(data.reward, zeros + 1.0, v_next=zeros, last=data.last)
     targets = rule.targets(params, parts.outputs(agent.params, data), data, EVERY, values)
     np.testing.assert_allclose(targets.policy, returns, rtol=1e-6, atol=1e-8)
 

@@ -6,7 +6,7 @@ from gymnax.environments import spaces
 
 from jaxmeta import networks
 from jaxmeta.estimators import baselines
-from jaxmeta.types import TimeStep
+from jaxmeta.types import TimeStep, Trajectory
 
 DISCRETE = spaces.Discrete(3)
 BOX = spaces.Box(jnp.array([-2.0, 0.0]), jnp.array([2.0, 1.0]), (2,))
@@ -32,6 +32,34 @@ def test_unroll_is_step_by_step(policy):
         assert memory == ()
         for x, y in zip(alone, jax.tree.map(lambda x, t=t: x[t], together), strict=True):
             np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6)
+
+
+def test_acting_draws_from_the_policy_and_log_probs_say_how_likely_it_was(policy):
+    """Two streams of five steps, drawn one by one and looked at together."""
+    params = policy.init(jax.random.key(0))
+    act = networks.acting(policy.step, lambda meta, agent: agent[meta])
+    seen = [timesteps(jax.random.normal(jax.random.key(n), (5, 4))) for n in range(2)]
+
+    def drawn(timestep, key):
+        action, log_prob, memory = act(key, "policy", {"policy": params}, (), timestep)
+        assert memory == ()
+        distribution, _ = policy.step(params, (), timestep)
+        np.testing.assert_array_equal(action, distribution.sample(jax.random.clone(key)))
+        return action, log_prob
+
+    rows = [
+        drawn(jax.tree.map(lambda x, t=t: x[t], stream), jax.random.key(10 * n + t))
+        for n, stream in enumerate(seen)
+        for t in range(5)
+    ]
+    action, log_prob = (jnp.stack(x).reshape(2, 5, *x[0].shape) for x in zip(*rows, strict=True))
+    together = jax.tree.map(lambda *x: jnp.stack(x), *seen)
+    data = Trajectory(together, action, log_prob, None, None, None, None, ())
+    np.testing.assert_allclose(networks.log_probs(policy, params, data), log_prob, rtol=1e-5)
+    of_one = policy.unroll(params, (), seen[1])
+    of_all = networks.action_distributions(policy, params, data)
+    for x, y in zip(of_all, of_one, strict=True):
+        np.testing.assert_allclose(x[1], y, rtol=1e-6)
 
 
 def test_softmax_linear_is_exactly_its_formula(x64):

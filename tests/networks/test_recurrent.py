@@ -192,29 +192,6 @@ def test_gradients_are_those_of_steps(kind):
     assert all(jnp.abs(g).max() > 0 for g in jax.tree.leaves(together[1]))
 
 
-def test_the_parallel_recurrence_is_differentiable_twice(x64):
-    rng = np.random.default_rng(0)
-    a, b, v, w = (jnp.asarray(rng.uniform(0, 1, size=(6, 2))) for _ in range(4))
-
-    def loop(a, b):
-        h = [b[0]]
-        for t in range(1, 6):
-            h.append(b[t] + a[t] * h[-1])
-        return jnp.stack(h)
-
-    def twice(recurrence):
-        def slope(a, b):
-            return jax.jvp(lambda a: jnp.sum(v * recurrence(a, b) ** 2), (a,), (w,))[1]
-
-        return recurrence(a, b), jax.grad(slope, (0, 1))(a, b)
-
-    jax.tree.map(
-        functools.partial(np.testing.assert_allclose, rtol=1e-12),
-        twice(recurrent._solve_recurrence),
-        twice(loop),
-    )
-
-
 @every_kind
 def test_mapped_over_streams_is_one_by_one(kind):
     c = case(kind)
