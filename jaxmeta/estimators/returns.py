@@ -50,6 +50,8 @@ def advantages_and_targets(
     lambda_: jax.Array | float,
 ) -> tuple[jax.Array, jax.Array]:
     """``(A_t, v_t + A_t)``: generalised advantages as in `gae`, and λ-returns, which are targets for v, ``[T]`` each."""
+    arrays = dict(reward=reward, discount=discount, v=v, v_next=v_next, last=last)
+    checks.shapes("T T T T T T?", **arrays, lambda_=lambda_)
     delta = td_errors(reward, discount, v=v, v_next=v_next)
     advantage = gae(delta, discount, last=last, lambda_=lambda_)
     return advantage, v + advantage
