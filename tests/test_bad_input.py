@@ -73,7 +73,7 @@ ARRAYS = {
     "recurrences.linear_recurrence": "a=T... b=T... -> T...",
     "estimators.returns.td_errors": "reward=... discount=...? v=... v_next=... -> ...",
     "estimators.returns.gae": "delta=T discount=T last=T lambda_=T? -> T",
-    "estimators.returns.advantages_and_targets": "reward=T discount=T v=T v_next=T last=T lambda_=T? -> T",
+    "estimators.returns.advantages_and_targets": "reward=T discount=T v=T v_next=T last=T lambda_=T? -> ?",
     "estimators.returns.discounted_returns": "reward=T discount=T v_next=T last=T -> T",
     "estimators.returns.importance_returns": "reward=T discount=T v_next=T rho=T last=T -> T",
     "estimators.returns.weighted_importance_returns": "reward=NT discount=NT v_next=NT rho=NT last=NT good=N -> NT",
