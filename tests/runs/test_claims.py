@@ -14,7 +14,7 @@ from jaxmeta.runs import claims
 
 HOLDING = """
 import pathlib, sys, time
-from jaxmeta import claims
+from jaxmeta.runs import claims
 with claims.claimed(pathlib.Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)

@@ -31,7 +31,7 @@ TWO = """
 import sys, jax, jax.numpy as jnp, numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 jax.distributed.initialize(f"localhost:{sys.argv[2]}", 2, int(sys.argv[1]))
-from jaxmeta import processes
+from jaxmeta.runs import processes
 me = jax.process_index()
 assert processes.first() == (me == 0)
 assert processes.of_first(7 + me) == 7
