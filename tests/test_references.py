@@ -257,6 +257,7 @@ def test_five_arms_and_ten_pulls(learner, expected):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("in_earnest")
 @pytest.mark.parametrize(
     ("learner", "expected"),
     [

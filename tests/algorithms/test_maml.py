@@ -488,6 +488,7 @@ def test_counting_the_experience_twice_is_refused(surrogate):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("in_earnest")
 def test_maml_learns_to_adapt():
     """Dense navigation at the paper's sizes: after 100 meta-updates one gradient step closes over 85 %
     of the gap to the optimum on held-out goals, and further steps do not lose it. Without meta-training
