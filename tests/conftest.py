@@ -9,11 +9,10 @@ import pytest
 os.environ.setdefault("MPLBACKEND", "Agg")
 # The suite's time is compilation: of small programs, which run quickly however they were compiled. What runs long
 # asks for `in_earnest`.
-os.environ.setdefault(
-    "XLA_FLAGS",
-    "--xla_backend_optimization_level=0 "
-    "--xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters",
-)
+WITHOUT_EMITTERS = "--xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters"
+IN_EARNEST = f"--xla_backend_optimization_level=2 {WITHOUT_EMITTERS}"
+"""Flags for programs that tests start and that run long; the emitters double what they take to compile."""
+os.environ.setdefault("XLA_FLAGS", f"--xla_backend_optimization_level=0 {WITHOUT_EMITTERS}")
 CACHE = os.environ.setdefault(
     "JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parent.parent / ".pytest_cache" / "jax")
 )

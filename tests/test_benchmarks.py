@@ -16,6 +16,7 @@ import pytest
 from rich.console import Console
 
 from jaxmeta.runs import training
+from tests.conftest import IN_EARNEST
 
 ROOT = Path(__file__).parent.parent
 SMALL = (
@@ -601,14 +602,13 @@ def test_memory_throughput(tmp_path, refusal):
 
 
 def answers(side, settings, *questions):
-    """Compiled in earnest: it runs long."""
     result = subprocess.run(
         [sys.executable, str(ROOT / "benchmarks" / "sides" / side), json.dumps(settings)],
         input="".join(json.dumps(question) + "\n" for question in questions),
         capture_output=True,
         text=True,
         timeout=300,
-        env={name: x for name, x in os.environ.items() if name != "XLA_FLAGS"},
+        env=os.environ | {"XLA_FLAGS": IN_EARNEST},
     )
     assert result.returncode == 0, result.stderr
     return [json.loads(line) for line in result.stdout.splitlines()]
@@ -710,7 +710,7 @@ def test_search_for_an_expert(tmp_path, refusal):
 @pytest.mark.parametrize("field", ["maze", "summarisation"])
 def test_fields_study(field, tmp_path, refusal):
     """Both kinds of meta-learner with all of their controls; then the figure again from what is there."""
-    settings = "--budget 0.01 --num-seeds 2 --eval-tasks 4 --scratch-tasks 2 --output out".split()
+    settings = "--budget 0.004 --num-seeds 2 --eval-tasks 4 --scratch-tasks 2 --output out".split()
     result = run("fields.py", "--fields", field, *settings, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     report = json.loads((tmp_path / "out" / "results.json").read_text())

@@ -268,6 +268,7 @@ def test_five_arms_and_ten_pulls(learner, expected):
     ],
     ids=["greedy", "thompson", "ucb1", "gittins"],
 )
+@pytest.mark.usefixtures("in_earnest")
 def test_fifty_arms_and_a_hundred_pulls(learner, expected):
     family = tasks.make("bernoulli_bandit", num_arms=50, num_pulls=100)
     totals = total_rewards(learner, family, num_tasks=4000, num_steps=100)

@@ -133,7 +133,6 @@ SEPARABLE = {
     "MAML": ("maml", {}),
     "leave-one-out": ("maml", dict(sampling_correction="leave_one_out", inner_surrogate="score")),
     "Reptile": ("reptile", dict(num_updates=1)),
-    "iMAML": ("imaml", {}),
 }
 
 

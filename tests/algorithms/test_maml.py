@@ -407,7 +407,7 @@ def test_e_maml_is_unbiased_for_every_number_of_streams(x64, num_streams, determ
         world(sampling_correction="leave_one_out", **score),
     ]
     biased = [world(inner_surrogate="dice")]
-    if num_streams < 5:
+    if num_streams == 2:
         biased += [world(inner_surrogate="lvc"), world(**score), world(first_order=True, **score)]
     found = biases(*unbiased, *biased)
     assert max(found[:2]) < 1e-12
