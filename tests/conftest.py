@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 os.environ.setdefault("MPLBACKEND", "Agg")
-# The suite's time is compilation: of small programs, which run quickly however they were compiled. What runs long
-# asks for `in_earnest`.
+# The suite's time is compilation: of small programs, which run quickly however they were compiled.
+# What runs long asks for `in_earnest`.
 WITHOUT_EMITTERS = "--xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters"
 IN_EARNEST = f"--xla_backend_optimization_level=2 {WITHOUT_EMITTERS}"
-"""Flags for programs that tests start and that run long; the emitters double what they take to compile."""
+"""Flags for programs that tests start and that run long; the new emitters take longer to compile."""
 os.environ.setdefault("XLA_FLAGS", f"--xla_backend_optimization_level=0 {WITHOUT_EMITTERS}")
 CACHE = os.environ.setdefault(
     "JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parent.parent / ".pytest_cache" / "jax")
@@ -38,7 +38,7 @@ def x64():
 
 @pytest.fixture
 def in_earnest(monkeypatch):
-    """What the test compiles is optimised: it compiles three times as long and runs six times as fast, which a check
-    of learning repays. Programs within programs are compiled with them and take no options of their own."""
+    """What the test compiles is optimised: a program compiles three times as long and runs six times as
+    fast, which a check of learning repays. jax refuses such options to a program within a program."""
     options = {"xla_backend_optimization_level": 2}
     monkeypatch.setattr(jax, "jit", functools.partial(jax.jit, compiler_options=options))

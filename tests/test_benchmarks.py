@@ -50,8 +50,10 @@ def run(
 
 @pytest.fixture
 def refusal(monkeypatch, tmp_path, capsys):
-    """``(script, *arguments) -> text``: all that a script shows which ends at once, run in this process, where jax is
-    imported already, and in `tmp_path`."""
+    """``(script, *arguments) -> text``: all that a script shows which ends at once, in `tmp_path`.
+
+    It runs in this process, where jax is imported already.
+    """
 
     def ended(script, *arguments):
         path = ROOT / "benchmarks" / script

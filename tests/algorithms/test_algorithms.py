@@ -209,8 +209,10 @@ def test_agents_are_born_with_theta_and_change_what_they_may(family, variant):
     "name", ["maml", "es", "meta_actor_critic", "meta_value", "learned_objective", "rl2"]
 )
 def test_hyper_parameters_can_be_mapped_over(x64, name):
-    """Two values in one vmap are two runs: an algorithm for each kind of learner and of meta-update, since they hold
-    the hyper-parameters. Those of meta-gradients are mapped over in `test_meta_gradient`."""
+    """Two values in one vmap are two runs: an algorithm for each kind of learner and of meta-update.
+
+    `test_meta_gradient` maps over those of meta-gradients.
+    """
     module = ALGORITHMS[name]
     # What Adam does not scale away, and the solver of an inner problem does not either.
     swept = "step_size" if "step_size" in module.Hyper._fields else "learning_rate"

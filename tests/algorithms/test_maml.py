@@ -468,8 +468,7 @@ def test_e_maml_counts_the_experience_of_every_update(x64, outer_updates):
 
 @pytest.mark.slow
 def test_planted_bug_the_mean_instead_of_the_sum_of_the_score(x64, monkeypatch):
-    """As seen in the wild: right for one stream, wrong for two. Where `test_e_maml_is_unbiased_for_every_number_of_streams`
-    finds less than 1e-12."""
+    """As seen in the wild: right for one stream, wrong for two, where the sum is right to 1e-12."""
     correct = surrogates.sampling_correction
     monkeypatch.setattr(
         surrogates,

@@ -232,13 +232,13 @@ RUN = (
     "summarisation",
     "tabular",
 )
-"""A family for each kind of observation, of action and of environment: own, gymnax's, and with parts of its own."""
+"""A family for each kind of observation, of action and of environment."""
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", tasks.names())
 def test_a_learner_learns_once_in_every_family(name):
-    """Traced, which is what a family could be wrong for: its numbers are looked at above. Run in one of each kind."""
+    """Traced: shapes and types are what a learner needs of a family. In one of each kind it runs, too."""
     family = made(name)
     algorithm = rl2(family, Config(memory="linear", memory_size=8, num_epochs=1, num_minibatches=1))
 
