@@ -33,7 +33,11 @@ from jaxmeta.runs.experiments import describe
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 DOCUMENTS = (ROOT / "README.md", ROOT / "benchmarks" / "RESULTS.md")
-REGISTRIES = ("jaxmeta/tasks/__init__.py", "jaxmeta/algorithms/__init__.py")
+REGISTRIES = (
+    "jaxmeta/tasks/__init__.py",
+    "jaxmeta/algorithms/__init__.py",
+    "jaxmeta/runs/__init__.py",
+)
 """They import everything that there is, of which a script runs a few."""
 NO_MATTER = (
     *REGISTRIES,

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import importlib
 from functools import partial
 
 import jax
@@ -269,7 +270,8 @@ def test_a_step_with_broken_streams_and_tasks_is_the_step_without_them(x64, name
             streams, data = experience(*args, **settings)
             return streams, change(data)
 
-        monkeypatch.setattr(rollouts, "experience", changed)
+        for place in (rollouts, importlib.import_module("jaxmeta.rollouts.lifetime")):
+            monkeypatch.setattr(place, "experience", changed)
         monkeypatch.setattr(lifelong, "no_score", lambda _: no_score(num_streams))
         algorithm = STEPS[name](num_tasks)
         drawn = sample_tasks(jax.random.key(1), FAMILY, num_tasks, split="train")

@@ -8,6 +8,7 @@ import importlib.util
 import inspect
 import io
 import math
+import pkgutil
 import re
 import sys
 import traceback
@@ -38,7 +39,6 @@ from jaxmeta.runs import experiments
 from jaxmeta.tasks import transform
 from jaxmeta.types import TimeStep, Trajectory
 from tests.probes import made
-from tests.test_docstrings import MODULES, public
 
 LIBRARY = Path(jaxmeta.__file__).parent
 SCRIPTS = LIBRARY.parent / "benchmarks"
@@ -70,61 +70,61 @@ def assert_names(error, *names):
 
 
 ARRAYS = {
-    "returns.linear_recurrence": "a=T... b=T... -> T...",
-    "returns.td_errors": "reward=... discount=...? v=... v_next=... -> ...",
-    "returns.gae": "delta=T discount=T last=T lambda_=T? -> T",
-    "returns.discounted_returns": "reward=T discount=T last=T v_next=T -> T",
-    "returns.importance_returns": "reward=T discount=T last=T v_next=T rho=T -> T",
-    "returns.weighted_importance_returns": "reward=NT discount=NT last=NT v_next=NT rho=NT good=N -> NT",
-    "returns.vtrace_targets": "reward=T discount=T v=T v_next=T rho=T last=T rho_bar=? c_bar=? lambda_=T? -> T",
-    "returns.action_value_targets": "reward=T discount=T q=T v_next=T c=T last=T -> T",
-    "returns.cumulative_discount": "discount=T first=T -> T",
-    "returns.episode_step": "first=T -> T",
-    "returns.first_episode_return": "reward=T last=T -> ?",
-    "returns.in_first_episode": "last=T -> T",
-    "returns.episode_index": "last=T -> T",
-    "returns.baseline_td_errors": "data=NT discount=NT counted=NT -> NT",
-    "returns.in_units": "x=... scale=? -> ...",
-    "returns.running": "mean=... batch=... known=? -> ...",
-    "returns.running_reward_scale": "scale=? reward=... counted=... -> ?",
-    "returns.advantage_scale": "delta=NT discount=NT last=NT lambda_=T? counted=NT -> ?",
-    "objectives.score": "log_ratio=T first=T -> T",
-    "objectives.lvc": "log_ratio=T first=T -> T",
-    "objectives.taypo": "log_ratio=T first=T -> T",
-    "objectives.loaded_dice": "log_ratio=T first=T lambda_=T? -> T",
-    "objectives.vtrace": "log_ratio=T first=T -> T",
-    "objectives.surrogate": "log_prob=T log_prob_mu=T delta=T discount=T first=T tau=? -> ?",
-    "objectives.ppo_clip": "log_prob=T log_prob_mu=T delta=T discount=T first=T tau=? -> ?",
-    "objectives.clipped_ratio": "log_ratio=... advantage=... epsilon=...? -> ...",
-    "objectives.semi_gradient": "params=... error=... -> ...",
-    "objectives.sampling_correction": "log_prob=NT gain=N -> ?",
-    "objectives.leave_one_out_mean": "x=N good=N -> N",
-    "distributions.Categorical.log_prob": "logits=...A value=... -> ...",
-    "distributions.Categorical.kl": "logits=...A other=...A -> ...",
-    "distributions.DiagGaussian.sample": "mean=...D log_std=...D -> ...D",
-    "distributions.DiagGaussian.log_prob": "mean=...D log_std=...D value=...D -> ...",
-    "distributions.DiagGaussian.kl": "mean=...D log_std=...D other=...D -> ...",
-    "evolution.antithetic": "params=... epsilon=... -> 2...",
-    "evolution.gradient": "xi=... fitness=2 noise_std=? -> ...",
-    "evolution.perturbation": "params=... noise_std=? -> ...",
-    "exact.softmax_linear": "features=SAF theta=F -> SA",
-    "exact.values": "mdp=SA policy=SA -> 4S",
-    "exact.expected_return": "mdp=SA policy=SA -> ?",
-    "exact.probabilities": "mdp=SA policy=SA states=PH actions=PH -> P",
-    "exact.derivatives": "theta=F -> F",
-    "exact.limit_objective": "theta=F step_size=? -> ?",
-    "exact.batch_expectation": "probability=P -> ?",
-    "exact.finite_batch_objective": "theta=F -> ?",
-    "networks.linear_features": "obs=T... step=T -> TG",
-    "networks.linear_baseline": "features=NTF targets=NT ridge=? -> NT",
-    "meta_update.masked_mean": "results=M... good=M -> ...",
-    "evaluation.episode_returns": "trials=MT last=MT good=M -> M3",
-    "evaluation.normalized": "returns=... random=M reference=M -> ...",
-    "evaluation.bootstrap_interval": "x=M -> ?",
-    "evaluation.interquartile_interval": "x=MK -> ?",
-    "evaluation.mean_interval": "x=MK -> ?",
-    "evaluation.gap_closed": "returns=MK optimal=M -> K",
-    "evaluation.summarize": "returns=MK random=M optimal=M -> ?",
+    "estimators.returns.linear_recurrence": "a=T... b=T... -> T...",
+    "estimators.returns.td_errors": "reward=... discount=...? v=... v_next=... -> ...",
+    "estimators.returns.gae": "delta=T discount=T last=T lambda_=T? -> T",
+    "estimators.returns.discounted_returns": "reward=T discount=T last=T v_next=T -> T",
+    "estimators.returns.importance_returns": "reward=T discount=T last=T v_next=T rho=T -> T",
+    "estimators.returns.weighted_importance_returns": "reward=NT discount=NT last=NT v_next=NT rho=NT good=N -> NT",
+    "estimators.returns.vtrace_targets": "reward=T discount=T v=T v_next=T rho=T last=T rho_bar=? c_bar=? lambda_=T? -> T",
+    "estimators.returns.action_value_targets": "reward=T discount=T q=T v_next=T c=T last=T -> T",
+    "estimators.episodes.cumulative_discount": "discount=T first=T -> T",
+    "estimators.episodes.episode_step": "first=T -> T",
+    "estimators.episodes.first_episode_return": "reward=T last=T -> ?",
+    "estimators.episodes.in_first_episode": "last=T -> T",
+    "estimators.episodes.episode_index": "last=T -> T",
+    "estimators.baselines.baseline_td_errors": "data=NT discount=NT counted=NT -> NT",
+    "estimators.units.in_units": "x=... scale=? -> ...",
+    "estimators.units.running": "mean=... batch=... known=? -> ...",
+    "estimators.units.running_reward_scale": "scale=? reward=... counted=... -> ?",
+    "estimators.units.advantage_scale": "delta=NT discount=NT last=NT lambda_=T? counted=NT -> ?",
+    "estimators.surrogates.score": "log_ratio=T first=T -> T",
+    "estimators.surrogates.lvc": "log_ratio=T first=T -> T",
+    "estimators.surrogates.taypo": "log_ratio=T first=T -> T",
+    "estimators.surrogates.loaded_dice": "log_ratio=T first=T lambda_=T? -> T",
+    "estimators.surrogates.vtrace": "log_ratio=T first=T -> T",
+    "estimators.surrogates.surrogate": "log_prob=T log_prob_mu=T delta=T discount=T first=T tau=? -> ?",
+    "estimators.surrogates.ppo_clip": "log_prob=T log_prob_mu=T delta=T discount=T first=T tau=? -> ?",
+    "estimators.surrogates.clipped_ratio": "log_ratio=... advantage=... epsilon=...? -> ...",
+    "estimators.surrogates.semi_gradient": "params=... error=... -> ...",
+    "estimators.surrogates.sampling_correction": "log_prob=NT gain=N -> ?",
+    "estimators.surrogates.leave_one_out_mean": "x=N good=N -> N",
+    "networks.distributions.Categorical.log_prob": "logits=...A value=... -> ...",
+    "networks.distributions.Categorical.kl": "logits=...A other=...A -> ...",
+    "networks.distributions.DiagGaussian.sample": "mean=...D log_std=...D -> ...D",
+    "networks.distributions.DiagGaussian.log_prob": "mean=...D log_std=...D value=...D -> ...",
+    "networks.distributions.DiagGaussian.kl": "mean=...D log_std=...D other=...D -> ...",
+    "meta_updates.evolution.antithetic": "params=... epsilon=... -> 2...",
+    "meta_updates.evolution.gradient": "xi=... fitness=2 noise_std=? -> ...",
+    "meta_updates.evolution.perturbation": "params=... noise_std=? -> ...",
+    "estimators.exact.softmax_linear": "features=SAF theta=F -> SA",
+    "estimators.exact.values": "mdp=SA policy=SA -> 4S",
+    "estimators.exact.expected_return": "mdp=SA policy=SA -> ?",
+    "estimators.exact.probabilities": "mdp=SA policy=SA states=PH actions=PH -> P",
+    "estimators.exact.derivatives": "theta=F -> F",
+    "estimators.exact.limit_objective": "theta=F step_size=? -> ?",
+    "estimators.exact.batch_expectation": "probability=P -> ?",
+    "estimators.exact.finite_batch_objective": "theta=F -> ?",
+    "estimators.baselines.linear_features": "obs=T... step=T -> TG",
+    "estimators.baselines.linear_baseline": "features=NTF targets=NT ridge=? -> NT",
+    "meta_updates.gradients.masked_mean": "results=M... good=M -> ...",
+    "evaluation.trials.episode_returns": "trials=MT last=MT good=M -> M3",
+    "evaluation.statistics.normalized": "returns=... random=M reference=M -> ...",
+    "evaluation.statistics.bootstrap_interval": "x=M -> ?",
+    "evaluation.statistics.interquartile_interval": "x=MK -> ?",
+    "evaluation.statistics.mean_interval": "x=MK -> ?",
+    "evaluation.statistics.gap_closed": "returns=MK optimal=M -> K",
+    "evaluation.statistics.summarize": "returns=MK random=M optimal=M -> ?",
 }
 """Arguments and results of the functions of arrays in the notation of `checks.shapes`, as their docstrings say
 them. ``data``, ``trials`` and ``mdp`` are tuples of arrays, of which one is of this shape."""
@@ -144,12 +144,14 @@ def mdp(shape, reward):
     return exact.MDP(moves, reward, flat, jnp.asarray(0.9))
 
 
+def found(name):
+    """The function of that dotted name."""
+    return pkgutil.resolve_name(f"jaxmeta.{name}")
+
+
 def call(name, honest, given):
     """``name`` of the arguments ``given``, whose shapes ought to be ``honest``."""
-    module, _, rest = name.partition(".")
-    function = importlib.import_module(f"jaxmeta.{module}")
-    for part in rest.split("."):
-        function = getattr(function, part)
+    function = found(name)
     given = dict(given)
     if "data" in given:
         data = trajectory(honest["discount"], given.pop("data"))
@@ -160,35 +162,37 @@ def call(name, honest, given):
     if "mdp" in given:
         own = mdp(honest["policy"], given.pop("mdp"))
         return function(own, **given, **({} if "states" in given else {"horizon": 3}))
-    if module == "distributions":
+    if "distributions" in name:
         kind = distributions.Categorical if "logits" in given else distributions.DiagGaussian
         own = kind(*(given.pop(x) for x in kind._fields))
         if "other" in given:
             return own.kl(kind(*[given["other"]] * len(kind._fields)))
-        if rest.endswith("sample"):
+        if name.endswith("sample"):
             return own.sample(jax.random.key(0))
         return own.log_prob(given["value"])
     static = {
-        "objectives.taypo": dict(order=2),
-        "objectives.vtrace": dict(rho_bar=2.0, c_bar=2.0),
-        "objectives.surrogate": dict(weights=lambda log_ratio, first: log_ratio),
-        "objectives.semi_gradient": dict(value=lambda params: 2.0 * params),
-        "evolution.perturbation": dict(key=jax.random.key(0)),
-        "exact.derivatives": dict(objective=lambda theta: jnp.sum(theta**2)),
-        "exact.limit_objective": dict(objective=lambda theta: jnp.sum(theta**2)),
-        "exact.batch_expectation": dict(statistic=lambda indices: jnp.sum(indices), batch_size=2),
-        "exact.finite_batch_objective": dict(
+        "estimators.surrogates.taypo": dict(order=2),
+        "estimators.surrogates.vtrace": dict(rho_bar=2.0, c_bar=2.0),
+        "estimators.surrogates.surrogate": dict(weights=lambda log_ratio, first: log_ratio),
+        "estimators.surrogates.semi_gradient": dict(value=lambda params: 2.0 * params),
+        "meta_updates.evolution.perturbation": dict(key=jax.random.key(0)),
+        "estimators.exact.derivatives": dict(objective=lambda theta: jnp.sum(theta**2)),
+        "estimators.exact.limit_objective": dict(objective=lambda theta: jnp.sum(theta**2)),
+        "estimators.exact.batch_expectation": dict(
+            statistic=lambda indices: jnp.sum(indices), batch_size=2
+        ),
+        "estimators.exact.finite_batch_objective": dict(
             objective=lambda theta: jnp.sum(theta**2),
             update=lambda theta, indices: theta + jnp.sum(indices),
             probabilities=jax.nn.softmax,
             batch_size=2,
         ),
-        "networks.linear_features": dict(horizon=5),
-        "evaluation.interquartile_interval": dict(num_resamples=3),
-        "evaluation.mean_interval": dict(num_resamples=3),
+        "estimators.baselines.linear_features": dict(horizon=5),
+        "evaluation.statistics.interquartile_interval": dict(num_resamples=3),
+        "evaluation.statistics.mean_interval": dict(num_resamples=3),
     }
     result = function(**given, **static.get(name, {}))
-    if name == "exact.derivatives":
+    if name == "estimators.exact.derivatives":
         return result[0]
     return result if not isinstance(result, dict | tuple) else jnp.zeros(())
 
@@ -260,7 +264,7 @@ def filled(name, shape):
 
 def result_shape(name, honest, given):
     """The shape of what comes out; nothing runs but the functions of NumPy."""
-    if name.startswith("evaluation") and name != "evaluation.episode_returns":
+    if name.startswith("evaluation") and name != "evaluation.trials.episode_returns":
         return np.shape(call(name, honest, given))
     arrays = {x: jnp.asarray(y) for x, y in given.items() if isinstance(y, np.ndarray)}
     rest = {x: y for x, y in given.items() if x not in arrays}
@@ -328,7 +332,7 @@ def test_a_number_is_an_array_of_it(name):
     def case(number):
         given = {x: filled(x, () if words[x] == "?" else shape) for x, shape in honest.items()}
         given |= {"last": np.array([False, True, False])} if "last" in given else {}
-        if name == "returns.advantage_scale":
+        if name == "estimators.units.advantage_scale":
             given |= {"last": np.zeros((3, 3), bool), "counted": np.ones((3, 3), bool)}
         expected = call(name, honest, given | {scalar: np.full(honest[scalar], number)})
         for same in (number, np.asarray(number), jnp.asarray(number)):
@@ -419,54 +423,56 @@ measured = dict(key=key, meta=(), tasks=two_tasks, learner=agent, env=FAMILY.env
 counts = dict(num_streams=2, num_steps=3, num_updates=1)
 
 SETTINGS = {
-    "adaptation.begin": lived | dict(num_streams=2),
-    "adaptation.begin_streams": lived | dict(num_streams=2),
-    "adaptation.lifetime": lived | counts,
-    "evaluation.adaptation_curve": measured | counts,
-    "evaluation.trials": measured | dict(num_steps=2),
-    "evaluation.random_returns": dict(key=key, tasks=two_tasks, family=FAMILY),
-    "evaluation.bootstrap_interval": dict(x=[0.0, 1.0]),
-    "evaluation.interquartile_interval": dict(x=[[0.0, 1.0]], num_resamples=2),
-    "evaluation.mean_interval": dict(x=[[0.0, 1.0]], num_resamples=2),
-    "exact.random_mdp": dict(key=key, num_states=2, num_actions=2, discount=0.9),
-    "exact.trajectories": dict(num_states=2, num_actions=2, horizon=2),
-    "exact.batches": dict(num_outcomes=2, batch_size=2),
-    "graph_actor_critic.graph_actor_critic": dict(family=FAMILY),
-    "memories.feed_forward": dict(num_inputs=2, size=2),
-    "memories.gru": dict(num_inputs=2, size=2),
-    "memories.lstm": dict(num_inputs=2, size=2),
-    "memories.linear_recurrence": dict(num_inputs=2, size=2),
-    "memories.transformer": dict(num_inputs=2, size=8, context=2),
-    "memories.check": dict(memory="gru", memory_size=8, precision="full"),
-    "memories.make": dict(kind="gru", num_inputs=2, size=8, context=2),
-    "meta_update.tasks_at_once": dict(num_tasks=2, tasks_per_chunk=None),
-    "networks.action_features": dict(obs_shape=(2,), num_actions=2),
-    "networks.action_head": dict(num_features=2, action_space=BOX),
-    "networks.softmax_linear": dict(
+    "rollouts.lifetime.begin": lived | dict(num_streams=2),
+    "rollouts.lifetime.begin_streams": lived | dict(num_streams=2),
+    "rollouts.lifetime.lifetime": lived | counts,
+    "evaluation.curves.adaptation_curve": measured | counts,
+    "evaluation.trials.trials": measured | dict(num_steps=2),
+    "evaluation.agents.random_returns": dict(key=key, tasks=two_tasks, family=FAMILY),
+    "evaluation.statistics.bootstrap_interval": dict(x=[0.0, 1.0]),
+    "evaluation.statistics.interquartile_interval": dict(x=[[0.0, 1.0]], num_resamples=2),
+    "evaluation.statistics.mean_interval": dict(x=[[0.0, 1.0]], num_resamples=2),
+    "estimators.exact.random_mdp": dict(key=key, num_states=2, num_actions=2, discount=0.9),
+    "estimators.exact.trajectories": dict(num_states=2, num_actions=2, horizon=2),
+    "estimators.exact.batches": dict(num_outcomes=2, batch_size=2),
+    "networks.graph_actor_critic.graph_actor_critic": dict(family=FAMILY),
+    "networks.recurrent.feed_forward": dict(num_inputs=2, size=2),
+    "networks.recurrent.gru": dict(num_inputs=2, size=2),
+    "networks.recurrent.lstm": dict(num_inputs=2, size=2),
+    "networks.recurrent.linear_recurrence": dict(num_inputs=2, size=2),
+    "networks.recurrent.transformer": dict(num_inputs=2, size=8, context=2),
+    "networks.recurrent.check": dict(memory="gru", memory_size=8, precision="full"),
+    "networks.recurrent.make": dict(kind="gru", num_inputs=2, size=8, context=2),
+    "meta_updates.gradients.tasks_at_once": dict(num_tasks=2, tasks_per_chunk=None),
+    "networks.policies.action_features": dict(obs_shape=(2,), num_actions=2),
+    "networks.policies.action_head": dict(num_features=2, action_space=BOX),
+    "networks.policies.softmax_linear": dict(
         features=lambda obs: obs, num_features=2, action_space=DISCRETE
     ),
-    "networks.categorical_mlp": dict(obs_shape=(2,), action_space=DISCRETE),
-    "networks.gaussian_mlp": dict(obs_shape=(2,), action_space=BOX),
-    "networks.default_policy": dict(
+    "networks.policies.categorical_mlp": dict(obs_shape=(2,), action_space=DISCRETE),
+    "networks.policies.gaussian_mlp": dict(obs_shape=(2,), action_space=BOX),
+    "networks.policies.default_policy": dict(
         kind="mlp", obs_shape=(2,), action_space=DISCRETE, hidden_sizes=()
     ),
-    "networks.value_mlp": dict(obs_shape=(2,)),
-    "objectives.taypo": dict(log_ratio=jnp.ones(2), first=jnp.zeros(2), order=1),
-    "objectives.vtrace": dict(log_ratio=jnp.ones(2), first=jnp.zeros(2), rho_bar=2.0, c_bar=2.0),
-    "optimal.bayes_optimal_bandit": dict(num_arms=2, num_pulls=2),
-    "optimal.bayes_optimal_dependent_bandit": dict(kind="easy", num_pulls=2),
-    "optimal.bayes_optimal_gridnavi": dict(num_episodes=1, num_steps=1),
-    "optimal.random_agent": dict(num_actions=2),
-    "optimal.greedy": dict(num_arms=2),
-    "optimal.epsilon_greedy": dict(num_arms=2, epsilon=0.1),
-    "optimal.ucb1": dict(num_arms=2, exploration=0.1),
-    "optimal.thompson": dict(num_arms=2),
-    "optimal.gittins": dict(num_arms=2, num_pulls=2, discount=0.5),
-    "optimal.gittins_indices": dict(num_pulls=2, discount=0.5, resolution=20),
-    "optimal.psrl": {},
-    "presets.compared": dict(variant="maml", family="navigation"),
-    "presets.lasting": dict(experiment=experiments.Experiment(), meta_updates=3),
-    "rollout.rollout": lived
+    "networks.values.value_mlp": dict(obs_shape=(2,)),
+    "estimators.surrogates.taypo": dict(log_ratio=jnp.ones(2), first=jnp.zeros(2), order=1),
+    "estimators.surrogates.vtrace": dict(
+        log_ratio=jnp.ones(2), first=jnp.zeros(2), rho_bar=2.0, c_bar=2.0
+    ),
+    "references.bayes_optimal_bandit": dict(num_arms=2, num_pulls=2),
+    "references.bayes_optimal_dependent_bandit": dict(kind="easy", num_pulls=2),
+    "references.bayes_optimal_gridnavi": dict(num_episodes=1, num_steps=1),
+    "references.random_agent": dict(num_actions=2),
+    "references.greedy": dict(num_arms=2),
+    "references.epsilon_greedy": dict(num_arms=2, epsilon=0.1),
+    "references.ucb1": dict(num_arms=2, exploration=0.1),
+    "references.thompson": dict(num_arms=2),
+    "references.gittins": dict(num_arms=2, num_pulls=2, discount=0.5),
+    "references.gittins_indices": dict(num_pulls=2, discount=0.5, resolution=20),
+    "references.psrl": {},
+    "runs.presets.compared": dict(variant="maml", family="navigation"),
+    "runs.presets.lasting": dict(experiment=experiments.Experiment(), meta_updates=3),
+    "rollouts.rollout.rollout": lived
     | dict(agent=(), num_steps=2)
     | dict(stream=begin_stream(key, (), task, learner=agent, env=FAMILY.env)),
     "tasks.describe": dict(name="navigation"),
@@ -481,24 +487,19 @@ SETTINGS = {
     "tasks.transform.observations.projected_observations": dict(family=FAMILY, size=2),
     "tasks.transform.rewards.scaled_rewards": dict(family=FAMILY),
     "tasks.transform.rewards.delayed_rewards": dict(family=FAMILY),
-    "update_rules.lpg": {},
-    "update_rules.lpo": {},
-    "update_rules.rule_learner": dict(rule=update_rules.a2c(), family=FAMILY),
+    "learners.update_rules.lpg": {},
+    "learners.update_rules.lpo": {},
+    "learners.update_rules.rule_learner": dict(rule=update_rules.a2c(), family=FAMILY),
 }
 """Functions of numbers and names, with arguments that are right. Those of keys and arrays may be told others."""
 
 
 KNOWN_AS = {
-    ("networks.default_policy", "kind"): "policy",
-    ("memories.make", "kind"): "memory",
+    ("networks.policies.default_policy", "kind"): "policy",
+    ("networks.recurrent.make", "kind"): "memory",
     ("tasks.describe", "name"): "family",
 }
 """What a configuration calls an argument, and so does the error."""
-
-
-def found(name):
-    module, _, function = name.rpartition(".")
-    return getattr(importlib.import_module(f"jaxmeta.{module}"), function)
 
 
 @pytest.mark.parametrize("name", SETTINGS)
@@ -634,7 +635,7 @@ def test_a_transformation_of_something_else_is_refused(name):
             function(value, **NEEDED.get(name, {}))
 
 
-PLANS = {"training.Config": {}, "experiments.Experiment": {}}
+PLANS = {"runs.training.Config": {}, "runs.experiments.Experiment": {}}
 
 
 @pytest.mark.parametrize("name", PLANS)
@@ -804,107 +805,3 @@ def test_every_script_is_tried():
         main = source[source.index('__name__ == "__main__"') :]
         assert 'sys.exit(f"error: {error}")' in main or "common.run(" in main, name
         assert all(re.search(rf"\b{command}\b", source) for command in commands)
-
-
-ELSEWHERE = {
-    "algorithms": "Config and Hyper are tried; the other functions are of an algorithm's own parts",
-    "boxes": "of a space of gymnax, which policies and transformations check",
-    "checkpoints": "of files and of what `training` hands it; errors are tried in its own tests",
-    "checks": "are the errors",
-    "claims": "of folders that `training` hands it; errors are tried in its own tests",
-    "gradient_learner": "of an algorithm's parts, which its Config and Hyper make",
-    "lifelong": "of lives that it made itself",
-    "memory_learner": "of an algorithm's parts, which its Config and Hyper make",
-    "plotting": "of results to draw, nested dictionaries",
-    "processes": "of what every process is given alike",
-    "replay_learner": "of an algorithm's parts, which its Config and Hyper make",
-    "records": "of anything; errors are tried in its own tests",
-    "reports": "of scripts alone",
-    "sinks": "of folders and settings of packages that may not be there",
-    "terminal": "takes any text and any stream",
-    "tasks": "families are tried by `make`; the other functions are of a family's own tasks and observations",
-    "tunable_learner": "of an algorithm's parts, which its Config and Hyper make",
-    "window_gradients": "of functions that an algorithm makes",
-}
-"""Modules whose functions are not tried one by one, but for those that are in a table, and why not."""
-
-EXEMPT = {
-    "adaptation.adapt": "through `lifetime`",
-    "adaptation.experience": "through `lifetime`",
-    "adaptation.replay": "of a history that was recorded",
-    "evaluation.adaptation_returns": "its settings are those of `adaptation_curve`",
-    "evaluation.controller_learner": "of a function alone",
-    "evaluation.expert_returns": "its settings are those of `random_returns`",
-    "evaluation.interquartile_mean": "of an array of any shape",
-    "evaluation.optimal_returns": "of tasks and a family alone",
-    "evaluation.reference_returns": "of tasks and a family alone",
-    "experiments.describe": "of an Experiment, which is tried",
-    "experiments.load": "of a folder; tried in its own tests",
-    "experiments.make": "of an Experiment, which is tried",
-    "experiments.make_algorithm": "of an Experiment, which is tried",
-    "experiments.pretrained": "of a name; tried in its own tests",
-    "experiments.pretrained_names": "of nothing",
-    "experiments.read": "of a folder; tried in its own tests",
-    "experiments.train": "of an Experiment, which is tried",
-    "keys.all_quick": "of any tree",
-    "keys.as_in": "of trees of equal structure, inside of `rollout`",
-    "keys.at_step": "of a key and a number, inside of `rollout`",
-    "keys.plain": "of a key, which jax checks",
-    "keys.quick": "of a key, which jax checks",
-    "keys.typed": "of a key, which jax checks",
-    "meta_update.finite_tasks": "of any tree",
-    "meta_update.guarded_update": "of trees that an optimiser made",
-    "meta_update.known_if": "of a report",
-    "meta_update.map_tasks": "`tasks_at_once` is tried",
-    "meta_update.guarded_gradient": "`tasks_at_once` is tried",
-    "meta_update.meta_gradient": "`tasks_at_once` is tried",
-    "meta_update.optimizer_step": "of trees that an optimiser made",
-    "networks.feed_forward": "of functions alone",
-    "optimal.dependent_greedy": "of nothing",
-    "returns.count": "of flags",
-    "returns.finite_streams": "of trajectories that acting made",
-    "returns.mean_over_streams": "of what is known of the streams of trajectories",
-    "returns.sees_observations": "through `baseline_td_errors`",
-    "returns.unless": "of flags",
-    "returns.without_broken_streams": "of trajectories that acting made",
-    "rollout.begin_stream": "of a task, a learner and an environment",
-    "training.advance": "of a Run; `train`'s settings are a Config, which is tried",
-    "training.begin": "of an algorithm alone",
-    "training.begin_population": "of an algorithm and what `train_population` checks",
-    "training.device_mesh": "of a number that Config checked",
-    "training.enable_compilation_cache": "of a folder",
-    "training.train": "its settings are a Config, which is tried",
-    "training.train_population": "its settings are a Config, which is tried",
-    "update_rules.a2c": "of nothing",
-    "update_rules.drift": "of an algorithm's own parameters",
-    "update_rules.value_targets": "of trajectories that acting made",
-}
-"""Functions that are not tried, and why not."""
-
-
-def test_everything_public_is_tried_or_exempt():
-    there = {
-        f"{module}.{name}".removeprefix("jaxmeta.")
-        for module in MODULES
-        for name, x in public(module)
-        if inspect.isfunction(x) and module.split(".")[1] not in ELSEWHERE
-    }
-    tried = {x for x in ARRAYS if x.split(".")[0] != "distributions"} | SETTINGS.keys()
-    assert there <= tried | EXEMPT.keys(), "has no entry here"
-    assert not tried & EXEMPT.keys()
-    gone = {x for x in tried | EXEMPT.keys() if x.split(".")[0] not in ELSEWHERE} - there
-    assert not gone, "is no longer there"
-    assert set(ELSEWHERE) <= {module.split(".")[1] for module in MODULES}
-
-
-def test_there_are_two_thousand_cases():
-    """Of a run of the whole file; what hypothesis finds too few different ones of is counted by its size."""
-    num_commands = sum(map(len, COMMANDS.values()))
-    counts = {
-        "shapes": len(ARRAYS),
-        "scalars": len(SCALARS),
-        "settings": len(SETTINGS) + len(tasks.names()) + len(PLANS),
-        "configurations": 2 * len(ALGORITHMS),
-        "scripts": num_commands + 3,
-    }
-    assert sum(CASES[name] * count for name, count in counts.items()) >= 2000

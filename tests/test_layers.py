@@ -1,6 +1,7 @@
 """Imports point one way: each room may use only those above it, and no two modules of a room use each other."""
 
 import ast
+import importlib
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -101,11 +102,12 @@ def test_every_module_has_a_test_file():
 def test_public_names_are_exported():
     for name in ROOMS:
         if (ROOT / name).is_dir():
-            package = __import__(f"jaxmeta.{name}", fromlist=["*"])
+            package = importlib.import_module(f"jaxmeta.{name}")
             assert package.__doc__
             assert package.__all__
             for public in package.__all__:
-                assert hasattr(package, public), f"jaxmeta.{name}.{public}"
+                known = f"{name}.{public}" in MODULES or hasattr(package, public)
+                assert known, f"jaxmeta.{name}.{public}"
 
 
 def test_only_training_compiles():

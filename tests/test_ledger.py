@@ -54,12 +54,14 @@ def test_every_figure_says_where_it_is_from_and_is_shown(ledger):
 
 def test_a_script_needs_what_it_imports_and_of_the_registries_what_is_named(ledger):
     files = {
-        "benchmarks/x.py": "from jaxmeta import tasks, training\nimport common",
+        "benchmarks/x.py": "from jaxmeta import tasks\nfrom jaxmeta.runs import training\nimport common",
         "benchmarks/common.py": "import os",
         "benchmarks/other.py": "",
         "jaxmeta/runs/training.py": "from jaxmeta.algorithms import ALGORITHMS\nimport jaxmeta.rollouts.rollout",
         "jaxmeta/rollouts/rollout.py": "from jaxmeta.tasks.family import TaskFamily",
+        "jaxmeta/runs/__init__.py": "from jaxmeta.runs import reports, training, unused",
         "jaxmeta/runs/reports.py": "",
+        "jaxmeta/runs/unused.py": "",
         "jaxmeta/tasks/__init__.py": "from jaxmeta.tasks import maze, catch",
         "jaxmeta/tasks/family.py": "",
         "jaxmeta/tasks/maze.py": "from jaxmeta.tasks.transform import laws",
@@ -67,7 +69,7 @@ def test_a_script_needs_what_it_imports_and_of_the_registries_what_is_named(ledg
         "jaxmeta/tasks/transform/__init__.py": "from jaxmeta.tasks.transform import laws",
         "jaxmeta/tasks/transform/laws.py": "",
         "jaxmeta/algorithms/__init__.py": "from jaxmeta.algorithms import maml, rl2",
-        "jaxmeta/algorithms/maml.py": "from jaxmeta import reports",
+        "jaxmeta/algorithms/maml.py": "from jaxmeta.runs import reports",
         "jaxmeta/algorithms/rl2.py": "",
     }
     assert ledger.needed("benchmarks/x.py", ["maze"], ["maml"], files.get) == [
@@ -75,11 +77,11 @@ def test_a_script_needs_what_it_imports_and_of_the_registries_what_is_named(ledg
         "benchmarks/x.py",
         "jaxmeta/algorithms/maml.py",
         "jaxmeta/rollouts/rollout.py",
+        "jaxmeta/runs/training.py",
         "jaxmeta/tasks/family.py",
         "jaxmeta/tasks/maze.py",
         "jaxmeta/tasks/transform/__init__.py",
         "jaxmeta/tasks/transform/laws.py",
-        "jaxmeta/runs/training.py",
     ]
 
 
@@ -105,7 +107,7 @@ def test_what_a_script_leaves_is_kept(ledger, tmp_path):
         "sources": {
             "benchmarks/second_order.py": "1",
             "jaxmeta/rollouts/rollout.py": "2",
-            "jaxmeta/estimators/exact.py": "3",
+            "jaxmeta/references.py": "3",
         },
     }
     (run / "results.json").write_text(json.dumps(left))

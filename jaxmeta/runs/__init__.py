@@ -1,20 +1,8 @@
 """Runs on the host: training, checkpoints, folders, processes, sinks, experiments and presets.
 
-The only package with `jit`, files and signals.
+The only package with `jit`, files and signals. Its modules are imported one by one: a script that only needs `reports`
+should not wait for checkpoints.
 """
-
-from jaxmeta.runs import (
-    checkpoints,
-    claims,
-    experiments,
-    presets,
-    processes,
-    records,
-    reports,
-    sinks,
-    terminal,
-    training,
-)
 
 __all__ = [
     "checkpoints",

@@ -82,7 +82,7 @@ def provenance() -> dict[str, object]:
     ``benchmarks/ledger.py`` tells by them which figures are older than the code they measure.
     """
     script = Path(sys.argv[0]).resolve()
-    root = Path(__file__).parent.parent
+    root = Path(__file__).parents[2]
     modules = [getattr(module, "__file__", None) for module in list(sys.modules.values())]
     files = {script, *(Path(file).resolve() for file in modules if file)}
     return {

@@ -284,7 +284,7 @@ def on_recorded(monkeypatch, make):
     def without_acting(*arguments):
         return whole(*arguments)._replace(trials=lambda key, meta, data: data)
 
-    monkeypatch.setattr(learners.recurrent, "memory_learner", without_acting)
+    monkeypatch.setattr(learners.recurrent, "recurrent_learner", without_acting)
     monkeypatch.setattr(checks, "batch", lambda *arguments: None)  # they are no tasks
     return make()
 
@@ -574,7 +574,7 @@ def test_acting_and_learning_draw_from_different_keys(family, monkeypatch):
             learned.append(key)
         return split(key, *size)
 
-    monkeypatch.setattr(learners.recurrent, "memory_learner", with_a_spy)
+    monkeypatch.setattr(learners.recurrent, "recurrent_learner", with_a_spy)
     algorithm = rl2.rl2(family, config)
     drawn = tasks.sample_tasks(jax.random.key(1), family, 2, split="train")
     state = algorithm.init(jax.random.key(0))

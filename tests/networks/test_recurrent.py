@@ -256,9 +256,9 @@ def test_a_gru_and_an_lstm_are_their_formulas():
         return 1 / (1 + np.exp(-z))
 
     def gates(params, num_gates):
-        given, recurrent = params["input"], np.asarray(params["recurrent"])
+        given, own = params["input"], np.asarray(params["recurrent"])
         w = np.split(x @ np.asarray(given["kernel"]) + np.asarray(given["bias"]), num_gates)
-        return w, np.split(h @ recurrent, num_gates)
+        return w, np.split(h @ own, num_gates)
 
     memory = recurrent.gru(**SIZES)
     params = memory.init(jax.random.key(0))

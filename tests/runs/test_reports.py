@@ -74,14 +74,15 @@ def test_provenance_says_what_was_run_on_what(tmp_path):
     """Of a script elsewhere: its own file, the library's that it imports and none that it does not."""
     script = tmp_path / "measure.py"
     script.write_text(
-        "import json\nfrom jaxmeta import reports\nprint(json.dumps(reports.provenance()))\n"
+        "import json\nfrom jaxmeta.runs import reports\nprint(json.dumps(reports.provenance()))\n"
     )
     told = json.loads(subprocess.check_output([sys.executable, str(script), "--core", "a b"]))
     assert told["command"] == "python measure.py --core 'a b'"
     assert told["machine"] == reports.machine()
     assert set(told["sources"]) == {
         "measure.py",
-        *(f"jaxmeta/{name}.py" for name in ("__init__", "records", "reports", "terminal")),
+        "jaxmeta/__init__.py",
+        *(f"jaxmeta/runs/{name}.py" for name in ("__init__", "records", "reports", "terminal")),
     }
     source = Path(reports.__file__).read_text(encoding="utf-8")
     assert told["sources"]["jaxmeta/runs/reports.py"] == reports.digest(source)
