@@ -233,7 +233,10 @@ def test_finite_batches_approach_the_limit_as_one_over_n(adaptation):
 def test_an_mdp_and_functions_are_asked_for():
     policy, theta = jnp.ones((2, 2)) / 2, jnp.zeros(2)
     for call, told in (
-        (lambda: exact.values("chain", policy, 2), "mdp is str 'chain'; it must be estimators.exact.MDP"),
+        (
+            lambda: exact.values("chain", policy, 2),
+            "mdp is str 'chain'; it must be estimators.exact.MDP",
+        ),
         (lambda: exact.derivatives(theta, theta), "objective is .*; it must be a function"),
     ):
         with pytest.raises(TypeError, match=told):
