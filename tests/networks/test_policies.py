@@ -5,7 +5,7 @@ import pytest
 from gymnax.environments import spaces
 
 from jaxmeta import networks
-from jaxmeta.types import TimeStep
+from jaxmeta.types import TimeStep, Trajectory
 
 DISCRETE = spaces.Discrete(3)
 
