@@ -31,7 +31,8 @@ EVALUATION_SEED = 10**6  # no run has it
 LEAST = {"eval_tasks": 2, "seed": 0, "core": 0}
 """The least values of whole numbers, by their names; all others are at least 1."""
 
-Names, Numbers = tuple[str, ...], tuple[float, ...]
+Names = tuple[str, ...]
+Numbers = tuple[float, ...]
 Output = Annotated[Path, tyro.conf.arg(help="Folder for the results; made anew.")]
 
 
@@ -111,13 +112,13 @@ def main(kinds: Mapping[type, Callable[[Any], None]], doc: str | None, *, new: b
 class Program(NamedTuple):
     """A compiled function."""
 
-    call: Callable[..., Any]
+    call: Any
     seconds: float  # of compiling
 
     @property
     def memory(self) -> int:
         """Bytes of its intermediate values."""
-        return self.call.memory_analysis().temp_size_in_bytes  # type: ignore[attr-defined]
+        return self.call.memory_analysis().temp_size_in_bytes
 
 
 def compiled(function: Callable, *arguments: Any, **options: Any) -> Program:
@@ -162,8 +163,8 @@ class Trained(NamedTuple):
 
 Show = Callable[[int, dict[str, np.ndarray], float], None]
 """A function of the meta-updates so far, of the last ones' metrics, and of the seconds so far."""
-Train = Callable[[training.Run, int, Show | None], Trained]
-"""A program that trains a run for some meta-updates and shows each chunk of them."""
+Train = Callable[..., Trained]
+"""``(run, meta_updates, show=None)``: a program that trains and shows each chunk of meta-updates."""
 
 
 def seeds(algorithm: MetaAlgorithm, num_seeds: int) -> training.Run:

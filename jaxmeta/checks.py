@@ -178,7 +178,7 @@ def same_structure(**trees: Any) -> None:
         here, there = str(jax.tree.structure(tree)), str(jax.tree.structure(other))
         if here != there:
             raise ValueError(
-                f"{name} has the structure {there}; it must be that of {first}, {here}"
+                f"{name} has the structure {there}; it must have the structure of {first}, {here}"
             )
         leaves = jax.tree_util.tree_leaves_with_path(tree)
         for (path, x), y in zip(leaves, jax.tree.leaves(other), strict=True):

@@ -1,5 +1,6 @@
 """Strict settings for every test, and a compilation cache that makes a second run quick."""
 
+import functools
 import os
 from pathlib import Path
 
@@ -7,11 +8,11 @@ import pytest
 
 os.environ.setdefault("MPLBACKEND", "Agg")
 # The suite's time is compilation: of small programs, which run quickly however they were compiled.
-os.environ.setdefault(
-    "XLA_FLAGS",
-    "--xla_backend_optimization_level=0 "
-    "--xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters",
-)
+# What runs long asks for `in_earnest`.
+WITHOUT_EMITTERS = "--xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters"
+IN_EARNEST = f"--xla_backend_optimization_level=2 {WITHOUT_EMITTERS}"
+"""Flags for programs that tests start and that run long; the new emitters take longer to compile."""
+os.environ.setdefault("XLA_FLAGS", f"--xla_backend_optimization_level=0 {WITHOUT_EMITTERS}")
 CACHE = os.environ.setdefault(
     "JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parent.parent / ".pytest_cache" / "jax")
 )
@@ -33,3 +34,11 @@ def x64():
     """float64 within the test."""
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture
+def in_earnest(monkeypatch):
+    """What the test compiles is optimised: a program compiles three times as long and runs six times as
+    fast, which a check of learning repays. jax refuses such options to a program within a program."""
+    options = {"xla_backend_optimization_level": 2}
+    monkeypatch.setattr(jax, "jit", functools.partial(jax.jit, compiler_options=options))

@@ -667,7 +667,7 @@ COMMANDS = {
     "off_policy_evaluation": ["Main"],
     "peers": ["Maml", "Ppo", "Rollout", "Grid"],
     "pretrain": ["Main"],
-    "scaling": ["Study"],
+    "scaling": ["Scaling"],
     "second_order": ["Main"],
     "throughput": ["Rollout", "Updates", "Memory"],
     "train": ["main"],

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,9 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from jaxmeta.runs import training
+from tests.conftest import IN_EARNEST
+
 ROOT = Path(__file__).parent.parent
 SMALL = (
     "--meta-updates=3 --num-tasks=2 --num-streams=2 --hidden-sizes=4 --checkpoint-every=2 "
@@ -21,9 +25,20 @@ SMALL = (
 ).split()
 
 
-def run(script, *arguments, cwd=None, timeout=300, stdout=subprocess.PIPE, **environment):
+def run(
+    script, *arguments, before=None, cwd=None, timeout=300, stdout=subprocess.PIPE, **environment
+):
+    """``before`` is code about the script as a module, ``script``, that runs before its `main`."""
+    path = ROOT / "benchmarks" / script
+    program = [str(path)]
+    if before is not None:
+        program = [
+            "-c",
+            f"import sys; sys.path[0] = {str(path.parent)!r}; import {path.stem} as script; {before}; "
+            "script.main(sys.argv[1:])",
+        ]
     return subprocess.run(
-        [sys.executable, str(ROOT / "benchmarks" / script), *arguments],
+        [sys.executable, *program, *arguments],
         stdout=stdout,
         stderr=subprocess.PIPE,
         text=True,
@@ -31,6 +46,29 @@ def run(script, *arguments, cwd=None, timeout=300, stdout=subprocess.PIPE, **env
         cwd=cwd,
         env=os.environ | {"COLUMNS": "120"} | environment,
     )
+
+
+@pytest.fixture
+def refusal(monkeypatch, tmp_path, capsys):
+    """``(script, *arguments) -> text``: all that a script shows which ends at once, in `tmp_path`.
+
+    It runs in this process, where jax is imported already.
+    """
+
+    def ended(script, *arguments):
+        path = ROOT / "benchmarks" / script
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", [str(path), *arguments])
+        monkeypatch.setattr(training, "enable_compilation_cache", lambda: None)
+        monkeypatch.setenv("COLUMNS", "120")
+        monkeypatch.syspath_prepend(path.parent)
+        with pytest.raises(SystemExit) as end:
+            runpy.run_path(str(path), run_name="__main__")
+        shown = capsys.readouterr()
+        assert end.value.code not in (0, None)
+        return f"{shown.out} {shown.err} {end.value}"
+
+    return ended
 
 
 @pytest.fixture(scope="module")
@@ -217,7 +255,7 @@ def test_any_family(tmp_path):
 
 
 @pytest.mark.slow
-def test_navigation_study(tmp_path):
+def test_navigation_study(tmp_path, refusal):
     small = [
         "--num-seeds",
         "2",
@@ -239,11 +277,11 @@ def test_navigation_study(tmp_path):
     for row in report["rows"].values():
         assert len(row["gap_closed_by_seed"]) == 2
     assert "| MAML |" in (tmp_path / "out" / "table.md").read_text()
-    assert "is not empty" in run("navigation.py", *small, "--output", "out", cwd=tmp_path).stderr
+    assert "is not empty" in refusal("navigation.py", *small, "--output", "out")
 
 
 @pytest.mark.slow
-def test_algorithms_study(tmp_path):
+def test_algorithms_study(tmp_path, refusal):
     small = "--num-seeds 2 --meta-updates 2 --num-tasks 2 --num-streams 2 --eval-tasks 3 --eval-updates 1"
     cells = ["--algorithms", "MAML", "ES", "--families", "navigation"]
     arguments = [*small.split(), *cells, "--output", "out"]
@@ -263,20 +301,18 @@ def test_algorithms_study(tmp_path):
     assert "| MAML |" in result.stdout
     assert (tmp_path / "out" / "learning.png").stat().st_size > 10_000
 
-    assert "is not empty" in run("algorithms.py", *arguments, cwd=tmp_path).stderr
+    assert "is not empty" in refusal("algorithms.py", *arguments)
     before = (tmp_path / "out" / "cells" / "es-navigation.json").read_text()
     assert run("algorithms.py", *arguments, "--resume", cwd=tmp_path).returncode == 0
     assert (tmp_path / "out" / "cells" / "es-navigation.json").read_text() == before
     other = [x if x != "3" else "4" for x in arguments]
-    refused = run("algorithms.py", *other, "--resume", cwd=tmp_path)
-    assert "other settings" in refused.stderr
-    assert "Traceback" not in refused.stderr
-    unknown = run("algorithms.py", "--algorithms", "MAMML", cwd=tmp_path).stderr
+    assert "other settings" in refusal("algorithms.py", *other, "--resume")
+    unknown = refusal("algorithms.py", "--algorithms", "MAMML")
     assert "algorithms='MAMML' is unknown: did you mean 'MAML'" in unknown
 
 
 @pytest.mark.slow
-def test_units_study(tmp_path):
+def test_units_study(tmp_path, refusal):
     """Three updates: what claims it is the same in every unit, and A2C without scales is not."""
     small = (
         "--families navigation --num-seeds 2 --meta-updates 3 --trials 2 --num-tasks 2 --num-streams 2 "
@@ -295,12 +331,11 @@ def test_units_study(tmp_path):
             assert row["agree"]
             assert np.abs(usual).max() > 0.1
     assert "| navigation | RL² |" in result.stdout
-    refused = run("units.py", "--families", "navigatoin", cwd=tmp_path)
-    assert "did you mean 'navigation'" in refused.stderr
+    assert "did you mean 'navigation'" in refusal("units.py", "--families", "navigatoin")
 
 
 @pytest.mark.slow
-def test_second_order_study(tmp_path):
+def test_second_order_study(tmp_path, refusal):
     small = "--num-updates 1 2 --num-tasks 2 --num-streams 2 --repeats 1 --output out"
     result = run("second_order.py", *small.split(), cwd=tmp_path)
     assert result.returncode == 0, result.stderr
@@ -310,19 +345,25 @@ def test_second_order_study(tmp_path):
         assert list(rows) == ["kept", "rematerialised", "first order"]
         assert rows["kept"]["memory_bytes"] > rows["rematerialised"]["memory_bytes"]
     assert "| 2 | rematerialised |" in result.stdout
-    assert "is not empty" in run("second_order.py", "--output", "out", cwd=tmp_path).stderr
+    assert "is not empty" in refusal("second_order.py", "--output", "out")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["chain", "physics", "memory"])
-def test_meta_gradient_study(kind, tmp_path):
+def test_meta_gradient_study(kind, tmp_path, refusal):
     small = {
         "chain": "--meta-updates 3 --value-updates 2 --num-streams 2 --variants fixed plain",
         "physics": "--meta-updates 3 --discounts 0.5 0.9 --lambdas 0.5 --num-agents 2 --num-streams 2 "
         "--num-steps 16 --num-seeds 2",
         "memory": "--lifetimes 4 40 --num-agents 2 --num-streams 2 --num-steps 4",
     }[kind]
-    result = run("meta_gradient.py", kind, *small.split(), "--output", "out", cwd=tmp_path)
+    # The other two of what is learned are programs of the same kind, as long to compile.
+    alone = "script.LEARNED = {'learned': script.LEARNED['learned']}"
+    result = run(
+        *("meta_gradient.py", kind, *small.split(), "--output", "out"),
+        before=alone if kind == "physics" else None,
+        cwd=tmp_path,
+    )
     assert result.returncode == 0, result.stderr
     results = json.loads((tmp_path / "out" / "results.json").read_text())["results"]
     if kind == "chain":
@@ -349,14 +390,12 @@ def test_meta_gradient_study(kind, tmp_path):
             short, long = (cells[name, updates]["memory_bytes"] for updates in (4, 40))
             assert (short == long) if "one update" in name else (long > 1.2 * short), name
     assert min(matplotlib.image.imread(tmp_path / "out" / "meta_gradient.png").shape[:2]) > 300
-    refused = run("meta_gradient.py", kind, "--output", "out", cwd=tmp_path)
-    assert "is not empty" in refused.stderr
-    assert "Traceback" not in refused.stderr
+    assert "is not empty" in refusal("meta_gradient.py", kind, "--output", "out")
 
 
 @pytest.mark.slow
-def test_off_policy_evaluation_study(tmp_path):
-    small = "--meta-updates 4 --num-tasks 10 --num-tuning 4 --distances 0.2 --updates 1 2".split()
+def test_off_policy_evaluation_study(tmp_path, refusal):
+    small = "--meta-updates 4 --num-tasks 10 --num-tuning 10 --distances 0.2 --updates 1 2".split()
     result = run("off_policy_evaluation.py", *small, "--output", "out", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     rows = json.loads((tmp_path / "out" / "results.json").read_text())["rows"]
@@ -371,9 +410,7 @@ def test_off_policy_evaluation_study(tmp_path):
     assert "| mean task |" in result.stdout
     image = matplotlib.image.imread(tmp_path / "out" / "off_policy_evaluation.png")
     assert min(image.shape[:2]) > 300
-    refused = run("off_policy_evaluation.py", "--output", "out", cwd=tmp_path)
-    assert "is not empty" in refused.stderr
-    assert "Traceback" not in refused.stderr
+    assert "is not empty" in refusal("off_policy_evaluation.py", "--output", "out")
 
 
 @pytest.mark.slow
@@ -412,23 +449,21 @@ def test_lifetime_memory_study(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("algorithm", ["promp", "es"])
-def test_any_algorithm(algorithm, tmp_path):
-    """One more on the common state, and the one whose state is another library's."""
+def test_any_algorithm(tmp_path):
+    """The one whose state is another library's."""
     settings = [x for x in SMALL if "step-size" not in x]
-    arguments = ["--algorithm", algorithm, "--task.horizon", "5", "--output", "out"]
-    if algorithm == "es":
-        arguments += ["--population-size", "4"]
+    arguments = ["--algorithm", "es", "--task.horizon", "5", "--output", "out"]
+    arguments += ["--population-size", "4"]
     result = run("train.py", *settings, *arguments, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     record = json.loads((tmp_path / "out" / "config.json").read_text())
-    assert record["algorithm"] == algorithm
+    assert record["algorithm"] == "es"
     resumed = run("train.py", *settings, *arguments, "--resume", "--meta-updates=4", cwd=tmp_path)
     assert resumed.returncode == 0, resumed.stderr
 
 
 @pytest.mark.slow
-def test_estimators_study(tmp_path):
+def test_estimators_study(tmp_path, refusal):
     small = "--num-states 2 --num-actions 2 --horizon 3 --num-features 3 --cost-steps 3".split()
     small += "--distance 0.3 --values wrong --meta-batch-sizes 1 3 --output out".split()
     result = run("estimators.py", *small, cwd=tmp_path)
@@ -453,10 +488,10 @@ def test_estimators_study(tmp_path):
     assert "| meta-gradient | N = 1 | N = 3 |" in table
     for name in ("estimators.png", "meta_gradients.png"):
         assert min(matplotlib.image.imread(tmp_path / "out" / name).shape[:2]) > 300
-    assert "is not empty" in run("estimators.py", *small, cwd=tmp_path).stderr
-    refused = run("estimators.py", "--horizon", "9", cwd=tmp_path)
-    assert "num_states=4, num_actions=3 and horizon=9 make 10^9.7" in refused.stderr
-    assert "Traceback" not in refused.stderr
+    assert "is not empty" in refusal("estimators.py", *small)
+    assert "num_states=4, num_actions=3 and horizon=9 make 10^9.7" in refusal(
+        "estimators.py", "--horizon", "9"
+    )
     assert not (tmp_path / "runs").exists()
 
 
@@ -476,7 +511,7 @@ SMALL_REPRODUCTIONS = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SMALL_REPRODUCTIONS)
-def test_reproductions(name, tmp_path):
+def test_reproductions(name, tmp_path, refusal):
     small, agents = SMALL_REPRODUCTIONS[name]
     arguments = [*small, "--num-seeds=2", "--eval-tasks=50", "--output", "out"]
     result = run(f"reproduce/{name}.py", *arguments, cwd=tmp_path)
@@ -501,7 +536,7 @@ def test_reproductions(name, tmp_path):
     header = (tmp_path / "out" / "table.csv").read_text().splitlines()[0]
     assert header.startswith("setting,agent,mean,low,high,")
     assert f"| {learned['agent']} |" in (tmp_path / "out" / "table.md").read_text()
-    assert "is not empty" in run(f"reproduce/{name}.py", "--output", "out", cwd=tmp_path).stderr
+    assert "is not empty" in refusal(f"reproduce/{name}.py", "--output", "out")
 
 
 @pytest.mark.slow
@@ -513,14 +548,10 @@ def test_a_learner_with_memory_from_the_command_line(tmp_path):
     report = json.loads((tmp_path / "out" / "evaluation.json").read_text())
     assert len(report["returns"]) == 3  # a return an episode
     assert (tmp_path / "out" / "adaptation.png").exists()
-    resumed = run(
-        "train.py", *arguments, "--output=out", "--resume", "--meta-updates=3", cwd=tmp_path
-    )
-    assert resumed.returncode == 0, resumed.stderr
 
 
 @pytest.mark.slow
-def test_rollout_throughput(tmp_path):
+def test_rollout_throughput(tmp_path, refusal):
     small = "--families navigation --num-streams 4 8 --num-steps 5 --repeats 3 --output out"
     result = run("throughput.py", "rollout", *small.split(), cwd=tmp_path)
     assert result.returncode == 0, result.stderr
@@ -531,13 +562,13 @@ def test_rollout_throughput(tmp_path):
         assert min(row["ratios"]) <= row["ratio"] <= max(row["ratios"])
         assert all(len(x) == 3 for x in row["seconds"].values())
     assert "| navigation | 8 | transitions |" in result.stdout
-    refused = run("throughput.py", "rollout", "--families", "navigatoin", cwd=tmp_path)
-    assert "did you mean 'navigation'" in refused.stderr
-    assert "Traceback" not in refused.stderr
+    assert "did you mean 'navigation'" in refusal(
+        "throughput.py", "rollout", "--families", "navigatoin"
+    )
 
 
 @pytest.mark.slow
-def test_update_throughput(tmp_path):
+def test_update_throughput(tmp_path, refusal):
     ladder = "--scales 1 2 --repeats 2 --output out".split()
     result = run("throughput.py", "updates", "--algorithms", "RL², linear", *ladder, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
@@ -555,13 +586,13 @@ def test_update_throughput(tmp_path):
     assert "| RL², linear | 256 | 25 600 |" in result.stdout
     assert (tmp_path / "out" / "table.csv").read_text(encoding="utf-8").count("RL², linear") == 2
     assert min(matplotlib.image.imread(tmp_path / "out" / "roofline.png").shape[:2]) > 300
-    refused = run("throughput.py", "updates", "--algorithms", "LPG", "--scales", "2", cwd=tmp_path)
-    assert "scales=2 must be 1 with LPG" in refused.stderr
-    assert "Traceback" not in refused.stderr
+    assert "scales=2 must be 1 with LPG" in refusal(
+        "throughput.py", "updates", "--algorithms", "LPG", "--scales", "2"
+    )
 
 
 @pytest.mark.slow
-def test_memory_throughput(tmp_path):
+def test_memory_throughput(tmp_path, refusal):
     small = "--memories gru linear --num-steps 20 --sizes 8 --num-trials 4 --repeats 2 --output out"
     result = run("throughput.py", "memory", *small.split(), cwd=tmp_path)
     assert result.returncode == 0, result.stderr
@@ -570,9 +601,7 @@ def test_memory_throughput(tmp_path):
     assert all(row["learning_seconds"] > 0 and row["acting_seconds"] > 0 for row in rows)
     assert rows[0]["learning_speedup"] == 1
     assert "× as fast as gru" in result.stdout
-    refused = run("throughput.py", "memory", "--sizes", "0", cwd=tmp_path)
-    assert "sizes=0 must be at least 1" in refused.stderr
-    assert "Traceback" not in refused.stderr
+    assert "sizes=0 must be at least 1" in refusal("throughput.py", "memory", "--sizes", "0")
 
 
 def answers(side, settings, *questions):
@@ -582,6 +611,7 @@ def answers(side, settings, *questions):
         capture_output=True,
         text=True,
         timeout=300,
+        env=os.environ | {"XLA_FLAGS": IN_EARNEST},
     )
     assert result.returncode == 0, result.stderr
     return [json.loads(line) for line in result.stdout.splitlines()]
@@ -612,7 +642,7 @@ def test_maml_for_the_comparison_learns():
 
 
 @pytest.mark.slow
-def test_peers(tmp_path):
+def test_peers(tmp_path, refusal):
     small = "rollout --num-envs 8 --num-steps 4 --pairs 2 --output out"
     result = run("peers.py", *small.split(), cwd=tmp_path)
     assert result.returncode == 0, result.stderr
@@ -620,13 +650,13 @@ def test_peers(tmp_path):
     ours, theirs = (turns[side][1]["cpu_seconds"] for side in ("jaxmeta", "peer"))
     assert turns["ratios"][1] == pytest.approx(theirs / ours)
     assert "| gymnax, RolloutWrapper |" in result.stdout
-    refused = run("peers.py", "ppo", "--num-minibatches", "3", cwd=tmp_path)
-    assert "num_minibatches=3 must divide num_envs=2048" in refused.stderr
-    assert "Traceback" not in refused.stderr
+    assert "num_minibatches=3 must divide num_envs=2048" in refusal(
+        "peers.py", "ppo", "--num-minibatches", "3"
+    )
 
 
 @pytest.mark.slow
-def test_scaling(tmp_path):
+def test_scaling(tmp_path, refusal):
     small = (
         "--axes tasks devices --factors 1 2 4 --repeats 2 --base.tasks 2 --base.streams 2 "
         "--base.horizon 5 --output out"
@@ -640,9 +670,7 @@ def test_scaling(tmp_path):
     assert [row["env_steps"] for row in found["rows"][:3]] == [2 * 2 * 5 * n for n in (2, 4, 8)]
     assert [x["what grows"] for x in found["exponents"]] == ["tasks"]
     assert (tmp_path / "out" / "scaling.png").exists()
-    refused = run("scaling.py", "--axes", "taks", cwd=tmp_path)
-    assert "did you mean 'tasks'" in refused.stderr
-    assert "Traceback" not in refused.stderr
+    assert "did you mean 'tasks'" in refusal("scaling.py", "--axes", "taks")
 
 
 @pytest.mark.slow
@@ -664,7 +692,7 @@ def test_families_study(tmp_path):
 
 
 @pytest.mark.slow
-def test_search_for_an_expert(tmp_path):
+def test_search_for_an_expert(tmp_path, refusal):
     """Weights that act as they should, whatever they are worth so far; the best that were judged are kept."""
     if importlib.util.find_spec("brax") is None:
         pytest.skip("Brax is not installed")
@@ -678,16 +706,14 @@ def test_search_for_an_expert(tmp_path):
     assert weights.dtype == np.float32
     assert np.all(np.isfinite(weights))
     assert np.all(np.abs(weights).max(axis=(1, 2)) > 0)
-    refused = run("experts.py", "half_cheetah", cwd=tmp_path)
-    assert "did you mean 'half_cheetah_velocity'" in refused.stderr
-    assert "Traceback" not in refused.stderr
+    assert "did you mean 'half_cheetah_velocity'" in refusal("experts.py", "half_cheetah")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("field", ["maze", "summarisation"])
-def test_fields_study(field, tmp_path):
+def test_fields_study(field, tmp_path, refusal):
     """Both kinds of meta-learner with all of their controls; then the figure again from what is there."""
-    settings = "--budget 0.01 --num-seeds 2 --eval-tasks 4 --scratch-tasks 2 --output out".split()
+    settings = "--budget 0.004 --num-seeds 2 --eval-tasks 4 --scratch-tasks 2 --output out".split()
     result = run("fields.py", "--fields", field, *settings, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     report = json.loads((tmp_path / "out" / "results.json").read_text())
@@ -700,9 +726,7 @@ def test_fields_study(field, tmp_path):
         for entry in scored.values():
             assert len(entry["x"]) == len(entry["mean"]) == len(entry["intervals"])
     first = (tmp_path / "out" / "fields" / f"{field}.json").read_bytes()
-    again = run("fields.py", "--fields", field, *settings, cwd=tmp_path)
-    assert again.returncode != 0
-    assert "is not empty" in again.stderr
+    assert "is not empty" in refusal("fields.py", "--fields", field, *settings)
     again = run("fields.py", "--fields", field, "--resume", *settings, cwd=tmp_path)
     assert again.returncode == 0, again.stderr
     assert (tmp_path / "out" / "fields" / f"{field}.json").read_bytes() == first

@@ -125,7 +125,7 @@ def test_same_structure():
         ValueError, match=r"epsilon\['b'\] has shape \(1,\); in params it is \(3,\)"
     ):
         checks.same_structure(params=params, epsilon=params | {"b": jnp.ones(1)})
-    with pytest.raises(ValueError, match="epsilon has the structure .* that of params"):
+    with pytest.raises(ValueError, match="epsilon has the structure .* the structure of params"):
         checks.same_structure(params=params, epsilon={"w": params["w"]})
 
 

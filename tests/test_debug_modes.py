@@ -53,11 +53,22 @@ KEY = jax.random.key(0)
 ALL = pytest.mark.parametrize("name", sorted(ALGORITHMS))
 
 
+KINDS = (
+    "es",
+    "learned_objective",
+    "maml",
+    "meta_actor_critic",
+    "meta_gradient",
+    "meta_value",
+    "rl2",
+)
+"""An algorithm for each kind of learner and of meta-update: the others are made of the same parts."""
+
+
 def slow_but(*fast):
-    """Every algorithm, and all but these are slow: what the modes look at, they share."""
+    """All `KINDS`, and all but these are slow: what the modes look at, algorithms of a kind share."""
     return pytest.mark.parametrize(
-        "name",
-        [x if x in fast else pytest.param(x, marks=pytest.mark.slow) for x in sorted(ALGORITHMS)],
+        "name", [x if x in fast else pytest.param(x, marks=pytest.mark.slow) for x in KINDS]
     )
 
 
@@ -141,7 +152,7 @@ def test_raw_keys_draw_what_typed_keys_draw():
     assert len(set(typed.reward.tolist())) == 3
 
 
-NOTHING_LEARNED = ("maml", "meta_actor_critic", "meta_value", "promp")
+NOTHING_LEARNED = ("maml", "meta_actor_critic", "meta_value")
 """Whose loops may be of no rounds, which `jax.disable_jit` cannot tell the shapes of."""
 
 

@@ -257,6 +257,7 @@ def test_five_arms_and_ten_pulls(learner, expected):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("in_earnest")
 @pytest.mark.parametrize(
     ("learner", "expected"),
     [
@@ -267,6 +268,7 @@ def test_five_arms_and_ten_pulls(learner, expected):
     ],
     ids=["greedy", "thompson", "ucb1", "gittins"],
 )
+@pytest.mark.usefixtures("in_earnest")
 def test_fifty_arms_and_a_hundred_pulls(learner, expected):
     family = tasks.make("bernoulli_bandit", num_arms=50, num_pulls=100)
     totals = total_rewards(learner, family, num_tasks=4000, num_steps=100)
@@ -426,13 +428,6 @@ def test_each_episode_follows_its_policy():
     assert data.timestep.first[:, :, 0].all()
     visits = np.asarray(agent.posterior.transitions).sum((-1, -2, -3))
     np.testing.assert_array_equal(visits, np.full((5, 3), 3.0) * np.arange(3))
-
-
-@pytest.mark.slow
-def test_ten_episodes_of_psrl():
-    family = tasks.make("tabular")
-    totals = total_rewards(references.psrl(), family, num_tasks=250, num_updates=9, num_steps=10)
-    assert_mean(totals, 138.1, exact=False)
 
 
 @pytest.mark.slow

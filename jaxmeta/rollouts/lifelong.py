@@ -24,7 +24,7 @@ class Life(NamedTuple):
     task: Task
     """The task in which the agent lives."""
     agent: Any
-    """What `Learner.init` and `Learner.update` return."""
+    """The agent, as `Learner.init` and `Learner.update` return it."""
     streams: Stream
     """``[N]``, the agent's streams of experience."""
     age: jax.Array

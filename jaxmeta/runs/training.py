@@ -78,7 +78,7 @@ class Run(NamedTuple):
     key: jax.Array
     """Key of all meta-updates to come."""
     state: Any
-    """State of the meta-algorithm; ``state.meta`` is what the learner reads."""
+    """State of the meta-algorithm; ``state.meta`` is the learner's ``meta``."""
     num_updates: jax.Array
     """``[]``, int32: meta-updates so far."""
 
@@ -379,7 +379,7 @@ def _train(
 ) -> Run:
     """The trained run of `train` or `train_population`.
 
-    ``members`` are the entries that tell the lines of one member from those of another.
+    ``members`` are the entries by which the lines of two members differ.
     """
     described: dict[str, Any] = records.plain({**description, "training": config})
     output = _checked_output(folder, resume, sink)
@@ -621,7 +621,7 @@ def _owned(folder: Path, resume: bool) -> Iterator[None]:
 
         def claim() -> None:
             # Before claiming, refuse a full folder without a claim: if this process were killed, its stale claim
-            # would mark a user's own files as those of a run, and the next run would remove them.
+            # would mark a user's own files as a run's, and the next run would remove them.
             if not resume and folder.is_dir() and not (folder / claims.CLAIM_FILE).exists():
                 refuse_if_full()
             stale = stack.enter_context(claims.claimed(folder))

@@ -105,7 +105,7 @@ def optimal_return(task: BanditParams, *, num_pulls: int) -> jax.Array:
 
 
 def bernoulli_bandit(*, num_arms: int = 5, num_pulls: int = 10) -> TaskFamily:
-    """Independent Bernoulli arms, those of RL²: means uniform in [0, 1] for train and test.
+    """Independent Bernoulli arms, the tasks of RL²: means uniform in [0, 1] for train and test.
 
     Out of distribution, means are uniform in [0, 0.5]. To an agent that expects the means of training every arm looks
     poor, and it searches too long. The support of training is everything, so these means lie within it.
@@ -149,9 +149,9 @@ def dependent_bandit(
     kind: Literal["uniform", "easy", "medium", "hard", "independent"] = "uniform",
     num_pulls: int = 100,
 ) -> TaskFamily:
-    """Two Bernoulli arms, those of Wang et al. 2016; their means add up to 1, except in the kind "independent".
+    """Two Bernoulli arms of Wang et al. 2016; their means add up to 1, except in the kind "independent".
 
-    Out of distribution the means are those of the kind ``"hard"``, or of ``"easy"`` if the training kind is ``"hard"``.
+    Out of distribution the kind is ``"hard"``, or ``"easy"`` if the training kind is ``"hard"``.
 
     Args:
         kind: How the means are drawn for train and test. ``"uniform"``: p and 1 - p with p uniform in

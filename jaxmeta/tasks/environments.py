@@ -1,4 +1,4 @@
-"""What a gymnax environment is to this library: its parts, its spaces, its name and its tasks.
+"""Parts of a gymnax environment: its spaces, its name and its tasks.
 
 Each function raises `InvalidEnvironment` where the environment is not as it must be. The message names the part and
 what would be right.

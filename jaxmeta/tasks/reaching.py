@@ -24,7 +24,7 @@ REACH = 1.5
 
 GOAL_RANGE = 1.0
 OUT_OF_DISTRIBUTION_RANGE = 1.5
-"""Range of the swimmer's goals out of distribution, per axis; `GOAL_RANGE` is that of train and test."""
+"""Range of the swimmer's goals out of distribution, per axis; `GOAL_RANGE` is for train and test."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -140,7 +140,7 @@ def _step(env: Any, methods: _Methods, key: Any, state: Any, action: Any, task: 
     if not isinstance(info, dict) or "final_observation" not in info:
         raise InvalidEnvironment(
             f"{where}'s info must be a dict with 'final_observation', the true successor before any reset, "
-            "as that of gymnax's own step"
+            "as in gymnax's own step"
         )
     return _Step(obs, info["final_observation"], after, reward, terminated, truncated)
 

@@ -134,7 +134,7 @@ def state_values(task: TabularParams, policy: jax.Array, discount: jax.Array) ->
 def tabular(
     *, num_states: int = 10, num_actions: int = 5, horizon: int = 10, reward_noise: float = 1.0
 ) -> TaskFamily:
-    """Random MDPs, those of RL² by default: flat-Dirichlet transitions for train and test.
+    """Random MDPs, by default the tasks of RL²: flat-Dirichlet transitions for train and test.
 
     Out of distribution, transitions are Dirichlet with concentration 0.1, closer to deterministic ones. With 10 states
     the likeliest successor has a mean probability of 0.66; in training it has 0.29. The support is all MDPs in every

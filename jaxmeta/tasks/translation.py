@@ -450,6 +450,32 @@ def translation(
         ImportError: babel or num2words is not installed.
         ValueError: a setting is out of range, or no language of a split has enough names.
     """
+    _check_settings(kinds, max_length, horizon, feedback, sound_laws, num_names)
+
+    def sampler(split: str) -> Sampler:
+        most = sound_laws if split == "train" else 0
+        return _sampler(split, kinds, max_length, most, num_names)
+
+    return TaskFamily(
+        name="translation",
+        env=Translation(kinds, max_length, horizon, feedback),
+        horizon=horizon,
+        train=sampler("train"),
+        test=sampler("test"),
+        out_of_distribution=sampler("out_of_distribution"),
+        optimal_return=functools.partial(optimal_return, horizon=horizon),
+    )
+
+
+def _check_settings(
+    kinds: tuple[str, ...],
+    max_length: int,
+    horizon: int,
+    feedback: str,
+    sound_laws: int,
+    num_names: int | None,
+) -> None:
+    """Raises ValueError unless the settings of `translation` are in range."""
     for kind in kinds:
         checks.choice("kinds", kind, KINDS)
     if not kinds or len(set(kinds)) < len(kinds):
@@ -463,40 +489,33 @@ def translation(
     if num_names is not None:
         checks.at_least("num_names", num_names, 1)
 
-    def sampler(split: str) -> Sampler:
-        languages = " ".join(SPLITS[split].values()).split()
-        lexicons = _lexicons(tuple(languages), kinds, max_length)
-        if not lexicons:
-            raise ValueError(
-                f"kinds={kinds!r} and max_length={max_length} leave no language to {split}"
-            )
 
-        stacked = jax.tree.map(lambda *x: np.stack(x), *lexicons)
+def _sampler(
+    split: str, kinds: tuple[str, ...], max_length: int, sound_laws: int, num_names: int | None
+) -> Sampler:
+    """The sampler of a split's languages, with names and letters drawn as `translation` says."""
+    languages = " ".join(SPLITS[split].values()).split()
+    lexicons = _lexicons(tuple(languages), kinds, max_length)
+    if not lexicons:
+        raise ValueError(
+            f"kinds={kinds!r} and max_length={max_length} leave no language to {split}"
+        )
+    stacked = jax.tree.map(lambda *x: np.stack(x), *lexicons)
 
-        def whole(key: jax.Array) -> Any:
-            index = jax.random.randint(key, (), 0, len(lexicons))
-            return jax.tree.map(lambda x: x[index], _task(stacked))
+    def whole(key: jax.Array) -> Any:
+        index = jax.random.randint(key, (), 0, len(lexicons))
+        return jax.tree.map(lambda x: x[index], _task(stacked))
 
-        def text(key: jax.Array) -> Any:
-            if num_names is None:
-                return whole(key)
-            name_key, key = jax.random.split(key)
-            task = whole(key)
-            return task.replace(cumulative=_some(name_key, task.cumulative, num_names))
+    def text(key: jax.Array) -> Any:
+        if num_names is None:
+            return whole(key)
+        name_key, key = jax.random.split(key)
+        task = whole(key)
+        return task.replace(cumulative=_some(name_key, task.cumulative, num_names))
 
-        def changed(key: jax.Array) -> TranslationParams:
-            law_key, key = jax.random.split(key)
-            task = text(key)
-            return task.replace(target=_exchanged(law_key, sound_laws)[task.target])
+    def changed(key: jax.Array) -> TranslationParams:
+        law_key, key = jax.random.split(key)
+        task = text(key)
+        return task.replace(target=_exchanged(law_key, sound_laws)[task.target])
 
-        return changed if sound_laws and split == "train" else text
-
-    return TaskFamily(
-        name="translation",
-        env=Translation(kinds, max_length, horizon, feedback),
-        horizon=horizon,
-        train=sampler("train"),
-        test=sampler("test"),
-        out_of_distribution=sampler("out_of_distribution"),
-        optimal_return=functools.partial(optimal_return, horizon=horizon),
-    )
+    return changed if sound_laws else text

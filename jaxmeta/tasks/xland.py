@@ -245,13 +245,28 @@ def seek(task: XLandParams, obs: jax.Array) -> jax.Array:
     is_partner = is_tile & jnp.isin(tiles, jnp.append(partner, _landmark(task)))
     empty_handed = jnp.any(is_subject)
     row, column = jnp.mgrid[:size, :size]
-    me = (size - 1, size // 2)
-    away = jnp.abs(row - me[0]) + jnp.abs(column - me[1])
+    away = jnp.abs(row - (size - 1)) + jnp.abs(column - size // 2)
     targets = jnp.where(empty_handed, is_subject, is_partner)
     target = jnp.argmin(jnp.where(targets, away, size**2))
     is_near = jnp.any((kind == NEAR) & (subject == jnp.ravel(tiles)[target]))
     done_by = jnp.where(empty_handed, jnp.where(is_near, FORWARD, PICK_UP), PUT_DOWN)
 
+    distance, move = _way(free, target, empty_handed)
+    approach = jnp.where(distance == 0, done_by, move)
+    reachable = jnp.any(targets) & (distance < size**3)
+    return jnp.where(reachable, approach, _exploring(free, blocked)).astype(jnp.int32)
+
+
+def _way(
+    free: jax.Array, target: jax.Array, empty_handed: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Length ``[]`` of the shortest way to the cell ``target []`` through ``free [V, V]``, and its first move ``[]``.
+
+    The way ends in front of the target, or one step from such a place if the agent carries something to put down
+    beside the target. It has length V³ if there is none.
+    """
+    size = free.shape[0]
+    row, column = jnp.mgrid[:size, :size]
     # A pose is a direction and a cell, [4, V, V].
     step_down, step_across = STEPS[:, :1, None], STEPS[:, 1:, None]
     down, across = (target // size - row)[None], (target % size - column)[None]
@@ -266,7 +281,7 @@ def seek(task: XLandParams, obs: jax.Array) -> jax.Array:
     length = jnp.where(in_view & jnp.where(empty_handed, faced, beside), 0, far)
 
     def after(length: jax.Array) -> jax.Array:
-        """Lengths of the paths after each move (forward, right, left), ``[3, 4, V, V]``."""
+        """Lengths of the ways after each move (forward, right, left), ``[3, 4, V, V]``."""
         margin = jnp.pad(length, ((0, 0), (1, 1), (1, 1)), constant_values=far)
         forward = margin[jnp.arange(4)[:, None, None], *front]
         return jnp.stack([forward, jnp.roll(length, -1, axis=0), jnp.roll(length, 1, axis=0)])
@@ -275,8 +290,14 @@ def seek(task: XLandParams, obs: jax.Array) -> jax.Array:
         return jnp.where(in_view, jnp.minimum(length, 1 + jnp.min(after(length), axis=0)), far)
 
     length = jax.lax.fori_loop(0, 3 * size, closer, length)
-    here = (AHEAD, *me)
-    approach = jnp.where(length[here] == 0, done_by, jnp.argmin(after(length)[:, *here]))
+    here = (AHEAD, size - 1, size // 2)
+    return length[here], jnp.argmin(after(length)[:, *here])
+
+
+def _exploring(free: jax.Array, blocked: jax.Array) -> jax.Array:
+    """The move ``[]`` without a target: straight on, and a turn two cells from a wall; of cells ``[V, V]``."""
+    size = free.shape[0]
+    me = (size - 1, size // 2)
 
     def is_open(direction: int) -> jax.Array:
         one, two = (me + i * STEPS[direction] for i in (1, 2))
@@ -284,9 +305,7 @@ def seek(task: XLandParams, obs: jax.Array) -> jax.Array:
 
     # From a lane along the wall the agent sees the middle of the room too.
     turn = jnp.where(is_open(LEFTWARD) & ~is_open(RIGHTWARD), LEFT, RIGHT)
-    explore = jnp.where(is_open(AHEAD), FORWARD, turn)
-    reachable = jnp.any(targets) & (length[here] < far)
-    return jnp.where(reachable, approach, explore).astype(jnp.int32)
+    return jnp.where(is_open(AHEAD), FORWARD, turn)
 
 
 def draw_ruleset(

@@ -125,7 +125,8 @@ def test_agents_live_on_and_are_born_again_in_what_comes_in(family, outer):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("outer", OUTERS)
+@pytest.mark.usefixtures("in_earnest")
+@pytest.mark.parametrize("outer", ["meta_gradient", "pes"])
 def test_no_agent_leaks_into_another(x64, family, outer):
     """The gradient is a sum of a term for each agent, and an agent that changes changes no other."""
     config = Config(

@@ -669,6 +669,7 @@ def exact_values(gamma):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("in_earnest")
 @pytest.mark.parametrize("outer", ["policy_gradient", "bootstrap"])
 def test_the_outer_value_removes_the_bias(outer):
     """Bonnet et al. 2022: an agent of γ = 0.95 is torn between the first chain and the better one. Valued
@@ -714,6 +715,7 @@ def test_the_outer_value_removes_the_bias(outer):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("in_earnest")
 def test_tuned_online_beats_a_short_sighted_agent():
     """CartPole with γ = 0.5: learned γ and λ leave it, and balance longer (1.5 to 2 times as long with two
     seeds; an η that does not move, exactly as long)."""

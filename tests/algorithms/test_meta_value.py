@@ -323,6 +323,7 @@ def test_bad_numbers_are_refused():
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("in_earnest")
 def test_meta_learned_values_are_closer_after_three_steps_than_the_mean_task_s():
     """Exact squared errors on held-out MDPs; the mean task's values take the same three steps, of the best of
     six sizes on these very tasks."""

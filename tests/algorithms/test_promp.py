@@ -122,6 +122,7 @@ def test_a_meta_update_counts_once_and_its_experience_too(family):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("in_earnest")
 def test_promp_needs_fewer_meta_updates_than_maml():
     """Dense navigation, 10 tasks × 10 episodes, 60 meta-updates of the same experience: ProMP's further
     epochs close over 80 % of the gap by one step; MAML, which is ProMP of one epoch, is not there yet."""

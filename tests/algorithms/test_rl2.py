@@ -72,6 +72,7 @@ WAYS = {  # settings, learning rate, meta-updates
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("in_earnest")
 @pytest.mark.parametrize("way", WAYS)
 def test_it_learns_to_explore(way):
     """Five arms, ten pulls: nearly all that the Bayes-optimal agent earns (6.66). Without a memory, or with

@@ -133,6 +133,7 @@ def test_the_loss_is_the_weighted_elbo_of_the_paper():
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("in_earnest")
 def test_the_belief_finds_the_goal():
     """It finds the goal in the first episode and walks straight to it in the second, and the decoded rewards
     say where it is."""

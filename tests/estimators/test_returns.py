@@ -8,11 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxmeta.estimators import baselines, episodes, exact, returns, streams, units
-from jaxmeta.estimators.baselines import linear_baseline, linear_features
+from jaxmeta.estimators import exact, returns
 from jaxmeta.estimators.returns import vtrace_targets
 from jaxmeta.estimators.surrogates import semi_gradient
-from jaxmeta.types import TimeStep, Trajectory
 from tests.estimators.test_surrogates import UNBIASED, make_world, relative_bias
 from tests.probes import CounterParams, constant_learner
 from tests.rollouts.test_rollout import ENV, act_in
@@ -203,26 +201,6 @@ def test_one_stream_weighted_returns_what_it_saw(x64):
     np.testing.assert_allclose(found[0], plain, rtol=1e-10)
 
 
-def test_cumulative_discount_restarts_with_the_episode():
-    first = jnp.array([0, 0, 1, 0, 0], bool)
-    discount = jnp.array([0.5, 0.0, 0.5, 0.25, 1.0])
-    # The stream's first step counts as a start, also in the middle of an episode.
-    g = episodes.cumulative_discount(discount, first)
-    np.testing.assert_allclose(g, [1, 0.5, 1, 0.5, 0.125])
-
-
-def test_episode_step():
-    first = jnp.array([0, 0, 1, 0, 0, 1], bool)
-    assert episodes.episode_step(first).tolist() == [0, 1, 0, 1, 2, 0]
-
-
-def test_first_episode_return():
-    reward = jnp.array([1.0, 2.0, 4.0, 8.0])
-    assert episodes.first_episode_return(reward, jnp.array([0, 1, 0, 1], bool)) == 3
-    assert episodes.first_episode_return(reward, jnp.zeros(4, bool)) == 15
-    assert episodes.first_episode_return(reward, jnp.array([1, 1, 0, 0], bool)) == 1
-
-
 def test_discount_and_lambda_can_be_learned_through_returns(x64):
     """A stop hidden in here would make the derivative exactly zero."""
     s = made_up(0)
@@ -242,146 +220,11 @@ def test_discount_and_lambda_can_be_learned_through_returns(x64):
     assert abs(by_lambda) > 1e-3
 
 
-def trajectories(num_streams=6, num_steps=8):
-    task = CounterParams(terminate_at=99, truncate_at=num_steps)
-    learner = constant_learner()
-    _, data = act_in(ENV, task, learner, num_steps=num_steps)
-    data = jax.tree.map(lambda x: jnp.broadcast_to(x, (num_streams, *x.shape)), data)
-    return data._replace(reward=jax.random.normal(jax.random.key(0), (num_streams, num_steps)))
-
-
-def test_a_stream_s_baseline_does_not_depend_on_the_stream():
-    data = trajectories()
-    discount = 0.9 * data.discount
-    delta = baselines.baseline_td_errors(data, discount, 8)
-    changed = data._replace(reward=data.reward.at[2].add(5.0))
-    moved = baselines.baseline_td_errors(changed, discount, 8) - delta
-    # In its own stream only the rewards show, in the others the new fit does.
-    np.testing.assert_allclose(moved[2], 5.0, rtol=1e-4)
-    assert np.abs(np.delete(np.asarray(moved), 2, 0)).max() > 0.1
-
-
-def test_a_baseline_of_the_time_alone_does_not_see_the_observations():
-    data = trajectories()
-    noise = jax.random.normal(jax.random.key(1), data.timestep.obs.shape)
-    seen, unseen = (
-        data._replace(timestep=data.timestep._replace(obs=obs)) for obs in (noise, 0.0 * noise)
-    )
-    discount = 0.9 * data.discount
-    blind = baselines.baseline_td_errors(seen, discount, 8, baseline="time")
-    np.testing.assert_allclose(blind, baselines.baseline_td_errors(unseen, discount, 8), atol=1e-4)
-    assert np.abs(blind - baselines.baseline_td_errors(seen, discount, 8)).max() > 0.1
-
-
-def test_neither_large_observations_nor_the_unit_of_rewards_show_in_the_baseline():
-    """In single precision: near 1 000, a time stamp, far too large and far too small to be squared. And
-    beside a coordinate that never moves."""
-    data = trajectories(num_steps=20)
-    obs = jax.random.normal(jax.random.key(1), (6, 20, 2))
-    reward = data.reward + obs[..., 0] * obs[..., 1]
-
-    @jax.jit
-    def delta(scale, shift, unit):
-        seen = jnp.stack([scale * obs[..., 0] + shift, obs[..., 1], shift + 0.0 * reward], axis=-1)
-        earned = data._replace(timestep=data.timestep._replace(obs=seen), reward=unit * reward)
-        return baselines.baseline_td_errors(earned, 0.9 * data.discount, 20)
-
-    usual = delta(1.0, 0.0, 1.0)
-    assert jnp.max(jnp.abs(usual - reward)) > 0.5  # the baseline does something
-    for scale, shift in ((1.0, 1e3), (1e6, 1.7e9), (1e30, 0.0), (1e-30, 0.0), (1e-3, 1.0)):
-        np.testing.assert_allclose(delta(scale, shift, 1.0), usual, atol=5e-3)
-    for unit in (2.0**30, 2.0**-30):
-        np.testing.assert_array_equal(delta(1.0, 0.0, unit) / unit, usual)
-
-
-def test_long_observations_are_left_to_who_asks_for_them():
-    """An image makes tens of thousands of features: their fit is neither made unasked nor at all."""
-    sees = baselines.sees_observations
-    assert sees((248,), "auto")
-    assert not sees((249,), "auto")
-    assert not sees((2,), "time")
-    assert sees((10, 10, 4), "observation")
-    image = (64, 64, 3)
-    with pytest.raises(ValueError, match=r"makes 24580 features .* \(64, 64, 3\), .*use .*'time'"):
-        sees(image, "observation")
-
-    def floats(*shape):
-        return jax.ShapeDtypeStruct(shape, jnp.float32)
-
-    N, T = 20, 100
-    timestep = TimeStep(floats(N, T, *image), None, None, floats(N, T))
-    data = Trajectory(timestep, None, None, floats(N, T), floats(N, T), floats(N, T), None, None)
-
-    def delta(data):
-        return baselines.baseline_td_errors(data, data.discount, T)
-
-    memory = jax.jit(delta).lower(data).compile().memory_analysis()
-    assert memory.temp_size_in_bytes < 2**20
-
-
-def test_the_baseline_s_values_end_with_the_episode():
-    """Two truncated episodes in a stream: TD errors add up to the return less the value in each of them,
-    which they do only if no value of the second is carried into the first."""
-    task = CounterParams(terminate_at=99, truncate_at=4)
-    _, data = act_in(ENV, task, constant_learner(), num_steps=8)
-    data = jax.tree.map(lambda x: jnp.broadcast_to(x, (6, *x.shape)), data)
-    data = data._replace(reward=jax.random.normal(jax.random.key(0), (6, 8)))
-    discount = 0.9 * data.discount
-    assert jnp.all(discount > 0)
-    delta = baselines.baseline_td_errors(data, discount, 4)
-    zeros = jnp.zeros((6, 8))
-    g = jax.vmap(returns.discounted_returns)(data.reward, discount, v_next=zeros, last=data.last)
-    features = jax.vmap(lambda obs, first: linear_features(obs, episodes.episode_step(first), 4))(
-        data.timestep.obs, data.timestep.first
-    )
-    advantage = jax.vmap(partial(returns.gae, lambda_=1.0))(delta, discount, last=data.last)
-    np.testing.assert_allclose(advantage, g - linear_baseline(features, g), atol=1e-4)
-
-
-def test_the_baseline_explains_what_time_explains():
-    data = trajectories(num_streams=20)
-    data = data._replace(reward=data.reward * 0.01 + 1.0)
-    delta = baselines.baseline_td_errors(data, 1.0 * data.discount, 8)
-    assert np.abs(delta).max() < 0.15  # returns reach 8
-
-
-def test_advantage_scale_is_the_root_mean_square():
-    advantage = jnp.array([[3.0, 4.0], [0.0, 0.0]])
-    np.testing.assert_allclose(units.advantage_scale(advantage), 2.5, rtol=1e-6)
-    assert units.advantage_scale(jnp.zeros((2, 2))) == 1
-    np.testing.assert_allclose(units.advantage_scale(1e-12 * advantage), 2.5e-12, rtol=1e-6)
-    counted = jnp.array([[True, False], [False, False]])
-    np.testing.assert_allclose(units.advantage_scale(advantage, counted), 3.0, rtol=1e-6)
-
-
-@pytest.mark.parametrize("unit", [1e-30, 1.0, 1e30])
-def test_the_scale_of_rewards_is_of_the_largest_that_counts(unit):
-    move = units.running_reward_scale
-    reward = jnp.array([[0.0, 3.0], [0.0, -4.0], [7.0, jnp.nan]]) * unit
-    steps = jnp.array([[True, True], [True, True], [False, False]])
-    born = jnp.zeros(())
-    np.testing.assert_allclose(move(born, reward, steps), 4 * unit, rtol=1e-6)
-    moved = move(jnp.asarray(unit), reward, steps)
-    np.testing.assert_allclose(moved, (0.9 + 0.1 * 4) * unit, rtol=1e-6)
-    assert move(born, 0.0 * reward, steps) == 0
-    np.testing.assert_array_equal(
-        move(jnp.asarray(unit), reward, ~steps & False), jnp.float32(unit)
-    )
-
-
-@pytest.mark.parametrize("num_streams", [1, 2])
-def test_few_streams_are_no_trouble(num_streams):
-    data = trajectories(num_streams=num_streams)
-    delta = baselines.baseline_td_errors(data, 0.9 * data.discount, 8)
-    assert jnp.all(jnp.isfinite(delta))
-    if num_streams == 1:  # nothing to fit a baseline to
-        np.testing.assert_allclose(delta, data.reward, atol=1e-5)
-
-
 # The value side, by enumeration: what targets say on average, and what a meta-gradient through the
 # updates that are made of them says.
-
 UNTRUNCATED = dict(rho_bar=math.inf, c_bar=math.inf)
+
+
 TD = dict(rho_bar=math.inf, c_bar=0.0)
 
 
@@ -622,64 +465,3 @@ def test_the_meta_gradient_of_values_that_are_learned_from_off_policy_data(x64, 
         assert bias < UNBIASED, name
     for name, bias in zip((*biased, *same_path), found[len(unbiased) :], strict=True):
         assert bias > 1e-2, name
-
-
-def test_only_the_first_episode_is_counted():
-    last = jnp.array([0, 0, 1, 0, 1, 0], bool)
-    np.testing.assert_array_equal(episodes.in_first_episode(last), [1, 1, 1, 0, 0, 0])
-    np.testing.assert_array_equal(episodes.in_first_episode(jnp.zeros(3, bool)), [1, 1, 1])
-
-
-def test_what_is_not_counted_changes_neither_baseline_nor_scale():
-    """A second episode in a stream: whatever it holds, the first one's TD errors and scale stay."""
-    rng = np.random.default_rng(0)
-    first = np.zeros((3, 6), bool)
-    first[:, [0, 4]] = True
-    last = jnp.asarray(np.roll(first, -1, axis=1))
-    reward, obs = (jnp.asarray(x, jnp.float32) for x in rng.normal(size=(2, 3, 6)))
-    discount = 0.9 * (1.0 - last)
-
-    def results(later, counted):
-        seen = obs.at[:, 4:].set(later)[..., None]
-        earned = reward.at[:, 4:].set(later)
-        timestep = TimeStep(seen, reward, reward, jnp.asarray(first))
-        data = Trajectory(timestep, reward, reward, earned, discount, last, seen, ())
-        delta = baselines.baseline_td_errors(data, discount, 6, counted)
-        advantage = jax.vmap(partial(returns.gae, lambda_=0.9))(delta, discount, last=last)
-        return delta[:, :4], units.advantage_scale(advantage, counted)
-
-    counted = jax.vmap(episodes.in_first_episode)(last)
-    for x, y in zip(results(0.0, counted), results(50.0, counted), strict=True):
-        np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6)
-    for x, y in zip(results(0.0, None), results(50.0, None), strict=True):
-        assert jnp.max(jnp.abs(x - y)) > 1e-2  # and it is the mask that does it
-
-
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.int32])
-def test_broken_streams_are_found_and_replaced_by_a_good_one(dtype):
-    """Memories may hold anything (masks of attention are infinite); integers are always finite."""
-    reward = jnp.arange(12.0).reshape(4, 3)
-    data = Trajectory(
-        timestep=TimeStep(reward[..., None], reward, reward, reward == 0),
-        action=reward.astype(dtype),
-        log_prob=reward.at[2, 1].set(-jnp.inf),
-        reward=reward.at[0, 2].set(jnp.nan),
-        discount=reward,
-        last=reward == 0,
-        next_obs=reward[..., None],
-        memory=jnp.full((4, 2), -jnp.inf),
-    )
-    clean, good = streams.without_broken_streams(data)
-    assert good.tolist() == [False, True, False, True]
-    np.testing.assert_array_equal(streams.finite_streams(data), good)
-    for before, after in zip(*map(jax.tree.leaves, (data, clean)), strict=True):
-        np.testing.assert_array_equal(after, before[jnp.array([1, 1, 1, 3])])
-    assert streams.mean_over_streams(reward, good) == reward[jnp.array([1, 3])].mean()
-    assert streams.mean_over_streams(reward[:, 0], good) == 6
-    both = jnp.stack([good, ~good])
-    assert streams.mean_over_streams(jnp.stack([reward, reward + 1]), both) == reward.mean() + 0.5
-    hopeless = data._replace(reward=jnp.full((4, 3), jnp.nan))
-    clean, good = streams.without_broken_streams(hopeless)
-    assert not jnp.any(good)
-    assert all(jnp.all(x == 0) for x in jax.tree.leaves(clean._replace(memory=())))
-    assert jnp.isnan(streams.mean_over_streams(clean.reward, good))

@@ -12,8 +12,7 @@ from jaxmeta.algorithms import maml as maml_module
 from jaxmeta.algorithms.maml import Config, Hyper, maml
 from jaxmeta.estimators import baselines, episodes
 from jaxmeta.estimators.surrogates import SURROGATES
-from jaxmeta.learners.gradient import Meta, combine, learned_part, partition
-from jaxmeta.meta_updates.outer_loop import descend, first_state
+from jaxmeta.learners.gradient import Meta, combine, partition
 from jaxmeta.networks.distributions import Categorical, DiagGaussian
 from tests.probes import Paid, made_up_streams
 
@@ -131,19 +130,6 @@ def test_the_first_standard_deviation_is_the_configured_one(family):
     np.testing.assert_allclose(jnp.exp(state.meta.params["head"]["log_std"]), 0.25, rtol=1e-6)
     with pytest.raises(ValueError, match="initial_std=0"):
         Config(initial_std=0.0)
-
-
-def test_descent_goes_down_the_gradient_and_is_clipped():
-    hyper = Hyper(learning_rate=0.1, max_grad_norm=1.0)
-    meta = Meta({"w": jnp.array([3.0, 4.0])}, hyper)
-    state = first_state(meta, learned_part(Config()), optax.sgd)
-    gradient = {"params": {"w": jnp.array([30.0, 40.0])}}
-    after = descend(state, gradient, learned_part(Config()), optax.sgd, apply=jnp.asarray(True))
-    np.testing.assert_allclose(after.meta.params["w"], [3.0 - 0.06, 4.0 - 0.08], rtol=1e-6)
-    assert after.num_updates == 1
-    same = descend(state, gradient, learned_part(Config()), optax.sgd, apply=jnp.asarray(False))
-    np.testing.assert_array_equal(same.meta.params["w"], meta.params["w"])
-    assert same.num_updates == 0
 
 
 @pytest.mark.parametrize("kind", ["Categorical", "DiagGaussian"])

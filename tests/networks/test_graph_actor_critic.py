@@ -145,6 +145,7 @@ def test_a_family_that_is_no_finite_mdp_is_refused():
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("in_earnest")
 def test_it_learns_to_explore_and_to_plan():
     """After 3 840 trials more is earned than by posterior sampling, which knows the law of transitions: 26
     or 27 against 23.7. With a memory that is cleared after every episode it is 21.8."""

@@ -5,10 +5,11 @@ import pytest
 from gymnax.environments import spaces
 
 from jaxmeta import networks
-from jaxmeta.estimators import baselines
 from jaxmeta.types import TimeStep, Trajectory
 
 DISCRETE = spaces.Discrete(3)
+
+
 BOX = spaces.Box(jnp.array([-2.0, 0.0]), jnp.array([2.0, 1.0]), (2,))
 
 
@@ -182,56 +183,6 @@ def test_observations_of_any_shape(shape):
     policy = networks.default_policy("categorical", shape, DISCRETE, (8,))
     params = policy.init(jax.random.key(0))
     assert policy.unroll(params, (), timesteps(jnp.zeros((5, *shape)))).logits.shape == (5, 3)
-    value = networks.value_mlp(shape, (8,))
-    params = value.init(jax.random.key(0))
-    assert value.apply(params, jnp.zeros(shape)).shape == ()
-    assert value.apply(params, jnp.zeros((6, 5, *shape))).shape == (6, 5)
-
-
-def test_linear_features():
-    obs, step = jnp.array([[2.0], [3.0]]), jnp.array([0.0, 5.0])
-    phi = baselines.linear_features(obs, step, 10)
-    np.testing.assert_allclose(phi, [[2, 4, -1, 1, -1, 1], [3, 9, 0, 0, 0, 1]], atol=1e-6)
-
-
-def test_linear_baseline_is_least_squares_on_the_other_streams(x64):
-    rng = np.random.default_rng(0)
-    features, targets = rng.normal(size=(4, 7, 3)), rng.normal(size=(4, 7))
-    predicted = baselines.linear_baseline(jnp.array(features), jnp.array(targets), ridge=0.0)
-    for n in range(4):
-        others = [i for i in range(4) if i != n]
-        w = np.linalg.lstsq(
-            features[others].reshape(-1, 3), targets[others].reshape(-1), rcond=None
-        )[0]
-        np.testing.assert_allclose(predicted[n], features[n] @ w, atol=1e-5)
-
-
-def test_the_units_of_features_do_not_show_in_a_baseline(x64):
-    features, targets = jax.random.normal(jax.random.key(0), (4, 4, 7, 3)), jnp.ones((4, 7))
-    targets = targets + features[3, :, :, 0]
-    usual = baselines.linear_baseline(features[0], targets)
-    other = baselines.linear_baseline(features[0] * jnp.array([[[1e-9, 1.0, 1e9]]]), 1e6 * targets)
-    np.testing.assert_allclose(other, 1e6 * usual, rtol=1e-9)
-
-
-def test_linear_baseline_survives_what_breaks_normal_equations():
-    """Collinear features, a feature that is zero throughout, large values: in float32."""
-    rng = np.random.default_rng(0)
-    x = rng.normal(size=(5, 50, 1)) * 100
-    features = np.concatenate([x, 2 * x, 0 * x, np.ones_like(x)], axis=2)
-    predicted = baselines.linear_baseline(jnp.array(features), jnp.array(3 * x[..., 0] + 1))
-    np.testing.assert_allclose(predicted, 3 * x[..., 0] + 1, rtol=0.02, atol=1.0)
-
-
-@pytest.mark.parametrize("size", [1, 3, 20])
-def test_small_systems_are_solved_without_lapack(size, x64):
-    rng = np.random.default_rng(size)
-    root = rng.normal(size=(5, size, size))
-    a = root @ root.transpose(0, 2, 1) * 10.0 ** rng.uniform(-3, 3) + 1e-3 * np.eye(size)
-    b = rng.normal(size=(5, size))
-    solve = jax.jit(jax.vmap(baselines._solve_positive_definite))
-    expected = np.linalg.solve(a, b[..., None])[..., 0]
-    np.testing.assert_allclose(solve(a, b), expected, rtol=1e-6, atol=1e-8)
 
 
 @pytest.mark.parametrize("kind", ["categorical", "gaussian"])
@@ -260,6 +211,8 @@ def test_the_head_is_the_last_layer_with_its_spread():
 
 
 LARGEST = float(np.finfo(np.float32).max)
+
+
 SIDES = {
     "bounded": ((-1.0, 3.0), (1.0, 2.0)),
     "from below": ((0.0, np.inf), (1.0, 1.0)),
@@ -269,6 +222,7 @@ SIDES = {
     "largest above": ((0.0, LARGEST), (1.0, 1.0)),
     "large": ((-1e30, 1e30), (0.0, 1.0)),
 }
+
 """``(low, high), (centre, half width)`` of one dimension."""
 
 
@@ -314,6 +268,5 @@ def test_action_spaces_of_no_policy_are_refused(space, told):
 
 
 def test_observations_of_nothing_are_refused():
-    for make in (networks.value_mlp, lambda shape: networks.gaussian_mlp(shape, BOX)):
-        with pytest.raises(ValueError, match=r"obs_shape=\(2, 0\) must hold at least one number"):
-            make((2, 0))
+    with pytest.raises(ValueError, match=r"obs_shape=\(2, 0\) must hold at least one number"):
+        networks.gaussian_mlp((2, 0), BOX)

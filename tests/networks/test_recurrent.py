@@ -317,6 +317,7 @@ def test_what_does_not_fit_is_refused():
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("in_earnest")
 def test_a_linear_recurrence_learns_to_remember():
     """The sign of the first of 100 inputs, which is marked, through noise."""
     memory = recurrent.linear_recurrence(num_inputs=2, size=32)

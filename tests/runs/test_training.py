@@ -205,7 +205,8 @@ def test_lines_after_the_checkpoint_are_computed_again(family, algorithm, tmp_pa
 FULL_DISK = """
 import resource, signal, sys
 from rich.console import Console
-from jaxmeta import tasks, training
+from jaxmeta import tasks
+from jaxmeta.runs import training
 from jaxmeta.algorithms.maml import Config, maml
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 folder, most, resume = sys.argv[1], int(sys.argv[2]), sys.argv[3] == "resume"
@@ -650,7 +651,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 folder, name, process, processes, port = sys.argv[1:]
 if int(processes) > 1:
     jax.distributed.initialize(f"localhost:{port}", int(processes), int(process))
-from jaxmeta import meta_update, records, tasks, training
+from jaxmeta import tasks
+from jaxmeta.meta_updates.gradients import map_tasks
+from jaxmeta.runs import records, training
 from jaxmeta.algorithms.maml import Config, maml
 family = tasks.make("navigation", horizon=4)
 algorithm = maml(family, Config(num_streams=2, hidden_sizes=(4,)))
@@ -698,7 +701,7 @@ if name == "eight":
         after.append(np.concatenate(leaves))
     np.testing.assert_allclose(*after, rtol=1e-3, atol=1e-5)
     numbers = np.arange(16.0)  # and what belongs to a task comes back at its place
-    doubled = meta_update.map_tasks(lambda x: 2 * x, jax.numpy.asarray(numbers), tasks_per_chunk=8)
+    doubled = map_tasks(lambda x: 2 * x, jax.numpy.asarray(numbers), tasks_per_chunk=8)
     np.testing.assert_array_equal(doubled, 2 * numbers)
     try:
         training.device_mesh(12)

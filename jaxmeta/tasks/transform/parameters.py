@@ -244,23 +244,8 @@ def pinned(
     for name in leaves:
         checks.choice("leaf", name, [field.name for field in dataclasses.fields(state)])
 
-    def chosen(name: str, law: Law) -> Law:
-        """The law with its values in the state's dtypes; raises unless it draws all leaves."""
-
-        def draw(key: jax.Array) -> dict[str, jax.Array]:
-            drawn = law(key)
-            if not isinstance(drawn, dict) or drawn.keys() != set(leaves):
-                raise TypeError(f"{name}(key)={drawn!r} must be a dict of {leaves}")
-            return {
-                leaf: _like(f"{name}(key)[{leaf!r}]", drawn[leaf], getattr(state, leaf))
-                for leaf in leaves
-            }
-
-        jax.eval_shape(draw, jax.random.key(0))
-        return draw
-
-    inside = inside and chosen("inside", inside)
-    outside = chosen("outside", outside) if outside else inside
+    inside = inside and _checked_law("inside", inside, leaves, state)
+    outside = _checked_law("outside", outside, leaves, state) if outside else inside
 
     def draw(key: jax.Array, inner: Task, split: str) -> dict[str, jax.Array]:
         law = outside if split == "out_of_distribution" else inside
@@ -283,6 +268,22 @@ def pinned(
         prefix="pinned",
         expert_action=carried(family.expert_action or family.optimal_action),
     )
+
+
+def _checked_law(name: str, law: Law, leaves: tuple[str, ...], state: Any) -> Law:
+    """The law with its values in the state's dtypes; raises TypeError unless it draws all leaves."""
+
+    def draw(key: jax.Array) -> dict[str, jax.Array]:
+        drawn = law(key)
+        if not isinstance(drawn, dict) or drawn.keys() != set(leaves):
+            raise TypeError(f"{name}(key)={drawn!r} must be a dict of {leaves}")
+        return {
+            leaf: _like(f"{name}(key)[{leaf!r}]", drawn[leaf], getattr(state, leaf))
+            for leaf in leaves
+        }
+
+    jax.eval_shape(draw, jax.random.key(0))
+    return draw
 
 
 def _like(name: str, value: Any, like: Any) -> jax.Array:
