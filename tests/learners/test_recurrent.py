@@ -10,7 +10,7 @@ import pytest
 
 from jaxmeta import checks, learners, rollouts, tasks
 from jaxmeta.algorithms import rl2, varibad
-from jaxmeta.learners.recurrent import Hyper, Loss, TrialMemory, advantages
+from jaxmeta.learners.recurrent import Hyper, Loss, TrialMemory, advantages_and_returns
 from jaxmeta.networks.actor_critic import ActorCritic, joined
 from jaxmeta.networks.distributions import Categorical
 from jaxmeta.tasks.bandits import BanditParams
@@ -126,10 +126,11 @@ def test_inputs_show_the_past_and_the_time(family):
 def test_advantages_are_of_the_whole_trial():
     reward, v = jax.random.normal(jax.random.key(0), (2, 7))
     gamma, lambda_ = 0.9, 0.7
-    found = advantages(reward, v, Hyper(discount=gamma, gae_lambda=lambda_))
+    found, returns = advantages_and_returns(reward, v, Hyper(discount=gamma, gae_lambda=lambda_))
     delta = [reward[t] + gamma * (v[t + 1] if t < 6 else 0) - v[t] for t in range(7)]
     expected = [sum((gamma * lambda_) ** (k - t) * delta[k] for k in range(t, 7)) for t in range(7)]
     np.testing.assert_allclose(found, np.array(expected), rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(returns, found + v)
 
 
 NUM_TRIALS = 200_000
