@@ -118,10 +118,11 @@ def core(name: str, value: int | None) -> None:
 def shapes(expected: str, /, **arrays: Any) -> None:
     """Raises unless the ``arrays`` have the ``expected`` shapes: one word for each array in order, or one for all.
 
-    In a word like ``"NTF"`` each letter is an axis, of one size in all words. A digit is an axis of that size. ``...``
-    stands for any number of axes, the same in all words. A word that ends in ``?`` also accepts a scalar, and ``?``
-    alone accepts only a scalar. Arguments may be traced, because only shapes are read. The check prevents wrong results
-    from silent broadcasting of an array with a missing axis or an axis of size 1.
+    In a word like ``"NTF"`` each letter is an axis, of one size in all words. A digit is an axis of
+    that size. ``...`` stands for any number of axes, the same in all words. A word that ends in
+    ``?`` also accepts a scalar, and ``?`` alone accepts only a scalar. Arguments may be traced,
+    because only shapes are read. The check prevents wrong results from silent broadcasting of an
+    array with a missing axis or an axis of size 1.
     """
     words = expected.split()
     known: dict[
@@ -189,10 +190,12 @@ def same_structure(**trees: Any) -> None:
 
 
 def like(name: str, value: Any, one: Any, one_name: str, *, leading: int = 0) -> None:
-    """Raises ValueError unless the pytree ``value`` has the structure of ``one`` and the number of axes in each leaf,
-    with ``leading`` more axes in front. ``one_name`` describes ``one`` in the message.
+    """Raises ValueError unless the pytree ``value`` has the structure of ``one`` and the number of
+    axes in each leaf, with ``leading`` more axes in front. ``one_name`` describes ``one`` in the
+    message.
 
-    Sizes of axes may differ: a family's tasks may have other sizes than its environment's default task.
+    Sizes of axes may differ: a family's tasks may have other sizes than its environment's default
+    task.
     """
     given, right = str(jax.tree.structure(value)), str(jax.tree.structure(one))
     if given != right:
@@ -216,8 +219,9 @@ def batch(name: str, many: Any, one: Any, one_name: str) -> int:
     """The number M of entries that the pytree ``many`` holds, each with the structure of ``one``.
 
     Raises:
-        ValueError: ``many`` is not `like` ``one`` with a leading axis, of one length in all leaves; the message names
-            the leaf. Without this check a leaf's own first axis would pass for the leading one.
+        ValueError: ``many`` is not `like` ``one`` with a leading axis, of one length in all leaves;
+            the message names the leaf. Without this check a leaf's own first axis would pass for
+            the leading one.
     """
     like(name, many, one, one_name, leading=1)
     count: int | None = None
@@ -236,8 +240,8 @@ def batch(name: str, many: Any, one: Any, one_name: str) -> int:
 def fields(settings: Any) -> None:
     """Raises unless every field of a dataclass has its annotated type and no number is NaN.
 
-    Lists become tuples, and scalars of NumPy and jax become Python numbers, so that equal settings compare equal and
-    can be hashed. Entries of mappings are not checked.
+    Lists become tuples, and scalars of NumPy and jax become Python numbers, so that equal settings
+    compare equal and can be hashed. Entries of mappings are not checked.
     """
     for name, kind in typing.get_type_hints(type(settings)).items():
         object.__setattr__(settings, name, field(name, getattr(settings, name), kind))
@@ -285,7 +289,8 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 def arguments(function: Function) -> Function:
     """``function`` with a check of its arguments: TypeError unless they have the annotated types.
 
-    Objects are checked: a family, a Config, a policy, a function. Numbers, names and arrays have other checks.
+    Objects are checked: a family, a Config, a policy, a function. Numbers, names and arrays have
+    other checks.
     """
 
     @functools.wraps(function)
@@ -301,8 +306,8 @@ def arguments(function: Function) -> Function:
 def constructor(**ranges: tuple[float, float]) -> Callable[[Function], Function]:
     """A decorator of ``algorithm(family, config, hyper, ...)`` that adds checks.
 
-    It checks the `arguments`, the hyper-parameters (by `hyper` with ``ranges``), also those of ``init(key, hyper)``, and
-    that the tasks of a ``step`` are a `batch` of the family's tasks.
+    It checks the `arguments`, the hyper-parameters (by `hyper` with ``ranges``), also those of
+    ``init(key, hyper)``, and that the tasks of a ``step`` are a `batch` of the family's tasks.
     """
 
     def decorate(function: Function) -> Function:
@@ -445,8 +450,8 @@ def _hint(value: Any, wanted: tuple[type, ...]) -> str:
 def hyper(values: Any, **ranges: tuple[float, float]) -> None:
     """Raises unless the numbers in an algorithm's ``Hyper`` lie in their ranges, ``name=(low, high)``.
 
-    Traced fields need only be scalars. The ranges of fields that several algorithms share are below; a step size, a cost
-    or a bonus has its range by the end of its name.
+    Traced fields need only be scalars. The ranges of fields that several algorithms share are
+    below; a step size, a cost or a bonus has its range by the end of its name.
     """
     known = {
         "discount": (0, 1),

@@ -11,9 +11,9 @@ def linear_recurrence(
 ) -> jax.Array:
     """``y_t = a_t + b_t y_{t-1}`` with ``y_{-1} = 0`` (``y_{t+1}``, ``y_T = 0`` in reverse), ``[T, ...]``.
 
-    ``parallel`` runs in O(log T) steps by an associative scan (Blelloch 1990, "Prefix sums"); else step by
-    step: on a CPU a MAML update is no slower for it, and compiles in two thirds of the time. None is what
-    fits the device.
+    ``parallel`` runs in O(log T) steps by an associative scan (Blelloch 1990, "Prefix sums"); else
+    step by step: on a CPU a MAML update is no slower for it, and compiles in two thirds of the
+    time. None is what fits the device.
     """
     checks.shapes("T...", a=a, b=b)
     checks.field("reverse", reverse, bool)
@@ -32,9 +32,9 @@ def linear_recurrence(
 def _at_once(a: jax.Array, b: jax.Array, reverse: bool) -> jax.Array:
     """The recurrence by an associative scan.
 
-    It solves a bidiagonal system ``(1 - b shift) y = a``, and is declared as that: the reverse pass is
-    one solve of the transposed system, the same recurrence the other way, instead of the reverse of every
-    level of the associative scan. All higher derivatives follow.
+    It solves a bidiagonal system ``(1 - b shift) y = a``, and is declared as that: the reverse pass
+    is one solve of the transposed system, the same recurrence the other way, instead of the reverse
+    of every level of the associative scan. All higher derivatives follow.
     """
     zero = jnp.zeros_like(b[:1])
 

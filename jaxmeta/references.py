@@ -1,13 +1,15 @@
 """References for learners with memory: Bayes-optimal returns, and classical agents.
 
-A learner with memory is trained to be Bayes-optimal in its family of tasks. The functions of the first half compute
-Bayes-optimal returns on the host, in float64 NumPy and exact to rounding. The second half holds agents that need no
-meta-learning. They are learners and act in the same environments; `lifetime` runs them. They are never differentiated,
-so the log-probability that they report is 0.
+A learner with memory is trained to be Bayes-optimal in its family of tasks. The functions of the
+first half compute Bayes-optimal returns on the host, in float64 NumPy and exact to rounding. The
+second half holds agents that need no meta-learning. They are learners and act in the same
+environments; `lifetime` runs them. They are never differentiated, so the log-probability that they
+report is 0.
 
-The agents for bandits expect rewards of 0 or 1. Those with a prior assume means uniform in [0, 1], Beta(1, 1). Their
-memory is a stream's, and a stream is one task. Among equal arms they take the first, as RL²'s greedy agent does: on 50
-arms greedy earns 78.4 in 100 pulls, and 80.3 if ties are broken at random.
+The agents for bandits expect rewards of 0 or 1. Those with a prior assume means uniform in [0, 1],
+Beta(1, 1). Their memory is a stream's, and a stream is one task. Among equal arms they take the
+first, as RL²'s greedy agent does: on 50 arms greedy earns 78.4 in 100 pulls, and 80.3 if ties are
+broken at random.
 """
 
 import math
@@ -35,8 +37,9 @@ BEAM = 5_000
 def bayes_optimal_bandit(*, num_arms: int, num_pulls: int) -> float:
     """Expected total reward of the Bayes-optimal agent, for Bernoulli arms of means U(0, 1).
 
-    It is computed by backward induction over states of knowledge: the numbers of successes and failures of each arm. Arms
-    are exchangeable, so a state is a multiset of these pairs. For 5 arms and 10 pulls the result is 6.660.
+    It is computed by backward induction over states of knowledge: the numbers of successes and
+    failures of each arm. Arms are exchangeable, so a state is a multiset of these pairs. For 5 arms
+    and 10 pulls the result is 6.660.
 
     Args:
         num_arms: A, at least 1.
@@ -55,8 +58,8 @@ def bayes_optimal_bandit(*, num_arms: int, num_pulls: int) -> float:
             f"num_arms={num_arms} with num_pulls={num_pulls} has {num_states:.2g} states of knowledge "
             f"or more, and at most {MAX_STATES:.2g} are in reach: fewer arms or fewer pulls"
         )
-    # A state is a sorted row of arms: s successes and f failures are arm (s + f)(s + f + 1) / 2 + s.
-    # At most num_pulls arms are ever pulled, and all arms never pulled are equal.
+    # A state is a sorted row of arms: s successes and f failures are arm (s + f)(s + f + 1) / 2 +
+    # s. At most num_pulls arms are ever pulled, and all arms never pulled are equal.
     pulls = np.repeat(np.arange(num_pulls), np.arange(1, num_pulls + 1))
     successes = np.arange(len(pulls)) - pulls * (pulls + 1) // 2
     mean = (successes + 1) / (pulls + 2)
@@ -110,16 +113,18 @@ def _distinct(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def bayes_optimal_dependent_bandit(*, kind: str, num_pulls: int = 100) -> float:
     """Expected regret of the Bayes-optimal agent against always pulling the better arm.
 
-    The arms are the two of Wang et al. 2016 (`jaxmeta.tasks.bandits.dependent_bandit`). If their means add up to 1, pulls
-    of both arms carry the same information, so exploring gains nothing: the optimal agent pulls the arm that is more
-    likely the better one. In 100 pulls: uniform 1.221, easy 0.625, medium 1.000, hard 2.312, independent 1.748.
+    The arms are the two of Wang et al. 2016 (`jaxmeta.tasks.bandits.dependent_bandit`). If their
+    means add up to 1, pulls of both arms carry the same information, so exploring gains nothing:
+    the optimal agent pulls the arm that is more likely the better one. In 100 pulls: uniform 1.221,
+    easy 0.625, medium 1.000, hard 2.312, independent 1.748.
 
     Args:
         kind: Kind of the family's arms.
         num_pulls: Pulls in all, at least 1.
 
     Raises:
-        ValueError: the kind is unknown, or independent with too many pulls for `bayes_optimal_bandit`.
+        ValueError: the kind is unknown, or independent with too many pulls for
+            `bayes_optimal_bandit`.
     """
     checks.choice("kind", kind, bandits.KINDS)
     checks.at_least("num_pulls", num_pulls, 1)
@@ -156,12 +161,13 @@ class _Grid(NamedTuple):
 def bayes_optimal_gridnavi(*, num_episodes: int, num_steps: int, size: int = 5) -> float:
     """Expected total reward of the Bayes-optimal agent in a trial of ``num_episodes`` of ``num_steps``.
 
-    Until the agent finds the goal, it only learns where the goal is not, so it follows a fixed path. Once it has found
-    the goal it stays there, and later goes straight back. Compare it with an agent that is told the goal. For each goal
-    the path loses a whole number of steps: the steps at which the other agent stands on the goal and the path has not
-    yet seen it. The smallest sum over goals is found step by step over all pairs (cell, set of goals seen); states that
-    cannot beat the best path of a beam search are left out. In the four episodes of 15 steps of Zintgraf et al. 2020 the
-    result is 37 + 3/14.
+    Until the agent finds the goal, it only learns where the goal is not, so it follows a fixed
+    path. Once it has found the goal it stays there, and later goes straight back. Compare it with
+    an agent that is told the goal. For each goal the path loses a whole number of steps: the steps
+    at which the other agent stands on the goal and the path has not yet seen it. The smallest sum
+    over goals is found step by step over all pairs (cell, set of goals seen); states that cannot
+    beat the best path of a beam search are left out. In the four episodes of 15 steps of Zintgraf
+    et al. 2020 the result is 37 + 3/14.
 
     Args:
         num_episodes: Episodes of the trial, at least 1.
@@ -256,7 +262,8 @@ def _still_to_lose(
 ) -> np.ndarray:
     """A lower bound of the loss from ``step`` of ``episode`` on, ``[n]``.
 
-    A step finds at most one goal, only goals near enough can be found, and an episode's first step finds none.
+    A step finds at most one goal, only goals near enough can be found, and an episode's first step
+    finds none.
     """
     total = np.zeros(len(cell), np.int64)
     for moves in range(1, num_steps - step + 1):
@@ -313,9 +320,9 @@ def epsilon_greedy(*, num_arms: int, epsilon: float) -> Learner:
 def ucb1(*, num_arms: int, exploration: float) -> Learner:
     """A learner that pulls the arm with the highest upper confidence bound ``mean + c sqrt(2 log t / n)``.
 
-    It is UCB1 of Auer et al. 2002 as in the comparison of RL² (Duan et al. 2016, section 3.1): every arm starts with one
-    success and one failure, which count in n and in the mean, and c is tuned. The best c is 0.1 for 10 pulls and 0.2 for
-    100 pulls.
+    It is UCB1 of Auer et al. 2002 as in the comparison of RL² (Duan et al. 2016, section 3.1):
+    every arm starts with one success and one failure, which count in n and in the mean, and c is
+    tuned. The best c is 0.1 for 10 pulls and 0.2 for 100 pulls.
 
     Args:
         num_arms: A, at least 1.
@@ -349,8 +356,8 @@ def thompson(*, num_arms: int, optimistic: bool = False) -> Learner:
 def gittins(*, num_arms: int, num_pulls: int, discount: float) -> Learner:
     """A learner that pulls the arm with the highest Gittins index: optimal for discounted rewards without an end.
 
-    For a fixed number of pulls n it is a heuristic with ``discount`` to tune. The best discount is 0.8 for 10 pulls and
-    0.98 for 100 pulls, for 5 arms as for 50: about 1 - 2 / n.
+    For a fixed number of pulls n it is a heuristic with ``discount`` to tune. The best discount is
+    0.8 for 10 pulls and 0.98 for 100 pulls, for 5 arms as for 50: about 1 - 2 / n.
 
     Args:
         num_arms: A, at least 1.
@@ -372,12 +379,13 @@ def gittins(*, num_arms: int, num_pulls: int, discount: float) -> Learner:
 def gittins_indices(*, num_pulls: int, discount: float, resolution: int = 2000) -> np.ndarray:
     """Gittins indices of a Bernoulli arm by successes and failures, float64 ``[n + 1, n + 1]``.
 
-    Suppose that one may switch at any time, for good, from the arm to a sure reward λ per step. The index is the λ at
-    which pulling the arm once more and switching at once are equally good (Gittins and Jones 1979):
-    ``E[r + γ V] = λ / (1 - γ)`` with ``V = max(λ / (1 - γ), E[r + γ V'])``. It is computed by backward induction on a
-    grid of λ, linear between its points. The induction starts after 500 future pulls, or where pulls are discounted by
-    1e-8; from there on the arm counts as known. Indices are right to 1e-5 for γ up to 0.995. Past ``num_pulls`` pulls of
-    the arm the table holds posterior means.
+    Suppose that one may switch at any time, for good, from the arm to a sure reward λ per step. The
+    index is the λ at which pulling the arm once more and switching at once are equally good
+    (Gittins and Jones 1979): ``E[r + γ V] = λ / (1 - γ)`` with ``V = max(λ / (1 - γ), E[r + γ
+    V'])``. It is computed by backward induction on a grid of λ, linear between its points. The
+    induction starts after 500 future pulls, or where pulls are discounted by 1e-8; from there on
+    the arm counts as known. Indices are right to 1e-5 for γ up to 0.995. Past ``num_pulls`` pulls
+    of the arm the table holds posterior means.
 
     Args:
         num_pulls: Pulls of the arm to tabulate, n, at least 1.
@@ -413,8 +421,8 @@ def gittins_indices(*, num_pulls: int, discount: float, resolution: int = 2000) 
 def dependent_greedy() -> Learner:
     """The Bayes-optimal learner for two Bernoulli arms whose means add up to 1, in either order.
 
-    A success of one arm and a failure of the other carry the same information. The learner pulls the arm with more such
-    signs in its favour (see `bayes_optimal_dependent_bandit`).
+    A success of one arm and a failure of the other carry the same information. The learner pulls
+    the arm with more such signs in its favour (see `bayes_optimal_dependent_bandit`).
     """
 
     def index(key: jax.Array, counts: Counts) -> jax.Array:
@@ -430,8 +438,8 @@ def _by_index(num_arms: int, index: Callable[[jax.Array, Counts], jax.Array]) ->
     def act(
         key: jax.Array, meta: tuple, agent: tuple, counts: Counts, timestep: TimeStep
     ) -> tuple[jax.Array, jax.Array, Counts]:
-        # A pull is counted when it is made, and its reward when it is observed, a step later. At the first step the
-        # previous reward is 0, so the sum stays right without a pull.
+        # A pull is counted when it is made, and its reward when it is observed, a step later. At
+        # the first step the previous reward is 0, so the sum stays right without a pull.
         earned = timestep.reward * jax.nn.one_hot(timestep.action, num_arms)
         counts = counts._replace(reward=counts.reward + earned)
         arm = jnp.argmax(index(key, counts)).astype(jnp.int32)
@@ -479,14 +487,14 @@ def psrl(
 ) -> Learner:
     """A posterior-sampling learner: in each episode it acts optimally for an MDP drawn from its posterior.
 
-    Strens 2000, "A Bayesian framework for reinforcement learning"; Osband et al. 2013, "(More) efficient
-    reinforcement learning via posterior sampling", algorithm 1. The prior is flat Dirichlet for transitions and
-    N(``reward_prior``, 1) for mean rewards. There is one update after each episode, so E episodes are a lifetime of E - 1
-    updates of ``horizon`` steps in one stream.
+    Strens 2000, "A Bayesian framework for reinforcement learning"; Osband et al. 2013, "(More)
+    efficient reinforcement learning via posterior sampling", algorithm 1. The prior is flat
+    Dirichlet for transitions and N(``reward_prior``, 1) for mean rewards. There is one update after
+    each episode, so E episodes are a lifetime of E - 1 updates of ``horizon`` steps in one stream.
 
-    RL² reports 138.1 in 10 episodes and 408.8 in 25, which belong to a prior mean of 0. The mean of its tasks is 1. With
-    a prior mean of 1 posterior sampling earns less, 133 and 403: the higher it rates unknown pairs, the more it explores
-    them.
+    RL² reports 138.1 in 10 episodes and 408.8 in 25, which belong to a prior mean of 0. The mean of
+    its tasks is 1. With a prior mean of 1 posterior sampling earns less, 133 and 403: the higher it
+    rates unknown pairs, the more it explores them.
 
     Args:
         num_states: S, at least 1; the state is observed one-hot.

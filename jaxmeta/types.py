@@ -1,10 +1,12 @@
 """The types of the library.
 
-A *learner* is born into a *task*, acts, learns from its experience and acts again: a lifetime. A *meta-algorithm*
-learns ``meta``, the parameters that all learners start from. The rest of the library takes and returns the types below.
+A *learner* is born into a *task*, acts, learns from its experience and acts again: a lifetime. A
+*meta-algorithm* learns ``meta``, the parameters that all learners start from. The rest of the
+library takes and returns the types below.
 
 Axes, outermost first: M tasks, K updates in a lifetime, N streams of experience in a task, T steps.
-Docstrings give unbatched shapes (``[T]`` for one stream, ``[N, T]`` for one task); callers ``vmap``.
+Docstrings give unbatched shapes (``[T]`` for one stream, ``[N, T]`` for one task); callers
+``vmap``.
 """
 
 from collections.abc import Callable
@@ -16,7 +18,8 @@ Params = Any
 """Parameters of a network: nested dicts of arrays."""
 
 Task = Any
-"""One MDP of a family: a gymnax ``EnvParams`` pytree. Its traced leaves differ from task to task."""
+"""One MDP of a family: a gymnax ``EnvParams`` pytree. Its traced leaves differ from task to
+task."""
 
 
 class TimeStep(NamedTuple):
@@ -25,7 +28,8 @@ class TimeStep(NamedTuple):
     obs: jax.Array
     """``[*obs_shape]``, float: the observation."""
     action: jax.Array
-    """``[*action_shape]``, the previous action, also across episodes; zeros at a stream's first step."""
+    """``[*action_shape]``, the previous action, also across episodes; zeros at a stream's first
+    step."""
     reward: jax.Array
     """``[]``, the previous reward, also across episodes; 0 at a stream's first step."""
     first: jax.Array

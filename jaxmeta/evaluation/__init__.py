@@ -1,7 +1,8 @@
 """Evaluation of adaptation on held-out tasks, with intervals.
 
-Functions of keys and tasks are pure; statistics use SciPy. Streams with a number that is not finite are left out and
-counted. A task or an episode without a return is NaN; `summarize` leaves out such tasks and counts them.
+Functions of keys and tasks are pure; statistics use SciPy. Streams with a number that is not finite
+are left out and counted. A task or an episode without a return is NaN; `summarize` leaves out such
+tasks and counts them.
 """
 
 from jaxmeta.evaluation import agents, curves, statistics

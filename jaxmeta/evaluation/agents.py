@@ -19,7 +19,8 @@ def random_returns(
 ) -> jax.Array:
     """Mean return of uniformly random actions in each task, ``[M]``.
 
-    As for all controllers below, the mean is over the streams that are not broken; NaN if all are broken.
+    As for all controllers below, the mean is over the streams that are not broken; NaN if all are
+    broken.
     """
     return _controller_returns(
         key, tasks, lambda key, task, obs: family.random_action(key), family, num_streams
@@ -30,7 +31,8 @@ def random_returns(
 def optimal_returns(key: jax.Array, tasks: Task, *, family: TaskFamily) -> jax.Array:
     """Return of the family's optimal policy, which is told the task, ``[M]``.
 
-    It is the expected return if the family has an ``optimal_return``, else the return of one episode.
+    It is the expected return if the family has an ``optimal_return``, else the return of one
+    episode.
 
     Raises:
         ValueError: the family's optimum is not known.

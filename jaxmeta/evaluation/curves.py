@@ -17,7 +17,8 @@ class AdaptationCurve(NamedTuple):
     """Returns after each update, and the number of streams left out."""
 
     returns: jax.Array
-    """``[M, K + 1]``, mean return in each task after 0 .. K updates; NaN if every stream of the task is broken."""
+    """``[M, K + 1]``, mean return in each task after 0 .. K updates; NaN if every stream of the
+    task is broken."""
     skipped_streams: jax.Array
     """``[M, K + 1]``, int32: streams left out of the mean."""
 
@@ -38,9 +39,10 @@ def adaptation_curve(
 ) -> AdaptationCurve:
     """Mean return in each task after 0 .. K updates, and the number of streams left out of it.
 
-    A return is undiscounted and of a stream's first episode. The mean is over those of the N streams whose first episode
-    ended and whose numbers are all finite. The return after k updates is measured on the experience of the agent
-    before its next update, so the agent has not learned from this experience.
+    A return is undiscounted and of a stream's first episode. The mean is over those of the N
+    streams whose first episode ended and whose numbers are all finite. The return after k updates
+    is measured on the experience of the agent before its next update, so the agent has not learned
+    from this experience.
 
     Args:
         key: Random key.
@@ -93,8 +95,8 @@ def adaptation_curve(
 def adaptation_returns(key: jax.Array, meta: Any, tasks: Task, **how: Any) -> jax.Array:
     """The ``returns [M, K + 1]`` of `adaptation_curve`, which has the same arguments.
 
-    Broken streams are left out of the means. A task whose streams are all broken has NaN. `adaptation_curve` counts
-    broken streams.
+    Broken streams are left out of the means. A task whose streams are all broken has NaN.
+    `adaptation_curve` counts broken streams.
     """
     return adaptation_curve(key, meta, tasks, **how).returns
 

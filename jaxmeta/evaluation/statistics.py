@@ -12,9 +12,10 @@ from jaxmeta import checks
 def normalized(returns: np.ndarray, random: np.ndarray, reference: np.ndarray) -> np.ndarray:
     """Returns on a scale on which the random agent is 0 and the reference is 1; same shape as ``returns``.
 
-    ``(R - mean R_random) / (mean R_reference - mean R_random)``. Means are over tasks: if each task had its own scale, a
-    task in which the reference is hardly better than chance would outweigh all others. Tasks in which one of the two
-    has no return (NaN, because its streams are broken) are left out of both means.
+    ``(R - mean R_random) / (mean R_reference - mean R_random)``. Means are over tasks: if each task
+    had its own scale, a task in which the reference is hardly better than chance would outweigh all
+    others. Tasks in which one of the two has no return (NaN, because its streams are broken) are
+    left out of both means.
 
     Args:
         returns: Any shape.
@@ -49,11 +50,12 @@ def interquartile_interval(
 ) -> tuple[float, float]:
     """Percentile bootstrap interval of the interquartile mean of ``x [seeds, tasks]``: ``(low, high)``.
 
-    Seeds and tasks are resampled independently, as whole rows and whole columns (Owen 2007, "The pigeonhole
-    bootstrap"). Agarwal et al. resample seeds anew for each task, because there each entry is a training run of its own.
-    Here a row is one trained agent, and their interval would be too narrow. The interval is for new seeds and new
-    tasks; with a single seed, for new tasks alone. With few seeds any bootstrap interval is too narrow. The result is
-    NaN if an entry is not finite or if there is only one.
+    Seeds and tasks are resampled independently, as whole rows and whole columns (Owen 2007, "The
+    pigeonhole bootstrap"). Agarwal et al. resample seeds anew for each task, because there each
+    entry is a training run of its own. Here a row is one trained agent, and their interval would be
+    too narrow. The interval is for new seeds and new tasks; with a single seed, for new tasks
+    alone. With few seeds any bootstrap interval is too narrow. The result is NaN if an entry is not
+    finite or if there is only one.
     """
     x = _table(x, confidence, num_resamples, seed)
     if not np.all(np.isfinite(x)) or x.size < 2:
@@ -70,7 +72,8 @@ def mean_interval(
 ) -> tuple[float, float]:
     """Percentile bootstrap interval of the mean of ``x [seeds, tasks]``: ``(low, high)``.
 
-    Rows and columns are resampled as in `interquartile_interval`; the cost stays low for many tasks.
+    Rows and columns are resampled as in `interquartile_interval`; the cost stays low for many
+    tasks.
     """
     x = _table(x, confidence, num_resamples, seed)
     if not np.all(np.isfinite(x)) or x.size < 2:
@@ -142,8 +145,8 @@ def summarize(
 ) -> dict[str, Any]:
     """Summary of an adaptation curve as a dictionary ready for JSON.
 
-    A task with a return that is not finite (its streams are broken, or learning diverged) is left out of every number
-    and counted.
+    A task with a return that is not finite (its streams are broken, or learning diverged) is left
+    out of every number and counted.
 
     Args:
         returns: ``[M, K + 1]``, return of each task after 0 .. K updates.
@@ -151,9 +154,9 @@ def summarize(
         optimal: ``[M]``, return of the optimal agent, or None if it is not known.
 
     Returns:
-        ``returns`` (means, K + 1), ``intervals`` (95 % bootstrap over tasks), ``interquartile_means``,
-        ``random``, ``optimal`` and ``gap_closed`` (None if no optimum is known), ``num_tasks`` and
-        ``skipped_tasks``. A number without tasks is None.
+        ``returns`` (means, K + 1), ``intervals`` (95 % bootstrap over tasks),
+        ``interquartile_means``, ``random``, ``optimal`` and ``gap_closed`` (None if no optimum is
+        known), ``num_tasks`` and ``skipped_tasks``. A number without tasks is None.
     """
     returns, random = checks.numbers("MK M", returns=returns, random=random)
     good = np.all(np.isfinite(returns), axis=1) & np.isfinite(random)

@@ -40,9 +40,10 @@ def trials(
 ) -> Trials:
     """One trial in each task, ``[M, (K + 1) T]``, to evaluate learners with memory.
 
-    A trial is T = ``num_steps`` steps of one stream without restarts, so memory lasts across episodes. With
-    ``num_updates`` K > 0 a trial is K + 1 times as long, and the learner is updated every T steps (posterior sampling
-    learns between episodes). ``tasks`` have a leading axis, ``[M]``.
+    A trial is T = ``num_steps`` steps of one stream without restarts, so memory lasts across
+    episodes. With ``num_updates`` K > 0 a trial is K + 1 times as long, and the learner is updated
+    every T steps (posterior sampling learns between episodes). ``tasks`` have a leading axis,
+    ``[M]``.
     """
 
     checks.at_least("tasks_per_chunk", tasks_per_chunk, 1)
@@ -75,8 +76,8 @@ def trials(
 def episode_returns(trials: Trials, num_episodes: int) -> jax.Array:
     """Undiscounted return of each of the first E episodes of every trial, ``[M, E]``.
 
-    An episode that does not end within the trial has no return and is NaN. So are all episodes of a trial with a number
-    that is not finite. `summarize` leaves such trials out and counts them.
+    An episode that does not end within the trial has no return and is NaN. So are all episodes of a
+    trial with a number that is not finite. `summarize` leaves such trials out and counts them.
     """
 
     checks.at_least("num_episodes", num_episodes, 1)

@@ -1,7 +1,7 @@
 """Policies, values and recurrent networks: pure functions over nested dicts of arrays.
 
-They take observations, past actions and rewards, and return distributions, values or a new state. `recurrent` holds the
-recurrent networks, `encodings` the encodings of their inputs.
+They take observations, past actions and rewards, and return distributions, values or a new state.
+`recurrent` holds the recurrent networks, `encodings` the encodings of their inputs.
 """
 
 from jaxmeta.networks import (

@@ -16,9 +16,11 @@ class Inputs(NamedTuple):
     obs: jax.Array
     """``[O]``, the observation, flat."""
     past: jax.Array
-    """``[A + 1]``, the previous action (one-hot if discrete) and the previous reward in units; zeros after a reset."""
+    """``[A + 1]``, the previous action (one-hot if discrete) and the previous reward in units;
+    zeros after a reset."""
     time: jax.Array
-    """``[2]``, whether this is the first step of an episode, and the share of the trial that has passed."""
+    """``[2]``, whether this is the first step of an episode, and the share of the trial that has
+    passed."""
     reset: jax.Array
     """``[]``, bool: forget everything before this step."""
 
@@ -38,4 +40,5 @@ class ActorCritic(NamedTuple):
     step: Callable[[Params, Any, Inputs], tuple[Distribution, Any]]
     """``(params, state, inputs) -> (distribution, state)``, one step."""
     unroll: Callable[[Params, Any, Inputs], tuple[Distribution, jax.Array]]
-    """``(params, state, inputs [T]) -> (distributions [T], v [T])``; ``v`` is in units of `Meta.value_scale`."""
+    """``(params, state, inputs [T]) -> (distributions [T], v [T])``; ``v`` is in units of
+    `Meta.value_scale`."""

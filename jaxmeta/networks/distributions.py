@@ -33,7 +33,8 @@ class Categorical(NamedTuple):
     def log_prob(self, value: jax.Array) -> jax.Array:
         """log p(value) for integers ``value [...]``, ``[...]``; -inf outside 0 .. A-1."""
         checks.shapes("...A ...", logits=self.logits, value=value)
-        # A one-hot product instead of a gather: its gradient is dense, which is faster on an accelerator.
+        # A one-hot product instead of a gather: its gradient is dense, which is faster on an
+        # accelerator.
         chosen = jax.nn.one_hot(value, self.logits.shape[-1], dtype=bool)
         log_prob = jnp.sum(jnp.where(chosen, self.log_probs(), 0.0), axis=-1)
         return jnp.where(jnp.any(chosen, axis=-1), log_prob, -jnp.inf)

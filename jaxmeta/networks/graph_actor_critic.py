@@ -1,19 +1,21 @@
 r"""An actor-critic for finite MDPs that counts transitions and plans on the graph of the counts.
 
-In an MDP of S states and A actions the posterior depends on a stream only through sums: how often each action was taken
-in each state, where the action led and how much it earned (Duff 2002, "Optimal learning: computational procedures for
-Bayes-adaptive Markov decision processes"). These sums are the memory, and no part of the memory is learned. The network
-learns to read them. Messages pass along the estimated transitions as values do in value iteration (Tamar et al. 2016,
-"Value iteration networks"), by one rule for every state, every action and every round:
+In an MDP of S states and A actions the posterior depends on a stream only through sums: how often
+each action was taken in each state, where the action led and how much it earned (Duff 2002,
+"Optimal learning: computational procedures for Bayes-adaptive Markov decision processes"). These
+sums are the memory, and no part of the memory is learned. The network learns to read them. Messages
+pass along the estimated transitions as values do in value iteration (Tamar et al. 2016, "Value
+iteration networks"), by one rule for every state, every action and every round:
 
 $$u_s = W_u [\max_a h_{sa}, \mathrm{mean}_a h_{sa}],$$
 
 $$h_{sa} ← \mathrm{relu}(W_x x_{sa} + W_h h_{sa} + \sum_{s'} P(s' | s, a) u_{s'}),$$
 
-where the features x of a pair are its mean reward, its number of visits, whether s is the present state, and the time;
-P are posterior means of transitions, under a Dirichlet prior with a learned weight. The policy at s is a softmax of
-w·h_sa over a. If states and actions are renamed, the policy is renamed with them and the value stays the same. So the
-network learns for all pairs at once; a network that reads one-hot states must learn each pair by itself.
+where the features x of a pair are its mean reward, its number of visits, whether s is the present
+state, and the time; P are posterior means of transitions, under a Dirichlet prior with a learned
+weight. The policy at s is a softmax of w·h_sa over a. If states and actions are renamed, the policy
+is renamed with them and the value stays the same. So the network learns for all pairs at once; a
+network that reads one-hot states must learn each pair by itself.
 """
 
 from typing import NamedTuple
@@ -36,7 +38,8 @@ class Counts(NamedTuple):
     """Sums over the transitions of one stream."""
 
     moves: jax.Array
-    """``[S, A, S]``, transitions. The last transition of an episode is left out: its successor is not shown."""
+    """``[S, A, S]``, transitions. The last transition of an episode is left out: its successor is
+    not shown."""
     visits: jax.Array
     """``[S, A]``, how often each action was taken in each state."""
     reward: jax.Array

@@ -33,8 +33,8 @@ class _Body(nn.Module):
 
 def dense(size: int, scale: float) -> nn.Dense:
     """A dense layer with Glorot's initial weights times ``scale``."""
-    # Glorot & Bengio 2010, as in MAML's code. Orthogonal matrices would need a decomposition by LAPACK, which this
-    # library avoids (see `_solve_positive_definite`).
+    # Glorot & Bengio 2010, as in MAML's code. Orthogonal matrices would need a decomposition by
+    # LAPACK, which this library avoids (see `_solve_positive_definite`).
     initial = nn.initializers.variance_scaling(scale**2, "fan_avg", "normal")
     return nn.Dense(size, kernel_init=initial, param_dtype=jnp.result_type(float))
 

@@ -113,7 +113,8 @@ def softmax_linear(
 def action_features(obs_shape: Sequence[int], num_actions: int) -> Callable[[jax.Array], jax.Array]:
     """The features ``φ(s, a)``: the observation and a constant in the block of action a, zeros in the other blocks.
 
-    With these features `softmax_linear` is a multinomial logistic regression. ``F = num_actions * (obs_size + 1)``.
+    With these features `softmax_linear` is a multinomial logistic regression. ``F = num_actions *
+    (obs_size + 1)``.
     """
     num_actions = checks.at_least("num_actions", num_actions, 1)
     size = obs_size(obs_shape) + 1
@@ -202,8 +203,8 @@ def categorical_mlp(
 ) -> Policy:
     """A tanh network from the observation to the logits of a `Discrete` action space; nearly uniform at first.
 
-    Parameters are ``{"body": ..., "head": ...}``. With ``context_size`` C > 0 there is ``"context" [C]``, too: inputs
-    beside the observation, zero at first (Zintgraf et al. 2019, CAVIA).
+    Parameters are ``{"body": ..., "head": ...}``. With ``context_size`` C > 0 there is ``"context"
+    [C]``, too: inputs beside the observation, zero at first (Zintgraf et al. 2019, CAVIA).
     """
     _num_actions("categorical_mlp", action_space)
     context_size = checks.at_least("context_size", context_size, 0)
@@ -221,10 +222,11 @@ def gaussian_mlp(
 ) -> Policy:
     """A tanh network from the observation to the mean of a diagonal Gaussian over a `Box` action space.
 
-    The log standard deviation is a parameter that does not depend on the observation. Mean and standard deviation are
-    in units of the half width of the space's nominal range (see `boxes`), and a new policy is centred in that range. So
-    ``initial_std`` means the same for torques and for metres. The policy does not clip its draws, because a clipped
-    action has another log-probability. The rollout clips the action for the environment and records the draw.
+    The log standard deviation is a parameter that does not depend on the observation. Mean and
+    standard deviation are in units of the half width of the space's nominal range (see `boxes`),
+    and a new policy is centred in that range. So ``initial_std`` means the same for torques and for
+    metres. The policy does not clip its draws, because a clipped action has another
+    log-probability. The rollout clips the action for the environment and records the draw.
     Parameters are as in `categorical_mlp`; the head holds ``"mean"`` and ``"log_std"``.
     """
     context_size = checks.at_least("context_size", context_size, 0)
@@ -262,9 +264,10 @@ def default_policy(
 ) -> Policy:
     """The policy of a kind: ``"mlp"``, ``"gaussian"``, ``"categorical"`` or ``"softmax_linear"``.
 
-    ``"mlp"`` is ``"categorical"`` for discrete actions and ``"gaussian"`` for a `Box`. ``features`` are those of the
-    softmax-linear policy, ``obs -> φ(s, ·) [A, F]``; None means `action_features`. Raises ValueError if the policy does
-    not fit the action space, or if ``initial_std`` is given to a policy that is not Gaussian.
+    ``"mlp"`` is ``"categorical"`` for discrete actions and ``"gaussian"`` for a `Box`. ``features``
+    are those of the softmax-linear policy, ``obs -> φ(s, ·) [A, F]``; None means `action_features`.
+    Raises ValueError if the policy does not fit the action space, or if ``initial_std`` is given to
+    a policy that is not Gaussian.
     """
     checks.choice("policy", kind, POLICIES)
     checks.between("initial_std", initial_std, 1e-12, 1e6)

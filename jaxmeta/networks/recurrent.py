@@ -1,12 +1,12 @@
 """Recurrent networks: pure functions over nested dicts of arrays.
 
-``step`` serves acting and ``unroll`` serves learning; both compute the same numbers. The networks are written for one
-stream. Under ``vmap`` with unmapped parameters their products of a matrix and a vector become products of matrices
-with shared weights.
+``step`` serves acting and ``unroll`` serves learning; both compute the same numbers. The networks
+are written for one stream. Under ``vmap`` with unmapped parameters their products of a matrix and a
+vector become products of matrices with shared weights.
 
-With ``precision="bfloat16"`` the factors of these products are rounded to 8 bits, the input of an accelerator's fastest
-units. Sums, states, gates and parameters keep their precision. (Rounded states would forget: a decay of 1 - 1/512 is 1
-in 8 bits.)
+With ``precision="bfloat16"`` the factors of these products are rounded to 8 bits, the input of an
+accelerator's fastest units. Sums, states, gates and parameters keep their precision. (Rounded
+states would forget: a decay of 1 - 1/512 is 1 in 8 bits.)
 """
 
 import functools
@@ -27,11 +27,13 @@ class Memory(NamedTuple):
     init: Callable[[jax.Array], Params]
     """``(key) -> params``."""
     initial: Callable[[], Any]
-    """``() -> state`` at the start of a trial: a pytree of arrays whose shapes and dtypes every step keeps."""
+    """``() -> state`` at the start of a trial: a pytree of arrays whose shapes and dtypes every
+    step keeps."""
     step: Callable[[Params, Any, jax.Array, jax.Array], tuple[jax.Array, Any]]
     """``(params, state, x [D], reset []) -> (y [H], state)``."""
     unroll: Callable[[Params, Any, jax.Array, jax.Array], tuple[jax.Array, Any]]
-    """``(params, state, x [T, D], reset [T]) -> (y [T, H], state)``: the same for a whole stream."""
+    """``(params, state, x [T, D], reset [T]) -> (y [T, H], state)``: the same for a whole
+    stream."""
 
 
 def feed_forward(*, num_inputs: int, size: int, precision: str = "full") -> Memory:
@@ -51,8 +53,8 @@ def feed_forward(*, num_inputs: int, size: int, precision: str = "full") -> Memo
 def gru(*, num_inputs: int, size: int, unroll_steps: int = 1, precision: str = "full") -> Memory:
     """A gated recurrent unit (Cho et al. 2014, eqs. 5 to 8). The state is ``(h [H],)``.
 
-    The reset gate is applied after the product with the recurrent weights, not before. So a step is one product of
-    matrices.
+    The reset gate is applied after the product with the recurrent weights, not before. So a step is
+    one product of matrices.
 
     Args:
         num_inputs: D.
@@ -75,8 +77,8 @@ def gru(*, num_inputs: int, size: int, unroll_steps: int = 1, precision: str = "
 def lstm(*, num_inputs: int, size: int, unroll_steps: int = 1, precision: str = "full") -> Memory:
     """Long short-term memory (Hochreiter & Schmidhuber 1997). The state is ``(h [H], c [H])``.
 
-    It has the forget gate of Gers et al. 2000. The gate is open at first: its bias starts at 1 (Jozefowicz et al.
-    2015). Arguments are those of `gru`.
+    It has the forget gate of Gers et al. 2000. The gate is open at first: its bias starts at 1
+    (Jozefowicz et al. 2015). Arguments are those of `gru`.
     """
 
     def cell(state: tuple, given: jax.Array, recalled: jax.Array) -> tuple:
@@ -100,7 +102,8 @@ def _gated(
 ) -> Memory:
     """A network with gates that read the input and the last output; the output is the first entry of the state.
 
-    ``cell: (state, W x + b [G·H], U h [G·H]) -> state``; ``bias [G, 1]`` is the initial b of each gate.
+    ``cell: (state, W x + b [G·H], U h [G·H]) -> state``; ``bias [G, 1]`` is the initial b of each
+    gate.
     """
     _check_sizes(num_inputs, size)
     checks.at_least("unroll_steps", unroll_steps, 1)
@@ -147,26 +150,27 @@ def linear_recurrence(
 ) -> Memory:
     r"""A gated linear recurrence that takes O(log T) parallel steps. The state is a tuple of ``h [H]``.
 
-    Each layer is a minimal GRU (Feng et al. 2024, "Were RNNs all we needed?", sec. 3.1), whose gates
-    see the input alone, read by a tanh layer that sees the input too:
+    Each layer is a minimal GRU (Feng et al. 2024, "Were RNNs all we needed?", sec. 3.1), whose
+    gates see the input alone, read by a tanh layer that sees the input too:
 
     $$h_t = a_t h_{t-1} + (1 - a_t) c_t, \quad a_t = σ(W_a x_t), \quad c_t = W_c x_t,$$
 
     $$y_t = \tanh(h_t + W_s x_t)$$
 
-    A linear function of y is a network with one hidden layer over the memory. Units of one layer do not read each
-    other: they meet in the layer above. That saves a product with an H × H matrix at every step.
+    A linear function of y is a network with one hidden layer over the memory. Units of one layer do
+    not read each other: they meet in the layer above. That saves a product with an H × H matrix at
+    every step.
 
-    Initial time scales are spread from 2 steps to `LONGEST_MEMORY` (after Tallec & Ollivier 2018, "Can recurrent neural
-    networks warp time?").
+    Initial time scales are spread from 2 steps to `LONGEST_MEMORY` (after Tallec & Ollivier 2018,
+    "Can recurrent neural networks warp time?").
 
     Args:
         num_inputs: D.
         size: H.
         num_layers: Number of layers; each reads the output of the layer below.
-        parallel: Whether `unroll` uses an associative scan over time (Blelloch 1990) instead of going step by step.
-            None chooses by the default backend: step by step on a CPU, where the scan over steps was about 2.5 × faster,
-            and in parallel elsewhere.
+        parallel: Whether `unroll` uses an associative scan over time (Blelloch 1990) instead of
+            going step by step. None chooses by the default backend: step by step on a CPU, where
+            the scan over steps was about 2.5 × faster, and in parallel elsewhere.
         precision: Precision of products with weights, one of `PRECISIONS`.
     """
     _check_sizes(num_inputs, size)
@@ -237,8 +241,8 @@ def _unroll_sequential(
 ) -> tuple:
     """``(y [T, H], state)`` by a scan over steps that are computed again in the reverse pass."""
 
-    # A step costs less to compute again than its intermediate values cost to store and load. For that the
-    # projections must stay inside the scan.
+    # A step costs less to compute again than its intermediate values cost to store and load. For
+    # that the projections must stay inside the scan.
     @functools.partial(jax.checkpoint, prevent_cse=False)
     def body(state: tuple, at: tuple) -> tuple:
         y, state = step(params, state, *at)
@@ -276,9 +280,10 @@ def transformer(
 ) -> Memory:
     """A causal transformer over the last ``context`` steps since the last reset, the present step included.
 
-    Vaswani et al. 2017, with normalisation before each sub-layer (Xiong et al. 2020) and rotary positions (Su et al.
-    2021). Only distances between steps matter; positions count from the reset, which keeps angles small. Each layer
-    attends to ``context`` steps, so several layers reach back further. The state is a `TransformerState`.
+    Vaswani et al. 2017, with normalisation before each sub-layer (Xiong et al. 2020) and rotary
+    positions (Su et al. 2021). Only distances between steps matter; positions count from the reset,
+    which keeps angles small. Each layer attends to ``context`` steps, so several layers reach back
+    further. The state is a `TransformerState`.
 
     Args:
         num_inputs: D.

@@ -20,8 +20,9 @@ def estimators(
 
     Args:
         path: The image to write.
-        rows: Name of an estimator to ``{"gradient": {"bias", "std"}, "hessian": {"bias", "std"}}``, relative to the
-            norm of the estimated quantity. Estimators at the same point share a label.
+        rows: Name of an estimator to ``{"gradient": {"bias", "std"}, "hessian": {"bias", "std"}}``,
+            relative to the norm of the estimated quantity. Estimators at the same point share a
+            label.
         title: Title of both panels.
     """
     figure = Figure(figsize=(12, 4.4), layout="constrained")
@@ -51,8 +52,9 @@ def meta_gradients(
 
     Args:
         path: The image to write.
-        columns: Number of trajectories N to name to ``{"bias", "bias_limit", "std"}``, relative to the norm of the
-            meta-gradient: the one at that N for ``"bias"``, the one at N = ∞ for ``"bias_limit"``.
+        columns: Number of trajectories N to name to ``{"bias", "bias_limit", "std"}``, relative to
+            the norm of the meta-gradient: the one at that N for ``"bias"``, the one at N = ∞ for
+            ``"bias_limit"``.
     """
     figure = Figure(figsize=(12, 4.4), layout="constrained")
     panels = figure.subplots(1, 3)

@@ -69,7 +69,8 @@ def roofline(
 
     Args:
         path: The image to write.
-        points: Name of a program to its operations per byte and its operations per second, at any number of sizes.
+        points: Name of a program to its operations per byte and its operations per second, at any
+            number of sizes.
         flop_per_second: The device's peak arithmetic, the flat part of the roof.
         bytes_per_second: The device's peak memory bandwidth, the slope of the roof.
     """

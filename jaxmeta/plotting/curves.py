@@ -50,9 +50,9 @@ def learning(
 
     Args:
         path: The image to write.
-        panels: Title of a panel to algorithm to a cell: ``curve["after"] [S, U]`` (returns of S seeds over U
-            meta-updates), ``env_steps`` of all U meta-updates, ``random`` and ``reference`` returns. Lines are means
-            over seeds, smoothed over a tenth of the updates.
+        panels: Title of a panel to algorithm to a cell: ``curve["after"] [S, U]`` (returns of S
+            seeds over U meta-updates), ``env_steps`` of all U meta-updates, ``random`` and
+            ``reference`` returns. Lines are means over seeds, smoothed over a tenth of the updates.
     """
     columns = min(len(panels), 3)
     rows = -(-len(panels) // columns)
@@ -92,7 +92,8 @@ def population(
 
     Args:
         path: The image to write.
-        curves: Name of a setting to ``[S, U]``. Curves are smoothed over a twentieth of the updates.
+        curves: Name of a setting to ``[S, U]``. Curves are smoothed over a twentieth of the
+            updates.
         y_label: Label of the y-axis.
     """
     figure = Figure(figsize=(6.4, 4.0), layout="constrained")
@@ -127,7 +128,8 @@ def lines(
         path: The image to write.
         panels: Label of a panel's y to name of a line to its x and y.
         x_label: Label of x.
-        logarithmic: Draw both axes on logarithmic scales, mark the points, and put ticks at their x.
+        logarithmic: Draw both axes on logarithmic scales, mark the points, and put ticks at their
+            x.
     """
     figure = Figure(figsize=(5.2 * len(panels), 3.8), layout="constrained")
     for axes, (label, named) in zip(

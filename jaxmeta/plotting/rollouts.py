@@ -24,7 +24,8 @@ def trajectories(
 
     Args:
         path: The image to write.
-        observations: ``[M, K + 1, N, T, obs_size]`` of M tasks; the first and last rounds are drawn.
+        observations: ``[M, K + 1, N, T, obs_size]`` of M tasks; the first and last rounds are
+            drawn.
         first: ``[M, K + 1, N, T]``, bool: first steps of episodes.
         goals: ``[M, 2]``, the tasks' goals; None if there are none.
         labels: Labels of the two axes.
@@ -72,12 +73,13 @@ def rollout(
 ) -> None:
     """One stream of experience: observations, actions and rewards, with lines between episodes.
 
-    Images are shown at a few steps, with a colour for each channel. Vectors are shown at all steps, with a row for each
-    entry in units of its own range.
+    Images are shown at a few steps, with a colour for each channel. Vectors are shown at all steps,
+    with a row for each entry in units of its own range.
 
     Args:
         path: The image to write.
-        observations: ``[T, *O]``; an image if O is ``(height, width)`` or ``(height, width, channels)``.
+        observations: ``[T, *O]``; an image if O is ``(height, width)`` or ``(height, width,
+            channels)``.
         actions: ``[T]`` or ``[T, A]``.
         rewards: ``[T]``.
         last: ``[T]``, bool: last steps of episodes.
@@ -131,8 +133,8 @@ def animation(
 ) -> None:
     """One stream of experience as a GIF: the observation, and beside it the episode's return so far.
 
-    Images are shown as in `rollout`. Observations of two numbers are drawn as a path through the plane, and longer ones
-    as a bar for each entry, in units of its own range.
+    Images are shown as in `rollout`. Observations of two numbers are drawn as a path through the
+    plane, and longer ones as a bar for each entry, in units of its own range.
 
     Args:
         path: The GIF to write.

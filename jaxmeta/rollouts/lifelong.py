@@ -1,8 +1,9 @@
 """Agents that live across meta-updates: each learns in its task until it has reached its lifespan.
 
-Meta-gradients and learned objectives improve a learner during its lifetime, a window of a few updates at a time. The
-agent at a window's start is data: derivatives reach back to the window's start, and memory does not grow with the
-lifetime. After its lifespan an agent is replaced by a newborn one in a new task, inside the compiled program.
+Meta-gradients and learned objectives improve a learner during its lifetime, a window of a few
+updates at a time. The agent at a window's start is data: derivatives reach back to the window's
+start, and memory does not grow with the lifetime. After its lifespan an agent is replaced by a
+newborn one in a new task, inside the compiled program.
 
 Functions are written for one task; callers ``vmap``.
 """
@@ -53,8 +54,8 @@ def no_score(num_streams: int) -> Score:
 def tally(score: Score, reward: jax.Array, last: jax.Array) -> Score:
     """The score of one stream after ``[T]`` more steps.
 
-    The mean of ``finished`` takes each stream once; a mean over all episodes that ended would favour short episodes. An
-    episode with a reward that is not finite has no return.
+    The mean of ``finished`` takes each stream once; a mean over all episodes that ended would
+    favour short episodes. An episode with a reward that is not finite has no return.
     """
     keep = unless(jnp.concatenate([jnp.zeros_like(last[:1]), last[:-1]]), reward)
     finite = jnp.isfinite(reward)

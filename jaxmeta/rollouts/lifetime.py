@@ -1,7 +1,7 @@
 """A lifetime: a newborn agent acts, learns and acts again. Written for one task; callers ``vmap`` over tasks.
 
-Results are differentiable with respect to ``meta`` and ``agent`` through the learner's updates alone. Experience is
-data.
+Results are differentiable with respect to ``meta`` and ``agent`` through the learner's updates
+alone. Experience is data.
 """
 
 from typing import Any
@@ -85,8 +85,9 @@ def adapt(
 ) -> tuple[Any, Stream, History]:
     """``(agent, streams, history [K])`` after K = ``num_updates`` rounds of acting for ``num_steps`` and one update.
 
-    With ``restart`` all streams begin anew after each update: the independent episodes from the initial state that MAML
-    assumes. Without ``restart`` streams continue, with their episodes and memories.
+    With ``restart`` all streams begin anew after each update: the independent episodes from the
+    initial state that MAML assumes. Without ``restart`` streams continue, with their episodes and
+    memories.
 
     For each round the history holds the agent that acted, still differentiable, and its experience.
     """
@@ -145,8 +146,8 @@ def lifetime(
 ) -> History:
     """The history ``[K + 1]`` from birth to the experience after the last update.
 
-    Round k holds the agent after k updates and its experience. So round 0 is the newborn agent's, and round K the
-    adapted agent's.
+    Round k holds the agent after k updates and its experience. So round 0 is the newborn agent's,
+    and round K the adapted agent's.
     """
     begin_key, adapt_key, after_key = jax.random.split(key, 3)
     world: dict[str, Any] = dict(learner=learner, env=env)
@@ -176,8 +177,9 @@ def lifetime(
 def replay(key: jax.Array, meta: Any, trajectories: Trajectory, *, learner: Learner) -> History:
     """The history of `lifetime` with the same key on recorded ``trajectories [K + 1, N, T]``.
 
-    No environment is stepped. So a changed ``meta`` can be tried on recorded experience, as in ProMP's epochs or a line
-    search. The agents are computed from ``meta``, from birth through every update.
+    No environment is stepped. So a changed ``meta`` can be tried on recorded experience, as in
+    ProMP's epochs or a line search. The agents are computed from ``meta``, from birth through every
+    update.
     """
     # The keys of `lifetime` are used again on purpose.
     begin_key, adapt_key, _ = jax.random.split(jax.random.clone(key), 3)

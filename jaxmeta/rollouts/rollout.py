@@ -1,7 +1,7 @@
 """Acting in one stream of experience; callers ``vmap``.
 
-Rollouts are data: their results carry no gradient. Losses evaluate the policy again on the recorded experience, and no
-derivative runs through an environment.
+Rollouts are data: their results carry no gradient. Losses evaluate the policy again on the recorded
+experience, and no derivative runs through an environment.
 """
 
 from typing import Any
@@ -44,18 +44,20 @@ def rollout(
 ) -> tuple[Stream, Trajectory]:
     """``(stream, trajectory [T])`` after acting for T = ``num_steps`` steps.
 
-    When an episode ends, the environment is reset into the *same* task and the stream continues; the trajectory's
-    ``next_obs`` is the true successor. If an environment reports termination and truncation at once, termination wins
-    (``discount`` is 0). The environment gets actions clipped to the bounds of its action space; the trajectory holds
-    actions as the learner drew them. ``unroll`` is passed to ``jax.lax.scan``; 4 helps on accelerators. An environment
-    without a ``step_env`` of its own, like gymnax's wrappers, is stepped by ``step``, which resets.
+    When an episode ends, the environment is reset into the *same* task and the stream continues;
+    the trajectory's ``next_obs`` is the true successor. If an environment reports termination and
+    truncation at once, termination wins (``discount`` is 0). The environment gets actions clipped
+    to the bounds of its action space; the trajectory holds actions as the learner drew them.
+    ``unroll`` is passed to ``jax.lax.scan``; 4 helps on accelerators. An environment without a
+    ``step_env`` of its own, like gymnax's wrappers, is stepped by ``step``, which resets.
 
     Raises:
         tasks.InvalidEnvironment: the environment breaks a rule of `tasks.door`.
     """
     checks.at_least("num_steps", num_steps, 1)
     checks.at_least("unroll", unroll, 1)
-    # Gradients are stopped at the inputs too, so that differentiating a caller does not trace tangents here.
+    # Gradients are stopped at the inputs too, so that differentiating a caller does not trace
+    # tangents here.
     meta, agent, stream = jax.lax.stop_gradient((meta, agent, stream))
     begun, stream = stream, stream._replace(memory=keys.all_quick(stream.memory))
     act_key, step_key, reset_key = keys.all_quick(tuple(jax.random.split(keys.typed(key), 3)))

@@ -1,7 +1,8 @@
 """Checkpoints of a run: orbax, with checks that a checkpoint is whole and belongs to the run.
 
-A checkpoint holds the run's arrays and a JSON record with the run's description and a SHA-256 of the arrays. Restoring
-compares both before anything is compiled. A checkpoint holds arrays and JSON only, so loading it executes no code.
+A checkpoint holds the run's arrays and a JSON record with the run's description and a SHA-256 of
+the arrays. Restoring compares both before anything is compiled. A checkpoint holds arrays and JSON
+only, so loading it executes no code.
 """
 
 import contextlib
@@ -25,7 +26,8 @@ FORMAT = 1
 
 
 PLAIN_PATH = re.compile(r"[\w/.-]*", re.ASCII)
-"""Paths that orbax and TensorStore read as they are. Both read ``[``, ``\\`` and ``gs:`` as patterns or protocols."""
+"""Paths that orbax and TensorStore read as they are. Both read ``[``, ``\\`` and ``gs:`` as
+patterns or protocols."""
 
 
 class CheckpointError(ValueError):
@@ -86,7 +88,8 @@ def save(
 ) -> None:
     """Saves the pytree ``run`` as step ``step``, unless there is a checkpoint of that step already.
 
-    Raises CheckpointError if the checkpoint cannot be written or read back. Earlier checkpoints stay as they are.
+    Raises CheckpointError if the checkpoint cannot be written or read back. Earlier checkpoints
+    stay as they are.
     """
     if step in manager.all_steps():
         return

@@ -1,7 +1,8 @@
 """Claims: a folder belongs to one run at a time.
 
-A claim is a file that names the process and the machine that work in the folder. It is created exclusively, so only one
-of several processes gets it. A claim whose process has ended is stale, and the next run takes it over.
+A claim is a file that names the process and the machine that work in the folder. It is created
+exclusively, so only one of several processes gets it. A claim whose process has ended is stale, and
+the next run takes it over.
 """
 
 import contextlib
@@ -28,7 +29,8 @@ PATIENCE = 2.0
 def claimed(folder: Path) -> Iterator[dict[str, Any] | None]:
     """Claims ``folder`` and releases it at the end; yields the stale claim that was taken over, or None.
 
-    The folder is made if it does not exist. Folders that were made here and are empty at the end are removed.
+    The folder is made if it does not exist. Folders that were made here and are empty at the end
+    are removed.
 
     Raises:
         FileExistsError: another run holds the folder, or may hold it; the message names the run.
@@ -79,8 +81,8 @@ def _acquire(path: Path, mine: dict[str, Any]) -> dict[str, Any] | None:
             raise FileExistsError(
                 f"{path.parent} is held by another run ({holder(there)}): name another folder, or wait for its end"
             )
-        # Only the holder of a second claim may replace the first, and only if the first has not changed since it was
-        # found stale. The second claim may be stale too.
+        # Only the holder of a second claim may replace the first, and only if the first has not
+        # changed since it was found stale. The second claim may be stale too.
         second = path.with_name(path.name + ".next")
         _acquire(second, mine)
         if _read(path) == there:
@@ -153,7 +155,8 @@ def _start(process: int) -> str | None:
             return None
         except OSError:
             pass
-    # The name in parentheses may contain any characters. The state, 18 numbers and then the start time follow it.
+    # The name in parentheses may contain any characters. The state, 18 numbers and then the start
+    # time follow it.
     words = _line(f"/proc/{process}/stat").rpartition(")")[2].split()
     if not words:
         return ""

@@ -1,12 +1,13 @@
 """Experiments as data: an algorithm, a family, and their settings.
 
-An `Experiment` holds all settings of a training run, and the run's folder keeps it in ``config.json``. So a trained run
-is loaded from its folder:
+An `Experiment` holds all settings of a training run, and the run's folder keeps it in
+``config.json``. So a trained run is loaded from its folder:
 
     trained = jaxmeta.load("runs/maml-navigation")
     trained.learner, trained.meta, trained.family
 
-A run of an algorithm or a family of your own is loaded with both: ``jaxmeta.load(folder, algorithm=..., family=...)``.
+A run of an algorithm or a family of your own is loaded with both: ``jaxmeta.load(folder,
+algorithm=..., family=...)``.
 
 `presets.PRESETS` holds the experiments with measured figures.
 """
@@ -103,7 +104,8 @@ def describe(experiment: Experiment) -> dict[str, Any]:
 def train(experiment: Experiment, **keywords: Any) -> training.Run:
     """The meta-trained run of an experiment.
 
-    ``keywords`` are those of `training.train`: ``initial``, ``folder``, ``resume``, ``sink`` and ``console``.
+    ``keywords`` are those of `training.train`: ``initial``, ``folder``, ``resume``, ``sink`` and
+    ``console``.
     """
     algorithm, family = make(experiment)
     return training.train(
@@ -138,8 +140,8 @@ def read(folder: str | os.PathLike) -> Experiment:
     """The experiment of a run's folder.
 
     Raises:
-        CheckpointError: ``config.json`` is missing, is not JSON, or names an algorithm, a family or settings that this
-            version does not know.
+        CheckpointError: ``config.json`` is missing, is not JSON, or names an algorithm, a family or
+            settings that this version does not know.
     """
     return _experiment(_description(Path(folder)), Path(folder))
 
@@ -157,15 +159,16 @@ def load(
 
     Args:
         folder: Folder of a run of `training.train` or `training.train_population`.
-        algorithm: The trained algorithm; None makes it from the experiment in ``config.json``, which `train` and
-            ``benchmarks/train.py`` write. A run with your own policy, network or family needs both ``algorithm`` and
-            ``family``. The algorithm's state must have the shapes and types of the checkpoint's arrays.
-        family: The family; None makes it from the experiment. It may be another family than the experiment's, for
-            example a transformed one.
+        algorithm: The trained algorithm; None makes it from the experiment in ``config.json``,
+            which `train` and ``benchmarks/train.py`` write. A run with your own policy, network or
+            family needs both ``algorithm`` and ``family``. The algorithm's state must have the
+            shapes and types of the checkpoint's arrays.
+        family: The family; None makes it from the experiment. It may be another family than the
+            experiment's, for example a transformed one.
 
     Raises:
-        CheckpointError: there is no run in the folder; its newest checkpoint is damaged; or it belongs to another
-            version, algorithm or family.
+        CheckpointError: there is no run in the folder; its newest checkpoint is damaged; or it
+            belongs to another version, algorithm or family.
         ImportError: the family needs a package that is not installed.
     """
     folder = checks.path("folder", folder)

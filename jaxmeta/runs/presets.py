@@ -3,9 +3,10 @@
     experiment = presets.PRESETS["rl2-gridnavi"]
     run = experiments.train(experiment, folder="runs/gridnavi")
 
-or ``python benchmarks/train.py --preset rl2-gridnavi``. The benchmark scripts take their settings from here. Scripts with
-training loops of their own, with other schedules or several families at once, hold their own settings:
-``off_policy_evaluation.py``, ``learned_objective.py`` and ``meta_gradient.py``.
+or ``python benchmarks/train.py --preset rl2-gridnavi``. The benchmark scripts take their settings
+from here. Scripts with training loops of their own, with other schedules or several families at
+once, hold their own settings: ``off_policy_evaluation.py``, ``learned_objective.py`` and
+``meta_gradient.py``.
 """
 
 import dataclasses
@@ -65,7 +66,8 @@ class Column:
     step_size: float
     """Inner step size, which depends on the scale of the rewards."""
     share: float
-    """Meta-updates, as a share of navigation's: some families need fewer, or no number of them helps."""
+    """Meta-updates, as a share of navigation's: some families need fewer, or no number of them
+    helps."""
     learning_rate: float | None = None
     """Learning rate of the outer Adam; None means the algorithm's default."""
 
@@ -93,8 +95,9 @@ def compared(
 ) -> Experiment:
     """The experiment of one of `VARIANTS` on one of `COLUMNS` in the comparison.
 
-    ``meta_updates`` and ``num_tasks`` are those of MAML on navigation. All variants get the same number of environment
-    steps, which may be another number of meta-updates; the experiment's plan holds the planned number.
+    ``meta_updates`` and ``num_tasks`` are those of MAML on navigation. All variants get the same
+    number of environment steps, which may be another number of meta-updates; the experiment's plan
+    holds the planned number.
     """
     checks.choice("variant", variant, VARIANTS)
     checks.choice("family", family, COLUMNS)
@@ -245,9 +248,9 @@ PRESETS: dict[str, Experiment] = {
         240,
         32,
     ),
-    # An inner step must change the policy. With an initial standard deviation of 1 it hardly does, and the same amount of
-    # experience teaches nothing. Adapting the last layer alone, learned step sizes, and more episodes in fewer tasks
-    # (there are only two) each helped too.
+    # An inner step must change the policy. With an initial standard deviation of 1 it hardly does,
+    # and the same amount of experience teaches nothing. Adapting the last layer alone, learned step
+    # sizes, and more episodes in fewer tasks (there are only two) each helped too.
     "promp-half_cheetah_direction": Experiment(
         "promp",
         "half_cheetah_direction",
@@ -277,9 +280,9 @@ PRESETS: dict[str, Experiment] = {
         hyper=dict(step_size=200.0, discount=1.0, gae_lambda=1.0, learning_rate=0.03),
         plan=training.Config(meta_updates=300, num_tasks=20),
     ),
-    # Without much entropy a policy learns only what most languages have in common, because it never finds out whether
-    # other proposals are right. A name that recurs must be looked up in memory, which recurrent memories learn far more
-    # slowly.
+    # Without much entropy a policy learns only what most languages have in common, because it never
+    # finds out whether other proposals are right. A name that recurs must be looked up in memory,
+    # which recurrent memories learn far more slowly.
     "rl2-translation": _memory(
         "translation",
         dict(kinds=("months", "days"), max_length=11, horizon=11, sound_laws=5, num_names=3),
@@ -295,5 +298,6 @@ PRESETS: dict[str, Experiment] = {
         64,
     ),
 }
-"""Experiments by name: an algorithm (or a variant) and a family. No figures are measured for bandits of more than five
-arms or 100 pulls, for three kinds of dependent bandits, and for random MDPs with a GRU: they are for accelerators."""
+"""Experiments by name: an algorithm (or a variant) and a family. No figures are measured for
+bandits of more than five arms or 100 pulls, for three kinds of dependent bandits, and for random
+MDPs with a GRU: they are for accelerators."""

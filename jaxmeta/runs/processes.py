@@ -1,7 +1,8 @@
 """Agreement between the processes of one run (``jax.distributed``); with one process nothing is exchanged.
 
-Every process runs the same program from the same seed. Only values that depend on a clock, a signal or a disk
-can differ between processes, and the functions below make them agree. Only process 0 prints and writes files.
+Every process runs the same program from the same seed. Only values that depend on a clock, a signal
+or a disk can differ between processes, and the functions below make them agree. Only process 0
+prints and writes files.
 """
 
 from collections.abc import Callable

@@ -1,7 +1,8 @@
 """Strict JSON for the files of runs and studies.
 
-JSON has no infinite numbers. They are written as the strings ``"Infinity"`` and ``"-Infinity"``, and `read` turns these
-strings into floats again. A NaN among results is written as ``null``; a NaN among settings is an error.
+JSON has no infinite numbers. They are written as the strings ``"Infinity"`` and ``"-Infinity"``,
+and `read` turns these strings into floats again. A NaN among results is written as ``null``; a NaN
+among settings is an error.
 """
 
 import contextlib
@@ -22,11 +23,13 @@ INFINITIES = {"Infinity": math.inf, "-Infinity": -math.inf}
 def plain(value: Any, name: str = "") -> Any:
     """Settings as JSON values: dictionaries, lists, strings, finite numbers, booleans and None.
 
-    Named tuples and dataclasses become dictionaries. Numbers and arrays of NumPy and jax become numbers and lists. Paths
-    become strings, and infinite numbers become the strings of `INFINITIES`.
+    Named tuples and dataclasses become dictionaries. Numbers and arrays of NumPy and jax become
+    numbers and lists. Paths become strings, and infinite numbers become the strings of
+    `INFINITIES`.
 
     Raises:
-        TypeError, ValueError: an entry cannot be written, or would be read back differently; the message names it.
+        TypeError, ValueError: an entry cannot be written, or would be read back differently; the
+            message names it.
     """
     if hasattr(value, "_asdict"):
         value = value._asdict()

@@ -78,8 +78,8 @@ def leave(
 def provenance() -> dict[str, object]:
     """Provenance of the running script's results: machine, command, date and code.
 
-    ``sources`` are digests of the library's and the script's files, by path in the repository. ``benchmarks/ledger.py``
-    uses them to find figures that are older than the code they measure.
+    ``sources`` are digests of the library's and the script's files, by path in the repository.
+    ``benchmarks/ledger.py`` uses them to find figures that are older than the code they measure.
     """
     script = Path(sys.argv[0]).resolve()
     root = Path(__file__).parents[2]

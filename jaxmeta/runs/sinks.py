@@ -2,10 +2,11 @@
 
     training.train(algorithm, family, config, sink=sinks.tensorboard("runs/board"))
 
-A sink is a function of a line: the numbers of a meta-update by name, with None for a number that is not finite. For
-example ``sink=print``, or ``sink=lambda line: history.append(line["return/after"])``. A sink that must be closed is a
-context manager that yields such a function, or a `PerRun`. The run opens it before the first line and closes it at its
-end, also on errors and interrupts.
+A sink is a function of a line: the numbers of a meta-update by name, with None for a number that is
+not finite. For example ``sink=print``, or ``sink=lambda line:
+history.append(line["return/after"])``. A sink that must be closed is a context manager that yields
+such a function, or a `PerRun`. The run opens it before the first line and closes it at its end,
+also on errors and interrupts.
 """
 
 import contextlib
@@ -37,7 +38,8 @@ Sink: TypeAlias = Write | AbstractContextManager[Write] | PerRun
 def tensorboard(folder: str | os.PathLike) -> PerRun:
     """A sink for TensorBoard: scalars in event files in ``folder``, for ``tensorboard --logdir FOLDER``.
 
-    Each member of a population has its own curves. Needs tensorboardX; raises ImportError without it.
+    Each member of a population has its own curves. Needs tensorboardX; raises ImportError without
+    it.
     """
     try:
         from tensorboardX import SummaryWriter
@@ -63,8 +65,8 @@ def tensorboard(folder: str | os.PathLike) -> PerRun:
 def wandb(**settings: Any) -> PerRun:
     """A sink for Weights & Biases: scalars by meta-update; ``settings`` are arguments of ``wandb.init``.
 
-    Every training run becomes a new run there, beside any run that the program has open. With ``mode="offline"`` no
-    account is needed. Needs wandb; raises ImportError without it.
+    Every training run becomes a new run there, beside any run that the program has open. With
+    ``mode="offline"`` no account is needed. Needs wandb; raises ImportError without it.
     """
     try:
         import wandb as client

@@ -1,7 +1,7 @@
 """Text on any terminal: an output that fails never ends a run.
 
-A standard stream may lack characters, be closed, be missing, be a replacement with a ``write`` only, or be a pipe
-without a reader.
+A standard stream may lack characters, be closed, be missing, be a replacement with a ``write``
+only, or be a pipe without a reader.
 """
 
 import contextlib
@@ -122,7 +122,8 @@ def progress(shown_on: Console, done: int, total: int, status: str) -> Iterator[
     finally:
         with contextlib.suppress(Exception, SystemExit):
             bar.stop()
-        # Rich replaces the standard streams meanwhile, and leaves its replacements if it fails to stop.
+        # Rich replaces the standard streams meanwhile, and leaves its replacements if it fails to
+        # stop.
         if isinstance(sys.stdout, FileProxy):
             sys.stdout = streams[0]
         if isinstance(sys.stderr, FileProxy):

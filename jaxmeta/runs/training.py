@@ -1,7 +1,8 @@
 """Training on the host: compilation, reports, checkpoints and interrupts around a meta-algorithm's pure ``step``.
 
-One compiled program does many meta-updates in one call. The number of meta-updates is an argument of the program, so a
-run compiles once, and its numbers do not depend on when it reported, stopped or resumed.
+One compiled program does many meta-updates in one call. The number of meta-updates is an argument
+of the program, so a run compiles once, and its numbers do not depend on when it reported, stopped
+or resumed.
 """
 
 import contextlib
@@ -117,12 +118,13 @@ def advance(
 ) -> tuple[Run, dict[str, jax.Array]]:
     """``(run, metrics [max_updates])`` after ``num_updates []`` meta-updates on fresh training tasks.
 
-    The function is pure: ``jit`` it, and ``vmap`` it over runs for seeds or hyper-parameters. ``num_updates`` is traced
-    and at most ``max_updates``; rows of the metrics beyond ``num_updates`` are zero. With a ``mesh`` the tasks are
-    spread over its axis ``"tasks"``, and the compiler turns their mean into one all-reduce.
+    The function is pure: ``jit`` it, and ``vmap`` it over runs for seeds or hyper-parameters.
+    ``num_updates`` is traced and at most ``max_updates``; rows of the metrics beyond
+    ``num_updates`` are zero. With a ``mesh`` the tasks are spread over its axis ``"tasks"``, and
+    the compiler turns their mean into one all-reduce.
 
-    Raises TypeError, while it is traced, if a metric is no scalar or if ``algorithm.step`` returns a state whose arrays
-    differ from those that it was given.
+    Raises TypeError, while it is traced, if a metric is no scalar or if ``algorithm.step`` returns
+    a state whose arrays differ from those that it was given.
     """
 
     def update(run: Run) -> tuple[Run, dict[str, jax.Array]]:
@@ -214,31 +216,36 @@ def train(
         algorithm: The meta-algorithm to train.
         family: The family whose training tasks are drawn.
         config: The run's length, its tasks and its seed.
-        initial: A `Run`, or the state of one, to start from instead of ``algorithm.init``; for example to continue
-            another run with other settings. Keys still come from the seed, and meta-updates count from 0.
-            ``config.json`` holds the SHA-256 of ``initial``.
-        folder: Folder for ``config.json``, ``metrics.jsonl`` (a line per meta-update) and checkpoints; None writes no
-            files. The run holds the folder from before compilation to its end. A run that was killed before its first
-            checkpoint may be started again in the same folder.
-        resume: Continue from the newest checkpoint in ``folder``. The result is bit-equal to the result of a run
-            without a stop.
-        description: Settings that identify the algorithm and the family, as `records.plain` takes them. They are kept
-            in ``config.json`` and in each checkpoint, and compared on resuming. None means the family's name and
-            horizon; `experiments.load` then needs the algorithm and the family.
+        initial: A `Run`, or the state of one, to start from instead of ``algorithm.init``; for
+            example to continue another run with other settings. Keys still come from the seed, and
+            meta-updates count from 0. ``config.json`` holds the SHA-256 of ``initial``.
+        folder: Folder for ``config.json``, ``metrics.jsonl`` (a line per meta-update) and
+            checkpoints; None writes no files. The run holds the folder from before compilation to
+            its end. A run that was killed before its first checkpoint may be started again in the
+            same folder.
+        resume: Continue from the newest checkpoint in ``folder``. The result is bit-equal to the
+            result of a run without a stop.
+        description: Settings that identify the algorithm and the family, as `records.plain` takes
+            them. They are kept in ``config.json`` and in each checkpoint, and compared on resuming.
+            None means the family's name and horizon; `experiments.load` then needs the algorithm
+            and the family.
         console: Console for progress; None means standard error.
-        sink: A second destination of the metrics: any function of a line, or a sink of `sinks`. An exception in the sink
-            ends the run, after a checkpoint is saved in ``folder``. A resumed run repeats the meta-updates since its
-            checkpoint, so a sink may get an ``update`` twice.
+        sink: A second destination of the metrics: any function of a line, or a sink of `sinks`. An
+            exception in the sink ends the run, after a checkpoint is saved in ``folder``. A resumed
+            run repeats the meta-updates since its checkpoint, so a sink may get an ``update``
+            twice.
 
     Raises:
         FileExistsError: ``folder`` is not empty and ``resume`` is off, or another run holds it.
-        checkpoints.CheckpointError: there is no checkpoint to resume from; it is damaged or belongs to another run; or
+        checkpoints.CheckpointError: there is no checkpoint to resume from; it is damaged or belongs
+        to another run; or
             the run has done more than ``config.meta_updates``.
-        KeyboardInterrupt: after an interrupt (or SIGTERM), once a checkpoint is saved in ``folder``; without a folder
-            the state is lost. A second interrupt stops at once.
-        ValueError: the number of devices does not divide ``config.num_tasks``; ``initial`` while resuming.
-        TypeError: a metric is no scalar; or the arrays of ``initial``, or of the state after a meta-update, differ from
-            those that ``algorithm.init`` makes.
+        KeyboardInterrupt: after an interrupt (or SIGTERM), once a checkpoint is saved in
+            ``folder``; without a folder the state is lost. A second interrupt stops at once.
+        ValueError: the number of devices does not divide ``config.num_tasks``; ``initial`` while
+            resuming.
+        TypeError: a metric is no scalar; or the arrays of ``initial``, or of the state after a
+            meta-update, differ from those that ``algorithm.init`` makes.
         tasks.InvalidEnvironment: the family breaks a promise (see `tasks.check_promises`).
     """
     check_promises(family)
@@ -304,7 +311,8 @@ def train_population(
         family: The family whose training tasks are drawn.
         config: As in `train`; ``config.seed`` is the first seed.
         num_seeds: S, the number of consecutive seeds of each setting.
-        hypers: H settings, as ``algorithm.init(key, hyper)`` takes them; None means the algorithm's own.
+        hypers: H settings, as ``algorithm.init(key, hyper)`` takes them; None means the algorithm's
+            own.
         folder: As in `train`. A line of ``metrics.jsonl`` is one member's meta-update and names its
             ``setting`` (the place in ``hypers``) and ``seed``.
         resume: As in `train`.
@@ -406,7 +414,8 @@ def _train(
             console, done, config.meta_updates, "compiling (this can take a minute)"
         )
         line = stack.enter_context(progress)
-        # The run is donated: its buffers are overwritten, and only the new run may be used afterwards.
+        # The run is donated: its buffers are overwritten, and only the new run may be used
+        # afterwards.
         traced = jax.jit(call, donate_argnums=0).lower(run, jnp.zeros((), jnp.int32))
         write: sinks.Write | None = None
         if sink is not None and processes.is_main_process():
@@ -620,8 +629,9 @@ def _owned(folder: Path, resume: bool) -> Iterator[None]:
                 )
 
         def claim() -> None:
-            # Before claiming, refuse a full folder without a claim: if this process were killed, its stale claim
-            # would mark a user's own files as a run's, and the next run would remove them.
+            # Before claiming, refuse a full folder without a claim: if this process were killed,
+            # its stale claim would mark a user's own files as a run's, and the next run would
+            # remove them.
             if not resume and folder.is_dir() and not (folder / claims.CLAIM_FILE).exists():
                 refuse_if_full()
             stale = stack.enter_context(claims.claimed(folder))
@@ -658,8 +668,8 @@ def _clear(folder: Path) -> None:
 def enable_compilation_cache(folder: str | os.PathLike | None = None) -> None:
     """Turns on jax's cache of compiled programs on disk, so that a program starts faster the second time.
 
-    ``folder`` defaults to ``$JAX_COMPILATION_CACHE_DIR``, else ``~/.cache/jaxmeta``. Without a home directory, or with
-    an empty variable, the cache stays off.
+    ``folder`` defaults to ``$JAX_COMPILATION_CACHE_DIR``, else ``~/.cache/jaxmeta``. Without a home
+    directory, or with an empty variable, the cache stays off.
     """
     if folder is None:
         folder = os.environ.get("JAX_COMPILATION_CACHE_DIR")

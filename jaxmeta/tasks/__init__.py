@@ -1,8 +1,9 @@
 """Families of tasks: distributions of environments that differ from one lifetime to the next.
 
-`make` returns a family by its name in `FAMILIES`. `TaskFamily` makes a family of your own environment, and `transform`
-makes one family from another. `check` tries a family before training. `door` has the rules for environments; an
-environment that breaks one raises an `InvalidEnvironment`, which names the part and what would be right.
+`make` returns a family by its name in `FAMILIES`. `TaskFamily` makes a family of your own
+environment, and `transform` makes one family from another. `check` tries a family before training.
+`door` has the rules for environments; an environment that breaks one raises an
+`InvalidEnvironment`, which names the part and what would be right.
 """
 
 import inspect
@@ -69,7 +70,8 @@ FAMILIES: dict[str, Callable[..., TaskFamily]] = {
     "translation": translation.translation,
     "summarisation": summarisation.summarisation,
 }
-"""Constructors by name; each takes keyword settings with defaults. You may add your own under a new name."""
+"""Constructors by name; each takes keyword settings with defaults. You may add your own under a new
+name."""
 
 
 def names() -> list[str]:
@@ -97,7 +99,8 @@ def make(name: str, **settings: Any) -> TaskFamily:
     for setting, value in settings.items():
         checks.choice(f"setting of family {name!r}", setting, known)
         settings[setting] = value = checks.plain(value)
-        # A user's constructor may have no annotations. Integers are checked by the constructor, with their range.
+        # A user's constructor may have no annotations. Integers are checked by the constructor,
+        # with their range.
         if setting in kinds and kinds[setting] is not int:
             checks.field(setting, value, kinds[setting])
     return constructor(**settings)

@@ -1,11 +1,11 @@
 """Bandits: arms of unknown mean reward, pulled a fixed number of times.
 
 Duan et al. 2016, "RL²: fast reinforcement learning via slow reinforcement learning", section 3.1:
-independent Bernoulli arms, means uniform in [0, 1]. Wang et al. 2016, "Learning to reinforcement learn", section 3.1:
-two Bernoulli arms whose means may depend on each other.
+independent Bernoulli arms, means uniform in [0, 1]. Wang et al. 2016, "Learning to reinforcement
+learn", section 3.1: two Bernoulli arms whose means may depend on each other.
 
-An episode holds all pulls of a task, so one episode is a whole trial. Observations carry no information: an agent
-learns of the arms from its previous actions and rewards alone.
+An episode holds all pulls of a task, so one episode is a whole trial. Observations carry no
+information: an agent learns of the arms from its previous actions and rewards alone.
 """
 
 import dataclasses
@@ -45,7 +45,8 @@ class BanditState:
 class Bandit(environment.Environment[Any, Any]):
     """The environment of the family. Environments with equal settings are equal and share compiled programs.
 
-    The observation is always ``[1.0]``. An episode never terminates: it is cut off after ``num_pulls``.
+    The observation is always ``[1.0]``. An episode never terminates: it is cut off after
+    ``num_pulls``.
     """
 
     num_arms: int = 5
@@ -53,8 +54,8 @@ class Bandit(environment.Environment[Any, Any]):
     num_pulls: int = 10
     """Time limit of an episode, in pulls."""
     reward: str = "bernoulli"
-    """``"bernoulli"`` is 1 with the arm's mean as its probability, else 0; ``"gaussian"`` is the arm's mean plus
-    noise."""
+    """``"bernoulli"`` is 1 with the arm's mean as its probability, else 0; ``"gaussian"`` is the
+    arm's mean plus noise."""
     reward_noise: float = 1.0
     """Standard deviation of a Gaussian reward around its mean."""
 
@@ -107,8 +108,9 @@ def optimal_return(task: BanditParams, *, num_pulls: int) -> jax.Array:
 def bernoulli_bandit(*, num_arms: int = 5, num_pulls: int = 10) -> TaskFamily:
     """Independent Bernoulli arms, the tasks of RL²: means uniform in [0, 1] for train and test.
 
-    Out of distribution, means are uniform in [0, 0.5]. To an agent that expects the means of training every arm looks
-    poor, and it searches too long. The support of training is everything, so these means lie within it.
+    Out of distribution, means are uniform in [0, 0.5]. To an agent that expects the means of
+    training every arm looks poor, and it searches too long. The support of training is everything,
+    so these means lie within it.
 
     Args:
         num_arms: A, at least 1.
@@ -127,8 +129,8 @@ def gaussian_bandit(
 ) -> TaskFamily:
     """Independent Gaussian arms: means N(0, 1) for train and test, rewards N(mean, reward_noise²).
 
-    Out of distribution, means are N(2, 1). To an agent that expects the means of training every arm looks good, and it
-    settles too soon. The support is everything in both cases.
+    Out of distribution, means are N(2, 1). To an agent that expects the means of training every arm
+    looks good, and it settles too soon. The support is everything in both cases.
 
     Args:
         num_arms: A, at least 1.
@@ -154,9 +156,9 @@ def dependent_bandit(
     Out of distribution the kind is ``"hard"``, or ``"easy"`` if the training kind is ``"hard"``.
 
     Args:
-        kind: How the means are drawn for train and test. ``"uniform"``: p and 1 - p with p uniform in
-            [0, 1]. ``"easy"``, ``"medium"``, ``"hard"``: 0.1 and 0.9, 0.25 and 0.75, 0.4 and 0.6, in
-            either order. ``"independent"``: both uniform in [0, 1].
+        kind: How the means are drawn for train and test. ``"uniform"``: p and 1 - p with p uniform
+            in [0, 1]. ``"easy"``, ``"medium"``, ``"hard"``: 0.1 and 0.9, 0.25 and 0.75, 0.4 and
+            0.6, in either order. ``"independent"``: both uniform in [0, 1].
         num_pulls: Time limit of an episode, in pulls.
     """
     checks.choice("kind", kind, KINDS)

@@ -1,9 +1,10 @@
 """Bounds of a `Box`: one definition for policies, random agents, transformations and rollouts.
 
-A side is *unbounded* if its bound is infinite, or the largest number of the space's dtype (for integers, of a dtype of
-32 bits or more), or at least `UNBOUNDED`, so large that the square of a range's width overflows float32. Every
-dimension has a *nominal range*. Policies are centred in it and scaled by it, random agents draw uniformly from it, and
-transformations mirror and rotate actions in it:
+A side is *unbounded* if its bound is infinite, or the largest number of the space's dtype (for
+integers, of a dtype of 32 bits or more), or at least `UNBOUNDED`, so large that the square of a
+range's width overflows float32. Every dimension has a *nominal range*. Policies are centred in it
+and scaled by it, random agents draw uniformly from it, and transformations mirror and rotate
+actions in it:
 
 | bounded     | nominal range    |
 |-------------|------------------|
@@ -49,7 +50,8 @@ def bounds(space: spaces.Box) -> Range:
     """The bounds of every dimension, ``±inf`` where a side is unbounded.
 
     Raises:
-        ValueError: a bound is NaN, a lower bound exceeds the upper one, or the bounds do not have the space's shape.
+        ValueError: a bound is NaN, a lower bound exceeds the upper one, or the bounds do not have
+            the space's shape.
     """
     shape = tuple(space.shape)
     try:
@@ -92,7 +94,8 @@ def scaled(name: str, space: spaces.Box) -> Range:
     """The nominal range of a space, checked so that numbers can be scaled by its half widths.
 
     Raises:
-        ValueError: the space has integers, is empty, or has a dimension of width 0; the message calls it ``name``.
+        ValueError: the space has integers, is empty, or has a dimension of width 0; the message
+            calls it ``name``.
     """
     if is_integer(space):
         raise ValueError(

@@ -1,8 +1,9 @@
 """Catch: move a paddle under a falling ball; gymnax's Catch-bsuite.
 
-Osband et al. 2020, "Behaviour suite for reinforcement learning", section 2.2: 10 rows, 5 columns, +1 for
-the ball caught and -1 for the ball missed, which ends the episode. By default there is a single task, to test learners
-that were trained elsewhere. With the controls or the columns permuted there are many.
+Osband et al. 2020, "Behaviour suite for reinforcement learning", section 2.2: 10 rows, 5 columns,
++1 for the ball caught and -1 for the ball missed, which ends the episode. By default there is a
+single task, to test learners that were trained elsewhere. With the controls or the columns permuted
+there are many.
 """
 
 import dataclasses

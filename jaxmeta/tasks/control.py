@@ -1,11 +1,13 @@
 """Classic control with the physics drawn per task: gymnax's CartPole, Pendulum, MountainCar, Acrobot.
 
-A task multiplies chosen physical constants by independent factors, log-uniform in [1/scale, scale] for
-train and test. Out of distribution every factor lies outside that range, on either side of it, up to a
-factor of sqrt(scale) further. The dynamics are gymnax's; tests compare CartPole and Pendulum with gymnasium.
+A task multiplies chosen physical constants by independent factors, log-uniform in [1/scale, scale]
+for train and test. Out of distribution every factor lies outside that range, on either side of it,
+up to a factor of sqrt(scale) further. The dynamics are gymnax's; tests compare CartPole and
+Pendulum with gymnasium.
 
-Each family has an ``expert_action``: a short classical controller that is told the task. No expert is proven optimal,
-but CartPole's reaches the horizon, which is the maximum, in all but the hardest tasks.
+Each family has an ``expert_action``: a short classical controller that is told the task. No expert
+is proven optimal, but CartPole's reaches the horizon, which is the maximum, in all but the hardest
+tasks.
 """
 
 import functools
@@ -92,7 +94,8 @@ def _acrobot_derived(params: Any) -> Any:
 def balance(task: Any, obs: jax.Array) -> jax.Array:
     """Expert of CartPole: pushes to the side where the pole will fall, and leans it slightly to the middle of the track.
 
-    ``obs [4] -> action []``: the sign of a linear feedback. The unit of time is sqrt(length / gravity) of the pole.
+    ``obs [4] -> action []``: the sign of a linear feedback. The unit of time is sqrt(length /
+    gravity) of the pole.
     """
     x, x_dot, theta, theta_dot = obs
     time = jnp.sqrt(task.length / task.gravity)
@@ -104,9 +107,10 @@ def balance(task: Any, obs: jax.Array) -> jax.Array:
 def swing_up(task: Any, obs: jax.Array) -> jax.Array:
     """Expert of Pendulum, ``[1]``: pumps energy up to the energy of standing upright; near the top, linear feedback.
 
-    Energy shaping after Åström and Furuta 2000, "Swinging up a pendulum by energy control". Near the top the closed loop
-    is critically damped at the rate sqrt(3 g / 2 l), at which the free rod falls. In about a sixth of the tasks out of
-    distribution (large gravity, short rod) the speed limit keeps the top out of reach, and the rod swings on below.
+    Energy shaping after Åström and Furuta 2000, "Swinging up a pendulum by energy control". Near
+    the top the closed loop is critically damped at the rate sqrt(3 g / 2 l), at which the free rod
+    falls. In about a sixth of the tasks out of distribution (large gravity, short rod) the speed
+    limit keeps the top out of reach, and the rod swings on below.
     """
     cos, sin, theta_dot = obs
     fall = 1.5 * task.g / task.l  # upright, acceleration = fall * theta + torque / inertia
@@ -121,7 +125,8 @@ def swing_up(task: Any, obs: jax.Array) -> jax.Array:
 def rock(task: Any, obs: jax.Array) -> jax.Array:
     """Expert of MountainCar: full throttle in the direction in which the idling car would move four steps from now.
 
-    ``obs [2] -> action []``. A push along the velocity adds energy. Looking ahead reverses the engine in time.
+    ``obs [2] -> action []``. A push along the velocity adds energy. Looking ahead reverses the
+    engine in time.
     """
     position, velocity = obs
     return 2 * (velocity > 4 * task.gravity * jnp.cos(3 * position)).astype(jnp.int32)
@@ -130,8 +135,9 @@ def rock(task: Any, obs: jax.Array) -> jax.Array:
 def pump(task: Any, obs: jax.Array) -> jax.Array:
     """Expert of Acrobot: full torque on the joint against the swing of the first link.
 
-    ``obs [6] -> action []``. The joint's torque does work at the rate torque × velocity_2. While the arm swings, the two
-    velocities mostly have opposite signs. Timing by the first link keeps the second from spinning on its own.
+    ``obs [6] -> action []``. The joint's torque does work at the rate torque × velocity_2. While
+    the arm swings, the two velocities mostly have opposite signs. Timing by the first link keeps
+    the second from spinning on its own.
     """
     return 2 * (obs[4] < 0).astype(jnp.int32)
 

@@ -1,9 +1,10 @@
 """Deep sea: only one way down leads to the treasure. Which action goes right differs from cell to cell.
 
-bsuite's experiment (Osband et al. 2020, "Behaviour suite for reinforcement learning", section 2.2), in
-gymnax's dynamics: from the top left corner of an N×N grid each step goes a row down and a column to the
-left or right. The treasure, of reward 1, is in the bottom right corner: all N steps must go right, and each costs
-0.01 / N. No reward on the way points to it, so an undirected search needs 2^N episodes.
+bsuite's experiment (Osband et al. 2020, "Behaviour suite for reinforcement learning", section 2.2),
+in gymnax's dynamics: from the top left corner of an N×N grid each step goes a row down and a column
+to the left or right. The treasure, of reward 1, is in the bottom right corner: all N steps must go
+right, and each costs 0.01 / N. No reward on the way points to it, so an undirected search needs 2^N
+episodes.
 """
 
 import dataclasses
@@ -34,8 +35,8 @@ def optimal_return(task: Any) -> jax.Array:
 def deep_sea(*, length: int = 8) -> TaskFamily:
     """Deep sea with the action that goes right drawn for each cell, by a fair coin.
 
-    The coins of train and test are fair; two draws are the same task with probability 2^(-N (N + 1) / 2). Out of
-    distribution action 1 goes right with probability 0.9.
+    The coins of train and test are fair; two draws are the same task with probability 2^(-N (N + 1)
+    / 2). Out of distribution action 1 goes right with probability 0.9.
 
     Args:
         length: N: rows, columns and steps of an episode.

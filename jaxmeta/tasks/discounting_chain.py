@@ -1,10 +1,11 @@
 """The discounting chain: the first action chooses when a reward comes; later actions have no effect.
 
-bsuite's experiment (Osband et al. 2020, "Behaviour suite for reinforcement learning") as in gymnax's
-``DiscountingChain-bsuite``: five chains pay after 1, 3, 10, 30 and 100 steps. Four pay 1 and one pays 1.1; the task is
-which one. An agent that discounts prefers the first chain, wherever the better one is. So learning needs the right
-discount, and a meta-gradient of the discount with the wrong value function leads away from it (Bonnet, Midgley & Laterre 2022, "Debiasing meta-gradient reinforcement
-learning by learning the outer value function").
+bsuite's experiment (Osband et al. 2020, "Behaviour suite for reinforcement learning") as in
+gymnax's ``DiscountingChain-bsuite``: five chains pay after 1, 3, 10, 30 and 100 steps. Four pay 1
+and one pays 1.1; the task is which one. An agent that discounts prefers the first chain, wherever
+the better one is. So learning needs the right discount, and a meta-gradient of the discount with
+the wrong value function leads away from it (Bonnet, Midgley & Laterre 2022, "Debiasing
+meta-gradient reinforcement learning by learning the outer value function").
 """
 
 import dataclasses
@@ -44,9 +45,10 @@ class DiscountingChainState:
 class DiscountingChain(environment.Environment[Any, Any]):
     """The environment of the family. Environments with equal settings are equal and share compiled programs.
 
-    Observations are ``[2]``: the chain (-1 before the first action) and the share of the horizon that has passed.
-    Actions are the chains. Chain i pays at step ``REWARD_STEPS[i]``, if the episode is long enough. The horizon is part
-    of the task and terminates the episode; the agent observes the time.
+    Observations are ``[2]``: the chain (-1 before the first action) and the share of the horizon
+    that has passed. Actions are the chains. Chain i pays at step ``REWARD_STEPS[i]``, if the
+    episode is long enough. The horizon is part of the task and terminates the episode; the agent
+    observes the time.
     """
 
     horizon: int = 100

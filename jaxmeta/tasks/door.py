@@ -47,7 +47,8 @@ class Transition(NamedTuple):
     last: jax.Array
     """``[]``, bool: terminated or truncated."""
     obs: jax.Array
-    """``[*obs_shape]``, float: the next observation to act on; after an end, the first of a new episode."""
+    """``[*obs_shape]``, float: the next observation to act on; after an end, the first of a new
+    episode."""
     state: Any
     """The next state; after an end, the first of a new episode."""
 
@@ -68,7 +69,8 @@ def step(
 ) -> Transition:
     """One step; if it ends the episode, the environment is reset into the same task.
 
-    Raises InvalidEnvironment as `reset` does, and where the action is not of the action space's shape and kind.
+    Raises InvalidEnvironment as `reset` does, and where the action is not of the action space's
+    shape and kind.
     """
     within, signature = without_limit(env), signature_of(env, task)
     if not signature.quick_keys:
@@ -91,8 +93,8 @@ def step(
     last = ended | late
     begins_anew = last if steps_without_reset(within) else late & ~ended
     if steps_without_reset(within) or isinstance(env, TimeLimit):
-        # The reset is computed at every step: under a vmap it cannot be skipped. Drawing all resets beforehand
-        # is slower, because of the memory that it writes and reads.
+        # The reset is computed at every step: under a vmap it cannot be skipped. Drawing all resets
+        # beforehand is slower, because of the memory that it writes and reads.
         anew = _initial(within, reset_key, task)
         obs, after = jax.tree.map(
             lambda new, old: jnp.where(begins_anew, new, old),

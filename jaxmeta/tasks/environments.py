@@ -1,7 +1,7 @@
 """Parts of a gymnax environment: its spaces, its name and its tasks.
 
-Each function raises `InvalidEnvironment` where the environment is not as it must be. The message names the part and
-what would be right.
+Each function raises `InvalidEnvironment` where the environment is not as it must be. The message
+names the part and what would be right.
 """
 
 import math
@@ -50,7 +50,8 @@ def name_of(env: Any) -> str:
 def action_space(env: Any) -> spaces.Discrete | spaces.Box:
     """The action space of the environment's default task.
 
-    Raises InvalidEnvironment unless it is a `Discrete` of at least one action or a `Box` of at least one number.
+    Raises InvalidEnvironment unless it is a `Discrete` of at least one action or a `Box` of at
+    least one number.
     """
     return _space(env, "action_space")
 

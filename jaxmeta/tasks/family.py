@@ -27,11 +27,11 @@ class TaskFamily:
     name: str
     """The name for `jaxmeta.tasks.make`."""
     env: Any
-    """A gymnax environment (``reset_env``, ``step_env``, ``is_truncated``; else ``reset`` and ``step``). Tasks may
-    differ only in traced leaves of the parameters. ``reset_env`` must not draw any part of the task, so that the
-    end of an episode never changes the task. An environment may promise by an attribute ``ends_by`` that its
-    episodes end by the horizon. Without that promise it is put into a `time_limit.TimeLimit`, and
-    ``family.env.env`` is the given environment."""
+    """A gymnax environment (``reset_env``, ``step_env``, ``is_truncated``; else ``reset`` and
+    ``step``). Tasks may differ only in traced leaves of the parameters. ``reset_env`` must not draw
+    any part of the task, so that the end of an episode never changes the task. An environment may
+    promise by an attribute ``ends_by`` that its episodes end by the horizon. Without that promise
+    it is put into a `time_limit.TimeLimit`, and ``family.env.env`` is the given environment."""
     horizon: int
     """The time limit of an episode, in steps. An environment may end its episodes sooner."""
     train: Sampler
@@ -39,19 +39,20 @@ class TaskFamily:
     test: Sampler
     """``key -> task``: held-out tasks of the same distribution."""
     out_of_distribution: Sampler
-    """``key -> task``: tasks outside the support of the training distribution; if that support is everything, tasks
-    of another distribution."""
+    """``key -> task``: tasks outside the support of the training distribution; if that support is
+    everything, tasks of another distribution."""
     optimal_action: Controller | None = None
-    """``(task, obs) -> action`` of an optimal policy that is told the task, if a closed form exists."""
+    """``(task, obs) -> action`` of an optimal policy that is told the task, if a closed form
+    exists."""
     optimal_return: Callable[[Task], jax.Array] | None = None
-    """``task -> expected return`` of an episode under an optimal policy that is told the task, if it is computed
-    exactly; for families whose optimal policy needs more than ``obs``."""
+    """``task -> expected return`` of an episode under an optimal policy that is told the task, if
+    it is computed exactly; for families whose optimal policy needs more than ``obs``."""
     expert_action: Controller | None = None
-    """``(task, obs) -> action`` of a good controller that is told the task, hand-written or found by search. It is
-    a reference to measure against, not a bound."""
+    """``(task, obs) -> action`` of a good controller that is told the task, hand-written or found
+    by search. It is a reference to measure against, not a bound."""
     action_features: Callable[[jax.Array], jax.Array] | None = None
-    """``obs -> φ(s, ·) [A, F]``, features of the A actions for softmax-linear policies, π(a|s) ∝ exp(φ(s, a)·θ);
-    None means the observation in a block of features for each action."""
+    """``obs -> φ(s, ·) [A, F]``, features of the A actions for softmax-linear policies, π(a|s) ∝
+    exp(φ(s, a)·θ); None means the observation in a block of features for each action."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str):
@@ -102,8 +103,8 @@ def sample_tasks(key: jax.Array, family: TaskFamily, num_tasks: int, *, split: s
 def content_hash(family: TaskFamily, split: str, *, num_tasks: int = 4) -> str:
     """Hexadecimal digits that change when the tasks of a split change, from a few tasks drawn with a fixed key.
 
-    Each array of real numbers enters as one random projection, rounded to four significant digits. So compilers that
-    round differently give the same digits.
+    Each array of real numbers enters as one random projection, rounded to four significant digits.
+    So compilers that round differently give the same digits.
     """
     drawn = sample_tasks(jax.random.key(0), family, num_tasks, split=split)
     digest = hashlib.sha256()

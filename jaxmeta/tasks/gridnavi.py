@@ -1,9 +1,9 @@
 """GridNavi: search a grid for a hidden goal, then return to it in every later episode.
 
-Zintgraf et al. 2020, "VariBAD: a very good method for Bayes-adaptive deep RL via meta-learning", section
-5.1: a 5×5 grid, start in the bottom left corner, 15 steps an episode, +1 for every step that ends on the goal and
--0.1 for every other step; a trial is four episodes. Goals are uniform over the cells outside the
-start's 2×2 block.
+Zintgraf et al. 2020, "VariBAD: a very good method for Bayes-adaptive deep RL via meta-learning",
+section 5.1: a 5×5 grid, start in the bottom left corner, 15 steps an episode, +1 for every step
+that ends on the goal and -0.1 for every other step; a trial is four episodes. Goals are uniform
+over the cells outside the start's 2×2 block.
 """
 
 import dataclasses
@@ -50,8 +50,8 @@ class GridNaviState:
 class GridNavi(environment.Environment[Any, Any]):
     """The environment of the family. Environments with equal settings are equal and share compiled programs.
 
-    The cell is observed one-hot, ``[size * size]``; (x, y) has index ``x + size * y``. A move off the grid does nothing.
-    An episode never terminates: it is cut off at the horizon.
+    The cell is observed one-hot, ``[size * size]``; (x, y) has index ``x + size * y``. A move off
+    the grid does nothing. An episode never terminates: it is cut off at the horizon.
     """
 
     size: int = 5
@@ -126,8 +126,8 @@ def optimal_return(task: GridNaviParams, *, horizon: int) -> jax.Array:
 def gridnavi(*, size: int = 5, horizon: int = 15) -> TaskFamily:
     """GridNavi: goals uniform over the cells outside the start's 2×2 block for train and test.
 
-    Out of distribution goals are uniform over the three cells of that block beside the start. They are near, but no
-    training goal lies there, so a trained agent has no reason to look.
+    Out of distribution goals are uniform over the three cells of that block beside the start. They
+    are near, but no training goal lies there, so a trained agent has no reason to look.
 
     Args:
         size: Cells along a side, at least 3.

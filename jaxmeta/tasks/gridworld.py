@@ -1,8 +1,8 @@
 """Grid worlds with objects. The reward of an object, and whether it ends the episode, differ by task.
 
-After the tabular grid worlds of Oh et al. 2020, "Discovering reinforcement learning algorithms", appendix
-B, but objects do not respawn: entering an object's cell, or staying in it, earns its reward, and some objects end the
-episode. An episode starts in any cell.
+After the tabular grid worlds of Oh et al. 2020, "Discovering reinforcement learning algorithms",
+appendix B, but objects do not respawn: entering an object's cell, or staying in it, earns its
+reward, and some objects end the episode. An episode starts in any cell.
 """
 
 import dataclasses
@@ -44,7 +44,8 @@ class GridWorldState:
 class GridWorld(environment.Environment[Any, Any]):
     """The environment of the family. Environments with equal settings are equal and share compiled programs.
 
-    The cell is observed one-hot, ``[C]`` with ``C = size * size``. A move off the grid does nothing.
+    The cell is observed one-hot, ``[C]`` with ``C = size * size``. A move off the grid does
+    nothing.
     """
 
     size: int = 5

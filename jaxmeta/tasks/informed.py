@@ -1,7 +1,8 @@
 """Any family with the task in the observation, so that the agent need not infer it.
 
 The oracle of Zintgraf et al. 2020, "VariBAD: a very good method for Bayes-adaptive deep RL via
-meta-learning", section 5: a policy trained on it is an upper bound for a policy that must infer the task.
+meta-learning", section 5: a policy trained on it is an upper bound for a policy that must infer the
+task.
 """
 
 import dataclasses
@@ -22,8 +23,9 @@ from jaxmeta.types import Task
 class Informed(environment.Environment[Any, Any]):
     """An environment whose observation is followed by the task. Those around equal environments are equal.
 
-    Observations are ``[O + P]`` float: the inner observation flattened, then every leaf of the parameters flattened, in
-    the order of ``jax.tree.leaves``. Leaves that are the same in all tasks are included.
+    Observations are ``[O + P]`` float: the inner observation flattened, then every leaf of the
+    parameters flattened, in the order of ``jax.tree.leaves``. Leaves that are the same in all tasks
+    are included.
     """
 
     env: Any
@@ -70,7 +72,8 @@ class Informed(environment.Environment[Any, Any]):
 def informed(family: TaskFamily) -> TaskFamily:
     """``family`` with the task in its observations: its environment in `Informed`.
 
-    Horizon, samplers, optima and controllers are those of ``family``. The name gets the prefix ``informed_``.
+    Horizon, samplers, optima and controllers are those of ``family``. The name gets the prefix
+    ``informed_``.
     """
     shape = family.observation_shape
 

@@ -19,8 +19,8 @@ def typed(key: jax.Array) -> jax.Array:
 def at_step(key: jax.Array, t: jax.Array) -> jax.Array:
     """The key ``[]`` of step ``t []``: ``key`` with ``t`` added to its last word.
 
-    ``split`` and ``fold_in`` cost as much as a draw. Keys of a counter-based generator need only be different: Salmon et
-    al. 2011, "Parallel random numbers: as easy as 1, 2, 3".
+    ``split`` and ``fold_in`` cost as much as a draw. Keys of a counter-based generator need only be
+    different: Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3".
     """
     data = jax.random.key_data(key)
     return jax.random.wrap_key_data(
@@ -31,10 +31,10 @@ def at_step(key: jax.Array, t: jax.Array) -> jax.Array:
 def quick(key: jax.Array) -> jax.Array:
     """``key [...]`` with a generator that draws the same numbers faster on a CPU.
 
-    For CPUs jax compiles Threefry as a loop over five groups of rounds, which keeps its words in memory. Here the
-    rounds are unrolled, so the words stay in registers. On other devices jax unrolls them itself, and the key is
-    returned as it is. Keys of other generators are returned as they are, and so are Threefry's if
-    ``jax_threefry_partitionable`` is off.
+    For CPUs jax compiles Threefry as a loop over five groups of rounds, which keeps its words in
+    memory. Here the rounds are unrolled, so the words stay in registers. On other devices jax
+    unrolls them itself, and the key is returned as it is. Keys of other generators are returned as
+    they are, and so are Threefry's if ``jax_threefry_partitionable`` is off.
     """
     written_out = jax.threefry_partitionable.value and jax.default_backend() == "cpu"
     if not written_out or jax.random.key_impl(key) != "threefry2x32":
@@ -73,8 +73,8 @@ _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 
 
 def _threefry(key: jax.Array, high: jax.Array, low: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Two words for each of the counters (high, low) under ``key [2]``: Threefry-2x32 with 20 rounds (Salmon et al. 2011,
-    section 5.2)."""
+    """Two words for each of the counters (high, low) under ``key [2]``: Threefry-2x32 with 20
+    rounds (Salmon et al. 2011, section 5.2)."""
     words = (key[0], key[1], key[0] ^ key[1] ^ jnp.uint32(0x1BD11BDA))
     x, y = high + words[0], low + words[1]
     for group in range(5):
@@ -98,7 +98,8 @@ def _hashes(key: jax.Array, shape: tuple[int, ...]) -> tuple[jax.Array, jax.Arra
 def _apart(*static: int) -> Callable[[Callable], Callable]:
     """A decorator that compiles a function on its own, so that its numbers are drawn once.
 
-    XLA considers integer operations cheap and would otherwise repeat all of them for each use of a number.
+    XLA considers integer operations cheap and would otherwise repeat all of them for each use of a
+    number.
     """
 
     def decorate(fun: Callable) -> Callable:

@@ -1,15 +1,16 @@
 """Legged bodies: the direction to run in, the speed, the place to go to, or the body itself differs by task.
 
-The benchmarks of Finn et al. 2017, "Model-agnostic meta-learning for fast adaptation of deep networks",
-Rothfuss et al. 2019, "ProMP: proximal meta-policy search", and Zintgraf et al. 2020, "VariBAD: a very good
-method for Bayes-adaptive deep RL via meta-learning": half-cheetahs, ants and walkers of Brax (Freeman et
-al. 2021, "Brax: a differentiable physics engine for large scale rigid body simulation"), with the rewards of
-those papers except the ant's cost of contacts, which Brax does not measure. The task is never observed; only rewards
-reveal it.
+The benchmarks of Finn et al. 2017, "Model-agnostic meta-learning for fast adaptation of deep
+networks", Rothfuss et al. 2019, "ProMP: proximal meta-policy search", and Zintgraf et al. 2020,
+"VariBAD: a very good method for Bayes-adaptive deep RL via meta-learning": half-cheetahs, ants and
+walkers of Brax (Freeman et al. 2021, "Brax: a differentiable physics engine for large scale rigid
+body simulation"), with the rewards of those papers except the ant's cost of contacts, which Brax
+does not measure. The task is never observed; only rewards reveal it.
 
-Each family has an expert for the physics `spring`: a mixture of linear policies that is told the task (`linear_action`).
-``benchmarks/experts.py`` found its weights by augmented random search (Mania et al. 2018, "Simple random search provides
-a competitive approach to reinforcement learning"). No expert is proven optimal.
+Each family has an expert for the physics `spring`: a mixture of linear policies that is told the
+task (`linear_action`). ``benchmarks/experts.py`` found its weights by augmented random search
+(Mania et al. 2018, "Simple random search provides a competitive approach to reinforcement
+learning"). No expert is proven optimal.
 
 Needs Brax: ``pip install "jaxmeta[brax]"``.
 """
@@ -36,11 +37,13 @@ from jaxmeta.tasks.family import Controller, Sampler, TaskFamily
 from jaxmeta.types import Task
 
 Backend = Literal["spring", "generalized"]
-"""Brax's physics. `generalized` has rigid joints, like MuJoCo. `spring` holds links together by stiff springs; it compiles
-and runs several times as fast on a CPU. A policy for one does not work in the other."""
+"""Brax's physics. `generalized` has rigid joints, like MuJoCo. `spring` holds links together by
+stiff springs; it compiles and runs several times as fast on a CPU. A policy for one does not work
+in the other."""
 
 FASTEST, FASTER = 2.0, 3.0
-"""Upper ends of target speeds, in metres per second: for train and test, and out of distribution."""
+"""Upper ends of target speeds, in metres per second: for train and test, and out of
+distribution."""
 
 FARTHEST, FARTHER = 3.0, 4.5
 """Largest distances of goals, in metres: for train and test, and out of distribution."""
@@ -153,8 +156,9 @@ class LocomotionState:
 class Locomotion(environment.Environment[Any, Any]):
     """The environment of the family. Environments with equal settings are equal and share compiled programs.
 
-    Observations are Brax's: joint positions and velocities, ``[O]``. Actions are torques in [-1, 1], ``[A]``; actions
-    outside are clipped, and the cost is of the clipped action. An episode starts near the standing pose.
+    Observations are Brax's: joint positions and velocities, ``[O]``. Actions are torques in [-1,
+    1], ``[A]``; actions outside are clipped, and the cost is of the clipped action. An episode
+    starts near the standing pose.
     """
 
     kind: Kind
@@ -248,7 +252,8 @@ def _brax_environment(body: str, backend: Backend, sees_position: bool) -> Any:
     envs = _brax()
     import mujoco
 
-    # MuJoCo reads the body's description and would write warnings to a file in the working directory.
+    # MuJoCo reads the body's description and would write warnings to a file in the working
+    # directory.
     mujoco.set_mju_user_warning(lambda message: None)
     try:
         with _brax_at_work(), jax.ensure_compile_time_eval():
@@ -276,8 +281,8 @@ def _with_physics(system: Any, task: WalkerBody) -> Any:
 def _quarter_turns() -> tuple[np.ndarray, np.ndarray]:
     """Maps ``([4, 29, 29], [4, 8, 8])`` of the ant's observation and action for 0 to 3 counter-clockwise quarter turns.
 
-    After a quarter turn each leg stands in the place of the next one, so the turned ant is the old one with its joints
-    renamed. The ankles of neighbouring legs bend about opposite axes.
+    After a quarter turn each leg stands in the place of the next one, so the turned ant is the old
+    one with its joints renamed. The ankles of neighbouring legs bend about opposite axes.
     """
     legs = np.kron(np.roll(np.eye(4), 1, axis=0), np.eye(2))  # each of a hip and an ankle
     joints = np.diag([1, 1, 1, -1, 1, 1, 1, -1]) @ legs
@@ -410,9 +415,9 @@ def _family(
 def half_cheetah_direction(*, horizon: int = 200, backend: Backend = "spring") -> TaskFamily:
     """The half-cheetah must run forward or backward, with equal probabilities for train and test.
 
-    A step earns the velocity in that direction, in metres per second, minus 0.05 times the sum of the squared actions.
-    There are only these two tasks. Out of distribution the direction is forward with probability 0.9. The expert has a
-    linear policy for each direction.
+    A step earns the velocity in that direction, in metres per second, minus 0.05 times the sum of
+    the squared actions. There are only these two tasks. Out of distribution the direction is
+    forward with probability 0.9. The expert has a linear policy for each direction.
 
     Args:
         horizon: Time limit of an episode, in steps of 0.05 seconds.
@@ -439,8 +444,9 @@ def half_cheetah_direction(*, horizon: int = 200, backend: Backend = "spring") -
 def half_cheetah_velocity(*, horizon: int = 200, backend: Backend = "spring") -> TaskFamily:
     """The half-cheetah must run at a given speed, uniform in [0, 2] metres per second for train and test.
 
-    A step earns minus the difference from that speed, minus 0.05 times the sum of the squared actions. Out of
-    distribution the speed is uniform in [2, 3]. The expert's weights are linear in the speed.
+    A step earns minus the difference from that speed, minus 0.05 times the sum of the squared
+    actions. Out of distribution the speed is uniform in [2, 3]. The expert's weights are linear in
+    the speed.
 
     Args:
         horizon: Time limit of an episode, in steps of 0.05 seconds.
@@ -463,9 +469,10 @@ def half_cheetah_velocity(*, horizon: int = 200, backend: Backend = "spring") ->
 def ant_direction(*, horizon: int = 200, backend: Backend = "spring") -> TaskFamily:
     """The ant must run forward or backward, with equal probabilities for train and test.
 
-    A step earns 1 plus the velocity in that direction, in metres per second, minus 0.5 times the sum of the squared
-    actions. A fall ends the episode. Out of distribution the direction is uniform over the circle. The expert is one
-    linear policy that runs along x, for the ant turned as in `ant_goal`.
+    A step earns 1 plus the velocity in that direction, in metres per second, minus 0.5 times the
+    sum of the squared actions. A fall ends the episode. Out of distribution the direction is
+    uniform over the circle. The expert is one linear policy that runs along x, for the ant turned
+    as in `ant_goal`.
 
     Args:
         horizon: Time limit of an episode, in steps of 0.05 seconds.
@@ -487,11 +494,12 @@ def ant_direction(*, horizon: int = 200, backend: Backend = "spring") -> TaskFam
 def ant_goal(*, horizon: int = 200, backend: Backend = "spring") -> TaskFamily:
     """The ant must go to a place, uniform within 3 metres of its start for train and test.
 
-    A step earns minus the distance to the goal (along x plus along y, in metres) minus 0.1 times the sum of the squared
-    actions. Only the horizon ends an episode. The ant's position is observed. Out of distribution places are uniform
-    between 3 and 4.5 metres from the start. The expert mixes two linear policies: one goes, and one stays, with more
-    weight near the goal. The ant has four legs, so it is turned by quarter turns until x is the axis nearest to the
-    goal's direction.
+    A step earns minus the distance to the goal (along x plus along y, in metres) minus 0.1 times
+    the sum of the squared actions. Only the horizon ends an episode. The ant's position is
+    observed. Out of distribution places are uniform between 3 and 4.5 metres from the start. The
+    expert mixes two linear policies: one goes, and one stays, with more weight near the goal. The
+    ant has four legs, so it is turned by quarter turns until x is the axis nearest to the goal's
+    direction.
 
     Args:
         horizon: Time limit of an episode, in steps of 0.05 seconds.
@@ -522,16 +530,16 @@ def walker_params(
 ) -> TaskFamily:
     """The walker must run forward; its links' masses and the friction are drawn per task.
 
-    A step earns 1 plus the forward velocity, in metres per second, minus 0.001 times the sum of the squared actions. A
-    fall ends the episode. Each link has a factor on its mass and moment of inertia (which is 1 for all links in
-    `spring`), and friction has one: log-uniform in [1/scale, scale] for train and test. Out of distribution every factor
-    lies outside that range, on either side, by up to a factor of sqrt(scale). The expert is one linear policy for all
-    bodies.
+    A step earns 1 plus the forward velocity, in metres per second, minus 0.001 times the sum of the
+    squared actions. A fall ends the episode. Each link has a factor on its mass and moment of
+    inertia (which is 1 for all links in `spring`), and friction has one: log-uniform in [1/scale,
+    scale] for train and test. Out of distribution every factor lies outside that range, on either
+    side, by up to a factor of sqrt(scale). The expert is one linear policy for all bodies.
 
     Args:
         horizon: Time limit of an episode, in steps of 0.008 seconds.
-        scale: Scale of the factors, above 1. Rothfuss et al. 2019 use 1.5³, at which the most uneven bodies become NaN
-            in `generalized`.
+        scale: Scale of the factors, above 1. Rothfuss et al. 2019 use 1.5³, at which the most
+            uneven bodies become NaN in `generalized`.
         backend: Brax's physics, see `Backend`.
     """
     checks.between("scale", scale, 1, 1e6)

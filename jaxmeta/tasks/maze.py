@@ -1,8 +1,9 @@
 """Mazes: find the goal of an unknown maze, then return to it by the shortest way.
 
-After the maze of Miconi et al. 2018, "Differentiable plasticity: training plastic neural networks with
-backpropagation", section 4.5: entering the goal's cell earns 1 and moves the agent to a random cell. An agent that has
-learned the goal's place then goes straight back. Here the walls are part of the task too.
+After the maze of Miconi et al. 2018, "Differentiable plasticity: training plastic neural networks
+with backpropagation", section 4.5: entering the goal's cell earns 1 and moves the agent to a random
+cell. An agent that has learned the goal's place then goes straight back. Here the walls are part of
+the task too.
 """
 
 import dataclasses
@@ -46,8 +47,9 @@ class MazeState:
 class Maze(environment.Environment[Any, Any]):
     """The environment of the family. Environments with equal settings are equal and share compiled programs.
 
-    Actions are up, right, down and left; a move into a wall does nothing. An episode starts in a uniform free cell other
-    than the goal; arriving at the goal moves the agent to such a cell again. The goal is never observed.
+    Actions are up, right, down and left; a move into a wall does nothing. An episode starts in a
+    uniform free cell other than the goal; arriving at the goal moves the agent to such a cell
+    again. The goal is never observed.
     """
 
     size: int = 7
@@ -55,8 +57,8 @@ class Maze(environment.Environment[Any, Any]):
     horizon: int = 100
     """Time limit of an episode, in steps; nothing else ends one."""
     observation: str = "view"
-    """``"view"``: the walls within ``radius`` of the agent, ``[(2 radius + 1)²]``, the walls around the maze
-    included; ``"position"``: the cell, one-hot, ``[size²]``."""
+    """``"view"``: the walls within ``radius`` of the agent, ``[(2 radius + 1)²]``, the walls around
+    the maze included; ``"position"``: the cell, one-hot, ``[size²]``."""
     radius: int = 1
     """How far the agent sees."""
 
@@ -162,10 +164,10 @@ def maze(
 ) -> TaskFamily:
     """Mazes without loops, the goal in any free cell, for train and test.
 
-    Rooms lie two cells apart and are joined by a minimum spanning tree of random weights. All possible passages are
-    numbered. The numbers of a training maze's passages add up to an even number, those of a test maze to an odd number,
-    so train and test have no layout in common. Out of distribution half of the remaining walls between rooms are open
-    too, which makes loops.
+    Rooms lie two cells apart and are joined by a minimum spanning tree of random weights. All
+    possible passages are numbered. The numbers of a training maze's passages add up to an even
+    number, those of a test maze to an odd number, so train and test have no layout in common. Out
+    of distribution half of the remaining walls between rooms are open too, which makes loops.
 
     Args:
         size: Cells along a side, odd and at least 3: 7 make 4×4 rooms.

@@ -1,11 +1,12 @@
 """MinAtar's five games with permuted controls: the agent must find out which button does what.
 
 Young & Tian 2019, "MinAtar: an Atari-inspired testbed for thorough and reproducible reinforcement
-learning experiments", in gymnax's dynamics: a 10×10 board observed as ``[10, 10, C]`` channels of zeros
-and ones. A task is the mapping of the controls and, by settings, the stickiness of actions, the difficulty of the game
-and the sign of the rewards.
+learning experiments", in gymnax's dynamics: a 10×10 board observed as ``[10, 10, C]`` channels of
+zeros and ones. A task is the mapping of the controls and, by settings, the stickiness of actions,
+the difficulty of the game and the sign of the rewards.
 
-Each game has an expert: a short rule that is told the task and reads the present board. No expert is optimal.
+Each game has an expert: a short rule that is told the task and reads the present board. No expert
+is optimal.
 """
 
 import dataclasses
@@ -54,8 +55,8 @@ def _game(
     fixed: Mapping[str, Any] | None = None,
     around: Callable[[Any], Any] = lambda env: env,
 ) -> TaskFamily:
-    """The family of a game with the transformations that its settings ask for; ``live`` names the parameters that the game
-    reads."""
+    """The family of a game with the transformations that its settings ask for; ``live`` names the
+    parameters that the game reads."""
     checks.between("max_stickiness", max_stickiness, 0.0, 0.5)
     family = transform.from_gymnax(env_name, horizon=horizon)
     family = dataclasses.replace(family, env=around(family.env), expert_action=expert)
@@ -83,9 +84,10 @@ def _cell(channel: jax.Array) -> tuple[jax.Array, jax.Array]:
 def rally(task: Any, obs: jax.Array) -> jax.Array:
     """Expert of Breakout: moves to the place where a falling ball will land, and stays under a rising ball.
 
-    ``obs [10, 10, 4] -> action []``. The ball moves one cell along each axis and stays a step at a wall, so its column
-    is a folded line. If the paddle hits the ball in the column that the ball comes from, the ball keeps its direction;
-    if in the column that it goes to, the ball turns back. The rule sends it to the side with more bricks.
+    ``obs [10, 10, 4] -> action []``. The ball moves one cell along each axis and stays a step at a
+    wall, so its column is a folded line. If the paddle hits the ball in the column that the ball
+    comes from, the ball keeps its direction; if in the column that it goes to, the ball turns back.
+    The rule sends it to the side with more bricks.
     """
     _, paddle = _cell(obs[..., 0])
     row, column = _cell(obs[..., 1])
@@ -172,9 +174,9 @@ def shoot(task: Any, obs: jax.Array) -> jax.Array:
 def dive(task: Any, obs: jax.Array) -> jax.Array:
     """Expert of Seaquest: fires at an enemy ahead, else goes to an enemy or a diver; surfaces with six divers or for air.
 
-    ``obs [10, 10, 10] -> action []``. Of the moves that no enemy or bullet can meet in the next step the rule takes the
-    one nearest to a target. Air costs a diver, and without divers the episode ends at the surface. Short of air and
-    divers, the rule looks for divers alone.
+    ``obs [10, 10, 10] -> action []``. Of the moves that no enemy or bullet can meet in the next
+    step the rule takes the one nearest to a target. Air costs a diver, and without divers the
+    episode ends at the surface. Short of air and divers, the rule looks for divers alone.
     """
     row, column = _cell(obs[..., 0])
     _, behind = _cell(obs[..., 1])
@@ -237,8 +239,8 @@ def breakout(
     Args:
         horizon: Time limit of an episode, in steps.
         permuted_actions: Draw which action does what.
-        max_stickiness: The probability that an action is repeated is uniform from 0 to this value, and from this value
-            to twice as much out of distribution; 0 repeats no action.
+        max_stickiness: The probability that an action is repeated is uniform from 0 to this value,
+            and from this value to twice as much out of distribution; 0 repeats no action.
         signed_rewards: In half of the tasks rewards are penalties. Then there is no expert.
     """
     return _game(
@@ -334,8 +336,8 @@ def space_invaders(
         permuted_actions: As in `breakout`.
         max_stickiness: As in `breakout`.
         signed_rewards: As in `breakout`.
-        parameters: Ranges ``{name: (low, high)}`` of integers to draw: ``enemy_move_interval`` (12),
-            ``enemy_shot_interval`` (10) and ``shot_cool_down`` (5), all in frames.
+        parameters: Ranges ``{name: (low, high)}`` of integers to draw: ``enemy_move_interval``
+            (12), ``enemy_shot_interval`` (10) and ``shot_cool_down`` (5), all in frames.
     """
     return _game(
         "space_invaders",
@@ -369,7 +371,8 @@ def seaquest(
         ramping: Let the game become faster after each time at the surface.
         parameters: Ranges ``{name: (low, high)}`` of integers to draw: ``init_spawn_speed`` (20),
             ``init_move_interval`` (5), ``max_oxygen`` (200), ``diver_spawn_speed`` (30),
-            ``diver_move_interval`` (5), ``enemy_shot_interval`` (10), ``shot_cool_down`` (5), in frames.
+            ``diver_move_interval`` (5), ``enemy_shot_interval`` (10), ``shot_cool_down`` (5), in
+            frames.
     """
     return _game(
         "seaquest",

@@ -1,9 +1,10 @@
 """2-D navigation: a point in the plane moves to a hidden goal.
 
-Finn et al. 2017, "Model-agnostic meta-learning", appendix A.2: goals uniform in [-0.5, 0.5]², the agent
-starts at the origin, observes its position, moves by an action clipped to ±0.1 per axis and earns minus the squared
-distance to the goal; episodes last 100 steps. The released code differs between
-versions (squared distance or distance; some end an episode within 0.01 of the goal): both are settings.
+Finn et al. 2017, "Model-agnostic meta-learning", appendix A.2: goals uniform in [-0.5, 0.5]², the
+agent starts at the origin, observes its position, moves by an action clipped to ±0.1 per axis and
+earns minus the squared distance to the goal; episodes last 100 steps. The released code differs
+between versions (squared distance or distance; some end an episode within 0.01 of the goal): both
+are settings.
 """
 
 import dataclasses
@@ -49,9 +50,10 @@ class Navigation(environment.Environment[Any, Any]):
     horizon: int = 100
     """Time limit of an episode, in steps."""
     reward: str = "squared_distance"
-    """``"squared_distance"`` and ``"distance"`` are minus the (squared) distance to the goal after the move;
-    ``"sparse"`` is ``1 - distance / radius`` within ``radius`` of the goal and 0 elsewhere (the shape of Gupta et
-    al. 2018's sparse point task), so standing on the goal earns 1."""
+    """``"squared_distance"`` and ``"distance"`` are minus the (squared) distance to the goal after
+    the move; ``"sparse"`` is ``1 - distance / radius`` within ``radius`` of the goal and 0
+    elsewhere (the shape of Gupta et al. 2018's sparse point task), so standing on the goal earns
+    1."""
     radius: float = 0.2
     """Distance from the goal within which the sparse reward is positive."""
     goal_tolerance: float = 0.0
@@ -103,8 +105,9 @@ class Navigation(environment.Environment[Any, Any]):
 def optimal_action(task: NavigationParams, obs: jax.Array) -> jax.Array:
     """The move that ends nearest to the goal, ``[2]``.
 
-    Moves are bounded per axis, and each reward falls with the distance along either axis. So at every step and for every
-    reward it is optimal to go as far towards the goal as allowed on each axis.
+    Moves are bounded per axis, and each reward falls with the distance along either axis. So at
+    every step and for every reward it is optimal to go as far towards the goal as allowed on each
+    axis.
     """
     return jnp.clip(task.goal - obs, -MAX_MOVE, MAX_MOVE)
 
@@ -122,8 +125,8 @@ def navigation(
     Args:
         horizon: Time limit of an episode, in steps.
         reward: ``"squared_distance"`` (the paper) or ``"distance"``, negated.
-        goal_tolerance: End an episode within this distance of the goal per axis (0.01 in one release
-            of the paper's code); 0 never ends early. It must be 0 or positive.
+        goal_tolerance: End an episode within this distance of the goal per axis (0.01 in one
+            release of the paper's code); 0 never ends early. It must be 0 or positive.
     """
     checks.choice("reward", reward, ("squared_distance", "distance"))
     return _family("navigation", Navigation(horizon, reward, goal_tolerance=goal_tolerance))

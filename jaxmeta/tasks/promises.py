@@ -23,13 +23,15 @@ class Checked(NamedTuple):
     longest_episode: int
     """Steps of the longest episode."""
     problems: tuple[str, ...]
-    """Properties that are allowed but probably not intended, in sentences; empty if there are none."""
+    """Properties that are allowed but probably not intended, in sentences; empty if there are
+    none."""
 
 
 def check_promises(family: TaskFamily) -> None:
     """Raises unless a family keeps all rules that can be checked without compiling anything.
 
-    The function checks the spaces, the tasks of every split, resets and steps (see `door`), and the controllers.
+    The function checks the spaces, the tasks of every split, resets and steps (see `door`), and the
+    controllers.
 
     Raises:
         TypeError: ``family`` is no TaskFamily.
@@ -83,14 +85,15 @@ def check_promises(family: TaskFamily) -> None:
 def check(family: TaskFamily, *, num_tasks: int = 16, seed: int = 0) -> Checked:
     """Findings on a family: `check_promises`, then an episode of random actions in ``num_tasks`` tasks of each split.
 
-    ``problems`` says whether all tasks are the same, whether observations leave their space or are not finite, and
-    which leaves of the state every reset draws anew although they never change within an episode. If such a leaf tells
-    one task from another, knowledge from one episode is wrong in the next; `transform.pinned` makes the leaf part of
-    the task.
+    ``problems`` says whether all tasks are the same, whether observations leave their space or are
+    not finite, and which leaves of the state every reset draws anew although they never change
+    within an episode. If such a leaf tells one task from another, knowledge from one episode is
+    wrong in the next; `transform.pinned` makes the leaf part of the task.
 
     Raises:
         TypeError: ``family`` is no TaskFamily.
-        InvalidEnvironment: a rule is broken (see `check_promises`), or an episode did not end by the horizon.
+        InvalidEnvironment: a rule is broken (see `check_promises`), or an episode did not end by
+            the horizon.
     """
     check_promises(family)
     checks.at_least("num_tasks", num_tasks, 2)

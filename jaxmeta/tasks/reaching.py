@@ -1,8 +1,8 @@
 """Reaching for a hidden goal: an arm and a swimmer, after gymnax's Reacher and Swimmer.
 
-Both move by forces without friction, and the reward grows as they come near the goal, so rewards alone tell where it
-is. gymnax draws the goal in every episode and shows it; here the goal is part of the task. Actions are clipped to their
-range, which gymnax does not do.
+Both move by forces without friction, and the reward grows as they come near the goal, so rewards
+alone tell where it is. gymnax draws the goal in every episode and shows it; here the goal is part
+of the task. Actions are clipped to their range, which gymnax does not do.
 """
 
 import dataclasses
@@ -24,7 +24,8 @@ REACH = 1.5
 
 GOAL_RANGE = 1.0
 OUT_OF_DISTRIBUTION_RANGE = 1.5
-"""Range of the swimmer's goals out of distribution, per axis; `GOAL_RANGE` is for train and test."""
+"""Range of the swimmer's goals out of distribution, per axis; `GOAL_RANGE` is for train and
+test."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,8 +48,9 @@ class Arm(Wrapper):
 def reach(task: TransformedParams, obs: jax.Array) -> jax.Array:
     """The arm's expert, ``[2]``: turns both joints to the angles at which the hand is at the goal.
 
-    Angles are measured from the x-axis, so the hand is at the sum of two unit vectors that lean to either side of the
-    goal's direction. Of the two solutions the expert takes the one that needs less turning.
+    Angles are measured from the x-axis, so the hand is at the sum of two unit vectors that lean to
+    either side of the goal's direction. Of the two solutions the expert takes the one that needs
+    less turning.
     """
     angle = jnp.arctan2(obs[2:4], obs[:2])
     x, y = task.drawn["goal_xy"]
@@ -64,8 +66,8 @@ def arrive(
 ) -> jax.Array:
     """The action in [-1, 1] that covers ``distance`` quickly and stops there, elementwise ``[...]``.
 
-    The target speed is the fastest that can still be braked at 0.8 of ``strength``, the acceleration of an action of 1.
-    Near the end the target speed is proportional to the distance.
+    The target speed is the fastest that can still be braked at 0.8 of ``strength``, the
+    acceleration of an action of 1. Near the end the target speed is proportional to the distance.
     """
     braking = jnp.sqrt(1.6 * strength * jnp.abs(distance))
     speed = jnp.minimum(braking, jnp.abs(distance) / (3 * dt))
@@ -75,14 +77,15 @@ def arrive(
 def reacher(*, horizon: int = 100, goal_visible: bool = False, scale: float = 1.0) -> TaskFamily:
     """Reacher: an arm with two joints turned by torques; goals lie within 1.5 of its shoulder.
 
-    Goals are uniform over that disc for train and test, and over the ring around it, as far as the arm reaches, out of
-    distribution. A step earns exp(-squared distance). An episode starts with random angles and velocities.
+    Goals are uniform over that disc for train and test, and over the ring around it, as far as the
+    arm reaches, out of distribution. A step earns exp(-squared distance). An episode starts with
+    random angles and velocities.
 
     Args:
         horizon: Time limit of an episode, in steps.
         goal_visible: Show the goal.
-        scale: The torque's scale and a step's time are multiplied by factors, log-uniform in ``[1 / scale, scale]`` and
-            just outside that range out of distribution; 1 changes neither.
+        scale: The torque's scale and a step's time are multiplied by factors, log-uniform in ``[1 /
+            scale, scale]`` and just outside that range out of distribution; 1 changes neither.
     """
     _check_scale(scale)
 
@@ -137,9 +140,10 @@ class SwimmerState:
 class Swimmer(environment.Environment[Any, Any]):
     """The environment of the family. Environments with equal settings are equal and share compiled programs.
 
-    Observations are the urchins' positions, the swimmer's position and velocity and, if visible, the goal, ``[2 U + 4]``
-    or ``[2 U + 6]``. A step earns exp(-squared distance / 2) by its distance from the goal; near an urchin the reward
-    falls to 0. An episode starts at rest, uniformly in [-1, 1]².
+    Observations are the urchins' positions, the swimmer's position and velocity and, if visible,
+    the goal, ``[2 U + 4]`` or ``[2 U + 6]``. A step earns exp(-squared distance / 2) by its
+    distance from the goal; near an urchin the reward falls to 0. An episode starts at rest,
+    uniformly in [-1, 1]².
     """
 
     horizon: int = 200
@@ -223,15 +227,15 @@ def swimmer(
 ) -> TaskFamily:
     """Swimmer: forces push a body through the plane, past visible urchins, to a hidden goal.
 
-    Goals and urchins are uniform in [-1, 1]² for train and test. Out of distribution goals lie in the surrounding frame,
-    up to [-1.5, 1.5]².
+    Goals and urchins are uniform in [-1, 1]² for train and test. Out of distribution goals lie in
+    the surrounding frame, up to [-1.5, 1.5]².
 
     Args:
         horizon: Time limit of an episode, in steps.
         num_urchins: Number of urchins, at least 1.
         goal_visible: Show the goal.
-        scale: The swimmer's strength is log-uniform in ``[1 / scale, scale]`` and just outside that range out of
-            distribution; 1 makes all swimmers equal.
+        scale: The swimmer's strength is log-uniform in ``[1 / scale, scale]`` and just outside that
+            range out of distribution; 1 makes all swimmers equal.
     """
     checks.at_least("horizon", horizon, 1)
     checks.at_least("num_urchins", num_urchins, 1)

@@ -254,8 +254,8 @@ def _check_state(what: str, state: Any) -> None:
 
 
 def _widened(name: str, methods: _Methods, before: Any, after: Any) -> Any:
-    """The state's shapes with the wider of two dtypes of a kind; raises InvalidEnvironment where the
-    two differ in structure, shape or kind."""
+    """The state's shapes with the wider of two dtypes of a kind; raises InvalidEnvironment where
+    the two differ in structure, shape or kind."""
     _check_state(f"{name}.{methods.step}'s state", after)
     first, later = str(jax.tree.structure(before)), str(jax.tree.structure(after))
     if first != later:

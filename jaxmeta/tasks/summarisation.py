@@ -1,9 +1,10 @@
 """Extractive summaries: pick k of a document's n sentences; each task has its own weights of topics.
 
-Lin & Bilmes 2011, "A class of submodular functions for document summarization": a summary earns the weights of the
-topics that it covers, each topic once. The best summary solves a maximum coverage problem. The greedy policy, which picks
-the sentence that adds most, is not optimal but earns at least 1 - 1/e of the optimum: Nemhauser, Wolsey & Fisher 1978, "An analysis of approximations for maximizing submodular set
-functions".
+Lin & Bilmes 2011, "A class of submodular functions for document summarization": a summary earns the
+weights of the topics that it covers, each topic once. The best summary solves a maximum coverage
+problem. The greedy policy, which picks the sentence that adds most, is not optimal but earns at
+least 1 - 1/e of the optimum: Nemhauser, Wolsey & Fisher 1978, "An analysis of approximations for
+maximizing submodular set functions".
 """
 
 import dataclasses
@@ -70,9 +71,10 @@ class Seen(NamedTuple):
 class Summarisation(environment.Environment[Any, Any]):
     """The environment of the family. Environments with equal settings are equal and share compiled programs.
 
-    A document is drawn at the start of an episode. The observation is `Seen` as one vector ``[n * m + n + m + 1]``.
-    Actions are the sentences. A pick earns the weights of the topics that no earlier pick has covered; a second pick of
-    a sentence earns nothing. An episode never terminates: it is cut off after ``horizon`` picks.
+    A document is drawn at the start of an episode. The observation is `Seen` as one vector ``[n * m
+    + n + m + 1]``. Actions are the sentences. A pick earns the weights of the topics that no
+    earlier pick has covered; a second pick of a sentence earns nothing. An episode never
+    terminates: it is cut off after ``horizon`` picks.
     """
 
     num_sentences: int = 8
@@ -151,8 +153,8 @@ def _covered(state: SummarisationState) -> jax.Array:
 def optimal_action(task: SummarisationParams, obs: jax.Array, *, env: Summarisation) -> jax.Array:
     """The first sentence of the best set of sentences that may still be picked, int32 ``[]``.
 
-    The best set is found by enumeration of all sets of up to k sentences. The order of picks does not change their total
-    reward.
+    The best set is found by enumeration of all sets of up to k sentences. The order of picks does
+    not change their total reward.
     """
     seen = env.seen(obs)
     subsets = jnp.asarray(_subsets(env.num_sentences, env.horizon))
@@ -166,8 +168,8 @@ def optimal_action(task: SummarisationParams, obs: jax.Array, *, env: Summarisat
 def features(obs: jax.Array, *, env: Summarisation) -> jax.Array:
     """``φ(s, a)``, ``[n, m]``: the topics that sentence a would newly cover.
 
-    A sentence adds ``φ(s, a)·weight``. So a softmax-linear policy of these features, the family's ``action_features``,
-    only needs to learn the task's weights.
+    A sentence adds ``φ(s, a)·weight``. So a softmax-linear policy of these features, the family's
+    ``action_features``, only needs to learn the task's weights.
     """
     seen = env.seen(obs)
     return seen.mentions * (1.0 - seen.covered)[None]
@@ -176,8 +178,8 @@ def features(obs: jax.Array, *, env: Summarisation) -> jax.Array:
 def greedy_action(task: SummarisationParams, obs: jax.Array, *, env: Summarisation) -> jax.Array:
     """The sentence that adds most, int32 ``[]``; this greedy choice is not optimal.
 
-    With two picks, equal weights and sentences on topics {1, 2, 3, 4}, {1, 2, 5} and {3, 4, 6} the greedy policy takes
-    the first sentence and covers five topics. The other two cover all six.
+    With two picks, equal weights and sentences on topics {1, 2, 3, 4}, {1, 2, 5} and {3, 4, 6} the
+    greedy policy takes the first sentence and covers five topics. The other two cover all six.
     """
     return jnp.argmax(features(obs, env=env) @ task.weight).astype(jnp.int32)
 
@@ -209,14 +211,15 @@ def _subsets(num_sentences: int, most: int) -> np.ndarray:
 def summarisation(*, num_sentences: int = 8, num_topics: int = 6, horizon: int = 3) -> TaskFamily:
     """Extractive summaries: the weights of topics are drawn, sparse Dirichlet for train and test.
 
-    The concentration is 0.5 for train and test, and 10 out of distribution, where all topics have similar weights: with
-    six topics the largest weight is 0.24 on average, and 0.50 in training. The support is all weights in both cases.
+    The concentration is 0.5 for train and test, and 10 out of distribution, where all topics have
+    similar weights: with six topics the largest weight is 0.24 on average, and 0.50 in training.
+    The support is all weights in both cases.
 
     Args:
         num_sentences: n, at least 1.
         num_topics: m, at least 1.
-        horizon: k, picks in an episode; at most ``num_sentences``. The optimum is known only if there are at most
-            `MOST_SUBSETS` sets of up to k sentences.
+        horizon: k, picks in an episode; at most ``num_sentences``. The optimum is known only if
+            there are at most `MOST_SUBSETS` sets of up to k sentences.
     """
     sizes = dict(num_sentences=num_sentences, num_topics=num_topics, horizon=horizon)
     for name, size in sizes.items():

@@ -1,8 +1,8 @@
 """The passive T-maze: a cue at the entrance of a corridor tells which way to turn at its end.
 
-Bakker 2002, "Reinforcement learning with long short-term memory"; in the passive form of Ni et al. 2023,
-"When do transformers shine in RL? Decoupling memory from credit assignment": the agent moves along the corridor
-whatever it does, so the family measures nothing but how long an agent remembers.
+Bakker 2002, "Reinforcement learning with long short-term memory"; in the passive form of Ni et al.
+2023, "When do transformers shine in RL? Decoupling memory from credit assignment": the agent moves
+along the corridor whatever it does, so the family measures nothing but how long an agent remembers.
 """
 
 import dataclasses
@@ -39,9 +39,10 @@ class TMazeState:
 class TMaze(environment.Environment[Any, Any]):
     """The environment of the family. Environments with equal settings are equal and share compiled programs.
 
-    Observations are ``[3]``. The first two entries are the side, one-hot, at an episode's first step, and zeros later.
-    The third is 1 at the junction, else 0. Actions are the sides. The action at the junction terminates the episode and
-    earns 1 if it is the task's side. Earlier actions have no effect.
+    Observations are ``[3]``. The first two entries are the side, one-hot, at an episode's first
+    step, and zeros later. The third is 1 at the junction, else 0. Actions are the sides. The action
+    at the junction terminates the episode and earns 1 if it is the task's side. Earlier actions
+    have no effect.
     """
 
     length: int = 10
@@ -98,9 +99,9 @@ def optimal_return(task: TMazeParams) -> jax.Array:
 def t_maze(*, length: int = 10) -> TaskFamily:
     """The passive T-maze: either side is as likely for train and test.
 
-    There are only these two tasks. Out of distribution the side is 1 with probability 0.9; an agent that remembers the
-    cue is not affected. In a later episode of a task the cue is shown again, and earlier rewards reveal the side too. So
-    a trial must be one episode to measure memory.
+    There are only these two tasks. Out of distribution the side is 1 with probability 0.9; an agent
+    that remembers the cue is not affected. In a later episode of a task the cue is shown again, and
+    earlier rewards reveal the side too. So a trial must be one episode to measure memory.
 
     Args:
         length: Steps from the cue to the junction, at least 1; an episode has ``length + 1`` steps.

@@ -1,8 +1,8 @@
 """Random finite MDPs: a new table of transitions and rewards per task.
 
-Duan et al. 2016, "RL²: fast reinforcement learning via slow reinforcement learning", section 3.2: 10
-states, 5 actions, episodes of 10 steps from the first state; transitions flat Dirichlet, mean rewards
-N(1, 1), rewards N(mean, 1).
+Duan et al. 2016, "RL²: fast reinforcement learning via slow reinforcement learning", section 3.2:
+10 states, 5 actions, episodes of 10 steps from the first state; transitions flat Dirichlet, mean
+rewards N(1, 1), rewards N(mean, 1).
 """
 
 import dataclasses
@@ -47,7 +47,8 @@ class TabularState:
 class Tabular(environment.Environment[Any, Any]):
     """The environment of the family. Environments with equal settings are equal and share compiled programs.
 
-    The state is observed one-hot, ``[S]``. An episode never terminates: it is cut off at the horizon.
+    The state is observed one-hot, ``[S]``. An episode never terminates: it is cut off at the
+    horizon.
     """
 
     num_states: int = 10
@@ -118,8 +119,9 @@ def optimal_return(task: TabularParams, *, horizon: int) -> jax.Array:
 def state_values(task: TabularParams, policy: jax.Array, discount: jax.Array) -> jax.Array:
     """``V(s) = E sum_t γ^t r_t`` of ``policy [S, A]`` for ``discount`` γ < 1, ``[S]``.
 
-    The values are of the task without its time limit, because the agent does not observe the time. The series of
-    ``(I - γ P)^-1`` is summed by doubling: ``sum_{k<2n} A^k = (I + A^n) sum_{k<n} A^k``, 2^14 terms.
+    The values are of the task without its time limit, because the agent does not observe the time.
+    The series of ``(I - γ P)^-1`` is summed by doubling: ``sum_{k<2n} A^k = (I + A^n) sum_{k<n}
+    A^k``, 2^14 terms.
     """
     reward = jnp.sum(policy * task.reward, axis=1)
     power = discount * jnp.einsum("sa,sat->st", policy, task.transition)
@@ -136,9 +138,10 @@ def tabular(
 ) -> TaskFamily:
     """Random MDPs, by default the tasks of RL²: flat-Dirichlet transitions for train and test.
 
-    Out of distribution, transitions are Dirichlet with concentration 0.1, closer to deterministic ones. With 10 states
-    the likeliest successor has a mean probability of 0.66; in training it has 0.29. The support is all MDPs in every
-    split, so the shift is in their probabilities. Rewards have the same distribution in every split.
+    Out of distribution, transitions are Dirichlet with concentration 0.1, closer to deterministic
+    ones. With 10 states the likeliest successor has a mean probability of 0.66; in training it has
+    0.29. The support is all MDPs in every split, so the shift is in their probabilities. Rewards
+    have the same distribution in every split.
 
     Args:
         num_states: S, at least 1.
@@ -188,9 +191,9 @@ def latent_tabular(
     """Random MDPs with shared structure, so that one state tells of another: a task is d numbers z.
 
     Mean rewards are ``1 + ψ(s)·z`` and transitions ``sum_i softmax(z)_i P_i(s'|s, a)``, with normal
-    features ψ and d Dirichlet kernels P_i of concentration 0.1 that all tasks share (a contextual MDP:
-    Hallak, Di Castro & Mannor 2015, "Contextual Markov decision processes"). z ~ N(0, I) for train and
-    test, N(0, 4 I) out of distribution.
+    features ψ and d Dirichlet kernels P_i of concentration 0.1 that all tasks share (a contextual
+    MDP: Hallak, Di Castro & Mannor 2015, "Contextual Markov decision processes"). z ~ N(0, I) for
+    train and test, N(0, 4 I) out of distribution.
 
     Args:
         num_latents: d, at least 1.

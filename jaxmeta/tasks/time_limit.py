@@ -1,7 +1,8 @@
 """The time limit of an episode: environments that are cut off after a number of steps.
 
-Every family has one time limit, its horizon. An environment that promises by ``ends_by`` to end its episodes by the
-horizon is used as it is. Any other is put into a `TimeLimit`, which counts the steps.
+Every family has one time limit, its horizon. An environment that promises by ``ends_by`` to end its
+episodes by the horizon is used as it is. Any other is put into a `TimeLimit`, which counts the
+steps.
 """
 
 import dataclasses
@@ -75,10 +76,11 @@ class TimeLimit(environment.Environment[Any, Any]):
 def limited(env: Any, horizon: int) -> Any:
     """``env``, with episodes that end after at most ``horizon`` steps.
 
-    An environment may promise by an attribute ``ends_by`` the step by which each of its episodes has ended. If that step
-    is the horizon, ``env`` itself is returned and the rollout needs no counter; all environments of this library
-    promise it. An environment around another may have a method ``limited`` that puts the limit inside, so that the
-    outer environment sees where episodes end.
+    An environment may promise by an attribute ``ends_by`` the step by which each of its episodes
+    has ended. If that step is the horizon, ``env`` itself is returned and the rollout needs no
+    counter; all environments of this library promise it. An environment around another may have a
+    method ``limited`` that puts the limit inside, so that the outer environment sees where episodes
+    end.
     """
     if ends_by(env) == horizon:
         return env
@@ -92,7 +94,8 @@ def limited(env: Any, horizon: int) -> Any:
 def ends_by(env: Any) -> int | None:
     """The step by which the environment promises that every episode has ended; None without a promise.
 
-    A class that overrides ``reset_env``, ``step_env`` or ``is_truncated`` does not inherit its parents' promise.
+    A class that overrides ``reset_env``, ``step_env`` or ``is_truncated`` does not inherit its
+    parents' promise.
     """
     for parent in type(env).__mro__:
         if "ends_by" in vars(parent):
@@ -106,8 +109,8 @@ def ends_by(env: Any) -> int | None:
 def steps_without_reset(env: Any) -> bool:
     """Whether an environment has a ``step_env`` and a ``reset_env`` of its own.
 
-    gymnax's wrappers pass these two methods on from the environment that they wrap, and so bypass themselves. Of
-    such an environment only ``step`` and ``reset`` may be called.
+    gymnax's wrappers pass these two methods on from the environment that they wrap, and so bypass
+    themselves. Of such an environment only ``step`` and ``reset`` may be called.
     """
     if isinstance(env, TimeLimit):
         return steps_without_reset(env.env)

@@ -1,10 +1,11 @@
 """Interactive translation, character by character: each task is a language.
 
-Foster, Isabelle & Plamondon 1997, "Target-text mediated interactive machine translation"; Barrachina et al.
-2009, "Statistical approaches to computer-assisted translation". The agent sees an English name and proposes the next
-character of its translation. The user accepts or corrects it, so the written text is always right. Names are those of
-numbers up to 99 (num2words) and, from the Unicode Common Locale Data Repository (babel), of months, days, currencies
-and territories, in the letters a to z and the space.
+Foster, Isabelle & Plamondon 1997, "Target-text mediated interactive machine translation";
+Barrachina et al. 2009, "Statistical approaches to computer-assisted translation". The agent sees an
+English name and proposes the next character of its translation. The user accepts or corrects it, so
+the written text is always right. Names are those of numbers up to 99 (num2words) and, from the
+Unicode Common Locale Data Repository (babel), of months, days, currencies and territories, in the
+letters a to z and the space.
 """
 
 import dataclasses
@@ -29,7 +30,8 @@ KINDS = ("numbers", "months", "days", "currencies", "territories")
 
 ALPHABET = string.ascii_lowercase + " "
 END = len(ALPHABET)
-"""The number of the end, the character after a name's last. Characters are numbered a to z, the space, the end."""
+"""The number of the end, the character after a name's last. Characters are numbered a to z, the
+space, the end."""
 NUM_CHARACTERS = len(ALPHABET) + 1
 NUM_LETTERS = len(string.ascii_lowercase)
 
@@ -80,8 +82,9 @@ SPLITS: dict[str, dict[str, str]] = {
 }
 """Languages of each split (ISO 639) by family, or branch of Indo-European.
 
-Test languages are other languages of the training families; dialects of one language are in one split. Left out are
-creoles, constructed languages, and languages in which most names are the English ones.
+Test languages are other languages of the training families; dialects of one language are in one
+split. Left out are creoles, constructed languages, and languages in which most names are the
+English ones.
 """
 
 FAMILY = {
@@ -102,7 +105,8 @@ LETTERS = str.maketrans(
         "·": "",
     }
 )
-"""Letters that Unicode does not decompose, and marks between the parts of a name, which become spaces."""
+"""Letters that Unicode does not decompose, and marks between the parts of a name, which become
+spaces."""
 
 SHARE = 3
 """A language is included if at least one in ``SHARE`` English names has a translation that fits."""
@@ -143,14 +147,16 @@ class TranslationState:
 class Translation(environment.Environment[Any, Any]):
     """The environment of the family. Environments with equal settings are equal and share compiled programs.
 
-    An episode is one name. Its kind is uniform over the kinds that the language has, and the name is uniform within the
-    kind. Observations are the concatenation of ``[L - 1, 27]`` (the English name, one-hot), ``[3, 28]`` (the English
-    name's characters at the present place of the translation and the next two), ``[28]`` (the last written character)
-    and ``[kinds]``. The place is the length at which the English name's beginning is nearest to the written text by
-    edit distance: Wagner & Fischer 1974, "The string-to-string correction problem".
+    An episode is one name. Its kind is uniform over the kinds that the language has, and the name
+    is uniform within the kind. Observations are the concatenation of ``[L - 1, 27]`` (the English
+    name, one-hot), ``[3, 28]`` (the English name's characters at the present place of the
+    translation and the next two), ``[28]`` (the last written character) and ``[kinds]``. The place
+    is the length at which the English name's beginning is nearest to the written text by edit
+    distance: Wagner & Fischer 1974, "The string-to-string correction problem".
 
-    The action is the next character. The right character earns 1 / length, so a return is the share of right
-    characters. The end must be proposed like any other character; it terminates the episode.
+    The action is the next character. The right character earns 1 / length, so a return is the share
+    of right characters. The end must be proposed like any other character; it terminates the
+    episode.
     """
 
     kinds: tuple[str, ...] = KINDS
@@ -160,7 +166,8 @@ class Translation(environment.Environment[Any, Any]):
     horizon: int = 14
     """Time limit of an episode, in characters."""
     feedback: str = "correction"
-    """The characters that are shown as written: ``"correction"``, the right ones; ``"reward"``, the agent's own."""
+    """The characters that are shown as written: ``"correction"``, the right ones; ``"reward"``, the
+    agent's own."""
 
     @property
     def default_params(self) -> TranslationParams:
@@ -388,8 +395,8 @@ def _exchanged(key: jax.Array, most: int) -> jax.Array:
 def _some(key: jax.Array, cumulative: jax.Array, number: int) -> jax.Array:
     """The cumulative uniform distribution ``[I]`` over up to ``number`` random indices.
 
-    The indices are drawn without replacement from the distribution ``cumulative [I]``: they are those with the largest
-    log-probabilities after adding Gumbel noise (Yellott 1977).
+    The indices are drawn without replacement from the distribution ``cumulative [I]``: they are
+    those with the largest log-probabilities after adding Gumbel noise (Yellott 1977).
     """
     law = jnp.diff(cumulative, prepend=0.0)
     scores = jnp.log(law) + jax.random.gumbel(key, law.shape, law.dtype)
@@ -423,28 +430,30 @@ def translation(
 ) -> TaskFamily:
     """Interactive translation of names: languages of the same families for train and test.
 
-    Out of distribution are languages of other families (see `SPLITS`). A language is left out if fewer than a third of
-    the English names have a translation that fits.
+    Out of distribution are languages of other families (see `SPLITS`). A language is left out if
+    fewer than a third of the English names have a translation that fits.
 
-    With ``feedback="correction"`` actions do not change later observations, so the right discount is 0.
+    With ``feedback="correction"`` actions do not change later observations, so the right discount
+    is 0.
 
-    There are few languages, and one word identifies a language. With sound laws each training task is a language of its
-    own, however long one trains: pairs of letters are exchanged throughout it, as Latin's p is f in Germanic (Campbell
-    2013, "Historical linguistics", ch. 2), and only many words together tell which pairs. Held-out languages stay as
-    they are.
+    There are few languages, and one word identifies a language. With sound laws each training task
+    is a language of its own, however long one trains: pairs of letters are exchanged throughout it,
+    as Latin's p is f in Germanic (Campbell 2013, "Historical linguistics", ch. 2), and only many
+    words together tell which pairs. Held-out languages stay as they are.
 
-    With ``num_names`` a task is a text in its language with this many names, which recur. An agent with memory need not
-    be corrected twice on one name.
+    With ``num_names`` a task is a text in its language with this many names, which recur. An agent
+    with memory need not be corrected twice on one name.
 
     Args:
         kinds: Kinds of names, of `KINDS`.
         max_length: The most characters of a name, the end included, in both languages; at least 2.
         horizon: Time limit of an episode, in characters.
         feedback: The characters that are shown as written: the right ones or the agent's own.
-        sound_laws: The most pairs of letters that are exchanged in a training task, at most 13; the number of pairs and
-            the pairs are drawn uniformly.
-        num_names: Names of a task, drawn without replacement by the distribution of the language's names (all of them
-            if there are fewer); an episode draws one uniformly. None means all names of the language.
+        sound_laws: The most pairs of letters that are exchanged in a training task, at most 13; the
+            number of pairs and the pairs are drawn uniformly.
+        num_names: Names of a task, drawn without replacement by the distribution of the language's
+            names (all of them if there are fewer); an episode draws one uniformly. None means all
+            names of the language.
 
     Raises:
         ImportError: babel or num2words is not installed.

@@ -1,12 +1,13 @@
 """XLand-MiniGrid: a room of objects with hidden production rules and a hidden goal.
 
-Nikulin et al. 2023, "XLand-MiniGrid: scalable meta-reinforcement learning environments in JAX". The task is a *ruleset*:
-the goal that ends the episode, the rules by which objects turn into others, and the objects at the episode's start. The
-goal may need an object that must first be made, from an object that must be made in turn. The package's benchmarks of
-rulesets are downloads; here rulesets are drawn.
+Nikulin et al. 2023, "XLand-MiniGrid: scalable meta-reinforcement learning environments in JAX". The
+task is a *ruleset*: the goal that ends the episode, the rules by which objects turn into others,
+and the objects at the episode's start. The goal may need an object that must first be made, from an
+object that must be made in turn. The package's benchmarks of rulesets are downloads; here rulesets
+are drawn.
 
-The expert is told the ruleset but has an agent's observations: it sees neither the cells behind it nor the object that
-it carries.
+The expert is told the ruleset but has an agent's observations: it sees neither the cells behind it
+nor the object that it carries.
 
 Needs the package: ``pip install "jaxmeta[xland]"``.
 """
@@ -27,17 +28,20 @@ from jaxmeta.tasks.family import Sampler, TaskFamily
 
 OUTSIDE, WALL = 0, 2
 SHAPES = (3, 4, 5, 7, 11, 12)
-"""The package's numbers of a ball, square, pyramid, key, hexagon and star: the objects that can be carried."""
+"""The package's numbers of a ball, square, pyramid, key, hexagon and star: the objects that can be
+carried."""
 COLORS = (1, 2, 3, 4, 5, 6)
 """The package's numbers of red, green, blue, purple, yellow and grey."""
 OBJECTS = np.array([(shape, color) for shape in SHAPES for color in COLORS], np.uint8)
 """All objects, ``[36, 2]``: shape and colour."""
 
 GOALS = {1: 1, 3: 1, 4: 2}
-"""Number of objects of a goal, by the package's number of the goal: hold one, be next to one, put one next to another."""
+"""Number of objects of a goal, by the package's number of the goal: hold one, be next to one, put
+one next to another."""
 RULES = {1: 1, 2: 1, 3: 2}
-"""Number of objects of a rule, by the package's number of the rule. A rule turns its objects into another one: when one
-is picked up, when the agent walks up to one, when one is put next to another."""
+"""Number of objects of a rule, by the package's number of the rule. A rule turns its objects into
+another one: when one is picked up, when the agent walks up to one, when one is put next to
+another."""
 GOAL_LENGTH, RULE_LENGTH = 5, 7
 
 NUM_ACTIONS = 5
@@ -73,7 +77,8 @@ class XLandState:
     grid: jax.Array
     """``[size, size, 2]``, uint8: shape and colour in each cell."""
     agent: Any
-    """The package's state of the agent: its position, its direction and the object that it carries."""
+    """The package's state of the agent: its position, its direction and the object that it
+    carries."""
     time: jax.Array
     """``[]``, int32: steps taken in the episode."""
 
@@ -82,12 +87,13 @@ class XLandState:
 class XLand(environment.Environment[Any, Any]):
     """The environment of the family. Environments with equal settings are equal and share compiled programs.
 
-    The agent sees ``view_size`` by ``view_size`` cells in front of it, from the middle of the last row, but not the object
-    that it carries. Each cell has 13 entries, flat: whether it is a wall or beyond one, the object's shape, one-hot, and
-    its colour, one-hot. Actions are a step forward, a turn right, a turn left, picking up and putting down. There are no
-    doors, so the package's sixth action, to open one, is left out. Reaching the goal at step t earns
-    ``1 - 0.9 t / horizon`` and terminates the episode; there is no other reward. The places of the objects and of the
-    agent are drawn in every episode.
+    The agent sees ``view_size`` by ``view_size`` cells in front of it, from the middle of the last
+    row, but not the object that it carries. Each cell has 13 entries, flat: whether it is a wall or
+    beyond one, the object's shape, one-hot, and its colour, one-hot. Actions are a step forward, a
+    turn right, a turn left, picking up and putting down. There are no doors, so the package's sixth
+    action, to open one, is left out. Reaching the goal at step t earns ``1 - 0.9 t / horizon`` and
+    terminates the episode; there is no other reward. The places of the objects and of the agent are
+    drawn in every episode.
     """
 
     size: int = 9
@@ -193,8 +199,9 @@ def _codes(tiles: jax.Array) -> jax.Array:
 def _demands(task: XLandParams) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     """``(kind, subject, partner, product)`` of the goal and then of the rules, ``[1 + R]`` each.
 
-    Rules make a chain: at most one object of a rule is made by another rule. This object is the subject. The agent must
-    hold it, walk up to it, or put it next to its partner, which stays in its place.
+    Rules make a chain: at most one object of a rule is made by another rule. This object is the
+    subject. The agent must hold it, walk up to it, or put it next to its partner, which stays in
+    its place.
     """
     kind_of_goal = jnp.array([0, HOLD, 0, NEAR, PAIR])[task.goal[0]]
     kind = jnp.append(kind_of_goal, task.rules[:, 0].astype(jnp.int32))
@@ -225,11 +232,12 @@ def _landmark(task: XLandParams) -> jax.Array:
 def seek(task: XLandParams, obs: jax.Array) -> jax.Array:
     """The expert: goes to a visible subject and uses it; else goes to a partner and puts down the carried object.
 
-    ``obs [V · V · 13] -> action []``, for a view of V × V cells. There is one subject at a time, so a visible subject means
-    that the agent carries nothing. Without a visible subject the agent may or may not carry it. The rule assumes that
-    it does; if it does not, it stands before the partner forever, which is its most frequent failure. Paths are shortest
-    through the visible cells and keep the target in view. Without a target the agent walks straight on and turns two
-    cells from a wall; along the walls it comes to see the whole room.
+    ``obs [V · V · 13] -> action []``, for a view of V × V cells. There is one subject at a time, so
+    a visible subject means that the agent carries nothing. Without a visible subject the agent may
+    or may not carry it. The rule assumes that it does; if it does not, it stands before the partner
+    forever, which is its most frequent failure. Paths are shortest through the visible cells and
+    keep the target in view. Without a target the agent walks straight on and turns two cells from a
+    wall; along the walls it comes to see the whole room.
     """
     per_cell = 1 + len(SHAPES) + len(COLORS)
     size = math.isqrt(obs.size // per_cell)
@@ -262,8 +270,8 @@ def _way(
 ) -> tuple[jax.Array, jax.Array]:
     """Length ``[]`` of the shortest way to the cell ``target []`` through ``free [V, V]``, and its first move ``[]``.
 
-    The way ends in front of the target, or one step from such a place if the agent carries something to put down
-    beside the target. It has length V³ if there is none.
+    The way ends in front of the target, or one step from such a place if the agent carries
+    something to put down beside the target. It has length V³ if there is none.
     """
     size = free.shape[0]
     row, column = jnp.mgrid[:size, :size]
@@ -313,9 +321,9 @@ def draw_ruleset(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """A random ruleset ``(goal [5], rules [depth, 7], objects [I, 2])``, uint8.
 
-    The goal has one or two objects. One of them must be made by a rule from one or two others, one of those by another
-    rule, and so on, ``depth`` times. The objects that no rule makes are there from the start, with ``num_distractors``
-    more. All objects are different.
+    The goal has one or two objects. One of them must be made by a rule from one or two others, one
+    of those by another rule, and so on, ``depth`` times. The objects that no rule makes are there
+    from the start, with ``num_distractors`` more. All objects are different.
     """
     objects = OBJECTS[rng.permutation(len(OBJECTS))]
 
@@ -379,8 +387,8 @@ def xland(
 ) -> TaskFamily:
     """XLand-MiniGrid in one room: the goal, the production rules and the initial objects are drawn.
 
-    Rulesets of train and test have one distribution, and no two have the same goal and rules. Out of distribution the
-    goal needs one more rule.
+    Rulesets of train and test have one distribution, and no two have the same goal and rules. Out
+    of distribution the goal needs one more rule.
 
     An episode earns at most ``1 - 0.9 / horizon``, and 0 if the goal is not reached.
 

@@ -1,15 +1,17 @@
 """Any gymnax environment as a family, and transformations that make a family's tasks differ.
 
-A transformation takes a family and returns a family whose tasks have one more part, drawn independently: the mapping of
-the buttons, the order of the observations, the delay of the rewards. Transformations compose in any order:
+A transformation takes a family and returns a family whose tasks have one more part, drawn
+independently: the mapping of the buttons, the order of the observations, the delay of the rewards.
+Transformations compose in any order:
 
     family = transform.from_gymnax("Breakout-MinAtar", horizon=500)
     family = transform.sticky_actions(transform.permuted_actions(family))
 
-The environment is put into a wrapper, and its task into `TransformedParams`: the task within and the drawn part. A
-split of the result draws every part from that split, so out of distribution all parts are out of distribution.
-Controllers that are told the task are kept if the transformation can be undone. If a transformation changes the
-dynamics, an optimal controller becomes the ``expert_action``.
+The environment is put into a wrapper, and its task into `TransformedParams`: the task within and
+the drawn part. A split of the result draws every part from that split, so out of distribution all
+parts are out of distribution. Controllers that are told the task are kept if the transformation can
+be undone. If a transformation changes the dynamics, an optimal controller becomes the
+``expert_action``.
 """
 
 from jaxmeta.tasks.transform.actions import (

@@ -48,10 +48,11 @@ class RemappedActions(Transformed):
 def permuted_actions(family: TaskFamily) -> TaskFamily:
     """The family with its discrete actions permuted, so that an agent must find out what each button does.
 
-    With three actions or more the splits have no permutation in common. Out of distribution the last button does action
-    0; in train and test it never does. Train draws the even permutations and test the odd ones, all with equal
-    probabilities. So 3 actions give 2, 2 and 2 tasks, 4 give 9, 9 and 6, and 6 give 300, 300 and 120. Two actions have
-    two permutations, which every split draws.
+    With three actions or more the splits have no permutation in common. Out of distribution the
+    last button does action 0; in train and test it never does. Train draws the even permutations
+    and test the odd ones, all with equal probabilities. So 3 actions give 2, 2 and 2 tasks, 4 give
+    9, 9 and 6, and 6 give 300, 300 and 120. Two actions have two permutations, which every split
+    draws.
     """
     num_actions = _num_actions(family)
     if num_actions == 1:
@@ -63,8 +64,8 @@ def permuted_actions(family: TaskFamily) -> TaskFamily:
 def remapped_actions(family: TaskFamily, *, num_buttons: int) -> TaskFamily:
     """The family with more buttons than actions; each button does one action, and each action has a button.
 
-    The splits have no mapping in common, as in `permuted_actions`. Here the permutation is the order in which the actions
-    first occur among the buttons.
+    The splits have no mapping in common, as in `permuted_actions`. Here the permutation is the
+    order in which the actions first occur among the buttons.
 
     Args:
         family: A family with discrete actions.
@@ -113,9 +114,9 @@ class FlippedActions(Transformed):
 def flipped_actions(family: TaskFamily) -> TaskFamily:
     """The family with the sign of each continuous action drawn, about the middle of its nominal range (see `boxes`).
 
-    With three dimensions or more the splits have no signs in common. Out of distribution the last dimension is flipped; in
-    train and test it never is. Among the others train flips an even number and test an odd number. With fewer
-    dimensions all splits draw from all signs.
+    With three dimensions or more the splits have no signs in common. Out of distribution the last
+    dimension is flipped; in train and test it never is. Among the others train flips an even number
+    and test an odd number. With fewer dimensions all splits draw from all signs.
     """
     shape = box(family.action_space, family, "actions").shape
     size = math.prod(shape)
@@ -149,8 +150,8 @@ def flipped_actions(family: TaskFamily) -> TaskFamily:
 class RotatedActions(Transformed):
     """Each pair of action dimensions is turned by its ``drawn`` angle, in radians, ``[A // 2]``.
 
-    Dimensions are measured from the middle of their nominal ranges (see `boxes`), in units of half the width. The result
-    is clipped to the bounds.
+    Dimensions are measured from the middle of their nominal ranges (see `boxes`), in units of half
+    the width. The result is clipped to the bounds.
     """
 
     @property
@@ -165,13 +166,14 @@ class RotatedActions(Transformed):
 def rotated_actions(family: TaskFamily, *, max_angle: float = math.pi / 2) -> TaskFamily:
     """The family with its continuous actions rotated: each pair of dimensions by a drawn angle.
 
-    Angles are uniform in ``[-max_angle, max_angle]``; out of distribution all lie outside, by up to half of ``max_angle``.
-    Rotated actions do not reach the corners of a range, so the result has no optimal controller.
+    Angles are uniform in ``[-max_angle, max_angle]``; out of distribution all lie outside, by up to
+    half of ``max_angle``. Rotated actions do not reach the corners of a range, so the result has no
+    optimal controller.
 
     Args:
         family: A family with at least two continuous actions ``[A]``.
-        max_angle: Largest angle in radians, above 0 and at most 2 π / 3, so that other rotations remain out of
-            distribution.
+        max_angle: Largest angle in radians, above 0 and at most 2 π / 3, so that other rotations
+            remain out of distribution.
     """
     max_angle = checks.between("max_angle", max_angle, 1e-6, 2 * math.pi / 3)
     space = box(family.action_space, family, "actions")
@@ -244,8 +246,9 @@ def sticky_actions(
 ) -> TaskFamily:
     """The family with sticky actions: with a drawn probability the last action is repeated.
 
-    Machado et al. 2018, "Revisiting the Arcade Learning Environment", section 5. The first action of an
-    episode is always taken. Controllers become experts, because they ignore the repeated action.
+    Machado et al. 2018, "Revisiting the Arcade Learning Environment", section 5. The first action
+    of an episode is always taken. Controllers become experts, because they ignore the repeated
+    action.
 
     Args:
         family: Any family.

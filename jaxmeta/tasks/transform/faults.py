@@ -37,7 +37,8 @@ class Faulty(Wrapper):
 def faulty(family: TaskFamily, *, rate: float = 1e-3) -> TaskFamily:
     """The family with a fault in a share ``rate`` of its steps: a NaN reward or an infinite observation, half each.
 
-    It tests a learner on a simulator that breaks. Learners of this library leave out the broken streams and count them.
+    It tests a learner on a simulator that breaks. Learners of this library leave out the broken
+    streams and count them.
     """
     rate = checks.between("rate", rate, 0, 1)
     return dataclasses.replace(family, name=f"faulty_{family.name}", env=Faulty(family.env, rate))

@@ -29,13 +29,14 @@ IDENTITY = {
 }
 """Leaves of a gymnax environment's state that tell one task from another, for `pinned`.
 
-DeepSea draws them only with the parameter ``sample_action_map``, FourRooms only with ``resample_goal_pos``."""
+DeepSea draws them only with the parameter ``sample_action_map``, FourRooms only with
+``resample_goal_pos``."""
 
 
 @functools.cache
 def _environment(name: str, settings: tuple[tuple[str, Any], ...]) -> Any:
-    """The environment of a name and settings, made once: gymnax environments hash by identity, so a new one would compile
-    again."""
+    """The environment of a name and settings, made once: gymnax environments hash by identity, so a
+    new one would compile again."""
     return gymnax.make(name, **dict(settings))[0]
 
 

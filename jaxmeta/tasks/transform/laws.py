@@ -51,13 +51,14 @@ def integer(key: jax.Array, low: int, high: int, split: str) -> jax.Array:
 def assignment(key: jax.Array, num_values: int, num_places: int, split: str) -> jax.Array:
     """Values for places, each value at least once, int32 ``[num_places]``, uniform over the assignments of a split.
 
-    Out of distribution the last place has value 0; in train and test it has another value. In train the order in which
-    the values first occur is an even permutation, in test an odd one. With fewer than three values all splits are the
-    same.
+    Out of distribution the last place has value 0; in train and test it has another value. In train
+    the order in which the values first occur is an even permutation, in test an odd one. With fewer
+    than three values all splits are the same.
     """
     order_key, places_key, last_key = jax.random.split(key, 3)
-    # An assignment is a partition of the places by value, and the order in which the values first occur. Each partition
-    # has the same number of orders in a split, so the two are drawn independently.
+    # An assignment is a partition of the places by value, and the order in which the values first
+    # occur. Each partition has the same number of orders in a split, so the two are drawn
+    # independently.
     group = _groups(places_key, num_values, num_places)
     order = jax.random.permutation(order_key, jnp.arange(num_values, dtype=jnp.int32))
     if num_values < 3:
@@ -75,8 +76,8 @@ def assignment(key: jax.Array, num_values: int, num_places: int, split: str) -> 
 def _groups(key: jax.Array, num_groups: int, num_places: int) -> jax.Array:
     """The group of each place, int32 ``[num_places]``, uniform over all partitions into ``num_groups`` groups.
 
-    Groups are numbered by first occurrence. At each place a new group begins with the probability that the number of
-    partitions which continue this way gives.
+    Groups are numbered by first occurrence. At each place a new group begins with the probability
+    that the number of partitions which continue this way gives.
     """
     if num_groups == num_places:
         return jnp.arange(num_places, dtype=jnp.int32)

@@ -50,8 +50,8 @@ class PermutedObservations(Transformed):
 def permuted_observations(family: TaskFamily, *, axis: int | None = None) -> TaskFamily:
     """The family with the elements of its observations permuted, or the slices along an axis.
 
-    If an observation is the number of a state, the states are permuted. Splits are as in `permuted_actions`: with three
-    elements or more they have no permutation in common.
+    If an observation is the number of a state, the states are permuted. Splits are as in
+    `permuted_actions`: with three elements or more they have no permutation in common.
 
     Args:
         family: Any family.
@@ -100,8 +100,9 @@ class MaskedObservations(Transformed):
 def masked_observations(family: TaskFamily, *, num_hidden: int) -> TaskFamily:
     """The family with some elements of its observations replaced by zeros in all steps.
 
-    Train and test hide different sets of ``num_hidden`` elements: sets whose indices add up to an even number in train, and
-    to an odd number in test. Out of distribution twice as many elements are hidden. The result has no controllers.
+    Train and test hide different sets of ``num_hidden`` elements: sets whose indices add up to an
+    even number in train, and to an odd number in test. Out of distribution twice as many elements
+    are hidden. The result has no controllers.
 
     Args:
         family: A family with observations in a `Box`.
@@ -156,8 +157,8 @@ class ProjectedObservations(Transformed):
 def projected_observations(family: TaskFamily, *, size: int) -> TaskFamily:
     """The family with observations projected by a random matrix ``[size, O]`` with orthonormal rows or columns.
 
-    The first entry of the matrix is positive in train and test and negative out of distribution. If ``size`` is at least
-    O, no information is lost, and controllers are kept.
+    The first entry of the matrix is positive in train and test and negative out of distribution. If
+    ``size`` is at least O, no information is lost, and controllers are kept.
 
     Args:
         family: A family with observations in a `Box`.

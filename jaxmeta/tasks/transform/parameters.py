@@ -32,8 +32,8 @@ from jaxmeta.types import Task
 def parameter_fields(family: TaskFamily) -> tuple[str, ...]:
     """Names of the environment's parameters that `drawn_parameters` can draw: the scalar numbers.
 
-    The time limit is left out. An environment need not read all of its parameters: CartPole reads ``total_mass`` and
-    ignores ``masscart``.
+    The time limit is left out. An environment need not read all of its parameters: CartPole reads
+    ``total_mass`` and ignores ``masscart``.
     """
     params = _parameters(family)
     return tuple(
@@ -47,11 +47,12 @@ def parameter_fields(family: TaskFamily) -> tuple[str, ...]:
 def with_parameters(family: TaskFamily, **values: Any) -> TaskFamily:
     """The family with some parameters of the environment set in every task.
 
-    A value has the shape and the kind of its parameter: boolean, integer or real. An integer may stand for a real number.
-    Casts change numbers only by rounding.
+    A value has the shape and the kind of its parameter: boolean, integer or real. An integer may
+    stand for a real number. Casts change numbers only by rounding.
 
     Raises:
-        ValueError: a parameter is unknown, a value of another shape, not finite, or too large for the parameter.
+        ValueError: a parameter is unknown, a value of another shape, not finite, or too large for
+            the parameter.
         TypeError: a value is of another kind.
     """
     checks.some("values", values)
@@ -76,9 +77,10 @@ def drawn_parameters(
 ) -> TaskFamily:
     """The family with parameters of the environment, such as its physics, drawn per task and independently.
 
-    Train and test draw within the ranges. Out of distribution all parameters lie outside, on either side, by up to a
-    quarter of the range's width (on the law's scale) and never with another sign. Integers are uniform under either law.
-    The task gets no new part, because the parameters are already there.
+    Train and test draw within the ranges. Out of distribution all parameters lie outside, on either
+    side, by up to a quarter of the range's width (on the law's scale) and never with another sign.
+    Integers are uniform under either law. The task gets no new part, because the parameters are
+    already there.
 
     Args:
         family: A family of a gymnax environment, transformed or not.
@@ -86,8 +88,8 @@ def drawn_parameters(
         law: ``"log_uniform"``, for positive numbers, or ``"uniform"``.
 
     Raises:
-        ValueError: no name is given, or a name is unknown; a range is empty, or not positive for a log-uniform law; an
-            end is not finite, or too large for the parameter.
+        ValueError: no name is given, or a name is unknown; a range is empty, or not positive for a
+            log-uniform law; an end is not finite, or too large for the parameter.
         TypeError: an end is no number, or no integer although the parameter is one.
     """
     checks.choice("law", law, ("log_uniform", "uniform"))
@@ -221,15 +223,17 @@ def pinned(
 ) -> TaskFamily:
     """The family with leaves of the environment's state made part of the task.
 
-    Some environments draw the unknown that a meta-learner must find out, such as a goal or a bandit's arms, at each reset.
-    Then knowledge from one episode is wrong in the next. A pinned leaf is drawn once, with the task, and survives every
-    reset. `IDENTITY` lists such leaves of gymnax's environments. A UserWarning tells if all tasks are the same, for
-    example because the environment draws only when a parameter says so.
+    Some environments draw the unknown that a meta-learner must find out, such as a goal or a
+    bandit's arms, at each reset. Then knowledge from one episode is wrong in the next. A pinned
+    leaf is drawn once, with the task, and survives every reset. `IDENTITY` lists such leaves of
+    gymnax's environments. A UserWarning tells if all tasks are the same, for example because the
+    environment draws only when a parameter says so.
 
     Args:
         family: A family of a gymnax environment, transformed or not.
         leaves: Names of fields of its state.
-        inside: ``key -> {leaf: value}`` for train and test; None draws as the environment's reset does.
+        inside: ``key -> {leaf: value}`` for train and test; None draws as the environment's reset
+            does.
         outside: ``key -> {leaf: value}`` for out of distribution; None draws as ``inside`` does.
 
     Raises:

@@ -62,7 +62,8 @@ def scaled_rewards(family: TaskFamily, *, scale: float = 10.0) -> TaskFamily:
 def signed_rewards(family: TaskFamily) -> TaskFamily:
     """The family with rewards multiplied by 1 or -1, with equal probabilities.
 
-    Every split draws from both signs. The result has no controllers, because the known ones would seek penalties.
+    Every split draws from both signs. The result has no controllers, because the known ones would
+    seek penalties.
     """
 
     def draw(key: jax.Array, inner: Task, split: str) -> jax.Array:
@@ -123,8 +124,8 @@ class DelayedRewards(Transformed):
 def delayed_rewards(family: TaskFamily, *, max_delay: int = 10) -> TaskFamily:
     """The family with its rewards paid some steps late; outstanding rewards are paid at an episode's end.
 
-    The delay is uniform from 0 to ``max_delay`` steps; out of distribution it is longer, up to twice ``max_delay``. Returns
-    and optima stay the same.
+    The delay is uniform from 0 to ``max_delay`` steps; out of distribution it is longer, up to
+    twice ``max_delay``. Returns and optima stay the same.
     """
     max_delay = checks.at_least("max_delay", max_delay, 1)
 

@@ -95,8 +95,8 @@ class Wrapper(environment.Environment[Any, Any]):
     def name(self) -> str:
         return f"{type(self).__name__}{self.env.name}"
 
-    # Spaces are those of the default task: a batch of tasks would count as larger. They are made concretely, also inside
-    # a trace, because their bounds are read.
+    # Spaces are those of the default task: a batch of tasks would count as larger. They are made
+    # concretely, also inside a trace, because their bounds are read.
     def action_space(self, params: Task | None = None) -> spaces.Space:
         with jax.ensure_compile_time_eval():
             return self.env.action_space(self.env.default_params)
