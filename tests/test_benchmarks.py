@@ -26,17 +26,14 @@ SMALL = (
 
 
 def run(
-    script, *arguments, before=None, cwd=None, timeout=300, stdout=subprocess.PIPE, **environment
+    script, *arguments, code=None, cwd=None, timeout=300, stdout=subprocess.PIPE, **environment
 ):
-    """``before`` is code about the script as a module, ``script``, that runs before its `main`."""
+    """``code``, if any, runs in the place of the script, which is the module ``script`` to it."""
     path = ROOT / "benchmarks" / script
     program = [str(path)]
-    if before is not None:
-        program = [
-            "-c",
-            f"import sys; sys.path[0] = {str(path.parent)!r}; import {path.stem} as script; {before}; "
-            "script.main(sys.argv[1:])",
-        ]
+    if code is not None:
+        imports = f"import sys; sys.path[0] = {str(path.parent)!r}; import {path.stem} as script"
+        program = ["-c", f"{imports}; {code}"]
     return subprocess.run(
         [sys.executable, *program, *arguments],
         stdout=stdout,
@@ -358,10 +355,14 @@ def test_meta_gradient_study(kind, tmp_path, refusal):
         "memory": "--lifetimes 4 40 --num-agents 2 --num-streams 2 --num-steps 4",
     }[kind]
     # The other two of what is learned are programs of the same kind, as long to compile.
-    alone = "script.LEARNED = {'learned': script.LEARNED['learned']}"
+    alone = (
+        "script.LEARNED = {'learned': script.LEARNED['learned']}; "
+        "kinds = {kind: getattr(script, f'run_{kind.__name__.lower()}') for kind in "
+        "(script.Chain, script.Physics, script.Memory)}; script.study.main(kinds, script.__doc__)"
+    )
     result = run(
         *("meta_gradient.py", kind, *small.split(), "--output", "out"),
-        before=alone if kind == "physics" else None,
+        code=alone if kind == "physics" else None,
         cwd=tmp_path,
     )
     assert result.returncode == 0, result.stderr
