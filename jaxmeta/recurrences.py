@@ -1,4 +1,4 @@
-"""The linear recurrence, which returns, traces and a network's memory all are."""
+"""The linear recurrence: returns, traces and the state of a linear recurrent network are all computed by it."""
 
 import jax
 import jax.numpy as jnp
@@ -39,7 +39,7 @@ def _at_once(a: jax.Array, b: jax.Array, reverse: bool) -> jax.Array:
     zero = jnp.zeros_like(b[:1])
 
     def before(x: jax.Array, reverse: bool) -> jax.Array:
-        """What stands one step before, in the recurrence's direction."""
+        """The entries one step before, in the recurrence's direction."""
         return jnp.concatenate([x[1:], zero] if reverse else [zero, x[:-1]])
 
     def compose(earlier: tuple, later: tuple) -> tuple:

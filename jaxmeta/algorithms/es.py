@@ -29,7 +29,7 @@ from jaxmeta.types import MetaAlgorithm, Task
 
 @dataclasses.dataclass(frozen=True)
 class Config(learners.gradient.Config):
-    """What shapes the program."""
+    """Settings of evolution strategies that are fixed when the program is compiled: sizes, counts and choices."""
 
     population_size: int = 32
     """Members, in antithetic pairs; each lives once in every task of the meta-batch, and so does θ."""
@@ -49,7 +49,7 @@ class Config(learners.gradient.Config):
 
 
 class Hyper(NamedTuple):
-    """What may be swept, scheduled or learned: numbers, or arrays ``[]`` that are mapped or traced."""
+    """Numbers of evolution strategies that may be swept, scheduled or learned, each a float or an array ``[]``."""
 
     discount: float = 0.99
     """γ of the inner steps."""
@@ -102,7 +102,7 @@ def es(
         task_keys = jax.random.split(live_key, num_tasks)
 
         def returns(member: dict) -> dict[str, jax.Array]:
-            """Of one member in every task, ``[M]`` each; all members with the same random numbers."""
+            """Returns of one member in every task, ``[M]`` each; all members have the same random numbers."""
             keys = jax.random.clone(task_keys)
 
             def lifetime(key_and_task: tuple) -> dict[str, jax.Array]:

@@ -33,7 +33,7 @@ from jaxmeta.types import History, MetaAlgorithm, Params, Task, Trajectory
 
 @dataclasses.dataclass(frozen=True)
 class Config(learners.gradient.Config):
-    """What shapes the program."""
+    """Settings of iMAML that are fixed when the program is compiled: sizes, counts and choices."""
 
     inner_surrogate: str = "lvc"
     """Surrogate of the inner problem. `dice` is unbiased, but its ratios of whole paths explode over
@@ -55,7 +55,7 @@ class Config(learners.gradient.Config):
 
 
 class Hyper(NamedTuple):
-    """What may be swept, scheduled or learned: numbers, or arrays ``[]`` that are mapped or traced."""
+    """Numbers of iMAML that may be swept, scheduled or learned, each a float or an array ``[]``."""
 
     discount: float = 0.99
     """γ."""
@@ -98,7 +98,7 @@ def imaml(
 
     @jax.custom_vjp
     def solution(meta: Meta, agent: Params, data: Trajectory) -> Any:
-        """What gradient descent from ``agent`` finds, as a function of θ and of what is not adapted."""
+        """The minimum that gradient descent from ``agent`` finds, as a function of θ and of all that is not adapted."""
 
         def step(_: jax.Array, part: Any) -> Any:
             return learners.gradient.stepped(part, meta, slope(part, meta, agent, data), config)

@@ -44,12 +44,12 @@ from jaxmeta.types import History, MetaAlgorithm, Task, Trajectory
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What shapes the program."""
+    """Settings of learned objectives that are fixed when the program is compiled: sizes, counts and choices."""
 
     objective: Literal["lpg", "lpo"] = "lpg"
-    """What is learned: LPG's targets or LPO's drift."""
+    """The rule that is learned: LPG's targets or LPO's drift."""
     outer: Literal["meta_gradient", "es", "pes"] = "meta_gradient"
-    """How it is learned."""
+    """The estimator of the meta-gradient."""
     num_agents: int = 32
     """Lives M that go on from one meta-update to the next, a task each."""
     lifespan: int = 100
@@ -99,14 +99,14 @@ class Config:
 
 
 class Hyper(NamedTuple):
-    """What may be swept, scheduled or learned: numbers, or arrays ``[]`` that are mapped or traced."""
+    """Numbers of learned objectives that may be swept, scheduled or learned, each a float or an array ``[]``."""
 
     discount: float = 0.95
     """γ of agents and meta-objective."""
     gae_lambda: float = 0.95
     """λ of the meta-gradient's advantages, and of agents that have some."""
     step_size: float = 1.0
-    """Of the agents' optimiser."""
+    """Step size of the agents' optimiser."""
     prediction_cost: float = 0.5
     """Weight of the prediction's part of an agent's loss (α_y of LPG)."""
     entropy_cost: float = 0.0
@@ -117,7 +117,7 @@ class Hyper(NamedTuple):
     """Clips the norm of each agent's meta-gradient: one at the edge of chaos must not outweigh all others.
     Evolution strategies, whose estimates are large and few worse than others, go unclipped."""
     critic_step_size: float = 0.05
-    """Of the critics' Adam; for a meta-gradient."""
+    """Step size of the critics' Adam; for `meta_gradient`."""
     noise_std: float = 0.02
     """Standard deviation σ of perturbations; for evolution strategies."""
     policy_entropy_bonus: float = 0.01
@@ -131,12 +131,14 @@ class Hyper(NamedTuple):
 
 
 class State(NamedTuple):
-    """What the slow loop carries."""
+    """The state of the slow loop: the rule and the agents that live by it."""
 
     meta: Meta
-    members: Member  # [M]
+    members: Member
+    """``[M]``."""
     optimizer: Any
-    num_updates: jax.Array  # [], int32: meta-updates that were applied
+    num_updates: jax.Array
+    """``[]``, int32: meta-updates that were applied."""
 
 
 @checks.constructor()
@@ -153,7 +155,7 @@ def learned_objective(
 
     Args:
         family: The tasks' family; ``step`` is given ``config.num_agents`` of its tasks.
-        config: What shapes the program.
+        config: Sizes, counts and choices.
         hyper: Defaults of ``init(key, hyper)``; kept in ``state.meta.hyper``, so runs over different
             values can be vmapped.
         policy: The agents' policy; None builds one that fits the action space.
@@ -274,7 +276,7 @@ TINY = 1e-12
 
 
 def rule(config: Config) -> UpdateRule:
-    """What is learned; with `update_rules.rule_learner`, agents of any family follow it."""
+    """The rule that ``config`` names; with `update_rules.rule_learner`, agents of any family follow it."""
     if config.objective == "lpg":
         return update_rules.lpg(
             num_predictions=config.num_predictions, memory_size=config.memory_size

@@ -38,7 +38,7 @@ CORRECTIONS = ("none", "score", "leave_one_out")
 
 @dataclasses.dataclass(frozen=True)
 class Config(learners.gradient.Config):
-    """What shapes the program."""
+    """Settings of MAML that are fixed when the program is compiled: sizes, counts and choices."""
 
     first_order: bool = False
     """Treat the inner gradient as a constant (first-order MAML)."""
@@ -48,7 +48,7 @@ class Config(learners.gradient.Config):
     stream, whose variance falls with N (K = 1 only; N more inner steps). With `gae_lambda=1` both
     are unbiased for what N streams lead to. They need `inner_surrogate='score'`."""
     outer_updates: Literal["last", "all"] = "last"
-    """Which updates the meta-objective looks at: the policy after the last one, or the mean over all K
+    """The updates that enter the meta-objective: the policy after the last one, or the mean over all K
     (the multi-step loss of Antoniou et al. 2019, "How to train your MAML")."""
 
     def __post_init__(self) -> None:
@@ -78,7 +78,7 @@ class Config(learners.gradient.Config):
 
 
 class Hyper(NamedTuple):
-    """What may be swept, scheduled or learned: numbers, or arrays ``[]`` that are mapped or traced."""
+    """Numbers of MAML that may be swept, scheduled or learned, each a float or an array ``[]``."""
 
     discount: float = 0.99
     """γ."""
@@ -105,7 +105,7 @@ def maml(
 
     Args:
         family: The tasks' family; ``step`` is given its tasks.
-        config: What shapes the program.
+        config: Sizes, counts and choices.
         hyper: Defaults of ``init(key, hyper)``; kept in ``state.meta.hyper``, so runs over different
             values can be vmapped.
         policy: The policy that adapts; None builds the one that ``config.policy`` names.
@@ -161,7 +161,7 @@ def meta_loss(parts: GradientLearner, config: Config) -> Callable[[Meta, History
         return total - jnp.sum(jax.vmap(surrogates.sampling_correction)(log_prob, gain))
 
     def score_gains(meta: Meta, history: History) -> jax.Array:
-        """What follows each update, less what the other streams earned before it, ``[K, N]``."""
+        """The return after each update, less the other streams' returns before it, ``[K, N]``."""
         good = jax.vmap(finite_streams)(history.trajectories)
 
         def per_step_return(data: Trajectory) -> jax.Array:
@@ -177,7 +177,7 @@ def meta_loss(parts: GradientLearner, config: Config) -> Callable[[Meta, History
         return to_come[:, None] - weight_to_come[:, None] * baseline
 
     def leave_one_out_gains(meta: Meta, history: History) -> jax.Array:
-        """How much better the adapted policy is than the one adapted without the stream, ``[1, N]``.
+        """The gain of the adapted policy over the one adapted without the stream, ``[1, N]``.
 
         The latter does not depend on the stream, so it is a baseline; the difference of their returns
         is an importance-weighted difference on the experience after adaptation.

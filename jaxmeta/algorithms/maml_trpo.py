@@ -35,7 +35,7 @@ from jaxmeta.types import History, MetaAlgorithm, Params, Task, Trajectory
 
 @dataclasses.dataclass(frozen=True)
 class Config(learners.gradient.Config):
-    """What shapes the program."""
+    """Settings of MAML-TRPO that are fixed when the program is compiled: sizes, counts and choices."""
 
     cg_steps: int = 10
     """Conjugate-gradient steps for the direction."""
@@ -49,7 +49,7 @@ class Config(learners.gradient.Config):
 
 
 class Hyper(NamedTuple):
-    """What may be swept, scheduled or learned: numbers, or arrays ``[]`` that are mapped or traced."""
+    """Numbers of MAML-TRPO that may be swept, scheduled or learned, each a float or an array ``[]``."""
 
     discount: float = 0.99
     """γ."""
@@ -80,7 +80,7 @@ def maml_trpo(
         return jax.tree.map(lambda x: x[-1], (history.agent, history.trajectories))
 
     def adapted(meta: Meta, key: jax.Array, recorded: History) -> Params:
-        """What ``meta`` would have made of the recorded experience."""
+        """The agents that ``meta`` would have made of the recorded experience."""
         return last_round(rollouts.replay(key, meta, recorded.trajectories, learner=parts.learner))[
             0
         ]

@@ -40,14 +40,14 @@ from jaxmeta.types import MetaAlgorithm, Params, Task, Trajectory
 
 @dataclasses.dataclass(frozen=True)
 class Config(learners.replay.Config):
-    """What shapes the program."""
+    """Settings of the meta-learned actor-critic that are fixed when the program is compiled: sizes, counts and choices."""
 
     rho_bar: float = 2.0
     """ρ̄, where the ratio of a step is truncated; above 1."""
     c_bar: float = 1.0
     """c̄, where the ratios of a trace are truncated."""
     adapts: str = "all"
-    """What the updates change: `all` parameters, those of the `policy` or those of the `value`."""
+    """The parameters that updates change: `all` of them, those of the `policy` or those of the `value`."""
     policy: Literal["mlp", "categorical", "gaussian", "softmax_linear"] = "mlp"
     """A tanh network, categorical or Gaussian as the action space asks, or softmax-linear."""
 
@@ -64,7 +64,7 @@ class Config(learners.replay.Config):
 
 
 class Hyper(NamedTuple):
-    """What may be swept, scheduled or learned: numbers, or arrays ``[]`` that are mapped or traced."""
+    """Numbers of the meta-learned actor-critic that may be swept, scheduled or learned, each a float or an array ``[]``."""
 
     discount: float = 0.99
     """γ."""

@@ -53,7 +53,7 @@ NO_END = int(jnp.iinfo(jnp.int32).max)
 
 @dataclasses.dataclass(frozen=True)
 class Config(learners.actor_critic.Config):
-    """What shapes the program."""
+    """Settings of meta-gradients that are fixed when the program is compiled: sizes, counts and choices."""
 
     num_agents: int = 20
     """Lives that go on at a time (M); a step must be given as many tasks, for those that begin anew."""
@@ -79,22 +79,29 @@ class Config(learners.actor_critic.Config):
 
 
 class State(NamedTuple):
-    """What the slow loop carries."""
+    """The state of the slow loop: meta-parameters, lives and their scores."""
 
     meta: Meta
-    lives: Life  # [M]
-    scores: Score  # [M, N]
+    lives: Life
+    """``[M]``."""
+    scores: Score
+    """``[M, N]``."""
     optimizer: Any
-    num_updates: jax.Array  # [], int32: meta-updates that were applied
+    num_updates: jax.Array
+    """``[]``, int32: meta-updates that were applied."""
 
 
 class Window(NamedTuple):
-    """What a meta-update looks at in one life; all of it is data."""
+    """The part of one life that a meta-update sees; all of it is data."""
 
-    agent: Agent  # before the first update
-    trajectories: Trajectory  # [L + 1, N, T]; the last one is held out of the updates
-    target: Any  # parameters of the policy to match; None without one
-    matching: Any  # [N, T], where to match it
+    agent: Agent
+    """Before the first update."""
+    trajectories: Trajectory
+    """``[L + 1, N, T]``; the last one is held out of the updates."""
+    target: Any
+    """Parameters of the policy to match; None without one."""
+    matching: Any
+    """``[N, T]``, where to match it."""
 
 
 @checks.constructor(**HYPER_RANGES)
@@ -115,7 +122,7 @@ def meta_gradient(
 
     Args:
         family: The tasks' family; ``step`` is given its tasks, as many as ``config.num_agents``.
-        config: What shapes the program.
+        config: Sizes, counts and choices.
         hyper: Defaults of ``init(key, hyper)``; kept in ``state.meta.hyper``, so runs over different
             values can be vmapped.
         policy: The agents' policy; None builds the one that ``config.policy`` names.

@@ -35,10 +35,10 @@ from jaxmeta.types import MetaAlgorithm, Params, Task, Trajectory
 
 @dataclasses.dataclass(frozen=True)
 class Config(learners.replay.Config):
-    """What shapes the program."""
+    """Settings of meta-learned action values that are fixed when the program is compiled: sizes, counts and choices."""
 
     trace: Literal["retrace", "tree_backup"] = "retrace"
-    """What cuts the traces of other policies' experience: min(1, π/μ); or π, which needs no μ."""
+    """The factor that cuts traces of other policies' experience: min(1, π/μ); or π, which needs no μ."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -46,7 +46,7 @@ class Config(learners.replay.Config):
 
 
 class Hyper(NamedTuple):
-    """What may be swept, scheduled or learned: numbers, or arrays ``[]`` that are mapped or traced."""
+    """Numbers of meta-learned action values that may be swept, scheduled or learned, each a float or an array ``[]``."""
 
     discount: float = 0.99
     """γ."""

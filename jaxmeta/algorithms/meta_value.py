@@ -47,7 +47,7 @@ OUTER_TARGETS = ("doubly_robust", "importance_sampling", "vtrace")
 
 @dataclasses.dataclass(frozen=True)
 class Config(Adaptation):
-    """What shapes the program."""
+    """Settings of meta-learned values that are fixed when the program is compiled: sizes, counts and choices."""
 
     num_streams: int = 10
     """Trajectories of μ in a batch (N)."""
@@ -62,7 +62,7 @@ class Config(Adaptation):
     target: Literal["vtrace", "importance_sampling", "weighted_importance_sampling", "td"] = (
         "vtrace"
     )
-    """What the steps move to: V-trace(λ, ρ̄, c̄); per-decision importance sampling, plain or weighted
+    """The targets of the steps: V-trace(λ, ρ̄, c̄); per-decision importance sampling, plain or weighted
     (normalised over the streams); or TD(λ) without a correction, whose fixed point is the value of μ."""
     rho_bar: float = math.inf
     """ρ̄, where V-trace truncates the ratio of a TD error; below infinity its fixed point is not V^π."""
@@ -71,11 +71,11 @@ class Config(Adaptation):
     gradient: Literal["semi", "residual"] = "semi"
     """Semi-gradient TD, or the gradient of the squared error with its targets (Baird 1995)."""
     outer_target: Literal["doubly_robust", "importance_sampling", "vtrace"] = "doubly_robust"
-    """What predictions are measured against: unbiased estimates of V^π, with the adapted values as
+    """The targets that predictions are measured against: unbiased estimates of V^π, with the adapted values as
     control variates or without; or V-trace with the bars above, which is less noisy. All of them
     bootstrap from the adapted values where a time limit cuts a stream off."""
     outer_policy: Literal["behaviour", "target"] = "behaviour"
-    """Who acts for the experience that predictions are measured on: with the target's there is nothing to
+    """The policy that collects the experience on which predictions are measured: with the target's there is nothing to
     correct, and unbiased targets are Monte-Carlo returns."""
     policy: Literal["mlp", "categorical", "gaussian", "softmax_linear"] = "mlp"
     """The kind of π and μ: a tanh network, categorical or Gaussian as the action space asks, or
@@ -93,7 +93,7 @@ class Config(Adaptation):
 
 
 class Hyper(NamedTuple):
-    """What may be swept, scheduled or learned: numbers, or arrays ``[]`` that are mapped or traced."""
+    """Numbers of meta-learned values that may be swept, scheduled or learned, each a float or an array ``[]``."""
 
     discount: float = 0.9
     """γ of the values."""
@@ -112,11 +112,14 @@ class Hyper(NamedTuple):
 
 
 class Agent(NamedTuple):
-    """What lives in a task."""
+    """The two policies and the value of one task."""
 
-    value: Params  # w, which the steps change
-    target: Params  # π
-    behaviour: Params  # μ, which acts
+    value: Params
+    """W, which the steps change."""
+    target: Params
+    """Π."""
+    behaviour: Params
+    """Μ, which acts."""
 
 
 class MetaValue(NamedTuple):
@@ -241,7 +244,7 @@ def meta_value(
 
     Args:
         family: The tasks' family; ``step`` is given its tasks.
-        config: What shapes the program.
+        config: Sizes, counts and choices.
         hyper: Defaults of ``init(key, hyper)``; kept in ``state.meta.hyper``, so runs over different
             values can be vmapped.
         policy: The kind of π and μ; None builds the one that ``config.policy`` names.
@@ -310,7 +313,7 @@ def inner_targets(
     hyper: Any,
     config: Config,
 ) -> jax.Array:
-    """What the steps move the values to, all ``[N, T]``; streams that are not ``good [N]`` have no part in it."""
+    """The targets of the steps, all ``[N, T]``; streams that are not ``good [N]`` have no part in them."""
     stream = _stream(data, v_next, rho, hyper)
     if config.target == "importance_sampling":
         return jax.vmap(importance_returns)(**stream)
@@ -324,7 +327,7 @@ def inner_targets(
 def outer_targets(
     data: Trajectory, v: jax.Array, v_next: jax.Array, rho: jax.Array, hyper: Any, config: Config
 ) -> jax.Array:
-    """What predictions are measured against, all ``[N, T]``."""
+    """The targets that predictions are measured against, all ``[N, T]``."""
     stream = _stream(data, v_next, rho, hyper)
     if config.outer_target == "importance_sampling":
         return jax.vmap(importance_returns)(**stream)
@@ -345,7 +348,7 @@ def _vtrace(hyper: Any, config: Config) -> Callable[..., jax.Array]:
 
 
 def _stream(data: Trajectory, v_next: jax.Array, rho: jax.Array, hyper: Any) -> dict[str, Any]:
-    """What all targets are functions of, by name, ``[N, T]`` each."""
+    """The arguments of all targets by name, ``[N, T]`` each."""
     discount = hyper.discount * data.discount
     return dict(reward=data.reward, discount=discount, v_next=v_next, rho=rho, last=data.last)
 

@@ -32,7 +32,7 @@ from jaxmeta.types import History, MetaAlgorithm, Params, Task, Trajectory
 
 @dataclasses.dataclass(frozen=True)
 class Config(learners.gradient.Config):
-    """What shapes the program."""
+    """Settings of ProMP that are fixed when the program is compiled: sizes, counts and choices."""
 
     num_epochs: int = 5
     """Outer gradient steps on the same experience."""
@@ -43,7 +43,7 @@ class Config(learners.gradient.Config):
 
 
 class Hyper(NamedTuple):
-    """What may be swept, scheduled or learned: numbers, or arrays ``[]`` that are mapped or traced."""
+    """Numbers of ProMP that may be swept, scheduled or learned, each a float or an array ``[]``."""
 
     discount: float = 0.99
     """γ."""

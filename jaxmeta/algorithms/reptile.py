@@ -30,7 +30,7 @@ from jaxmeta.types import MetaAlgorithm, Task
 
 @dataclasses.dataclass(frozen=True)
 class Config(learners.gradient.Config):
-    """What shapes the program."""
+    """Settings of Reptile that are fixed when the program is compiled: sizes, counts and choices."""
 
     num_updates: int = 2
     """Inner gradient steps (K) before the last round, whose experience makes one more."""
@@ -48,7 +48,7 @@ class Config(learners.gradient.Config):
 
 
 class Hyper(NamedTuple):
-    """What may be swept, scheduled or learned: numbers, or arrays ``[]`` that are mapped or traced."""
+    """Numbers of Reptile that may be swept, scheduled or learned, each a float or an array ``[]``."""
 
     discount: float = 0.99
     """γ."""

@@ -27,10 +27,10 @@ from jaxmeta.types import MetaAlgorithm, Params
 
 @dataclasses.dataclass(frozen=True)
 class Config(learners.recurrent.Config):
-    """What shapes the program."""
+    """Settings of RL² that are fixed when the program is compiled: sizes, counts and choices."""
 
     memory: Literal["gru", "lstm", "linear", "transformer", "counts", "none"] = "gru"
-    """What remembers; `counts`, of finite MDPs with one-hot states, comes with a policy of its own
+    """The network that remembers. `counts`, of finite MDPs with one-hot states, comes with a policy of its own
     (`graph_actor_critic`), which the sizes below say nothing of; `none` is the control that does not."""
     memory_size: int = 64
     """Width of the memory."""
@@ -38,9 +38,9 @@ class Config(learners.recurrent.Config):
     """Widths of tanh layers before the memory. What they find in the inputs is shown to the policy and the
     value, too, beside what is remembered: for inputs that mean something only together."""
     precision: Literal["full", "bfloat16"] = "full"
-    """Of the memory's products of matrices; bfloat16 is for accelerators, where it is quicker."""
+    """The precision of the recurrent network's matrix products; bfloat16 is quicker on accelerators."""
     loss: Literal["ppo", "a2c"] = "ppo"
-    """How the policy is improved; `a2c` takes one step on a batch: set `num_epochs` and
+    """The policy's loss; `a2c` takes one step on a batch: set `num_epochs` and
     `num_minibatches` to 1. It has no use for `clip`."""
 
     def __post_init__(self) -> None:
@@ -71,7 +71,7 @@ def rl2(
 
     Args:
         family: The tasks' family; ``step`` is given its tasks.
-        config: What shapes the program.
+        config: Sizes, counts and choices.
         hyper: Defaults of ``init(key, hyper)``; kept in ``state.meta.hyper``, so runs over different
             values can be vmapped.
         network: The policy and value with their memory; None builds what ``config`` names: ``memory``,

@@ -35,7 +35,7 @@ from jaxmeta.types import MetaAlgorithm, Params, Trajectory
 
 @dataclasses.dataclass(frozen=True)
 class Config(learners.recurrent.Config):
-    """What shapes the program."""
+    """Settings of VariBAD that are fixed when the program is compiled: sizes, counts and choices."""
 
     hidden_sizes: tuple[int, ...] = (128, 64)
     """Widths of the policy's and the value's hidden layers; what to do about a belief is for them alone to
@@ -45,13 +45,13 @@ class Config(learners.recurrent.Config):
     memory_size: int = 64
     """Its width."""
     precision: Literal["full", "bfloat16"] = "full"
-    """Of its products of matrices, as in `rl2`."""
+    """The precision of its matrix products, as in `rl2`."""
     latent_size: int = 8
     """Entries of m."""
     decoder_sizes: tuple[int, ...] = (32,)
     """Widths of the decoders' hidden layers; the last is their rank."""
     decodes: tuple[Literal["rewards", "states"], ...] = ("rewards",)
-    """What is predicted from the latent: `rewards`, `states` (successors) where the dynamics vary from
+    """The targets that are predicted from the latent: `rewards`, `states` (successors) where the dynamics vary from
     task to task, or both."""
 
     def __post_init__(self) -> None:
@@ -75,7 +75,7 @@ class Config(learners.recurrent.Config):
 
 
 class Hyper(NamedTuple):
-    """What may be swept, scheduled or learned: numbers, or arrays ``[]`` that are mapped or traced."""
+    """Numbers of VariBAD that may be swept, scheduled or learned, each a float or an array ``[]``."""
 
     discount: float = 0.99
     """γ, to steady the advantages: what is wanted is the trial's undiscounted return."""

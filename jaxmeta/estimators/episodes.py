@@ -37,7 +37,7 @@ def first_episode_return(reward: jax.Array, last: jax.Array) -> jax.Array:
 
 
 def in_first_episode(last: jax.Array) -> jax.Array:
-    """Which steps of a stream belong to its first episode, bool ``[T]``.
+    """A mask of the steps of a stream's first episode, bool ``[T]``.
 
     Counting that one alone keeps a stream one draw of an episode: what begins after it begins the
     sooner the earlier it ended, so a sum over all of them is the rate of reward and not the return.
@@ -46,7 +46,7 @@ def in_first_episode(last: jax.Array) -> jax.Array:
 
 
 def episode_index(last: jax.Array) -> jax.Array:
-    """Which episode of its stream a step belongs to, from 0, int32 ``[T]``."""
+    """The number of each step's episode in its stream, from 0, int32 ``[T]``."""
     checks.shapes("T", last=last)
     ended = last.astype(jnp.int32)
     return jnp.cumsum(ended) - ended

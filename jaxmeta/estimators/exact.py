@@ -27,10 +27,14 @@ from jaxmeta import checks
 class MDP(NamedTuple):
     """A finite MDP, γ included."""
 
-    transition: jax.Array  # [S, A, S], p(s' | s, a)
-    reward: jax.Array  # [S, A]
-    initial: jax.Array  # [S]
-    discount: jax.Array  # [], γ
+    transition: jax.Array
+    """``[S, A, S]``, p(s' | s, a)."""
+    reward: jax.Array
+    """``[S, A]``."""
+    initial: jax.Array
+    """``[S]``."""
+    discount: jax.Array
+    """``[]``, γ."""
 
 
 def random_mdp(key: jax.Array, *, num_states: int, num_actions: int, discount: float) -> MDP:

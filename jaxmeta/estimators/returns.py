@@ -109,7 +109,7 @@ def weighted_importance_returns(
         return jnp.cumprod(jnp.where(begin[:, None] <= step[None, :], x[None, :], 1.0), axis=1)
 
     def terms(discount: jax.Array, cut: jax.Array, rho: jax.Array) -> tuple:
-        """Of one stream: weights, discounts and whether k is in what follows t, ``[T, T]`` each."""
+        """Weights, discounts and a mask of the steps k that follow t in one stream, ``[T, T]`` each."""
         episode = jnp.cumsum(cut) - cut
         follows = (step[:, None] <= step[None, :]) & (episode[:, None] == episode[None, :])
         before = jnp.concatenate([jnp.ones_like(discount[:1]), discount[:-1]])

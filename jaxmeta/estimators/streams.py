@@ -14,7 +14,7 @@ def unless(flag: jax.Array, like: jax.Array) -> jax.Array:
 
 
 def count(flags: jax.Array, like: jax.Array, **axes: Any) -> jax.Array:
-    """How many ``flags`` are true, at least 1, in the dtype of ``like``: what their mean is divided by, ``[]``.
+    """The number of true ``flags``, at least 1, in the dtype of ``like``: the divisor of a mean over them, ``[]``.
 
     ``axes`` are those of ``jnp.sum``.
     """
@@ -22,7 +22,7 @@ def count(flags: jax.Array, like: jax.Array, **axes: Any) -> jax.Array:
 
 
 def finite_streams(data: Trajectory) -> jax.Array:
-    """Which streams of ``data [N, T]`` hold finite numbers alone, bool ``[N]``; memories do not count."""
+    """A mask of the streams of ``data [N, T]`` that hold finite numbers alone, bool ``[N]``; memories do not count."""
     num_streams = data.reward.shape[0]
     finite = [
         jnp.all(jnp.isfinite(x.reshape(num_streams, -1)), axis=1)

@@ -250,4 +250,4 @@ SURROGATES: dict[str, Surrogate] = {
     "dice": partial(surrogate, weights=loaded_dice),
     "ppo_clip": ppo_clip,
 }
-"""What a configuration may name; add your own under a new name."""
+"""Surrogates by the names that configurations use. Add your own under a new name."""

@@ -31,7 +31,7 @@ from jaxmeta.tasks.family import TaskFamily
 from jaxmeta.types import Learner, Params, Trajectory
 
 LEARNABLE = ("discount", "gae_lambda", "policy_cost", "value_cost", "entropy_cost", "step_size")
-"""What `Config.learns` may name: entries of `Hyper`."""
+"""The entries of `Hyper` that `Config.learns` may name."""
 
 
 INNER_OPTIMIZERS: dict[str, Optimizer] = {
@@ -44,14 +44,14 @@ INNER_OPTIMIZERS: dict[str, Optimizer] = {
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What shapes an agent and its update; `meta_gradient` adds its own settings to it."""
+    """Settings of an agent and its update; `meta_gradient` adds its own."""
 
     num_streams: int = 16
     """Parallel instances of its task that an agent acts in (N)."""
     num_steps: int = 20
     """Steps of each between two updates (T)."""
     learns: tuple[str, ...] = ("discount", "gae_lambda")
-    """Which of `LEARNABLE` are meta-learned, from where they are in `Hyper`; the rest stay there."""
+    """The meta-learned entries, from `LEARNABLE`. They start at their values in `Hyper`; all others keep theirs."""
     intrinsic_reward: bool = False
     """Meta-learn a reward that is added to the task's (LIRPG); needs `outer_value`."""
     outer_value: bool = False
@@ -59,7 +59,7 @@ class Config:
     the learned γ: far from the outer one it is no baseline, and a meta-gradient stays large and noisy even
     where nothing is left to learn."""
     value_targets: Literal["lambda", "monte_carlo"] = "lambda"
-    """What values are fitted to: returns of the λ of the advantages, or of λ = 1, which do not wait for
+    """The targets of values: returns of the λ of the advantages, or of λ = 1, which do not wait for
     one value to have learned from the next."""
     normalize: bool = False
     """Divide each update's advantages by their root mean square, so that η does not change the length of a
@@ -69,7 +69,7 @@ class Config:
     is a baseline of advantages and not of their derivative in γ, to which every later value adds: large, alike
     in all streams, and times a score nothing but noise. What agents do is the same."""
     inner_optimizer: Literal["sgd", "rmsprop", "adam"] = "sgd"
-    """Of the agents; its state is part of them."""
+    """The optimiser of the agents; its state is part of an agent."""
     policy: Literal["mlp", "categorical", "gaussian", "softmax_linear"] = "mlp"
     """A tanh network, categorical or Gaussian as the action space asks, or softmax-linear."""
     hidden_sizes: tuple[int, ...] = (64, 64)
@@ -100,7 +100,7 @@ class Config:
 
 
 class Hyper(NamedTuple):
-    """What may be swept, scheduled or learned: numbers, or arrays ``[]`` that are mapped or traced."""
+    """Numbers of the actor-critic that may be swept, scheduled or learned, each a float or an array ``[]``."""
 
     discount: float = 0.99
     """γ of the agents."""
@@ -144,7 +144,7 @@ HYPER_RANGES: dict[str, tuple[float, float]] = {
 
 
 class Meta(NamedTuple):
-    """What the learner reads.
+    """The meta-learned hyper-parameters η, and everything else that an agent reads.
 
     Where a number is learned, η says what it is, and ``hyper`` only where η began: change ``params``, not
     ``hyper``, and read `learned_hyper`. (``hyper.value_cost`` is also the outer value's, which no η changes.)
@@ -159,7 +159,8 @@ class Meta(NamedTuple):
 class Agent(NamedTuple):
     """An actor-critic."""
 
-    params: dict[str, Params]  # "policy", "value" and, where there is one, "outer_value"
+    params: dict[str, Params]
+    """"policy", "value" and, where there is one, "outer_value"."""
     optimizer: Any
 
 
@@ -190,7 +191,7 @@ def actor_critic_learner(
 
     Args:
         family: The tasks' family.
-        config: What shapes the program.
+        config: Sizes, counts and choices.
         policy: The agents' policy; None builds the one that ``config.policy`` names.
         value: Their values; None builds tanh networks.
 

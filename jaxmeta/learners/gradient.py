@@ -41,7 +41,7 @@ from jaxmeta.types import History, Learner, Params, Task, Trajectory
 
 @dataclasses.dataclass(frozen=True)
 class Adaptation:
-    """What every learner that adapts by gradient steps is asked."""
+    """Settings of every learner that adapts by gradient steps."""
 
     num_streams: int = 20
     """Parallel episodes a task and update (N)."""
@@ -53,7 +53,7 @@ class Adaptation:
     """Inner step sizes: fixed, one that is learned, or one learned per parameter (Meta-SGD: Li et al.
     2017)."""
     adapts: str = "all"
-    """What the inner steps change: `all` parameters; the `head`, a network's last layer (ANIL: Raghu et
+    """The parameters that inner steps change: `all` of them; the `head`, a network's last layer (ANIL: Raghu et
     al. 2020); or another top-level entry of the parameters."""
     hidden_sizes: tuple[int, ...] = (64, 64)
     """Widths of the hidden layers."""
@@ -81,13 +81,13 @@ class Adaptation:
 
 @dataclasses.dataclass(frozen=True)
 class Config(Adaptation):
-    """What shapes the program of a policy that adapts; algorithms add their own settings to it."""
+    """Settings of a policy that adapts; algorithms add their own."""
 
     num_steps: int | None = None
     """Steps of each (T), at least the family's horizon; None is the horizon, one whole episode. An episode that
     ends sooner is followed by others, which are not learned from: a stream is one episode."""
     adapts: str = "all"
-    """What the inner steps change: `all` parameters; the `head`, a network's last layer (ANIL: Raghu et
+    """The parameters that inner steps change: `all` of them; the `head`, a network's last layer (ANIL: Raghu et
     al. 2020); the `context`, inputs that start at zero and are not meta-learned (CAVIA: Zintgraf et al.
     2019; set `context_size`); or another top-level entry of the policy's parameters."""
     inner_surrogate: str = "lvc"
@@ -97,7 +97,7 @@ class Config(Adaptation):
     """Divide each batch's advantages by their root mean square, inside and outside, so that what is learned
     does not depend on the unit of rewards; steps then do not shrink near the optimum either."""
     baseline: Literal["auto", "observation", "time"] = "auto"
-    """What the linear baseline of each stream, fitted to the others, is a function of: `observation` and time,
+    """The inputs of the linear baseline, which is fitted to the other streams: `observation` and time,
     or `time` alone, where observations are long beside the steps of all streams. `auto` takes observations of
     up to 248 numbers (`baselines.AUTO_FEATURES`), so no images."""
     policy: Literal["mlp", "categorical", "gaussian", "softmax_linear"] = "mlp"
@@ -118,10 +118,12 @@ class Config(Adaptation):
 
 
 class Meta(NamedTuple):
-    """What the learner reads."""
+    """The parameters that adaptation starts from, and its numbers."""
 
-    params: Params  # θ
-    hyper: Any  # the algorithm's Hyper, with at least discount, gae_lambda, step_size: see `step_sizes`
+    params: Params
+    """θ, the parameters that adaptation starts from."""
+    hyper: Any
+    """The algorithm's Hyper, with at least discount, gae_lambda, step_size: see `step_sizes`."""
 
 
 class GradientLearner(NamedTuple):
@@ -158,7 +160,7 @@ def gradient_learner(
 
     Args:
         family: Where the environment, its spaces and the horizon come from.
-        config: What shapes the program.
+        config: Sizes, counts and choices.
         policy: The policy that adapts; None builds the one that ``config.policy`` names.
         first_order: Treat the inner gradient as a constant: φ_K depends on θ as θ itself does.
 
@@ -272,7 +274,7 @@ def episode_steps(family: TaskFamily, config: Adaptation) -> int:
 
 
 def first_meta(params: Params, hyper: Any, config: Adaptation) -> Meta:
-    """What training starts from: ``hyper`` as arrays, with inner step sizes of each parameter where
+    """The `Meta` that training starts from: ``hyper`` as arrays, with inner step sizes of each parameter where
     ``config.step_sizes`` asks for them."""
     hyper = jax.tree.map(lambda x: jnp.asarray(x, float), hyper)
     if config.step_sizes == "parameter":
@@ -356,7 +358,7 @@ def report(history: History) -> dict[str, jax.Array]:
 
 
 def skipped_streams(*data: Trajectory) -> jax.Array:
-    """How many streams of ``data [..., N, T]`` hold a number that is not finite, int32 ``[]``."""
+    """The number of streams of ``data [..., N, T]`` that hold a number that is not finite, int32 ``[]``."""
 
     def broken(x: Trajectory) -> jax.Array:
         flat = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[x.reward.ndim - 1 :]), x)

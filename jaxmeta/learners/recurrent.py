@@ -45,14 +45,14 @@ from jaxmeta.types import Learner, MetaAlgorithm, Params, Task, TimeStep, Trajec
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What shapes the program; algorithms add their own settings to it."""
+    """Settings of learners that remember; algorithms add their own."""
 
     num_episodes: int = 1
     """Episodes in a trial (E), with one memory."""
     num_streams: int = 1
     """Trials of a task in a meta-update (N)."""
     remembers: Literal["trial", "episode"] = "trial"
-    """Where the memory is cleared: at the start of a `trial`; or of every `episode`, which is the control
+    """The memory is cleared at the start of a `trial`; or of every `episode`, which is the control
     that does not learn from one to the next."""
     sees_time: bool = True
     """Show the network how much of the trial has passed: the best way to explore depends on it, and
@@ -79,7 +79,7 @@ class Config:
 
 
 class Hyper(NamedTuple):
-    """What may be swept, scheduled or learned: numbers, or arrays ``[]`` that are mapped or traced."""
+    """Numbers of learners that remember that may be swept, scheduled or learned, each a float or an array ``[]``."""
 
     discount: float = 0.99
     """γ, to steady the advantages: what is wanted is the trial's undiscounted return."""
@@ -101,19 +101,27 @@ class Hyper(NamedTuple):
 
 
 class Meta(NamedTuple):
-    """What the learner reads."""
+    """The network's parameters and the running scales of returns and rewards.
+
+    A scale of 0 is not known yet: it awaits the first batch that has one.
+    """
 
     params: Params
-    value_scale: jax.Array  # [2], running mean and standard deviation of the returns to come
-    reward_scale: jax.Array  # [], running mean of the batches' largest rewards
-    hyper: Any  # a scale of 0 is not known yet: it awaits a batch that has one
+    value_scale: jax.Array
+    """``[2]``, running mean and standard deviation of the returns to come."""
+    reward_scale: jax.Array
+    """``[]``, running mean of the batches' largest rewards."""
+    hyper: Any
+    """The algorithm's Hyper."""
 
 
 class TrialMemory(NamedTuple):
-    """What a stream carries."""
+    """The network's state and the time in the trial, of one stream."""
 
-    state: Any  # of the network
-    time: jax.Array  # [], int32: steps since the trial began
+    state: Any
+    """The state of the network."""
+    time: jax.Array
+    """``[]``, int32: steps since the trial began."""
 
 
 class RecurrentLearner(NamedTuple):
@@ -140,7 +148,7 @@ def recurrent_learner(family: TaskFamily, config: Config, network: ActorCritic) 
     num_steps = config.num_episodes * family.horizon
 
     def look(meta: Meta, timestep: TimeStep, time: jax.Array) -> Inputs:
-        """What is shown at one step."""
+        """The inputs of the network at one step."""
         reset = time == 0
         if config.remembers == "episode":
             reset = reset | timestep.first
@@ -220,7 +228,7 @@ def advantages_and_returns(
 
 
 class Loss(NamedTuple):
-    """How one minibatch of trials is learned from."""
+    """The losses of one minibatch of trials."""
 
     policy: Callable[[jax.Array, jax.Array, Any], jax.Array]
     """``(log_ratio [T], advantage [T], hyper) -> [T]``, to be maximised."""

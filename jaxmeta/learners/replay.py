@@ -32,7 +32,7 @@ from jaxmeta.types import History, Learner, Params, Task, Trajectory
 
 @dataclasses.dataclass(frozen=True)
 class Config(Adaptation):
-    """What shapes the program; algorithms add their own settings to it."""
+    """Settings of off-policy learners; algorithms add their own."""
 
     num_updates: int = 3
     """Updates (K) in meta-training, each after a new batch; 0 trains without meta-learning."""
@@ -45,11 +45,13 @@ class Config(Adaptation):
 
 
 class Agent(NamedTuple):
-    """What lives in a task."""
+    """The parameters of one task and its last batches of experience."""
 
     params: Params
-    batches: Trajectory  # [R, N, T], the newest first
-    num_batches: jax.Array  # [], int32: how many of them are filled
+    batches: Trajectory
+    """``[R, N, T]``, the newest first."""
+    num_batches: jax.Array
+    """``[]``, int32: how many of them are filled."""
 
 
 class ReplayLearner(NamedTuple):
@@ -74,7 +76,7 @@ def replay_learner(
 
     Args:
         family: The tasks' family.
-        config: What shapes the program.
+        config: Sizes, counts and choices.
         policy: Who acts.
         policy_params: ``(meta, params) -> the policy's parameters``.
         gradient: ``(meta, params, data [N, T], good [N]) -> gradient``, a tree like params, of the good streams of

@@ -36,30 +36,37 @@ from jaxmeta.types import Learner, Params, Trajectory
 
 
 class Meta(NamedTuple):
-    """What the learner reads."""
+    """The parameters of a rule and the numbers of its agents."""
 
-    params: Params  # the rule's
-    hyper: Any  # at least discount, gae_lambda, step_size, prediction_cost, entropy_cost
+    params: Params
+    """The parameters of the rule."""
+    hyper: Any
+    """At least discount, gae_lambda, step_size, prediction_cost, entropy_cost."""
 
 
 class Agent(NamedTuple):
     """One that learns by a rule."""
 
-    params: Params  # {"policy": ..., "prediction": ...}
+    params: Params
+    """{"policy": ..., "prediction": ...}."""
     optimizer: Any
-    reward_scale: Any = ()  # [], of its own life so far, where it learns from rewards in units of that
+    reward_scale: Any = ()
+    """``[]``, the scale of its rewards so far, where it learns in units of that."""
 
 
 class Outputs(NamedTuple):
-    """What an agent says of one task's trajectories ``[N, T]``."""
+    """The outputs of an agent's networks on one task's trajectories ``[N, T]``."""
 
-    distribution: Distribution  # of actions
-    prediction: jax.Array  # [N, T] a value, or [N, T, m] logits of y
-    next_prediction: jax.Array  # the same of the true successors
+    distribution: Distribution
+    """The distribution of actions."""
+    prediction: jax.Array
+    """``[N, T]``, a value; or ``[N, T, m]``, logits of y."""
+    next_prediction: jax.Array
+    """The same of the true successors."""
 
 
 class UpdateRule(NamedTuple):
-    """How an agent learns from trajectories ``[N, T]``."""
+    """A rule by which an agent learns from trajectories ``[N, T]``."""
 
     num_predictions: int | None
     """m, the outputs of the agent's prediction; None is one value."""
@@ -172,10 +179,12 @@ def rule_learner(
 
 
 class LPGTargets(NamedTuple):
-    """What the recurrent network wants."""
+    """The targets that the recurrent network gives."""
 
-    policy: jax.Array  # π̂ [N, T]: how much more probable the action should be
-    prediction: Categorical  # ŷ, logits [N, T, m]
+    policy: jax.Array
+    """π̂ ``[N, T]``: how much more probable the action should be."""
+    prediction: Categorical
+    """ŷ, logits ``[N, T, m]``."""
 
 
 def lpg(*, num_predictions: int = 16, memory_size: int = 32) -> UpdateRule:
@@ -310,7 +319,7 @@ def drift(params: Params, log_ratio: jax.Array, advantage: jax.Array) -> jax.Arr
 
 
 DRIFT_MARGIN = 1e-6
-"""How far from r = 1 a `drift` stays zero, in its own units: what makes its gradient there zero."""
+"""The distance from r = 1 within which a `drift` is zero, in its own units, so that its gradient there is zero."""
 
 
 def a2c() -> UpdateRule:
@@ -335,10 +344,11 @@ def a2c() -> UpdateRule:
 
 
 class ValueTargets(NamedTuple):
-    """What a value says of trajectories, ``[N, T]`` each."""
+    """Values of observations and of their successors, ``[N, T]`` each."""
 
     advantage: jax.Array
-    value: jax.Array  # λ-returns
+    value: jax.Array
+    """Returns of λ."""
 
 
 def value_targets(outputs: Outputs, data: Trajectory, hyper: Any) -> ValueTargets:

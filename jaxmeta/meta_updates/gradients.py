@@ -17,15 +17,17 @@ its own data does not."""
 
 
 class State(NamedTuple):
-    """What the slow loop carries."""
+    """The state of the slow loop."""
 
-    meta: Any  # what the learner reads
+    meta: Any
+    """What the learner reads."""
     optimizer: Any
-    num_updates: jax.Array  # [], int32: meta-updates that were applied
+    num_updates: jax.Array
+    """``[]``, int32: meta-updates that were applied."""
 
 
 def tasks_at_once(num_tasks: int, tasks_per_chunk: int | None) -> int:
-    """How many of ``num_tasks`` to work on at a time.
+    """The number of ``num_tasks`` to work on at a time.
 
     ``None`` is all of them on an accelerator or on several devices, and 5 on a single CPU, where a
     working set that fits the cache is what counts.
@@ -63,7 +65,7 @@ def map_tasks(function: Callable[..., Any], inputs: Any, *, tasks_per_chunk: int
 
 
 def finite_tasks(results: Any) -> jax.Array:
-    """Which of ``results [M]`` are finite in every leaf, bool ``[M]``."""
+    """A mask of those ``results [M]`` that are finite in every leaf, bool ``[M]``."""
     finite = [
         jnp.all(jnp.isfinite(x.reshape(x.shape[0], -1)), axis=1) for x in jax.tree.leaves(results)
     ]

@@ -28,27 +28,34 @@ from jaxmeta.types import History, Learner, Params, Task, Trajectory
 
 
 class Window(NamedTuple):
-    """Who lives where, how long, and what of it is looked at."""
+    """The learner and its environment, the length of a life, and the window that a meta-update sees."""
 
     learner: Learner
     env: Any
-    lifespan: int  # updates of a life
-    num_updates: int  # K, updates in the window
-    num_streams: int  # N
-    num_steps: int  # T, between updates
+    lifespan: int
+    """Updates of a life."""
+    num_updates: int
+    """K, updates in the window."""
+    num_streams: int
+    """N."""
+    num_steps: int
+    """T, between updates."""
     unroll: int = 1
 
 
 class Member(NamedTuple):
     """An agent, and what its estimator remembers of it."""
 
-    life: Life  # a pair of lives [2] where they live apart
-    critic: Any  # of a policy gradient, else ()
-    perturbation: Any  # ξ, the sum of ε since birth, of pairs that live apart, else ()
+    life: Life
+    """A pair of lives [2] where they live apart."""
+    critic: Any
+    """Of a policy gradient, else ()."""
+    perturbation: Any
+    """Ξ, the sum of ε since birth, of pairs that live apart, else ()."""
 
 
 class Estimator(NamedTuple):
-    """Of one member; callers ``vmap``. ``meta`` has the fields ``params``, which are learned, and ``hyper``."""
+    """Functions of one member; callers ``vmap``. ``meta`` has the fields ``params``, which are learned, and ``hyper``."""
 
     birth: Callable[[jax.Array, Any, Task], Member]
     """``(key, meta, task) -> member``."""
@@ -60,7 +67,7 @@ class Estimator(NamedTuple):
 
 
 class Critic(NamedTuple):
-    """What a policy gradient expects an agent to earn."""
+    """The baseline of a policy gradient: a value of an agent's observations."""
 
     params: Params
     optimizer: Any
@@ -235,7 +242,7 @@ def evolution_strategy(
 
 
 def _report(reward: jax.Array, good: jax.Array) -> dict[str, jax.Array]:
-    """Of what was seen in a window, ``[K, N, T]``, and which of its streams are good, ``[K, N]``."""
+    """Metrics of a window's rewards ``[K, N, T]`` over its good streams ``[K, N]``."""
     return {
         "reward/step": mean_over_streams(reward, good),
         "skipped_streams": jnp.sum(~good, dtype=jnp.int32),

@@ -33,7 +33,7 @@ class Policy(NamedTuple):
 
 
 Act = Callable[[jax.Array, Any, Any, Any, TimeStep], tuple[jax.Array, jax.Array, Any]]
-"""What `Learner.act` is."""
+"""The type of `Learner.act`."""
 
 
 def acting(

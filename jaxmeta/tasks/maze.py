@@ -60,7 +60,7 @@ class Maze(environment.Environment[Any, Any]):
     """``"view"``: the walls within ``radius`` of the agent, ``[(2 radius + 1)²]``, the walls around
     the maze included; ``"position"``: the cell, one-hot, ``[size²]``."""
     radius: int = 1
-    """How far the agent sees."""
+    """The distance that the agent sees."""
 
     @property
     def default_params(self) -> MazeParams:

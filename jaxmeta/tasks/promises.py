@@ -19,7 +19,7 @@ class Checked(NamedTuple):
     num_tasks: int
     """Tasks drawn from each split."""
     distinct_tasks: int
-    """How many of the training tasks differ from each other."""
+    """The number of training tasks that differ from each other."""
     longest_episode: int
     """Steps of the longest episode."""
     problems: tuple[str, ...]
@@ -202,6 +202,6 @@ def _problems(family: TaskFamily, seen: _Seen, lived: np.ndarray, num_distinct: 
 
 
 def _num_distinct(tasks: Any) -> int:
-    """How many of ``tasks [M]`` differ from each other."""
+    """The number of ``tasks [M]`` that differ from each other."""
     leaves = [np.asarray(x) for x in jax.tree.leaves(jax.device_get(tasks))]
     return len({b"".join(x[m].tobytes() for x in leaves) for m in range(len(leaves[0]))})
