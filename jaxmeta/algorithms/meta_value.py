@@ -115,11 +115,11 @@ class Agent(NamedTuple):
     """The two policies and the value of one task."""
 
     value: Params
-    """W, which the steps change."""
+    """Parameters w of the value, which the steps change."""
     target: Params
-    """Π."""
+    """Parameters of the target policy π."""
     behaviour: Params
-    """Μ, which acts."""
+    """Parameters of the behaviour policy μ, which acts."""
 
 
 class MetaValue(NamedTuple):

@@ -20,7 +20,7 @@ class State(NamedTuple):
     """The state of the slow loop."""
 
     meta: Any
-    """What the learner reads."""
+    """The part that the learner reads."""
     optimizer: Any
     num_updates: jax.Array
     """``[]``, int32: meta-updates that were applied."""

@@ -35,11 +35,11 @@ class Window(NamedTuple):
     lifespan: int
     """Updates of a life."""
     num_updates: int
-    """K, updates in the window."""
+    """Updates (K) in the window."""
     num_streams: int
-    """N."""
+    """Streams (N) of an agent."""
     num_steps: int
-    """T, between updates."""
+    """Steps (T) of each stream between updates."""
     unroll: int = 1
 
 
@@ -47,11 +47,11 @@ class Member(NamedTuple):
     """An agent, and what its estimator remembers of it."""
 
     life: Life
-    """A pair of lives [2] where they live apart."""
+    """One life, or a pair ``[2]`` of lives that stay apart."""
     critic: Any
     """Of a policy gradient, else ()."""
     perturbation: Any
-    """Ξ, the sum of ε since birth, of pairs that live apart, else ()."""
+    """ξ, the sum of ε since birth, of pairs that live apart, else ()."""
 
 
 class Estimator(NamedTuple):
