@@ -21,7 +21,7 @@ import numpy as np
 import optax
 import study
 
-from jaxmeta import evaluation, rollouts, tasks
+from jaxmeta import checks, evaluation, rollouts, tasks
 from jaxmeta.algorithms import learned_objective, maml, promp, rl2, varibad
 from jaxmeta.estimators.episodes import first_episode_return
 from jaxmeta.learners import update_rules
@@ -42,12 +42,18 @@ class Main(study.Study):
 
     output: study.Output = Path("runs/units")
     families: Annotated[study.Names, study.known(FAMILIES)] = tuple(FAMILIES)  # Which tasks.
+    learners: tuple[str, ...] | None = None  # Rows of the table by name; None is all of them.
     num_seeds: int = 3  # Seeds of each.
     meta_updates: int = 100  # Meta-updates of each, and updates of an A2C agent's life.
     trials: int = 64  # Trials in a meta-update of RL² and VariBAD, a task each.
     num_tasks: int = 10  # Tasks in a meta-update of MAML and ProMP.
     num_streams: int = 8  # Episodes a task and update; streams of an A2C agent.
     eval_tasks: int = 200  # Held-out tasks.
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in self.learners or ():
+            checks.choice("learners", name, LEARNING)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,9 +205,9 @@ def run(main: Main) -> None:
         drawn = tasks.sample_tasks(jax.random.key(1), family, main.eval_tasks, split="test")
         lone = evaluation.random_returns(jax.random.key(2), drawn, family=family)
         random[name] = float(jnp.mean(lone))
-        for learner, learning in LEARNING.items():
+        for learner in main.learners or LEARNING:
             which = f"{name}, {learner}"
-            returns, seconds[which] = study.timed(partial(measure, main, learning, family))
+            returns, seconds[which] = study.timed(partial(measure, main, LEARNING[learner], family))
             rows[which] = report(returns)
             study.say(f"{which}: {rows[which]['returns']}")
     study.leave(main, table(rows, random), rows=rows, random=random, seconds=seconds)
