@@ -93,6 +93,10 @@ def folder(name: str, value: Path) -> None:
     """Raises OSError unless ``value`` is a folder to write to, or such a folder can be made."""
     there = value.absolute()
     while not there.exists() and there != there.parent:
+        if there.is_symlink():
+            raise NotADirectoryError(
+                f"{name}={str(value)!r}: {there} is a link to a place that does not exist; name another folder"
+            )
         there = there.parent
     if not there.is_dir():
         raise NotADirectoryError(f"{name}={str(value)!r}: {there} is a file; name another folder")

@@ -227,6 +227,12 @@ def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
     for path in (tmp_path / "file", tmp_path / "file" / "below"):
         with pytest.raises(NotADirectoryError, match=r"output='.*file.*': .*file is a file; name"):
             checks.folder("output", path)
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    for path in (tmp_path / "link", tmp_path / "link" / "below"):
+        with pytest.raises(
+            NotADirectoryError, match="link is a link to a place that does not exist"
+        ):
+            checks.folder("output", path)
 
 
 def test_a_folder_that_may_not_be_written_to_is_refused(tmp_path, monkeypatch):

@@ -99,6 +99,8 @@ def _read(path: Path) -> dict[str, Any] | None:
             text = path.read_text(encoding="utf-8")
         except FileNotFoundError:
             return None
+        except (IsADirectoryError, UnicodeDecodeError):
+            text = "no claim"
         if text:
             break
         if time.monotonic() > end:
@@ -108,9 +110,7 @@ def _read(path: Path) -> dict[str, Any] | None:
         claim = json.loads(text)
         if isinstance(claim, dict) and claim.keys() == _mine().keys():
             return claim
-    raise FileExistsError(
-        f"{path} is not a claim of a run: name another folder, or remove the file"
-    )
+    raise FileExistsError(f"{path} is not a claim of a run: name another folder, or remove it")
 
 
 def _ended(claim: dict[str, Any], path: Path) -> bool:

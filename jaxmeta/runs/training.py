@@ -766,11 +766,11 @@ def _append(file: TextIO, text: str) -> None:
 
 
 def _cut_metrics(path: Path, done: int) -> None:
-    """Drops lines after meta-update ``done``, which are computed again."""
+    """Drops lines after meta-update ``done``, which are computed again, and lines that a crash left broken."""
     kept = []
     if path.exists():
-        for line in path.read_text(encoding="utf-8").splitlines():
-            with contextlib.suppress(json.JSONDecodeError):
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            with contextlib.suppress(ValueError, LookupError, TypeError):
                 if json.loads(line)["update"] <= done:
                     kept.append(line + "\n")
     records.replace(path, "".join(kept))

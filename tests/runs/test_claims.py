@@ -103,6 +103,14 @@ def test_a_file_that_is_no_claim(tmp_path, monkeypatch):
     with pytest.raises(FileExistsError, match="is not a claim of a run"), claims.claimed(tmp_path):
         pass
     assert path.read_text() == '{"mine": 1}'
+    path.write_bytes(b"\xff\xfe")
+    with pytest.raises(FileExistsError, match="is not a claim of a run"), claims.claimed(tmp_path):
+        pass
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(FileExistsError, match="is not a claim of a run"), claims.claimed(tmp_path):
+        pass
+    path.rmdir()
     path.write_text("")  # made by a process that was killed before it wrote
     with claims.claimed(tmp_path) as stale:
         assert "ended while it began" in claims.holder(stale)

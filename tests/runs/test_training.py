@@ -329,6 +329,14 @@ def test_advance_can_be_mapped_over_seeds(x64):
         np.testing.assert_allclose(x[1], y, rtol=1e-9, atol=1e-12)
 
 
+def test_what_a_crash_left_in_the_metrics_is_dropped(tmp_path):
+    path = tmp_path / training.METRICS_FILE
+    kept = b'{"update": 1}\n{"update": 2}\n'
+    path.write_bytes(kept + b'{"update": 3}\n\x00\xff\x00\n[1]\n{"other": 1}\n{"upda')
+    training._cut_metrics(path, 2)
+    assert path.read_bytes() == kept
+
+
 @pytest.fixture(scope="module")
 def population(family, algorithm, tmp_path_factory):
     """Two step sizes, two seeds; and its folder."""
