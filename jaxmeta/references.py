@@ -3,7 +3,7 @@
 A learner with memory is trained to be Bayes-optimal in its family of tasks. The functions of the
 first half compute Bayes-optimal returns on the host, in float64 NumPy and exact to rounding. The
 second half holds agents that need no meta-learning. They are learners and act in the same
-environments; `lifetime` runs them. They are never differentiated, so the log-probability that they
+environments; `rollouts.lifetime` runs them. They are never differentiated, so the log-probability that they
 report is 0.
 
 The agents for bandits expect rewards of 0 or 1. Those with a prior assume means uniform in [0, 1],

@@ -2,7 +2,7 @@
 
 Finn, Abbeel & Levine 2017, "Model-agnostic meta-learning for fast adaptation of deep networks",
 algorithm 3. The meta-parameters θ are an initialisation; in a task the agent φ starts there and takes K
-policy-gradient steps (see `gradient`), and θ climbs the return of φ_K on its own experience D_K, the
+policy-gradient steps (see `learners.gradient`), and θ climbs the return of φ_K on its own experience D_K, the
 derivative taken through the updates. (Where a policy acted, all surrogates of its return have the same
 gradient, so there is none to choose.) Settings make it
 

@@ -66,7 +66,7 @@ class Config(learners.actor_critic.Config):
     num_target_updates: int = 1
     """Updates from the agent to the target of `bootstrap`; the last one climbs the outer objective."""
     tasks_per_chunk: int | None = None
-    """Lives whose meta-gradient is worked on at a time; as in `gradient`."""
+    """Lives whose meta-gradient is worked on at a time; as in `learners.gradient`."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -3,7 +3,7 @@
 Duan et al. 2016, "RL²: fast reinforcement learning via slow reinforcement learning", and Wang et al. 2016,
 "Learning to reinforcement learn". The network sees the observation, the previous action and reward and
 whether an episode begins; it is trained for the return of whole trials by PPO (Duan et al. used TRPO) or
-A2C (Wang et al.). See `recurrent`; memories are those of `recurrent`.
+A2C (Wang et al.). See `learners.recurrent`; the networks are those of `networks.recurrent`.
 """
 
 import dataclasses

@@ -8,7 +8,7 @@ $$ELBO_t = E_{m \sim q(m | τ_{:t})} \sum_{i<T} \log p(r_i, s_{i+1} | s_i, a_i, 
 
 (eq. 8 and 9: the past is reconstructed and the future predicted; the first prior is N(0, I)), with weights on
 its terms, the policy by PPO on the observation and (μ_t, σ_t) together, with no gradient from it into the
-encoder (section 3.3). Rewards are decoded in the units that the encoder sees (see `recurrent`), and T
+encoder (section 3.3). Rewards are decoded in the units that the encoder sees (see `learners.recurrent`), and T
 counts the steps up to the end of the trial's last episode. Both learn from the same trials, in the same steps of one optimiser; so what PPO calls
 a change of policy holds changes of the belief as well.
 """

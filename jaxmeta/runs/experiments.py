@@ -127,7 +127,7 @@ class Trained(NamedTuple):
 
     @property
     def learner(self) -> Learner:
-        """The learner, for `evaluation` and `lifetime`."""
+        """The learner, for `evaluation` and `rollouts`."""
         return self.algorithm.learner
 
     @property
