@@ -124,10 +124,14 @@ def test_rollouts_are_a_function_of_task_and_key_and_stay_in_the_space(name):
     assert jnp.all(jnp.isfinite(together.reward))
 
 
+BOARDS = ("asterix", "breakout", "freeway", "seaquest", "space_invaders")
+"""Families whose histories are long: unoptimised programs of jax 0.11 copy all of a history at each step."""
+
+
 @pytest.mark.parametrize("name", EVERY_FAMILY)
 def test_a_task_survives_the_end_of_an_episode(name):
-    """Who is told the task earns in the second episode what it earns in the first, for it is the same one."""
-    family = made(name)
+    """An agent that is told the task earns in the second episode as much as in the first: it is the same task."""
+    family = tasks.make(name, horizon=60) if name in BOARDS else made(name)
     controller = family.optimal_action or family.expert_action
     if controller is None:
         pytest.skip("nobody knows how to act in it")
