@@ -60,7 +60,7 @@ def test_buttons_do_what_the_task_says_in_gymnax_s_game(name):
         pytest.param("seaquest", 36, marks=pytest.mark.slow),
     ],
 )
-def test_experts_are_far_better_than_random(name, least):
+def test_experts_are_far_better_than_random(name, least, in_earnest):
     """Whatever the buttons do. Random agents earn about 0.3, 0.1, 0.4, 3.5 and 0.1."""
     family = tasks.make(name)
     splits = ("test", "out_of_distribution")
