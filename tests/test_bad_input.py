@@ -796,7 +796,7 @@ def test_every_script_is_tried():
     told = {
         path.relative_to(SCRIPTS).with_suffix("").as_posix()
         for path in paths
-        if "__main__" in path.read_text(encoding="utf-8")
+        if re.search("^if __name__", path.read_text(encoding="utf-8"), re.MULTILINE)
     }
     assert told == COMMANDS.keys()
     for name, commands in COMMANDS.items():
