@@ -66,7 +66,7 @@ def test_an_encoder_stands_before_the_memory_and_is_seen_beside_it():
 
 WAYS = {  # settings, learning rate, meta-updates
     "ppo": ({}, 3e-3, 200),
-    "ppo in bfloat16": (dict(precision="bfloat16"), 3e-3, 200),
+    "ppo in bfloat16": (dict(precision="bfloat16"), 3e-3, 300),
     "a2c": (dict(loss="a2c", num_epochs=1, num_minibatches=1), 5e-3, 1500),
 }
 
@@ -93,4 +93,5 @@ def test_it_learns_to_explore(way):
         )
     )(jax.random.key(2), run.state.meta)
     best = references.bayes_optimal_bandit(num_arms=5, num_pulls=10)
-    assert np.mean(rewards.sum(1)) > 0.95 * best
+    earned = float(np.mean(rewards.sum(1)))
+    assert earned > 0.95 * best, earned
