@@ -321,7 +321,7 @@ def physics_rows(
 
 
 def physics_panels(main: Physics, curves: dict[str, Any], order: np.ndarray) -> dict[str, dict]:
-    """The figure: returns, and what was learned."""
+    """Draws returns and the learned hyper-parameters over meta-updates."""
     updates = 2 * np.arange(1, main.meta_updates + 1)
     panels: dict[str, dict] = {"return": {}, "learned γ and λ": {}}
     shown = {name: curves[name]["return/after"][0] for name in reversed(LEARNED)}

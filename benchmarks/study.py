@@ -122,7 +122,7 @@ class Program(NamedTuple):
 
 
 def compiled(function: Callable, *arguments: Any, **options: Any) -> Program:
-    """``function``, compiled for ``arguments`` like these; ``options`` are those of `jax.jit`."""
+    """``function`` compiled for the shapes of ``arguments``; ``options`` go to `jax.jit`."""
     began = time.perf_counter()
     call = jax.jit(function, **options).lower(*arguments).compile()
     return Program(call, time.perf_counter() - began)

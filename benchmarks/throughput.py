@@ -5,7 +5,7 @@
     python benchmarks/throughput.py memory --output runs/throughput-memory
 
 `rollout`: uniformly random actions in many copies of one task, beside gymnax's own auto-resetting ``step`` under
-the same vmap. A rollout computes what it is asked for: *rewards* and ends, or all *transitions*.
+the same vmap. Each rollout returns either *rewards* and ends of episodes, or whole *transitions*.
 
 `updates`: one meta-update of every kind of algorithm, from drawing the tasks to the new parameters, over a ladder
 of sizes: what it takes to compile (and again, with the persistent cache that `training` switches on), to run, and

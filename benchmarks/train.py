@@ -63,9 +63,9 @@ def chooser() -> argparse.ArgumentParser:
 
 
 def beginning(chosen: argparse.Namespace) -> Experiment:
-    """The experiment whose settings are the defaults: a preset's, or that of the run that is resumed.
+    """The experiment that gives the default settings: the preset, or the resumed run.
 
-    Sets what is missing of ``chosen``; raises ValueError where that contradicts.
+    Fills in the missing settings of ``chosen``. Raises ValueError if a setting contradicts the experiment.
     """
     if chosen.resume == Path():  # the folder that these flags would train into
         chosen.resume = chosen.output or default_output(
@@ -111,7 +111,7 @@ def record(name: str, doc: str | None, fields: list[tuple[str, Any, Any]]) -> ty
 
 
 def settings(argv: list[str]) -> Any:
-    """The command line as one object, whose settings are those of the algorithm and the family."""
+    """The command line as one object with the settings of the algorithm and of the family."""
     chosen, others = chooser().parse_known_args(argv)
     before = beginning(chosen)
     module, constructor = ALGORITHMS[chosen.algorithm], tasks.FAMILIES[chosen.family]
@@ -152,7 +152,7 @@ def settings(argv: list[str]) -> Any:
 
 
 def default_output(preset: str | None, algorithm: str, family: str) -> Path:
-    """The folder of a run that is told none."""
+    """The default folder of a run."""
     return Path("runs") / (preset or f"{algorithm}-{family}")
 
 

@@ -134,7 +134,7 @@ def test_a_task_survives_the_end_of_an_episode(name):
     family = tasks.make(name, horizon=60) if name in BOARDS else made(name)
     controller = family.optimal_action or family.expert_action
     if controller is None:
-        pytest.skip("nobody knows how to act in it")
+        pytest.skip("the family has neither an optimal action nor an expert")
     learner = evaluation.controller_learner(lambda key, task, obs: controller(task, obs))
     drawn = tasks.sample_tasks(jax.random.key(0), family, 40, split="test")
 
