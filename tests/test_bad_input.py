@@ -274,7 +274,12 @@ def result_shape(name, honest, given):
 
 
 TREES = {"params", "epsilon", "xi", "results"}  # of any structure, None too
-OPTIONAL = {"counted", "optimal"}  # None is their default
+
+
+def may_be_none(name, argument):
+    """Whether the annotation of an argument allows None."""
+    given = inspect.signature(found(name)).parameters.get(argument)
+    return given is not None and "None" in str(given.annotation)
 
 
 @st.composite
@@ -291,7 +296,7 @@ def cases_of_shapes(draw, name):
         changed[wrong] = draw(wrong_shape(honest[wrong]))
     given = {x: filled(x, shape) for x, shape in changed.items()}
     if wrong != "all" and wrong not in TREES and draw(st.integers(0, 4)) == 0:
-        kinds = ["0.5", [[0.5], [1.0, 2.0]]] + ([] if wrong in OPTIONAL else [None])
+        kinds = ["0.5", [[0.5], [1.0, 2.0]]] + ([] if may_be_none(name, wrong) else [None])
         given[wrong] = draw(st.sampled_from(kinds))
     return honest, given, wrong
 
