@@ -131,7 +131,9 @@ def imaml(
     def update(key: jax.Array, meta: Meta, agent: Params, data: Trajectory) -> Params:
         return with_adapted(agent, solution(meta, agent, data), config)
 
-    parts = parts._replace(learner=parts.learner._replace(update=update))
+    learner = parts.learner._replace(update=update)
+    setup = dataclasses.replace(parts.setup, learner=learner)
+    parts = parts._replace(learner=learner, setup=setup)
 
     def task_loss(meta: Meta, key: jax.Array, task: Task) -> tuple[jax.Array, dict]:
         history = parts.live(key, meta, task)

@@ -149,7 +149,7 @@ def meta_actor_critic(
     )
 
     def task_loss(meta: Meta, key: jax.Array, task: Task) -> tuple[jax.Array, dict]:
-        history = parts.lifetime(key, meta, task)
+        history = parts.live(key, meta, task)
         params, data = jax.tree.map(lambda x: x[-1], (history.agent.params, history.trajectories))
         data, good = without_broken_streams(data)
         loss, report = learners.replay.outer_loss(

@@ -139,7 +139,7 @@ def meta_q(
     )
 
     def task_loss(meta: Meta, key: jax.Array, task: Task) -> tuple[jax.Array, dict]:
-        history = parts.lifetime(key, meta, task)
+        history = parts.live(key, meta, task)
         params, data = jax.tree.map(lambda x: x[-1], (history.agent.params, history.trajectories))
         data, good = without_broken_streams(data)
         v, distribution = values(params, data.timestep.obs, meta.hyper)

@@ -202,15 +202,12 @@ def meta_value_parts(
 
     learner = checks.reading(learner, Meta)
     num_steps = config.num_steps or family.horizon  # values bootstrap where a stream is cut
+    setup = rollouts.Setup(learner, family.env, config.num_streams, num_steps, config.unroll)
 
     def experience(key: jax.Array, meta: Meta, task: Task, agent: Agent) -> Trajectory:
         begin_key, act_key = jax.random.split(key)
-        world: dict[str, Any] = dict(learner=learner, env=family.env)
-        streams = rollouts.begin_streams(
-            begin_key, meta, task, **world, num_streams=config.num_streams
-        )
-        acting: dict[str, Any] = dict(num_steps=num_steps, unroll=config.unroll)
-        return rollouts.experience(act_key, meta, task, agent, streams, **world, **acting)[1]
+        streams = rollouts.begin_streams(begin_key, meta, task, setup=setup)
+        return rollouts.collect(act_key, meta, task, agent, streams, setup=setup)[1]
 
     def adapt(meta: Meta, agent: Agent, data: Trajectory, *, num_updates: int) -> Params:
         def update(agent: Agent, key: jax.Array) -> tuple[Agent, Params]:

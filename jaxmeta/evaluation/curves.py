@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxmeta import checks
 from jaxmeta.estimators.episodes import first_episode_return
 from jaxmeta.estimators.streams import finite_streams, mean_over_streams
-from jaxmeta.rollouts.lifetime import lifetime
+from jaxmeta.rollouts.lifetime import Setup, lifetime
 from jaxmeta.tasks import environments, time_limit
 from jaxmeta.types import Learner, Task
 
@@ -64,17 +64,15 @@ def adaptation_curve(
     checks.at_least("num_steps", num_steps, 1)
     _covers_an_episode(num_steps, env)
     num_tasks = environments.num_tasks("tasks", tasks, env)
+    setup = Setup(learner, env, num_streams, num_steps)
 
     def curve(key_and_task: tuple) -> AdaptationCurve:
         history = lifetime(
             key_and_task[0],
             meta,
             key_and_task[1],
-            learner=learner,
-            env=env,
-            num_streams=num_streams,
+            setup=setup,
             num_updates=num_updates,
-            num_steps=num_steps,
             restart=restart,
         )
         data = history.trajectories

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxmeta import checks
 from jaxmeta.estimators.episodes import episode_index
 from jaxmeta.estimators.streams import finite_streams
-from jaxmeta.rollouts.lifetime import lifetime
+from jaxmeta.rollouts.lifetime import Setup, lifetime
 from jaxmeta.tasks import environments
 from jaxmeta.types import Learner, Task
 
@@ -48,17 +48,15 @@ def trials(
 
     checks.at_least("tasks_per_chunk", tasks_per_chunk, 1)
     num_tasks = environments.num_tasks("tasks", tasks, env)
+    setup = Setup(learner, env, num_streams=1, num_steps=num_steps)
 
     def trial(key_and_task: tuple) -> Trials:
         history = lifetime(
             key_and_task[0],
             meta,
             key_and_task[1],
-            learner=learner,
-            env=env,
-            num_streams=1,
+            setup=setup,
             num_updates=num_updates,
-            num_steps=num_steps,
         )
         data = history.trajectories  # [K + 1, 1, T]
         seen = (data.action, data.reward, data.last)

@@ -138,14 +138,21 @@ class GradientLearner(NamedTuple):
     """``(params, data [N, T], hyper, surrogate) -> []``: minus the surrogate of the streams' first
     episodes, per step of T, to be minimised. Streams with a number that is not finite are left out. With no
     other the loss is NaN and its gradient zero: an update changes nothing, a meta-update skips the task."""
-    lifetime: Callable[..., History]
-    """`rollouts.lifetime` with the configured sizes."""
-    env_steps: int
-    """Steps of one lifetime: N T (K + 1)."""
+    setup: rollouts.Setup
+    """The learner in its environment, N streams of T steps."""
+    num_updates: int
+    """Updates of a lifetime (K)."""
+
+    @property
+    def env_steps(self) -> int:
+        """Steps of one lifetime: N T (K + 1)."""
+        return self.setup.num_streams * self.setup.num_steps * (self.num_updates + 1)
 
     def live(self, key: jax.Array, meta: Meta, task: Task) -> History:
-        """A lifetime of the configured sizes, ``[K + 1]``."""
-        return self.lifetime(key, meta, task, learner=self.learner)
+        """A lifetime, ``[K + 1]``; each of its rounds begins new episodes."""
+        return rollouts.lifetime(
+            key, meta, task, setup=self.setup, num_updates=self.num_updates, restart=True
+        )
 
 
 @checks.arguments
@@ -228,23 +235,14 @@ def gradient_learner(
     )
 
     learner = checks.reading(learner, Meta)
-    lifetime = partial(
-        rollouts.lifetime,
-        env=family.env,
-        num_streams=config.num_streams,
-        num_updates=config.num_updates,
-        num_steps=num_steps,
-        restart=True,
-        unroll=config.unroll,
-    )
+    setup = rollouts.Setup(learner, family.env, config.num_streams, num_steps, config.unroll)
 
     def init(key: jax.Array, hyper: Any) -> Meta:
         params = policy.init(key)
         return first_meta(params, hyper, config)
 
-    env_steps = config.num_streams * num_steps * (config.num_updates + 1)
     distribution = partial(action_distributions, policy)
-    return GradientLearner(learner, init, distribution, loss, lifetime, env_steps)
+    return GradientLearner(learner, init, distribution, loss, setup, config.num_updates)
 
 
 def adapted(params: Params, config: Adaptation) -> Any:

@@ -181,20 +181,11 @@ def recurrent_learner(family: TaskFamily, config: Config, network: ActorCritic) 
     )
 
     learner = checks.reading(learner, Meta)
+    setup = rollouts.Setup(learner, family.env, config.num_streams, num_steps, config.unroll)
 
     def trials(key: jax.Array, meta: Meta, tasks: Task) -> Trajectory:
         def trial(key: jax.Array, task: Task) -> Trajectory:
-            history = rollouts.lifetime(
-                key,
-                meta,
-                task,
-                learner=learner,
-                env=family.env,
-                num_streams=config.num_streams,
-                num_updates=0,
-                num_steps=num_steps,
-                unroll=config.unroll,
-            )
+            history = rollouts.lifetime(key, meta, task, setup=setup, num_updates=0)
             return jax.tree.map(lambda x: x[0], history.trajectories)
 
         num_tasks = jax.tree.leaves(tasks)[0].shape[0]

@@ -58,10 +58,21 @@ class ReplayLearner(NamedTuple):
     """The learner and what the outer losses need of it; everything is of one task."""
 
     learner: Learner
-    lifetime: Callable[[jax.Array, Meta, Task], History]
-    """``(key, meta, task) -> history [K + 1]``: `rollouts.lifetime` with the configured sizes."""
-    env_steps: int
-    """Steps of one lifetime: N T (K + 1)."""
+    setup: rollouts.Setup
+    """The learner in its environment, N streams of T steps."""
+    num_updates: int
+    """Updates of a lifetime (K)."""
+
+    @property
+    def env_steps(self) -> int:
+        """Steps of one lifetime: N T (K + 1)."""
+        return self.setup.num_streams * self.setup.num_steps * (self.num_updates + 1)
+
+    def live(self, key: jax.Array, meta: Meta, task: Task) -> History:
+        """A lifetime, ``[K + 1]``; each of its rounds begins new episodes."""
+        return rollouts.lifetime(
+            key, meta, task, setup=self.setup, num_updates=self.num_updates, restart=True
+        )
 
 
 @checks.arguments
@@ -86,17 +97,13 @@ def replay_learner(
         ValueError: ``config.num_steps`` is below the horizon.
     """
     num_steps = episode_steps(family, config)
-    sizes: dict[str, Any] = dict(num_steps=num_steps, unroll=config.unroll)
 
     def birth(key: jax.Array, meta: Meta) -> Agent:
         def experience(key: jax.Array, meta: Meta) -> Trajectory:
             agent = Agent(meta.params, None, None)  # type: ignore[arg-type]
-            world: dict[str, Any] = dict(learner=learner, env=family.env)
             task, (begin_key, act_key) = family.env.default_params, jax.random.split(key)
-            streams = rollouts.begin_streams(
-                begin_key, meta, task, **world, num_streams=config.num_streams
-            )
-            return rollouts.experience(act_key, meta, task, agent, streams, **world, **sizes)[1]
+            streams = rollouts.begin_streams(begin_key, meta, task, setup=setup)
+            return rollouts.collect(act_key, meta, task, agent, streams, setup=setup)[1]
 
         # Nothing is run: the shapes of what will be seen are all that is asked for.
         shapes = jax.eval_shape(experience, key, meta)
@@ -134,17 +141,8 @@ def replay_learner(
         update=jax.checkpoint(update) if config.rematerialize else update,
     )
     learner = checks.reading(learner, Meta)
-    lifetime = partial(
-        rollouts.lifetime,
-        learner=learner,
-        env=family.env,
-        num_streams=config.num_streams,
-        num_updates=config.num_updates,
-        restart=True,
-        **sizes,
-    )
-    env_steps = config.num_streams * num_steps * (config.num_updates + 1)
-    return ReplayLearner(learner, lifetime, env_steps)
+    setup = rollouts.Setup(learner, family.env, config.num_streams, num_steps, config.unroll)
+    return ReplayLearner(learner, setup, config.num_updates)
 
 
 def outer_loss(

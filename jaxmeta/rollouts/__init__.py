@@ -1,15 +1,24 @@
 """Acting in environments: one stream, a lifetime of updates, and agents that live across meta-updates."""
 
 from jaxmeta.rollouts import lifelong
-from jaxmeta.rollouts.lifetime import adapt, begin, begin_streams, experience, lifetime, replay
+from jaxmeta.rollouts.lifetime import (
+    Setup,
+    adapt,
+    begin,
+    begin_streams,
+    collect,
+    lifetime,
+    replay,
+)
 from jaxmeta.rollouts.rollout import begin_stream, rollout
 
 __all__ = [
+    "Setup",
     "adapt",
     "begin",
     "begin_stream",
     "begin_streams",
-    "experience",
+    "collect",
     "lifelong",
     "lifetime",
     "replay",

@@ -15,8 +15,8 @@ import jax.numpy as jnp
 
 from jaxmeta.estimators.streams import count, unless
 from jaxmeta.recurrences import linear_recurrence
-from jaxmeta.rollouts.lifetime import adapt, begin
-from jaxmeta.types import History, Learner, Stream, Task
+from jaxmeta.rollouts.lifetime import Setup, adapt, append, begin, collect
+from jaxmeta.types import History, Stream, Task
 
 
 class Life(NamedTuple):
@@ -77,11 +77,9 @@ def mean_return(score: Score) -> tuple[jax.Array, jax.Array]:
     return total / count(score.counts, total), jnp.sum(score.counts, dtype=jnp.int32)
 
 
-def birth(
-    key: jax.Array, meta: Any, task: Task, *, learner: Learner, env: Any, num_streams: int
-) -> Life:
+def birth(key: jax.Array, meta: Any, task: Task, *, setup: Setup) -> Life:
     """A newborn agent in ``task``, of age 0."""
-    agent, streams = begin(key, meta, task, learner=learner, env=env, num_streams=num_streams)
+    agent, streams = begin(key, meta, task, setup=setup)
     return Life(task, agent, streams, jnp.zeros((), jnp.int32))
 
 
@@ -91,29 +89,19 @@ def renewed(
     life: Life,
     task: Task,
     *,
+    setup: Setup,
     lifespan: int | jax.Array,
-    learner: Learner,
-    env: Any,
 ) -> Life:
     """``life``, or a newborn agent in ``task`` if ``life`` has reached ``lifespan`` updates."""
     over = life.age >= lifespan
-    num_streams = life.streams.timestep.first.shape[0]
-    successor = birth(key, meta, task, learner=learner, env=env, num_streams=num_streams)
+    successor = birth(key, meta, task, setup=setup)
     return jax.tree.map(lambda new, old: jnp.where(over, new, old), successor, life)
 
 
 def live(
-    key: jax.Array,
-    meta: Any,
-    life: Life,
-    *,
-    learner: Learner,
-    env: Any,
-    num_updates: int,
-    num_steps: int,
-    unroll: int = 1,
+    key: jax.Array, meta: Any, life: Life, *, setup: Setup, num_updates: int
 ) -> tuple[Life, History]:
-    """``(life, history [K])`` after K = ``num_updates`` more updates, each on ``num_steps`` steps of every stream.
+    """``(life, history [K])`` after K = ``num_updates`` more updates.
 
     The result is differentiable in ``meta`` through these updates. The given agent is data.
     """
@@ -123,10 +111,23 @@ def live(
         life.task,
         jax.lax.stop_gradient(life.agent),
         life.streams,
-        learner=learner,
-        env=env,
+        setup=setup,
         num_updates=num_updates,
-        num_steps=num_steps,
-        unroll=unroll,
     )
     return Life(life.task, agent, streams, life.age + num_updates), history
+
+
+def live_and_show(
+    live_key: jax.Array,
+    show_key: jax.Array,
+    meta: Any,
+    life: Life,
+    *,
+    setup: Setup,
+    num_updates: int,
+) -> tuple[Life, History]:
+    """``(life, history [K + 1])``: `live`, and what the agent after the K updates does next, which no update has
+    seen yet."""
+    life, history = live(live_key, meta, life, setup=setup, num_updates=num_updates)
+    streams, after = collect(show_key, meta, life.task, life.agent, life.streams, setup=setup)
+    return life._replace(streams=streams), append(history, History(life.agent, after))

@@ -4,6 +4,7 @@ Results are differentiable with respect to ``meta`` and ``agent`` through the le
 alone. Experience is data.
 """
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -14,43 +15,48 @@ from jaxmeta.rollouts.rollout import begin_stream, rollout
 from jaxmeta.types import History, Learner, Stream, Task, Trajectory
 
 
+@dataclasses.dataclass(frozen=True)
+class Setup:
+    """A learner, its environment, and how much experience it collects at a time."""
+
+    learner: Learner
+    """The learner that acts and is updated."""
+    env: Any
+    """The environment of all tasks: ``family.env``."""
+    num_streams: int
+    """Parallel streams of a task (N)."""
+    num_steps: int
+    """Steps of each stream between two updates (T)."""
+    unroll: int = 1
+    """Steps a rollout's loop is unrolled by: `jax.lax.scan`."""
+
+    def __post_init__(self) -> None:
+        checks.instance("learner", self.learner, Learner)
+        for name in ("num_streams", "num_steps", "unroll"):
+            object.__setattr__(self, name, checks.at_least(name, getattr(self, name), 1))
+
+
 @checks.arguments
-def begin(
-    key: jax.Array, meta: Any, task: Task, *, learner: Learner, env: Any, num_streams: int
-) -> tuple[Any, Stream]:
+def begin(key: jax.Array, meta: Any, task: Task, *, setup: Setup) -> tuple[Any, Stream]:
     """A newborn agent, and its streams ``[N]`` at the start of their first episodes."""
     agent_key, stream_key = jax.random.split(key)
-    agent = learner.init(agent_key, meta)
-    return agent, begin_streams(
-        stream_key, meta, task, learner=learner, env=env, num_streams=num_streams
-    )
+    agent = setup.learner.init(agent_key, meta)
+    return agent, begin_streams(stream_key, meta, task, setup=setup)
 
 
 @checks.arguments
-def begin_streams(
-    key: jax.Array, meta: Any, task: Task, *, learner: Learner, env: Any, num_streams: int
-) -> Stream:
-    """N = ``num_streams`` streams at the start of an episode, with new memories."""
-    checks.at_least("num_streams", num_streams, 1)
-    return jax.vmap(lambda key: begin_stream(key, meta, task, learner=learner, env=env))(
-        jax.random.split(key, num_streams)
-    )
+def begin_streams(key: jax.Array, meta: Any, task: Task, *, setup: Setup) -> Stream:
+    """N streams at the start of an episode, with new memories."""
+    return jax.vmap(
+        lambda key: begin_stream(key, meta, task, learner=setup.learner, env=setup.env)
+    )(jax.random.split(key, setup.num_streams))
 
 
 @checks.arguments
-def experience(
-    key: jax.Array,
-    meta: Any,
-    task: Task,
-    agent: Any,
-    streams: Stream,
-    *,
-    learner: Learner,
-    env: Any,
-    num_steps: int,
-    unroll: int = 1,
+def collect(
+    key: jax.Array, meta: Any, task: Task, agent: Any, streams: Stream, *, setup: Setup
 ) -> tuple[Stream, Trajectory]:
-    """``(streams [N], trajectories [N, T])`` after the agent has acted for ``num_steps`` in each stream."""
+    """``(streams [N], trajectories [N, T])`` after the agent has acted for T steps in each stream."""
 
     def act(key: jax.Array, stream: Stream) -> tuple[Stream, Trajectory]:
         return rollout(
@@ -59,13 +65,18 @@ def experience(
             task,
             agent,
             stream,
-            learner=learner,
-            env=env,
-            num_steps=num_steps,
-            unroll=unroll,
+            learner=setup.learner,
+            env=setup.env,
+            num_steps=setup.num_steps,
+            unroll=setup.unroll,
         )
 
-    return jax.vmap(act)(jax.random.split(key, _num_streams(streams)), streams)
+    num_streams = streams.timestep.first.shape[0]
+    if num_streams != setup.num_streams:
+        raise ValueError(
+            f"streams holds {num_streams} streams; it must hold num_streams={setup.num_streams}"
+        )
+    return jax.vmap(act)(jax.random.split(key, num_streams), streams)
 
 
 @checks.arguments
@@ -76,14 +87,11 @@ def adapt(
     agent: Any,
     streams: Stream,
     *,
-    learner: Learner,
-    env: Any,
+    setup: Setup,
     num_updates: int,
-    num_steps: int,
     restart: bool = False,
-    unroll: int = 1,
 ) -> tuple[Any, Stream, History]:
-    """``(agent, streams, history [K])`` after K = ``num_updates`` rounds of acting for ``num_steps`` and one update.
+    """``(agent, streams, history [K])`` after K = ``num_updates`` rounds of acting and one update.
 
     With ``restart`` all streams begin anew after each update: the independent episodes from the
     initial state that MAML assumes. Without ``restart`` streams continue, with their episodes and
@@ -98,28 +106,11 @@ def adapt(
     def update(carry: tuple, _: None) -> tuple[tuple, History]:
         key, agent, streams = carry
         key, act_key, update_key, restart_key = jax.random.split(key, 4)
-        streams, trajectories = experience(
-            act_key,
-            meta,
-            task,
-            agent,
-            streams,
-            learner=learner,
-            env=env,
-            num_steps=num_steps,
-            unroll=unroll,
-        )
+        streams, trajectories = collect(act_key, meta, task, agent, streams, setup=setup)
         history = History(agent, trajectories)
-        agent = learner.update(update_key, meta, agent, trajectories)
+        agent = setup.learner.update(update_key, meta, agent, trajectories)
         if restart:
-            streams = begin_streams(
-                restart_key,
-                meta,
-                task,
-                learner=learner,
-                env=env,
-                num_streams=_num_streams(streams),
-            )
+            streams = begin_streams(restart_key, meta, task, setup=setup)
         return (key, agent, streams), history
 
     carry = (key, agent, streams)
@@ -136,13 +127,9 @@ def lifetime(
     meta: Any,
     task: Task,
     *,
-    learner: Learner,
-    env: Any,
-    num_streams: int,
+    setup: Setup,
     num_updates: int,
-    num_steps: int,
     restart: bool = False,
-    unroll: int = 1,
 ) -> History:
     """The history ``[K + 1]`` from birth to the experience after the last update.
 
@@ -150,13 +137,11 @@ def lifetime(
     and round K the adapted agent's.
     """
     begin_key, adapt_key, after_key = jax.random.split(key, 3)
-    world: dict[str, Any] = dict(learner=learner, env=env)
-    acting: dict[str, Any] = dict(num_steps=num_steps, unroll=unroll)
     checks.at_least("num_updates", num_updates, 0)
     checks.field("restart", restart, bool)
-    agent, streams = begin(begin_key, meta, task, **world, num_streams=num_streams)
+    agent, streams = begin(begin_key, meta, task, setup=setup)
     if num_updates == 0:
-        _, after = experience(after_key, meta, task, agent, streams, **world, **acting)
+        _, after = collect(after_key, meta, task, agent, streams, setup=setup)
         return jax.tree.map(lambda x: x[None], History(agent, after))
     agent, streams, history = adapt(
         adapt_key,
@@ -164,13 +149,12 @@ def lifetime(
         task,
         agent,
         streams,
-        **world,
-        **acting,
+        setup=setup,
         num_updates=num_updates,
         restart=restart,
     )
-    _, after = experience(after_key, meta, task, agent, streams, **world, **acting)
-    return _append(history, History(agent, after))
+    _, after = collect(after_key, meta, task, agent, streams, setup=setup)
+    return append(history, History(agent, after))
 
 
 @checks.arguments
@@ -195,7 +179,7 @@ def replay(key: jax.Array, meta: Any, trajectories: Trajectory, *, learner: Lear
     if trajectories.reward.shape[0] == 1:
         return History(jax.tree.map(lambda x: x[None], newborn), trajectories)
     (_, agent), agents = jax.lax.scan(update, (adapt_key, newborn), learned_from)
-    return History(_append(agents, agent), trajectories)
+    return History(append(agents, agent), trajectories)
 
 
 def _none_of(shape: jax.ShapeDtypeStruct) -> jax.Array:
@@ -205,10 +189,6 @@ def _none_of(shape: jax.ShapeDtypeStruct) -> jax.Array:
     return jnp.zeros((0, *shape.shape), shape.dtype)
 
 
-def _append(past: Any, now: Any) -> Any:
+def append(past: Any, now: Any) -> Any:
     """``past [K]`` with ``now`` behind it, ``[K + 1]``."""
     return jax.tree.map(lambda past, now: jnp.concatenate([past, now[None]]), past, now)
-
-
-def _num_streams(streams: Stream) -> int:
-    return streams.timestep.first.shape[0]

@@ -71,7 +71,7 @@ def test_an_update_looks_at_the_last_batches_and_at_nothing_else(num_batches):
 def test_the_policy_that_acts_is_the_one_that_is_recorded():
     family, parts = learner_that_sums(1)
     meta = Meta({"w": jnp.zeros(())}, Hyper())
-    history = jax.jit(parts.lifetime)(jax.random.key(0), meta, family.train(jax.random.key(1)))
+    history = jax.jit(parts.live)(jax.random.key(0), meta, family.train(jax.random.key(1)))
     np.testing.assert_allclose(history.trajectories.log_prob, jnp.log(0.5), rtol=1e-6)
     assert history.trajectories.reward.shape == (4, 3, 4)
     assert parts.env_steps == 3 * 4 * 4
