@@ -1,5 +1,6 @@
 """Checks of arguments: each error names the argument, its value and what would be right."""
 
+import dataclasses
 import difflib
 import functools
 import inspect
@@ -239,6 +240,23 @@ def batch(name: str, many: Any, one: Any, one_name: str) -> int:
     if not count:
         raise ValueError(f"{name} holds nothing")
     return count
+
+
+def ignored(settings: Any, names: Iterable[str], because: str) -> None:
+    """Raises ValueError unless the fields ``names`` of ``settings`` have their defaults, because they have no effect.
+
+    ``settings`` is a dataclass or a NamedTuple. Arrays, traced or not, are not looked at.
+    """
+    kind = type(settings)
+    defaults = getattr(kind, "_field_defaults", None) or {
+        x.name: x.default for x in dataclasses.fields(kind)
+    }
+    for name in names:
+        value = getattr(settings, name)
+        if not hasattr(value, "shape") and value != defaults[name]:
+            raise ValueError(
+                f"{name}={value!r} has no effect {because}; leave it at its default {defaults[name]!r}"
+            )
 
 
 def fields(settings: Any) -> None:

@@ -131,3 +131,30 @@ def live_and_show(
     life, history = live(live_key, meta, life, setup=setup, num_updates=num_updates)
     streams, after = collect(show_key, meta, life.task, life.agent, life.streams, setup=setup)
     return life._replace(streams=streams), append(history, History(life.agent, after))
+
+
+def aged(lives: Life, chosen: jax.Array, ages: int | jax.Array) -> Life:
+    """``lives [M]``, or pairs of lives ``[M, 2]``, of which the ``chosen`` (bool ``[M]``) get other ``ages``, one
+    number or ``[M]``."""
+    age = lives.age
+
+    def spread(x: jax.Array) -> jax.Array:
+        x = jnp.broadcast_to(x, chosen.shape)
+        return jnp.broadcast_to(x.reshape(-1, *[1] * (age.ndim - 1)), age.shape)
+
+    return lives._replace(age=jnp.where(spread(chosen), spread(ages), age).astype(age.dtype))
+
+
+def num_lives(tasks: Task, num_agents: int) -> int:
+    """The number M of ``tasks [M]``.
+
+    Raises:
+        ValueError: it is not ``num_agents``.
+    """
+    num_tasks = jax.tree.leaves(tasks)[0].shape[0]
+    if num_tasks != num_agents:
+        raise ValueError(
+            f"num_tasks={num_tasks} must be num_agents={num_agents}: a step is given a task for each life, "
+            "should it begin anew"
+        )
+    return num_tasks
