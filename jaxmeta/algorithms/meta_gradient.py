@@ -234,18 +234,18 @@ class Lives:
         fresh = lifelong.no_score(self.config.num_streams)
         before = jax.tree.map(lambda new, old: jnp.where(over, new, old), fresh, score)
         begun = self.window.renewed(renew_key, meta, life, task)
-        keys = jax.random.split(live_key, 3)
+        live_key, show_key, target_key = jax.random.split(live_key, 3)
 
         def loss(params: dict) -> tuple[jax.Array, tuple]:
             learned = meta._replace(params=params)
             life, history = lifelong.live_and_show(
-                *keys[:2],
+                (live_key, show_key),
                 learned,
                 begun,
                 setup=self.window.setup,
                 num_updates=self.config.num_updates,
             )
-            return self.objective(keys[2], learned, life, history), (life, history.trajectories)
+            return self.objective(target_key, learned, life, history), (life, history.trajectories)
 
         (total, (life, data)), gradient = jax.value_and_grad(loss, has_aux=True)(meta.params)
         held_out = jax.tree.map(lambda x: x[-1], data)

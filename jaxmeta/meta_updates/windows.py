@@ -136,8 +136,7 @@ class _PolicyGradient:
         def loss(params: Params) -> tuple[jax.Array, tuple]:
             learned = meta._replace(params=params)
             lived, history = lifelong.live_and_show(
-                live_key,
-                show_key,
+                (live_key, show_key),
                 learned,
                 life,
                 setup=self.window.setup,

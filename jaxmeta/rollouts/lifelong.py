@@ -118,16 +118,16 @@ def live(
 
 
 def live_and_show(
-    live_key: jax.Array,
-    show_key: jax.Array,
+    keys: tuple[jax.Array, jax.Array],
     meta: Any,
     life: Life,
     *,
     setup: Setup,
     num_updates: int,
 ) -> tuple[Life, History]:
-    """``(life, history [K + 1])``: `live`, and what the agent after the K updates does next, which no update has
-    seen yet."""
+    """``(life, history [K + 1])``: `live` with the first of two keys, and then, with the second, what the agent
+    does after the K updates. No update has seen that experience yet."""
+    live_key, show_key = keys
     life, history = live(live_key, meta, life, setup=setup, num_updates=num_updates)
     streams, after = collect(show_key, meta, life.task, life.agent, life.streams, setup=setup)
     return life._replace(streams=streams), append(history, History(life.agent, after))
@@ -138,7 +138,7 @@ def aged(lives: Life, chosen: jax.Array, ages: int | jax.Array) -> Life:
     number or ``[M]``."""
     age = lives.age
 
-    def spread(x: jax.Array) -> jax.Array:
+    def spread(x: Any) -> jax.Array:
         x = jnp.broadcast_to(x, chosen.shape)
         return jnp.broadcast_to(x.reshape(-1, *[1] * (age.ndim - 1)), age.shape)
 
