@@ -158,16 +158,10 @@ def paths_as_data(states, actions, reward, log_policy) -> Trajectory:
 
 def recorded_lifetime(algorithm, family, meta, *, num_streams, num_updates):
     """What an agent sees in one task of ``family``, episodes from the start, as data: ``[K + 1, N, T]``."""
+    task = family.train(jax.random.key(2))
+    setup = rollouts.Setup(algorithm.learner, family.env, num_streams, family.horizon)
     return rollouts.lifetime(
-        jax.random.key(1),
-        meta,
-        family.train(jax.random.key(2)),
-        learner=algorithm.learner,
-        env=family.env,
-        num_streams=num_streams,
-        num_updates=num_updates,
-        num_steps=family.horizon,
-        restart=True,
+        jax.random.key(1), meta, task, setup=setup, num_updates=num_updates, restart=True
     ).trajectories
 
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-import importlib
+import sys
 from functools import partial
 
 import jax
@@ -263,15 +263,17 @@ QUICK = ("Reptile", "ES", "meta-gradients")
 def test_a_step_with_broken_streams_and_tasks_is_the_step_without_them(x64, name, monkeypatch):
     """One stream of every batch and the last task; two steps, for critics and old batches. What is broken is
     counted, also in the task that is left out."""
-    experience, no_score = rollouts.experience, lifelong.no_score
+    collect, no_score = rollouts.collect, lifelong.no_score
+    library = [x for name, x in sys.modules.items() if name.startswith("jaxmeta.")]
+    users = [x for x in library if getattr(x, "collect", None) is collect]
 
     def run(num_tasks, num_streams, change, broken_tasks=()):
         def changed(*args, **settings):
-            streams, data = experience(*args, **settings)
+            streams, data = collect(*args, **settings)
             return streams, change(data)
 
-        for place in (rollouts, importlib.import_module("jaxmeta.rollouts.lifetime")):
-            monkeypatch.setattr(place, "experience", changed)
+        for user in users:
+            monkeypatch.setattr(user, "collect", changed)
         monkeypatch.setattr(lifelong, "no_score", lambda _: no_score(num_streams))
         algorithm = STEPS[name](num_tasks)
         drawn = sample_tasks(jax.random.key(1), FAMILY, num_tasks, split="train")

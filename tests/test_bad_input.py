@@ -29,12 +29,11 @@ import tyro
 from gymnax.environments import spaces
 
 import jaxmeta
-from jaxmeta import evaluation, networks, references, tasks
+from jaxmeta import evaluation, networks, references, rollouts, tasks
 from jaxmeta.algorithms import ALGORITHMS
 from jaxmeta.estimators import exact
 from jaxmeta.learners import update_rules
 from jaxmeta.networks import distributions
-from jaxmeta.rollouts.rollout import begin_stream
 from jaxmeta.runs import experiments
 from jaxmeta.tasks import transform
 from jaxmeta.types import TimeStep, Trajectory
@@ -422,16 +421,17 @@ key = jax.random.key(0)
 agent = references.random_agent(num_actions=2)
 task = jax.tree.map(lambda x: x[0], tasks.sample_tasks(key, FAMILY, 1, split="train"))
 two_tasks = jax.tree.map(lambda x: jnp.stack([x, x]), task)
-lived = dict(key=key, meta=(), task=task, learner=agent, env=FAMILY.env)
-measured = dict(key=key, meta=(), tasks=two_tasks, learner=agent, env=FAMILY.env)
-counts = dict(num_streams=2, num_steps=3, num_updates=1)
+acting = dict(learner=agent, env=FAMILY.env)
+in_task = dict(key=key, meta=(), task=task)
+in_tasks = dict(key=key, meta=(), tasks=two_tasks) | acting
+sizes = dict(num_streams=2, num_steps=3)
 
 SETTINGS = {
-    "rollouts.lifetime.begin": lived | dict(num_streams=2),
-    "rollouts.lifetime.begin_streams": lived | dict(num_streams=2),
-    "rollouts.lifetime.lifetime": lived | counts,
-    "evaluation.curves.adaptation_curve": measured | counts,
-    "evaluation.trials.trials": measured | dict(num_steps=2),
+    "rollouts.lifetime.Setup": acting | sizes,
+    "rollouts.lifetime.lifetime": in_task
+    | dict(setup=rollouts.Setup(**acting, **sizes), num_updates=1),
+    "evaluation.curves.adaptation_curve": in_tasks | sizes | dict(num_updates=1),
+    "evaluation.trials.trials": in_tasks | dict(num_steps=2),
     "evaluation.agents.random_returns": dict(key=key, tasks=two_tasks, family=FAMILY),
     "evaluation.statistics.bootstrap_interval": dict(x=[0.0, 1.0]),
     "evaluation.statistics.interquartile_interval": dict(x=[[0.0, 1.0]], num_resamples=2),
@@ -476,9 +476,9 @@ SETTINGS = {
     "references.psrl": {},
     "runs.presets.compared": dict(variant="maml", family="navigation"),
     "runs.presets.lasting": dict(experiment=experiments.Experiment(), meta_updates=3),
-    "rollouts.rollout.rollout": lived
-    | dict(agent=(), num_steps=2)
-    | dict(stream=begin_stream(key, (), task, learner=agent, env=FAMILY.env)),
+    "rollouts.rollout.rollout": in_task
+    | acting
+    | dict(agent=(), stream=rollouts.begin_stream(**in_task, **acting), num_steps=2),
     "tasks.describe": dict(name="navigation"),
     "tasks.family.sample_tasks": dict(key=key, family=FAMILY, num_tasks=2, split="train"),
     "tasks.family.content_hash": dict(family=FAMILY, split="train"),

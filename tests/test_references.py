@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from jaxmeta import references, tasks
-from jaxmeta.rollouts.lifetime import lifetime
+from jaxmeta.rollouts.lifetime import Setup, lifetime
 from jaxmeta.tasks import gridnavi
 from jaxmeta.tasks.tabular import TabularParams, optimal_return
 from jaxmeta.types import TimeStep, Trajectory
@@ -208,18 +208,10 @@ def live(learner, family, *, num_tasks, num_updates=0, num_steps, key=0):
     """Tasks ``[M]`` and the only stream of a lifetime in each: a trajectory ``[M, K + 1, T]``."""
     task_key, life_key = jax.random.split(jax.random.key(key))
     drawn = tasks.sample_tasks(task_key, family, num_tasks, split="test")
+    setup = Setup(learner, family.env, num_streams=1, num_steps=num_steps)
 
     def one(key, task):
-        return lifetime(
-            key,
-            (),
-            task,
-            learner=learner,
-            env=family.env,
-            num_streams=1,
-            num_updates=num_updates,
-            num_steps=num_steps,
-        )
+        return lifetime(key, (), task, setup=setup, num_updates=num_updates)
 
     history = jax.jit(jax.vmap(one))(jax.random.split(life_key, num_tasks), drawn)
     trajectories = jax.tree.map(lambda x: x[:, :, 0], history.trajectories)

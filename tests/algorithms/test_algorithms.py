@@ -1,6 +1,7 @@
 """The protocol that every algorithm passes through."""
 
 import dataclasses
+import functools
 
 import chex
 import jax
@@ -177,21 +178,9 @@ def test_agents_are_born_with_theta_and_change_what_they_may(family, variant):
     task = jax.tree.map(
         lambda x: x[0], tasks.sample_tasks(jax.random.key(1), family, 1, split="train")
     )
-    agents = jax.jit(
-        lambda key: (
-            rollouts.lifetime(
-                key,
-                meta,
-                task,
-                learner=algorithm.learner,
-                env=family.env,
-                num_streams=4,
-                num_updates=1,
-                num_steps=6,
-                restart=True,
-            ).agent
-        )
-    )(jax.random.key(2))
+    setup = rollouts.Setup(algorithm.learner, family.env, num_streams=4, num_steps=6)
+    live = functools.partial(rollouts.lifetime, setup=setup, num_updates=1, restart=True)
+    agents = jax.jit(live)(jax.random.key(2), meta, task).agent
     for x, theta in zip(jax.tree.leaves(agents), jax.tree.leaves(meta.params), strict=True):
         np.testing.assert_array_equal(x[0], theta)
     body, head = (

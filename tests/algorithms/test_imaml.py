@@ -23,17 +23,10 @@ class World:
         self.parts = learners.gradient_learner(family, self.config)
         self.meta = self.parts.init(jax.random.key(0), HYPER)
         self.theta, self.unravel = jax.flatten_util.ravel_pytree(self.meta.params)
-        task = tasks.sample_tasks(jax.random.key(1), family, 1, split="train")
-        history = rollouts.lifetime(
-            jax.random.key(2),
-            self.meta,
-            jax.tree.map(lambda x: x[0], task),
-            learner=self.learner,
-            env=family.env,
-            num_streams=3,
-            num_updates=0,
-            num_steps=5,
-        )
+        drawn = tasks.sample_tasks(jax.random.key(1), family, 1, split="train")
+        task = jax.tree.map(lambda x: x[0], drawn)
+        setup = rollouts.Setup(self.learner, family.env, num_streams=3, num_steps=5)
+        history = rollouts.lifetime(jax.random.key(2), self.meta, task, setup=setup, num_updates=0)
         self.data = jax.tree.map(lambda x: x[0], history.trajectories)
 
     def update(self, theta):

@@ -276,6 +276,7 @@ def test_a_rule_is_found(outer, learning_rate):
     )
     run = training.train(algorithm, family, training.Config(meta_updates=300, num_tasks=32))
     held_out = tasks.sample_tasks(jax.random.key(1), family, 64, split="test")
+    setup = rollouts.Setup(algorithm.learner, family.env, num_streams=4, num_steps=20)
 
     setup = rollouts.Setup(algorithm.learner, family.env, num_streams=4, num_steps=20)
 

@@ -32,15 +32,9 @@ def one_task(family):
 
 
 def data_of(algorithm, family, meta, key=0):
+    setup = rollouts.Setup(algorithm.learner, family.env, num_streams=4, num_steps=6)
     history = rollouts.lifetime(
-        jax.random.key(key),
-        meta,
-        one_task(family),
-        learner=algorithm.learner,
-        env=family.env,
-        num_streams=4,
-        num_updates=0,
-        num_steps=6,
+        jax.random.key(key), meta, one_task(family), setup=setup, num_updates=0
     )
     return jax.tree.map(lambda x: x[0], history.trajectories)
 
@@ -127,18 +121,11 @@ def test_the_meta_gradient_is_that_of_the_loss_after_two_updates(x64, family, ou
         future = jnp.triu(gamma[None, :] * jnp.ones((6, 6)))  # Σ_{k≥t} γ^k δ_k
         return -jnp.sum(log_prob * (delta @ future.T)) / (4 * 6)
 
+    setup = rollouts.Setup(algorithm.learner, family.env, num_streams=4, num_steps=6)
+
     def task_loss(params, key, task):
-        history = rollouts.lifetime(
-            key,
-            state.meta._replace(params=jax.lax.stop_gradient(params)),
-            task,
-            learner=algorithm.learner,
-            env=family.env,
-            num_streams=4,
-            num_updates=2,
-            num_steps=6,
-            restart=True,
-        )
+        meta = state.meta._replace(params=jax.lax.stop_gradient(params))
+        history = rollouts.lifetime(key, meta, task, setup=setup, num_updates=2, restart=True)
         rounds = [jax.tree.map(lambda x, k=k: x[k], history.trajectories) for k in range(3)]
         rounds = jax.lax.stop_gradient(rounds)
         phi, losses = params, []

@@ -146,16 +146,9 @@ def test_the_policy_s_own_ratio_is_live(x64):
     config = Config(num_streams=NUM_STREAMS, policy="softmax_linear", hidden_sizes=())
     algorithm = meta_actor_critic(family, config)
     meta = linear_meta(algorithm)
-    data = rollouts.lifetime(
-        jax.random.key(1),
-        meta,
-        family.train(jax.random.key(2)),
-        learner=algorithm.learner,
-        env=family.env,
-        num_streams=NUM_STREAMS,
-        num_updates=1,
-        num_steps=1,
-    ).trajectories
+    task = family.train(jax.random.key(2))
+    setup = rollouts.Setup(algorithm.learner, family.env, NUM_STREAMS, num_steps=1)
+    data = rollouts.lifetime(jax.random.key(1), meta, task, setup=setup, num_updates=1).trajectories
     size = jax.flatten_util.ravel_pytree(meta.params["policy"])[0].size
     check_derivative(algorithm, family, data, meta, of=slice(size))
 

@@ -58,17 +58,11 @@ def test_later_epochs_climb_the_paper_s_objective(x64, family, num_updates):
     meta = algorithm.init(jax.random.key(0)).meta
     drawn = tasks.sample_tasks(jax.random.key(1), family, NUM_TASKS, split="train")
 
+    setup = rollouts.Setup(algorithm.learner, family.env, num_streams=3, num_steps=5)
+
     def live(key, task):
         return rollouts.lifetime(
-            key,
-            meta,
-            task,
-            learner=algorithm.learner,
-            env=family.env,
-            num_streams=3,
-            num_updates=num_updates,
-            num_steps=5,
-            restart=True,
+            key, meta, task, setup=setup, num_updates=num_updates, restart=True
         )
 
     lived = jax.vmap(live)(jax.random.split(jax.random.key(2), NUM_TASKS), drawn)

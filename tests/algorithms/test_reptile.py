@@ -16,18 +16,12 @@ def test_theta_moves_towards_the_mean_of_the_adapted(x64, num_updates):
     drawn = tasks.sample_tasks(jax.random.key(1), family, 3, split="train")
     after, _ = jax.jit(algorithm.step)(jax.random.key(2), state, drawn)
 
+    setup = rollouts.Setup(algorithm.learner, family.env, num_streams=3, num_steps=5)
+
     def adapted(key, task):
         live_key, update_key = jax.random.split(key)
         history = rollouts.lifetime(
-            live_key,
-            state.meta,
-            task,
-            learner=algorithm.learner,
-            env=family.env,
-            num_streams=3,
-            num_updates=num_updates,
-            num_steps=5,
-            restart=True,
+            live_key, state.meta, task, setup=setup, num_updates=num_updates, restart=True
         )
         agent, data = jax.tree.map(lambda x: x[-1], (history.agent, history.trajectories))
         return algorithm.learner.update(update_key, state.meta, agent, data)

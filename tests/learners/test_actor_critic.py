@@ -213,15 +213,15 @@ def test_leaving_one_out_takes_noise_and_nothing_else(x64):
     for leave_one_out in (False, True):
         sizes = SIZES | dict(num_streams=8, num_steps=8, leave_one_out=leave_one_out)
         parts = actor_critic_learner(FAMILY, Config(**sizes))
-        world = dict(learner=parts.learner, env=FAMILY.env)
+        setup = rollouts.Setup(parts.learner, FAMILY.env, num_streams=8, num_steps=8)
         meta = parts.init(jax.random.key(0), HYPER._replace(gae_lambda=0.9))
         agent = newborn(parts, meta, values=(10.0, 9.0, 11.0))
         task = FAMILY.train(jax.random.key(5))
 
-        def slope(key, parts=parts, meta=meta, agent=agent, world=world, task=task):
+        def slope(key, parts=parts, meta=meta, agent=agent, setup=setup, task=task):
             begin_key, act_key = jax.random.split(key)
-            streams = rollouts.begin_streams(begin_key, meta, task, **world, num_streams=8)
-            _, data = rollouts.experience(act_key, meta, task, agent, streams, **world, num_steps=8)
+            streams = rollouts.begin_streams(begin_key, meta, task, setup=setup)
+            _, data = rollouts.collect(act_key, meta, task, agent, streams, setup=setup)
 
             def moved(params):
                 after = parts.learner.update(key, meta._replace(params=params), agent, data)

@@ -39,24 +39,9 @@ def test_an_update_looks_at_the_last_batches_and_at_nothing_else(num_batches):
     meta = Meta({"w": jnp.zeros(())}, Hyper())
     agent = parts.learner.init(jax.random.key(0), meta)
     assert agent.batches.reward.shape == (num_batches, 3, 4)
-    streams = rollouts.begin_streams(
-        jax.random.key(1),
-        meta,
-        family.train(jax.random.key(2)),
-        learner=parts.learner,
-        env=family.env,
-        num_streams=3,
-    )
-    _, seen = rollouts.experience(
-        jax.random.key(3),
-        meta,
-        family.train(jax.random.key(2)),
-        agent,
-        streams,
-        learner=parts.learner,
-        env=family.env,
-        num_steps=4,
-    )
+    task = family.train(jax.random.key(2))
+    streams = rollouts.begin_streams(jax.random.key(1), meta, task, setup=parts.setup)
+    _, seen = rollouts.collect(jax.random.key(3), meta, task, agent, streams, setup=parts.setup)
     before, rewards = 0.0, [1.0, 10.0, 100.0, 1000.0]
     for i in range(4):
         data = seen._replace(reward=jnp.full((3, 4), rewards[i]))

@@ -40,13 +40,11 @@ def newborn(rule, values, family=FAMILY, params=None, **settings):
     parts = rule_learner(rule, family, **settings)
     meta = Meta(rule.init(jax.random.key(0)) if params is None else params, values)
     task = family.train(jax.random.key(1))
-    world = dict(learner=parts.learner, env=family.env)
+    setup = rollouts.Setup(parts.learner, family.env, num_streams=2, num_steps=10)
 
     def born(meta):
-        agent, streams = rollouts.begin(jax.random.key(2), meta, task, **world, num_streams=2)
-        _, data = rollouts.experience(
-            jax.random.key(3), meta, task, agent, streams, **world, num_steps=10
-        )
+        agent, streams = rollouts.begin(jax.random.key(2), meta, task, setup=setup)
+        _, data = rollouts.collect(jax.random.key(3), meta, task, agent, streams, setup=setup)
         return agent, data
 
     return parts, meta, *jax.jit(born)(meta)

@@ -2,11 +2,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxmeta import rollouts
 from jaxmeta.rollouts import lifelong
-from jaxmeta.types import Learner
+from jaxmeta.types import History, Learner
 from tests.probes import Counter, CounterParams, constant_learner, random_learner
 
-ENV = Counter()
+
+def counter(learner, num_steps=2):
+    return rollouts.Setup(learner, Counter(), num_streams=3, num_steps=num_steps)
 
 
 def task(number):
@@ -15,14 +18,12 @@ def task(number):
     return CounterParams(jnp.asarray(number, float), *ends)
 
 
-def born(learner, *, key=0, number=7.0, meta=0.5, num_streams=3):
-    return lifelong.birth(
-        jax.random.key(key), meta, task(number), learner=learner, env=ENV, num_streams=num_streams
-    )
+def born(setup, *, number=7.0, meta=0.5):
+    return lifelong.birth(jax.random.key(0), meta, task(number), setup=setup)
 
 
 def test_a_newborn_is_at_the_start_of_everything():
-    life = born(constant_learner())
+    life = born(counter(constant_learner()))
     assert life.agent == 0
     assert life.age == 0
     assert life.age.dtype == jnp.int32
@@ -32,12 +33,12 @@ def test_a_newborn_is_at_the_start_of_everything():
 
 def test_a_life_goes_on_where_it_was():
     """Two windows of two updates are one of four, but for the keys: streams, episodes and ages go on."""
-    learner = constant_learner()
+    setup = counter(constant_learner(), num_steps=3)
     live = lambda life, n: lifelong.live(  # noqa: E731
-        jax.random.key(1), None, life, learner=learner, env=ENV, num_updates=n, num_steps=3
+        jax.random.key(1), None, life, setup=setup, num_updates=n
     )
-    once, history = live(born(learner), 4)
-    half, first = live(born(learner), 2)
+    once, history = live(born(setup), 4)
+    half, first = live(born(setup), 2)
     twice, second = live(half, 2)
     assert (once.agent, half.agent, twice.agent) == (4, 2, 4)
     assert (once.age, half.age, twice.age) == (4, 2, 4)
@@ -48,16 +49,36 @@ def test_a_life_goes_on_where_it_was():
     assert once.age.dtype == jnp.int32
 
 
+def test_after_a_window_its_agent_shows_what_it_does():
+    """The window, and one more round of experience from which nothing was learned."""
+    setup, meta = counter(random_learner()), 0.5
+    live_key, show_key = jax.random.split(jax.random.key(1))
+    shown, history = lifelong.live_and_show(
+        live_key, show_key, meta, born(setup), setup=setup, num_updates=2
+    )
+    life, window = lifelong.live(live_key, meta, born(setup), setup=setup, num_updates=2)
+    streams, after = rollouts.collect(
+        show_key, meta, life.task, life.agent, life.streams, setup=setup
+    )
+    parts = (
+        (shown, life._replace(streams=streams)),
+        (jax.tree.map(lambda x: x[:2], history), window),
+        (jax.tree.map(lambda x: x[2], history), History(life.agent, after)),
+    )
+    for found, expected in parts:
+        for x, y in zip(*map(jax.tree.leaves, (found, expected)), strict=True):
+            np.testing.assert_array_equal(x, y)
+    assert history.trajectories.reward.shape == (3, 3, 2)
+
+
 def test_who_is_over_is_followed_by_a_newborn_and_nobody_else_is():
-    learner = constant_learner()
-    lives = jax.vmap(lambda number: born(learner, number=number))(jnp.array([1.0, 2.0, 3.0]))
+    setup = counter(constant_learner())
+    lives = jax.vmap(lambda number: born(setup, number=number))(jnp.array([1.0, 2.0, 3.0]))
     lives = lives._replace(age=jnp.array([3, 4, 5], jnp.int32), agent=jnp.array([30.0, 40.0, 50.0]))
     streams = jax.tree.map(lambda x: x, lives.streams._replace(memory=lives.streams.memory + 9))
     lives = lives._replace(streams=streams)
     renew = jax.vmap(
-        lambda key, life, task: lifelong.renewed(
-            key, None, life, task, lifespan=4, learner=learner, env=ENV
-        )
+        lambda key, life, task: lifelong.renewed(key, None, life, task, setup=setup, lifespan=4)
     )
     given = task(jnp.array([10.0, 20.0, 30.0]))
     after = jax.jit(renew)(jax.random.split(jax.random.key(0), 3), lives, given)
@@ -72,19 +93,17 @@ def test_who_is_over_is_followed_by_a_newborn_and_nobody_else_is():
 
 def test_the_derivative_reaches_back_to_the_window_and_no_further(x64):
     """φ ← μ φ + data: two updates are μ² φ + ..., where φ at the window's start is data."""
-    learner = random_learner()
+    setup = counter(random_learner())
 
     def agents(meta, life):
-        after, history = lifelong.live(
-            jax.random.key(2), meta, life, learner=learner, env=ENV, num_updates=2, num_steps=2
-        )
+        after, history = lifelong.live(jax.random.key(2), meta, life, setup=setup, num_updates=2)
         return after.agent, history
 
     def through_a_life(meta):
-        return agents(meta, born(learner, meta=meta))[0]
+        return agents(meta, born(setup, meta=meta))[0]
 
     meta = 0.5
-    life = born(learner, meta=meta)
+    life = born(setup, meta=meta)
     _, history = agents(meta, life)
     gained = history.agent[1] - meta * history.agent[0]  # what the first update's data added
     expected = 2 * meta * life.agent + gained
@@ -125,9 +144,8 @@ def test_agents_of_any_structure(x64):
             memory,
         )
     )
-    life, _ = lifelong.live(
-        jax.random.key(0), None, born(learner), learner=learner, env=ENV, num_updates=3, num_steps=2
-    )
+    setup = counter(learner)
+    life, _ = lifelong.live(jax.random.key(0), None, born(setup), setup=setup, num_updates=3)
     assert life.agent["k"] == 3
     assert life.agent["a"].tolist() == [3, 3]
 

@@ -9,17 +9,17 @@ from jaxmeta.algorithms.maml import Config, maml
 from jaxmeta.types import Learner
 from tests.probes import Counter, CounterParams, constant_learner, random_learner
 
-WORLD = dict(env=Counter(), num_steps=6)
+
+def counter(learner, num_streams):
+    return rollouts.Setup(learner, Counter(), num_streams, num_steps=6)
 
 
 def lived(learner, *, num_updates=3, restart=False, meta=0.5, key=0, task=None):
-    task = task or CounterParams()
+    task, setup = task or CounterParams(), counter(learner, num_streams=4)
 
     def run(key, meta):
         begin_key, key = jax.random.split(key)
-        agent, streams = rollouts.begin(
-            begin_key, meta, task, learner=learner, env=WORLD["env"], num_streams=4
-        )
+        agent, streams = rollouts.begin(begin_key, meta, task, setup=setup)
         return (
             agent,
             key,
@@ -29,14 +29,47 @@ def lived(learner, *, num_updates=3, restart=False, meta=0.5, key=0, task=None):
                 task,
                 agent,
                 streams,
-                learner=learner,
+                setup=setup,
                 num_updates=num_updates,
                 restart=restart,
-                **WORLD,
             ),
         )
 
     return jax.jit(run)(jax.random.key(key), meta)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error", "message"),
+    [
+        (dict(learner=None), TypeError, "learner is None 'None'; it must be types.Learner"),
+        (dict(num_streams=0), ValueError, "num_streams=0 must be at least 1"),
+        (dict(num_steps=1.5), TypeError, "num_steps=1.5 must be an integer of at least 1"),
+        (dict(unroll=True), TypeError, "unroll=True must be an integer of at least 1"),
+    ],
+)
+def test_a_wrong_setup_is_refused_by_name(wrong, error, message):
+    right = dict(learner=constant_learner(), env=Counter(), num_streams=2, num_steps=3)
+    with pytest.raises(error, match=message):
+        rollouts.Setup(**right | wrong)
+
+
+def test_setups_of_equal_parts_are_equal():
+    learner, env = constant_learner(), Counter()
+    setup = rollouts.Setup(learner, env, np.int64(2), jnp.asarray(3))
+    assert setup == rollouts.Setup(learner, env, 2, 3, unroll=1)
+    assert setup != rollouts.Setup(learner, env, 2, 3, unroll=3)
+
+
+def test_who_acts_is_told_by_a_setup():
+    with pytest.raises(TypeError, match=r"setup is types.Learner .*; it must be .*Setup"):
+        rollouts.begin(jax.random.key(0), 0.5, CounterParams(), setup=constant_learner())
+
+
+def test_as_many_streams_go_on_as_were_set_up():
+    learner, key, task = constant_learner(), jax.random.key(0), CounterParams()
+    agent, streams = rollouts.begin(key, 0.5, task, setup=counter(learner, num_streams=2))
+    with pytest.raises(ValueError, match="streams holds 2 streams; it must hold num_streams=3"):
+        rollouts.collect(key, 0.5, task, agent, streams, setup=counter(learner, num_streams=3))
 
 
 def test_shapes_and_order_of_a_lifetime():
@@ -61,12 +94,16 @@ def test_streams_go_on_or_begin_anew(restart, starts):
 
 def test_a_replayed_lifetime_is_the_lifetime():
     """Same key, same experience: the same agents, birth and random updates included; and live ones."""
-    settings = dict(learner=random_learner(), num_streams=4, num_updates=3, restart=True, **WORLD)
+    setup = counter(random_learner(), num_streams=4)
     key, meta = jax.random.key(0), jnp.asarray(0.5)
-    history = jax.jit(lambda: rollouts.lifetime(key, meta, CounterParams(), **settings))()
+    history = jax.jit(
+        lambda: rollouts.lifetime(
+            key, meta, CounterParams(), setup=setup, num_updates=3, restart=True
+        )
+    )()
 
     def again(meta):
-        return rollouts.replay(key, meta, history.trajectories, learner=random_learner())
+        return rollouts.replay(key, meta, history.trajectories, learner=setup.learner)
 
     replayed = jax.jit(again)(meta)
     np.testing.assert_allclose(replayed.agent, history.agent, rtol=1e-6)
@@ -78,16 +115,11 @@ def test_a_replayed_lifetime_is_the_lifetime():
 
 
 def test_a_replay_without_updates_is_the_newborn():
+    setup = counter(random_learner(), num_streams=2)
     data = rollouts.lifetime(
-        jax.random.key(0),
-        0.5,
-        CounterParams(),
-        learner=random_learner(),
-        num_streams=2,
-        num_updates=0,
-        **WORLD,
+        jax.random.key(0), 0.5, CounterParams(), setup=setup, num_updates=0
     ).trajectories
-    replayed = rollouts.replay(jax.random.key(0), 0.25, data, learner=random_learner())
+    replayed = rollouts.replay(jax.random.key(0), 0.25, data, learner=setup.learner)
     np.testing.assert_allclose(replayed.agent, [0.25])
 
 
@@ -104,19 +136,10 @@ def test_tasks_do_not_leak_into_each_other():
     meta = algorithm.init(jax.random.key(0)).meta
     drawn = tasks.sample_tasks(jax.random.key(1), family, 3, split="train")
     keys = jax.random.split(jax.random.key(2), 3)
+    setup = rollouts.Setup(algorithm.learner, family.env, num_streams=3, num_steps=5)
 
     def final(key, task):
-        history = rollouts.lifetime(
-            key,
-            meta,
-            task,
-            learner=algorithm.learner,
-            env=family.env,
-            num_streams=3,
-            num_updates=2,
-            num_steps=5,
-            restart=True,
-        )
+        history = rollouts.lifetime(key, meta, task, setup=setup, num_updates=2, restart=True)
         return jax.tree.map(lambda x: x[-1], history.agent)
 
     together = jax.jit(jax.vmap(final))(keys, drawn)
@@ -129,41 +152,20 @@ def test_tasks_do_not_leak_into_each_other():
 
 
 def test_lifetime_ends_with_what_adaptation_led_to():
-    history = rollouts.lifetime(
-        jax.random.key(0),
-        0.5,
-        CounterParams(),
-        learner=constant_learner(),
-        num_streams=2,
-        num_updates=2,
-        **WORLD,
-    )
+    setup = counter(constant_learner(), num_streams=2)
+    history = rollouts.lifetime(jax.random.key(0), 0.5, CounterParams(), setup=setup, num_updates=2)
     assert history.agent.tolist() == [0, 1, 2]
     assert history.trajectories.timestep.obs[:, 0, 0, 0].tolist() == [0, 2, 0]
 
 
 def test_the_derivative_runs_through_the_updates_alone():
     """agent' = meta·agent + data from agent = meta, K times: d/dmeta of meta^{K+1}, data constant."""
-    meta = 0.5
+    meta, task, setup = 0.5, CounterParams(), counter(random_learner(), num_streams=2)
 
     def adapted(meta):
-        agent, streams = rollouts.begin(
-            jax.random.key(0),
-            meta,
-            CounterParams(),
-            learner=random_learner(),
-            env=WORLD["env"],
-            num_streams=2,
-        )
+        agent, streams = rollouts.begin(jax.random.key(0), meta, task, setup=setup)
         out, _, history = rollouts.adapt(
-            jax.random.key(1),
-            meta,
-            CounterParams(),
-            agent,
-            streams,
-            learner=random_learner(),
-            num_updates=3,
-            **WORLD,
+            jax.random.key(1), meta, task, agent, streams, setup=setup, num_updates=3
         )
         return out, history
 
@@ -209,16 +211,9 @@ def test_a_lifetime_uses_no_key_twice():
         act=lambda key, meta, agent, memory, timestep: (seen(key), jnp.zeros(()), memory),
         update=lambda key, meta, agent, trajectories: agent * 0 + seen(key)[None, :],
     )
+    setup = rollouts.Setup(learner, KeyRecorder(), num_streams=3, num_steps=6)
     history = rollouts.lifetime(
-        jax.random.key(0),
-        None,
-        CounterParams(),
-        learner=learner,
-        env=KeyRecorder(),
-        num_streams=3,
-        num_updates=2,
-        num_steps=6,
-        restart=True,
+        jax.random.key(0), None, CounterParams(), setup=setup, num_updates=2, restart=True
     )
     data = history.trajectories
     used = [

@@ -11,7 +11,7 @@ from gymnax.wrappers import FlattenObservationWrapper, StickyActionWrapper
 from jaxmeta import tasks
 from jaxmeta.estimators import exact
 from jaxmeta.networks.distributions import Categorical
-from jaxmeta.rollouts.lifetime import lifetime
+from jaxmeta.rollouts.lifetime import Setup, lifetime
 from jaxmeta.rollouts.rollout import begin_stream, rollout
 from jaxmeta.tasks import keys
 from jaxmeta.tasks.tabular import Tabular, TabularParams
@@ -265,18 +265,10 @@ def softmax_learner(draw_key):
 
 def lived(draw_key, num_streams, restart=False):
     """Two rounds of two episodes each: what was seen ``[2, N, 2, H]``, and the path's index ``[2, N, 2]``."""
+    env = Tabular(S, A, H, reward_noise=0.0)
+    setup = Setup(softmax_learner(draw_key), env, num_streams, num_steps=2 * H)
     history = jax.jit(
-        lambda key: lifetime(
-            key,
-            LOGITS,
-            TASK,
-            learner=softmax_learner(draw_key),
-            env=Tabular(S, A, H, reward_noise=0.0),
-            num_streams=num_streams,
-            num_updates=1,
-            num_steps=2 * H,
-            restart=restart,
-        )
+        lambda key: lifetime(key, LOGITS, TASK, setup=setup, num_updates=1, restart=restart)
     )(jax.random.key(2))
     data = history.trajectories
     seen = data.timestep.obs.argmax(-1), data.action, data.reward, data.log_prob, data.last

@@ -81,18 +81,12 @@ def test_random_actions_are_uniform(name):
 def experience(name, key, tasks, *, mapped):
     """Two streams of random actions in each task, ``[M, 1, N, T]``, a little more than an episode where it is short."""
     family = made(name)
+    learner = evaluation.controller_learner(lambda key, *_: family.random_action(key))
+    num_steps = min(family.horizon + 3, 24)
+    setup = rollouts.Setup(learner, family.env, num_streams=2, num_steps=num_steps)
 
     def one(key, task):
-        return rollouts.lifetime(
-            key,
-            task,
-            task,
-            learner=evaluation.controller_learner(lambda key, *_: family.random_action(key)),
-            env=family.env,
-            num_streams=2,
-            num_updates=0,
-            num_steps=min(family.horizon + 3, 24),
-        )
+        return rollouts.lifetime(key, task, task, setup=setup, num_updates=0)
 
     keys = jax.random.split(key, 3)
     if mapped:
@@ -136,19 +130,11 @@ def test_a_task_survives_the_end_of_an_episode(name):
     if controller is None:
         pytest.skip("the family has neither an optimal action nor an expert")
     learner = evaluation.controller_learner(lambda key, task, obs: controller(task, obs))
+    setup = rollouts.Setup(learner, family.env, num_streams=1, num_steps=2 * family.horizon)
     drawn = tasks.sample_tasks(jax.random.key(0), family, 40, split="test")
 
     def returns(key, task):
-        history = rollouts.lifetime(
-            key,
-            task,
-            task,
-            learner=learner,
-            env=family.env,
-            num_streams=1,
-            num_updates=0,
-            num_steps=2 * family.horizon,
-        )
+        history = rollouts.lifetime(key, task, task, setup=setup, num_updates=0)
         data = jax.tree.map(lambda x: x[0], history.trajectories)
         seen = evaluation.Trials(data.action, data.reward, data.last, finite_streams(data))
         return evaluation.episode_returns(seen, 2)

@@ -73,17 +73,10 @@ def lived(direction):
     """Seven random steps with episodes of three; the same keys whatever the direction."""
     family = tasks.make("half_cheetah_direction", horizon=3)
     task = family.env.default_params.replace(direction=direction)
-    data = rollouts.lifetime(
-        jax.random.key(1),
-        task,
-        task,
-        learner=evaluation.controller_learner(lambda key, *_: family.random_action(key)),
-        env=family.env,
-        num_streams=1,
-        num_updates=0,
-        num_steps=7,
-    ).trajectories
-    return jax.tree.map(lambda x: x[0, 0], data)
+    learner = evaluation.controller_learner(lambda key, *_: family.random_action(key))
+    setup = rollouts.Setup(learner, family.env, num_streams=1, num_steps=7)
+    history = rollouts.lifetime(jax.random.key(1), task, task, setup=setup, num_updates=0)
+    return jax.tree.map(lambda x: x[0, 0], history.trajectories)
 
 
 def test_the_task_outlasts_episodes():

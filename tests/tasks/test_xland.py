@@ -318,11 +318,9 @@ def test_an_episode_begins_with_the_ruleset_s_objects_wherever_they_lie():
 
     def lived(key, task, num_steps):
         begin_key, act_key = jax.random.split(key)
-        world = dict(learner=learner, env=made.env)
-        streams = rollouts.begin_streams(begin_key, task, task, **world, num_streams=3)
-        after, data = rollouts.experience(
-            act_key, task, task, (), streams, **world, num_steps=num_steps
-        )
+        setup = rollouts.Setup(learner, made.env, num_streams=3, num_steps=num_steps)
+        streams = rollouts.begin_streams(begin_key, task, task, setup=setup)
+        after, data = rollouts.collect(act_key, task, task, (), streams, setup=setup)
         return streams.env_state, after.env_state, data.last, data.reward
 
     keys = jax.random.split(jax.random.key(1), 4)
