@@ -1,5 +1,6 @@
 """Checks of arguments: each error names the argument, its value and what would be right."""
 
+import dataclasses
 import difflib
 import functools
 import inspect
@@ -446,6 +447,8 @@ def _hint(value: Any, wanted: tuple[type, ...]) -> str:
         return f"; its .{found[0]} is one"
     if "TaskFamily" in names:
         return "; tasks.make makes one from a name"
+    if "Memory" in names:
+        return "; networks.recurrent.gru(size=64) is one"
     if "Callable" in names and hasattr(value, "update"):
         return ": optax.adam, say, and not optax.adam(1e-3)"
     return ""
@@ -475,3 +478,25 @@ def hyper(values: Any, **ranges: tuple[float, float]) -> None:
             continue
         (low, high), *_ = [x for end, x in (ranges | known | ends).items() if name.endswith(end)]
         between(name, value, low, high)
+
+
+def ignored(settings: Any, names: Iterable[str], because: str) -> None:
+    """Raises ValueError unless the fields ``names`` of a dataclass or NamedTuple have their defaults.
+
+    Call it for the fields that a variant ignores; ``because`` ends the sentence "x=3 has no effect".
+    Arrays are not compared, because they may be traced or rounded.
+    """
+    if dataclasses.is_dataclass(settings):
+        new = dataclasses.MISSING
+        defaults = {
+            x.name: x.default if x.default_factory is new else x.default_factory()
+            for x in dataclasses.fields(settings)
+        }
+    else:
+        defaults = settings._field_defaults
+    for name in names:
+        value, default = getattr(settings, name), defaults[name]
+        if not hasattr(value, "shape") and value != default:
+            raise ValueError(
+                f"{name}={value!r} has no effect {because}; leave it at its default {default!r}"
+            )
