@@ -242,6 +242,23 @@ def batch(name: str, many: Any, one: Any, one_name: str) -> int:
     return count
 
 
+def ignored(settings: Any, names: Iterable[str], because: str) -> None:
+    """Raises ValueError unless the fields ``names`` of ``settings`` have their defaults, because they have no effect.
+
+    ``settings`` is a dataclass or a NamedTuple. Arrays, traced or not, are not looked at.
+    """
+    kind = type(settings)
+    defaults = getattr(kind, "_field_defaults", None) or {
+        x.name: x.default for x in dataclasses.fields(kind)
+    }
+    for name in names:
+        value = getattr(settings, name)
+        if not hasattr(value, "shape") and value != defaults[name]:
+            raise ValueError(
+                f"{name}={value!r} has no effect {because}; leave it at its default {defaults[name]!r}"
+            )
+
+
 def fields(settings: Any) -> None:
     """Raises unless every field of a dataclass has its annotated type and no number is NaN.
 
@@ -478,25 +495,3 @@ def hyper(values: Any, **ranges: tuple[float, float]) -> None:
             continue
         (low, high), *_ = [x for end, x in (ranges | known | ends).items() if name.endswith(end)]
         between(name, value, low, high)
-
-
-def ignored(settings: Any, names: Iterable[str], because: str) -> None:
-    """Raises ValueError unless the fields ``names`` of a dataclass or NamedTuple have their defaults.
-
-    Call it for the fields that a variant ignores; ``because`` ends the sentence "x=3 has no effect".
-    Arrays are not compared, because they may be traced or rounded.
-    """
-    if dataclasses.is_dataclass(settings):
-        new = dataclasses.MISSING
-        defaults = {
-            x.name: x.default if x.default_factory is new else x.default_factory()
-            for x in dataclasses.fields(settings)
-        }
-    else:
-        defaults = settings._field_defaults
-    for name in names:
-        value, default = getattr(settings, name), defaults[name]
-        if not hasattr(value, "shape") and value != default:
-            raise ValueError(
-                f"{name}={value!r} has no effect {because}; leave it at its default {default!r}"
-            )

@@ -273,7 +273,7 @@ def test_ignored_settings_keep_their_defaults():
     @dataclasses.dataclass(frozen=True)
     class Config:
         size: int = 3
-        names: list = dataclasses.field(default_factory=list)
+        names: tuple = ()
 
     class Hyper(NamedTuple):
         clip: float = 0.2
@@ -283,7 +283,7 @@ def test_ignored_settings_keep_their_defaults():
     checks.ignored(Config(size=4), [], "here")
     for settings, name, value, default in (
         (Config(size=4), "size", 4, 3),
-        (Config(names=[1]), "names", [1], []),
+        (Config(names=(1,)), "names", (1,), ()),
         (Hyper(0.3), "clip", 0.3, 0.2),
     ):
         said = f"{name}={value} has no effect with x=1; leave it at its default {default}"

@@ -70,16 +70,9 @@ def test_the_loss_is_the_weighted_elbo_of_the_paper():
     network, negative_elbo = belief_actor_critic(family, config)
     parts = learners.recurrent_learner(family, config, network)
     meta = varibad(family, config, hyper).init(jax.random.key(0)).meta
-    history = rollouts.lifetime(
-        jax.random.key(1),
-        meta,
-        family.train(jax.random.key(2)),
-        learner=parts.learner,
-        env=family.env,
-        num_streams=1,
-        num_updates=0,
-        num_steps=4,
-    )
+    task = family.train(jax.random.key(2))
+    setup = rollouts.Setup(parts.learner, family.env, num_streams=1, num_steps=4)
+    history = rollouts.lifetime(jax.random.key(1), meta, task, setup=setup, num_updates=0)
     data = jax.tree.map(lambda x: x[0, 0], history.trajectories)
     inputs = parts.inputs(meta, data)
     assert inputs.reset.tolist() == [True, False, True, False]

@@ -36,18 +36,10 @@ def trial(family, algorithm, key=0):
     """``(meta, data [T])`` of one trial."""
     meta = algorithm.init(jax.random.key(0)).meta._replace(reward_scale=jnp.asarray(0.5))
     task = family.train(jax.random.key(1))
+    setup = rollouts.Setup(algorithm.learner, family.env, 1, num_steps=EPISODES * HORIZON)
 
     def act(key):
-        history = rollouts.lifetime(
-            key,
-            meta,
-            task,
-            learner=algorithm.learner,
-            env=family.env,
-            num_streams=1,
-            num_updates=0,
-            num_steps=EPISODES * HORIZON,
-        )
+        history = rollouts.lifetime(key, meta, task, setup=setup, num_updates=0)
         return jax.tree.map(lambda x: x[0, 0], history.trajectories)
 
     return meta, jax.jit(act)(jax.random.key(key))
