@@ -274,7 +274,7 @@ def contestants(
         for name, sizes in step_sizes.items()
     }
     return {
-        "LPG": Contestant(learned_objective.rule(config_of(args)), learned),
+        "LPG": Contestant(learned_objective.rule_of(config_of(args)), learned),
         "A2C": Contestant(update_rules.a2c(), tuned),
     }
 

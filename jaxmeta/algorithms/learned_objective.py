@@ -26,7 +26,8 @@ import optax
 from jaxmeta import checks
 from jaxmeta.estimators.streams import mean_over_streams
 from jaxmeta.learners import update_rules
-from jaxmeta.learners.update_rules import Agent, AgentOptimizer, Meta, UpdateRule
+from jaxmeta.learners.update_rules import Agent, AgentOptimizer, Meta, RuleLearner, UpdateRule
+from jaxmeta.meta_updates import windows
 from jaxmeta.meta_updates.gradients import (
     finite_tasks,
     guarded_update,
@@ -35,11 +36,19 @@ from jaxmeta.meta_updates.gradients import (
     masked_mean,
 )
 from jaxmeta.meta_updates.outer_loop import Optimizer
-from jaxmeta.meta_updates.windows import Member, Window, evolution_strategy, policy_gradient
+from jaxmeta.meta_updates.windows import Estimator, MakeEstimator, Member, Objective, Window
 from jaxmeta.networks.policies import Policy
-from jaxmeta.networks.values import value_mlp
+from jaxmeta.networks.values import Value, value_mlp
+from jaxmeta.rollouts import Setup, lifelong
 from jaxmeta.tasks.family import TaskFamily, sample_tasks
-from jaxmeta.types import History, MetaAlgorithm, Task, Trajectory
+from jaxmeta.types import MetaAlgorithm, Task, Trajectory
+
+ESTIMATORS: dict[str, MakeEstimator] = {
+    "meta_gradient": windows.policy_gradient,
+    "es": windows.evolution_strategy,
+    "pes": windows.persistent_evolution_strategy,
+}
+"""The estimators that `Config.outer` names."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,6 +156,8 @@ def learned_objective(
     config: Config = Config(),
     hyper: Hyper = Hyper(),
     *,
+    rule: UpdateRule | None = None,
+    estimator: MakeEstimator | None = None,
     policy: Policy | None = None,
     optimizer: Optimizer = optax.adam,
     agent_optimizer: AgentOptimizer = optax.sgd,
@@ -158,6 +169,10 @@ def learned_objective(
         config: Sizes, counts and choices.
         hyper: Defaults of ``init(key, hyper)``; kept in ``state.meta.hyper``, so runs over different
             values can be vmapped.
+        rule: The rule that is learned, such as ``update_rules.lpg(memory_size=8)`` or one's own; None
+            builds the one that ``config.objective`` names.
+        estimator: The meta-gradient estimator, such as `windows.persistent_evolution_strategy`; None is the
+            one that ``config.outer`` names.
         policy: The agents' policy; None builds one that fits the action space.
         optimizer: ``learning_rate -> optax.GradientTransformation`` of the outer loop.
         agent_optimizer: The same of the agents. A meta-gradient through Adam needs its ``eps_root``
@@ -165,9 +180,10 @@ def learned_objective(
 
     Raises:
         ValueError: the policy does not fit the family's action space; a value of ``hyper`` is out of
-            range; in ``step``, the number of tasks is not ``config.num_agents``.
+            range, or has no effect; in ``step``, the number of tasks is not ``config.num_agents``.
     """
-    followed = rule(config)
+    _refuse_ignored(config, hyper, rule, estimator)
+    followed = rule or rule_of(config)
     parts = update_rules.rule_learner(
         followed,
         family,
@@ -177,73 +193,31 @@ def learned_objective(
         optimizer=agent_optimizer,
         rematerialize=config.rematerialize,
     )
-    window = Window(
-        parts.learner,
-        family.env,
-        lifespan=config.lifespan,
-        num_updates=config.num_updates,
-        num_streams=config.num_streams,
-        num_steps=config.num_steps,
-        unroll=config.unroll,
-    )
-
-    def charge(meta: Meta, agent: Agent, data: Trajectory, good: jax.Array) -> jax.Array:
-        outputs = parts.outputs(agent.params, data)
-        at_steps = followed.regularizer(meta.params, outputs, data, meta.hyper)
-        return mean_over_streams(at_steps, good)
-
-    def log_prob(agent: Agent, data: Trajectory) -> jax.Array:
-        return parts.outputs(agent.params, data).distribution.log_prob(data.action)
-
-    def fitness(meta: Meta, history: History, good: jax.Array) -> jax.Array:
-        earned = mean_over_streams(history.trajectories.reward, good)
-        (agent, data), last_good = jax.tree.map(lambda x: x[-1], (history, good))
-        return earned - charge(meta, agent, data, last_good)
-
-    if config.outer == "meta_gradient":
-        critic = value_mlp(family.observation_shape, config.hidden_sizes)
-        estimator = policy_gradient(window, log_prob, charge, critic)
-    else:
-        estimator = evolution_strategy(window, fitness, persistent=config.outer == "pes")
+    setup = Setup(parts.learner, family.env, config.num_streams, config.num_steps, config.unroll)
+    window = Window(setup, config.lifespan, config.num_updates)
+    critic = value_mlp(family.observation_shape, config.hidden_sizes)
+    made = (estimator or ESTIMATORS[config.outer])(window, objective(followed, parts, critic))
 
     def init(key: jax.Array, hyper: Hyper = hyper) -> State:
         rule_key, task_key, birth_key = jax.random.split(key, 3)
         hyper = jax.tree.map(lambda x: jnp.asarray(x, float), hyper)
         meta = Meta(followed.init(rule_key), hyper)
+        optimizer_state = optimizer(hyper.learning_rate).init(meta.params)
         drawn = sample_tasks(task_key, family, config.num_agents, split="train")
-        members = jax.vmap(estimator.birth, (0, None, 0))(
-            jax.random.split(birth_key, config.num_agents), meta, drawn
-        )
-        # Lives end at different times, so that each meta-update sees agents of every age.
-        windows = jnp.arange(config.num_agents) * (config.lifespan // config.num_updates)
-        ages = windows // config.num_agents * config.num_updates
-        members = _aged(jnp.ones(config.num_agents, bool), members, ages)
-        return State(
-            meta,
-            members,
-            optimizer(hyper.learning_rate).init(meta.params),
-            jnp.zeros((), jnp.int32),
-        )
+        members = _first_members(birth_key, meta, drawn, made, config)
+        return State(meta, members, optimizer_state, jnp.zeros((), jnp.int32))
 
     def step(key: jax.Array, state: State, tasks: Task) -> tuple[State, dict]:
-        num_tasks = jax.tree.leaves(tasks)[0].shape[0]
-        if num_tasks != config.num_agents:
-            raise ValueError(
-                f"tasks holds {num_tasks} tasks; it must hold num_agents={config.num_agents}"
-            )
+        num_tasks = lifelong.num_lives(tasks, config.num_agents)
         meta = state.meta
         gradients, reports, members = map_tasks(
-            lambda inputs: estimator.estimate(inputs[0], meta, *inputs[1:]),
+            lambda inputs: made.estimate(inputs[0], meta, *inputs[1:]),
             (jax.random.split(key, num_tasks), state.members, tasks),
             tasks_per_chunk=config.tasks_per_chunk,
         )
         agents = members._replace(life=members.life.agent)  # what else is in a life is the task's
-        norms = jax.vmap(optax.tree.norm)(gradients)  # [M]
-        good = finite_tasks((gradients, norms, reports, agents))
-        limit = meta.hyper.max_grad_norm if config.outer == "meta_gradient" else jnp.inf
-        shrink = jnp.minimum(1.0, limit / (norms + TINY))
-        clipped = jax.tree.map(lambda x: jax.vmap(jnp.multiply)(shrink, x), gradients)
-        gradient, report = masked_mean((clipped, reports), good)
+        good = finite_tasks((gradients, reports, agents))
+        gradient, report = masked_mean((gradients, reports), good)
         num_good = jnp.sum(good)
         applied = num_good > 0
         params, optimizer_state = guarded_update(
@@ -253,29 +227,21 @@ def learned_objective(
             meta.params,
             apply=applied,
         )
-        metrics = known_if(applied, report)
-        # Whose agent is broken is born again where the next window begins.
-        members = _aged(~good, members, jnp.full(num_tasks, config.lifespan))
-        return State(
-            meta._replace(params=params),
-            members,
-            optimizer_state,
-            state.num_updates + applied.astype(jnp.int32),
-        ), metrics | {
+        # A broken agent is born again where the next window begins.
+        members = members._replace(life=lifelong.aged(members.life, ~good, config.lifespan))
+        num_updates = state.num_updates + applied.astype(jnp.int32)
+        return State(meta._replace(params=params), members, optimizer_state, num_updates), {
+            **known_if(applied, report),
             "meta_grad_norm": optax.tree.norm(gradient),
             "skipped_tasks": num_tasks - num_good,
             "skipped_updates": jnp.asarray(~applied, jnp.int32),
-            "env_steps": jnp.asarray(num_tasks * estimator.env_steps, jnp.int32),
+            "env_steps": jnp.asarray(num_tasks * made.env_steps, jnp.int32),
         }
 
     return MetaAlgorithm(init, step, parts.learner)
 
 
-TINY = 1e-12
-"""Keeps a gradient of norm zero one."""
-
-
-def rule(config: Config) -> UpdateRule:
+def rule_of(config: Config) -> UpdateRule:
     """The rule that ``config`` names; with `update_rules.rule_learner`, agents of any family follow it."""
     if config.objective == "lpg":
         return update_rules.lpg(
@@ -284,12 +250,52 @@ def rule(config: Config) -> UpdateRule:
     return update_rules.lpo(hidden_size=config.memory_size)
 
 
-def _aged(chosen: jax.Array, members: Member, ages: jax.Array) -> Member:
-    """``members [M]``, of which the ``chosen`` (bool ``[M]``) are of other ``ages [M]``."""
-    age = members.life.age  # [M], or [M, 2]
+def objective(rule: UpdateRule, parts: RuleLearner, critic: Value) -> Objective:
+    """The estimators' view of agents that follow ``rule``."""
 
-    def spread(x: jax.Array) -> jax.Array:
-        return jnp.broadcast_to(x.reshape(-1, *[1] * (age.ndim - 1)), age.shape)
+    def log_prob(agent: Agent, data: Trajectory) -> jax.Array:
+        return parts.outputs(agent.params, data).distribution.log_prob(data.action)
 
-    age = jnp.where(spread(chosen), spread(ages), age).astype(age.dtype)
-    return members._replace(life=members.life._replace(age=age))
+    def charge(meta: Meta, agent: Agent, data: Trajectory, good: jax.Array) -> jax.Array:
+        outputs = parts.outputs(agent.params, data)
+        at_steps = rule.regularizer(meta.params, outputs, data, meta.hyper)
+        return mean_over_streams(at_steps, good)
+
+    return Objective(log_prob, charge, critic)
+
+
+def _first_members(
+    key: jax.Array, meta: Meta, tasks: Task, estimator: Estimator, config: Config
+) -> Member:
+    """Members ``[M]`` of different ages, so that each meta-update sees agents of every age."""
+    keys = jax.random.split(key, config.num_agents)
+    members = jax.vmap(estimator.birth, (0, None, 0))(keys, meta, tasks)
+    windows = jnp.arange(config.num_agents) * (config.lifespan // config.num_updates)
+    ages = windows // config.num_agents * config.num_updates
+    everyone = jnp.ones(config.num_agents, bool)
+    return members._replace(life=lifelong.aged(members.life, everyone, ages))
+
+
+def _refuse_ignored(
+    config: Config,
+    hyper: Hyper,
+    rule: UpdateRule | None,
+    estimator: MakeEstimator | None,
+) -> None:
+    """Raises ValueError if a setting is not at its default and has no effect."""
+    if rule is not None:
+        checks.ignored(config, ("objective", "num_predictions", "memory_size"), "beside rule")
+    elif config.objective == "lpo":
+        because = "with objective='lpo'"
+        checks.ignored(config, ("num_predictions",), because)
+        of_lpg = ("prediction_entropy_bonus", "policy_target_cost", "prediction_target_cost")
+        checks.ignored(hyper, of_lpg, because)
+    else:
+        checks.ignored(hyper, ("entropy_cost",), "with objective='lpg'")
+    if estimator is not None:
+        checks.ignored(config, ("outer",), "beside estimator")
+    elif config.outer == "meta_gradient":
+        checks.ignored(hyper, ("noise_std",), "with outer='meta_gradient'")
+    else:
+        because = f"with outer={config.outer!r}"
+        checks.ignored(hyper, ("max_grad_norm", "critic_step_size"), because)

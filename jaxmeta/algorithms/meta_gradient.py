@@ -34,17 +34,24 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxmeta import checks, learners, meta_updates, rollouts
+from jaxmeta import checks, learners, meta_updates
 from jaxmeta.estimators.streams import finite_streams, without_broken_streams
-from jaxmeta.learners.actor_critic import HYPER_RANGES, Agent, Hyper, Meta, learned_hyper
+from jaxmeta.learners.actor_critic import (
+    HYPER_RANGES,
+    ActorCriticLearner,
+    Hyper,
+    Meta,
+    learned_hyper,
+)
 from jaxmeta.learners.gradient import mean_kl, skipped_streams
-from jaxmeta.meta_updates.outer_loop import Optimizer, is_applicable, outer_optimizer
+from jaxmeta.meta_updates.outer_loop import Optimizer, outer_optimizer
+from jaxmeta.meta_updates.windows import Window
 from jaxmeta.networks.policies import Policy
 from jaxmeta.networks.values import Value
-from jaxmeta.rollouts import lifelong
+from jaxmeta.rollouts import Setup, collect, lifelong
 from jaxmeta.rollouts.lifelong import Life, Score
 from jaxmeta.tasks.family import TaskFamily, sample_tasks
-from jaxmeta.types import MetaAlgorithm, Params, Stream, Task, Trajectory
+from jaxmeta.types import History, MetaAlgorithm, Params, Task, Trajectory
 
 # A meta-gradient through small steps is small, and a bootstrapped one smaller: Adam's own ε would hide it.
 ADAM = partial(optax.adam, eps=1e-15)
@@ -91,17 +98,23 @@ class State(NamedTuple):
     """``[]``, int32: meta-updates that were applied."""
 
 
-class Window(NamedTuple):
-    """The part of one life that a meta-update sees; all of it is data."""
+class Seen(NamedTuple):
+    """The result of one life's window."""
 
-    agent: Agent
-    """Before the first update."""
-    trajectories: Trajectory
-    """``[L + 1, N, T]``; the last one is held out of the updates."""
-    target: Any
-    """Parameters of the policy to match; None without one."""
-    matching: Any
-    """``[N, T]``, where to match it."""
+    gradient: Params
+    """Of the meta-objective in η."""
+    loss: jax.Array
+    """``[]``."""
+    life: Life
+    """After L updates."""
+    before: Score
+    """``[N]``, before the window."""
+    after: Score
+    """``[N]``, after it."""
+    held_out: Trajectory
+    """``[N, T]``, the experience that the L updates have not seen."""
+    skipped_streams: jax.Array
+    """``[]``, int32."""
 
 
 @checks.constructor(**HYPER_RANGES)
@@ -133,159 +146,175 @@ def meta_gradient(
         ValueError: the policy does not fit the family's action space; a value of ``hyper`` is out of
             range; ``step`` is given another number of tasks.
     """
+    _refuse_ignored(config, hyper)
     parts = learners.actor_critic_learner(family, config, policy=policy, value=value)
-    learner, distribution = parts.learner, parts.distribution
-    world: dict[str, Any] = dict(learner=learner, env=family.env)
-    acting: dict[str, Any] = dict(num_steps=config.num_steps, unroll=config.unroll)
-
-    def objective(params: dict, meta: Meta, window: Window) -> jax.Array:
-        """The meta-objective in one life, ``[]``, live in the learned ``params`` through L updates."""
-        meta = meta._replace(params=params)
-        learned_from, held_out = (
-            jax.tree.map(lambda x, part=part: x[part], window.trajectories)
-            for part in (slice(-1), -1)
-        )
-        agent, _ = jax.lax.scan(
-            # The key is for learners that draw in their updates; this one does not.
-            lambda agent, data: (learner.update(jax.random.key(0), meta, agent, data), None),
-            window.agent,
-            learned_from,
-        )
-
-        def distance(old: Params, new: Params, data: Trajectory) -> jax.Array:
-            data, good = without_broken_streams(data)
-            return mean_kl(distribution(old, data), distribution(new, data), good)
-
-        now, before = agent.params["policy"], window.agent.params["policy"]
-        penalty = meta.hyper.outer_kl_cost * distance(now, before, held_out)
-        if config.outer == "policy_gradient":
-            return parts.outer_loss(agent.params, held_out, meta.hyper) + penalty
-        return distance(window.target, now, window.matching) + penalty
-
-    def bootstrap(
-        key: jax.Array, meta: Meta, task: Task, agent: Agent, streams: Stream, data: Trajectory
-    ) -> tuple[Params, Trajectory]:
-        """A policy that `num_target_updates` more updates lead to, and what the last one learned from."""
-
-        def onward(carry: tuple, key: jax.Array) -> tuple:
-            agent, streams, data = carry
-            update_key, act_key = jax.random.split(key)
-            agent = learner.update(update_key, meta, agent, data)
-            streams, data = rollouts.experience(
-                act_key, meta, task, agent, streams, **world, **acting
-            )
-            return (agent, streams, data), None
-
-        keys = jax.random.split(key, config.num_target_updates)[1:]
-        (agent, _, data), _ = jax.lax.scan(onward, (agent, streams, data), keys)
-        gradient = jax.grad(parts.outer_loss)(agent.params, data, meta.hyper)
-        target = parts.moved(agent, gradient, learned_hyper(meta).step_size)
-        return target.params["policy"], data
-
-    def renew(
-        key: jax.Array, meta: Meta, life: Life, score: Score, task: Task
-    ) -> tuple[Life, Score]:
-        lifespan = config.lifespan or NO_END
-        over = life.age >= lifespan
-        life = lifelong.renewed(key, meta, life, task, lifespan=lifespan, **world)
-        fresh = lifelong.no_score(config.num_streams)
-        return life, jax.tree.map(lambda new, old: jnp.where(over, new, old), fresh, score)
-
-    def live(key: jax.Array, meta: Meta, life: Life) -> tuple[Life, Window]:
-        """L updates, and what is seen after them."""
-        live_key, act_key, target_key = jax.random.split(key, 3)
-        born = life.agent
-        life, history = lifelong.live(
-            live_key, meta, life, num_updates=config.num_updates, **world, **acting
-        )
-        streams, held_out = rollouts.experience(
-            act_key, meta, life.task, life.agent, life.streams, **world, **acting
-        )
-        target = matching = None
-        if config.outer == "bootstrap":
-            target, matching = bootstrap(target_key, meta, life.task, life.agent, streams, held_out)
-        trajectories = jax.tree.map(
-            lambda past, now: jnp.concatenate([past, now[None]]), history.trajectories, held_out
-        )
-        window = Window(born, trajectories, target, matching)
-        return life._replace(streams=streams), jax.lax.stop_gradient(window)
-
-    def learn(key: jax.Array, meta: Meta, life: Life, data: Trajectory) -> Life:
-        agent = learner.update(key, meta, life.agent, data)
-        return life._replace(agent=agent, age=life.age + 1)
-
-    def over(lives: Life, which: jax.Array) -> Life:
-        """``lives [M]``, of which some (bool ``[M]``) make room at the next step."""
-        return lives._replace(age=jnp.where(which, config.lifespan or NO_END, lives.age))
+    setup = Setup(parts.learner, family.env, config.num_streams, config.num_steps, config.unroll)
+    window = Window(setup, config.lifespan or NO_END, config.num_updates)
+    lives = Lives(parts, window, config)
 
     def init(key: jax.Array, hyper: Hyper = hyper) -> State:
         meta_key, task_key, birth_key = jax.random.split(key, 3)
         meta = parts.init(meta_key, hyper)
         tasks = sample_tasks(task_key, family, config.num_agents, split="train")
-        lives = jax.vmap(
-            lambda key, task: lifelong.birth(
-                key, meta, task, num_streams=config.num_streams, **world
-            )
-        )(jax.random.split(birth_key, config.num_agents), tasks)
-        scores = jax.vmap(lambda _: lifelong.no_score(config.num_streams))(lives.age)
+        keys = jax.random.split(birth_key, config.num_agents)
+        born = jax.vmap(window.birth, (0, None, 0))(keys, meta, tasks)
+        scores = jax.vmap(lambda _: lifelong.no_score(config.num_streams))(born.age)
         optimizer_state = outer_optimizer(optimizer, meta.hyper).init(meta.params)
-        return State(meta, lives, scores, optimizer_state, jnp.zeros((), jnp.int32))
+        return State(meta, born, scores, optimizer_state, jnp.zeros((), jnp.int32))
 
     def step(key: jax.Array, state: State, tasks: Task) -> tuple[State, dict]:
-        num_tasks = jax.tree.leaves(tasks)[0].shape[0]
-        if num_tasks != config.num_agents:
-            raise ValueError(
-                f"num_tasks={num_tasks} must be num_agents={config.num_agents}: a step is given a task "
-                "for each life, should it begin anew"
-            )
-        keys = [jax.random.split(key, num_tasks) for key in jax.random.split(key, 4)]
-        meta, lives = state.meta, state.lives
-        # An agent that is not finite would be left out for ever: its time is up.
-        lives = over(lives, ~meta_updates.finite_tasks(lives.agent))
-        lives, scores = jax.vmap(renew, in_axes=(0, None, 0, 0, 0))(
-            keys[0], meta, lives, state.scores, tasks
+        num_tasks = lifelong.num_lives(tasks, config.num_agents)
+        renew_keys, live_keys, _, learn_keys = (
+            jax.random.split(key, num_tasks) for key in jax.random.split(key, 4)
         )
-        lives, windows = jax.vmap(live, in_axes=(0, None, 0))(keys[1], meta, lives)
-        gradient, metrics = meta_updates.meta_gradient(
-            lambda params, _, window: (objective(params, meta, window), {}),
-            meta.params,
-            keys[2],
-            windows,
+        # An agent that is not finite would be left out for ever: its time is up.
+        broken = ~meta_updates.finite_tasks(state.lives.agent)
+        begun = lifelong.aged(state.lives, broken, window.lifespan)
+        seen = meta_updates.map_tasks(
+            lambda inputs: lives.seen(state.meta, *inputs),
+            (renew_keys, live_keys, begun, state.scores, tasks),
             tasks_per_chunk=config.tasks_per_chunk,
         )
-        applied = is_applicable(metrics, num_tasks)
+        good = meta_updates.finite_tasks((seen.gradient, seen.loss))
+        gradient = meta_updates.masked_mean(seen.gradient, good)
+        norm = optax.tree.norm(gradient)
+        applied = jnp.any(good) & jnp.isfinite(norm)
         params, optimizer_state = meta_updates.guarded_update(
-            outer_optimizer(optimizer, meta.hyper),
+            outer_optimizer(optimizer, state.meta.hyper),
             gradient,
             state.optimizer,
-            meta.params,
+            state.meta.params,
             apply=applied,
         )
-        meta = meta._replace(params=params)
-        held_out = jax.tree.map(lambda x: x[:, -1], windows.trajectories)
-        lives = jax.vmap(learn, in_axes=(0, None, 0, 0))(keys[3], meta, lives, held_out)
+        meta = state.meta._replace(params=params)
+        after = jax.vmap(lives.learn, (0, None, 0, 0))(learn_keys, meta, seen.life, seen.held_out)
         # And so is that of one to whom its task shows nothing but broken numbers.
-        lives = over(lives, ~jnp.any(jax.vmap(finite_streams)(held_out), axis=1))
-        before, scores = scores, jax.vmap(_tally)(scores, windows.trajectories)
-        windows_seen = config.num_updates + 1
-        if config.outer == "bootstrap":
-            windows_seen += config.num_target_updates - 1
-        h = learned_hyper(meta)
-        metrics |= {f"learned/{name}": getattr(h, name) for name in config.learns}
-        for name, score in {"before": before, "after": scores}.items():
-            metrics[f"return/{name}"], metrics[f"episodes/{name}"] = lifelong.mean_return(score)
-        metrics |= {
+        blind = ~jnp.any(jax.vmap(finite_streams)(seen.held_out), axis=1)
+        after = lifelong.aged(after, blind, window.lifespan)
+        num_updates = state.num_updates + applied.astype(jnp.int32)
+        metrics = _returns(seen) | {f"learned/{x}": y for x, y in learned_numbers(meta, config)}
+        return State(meta, after, seen.after, optimizer_state, num_updates), metrics | {
+            "meta_grad_norm": norm,
+            "skipped_tasks": num_tasks - jnp.sum(good),
             "skipped_updates": jnp.asarray(~applied, jnp.int32),
-            "skipped_streams": skipped_streams(windows.trajectories),
-            "env_steps": jnp.asarray(
-                num_tasks * config.num_streams * config.num_steps * windows_seen, jnp.int32
-            ),
+            "skipped_streams": jnp.sum(seen.skipped_streams, dtype=jnp.int32),
+            "env_steps": jnp.asarray(num_tasks * lives.env_steps, jnp.int32),
         }
-        return State(
-            meta, lives, scores, optimizer_state, state.num_updates + applied.astype(jnp.int32)
-        ), metrics
 
-    return MetaAlgorithm(init, step, learner)
+    return MetaAlgorithm(init, step, parts.learner)
+
+
+@dataclasses.dataclass(frozen=True)
+class Lives:
+    """One life in a window, and the meta-objective of it."""
+
+    parts: ActorCriticLearner
+    window: Window
+    config: Config
+
+    @property
+    def env_steps(self) -> int:
+        """Steps of one life in a window."""
+        rounds = self.config.num_updates + 1
+        if self.config.outer == "bootstrap":
+            rounds += self.config.num_target_updates - 1
+        return self.config.num_streams * self.config.num_steps * rounds
+
+    def seen(
+        self,
+        meta: Meta,
+        renew_key: jax.Array,
+        live_key: jax.Array,
+        life: Life,
+        score: Score,
+        task: Task,
+    ) -> Seen:
+        """L more updates of ``life``, or of a newborn in ``task``, and the gradient of the meta-objective."""
+        over = life.age >= self.window.lifespan
+        fresh = lifelong.no_score(self.config.num_streams)
+        before = jax.tree.map(lambda new, old: jnp.where(over, new, old), fresh, score)
+        begun = self.window.renewed(renew_key, meta, life, task)
+        live_key, show_key, target_key = jax.random.split(live_key, 3)
+
+        def loss(params: dict) -> tuple[jax.Array, tuple]:
+            learned = meta._replace(params=params)
+            life, history = lifelong.live_and_show(
+                (live_key, show_key),
+                learned,
+                begun,
+                setup=self.window.setup,
+                num_updates=self.config.num_updates,
+            )
+            return self.objective(target_key, learned, life, history), (life, history.trajectories)
+
+        (total, (life, data)), gradient = jax.value_and_grad(loss, has_aux=True)(meta.params)
+        held_out = jax.tree.map(lambda x: x[-1], data)
+        after = _tally(before, data)
+        return Seen(gradient, total, life, before, after, held_out, skipped_streams(data))
+
+    def objective(self, key: jax.Array, meta: Meta, life: Life, history: History) -> jax.Array:
+        """The meta-objective ``[]`` of the agent after L updates, on experience ``[L + 1]`` that ends with its own."""
+        before = jax.tree.map(lambda x: x[0], history.agent.params["policy"])
+        now, held_out = life.agent.params, jax.tree.map(lambda x: x[-1], history.trajectories)
+        penalty = meta.hyper.outer_kl_cost * self.distance(now["policy"], before, held_out)
+        if self.config.outer == "policy_gradient":
+            return self.parts.outer_loss(now, held_out, meta.hyper) + penalty
+        target, matching = self.bootstrap(key, *jax.lax.stop_gradient((meta, life)), held_out)
+        return self.distance(target, now["policy"], matching) + penalty
+
+    def bootstrap(
+        self, key: jax.Array, meta: Meta, life: Life, data: Trajectory
+    ) -> tuple[Params, Trajectory]:
+        """A policy that `num_target_updates` more updates lead to, and what the last one learned from."""
+        learner, setup = self.parts.learner, self.window.setup
+
+        def onward(carry: tuple, key: jax.Array) -> tuple:
+            agent, streams, data = carry
+            update_key, act_key = jax.random.split(key)
+            agent = learner.update(update_key, meta, agent, data)
+            streams, data = collect(act_key, meta, life.task, agent, streams, setup=setup)
+            return (agent, streams, data), None
+
+        keys = jax.random.split(key, self.config.num_target_updates)[1:]
+        (agent, _, data), _ = jax.lax.scan(onward, (life.agent, life.streams, data), keys)
+        gradient = jax.grad(self.parts.outer_loss)(agent.params, data, meta.hyper)
+        target = self.parts.moved(agent, gradient, learned_hyper(meta).step_size)
+        return jax.lax.stop_gradient((target.params["policy"], data))
+
+    def distance(self, old: Params, new: Params, data: Trajectory) -> jax.Array:
+        """KL(old || new) of policies on ``data [N, T]``, ``[]``."""
+        data, good = without_broken_streams(data)
+        distribution = self.parts.distribution
+        return mean_kl(distribution(old, data), distribution(new, data), good)
+
+    def learn(self, key: jax.Array, meta: Meta, life: Life, data: Trajectory) -> Life:
+        """The life after one more update."""
+        agent = self.parts.learner.update(key, meta, life.agent, data)
+        return life._replace(agent=agent, age=life.age + 1)
+
+
+def learned_numbers(meta: Meta, config: Config) -> list[tuple[str, jax.Array]]:
+    """The numbers that are learned, by name, each ``[]``."""
+    now = learned_hyper(meta)
+    return [(name, getattr(now, name)) for name in config.learns]
+
+
+def _returns(seen: Seen) -> dict[str, jax.Array]:
+    """Mean returns before and after the windows ``[M]``, and the numbers of streams that they are of."""
+    metrics = {}
+    for name, score in {"before": seen.before, "after": seen.after}.items():
+        metrics[f"return/{name}"], metrics[f"episodes/{name}"] = lifelong.mean_return(score)
+    return metrics
+
+
+def _refuse_ignored(config: Config, hyper: Hyper) -> None:
+    """Raises ValueError if a setting is not at its default and has no effect."""
+    if config.outer == "policy_gradient":
+        checks.ignored(config, ("num_target_updates",), "with outer='policy_gradient'")
+    if not config.intrinsic_reward:
+        checks.ignored(hyper, ("intrinsic_scale",), "without intrinsic_reward")
+    if "discount" not in config.learns:
+        checks.ignored(hyper, ("min_discount",), "where learns does not name discount")
 
 
 def _tally(scores: Score, trajectories: Trajectory) -> Score:

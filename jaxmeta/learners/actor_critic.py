@@ -8,7 +8,7 @@ agent before it, data fixed.
 """
 
 import dataclasses
-from collections.abc import Callable
+import functools
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -164,21 +164,6 @@ class Agent(NamedTuple):
     optimizer: Any
 
 
-class ActorCriticLearner(NamedTuple):
-    """The learner and what a meta-objective needs of it; everything is of one task."""
-
-    learner: Learner
-    init: Callable[[jax.Array, Hyper], Meta]
-    """``(key, hyper) -> meta``."""
-    distribution: Callable[[Params, Trajectory], Distribution]
-    """``(policy's params, data [N, T]) -> distributions [N, T]``."""
-    outer_loss: Callable[[dict[str, Params], Trajectory, Hyper], jax.Array]
-    """``(agent's params, data [N, T], hyper) -> []``: the actor-critic's loss at the outer discount and λ;
-    values are data."""
-    moved: Callable[[Agent, Params, Any], Agent]
-    """``(agent, gradient, step size) -> agent``, by the agents' optimiser."""
-
-
 @checks.arguments
 def actor_critic_learner(
     family: TaskFamily,
@@ -186,7 +171,7 @@ def actor_critic_learner(
     *,
     policy: Policy | None = None,
     value: Value | None = None,
-) -> ActorCriticLearner:
+) -> "ActorCriticLearner":
     """The actor-critic that ``config`` describes, on tasks of ``family``.
 
     Args:
@@ -196,23 +181,120 @@ def actor_critic_learner(
         value: Their values; None builds tanh networks.
 
     Raises:
-        ValueError: the policy does not fit the family's action space.
+        ValueError: the policy does not fit the family's action space; ``config.policy`` names a policy beside
+            ``policy``.
     """
-    if policy is None:
+    if policy is not None:
+        checks.ignored(config, ("policy",), "beside an own policy")
+    else:
         shapes = family.observation_shape, family.action_space
         policy = default_policy(
             config.policy, *shapes, config.hidden_sizes, features=family.action_features
         )
-    if value is None:
-        value = value_mlp(family.observation_shape, config.hidden_sizes)
-    reward_network = _reward_network(family, config)
-    inner_optimizer = INNER_OPTIMIZERS[config.inner_optimizer]
+    value = value or value_mlp(family.observation_shape, config.hidden_sizes)
+    return ActorCriticLearner(family, config, policy, value)
+
+
+@dataclasses.dataclass(frozen=True)
+class ActorCriticLearner:
+    """The learner and what a meta-objective needs of it; everything is of one task."""
+
+    family: TaskFamily
+    """The tasks' family."""
+    config: Config
+    """Sizes, counts and choices."""
+    policy: Policy
+    """The agents' policy."""
+    value: Value
+    """The agents' values."""
+
+    @functools.cached_property
+    def learner(self) -> Learner:
+        """The learner."""
+        learner = Learner(
+            init=self.birth,
+            memory=lambda meta: self.policy.memory(),
+            act=acting(self.policy.step, lambda meta, agent: agent.params["policy"]),
+            update=jax.checkpoint(self.update) if self.config.rematerialize else self.update,
+        )
+        return checks.reading(learner, Meta)
+
+    def init(self, key: jax.Array, hyper: Hyper) -> Meta:
+        """``(key, hyper) -> meta``: η where ``hyper`` says that it begins."""
+        hyper = jax.tree.map(lambda x: jnp.asarray(x, float), hyper)
+        params: dict[str, Any] = {name: _unconstrained(name, hyper) for name in self.config.learns}
+        if self.config.intrinsic_reward:
+            params["reward"] = _reward_network(self.family, self.config).init(key)
+        return Meta(params, hyper)
+
+    def birth(self, key: jax.Array, meta: Meta) -> Agent:
+        """A newborn agent."""
+        policy_key, value_key, outer_key = jax.random.split(key, 3)
+        params = {"policy": self.policy.init(policy_key), "value": self.value.init(value_key)}
+        if self.config.outer_value:
+            params["outer_value"] = self.value.init(outer_key)
+        optimizer = INNER_OPTIMIZERS[self.config.inner_optimizer](learned_hyper(meta).step_size)
+        return Agent(params, optimizer.init(params))
+
+    def update(self, key: jax.Array, meta: Meta, agent: Agent, data: Trajectory) -> Agent:
+        """The agent after a step down its loss on ``data [N, T]``."""
+        del key
+        h, now = learned_hyper(meta), agent.params
+        data, good = without_broken_streams(data)
+        # Outside of the loss, and live: what the loss takes as given, the meta-gradient does not.
+        reward = self.shaped(meta, data, h)
+        advantage, target = self.evaluation(now["value"], data, reward, h.discount, h.gae_lambda)
+        advantage = self.steadied(advantage, good)
+        if self.config.outer_value:
+            outer = h.outer_discount, h.outer_lambda
+            _, outer_target = self.evaluation(now["outer_value"], data, data.reward, *outer)
+
+        def loss(params: Params) -> jax.Array:
+            weighted = h.policy_cost * advantage
+            total = self.policy_loss(params["policy"], data, good, weighted, h.entropy_cost)
+            total += h.value_cost * self.value_loss(params["value"], data, good, target)
+            if self.config.outer_value:
+                error = self.value_loss(params["outer_value"], data, good, outer_target)
+                total += meta.hyper.value_cost * error
+            return total
+
+        return self.moved(agent, jax.grad(loss)(now), h.step_size)
+
+    def moved(self, agent: Agent, gradient: Params, step_size: Any) -> Agent:
+        """The agent after a step of its optimiser down ``gradient``."""
+        optimizer = INNER_OPTIMIZERS[self.config.inner_optimizer](step_size)
+        return Agent(*optimizer_step(optimizer, gradient, agent.optimizer, agent.params))
+
+    def outer_loss(self, params: dict[str, Params], data: Trajectory, hyper: Hyper) -> jax.Array:
+        """The actor-critic's loss of an agent's ``params`` at the outer discount and λ on ``data [N, T]``, ``[]``;
+        values are data."""
+        critic = params["outer_value" if self.config.outer_value else "value"]
+        data, good = without_broken_streams(data)
+        advantage, target = jax.lax.stop_gradient(
+            self.evaluation(critic, data, data.reward, hyper.outer_discount, hyper.outer_lambda)
+        )
+        loss = self.policy_loss(params["policy"], data, good, advantage, hyper.outer_entropy_cost)
+        return loss + hyper.outer_value_cost * self.value_loss(critic, data, good, target)
+
+    def distribution(self, params: Params, data: Trajectory) -> Distribution:
+        """The distributions ``[N, T]`` of actions of the policy's ``params`` on ``data [N, T]``."""
+        return action_distributions(self.policy, params, data)
+
+    def shaped(self, meta: Meta, data: Trajectory, hyper: Hyper) -> jax.Array:
+        """The rewards that the agent learns from, ``[N, T]``: with the intrinsic reward, where there is one."""
+        if not self.config.intrinsic_reward:
+            return data.reward
+        network = _reward_network(self.family, self.config)
+        inputs = _state_actions(data, self.family)
+        intrinsic = jnp.tanh(network.apply(meta.params["reward"], inputs))
+        return data.reward + hyper.intrinsic_scale * intrinsic
 
     def evaluation(
-        params: Params, data: Trajectory, reward: Any, gamma: Any, lambda_: Any
+        self, params: Params, data: Trajectory, reward: jax.Array, gamma: Any, lambda_: Any
     ) -> tuple[jax.Array, jax.Array]:
         """Advantages and the value's targets, ``[N, T]``."""
-        v, v_next = value.apply(params, data.timestep.obs), value.apply(params, data.next_obs)
+        obs = data.timestep.obs
+        v, v_next = self.value.apply(params, obs), self.value.apply(params, data.next_obs)
 
         def found(lambda_: Any) -> tuple[jax.Array, jax.Array]:
             return jax.vmap(partial(advantages_and_targets, lambda_=lambda_))(
@@ -220,90 +302,33 @@ def actor_critic_learner(
             )
 
         advantage, target = found(lambda_)
-        return advantage, target if config.value_targets == "lambda" else found(1.0)[1]
+        return advantage, target if self.config.value_targets == "lambda" else found(1.0)[1]
+
+    def steadied(self, advantage: jax.Array, good: jax.Array) -> jax.Array:
+        """Advantages ``[N, T]`` with less variance in their derivative, and of size 1, as configured."""
+        if self.config.leave_one_out:
+            at_each_step = jax.vmap(leave_one_out_mean, in_axes=(1, None), out_axes=1)
+            others = at_each_step(advantage, good)
+            advantage -= others - jax.lax.stop_gradient(others)
+        if self.config.normalize:
+            counted = jnp.broadcast_to(good[:, None], advantage.shape)
+            advantage = advantage / advantage_scale(advantage, counted)
+        return advantage
 
     def policy_loss(
-        params: Params, data: Trajectory, good: jax.Array, advantage: Any, entropy_cost: Any
+        self, params: Params, data: Trajectory, good: jax.Array, advantage: Any, entropy_cost: Any
     ) -> jax.Array:
-        pi = action_distributions(policy, params, data)
+        """Minus the policy gradient's surrogate and the entropy's share, ``[]``."""
+        pi = self.distribution(params, data)
         gain = mean_over_streams(pi.log_prob(data.action) * advantage, good)
         return -gain - entropy_cost * mean_over_streams(pi.entropy(), good)
 
     def value_loss(
-        params: Params, data: Trajectory, good: jax.Array, target: jax.Array
+        self, params: Params, data: Trajectory, good: jax.Array, target: jax.Array
     ) -> jax.Array:
-        error = target - value.apply(params, data.timestep.obs)
+        """Half the squared error of values, ``[]``."""
+        error = target - self.value.apply(params, data.timestep.obs)
         return mean_over_streams(error**2, good) / 2
-
-    def init(key: jax.Array, hyper: Hyper) -> Meta:
-        hyper = jax.tree.map(lambda x: jnp.asarray(x, float), hyper)
-        params: dict[str, Any] = {name: _unconstrained(name, hyper) for name in config.learns}
-        if config.intrinsic_reward:
-            params["reward"] = reward_network.init(key)
-        return Meta(params, hyper)
-
-    def init_agent(key: jax.Array, meta: Meta) -> Agent:
-        policy_key, value_key, outer_key = jax.random.split(key, 3)
-        params = {"policy": policy.init(policy_key), "value": value.init(value_key)}
-        if config.outer_value:
-            params["outer_value"] = value.init(outer_key)
-        return Agent(params, inner_optimizer(learned_hyper(meta).step_size).init(params))
-
-    def update(key: jax.Array, meta: Meta, agent: Agent, data: Trajectory) -> Agent:
-        del key
-        h, now = learned_hyper(meta), agent.params
-        data, good = without_broken_streams(data)
-        reward = data.reward
-        if config.intrinsic_reward:
-            inputs = _state_actions(data, family)
-            r = jnp.tanh(reward_network.apply(meta.params["reward"], inputs))
-            reward = reward + h.intrinsic_scale * r
-        # Outside of the loss, and live: what the loss takes as given, the meta-gradient does not.
-        advantage, target = evaluation(now["value"], data, reward, h.discount, h.gae_lambda)
-        if config.leave_one_out:
-            at_each_step = jax.vmap(leave_one_out_mean, in_axes=(1, None), out_axes=1)
-            others = at_each_step(advantage, good)
-            advantage -= others - jax.lax.stop_gradient(others)
-        if config.normalize:
-            counted = jnp.broadcast_to(good[:, None], advantage.shape)
-            advantage = advantage / advantage_scale(advantage, counted)
-        if config.outer_value:
-            outer = h.outer_discount, h.outer_lambda
-            _, outer_target = evaluation(now["outer_value"], data, data.reward, *outer)
-
-        def loss(params: Params) -> jax.Array:
-            seen = data, good
-            total = policy_loss(params["policy"], *seen, h.policy_cost * advantage, h.entropy_cost)
-            total += h.value_cost * value_loss(params["value"], *seen, target)
-            if config.outer_value:
-                error = value_loss(params["outer_value"], *seen, outer_target)
-                total += meta.hyper.value_cost * error
-            return total
-
-        return moved(agent, jax.grad(loss)(now), h.step_size)
-
-    def moved(agent: Agent, gradient: Params, step_size: Any) -> Agent:
-        optimizer = inner_optimizer(step_size)
-        return Agent(*optimizer_step(optimizer, gradient, agent.optimizer, agent.params))
-
-    def outer_loss(params: Params, data: Trajectory, hyper: Hyper) -> jax.Array:
-        critic = params["outer_value" if config.outer_value else "value"]
-        data, good = without_broken_streams(data)
-        advantage, target = jax.lax.stop_gradient(
-            evaluation(critic, data, data.reward, hyper.outer_discount, hyper.outer_lambda)
-        )
-        loss = policy_loss(params["policy"], data, good, advantage, hyper.outer_entropy_cost)
-        return loss + hyper.outer_value_cost * value_loss(critic, data, good, target)
-
-    learner = Learner(
-        init=init_agent,
-        memory=lambda meta: policy.memory(),
-        act=acting(policy.step, lambda meta, agent: agent.params["policy"]),
-        update=jax.checkpoint(update) if config.rematerialize else update,
-    )
-    learner = checks.reading(learner, Meta)
-    distribution = partial(action_distributions, policy)
-    return ActorCriticLearner(learner, init, distribution, outer_loss, moved)
 
 
 def learned_hyper(meta: Meta) -> Hyper:

@@ -1,6 +1,6 @@
-"""Rules by which an agent learns: two that are learned themselves, and the one they are measured by.
+"""Update rules of agents: LPG and LPO, which are learned, and A2C, the baseline.
 
-An agent is a policy and a prediction of states. A rule turns what it saw into targets and those into a
+An agent is a policy and a prediction of states. A rule turns experience into targets, and targets into a
 loss, which the agent descends:
 
 * `lpg`: both targets come from a recurrent network that reads the trajectory backwards; what the
@@ -14,6 +14,8 @@ A rule sees rewards, terminations, probabilities and predictions and never an ob
 so one that was learned on some family can be followed on any other.
 """
 
+import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -30,7 +32,7 @@ from jaxmeta.meta_updates.gradients import optimizer_step
 from jaxmeta.networks import recurrent
 from jaxmeta.networks.distributions import Categorical, Distribution
 from jaxmeta.networks.policies import Policy, acting, action_distributions, default_policy
-from jaxmeta.networks.values import value_mlp
+from jaxmeta.networks.values import Value, value_mlp
 from jaxmeta.tasks.family import TaskFamily
 from jaxmeta.types import Learner, Params, Trajectory
 
@@ -82,14 +84,6 @@ class UpdateRule(NamedTuple):
     beside its failure."""
 
 
-class RuleLearner(NamedTuple):
-    """Agents of one family that follow a rule."""
-
-    learner: Learner
-    outputs: Callable[[Params, Trajectory], Outputs]
-    """``(agent.params, data [N, T]) -> outputs [N, T]``."""
-
-
 AgentOptimizer = Callable[[Any], optax.GradientTransformation]
 """``step_size -> optax.GradientTransformation``."""
 
@@ -105,7 +99,7 @@ def rule_learner(
     optimizer: AgentOptimizer = optax.sgd,
     rematerialize: bool = True,
     scale_rewards: bool = False,
-) -> RuleLearner:
+) -> "RuleLearner":
     """Agents that follow ``rule`` in tasks of ``family``, which need not be the one it was learned on.
 
     Args:
@@ -130,24 +124,59 @@ def rule_learner(
     if policy is None:
         policy = default_policy("mlp", obs_shape, family.action_space, hidden_sizes)
     prediction = value_mlp(obs_shape, hidden_sizes, rule.num_predictions)
+    return RuleLearner(
+        rule, policy, prediction, optimizer, num_epochs, rematerialize, scale_rewards
+    )
 
-    def outputs(params: Params, data: Trajectory) -> Outputs:
+
+@dataclasses.dataclass(frozen=True)
+class RuleLearner:
+    """Agents of one family that follow a rule; `rule_learner` explains the fields."""
+
+    rule: UpdateRule
+    policy: Policy
+    prediction: Value
+    """``obs [..., *obs_shape] -> [...]``, or ``[..., m]``."""
+    optimizer: AgentOptimizer
+    num_epochs: int
+    rematerialize: bool
+    scale_rewards: bool
+
+    @functools.cached_property
+    def learner(self) -> Learner:
+        """The learner."""
+        learner = Learner(
+            init=self.birth,
+            memory=lambda meta: self.policy.memory(),
+            act=acting(self.policy.step, lambda meta, agent: agent.params["policy"]),
+            update=jax.checkpoint(self.update) if self.rematerialize else self.update,
+        )
+        return checks.reading(learner, Meta)
+
+    def outputs(self, params: Params, data: Trajectory) -> Outputs:
+        """The outputs of an agent's ``params`` on ``data [N, T]``."""
         return Outputs(
-            action_distributions(policy, params["policy"], data),
-            prediction.apply(params["prediction"], data.timestep.obs),
-            prediction.apply(params["prediction"], data.next_obs),
+            action_distributions(self.policy, params["policy"], data),
+            self.prediction.apply(params["prediction"], data.timestep.obs),
+            self.prediction.apply(params["prediction"], data.next_obs),
         )
 
-    def init(key: jax.Array, meta: Meta) -> Agent:
+    def birth(self, key: jax.Array, meta: Meta) -> Agent:
+        """A newborn agent."""
         policy_key, prediction_key = jax.random.split(key)
-        params = {"policy": policy.init(policy_key), "prediction": prediction.init(prediction_key)}
-        scale = jnp.zeros(()) if scale_rewards else ()
-        return Agent(params, optimizer(meta.hyper.step_size).init(params), scale)
+        params = {
+            "policy": self.policy.init(policy_key),
+            "prediction": self.prediction.init(prediction_key),
+        }
+        scale = jnp.zeros(()) if self.scale_rewards else ()
+        return Agent(params, self.optimizer(meta.hyper.step_size).init(params), scale)
 
-    def update(key: jax.Array, meta: Meta, agent: Agent, data: Trajectory) -> Agent:
+    def update(self, key: jax.Array, meta: Meta, agent: Agent, data: Trajectory) -> Agent:
+        """The agent after ``num_epochs`` steps down the rule's loss on ``data [N, T]``."""
         del key
+        rule, outputs = self.rule, self.outputs
         data, good = without_broken_streams(data)
-        if scale_rewards:
+        if self.scale_rewards:
             counted = jnp.broadcast_to(good[:, None], data.reward.shape)
             scale = running_reward_scale(agent.reward_scale, data.reward, counted)
             agent = agent._replace(reward_scale=scale)
@@ -160,22 +189,14 @@ def rule_learner(
 
         def epoch(agent: Agent, _: None) -> tuple[Agent, None]:
             params, state = optimizer_step(
-                optimizer(meta.hyper.step_size),
+                self.optimizer(meta.hyper.step_size),
                 jax.grad(loss)(agent.params),
                 agent.optimizer,
                 agent.params,
             )
             return agent._replace(params=params, optimizer=state), None
 
-        return jax.lax.scan(epoch, agent, length=num_epochs)[0]
-
-    learner = Learner(
-        init=init,
-        memory=lambda meta: policy.memory(),
-        act=acting(policy.step, lambda meta, agent: agent.params["policy"]),
-        update=jax.checkpoint(update) if rematerialize else update,
-    )
-    return RuleLearner(checks.reading(learner, Meta), outputs)
+        return jax.lax.scan(epoch, agent, length=self.num_epochs)[0]
 
 
 class LPGTargets(NamedTuple):
@@ -224,18 +245,8 @@ def lpg(*, num_predictions: int = 16, memory_size: int = 32) -> UpdateRule:
         return read(params, outputs, data, hyper)
 
     def read(params: Params, outputs: Outputs, data: Trajectory, hyper: Any) -> LPGTargets:
-        def phi(logits: jax.Array) -> jax.Array:
-            return embedding.apply(params["embedding"], jax.nn.softmax(logits))
-
-        inputs = [
-            data.reward,
-            data.discount,
-            jnp.broadcast_to(hyper.discount, data.reward.shape),
-            jnp.exp(outputs.distribution.log_prob(data.action)),
-            phi(outputs.prediction),
-            phi(outputs.next_prediction),
-        ]
-        x = jnp.stack(inputs, axis=-1)
+        phi = partial(embedding.apply, params["embedding"])
+        x = _lpg_inputs(outputs, data, hyper, phi)
 
         def read_backwards(x: jax.Array, last: jax.Array) -> jax.Array:
             y, _ = memory.unroll(params["memory"], memory.initial(), x[::-1], last[::-1])
@@ -264,6 +275,21 @@ def lpg(*, num_predictions: int = 16, memory_size: int = 32) -> UpdateRule:
         )
 
     return UpdateRule(num_predictions, init, targets, loss, regularizer)
+
+
+def _lpg_inputs(
+    outputs: Outputs, data: Trajectory, hyper: Any, phi: Callable[[jax.Array], jax.Array]
+) -> jax.Array:
+    """The inputs of LPG's network ``[N, T, 6]``; ``phi`` embeds the probabilities of a prediction."""
+    inputs = [
+        data.reward,
+        data.discount,
+        jnp.broadcast_to(hyper.discount, data.reward.shape),
+        jnp.exp(outputs.distribution.log_prob(data.action)),
+        phi(jax.nn.softmax(outputs.prediction)),
+        phi(jax.nn.softmax(outputs.next_prediction)),
+    ]
+    return jnp.stack(inputs, axis=-1)
 
 
 EMBEDDING_SIZE = 16

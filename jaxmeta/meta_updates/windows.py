@@ -1,13 +1,16 @@
-"""Estimates of how what all learners are born with should move, from a window of one learner's life.
+"""Meta-gradient estimators on truncated lifetimes: each looks at a window of one learner's life.
 
-Each looks at the K updates that a window holds and no further, so its memory does not grow with a lifetime
-(see `lifelong`). They differ in what they differentiate and in what the truncation costs them:
+An estimator sees the K updates of a window and no further, so its memory does not grow with a lifetime
+(see `lifelong`). The estimators differ in what they differentiate and in the bias of the truncation:
 
-* `policy_gradient` differentiates the updates, not what is earned; blind to what a window leads to later;
-* `evolution_strategy` differentiates nothing; as blind, unless its pairs live apart for life, which makes
-  it unbiased at the price of a variance that grows with age.
+* `policy_gradient` differentiates the updates, but not what is earned. It ignores the effect of a window
+  on later windows;
+* `evolution_strategy` differentiates nothing and has the same bias;
+* `persistent_evolution_strategy` keeps its pairs of lives apart for a whole life. It is unbiased, and its
+  variance grows with age.
 """
 
+import dataclasses
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -16,42 +19,55 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxmeta import rollouts
 from jaxmeta.estimators.returns import advantages_and_targets
 from jaxmeta.estimators.streams import mean_over_streams, without_broken_streams
 from jaxmeta.meta_updates import evolution
 from jaxmeta.meta_updates.gradients import masked_mean, optimizer_step
 from jaxmeta.networks.values import Value
-from jaxmeta.rollouts import lifelong
+from jaxmeta.rollouts import Setup, lifelong
 from jaxmeta.rollouts.lifelong import Life
-from jaxmeta.types import History, Learner, Params, Task, Trajectory
+from jaxmeta.types import History, Params, Task, Trajectory
 
 
 class Window(NamedTuple):
-    """The learner and its environment, the length of a life, and the window that a meta-update sees."""
+    """The part of a life that a meta-update looks at."""
 
-    learner: Learner
-    env: Any
+    setup: Setup
+    """The learner in its environment."""
     lifespan: int
     """Updates of a life."""
     num_updates: int
     """Updates (K) in the window."""
-    num_streams: int
-    """Streams (N) of an agent."""
-    num_steps: int
-    """Steps (T) of each stream between updates."""
-    unroll: int = 1
+
+    def birth(self, key: jax.Array, meta: Any, task: Task) -> Life:
+        """A newborn agent in ``task``."""
+        return lifelong.birth(key, meta, task, setup=self.setup)
+
+    def renewed(self, key: jax.Array, meta: Any, life: Life, task: Task) -> Life:
+        """``life``, or a newborn agent in ``task`` if ``life`` has reached its lifespan."""
+        return lifelong.renewed(key, meta, life, task, setup=self.setup, lifespan=self.lifespan)
+
+
+class Objective(NamedTuple):
+    """What the agents of a learner are judged by, beside the rewards that they earn."""
+
+    log_prob: Callable[[Any, Trajectory], jax.Array]
+    """``(agent, data [N, T]) -> [N, T]``, the log-probability of its actions."""
+    charge: Callable[[Any, Any, Trajectory, jax.Array], jax.Array]
+    """``(meta, agent, data [N, T], good [N]) -> []``, a cost that is added to the meta-objective."""
+    critic: Value
+    """A value of observations: the baseline of `policy_gradient`."""
 
 
 class Member(NamedTuple):
-    """An agent, and what its estimator remembers of it."""
+    """An agent, and the state that its estimator keeps."""
 
     life: Life
     """One life, or a pair ``[2]`` of lives that stay apart."""
     critic: Any
-    """Of a policy gradient, else ()."""
+    """The `Critic` of a policy gradient, else ()."""
     perturbation: Any
-    """ξ, the sum of ε since birth, of pairs that live apart, else ()."""
+    """ξ, the sum of ε since birth, of pairs that stay apart, else ()."""
 
 
 class Estimator(NamedTuple):
@@ -60,10 +76,14 @@ class Estimator(NamedTuple):
     birth: Callable[[jax.Array, Any, Task], Member]
     """``(key, meta, task) -> member``."""
     estimate: Callable[[jax.Array, Any, Member, Task], tuple[Params, dict[str, jax.Array], Member]]
-    """``(key, meta, member, task) -> (gradient to descend, report, member)`` after one more window, of a
-    successor in ``task`` where a life is over."""
+    """``(key, meta, member, task) -> (gradient to descend, report, member)`` after one more window. A life that
+    is over is followed by a newborn in ``task``."""
     env_steps: int
     """Steps of one estimate."""
+
+
+MakeEstimator = Callable[[Window, Objective], Estimator]
+"""A meta-gradient estimator as an object: `policy_gradient`, `evolution_strategy`, or one's own."""
 
 
 class Critic(NamedTuple):
@@ -73,172 +93,214 @@ class Critic(NamedTuple):
     optimizer: Any
 
 
-def policy_gradient(
-    window: Window,
-    log_prob: Callable[[Any, Trajectory], jax.Array],
-    charge: Callable[[Any, Any, Trajectory, jax.Array], jax.Array],
-    value: Value,
-) -> Estimator:
+def policy_gradient(window: Window, objective: Objective) -> Estimator:
     """Policy gradients of the agents after each update, through the window's updates.
 
     Oh et al. 2020, "Discovering reinforcement learning algorithms", eqs. 3 and 4. The last agent acts
-    once more, to be looked at too, and is what ``charge`` is for. The critic is a function of states
-    that the learner never sees, fitted to each round's λ-returns after it has served there, so the baseline
-    does not depend on the actions that it is subtracted for.
+    once more and its experience counts too; ``objective.charge`` is the charge of the last agent. The
+    critic is a function of states that the learner never sees. It is fitted to the λ-returns of a round
+    after it has served there as a baseline, so the baseline does not depend on the actions that it is
+    subtracted for.
 
-    Reads ``discount``, ``gae_lambda`` and ``critic_step_size`` (of Adam) of ``meta.hyper``.
-
-    Args:
-        window: What is looked at.
-        log_prob: ``(agent, data [N, T]) -> [N, T]`` of its actions.
-        charge: ``(meta, agent, data [N, T], good [N]) -> []``, a cost beside what is earned.
-        value: The critic.
+    The gradient is clipped to the norm ``max_grad_norm``: an agent at the edge of chaos must not outweigh
+    all others. Reads ``discount``, ``gae_lambda``, ``max_grad_norm`` and ``critic_step_size`` (of Adam) of
+    ``meta.hyper``.
     """
-    world: dict[str, Any] = dict(learner=window.learner, env=window.env)
-    acting: dict[str, Any] = dict(num_steps=window.num_steps, unroll=window.unroll)
+    parts = _PolicyGradient(window, objective)
+    setup = window.setup
+    steps = setup.num_streams * setup.num_steps * (window.num_updates + 1)
+    return Estimator(parts.birth, parts.estimate, steps)
 
-    def new_critic(key: jax.Array, meta: Any) -> Critic:
-        params = value.init(key)
-        return Critic(params, optax.adam(meta.hyper.critic_step_size).init(params))
 
-    def birth(key: jax.Array, meta: Any, task: Task) -> Member:
+@dataclasses.dataclass(frozen=True)
+class _PolicyGradient:
+    """The functions of `policy_gradient`."""
+
+    window: Window
+    objective: Objective
+
+    def birth(self, key: jax.Array, meta: Any, task: Task) -> Member:
         life_key, critic_key = jax.random.split(key)
-        return Member(_birth(life_key, meta, task, window), new_critic(critic_key, meta), ())
-
-    def advantages(meta: Any, critic: Critic, data: Trajectory) -> tuple[jax.Array, jax.Array]:
-        """And λ-returns, both ``[N, T]``."""
-        v, v_next = (value.apply(critic.params, x) for x in (data.timestep.obs, data.next_obs))
-        return jax.vmap(partial(advantages_and_targets, lambda_=meta.hyper.gae_lambda))(
-            data.reward, meta.hyper.discount * data.discount, v=v, v_next=v_next, last=data.last
-        )
-
-    def fitted(critic: Critic, obs: Any, good: jax.Array, target: jax.Array, meta: Any) -> Critic:
-        """The critic after a step on one round ``[N, T]``, of its streams that are ``good [N]``."""
-
-        def loss(params: Params) -> jax.Array:
-            return 0.5 * mean_over_streams((value.apply(params, obs) - target) ** 2, good)
-
-        optimizer = optax.adam(meta.hyper.critic_step_size)
-        gradient = jax.grad(loss)(critic.params)
-        return Critic(*optimizer_step(optimizer, gradient, critic.optimizer, critic.params))
-
-    def judged(
-        meta: Any, critic: Critic, data: Trajectory, good: jax.Array
-    ) -> tuple[Critic, jax.Array]:
-        """Advantages ``[K, N, T]``, each round's by the critic that was fitted to those before it."""
-
-        def judge(critic: Critic, round: tuple) -> tuple[Critic, jax.Array]:
-            data, good = round
-            advantage, target = advantages(meta, critic, data)
-            return fitted(critic, data.timestep.obs, good, target, meta), advantage
-
-        return jax.lax.scan(judge, critic, (data, good))
+        life = self.window.birth(life_key, meta, task)
+        return Member(life, self.new_critic(critic_key, meta), ())
 
     def estimate(
-        key: jax.Array, meta: Any, member: Member, task: Task
+        self, key: jax.Array, meta: Any, member: Member, task: Task
     ) -> tuple[Params, dict[str, jax.Array], Member]:
-        renew_key, critic_key, live_key, after_key = jax.random.split(key, 4)
-        life = _renewed(renew_key, meta, member.life, task, window)
+        renew_key, critic_key, live_key, show_key = jax.random.split(key, 4)
+        life = self.window.renewed(renew_key, meta, member.life, task)
         critic = jax.tree.map(
-            partial(jnp.where, life.age == 0), new_critic(critic_key, meta), member.critic
+            partial(jnp.where, life.age == 0), self.new_critic(critic_key, meta), member.critic
         )
 
         def loss(params: Params) -> tuple[jax.Array, tuple]:
             learned = meta._replace(params=params)
-            lived, history = lifelong.live(
-                live_key, learned, life, **world, **acting, num_updates=window.num_updates
-            )
-            streams, after = rollouts.experience(
-                after_key, learned, life.task, lived.agent, lived.streams, **world, **acting
+            lived, history = lifelong.live_and_show(
+                (live_key, show_key),
+                learned,
+                life,
+                setup=self.window.setup,
+                num_updates=self.window.num_updates,
             )
             # The first agent came from outside; no derivative reaches it.
-            looked_at = jax.tree.map(
-                lambda rounds, last: jnp.concatenate([rounds[1:], last[None]]),
-                history,
-                History(lived.agent, after),
+            value, judge, report = self.loss(
+                learned, jax.tree.map(lambda x: x[1:], history), critic
             )
-            data, good = jax.vmap(without_broken_streams)(looked_at.trajectories)
-            judge, advantage = judged(meta, critic, data, good)
-            gain = mean_over_streams(jax.vmap(log_prob)(looked_at.agent, data) * advantage, good)
-            lived = lived._replace(streams=streams)
-            cost = charge(learned, lived.agent, *jax.tree.map(lambda x: x[-1], (data, good)))
-            return cost - gain, (lived, judge, _report(data.reward, good))
+            return value, (lived, judge, report)
 
         (total, aux), gradient = jax.value_and_grad(loss, has_aux=True)(meta.params)
         life, judge, report = aux
         # The derivative of a mean of no streams is zero, although there is no such mean.
         gradient = jax.tree.map(lambda g: jnp.where(jnp.isfinite(total), g, jnp.nan), gradient)
-        return gradient, report, Member(life, judge, ())
+        return clipped(gradient, meta.hyper.max_grad_norm), report, Member(life, judge, ())
 
-    steps = window.num_streams * window.num_steps * (window.num_updates + 1)
-    return Estimator(birth, estimate, steps)
+    def loss(
+        self, meta: Any, history: History, critic: Critic
+    ) -> tuple[jax.Array, Critic, dict[str, jax.Array]]:
+        """``(loss [], critic, report)`` of the agents after each update, with the experience of each, ``[K]``."""
+        data, good = jax.vmap(without_broken_streams)(history.trajectories)
+        critic, advantage = self.advantages(meta, critic, data, good)
+        log_prob = jax.vmap(self.objective.log_prob)(history.agent, data)
+        gain = mean_over_streams(log_prob * advantage, good)
+        last = jax.tree.map(lambda x: x[-1], (history.agent, data, good))
+        return self.objective.charge(meta, *last) - gain, critic, _report(data.reward, good)
+
+    def new_critic(self, key: jax.Array, meta: Any) -> Critic:
+        params = self.objective.critic.init(key)
+        return Critic(params, optax.adam(meta.hyper.critic_step_size).init(params))
+
+    def advantages(
+        self, meta: Any, critic: Critic, data: Trajectory, good: jax.Array
+    ) -> tuple[Critic, jax.Array]:
+        """Advantages ``[K, N, T]``; each round's are by the critic that was fitted to the rounds before it."""
+        value = self.objective.critic
+
+        def round(critic: Critic, data_and_good: tuple) -> tuple[Critic, jax.Array]:
+            data, good = data_and_good
+            v, v_next = (value.apply(critic.params, x) for x in (data.timestep.obs, data.next_obs))
+            advantage, target = jax.vmap(
+                partial(advantages_and_targets, lambda_=meta.hyper.gae_lambda)
+            )(data.reward, meta.hyper.discount * data.discount, v=v, v_next=v_next, last=data.last)
+            return self.fitted(meta, critic, data.timestep.obs, good, target), advantage
+
+        return jax.lax.scan(round, critic, (data, good))
+
+    def fitted(
+        self, meta: Any, critic: Critic, obs: Any, good: jax.Array, target: jax.Array
+    ) -> Critic:
+        """The critic after a step on one round ``[N, T]``, of its streams that are ``good [N]``."""
+
+        def loss(params: Params) -> jax.Array:
+            v = self.objective.critic.apply(params, obs)
+            return 0.5 * mean_over_streams((v - target) ** 2, good)
+
+        optimizer = optax.adam(meta.hyper.critic_step_size)
+        gradient = jax.grad(loss)(critic.params)
+        return Critic(*optimizer_step(optimizer, gradient, critic.optimizer, critic.params))
 
 
-def evolution_strategy(
-    window: Window, fitness: Callable[[Any, History, jax.Array], jax.Array], *, persistent: bool
-) -> Estimator:
+def clipped(gradient: Any, max_norm: Any) -> Any:
+    """``gradient`` with its norm cut to ``max_norm``; NaN where its norm is not finite."""
+    norm = optax.tree.norm(gradient)
+    shrink = jnp.minimum(1.0, max_norm / (norm + TINY))
+    shrink = jnp.where(jnp.isfinite(norm), shrink, jnp.nan)
+    return jax.tree.map(lambda x: shrink * x, gradient)
+
+
+TINY = 1e-12
+"""Lets the norm of a gradient of zeros be divided by."""
+
+
+def evolution_strategy(window: Window, objective: Objective) -> Estimator:
     """Antithetic pairs of perturbed parameters, which share their tasks and random numbers.
 
-    A pair leaves the agent, which lives by what is not perturbed, at the start of every window; a
-    ``persistent`` one lives apart from birth, with another perturbation in each window (Vicol, Metz &
-    Sohl-Dickstein 2021, "Unbiased gradient estimation in unrolled computation graphs with persistent
-    evolution strategies", algorithm 2). Reads ``noise_std`` of ``meta.hyper``.
-
-    Args:
-        window: What is looked at.
-        fitness: ``(meta, history [K], good [K, N]) -> []`` of those streams of one window that are good.
-        persistent: Whether pairs live apart.
+    Salimans et al. 2017, "Evolution strategies as a scalable alternative to reinforcement learning". A pair
+    starts every window from the agent, which itself lives with the parameters that are not perturbed.
+    Fitness is the mean reward of a step in the window, less ``objective.charge`` of its last agent. Reads
+    ``noise_std`` of ``meta.hyper``.
     """
-
-    def live(key: jax.Array, meta: Any, life: Life) -> tuple[Life, jax.Array, dict]:
-        life, history = lifelong.live(
-            key,
-            meta,
-            life,
-            learner=window.learner,
-            env=window.env,
-            num_updates=window.num_updates,
-            num_steps=window.num_steps,
-            unroll=window.unroll,
-        )
-        data, good = jax.vmap(without_broken_streams)(history.trajectories)
-        earned = fitness(meta, history._replace(trajectories=data), good)
-        return life, earned, _report(data.reward, good)
+    parts = _EvolutionStrategy(window, objective)
 
     def birth(key: jax.Array, meta: Any, task: Task) -> Member:
-        life = _birth(key, meta, task, window)
-        if not persistent:
-            return Member(life, (), ())
-        return Member(_twice(life), (), jax.tree.map(jnp.zeros_like, meta.params))
+        return Member(window.birth(key, meta, task), (), ())
 
     def estimate(
         key: jax.Array, meta: Any, member: Member, task: Task
     ) -> tuple[Params, dict[str, jax.Array], Member]:
         renew_key, noise_key, pair_key, own_key = jax.random.split(key, 4)
-        epsilon = evolution.perturbation(noise_key, meta.params, meta.hyper.noise_std)
-        pair = _twice(meta)._replace(params=evolution.antithetic(meta.params, epsilon))
-        if persistent:
-            lives = jax.vmap(lambda meta, life: _renewed(renew_key, meta, life, task, window))(
-                pair, member.life
-            )
-            newborn = lives.age[0] == 0
-            xi = jax.tree.map(
-                lambda xi, e: jnp.where(newborn, 0.0, xi) + e, member.perturbation, epsilon
-            )
-            lives, earned, reports = jax.vmap(live, (None, 0, 0))(pair_key, pair, lives)
-            report = masked_mean(reports, jnp.ones(2, bool))
-            member = Member(lives, (), xi)
-        else:
-            life, xi = _renewed(renew_key, meta, member.life, task, window), epsilon
-            _, earned, _ = jax.vmap(live, (None, 0, None))(pair_key, pair, life)
-            life, _, report = live(own_key, meta, life)
-            member = Member(life, (), ())
-        ascent = evolution.gradient(xi, earned, meta.hyper.noise_std)
-        return jax.tree.map(jnp.negative, ascent), report, member
+        epsilon, pair = parts.pair(noise_key, meta)
+        life = window.renewed(renew_key, meta, member.life, task)
+        _, fitness, _ = jax.vmap(parts.live, (None, 0, None))(pair_key, pair, life)
+        life, _, report = parts.live(own_key, meta, life)
+        return parts.descent(meta, epsilon, fitness), report, Member(life, (), ())
 
-    lives = 2 if persistent else 3
-    steps = lives * window.num_streams * window.num_steps * window.num_updates
-    return Estimator(birth, estimate, steps)
+    return Estimator(birth, estimate, 3 * parts.steps)
+
+
+def persistent_evolution_strategy(window: Window, objective: Objective) -> Estimator:
+    """An `evolution_strategy` whose pairs live apart from birth, with another perturbation in each window.
+
+    Vicol, Metz & Sohl-Dickstein 2021, "Unbiased gradient estimation in unrolled computation graphs with
+    persistent evolution strategies", algorithm 2.
+    """
+    parts = _EvolutionStrategy(window, objective)
+
+    def birth(key: jax.Array, meta: Any, task: Task) -> Member:
+        life = window.birth(key, meta, task)
+        return Member(_twice(life), (), jax.tree.map(jnp.zeros_like, meta.params))
+
+    def estimate(
+        key: jax.Array, meta: Any, member: Member, task: Task
+    ) -> tuple[Params, dict[str, jax.Array], Member]:
+        renew_key, noise_key, pair_key, _ = jax.random.split(key, 4)
+        epsilon, pair = parts.pair(noise_key, meta)
+        lives = jax.vmap(lambda meta, life: window.renewed(renew_key, meta, life, task))(
+            pair, member.life
+        )
+        newborn = lives.age[0] == 0
+        xi = jax.tree.map(
+            lambda xi, e: jnp.where(newborn, 0.0, xi) + e, member.perturbation, epsilon
+        )
+        lives, fitness, reports = jax.vmap(parts.live, (None, 0, 0))(pair_key, pair, lives)
+        report = masked_mean(reports, jnp.ones(2, bool))
+        return parts.descent(meta, xi, fitness), report, Member(lives, (), xi)
+
+    return Estimator(birth, estimate, 2 * parts.steps)
+
+
+@dataclasses.dataclass(frozen=True)
+class _EvolutionStrategy:
+    """The functions that both evolution strategies share."""
+
+    window: Window
+    objective: Objective
+
+    @property
+    def steps(self) -> int:
+        """Steps of one life in a window."""
+        setup = self.window.setup
+        return setup.num_streams * setup.num_steps * self.window.num_updates
+
+    def pair(self, key: jax.Array, meta: Any) -> tuple[Params, Any]:
+        """``(ε, meta [2])`` with the parameters moved by ε and by -ε."""
+        epsilon = evolution.perturbation(key, meta.params, meta.hyper.noise_std)
+        params = evolution.antithetic(meta.params, epsilon)
+        return epsilon, _twice(meta)._replace(params=params)
+
+    def live(self, key: jax.Array, meta: Any, life: Life) -> tuple[Life, jax.Array, dict]:
+        """``(life, fitness [], report)`` after the window."""
+        life, history = lifelong.live(
+            key, meta, life, setup=self.window.setup, num_updates=self.window.num_updates
+        )
+        data, good = jax.vmap(without_broken_streams)(history.trajectories)
+        last = jax.tree.map(lambda x: x[-1], (history.agent, data, good))
+        fitness = mean_over_streams(data.reward, good) - self.objective.charge(meta, *last)
+        return life, fitness, _report(data.reward, good)
+
+    def descent(self, meta: Any, xi: Params, fitness: jax.Array) -> Params:
+        """The gradient to descend, from the ``fitness [2]`` of a pair."""
+        ascent = evolution.gradient(xi, fitness, meta.hyper.noise_std)
+        return jax.tree.map(jnp.negative, ascent)
 
 
 def _report(reward: jax.Array, good: jax.Array) -> dict[str, jax.Array]:
@@ -247,29 +309,6 @@ def _report(reward: jax.Array, good: jax.Array) -> dict[str, jax.Array]:
         "reward/step": mean_over_streams(reward, good),
         "skipped_streams": jnp.sum(~good, dtype=jnp.int32),
     }
-
-
-def _birth(key: jax.Array, meta: Any, task: Task, window: Window) -> Life:
-    return lifelong.birth(
-        key,
-        meta,
-        task,
-        learner=window.learner,
-        env=window.env,
-        num_streams=window.num_streams,
-    )
-
-
-def _renewed(key: jax.Array, meta: Any, life: Life, task: Task, window: Window) -> Life:
-    return lifelong.renewed(
-        key,
-        meta,
-        life,
-        task,
-        lifespan=window.lifespan,
-        learner=window.learner,
-        env=window.env,
-    )
 
 
 def _twice(tree: Any) -> Any:

@@ -118,16 +118,43 @@ def live(
 
 
 def live_and_show(
-    live_key: jax.Array,
-    show_key: jax.Array,
+    keys: tuple[jax.Array, jax.Array],
     meta: Any,
     life: Life,
     *,
     setup: Setup,
     num_updates: int,
 ) -> tuple[Life, History]:
-    """``(life, history [K + 1])``: `live`, and what the agent after the K updates does next, which no update has
-    seen yet."""
+    """``(life, history [K + 1])``: `live` with the first of two keys, and then, with the second, what the agent
+    does after the K updates. No update has seen that experience yet."""
+    live_key, show_key = keys
     life, history = live(live_key, meta, life, setup=setup, num_updates=num_updates)
     streams, after = collect(show_key, meta, life.task, life.agent, life.streams, setup=setup)
     return life._replace(streams=streams), append(history, History(life.agent, after))
+
+
+def aged(lives: Life, chosen: jax.Array, ages: int | jax.Array) -> Life:
+    """``lives [M]``, or pairs of lives ``[M, 2]``, of which the ``chosen`` (bool ``[M]``) get other ``ages``, one
+    number or ``[M]``."""
+    age = lives.age
+
+    def spread(x: Any) -> jax.Array:
+        x = jnp.broadcast_to(x, chosen.shape)
+        return jnp.broadcast_to(x.reshape(-1, *[1] * (age.ndim - 1)), age.shape)
+
+    return lives._replace(age=jnp.where(spread(chosen), spread(ages), age).astype(age.dtype))
+
+
+def num_lives(tasks: Task, num_agents: int) -> int:
+    """The number M of ``tasks [M]``.
+
+    Raises:
+        ValueError: it is not ``num_agents``.
+    """
+    num_tasks = jax.tree.leaves(tasks)[0].shape[0]
+    if num_tasks != num_agents:
+        raise ValueError(
+            f"num_tasks={num_tasks} must be num_agents={num_agents}: a step is given a task for each life, "
+            "should it begin anew"
+        )
+    return num_tasks

@@ -12,7 +12,7 @@ from jaxmeta.algorithms.learned_objective import (
     Config,
     Hyper,
     learned_objective,
-    rule,
+    rule_of,
 )
 from jaxmeta.estimators.returns import gae, td_errors
 from jaxmeta.learners.update_rules import rule_learner
@@ -179,9 +179,9 @@ def test_meta_gradient_is_that_of_finite_differences(x64, family):
     meta, unravel = state.meta, jax.flatten_util.ravel_pytree(state.meta.params)[1]
     gradient = flat(meta.params) - flat(after.meta.params)
 
-    learned = rule(config)
+    learned = rule_of(config)
     parts = rule_learner(learned, family)
-    world = dict(learner=parts.learner, env=family.env)
+    setup = rollouts.Setup(parts.learner, family.env, num_streams=2, num_steps=5)
     member = jax.tree.map(lambda x: x[0], state.members)
     critic = member.critic.params
 
@@ -193,11 +193,9 @@ def test_meta_gradient_is_that_of_finite_differences(x64, family):
     def loss(params):
         moved = meta._replace(params=unravel(params))
         _, _, live_key, after_key = jax.random.split(jax.random.split(jax.random.key(2), 1)[0], 4)
-        life, history = lifelong.live(
-            live_key, moved, member.life, **world, num_updates=2, num_steps=5
-        )
-        _, last = rollouts.experience(
-            after_key, moved, life.task, life.agent, life.streams, **world, num_steps=5
+        life, history = lifelong.live(live_key, moved, member.life, setup=setup, num_updates=2)
+        _, last = rollouts.collect(
+            after_key, moved, life.task, life.agent, life.streams, setup=setup
         )
         second = jax.tree.map(lambda x: x[1], history)
         total, judge, fit = 0.0, critic, optax.adam(0.05).init(critic)
@@ -260,7 +258,7 @@ def test_what_does_not_fit_is_named(family):
         learned_objective(family, hyper=Hyper(noise_std=0.0))
     algorithm = learned_objective(family, Config(num_agents=3, **SMALL))
     state = jax.eval_shape(algorithm.init, jax.random.key(0))
-    with pytest.raises(ValueError, match="tasks holds 2 tasks; it must hold num_agents=3"):
+    with pytest.raises(ValueError, match="num_tasks=2 must be num_agents=3"):
         jax.eval_shape(algorithm.step, jax.random.key(1), state, draw(family, 2))
 
 
@@ -279,17 +277,10 @@ def test_a_rule_is_found(outer, learning_rate):
     run = training.train(algorithm, family, training.Config(meta_updates=300, num_tasks=32))
     held_out = tasks.sample_tasks(jax.random.key(1), family, 64, split="test")
 
+    setup = rollouts.Setup(algorithm.learner, family.env, num_streams=4, num_steps=20)
+
     def rewards(key, task):
-        history = rollouts.lifetime(
-            key,
-            run.state.meta,
-            task,
-            learner=algorithm.learner,
-            env=family.env,
-            num_streams=4,
-            num_updates=20,
-            num_steps=20,
-        )
+        history = rollouts.lifetime(key, run.state.meta, task, setup=setup, num_updates=20)
         return history.trajectories.reward.mean((1, 2))
 
     curve = jax.jit(jax.vmap(rewards))(jax.random.split(jax.random.key(2), 64), held_out).mean(0)

@@ -115,13 +115,8 @@ def seen(config, state, num_windows):
     """What the only life sees from here on, a list of windows ``[N, T]``: it does not depend on keys."""
     learner = algorithm(config).learner
     life = jax.tree.map(lambda x: x[0], state.lives)
-    run = functools.partial(
-        rollouts.adapt,
-        learner=learner,
-        env=FAMILY.env,
-        num_updates=num_windows,
-        num_steps=NUM_STEPS,
-    )
+    setup = rollouts.Setup(learner, FAMILY.env, config.num_streams, NUM_STEPS)
+    run = functools.partial(rollouts.adapt, setup=setup, num_updates=num_windows)
     _, _, history = jax.jit(run)(jax.random.key(2), state.meta, life.task, life.agent, life.streams)
     data = jax.tree.map(np.asarray, history.trajectories)
     return [jax.tree.map(lambda x, k=k: x[k], data) for k in range(num_windows)]
@@ -380,7 +375,7 @@ def test_a_learned_reward_has_the_meta_gradient_of_the_reward_it_adds(x64):
     config = small(
         num_updates=2, learns=(), intrinsic_reward=True, outer_value=True, hidden_sizes=(3,)
     )
-    hyper = HYPER._replace(intrinsic_scale=0.7)
+    hyper = HYPER._replace(intrinsic_scale=0.7, min_discount=0.0)
     found, state, _ = measured(config, hyper)
     windows = seen(config, state, 3)
     direction = jax.tree.map(

@@ -6,8 +6,15 @@ import numpy as np
 import pytest
 from gymnax.environments import spaces
 
-from jaxmeta.meta_updates.windows import Window, evolution_strategy, policy_gradient
+from jaxmeta.meta_updates.windows import (
+    Objective,
+    Window,
+    evolution_strategy,
+    persistent_evolution_strategy,
+    policy_gradient,
+)
 from jaxmeta.networks.values import value_mlp
+from jaxmeta.rollouts import Setup
 from jaxmeta.types import Learner
 from tests.probes import Counter, CounterParams
 
@@ -17,6 +24,7 @@ class Values(NamedTuple):
     discount: float = 0.9
     gae_lambda: float = 0.8
     critic_step_size: float = 0.1
+    max_grad_norm: float = 1e6
 
 
 class Meta(NamedTuple):
@@ -45,17 +53,21 @@ def climber():
     )
 
 
+UNCHARGED = Objective(
+    log_prob=lambda agent, data: agent * jnp.ones_like(data.reward),
+    charge=lambda meta, agent, data, good: 0.0 * agent,
+    critic=value_mlp((2,), ()),
+)
+
+
 @pytest.mark.parametrize(("persistent", "expected"), [(False, 0.2), (True, -0.3)])
 def test_persistent_evolution_is_unbiased_where_truncation_is_not(x64, persistent, expected):
     """Two windows of two updates: x is 0, θ, 2θ, 3θ. What the windows earn has the derivatives 1 - θ and
     2 (1 - 2θ) + 3 (1 - 3θ), at θ = 0.45 with the sum -0.3; what a window's own updates do to it is 1 - θ
     and 1 - 3θ, with the sum 0.2. The signs differ, as in the toy problem of Vicol et al. 2021."""
-    window = Window(climber(), Line(), lifespan=4, num_updates=2, num_streams=1, num_steps=1)
-    estimator = evolution_strategy(
-        window,
-        lambda meta, history, good: jnp.mean(history.trajectories.reward),
-        persistent=persistent,
-    )
+    window = Window(Setup(climber(), Line(), 1, 1), lifespan=4, num_updates=2)
+    strategy = persistent_evolution_strategy if persistent else evolution_strategy
+    estimator = strategy(window, UNCHARGED)
     meta = Meta({"theta": jnp.array(0.45)}, Values())
     task = CounterParams(number=0.0, terminate_at=1000)
 
@@ -77,12 +89,9 @@ def test_persistent_evolution_is_unbiased_where_truncation_is_not(x64, persisten
 def test_who_lives_by_perturbed_parameters(x64, persistent):
     """A pair only, which lives apart or is forgotten; the agent itself adds θ to x twice, and earns what that
     earns."""
-    window = Window(climber(), Line(), lifespan=4, num_updates=2, num_streams=1, num_steps=1)
-    estimator = evolution_strategy(
-        window,
-        lambda meta, history, good: jnp.mean(history.trajectories.reward),
-        persistent=persistent,
-    )
+    window = Window(Setup(climber(), Line(), 1, 1), lifespan=4, num_updates=2)
+    strategy = persistent_evolution_strategy if persistent else evolution_strategy
+    estimator = strategy(window, UNCHARGED)
     theta, meta = 0.45, Meta({"theta": jnp.array(0.45)}, Values())
     task = CounterParams(number=0.0, terminate_at=1000)
     member = estimator.birth(jax.random.key(0), meta, task)
@@ -101,14 +110,9 @@ def test_who_lives_by_perturbed_parameters(x64, persistent):
 def test_a_newborn_has_a_new_critic(x64):
     """Adam's first step has the length of the step size in every entry: it begins at what the key draws, whatever
     critic the agent before it had. That of an agent that lives on goes on from where it is."""
-    window = Window(climber(), Line(), lifespan=4, num_updates=1, num_streams=2, num_steps=3)
-    value = value_mlp((2,), ())
-    estimator = policy_gradient(
-        window,
-        lambda agent, data: agent * jnp.ones_like(data.reward),
-        lambda meta, agent, data, good: 0.0 * agent,
-        value,
-    )
+    window = Window(Setup(climber(), Line(), 2, 3), lifespan=4, num_updates=1)
+    value = UNCHARGED.critic
+    estimator = policy_gradient(window, UNCHARGED)
     meta = Meta({"theta": jnp.array(0.45)}, Values())
     task = CounterParams(number=1.0, terminate_at=1000)
     key = jax.random.key(1)
