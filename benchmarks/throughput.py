@@ -383,7 +383,7 @@ def steps(main: Memory, memory: str, size: int, num_trials: int) -> dict[str, Ca
     """Compiled calls: ``acting`` and ``learning``."""
     family = tasks.make("bernoulli_bandit", num_arms=10, num_pulls=main.num_steps)
     config = rl2.Config(memory=memory, memory_size=size)
-    network = rl2.recurrent_actor_critic(family, config)
+    network = rl2.network_of(family, config)
     parts = learners.recurrent.recurrent_learner(family, config, network)
     meta = rl2.rl2(family, config).init(jax.random.key(0)).meta
     drawn = tasks.sample_tasks(jax.random.key(1), family, num_trials, split="train")

@@ -464,6 +464,8 @@ def _hint(value: Any, wanted: tuple[type, ...]) -> str:
         return f"; its .{found[0]} is one"
     if "TaskFamily" in names:
         return "; tasks.make makes one from a name"
+    if "Memory" in names:
+        return "; networks.recurrent.gru(size=64) is one"
     if "Callable" in names and hasattr(value, "update"):
         return ": optax.adam, say, and not optax.adam(1e-3)"
     return ""

@@ -1,5 +1,6 @@
 import dataclasses
 import os
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -266,6 +267,28 @@ def test_equal_settings_are_equal_and_can_be_hashed():
     assert plain == same
     assert checks.field("sizes", [1, 2], tuple[int, ...]) == (1, 2)
     assert [type(x) for x in dataclasses.astuple(same)[:5]] == [int, float, bool, str, int]
+
+
+def test_ignored_settings_keep_their_defaults():
+    @dataclasses.dataclass(frozen=True)
+    class Config:
+        size: int = 3
+        names: tuple = ()
+
+    class Hyper(NamedTuple):
+        clip: float = 0.2
+
+    checks.ignored(Config(), ["size", "names"], "here")
+    checks.ignored(Hyper(jnp.asarray(0.3)), ["clip"], "here")  # may be traced
+    checks.ignored(Config(size=4), [], "here")
+    for settings, name, value, default in (
+        (Config(size=4), "size", 4, 3),
+        (Config(names=(1,)), "names", (1,), ()),
+        (Hyper(0.3), "clip", 0.3, 0.2),
+    ):
+        said = f"{name}={value} has no effect with x=1; leave it at its default {default}"
+        with pytest.raises(ValueError, match=re.escape(said)):
+            checks.ignored(settings, [name], "with x=1")
 
 
 def test_distinct():

@@ -1,25 +1,26 @@
-"""The fast loop of learners with memory: what is learned in a task is in a recurrent network's state.
+"""Learners with memory: they learn a task in the state of a recurrent network.
 
-A *trial* is one stream of a task: E episodes of at most H steps, one after the other, and the memory lasts
-from the first step to the last. It is not cleared where an episode ends, for what one episode taught is for
-the next; that, and seeing the previous action and reward, is all that makes a recurrent policy a
+A *trial* is one stream of a task: E episodes of at most H steps, one after the other. The memory lasts from
+the first step of a trial to the last. It is not cleared at the end of an episode, so each episode can use
+the earlier ones. This memory, and seeing the previous action and reward, makes a recurrent policy a
 meta-learner (Duan et al. 2016, "RL²: fast reinforcement learning via slow reinforcement learning"; Wang et
 al. 2016, "Learning to reinforcement learn"). The objective is the return of the whole trial: values and
 advantages cross the ends of episodes too.
 
-Where episodes end sooner the stream goes on for E H steps. The steps up to the end of the E-th episode are
-*counted*; what follows enters no loss, no statistic and no report, whatever numbers it holds. Otherwise
-policies whose episodes end soonest would earn most.
+If episodes end sooner, the stream still goes on for E H steps. The steps up to the end of the E-th episode
+are *counted*. Later steps enter no loss, no statistic and no report, whatever numbers they hold. Otherwise
+the policies with the shortest episodes would earn most.
 
-What is learned does not depend on the unit of rewards: the network sees rewards, and values and advantages
-are learned, in units of running scales (`Meta`). Rewards times 1 000 give the same parameters.
+The unit of rewards changes nothing. The network sees rewards in units of a running scale (`Meta`), and it
+learns values and advantages in such units. Rewards times 1 000 give the same parameters.
 
-RL² and VariBAD share it and differ in the network.
+RL² and VariBAD share this module and differ in the network.
 """
 
 import dataclasses
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -34,31 +35,32 @@ from jaxmeta.estimators.streams import count, without_broken_streams
 from jaxmeta.estimators.units import advantage_scale, in_units, running, running_reward_scale
 from jaxmeta.meta_updates.gradients import State, guarded_update
 from jaxmeta.meta_updates.outer_loop import outer_optimizer
+from jaxmeta.networks import recurrent
 from jaxmeta.networks.actor_critic import ActorCritic, Inputs
 from jaxmeta.networks.distributions import Distribution
 from jaxmeta.networks.encodings import encode_action
-from jaxmeta.networks.policies import Head, acting, action_head
-from jaxmeta.networks.values import Value, value_mlp
+from jaxmeta.networks.policies import acting
+from jaxmeta.networks.recurrent import Memory
 from jaxmeta.tasks.family import TaskFamily
 from jaxmeta.types import Learner, MetaAlgorithm, Params, Task, TimeStep, Trajectory
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Settings of learners that remember; algorithms add their own."""
+    """Settings of learners with memory; algorithms add their own."""
 
     num_episodes: int = 1
     """Episodes in a trial (E), with one memory."""
     num_streams: int = 1
     """Trials of a task in a meta-update (N)."""
     remembers: Literal["trial", "episode"] = "trial"
-    """The memory is cleared at the start of a `trial`; or of every `episode`, which is the control
-    that does not learn from one to the next."""
+    """The memory is cleared at the start of a `trial`, or of every `episode`. The latter is the control
+    that does not learn from one episode to the next."""
     sees_time: bool = True
-    """Show the network how much of the trial has passed: the best way to explore depends on it, and
-    values even more."""
+    """Show the network how much of the trial has passed. The best way to explore depends on it, and
+    values depend on it even more."""
     hidden_sizes: tuple[int, ...] = ()
-    """Widths of hidden layers between what is remembered and the policy's and the value's outputs."""
+    """Widths of hidden layers between the memory and the policy's and the value's outputs."""
     num_epochs: int = 4
     """Passes over a batch of trials."""
     num_minibatches: int = 4
@@ -79,10 +81,10 @@ class Config:
 
 
 class Hyper(NamedTuple):
-    """Numbers of learners that remember that may be swept, scheduled or learned, each a float or an array ``[]``."""
+    """Numbers of learners with memory, each a float or an array ``[]``; a run can sweep or learn them."""
 
     discount: float = 0.99
-    """γ, to steady the advantages: what is wanted is the trial's undiscounted return."""
+    """γ, which makes the advantages less noisy. The objective is the trial's undiscounted return."""
     gae_lambda: float = 0.95
     """λ of the advantages."""
     learning_rate: float = 1e-3
@@ -91,9 +93,9 @@ class Hyper(NamedTuple):
     """Meta-updates in which the step size and the weight of the entropy fall to zero in a straight line;
     infinite keeps them."""
     max_grad_norm: float = 1.0
-    """Clips the norm of the gradient, of all that is learned together."""
+    """Clips the norm of the gradient of all parameters together."""
     clip: float = 0.2
-    """ε: ratios beyond 1 ± ε earn nothing more."""
+    """ε of PPO: ratios beyond 1 ± ε earn nothing more. `a2c` ignores it."""
     entropy_cost: float = 0.01
     """Weight of the policy's entropy, in nats a step."""
     value_cost: float = 0.5
@@ -103,7 +105,7 @@ class Hyper(NamedTuple):
 class Meta(NamedTuple):
     """The network's parameters and the running scales of returns and rewards.
 
-    A scale of 0 is not known yet: it awaits the first batch that has one.
+    A scale of 0 is not known yet: the first batch with a scale sets it.
     """
 
     params: Params
@@ -125,7 +127,7 @@ class TrialMemory(NamedTuple):
 
 
 class RecurrentLearner(NamedTuple):
-    """The learner and what the outer losses need of it."""
+    """The learner and the functions of it that the outer loop needs."""
 
     learner: Learner
     inputs: Callable[[Meta, Trajectory], Inputs]
@@ -136,15 +138,32 @@ class RecurrentLearner(NamedTuple):
     """Steps of a trial, T = E H."""
 
 
-def heads(num_features: int, family: TaskFamily, config: Config) -> tuple[Head, Value]:
-    """The policy and the value of ``num_features`` numbers."""
-    policy = action_head(num_features, family.action_space, config.hidden_sizes)
-    return policy, value_mlp((num_features,), config.hidden_sizes)
+def memory_of(family: TaskFamily, config: Any, memory: Memory | None = None) -> Memory:
+    """``memory``, or the recurrent network that ``config``, of RL² or of VariBAD, names.
+
+    A named transformer attends to the whole trial.
+
+    Raises:
+        ValueError: ``memory`` is given, and so is another name, size or precision than the default.
+    """
+    if memory is not None:
+        checks.ignored(config, MEMORY_SETTINGS, "with the argument memory=")
+        return memory
+    return recurrent.make(
+        config.memory,
+        size=config.memory_size,
+        precision=config.precision,
+        context=config.num_episodes * family.horizon,
+    )
+
+
+MEMORY_SETTINGS = ("memory", "memory_size", "precision")
+"""The settings that name a recurrent network."""
 
 
 @checks.arguments
 def recurrent_learner(family: TaskFamily, config: Config, network: ActorCritic) -> RecurrentLearner:
-    """The learner that acts by ``network`` and remembers as ``config`` says, on tasks of ``family``."""
+    """The learner that acts by ``network`` on tasks of ``family``."""
     num_steps = config.num_episodes * family.horizon
 
     def look(meta: Meta, timestep: TimeStep, time: jax.Array) -> Inputs:
@@ -196,7 +215,7 @@ def recurrent_learner(family: TaskFamily, config: Config, network: ActorCritic) 
 
 
 def values_to_come(v: jax.Array) -> jax.Array:
-    """``v_{t+1}``, and 0 after the trial, ``[T]``: ends of episodes within it are not ends of anything."""
+    """``v_{t+1}``, and 0 after the trial, ``[T]``. Values cross the ends of episodes within a trial."""
     return jnp.append(v[1:], jnp.zeros_like(v[:1]))
 
 
@@ -218,15 +237,8 @@ def advantages_and_returns(
     )
 
 
-class Loss(NamedTuple):
-    """The losses of one minibatch of trials."""
-
-    policy: Callable[[jax.Array, jax.Array, Any], jax.Array]
-    """``(log_ratio [T], advantage [T], hyper) -> [T]``, to be maximised."""
-    auxiliary: Callable[..., tuple[jax.Array, dict]] | None = None
-    """``(params, key, data [T], inputs [T], counted [T], hyper) -> (loss [], report)`` of one trial, to be
-    minimised beside it. Rewards in ``data`` are in units; steps that are not ``counted`` (bool) hold zeros
-    and must enter nothing."""
+PolicyLoss = Callable[[jax.Array, jax.Array, Any], jax.Array]
+"""``(log_ratio [T], advantage [T], hyper) -> [T]``, the policy's objective at each step, to be maximised."""
 
 
 def ppo(log_ratio: jax.Array, advantage: jax.Array, hyper: Any) -> jax.Array:
@@ -239,6 +251,32 @@ def a2c(log_ratio: jax.Array, advantage: jax.Array, hyper: Any) -> jax.Array:
     return log_ratio * advantage
 
 
+class Loss(NamedTuple):
+    """The losses of one minibatch of trials."""
+
+    policy: PolicyLoss
+    """`ppo`, `a2c` or your own."""
+    auxiliary: Callable[..., tuple[jax.Array, dict]] | None = None
+    """``(params, key, data [T], inputs [T], counted [T], hyper) -> (loss [], report)`` of one trial, to be
+    minimised beside it. Rewards in ``data`` are in units. Steps that are not ``counted`` (bool) hold zeros
+    and must not enter the loss."""
+
+
+class Batch(NamedTuple):
+    """Trials to learn from, ``[B, T]``; steps that are not ``counted`` hold zeros."""
+
+    data: Trajectory
+    """The trials, with rewards in units."""
+    inputs: Inputs
+    """The network's inputs."""
+    advantage: jax.Array
+    """Advantages over the whole trial, in units of the spread of returns."""
+    target: jax.Array
+    """λ-returns, as the network predicts them: in units, from the mean."""
+    counted: jax.Array
+    """bool: the steps to learn from."""
+
+
 def learn_from_trials(
     family: TaskFamily,
     config: Config,
@@ -247,14 +285,15 @@ def learn_from_trials(
     loss: Loss,
     optimizer: Callable[[Any], optax.GradientTransformation],
 ) -> MetaAlgorithm:
-    """The outer loop: trials on new tasks, then some passes over them by minibatches.
+    """The outer loop: act in trials of new tasks, then learn from them in epochs of minibatches.
 
     A trial with a number in its counted steps that is not finite is left out and counted in
-    ``skipped_tasks``; a minibatch without a good trial or a finite gradient changes nothing; ``skipped_updates`` is 1 where
-    that was true of all. On several devices the tasks are shared for acting; minibatches are drawn from
-    all of them, so learning gathers its trials and is not shared.
+    ``skipped_tasks``. A minibatch without a good trial or without a finite gradient changes nothing;
+    ``skipped_updates`` is 1 if no minibatch changed anything. On several devices the tasks are shared
+    for acting. Minibatches are drawn from all tasks, so learning gathers the trials and is not shared.
     """
     parts = recurrent_learner(family, config, network)
+    losses = partial(minibatch_loss, network=network, loss=loss, normalize=config.normalize)
 
     def init(key: jax.Array, hyper: Any = hyper) -> State:
         hyper = jax.tree.map(lambda x: jnp.asarray(x, float), hyper)
@@ -262,116 +301,172 @@ def learn_from_trials(
         meta = Meta(params, jnp.zeros(2), jnp.zeros(()), hyper)
         return State(meta, outer_optimizer(optimizer, hyper).init(params), jnp.zeros((), jnp.int32))
 
-    def batch_loss(params: Params, keys: jax.Array, batch: tuple, hyper: Any) -> tuple:
-        data, inputs, advantage, target, steps = batch
-        if config.normalize:
-            advantage = advantage - jnp.mean(advantage, where=steps)
-            advantage = advantage / advantage_scale(advantage, steps)
-        distribution, v = jax.vmap(network.unroll, in_axes=(None, 0, 0))(
-            params, data.memory.state, inputs
-        )
-        # The others' ratio is no policy's: it may be infinite, and a mask after `exp` leaves a gradient NaN.
-        log_ratio = jnp.where(steps, distribution.log_prob(data.action) - data.log_prob, 0.0)
-
-        def mean_step(x: jax.Array) -> jax.Array:
-            return jnp.sum(jnp.where(steps, x, 0.0)) / count(steps, x)
-
-        gain = mean_step(loss.policy(log_ratio, advantage, hyper))
-        entropy = mean_step(distribution.entropy())
-        error = mean_step((v - target) ** 2)
-        report = {
-            "entropy": entropy,
-            "value_loss": error,
-            "kl": mean_step(jnp.expm1(log_ratio) - log_ratio),
-        }
-        total = hyper.value_cost * error - gain - hyper.entropy_cost * entropy
-        if loss.auxiliary is not None:
-            more, its_report = jax.vmap(loss.auxiliary, in_axes=(None, 0, 0, 0, 0, None))(
-                params, keys, data, inputs, steps, hyper
-            )
-            good = jnp.any(steps, axis=1)
-            weight = good.astype(total.dtype) / count(good, total)
-            total = total + jnp.sum(weight * more)
-            report |= {name: jnp.sum(weight * x) for name, x in its_report.items()}
-        return total, report
-
     def step(key: jax.Array, state: State, tasks: Task) -> tuple[State, dict]:
         act_key, learn_key = jax.random.split(key)
-        meta = state.meta
-        done = state.num_updates.astype(float) / meta.hyper.anneal_updates
-        left = jnp.maximum(1.0 - done, 0.0)
-        hyper = meta.hyper._replace(
-            learning_rate=left * meta.hyper.learning_rate,
-            entropy_cost=left * meta.hyper.entropy_cost,
-        )
-        recorded = parts.trials(act_key, meta, tasks)
-        counted = jax.vmap(episode_index)(recorded.last) < config.num_episodes
-        data, good = without_broken_streams(_blank(recorded, counted))
-        num_trials = good.shape[0]
-        _check_minibatches(num_trials, config)
-        steps = good[:, None] & counted  # [B, T]: what is learned from
-        inputs = jax.vmap(parts.inputs, in_axes=(None, 0))(meta, data)
-        mean, spread = meta.value_scale
-        _, v = jax.vmap(network.unroll, in_axes=(None, 0, 0))(
-            meta.params, data.memory.state, inputs
-        )
-        v = jnp.where(steps, mean + spread * v, 0.0)
-        reward = jnp.where(steps, data.reward, 0.0)
-        advantage, returns = jax.vmap(advantages_and_returns, (0, 0, None))(reward, v, hyper)
-        mean, spread = value_scale = _moved_value_scale(meta.value_scale, returns, steps)
-        batch = (
-            data._replace(reward=in_units(reward, meta.reward_scale)),
-            inputs,
-            in_units(advantage, spread),
-            in_units(returns - mean, spread),
-            steps,
-        )
-        meta = meta._replace(
-            value_scale=value_scale,
-            reward_scale=running_reward_scale(meta.reward_scale, reward, steps),
-        )
-        transform = outer_optimizer(optimizer, hyper)
-
-        def minibatch_step(carry: tuple, key_and_rows: tuple) -> tuple:
-            params, optimizer_state = carry
-            key, rows = key_and_rows
-            # What is drawn for a trial goes by its number, not by its place among those that are good.
-            keys = jax.vmap(jax.random.fold_in, (None, 0))(key, rows)
-            (_, report), gradient = jax.value_and_grad(batch_loss, has_aux=True)(
-                params, keys, jax.tree.map(lambda x: x[rows], batch), hyper
-            )
-            norm = optax.tree.norm(gradient)
-            applied = jnp.isfinite(norm) & jnp.any(steps[rows])
-            moved = guarded_update(transform, gradient, optimizer_state, params, apply=applied)
-            return moved, (report | {"meta_grad_norm": norm}, applied)
-
-        def epoch(carry: tuple, key: jax.Array) -> tuple:
-            order_key, key = jax.random.split(key)
-            order = jax.random.permutation(order_key, num_trials)
-            rows = order.reshape(config.num_minibatches, -1)
-            keys = jax.random.split(key, config.num_minibatches)
-            return jax.lax.scan(minibatch_step, carry, (keys, rows))
-
-        carry = (meta.params, state.optimizer)
-        reports: dict[str, jax.Array]
-        applied: jax.Array
-        (params, optimizer_state), (reports, applied) = jax.lax.scan(
-            epoch, carry, jax.random.split(learn_key, config.num_epochs)
+        hyper = annealed(state.meta.hyper, state.num_updates)
+        recorded = parts.trials(act_key, state.meta, tasks)
+        data, counted = counted_steps(recorded, config.num_episodes)
+        inputs = jax.vmap(parts.inputs, in_axes=(None, 0))(state.meta, data)
+        meta, batch = with_advantages(state.meta, hyper, data, inputs, counted, network=network)
+        learned, reports, applied = learn_in_epochs(
+            learn_key,
+            (meta.params, state.optimizer),
+            batch,
+            hyper,
+            losses=losses,
+            optimizer=outer_optimizer(optimizer, hyper),
+            config=config,
         )
         metrics = jax.tree.map(lambda x: jnp.mean(x, where=applied), reports)
-        metrics |= _returns(recorded, steps, config.num_episodes)
+        metrics |= _trial_metrics(recorded, counted, config.num_episodes)
         metrics["skipped_updates"] = 1 - jnp.any(applied).astype(jnp.int32)
-        metrics["skipped_tasks"] = num_trials - jnp.sum(good, dtype=jnp.int32)
-        metrics["env_steps"] = jnp.asarray(num_trials * parts.num_steps, jnp.int32)
+        metrics["env_steps"] = jnp.asarray(len(counted) * parts.num_steps, jnp.int32)
         done = state.num_updates + 1 - metrics["skipped_updates"]
+        params, optimizer_state = learned
         return State(meta._replace(params=params), optimizer_state, done), metrics
 
     return MetaAlgorithm(init, step, parts.learner)
 
 
+def annealed(hyper: Any, num_updates: jax.Array) -> Any:
+    """``hyper`` with the step size and the weight of the entropy after ``num_updates []`` meta-updates."""
+    done = num_updates.astype(float) / hyper.anneal_updates
+    left = jnp.maximum(1.0 - done, 0.0)
+    return hyper._replace(
+        learning_rate=left * hyper.learning_rate, entropy_cost=left * hyper.entropy_cost
+    )
+
+
+def counted_steps(recorded: Trajectory, num_episodes: int) -> tuple[Trajectory, jax.Array]:
+    """``(data, counted)`` of trials, ``[B, T]``: finite numbers to compute with, and the steps to learn from.
+
+    Steps count up to the end of a trial's last episode, unless a number of the trial is not finite.
+    """
+    counted = jax.vmap(episode_index)(recorded.last) < num_episodes
+    data, good = without_broken_streams(_blank(recorded, counted))
+    return data, good[:, None] & counted
+
+
+def with_advantages(
+    meta: Meta,
+    hyper: Any,
+    data: Trajectory,
+    inputs: Inputs,
+    counted: jax.Array,
+    *,
+    network: ActorCritic,
+) -> tuple[Meta, Batch]:
+    """``meta`` with its running scales moved, and the batch: advantages and targets over whole trials ``[B, T]``."""
+    mean, spread = meta.value_scale
+    _, v = jax.vmap(network.unroll, in_axes=(None, 0, 0))(meta.params, data.memory.state, inputs)
+    v = jnp.where(counted, mean + spread * v, 0.0)
+    reward = jnp.where(counted, data.reward, 0.0)
+    advantage, returns = jax.vmap(advantages_and_returns, (0, 0, None))(reward, v, hyper)
+    mean, spread = value_scale = _moved_value_scale(meta.value_scale, returns, counted)
+    batch = Batch(
+        data=data._replace(reward=in_units(reward, meta.reward_scale)),
+        inputs=inputs,
+        advantage=in_units(advantage, spread),
+        target=in_units(returns - mean, spread),
+        counted=counted,
+    )
+    reward_scale = running_reward_scale(meta.reward_scale, reward, counted)
+    return meta._replace(value_scale=value_scale, reward_scale=reward_scale), batch
+
+
+def minibatch_loss(
+    params: Params,
+    keys: jax.Array,
+    batch: Batch,
+    hyper: Any,
+    *,
+    network: ActorCritic,
+    loss: Loss,
+    normalize: bool,
+) -> tuple[jax.Array, dict]:
+    """``(loss [], report)`` of a minibatch of trials, with a key for each: policy, value, entropy, auxiliary."""
+    data, inputs, advantage, target, counted = batch
+    if normalize:
+        advantage = advantage - jnp.mean(advantage, where=counted)
+        advantage = advantage / advantage_scale(advantage, counted)
+    distribution, v = jax.vmap(network.unroll, in_axes=(None, 0, 0))(
+        params, data.memory.state, inputs
+    )
+    # Other steps hold no action of the policy. Their ratio may be infinite, and a mask after `exp`
+    # leaves a NaN in the gradient.
+    log_ratio = jnp.where(counted, distribution.log_prob(data.action) - data.log_prob, 0.0)
+
+    def mean_step(x: jax.Array) -> jax.Array:
+        return jnp.sum(jnp.where(counted, x, 0.0)) / count(counted, x)
+
+    gain = mean_step(loss.policy(log_ratio, advantage, hyper))
+    entropy = mean_step(distribution.entropy())
+    error = mean_step((v - target) ** 2)
+    report = {
+        "entropy": entropy,
+        "value_loss": error,
+        "kl": mean_step(jnp.expm1(log_ratio) - log_ratio),
+    }
+    total = hyper.value_cost * error - gain - hyper.entropy_cost * entropy
+    if loss.auxiliary is not None:
+        more, its_report = jax.vmap(loss.auxiliary, in_axes=(None, 0, 0, 0, 0, None))(
+            params, keys, data, inputs, counted, hyper
+        )
+        good = jnp.any(counted, axis=1)
+        weight = good.astype(total.dtype) / count(good, total)
+        total = total + jnp.sum(weight * more)
+        report |= {name: jnp.sum(weight * x) for name, x in its_report.items()}
+    return total, report
+
+
+def learn_in_epochs(
+    key: jax.Array,
+    learned: tuple[Params, Any],
+    batch: Batch,
+    hyper: Any,
+    *,
+    losses: Callable[..., tuple[jax.Array, dict]],
+    optimizer: optax.GradientTransformation,
+    config: Config,
+) -> tuple[tuple[Params, Any], dict[str, jax.Array], jax.Array]:
+    """``learned``, the parameters and the optimiser's state, after epochs of minibatches of ``batch``.
+
+    Returns:
+        ``(learned, reports, applied)``: the reports of all minibatches and whether each changed
+        anything, with a leading ``[num_epochs, num_minibatches]``.
+    """
+    num_trials = batch.counted.shape[0]
+    _check_minibatches(num_trials, config)
+
+    def minibatch(learned: tuple, key_and_rows: tuple) -> tuple:
+        params, optimizer_state = learned
+        key, rows = key_and_rows
+        # A trial's key depends on its number, not on its place among the good trials.
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, rows)
+        some = jax.tree.map(lambda x: x[rows], batch)
+        (_, report), gradient = jax.value_and_grad(losses, has_aux=True)(params, keys, some, hyper)
+        norm = optax.tree.norm(gradient)
+        applied = jnp.isfinite(norm) & jnp.any(some.counted)
+        learned = guarded_update(optimizer, gradient, optimizer_state, params, apply=applied)
+        return learned, (report | {"meta_grad_norm": norm}, applied)
+
+    def epoch(learned: tuple, key: jax.Array) -> tuple:
+        order_key, key = jax.random.split(key)
+        order = jax.random.permutation(order_key, num_trials)
+        rows = order.reshape(config.num_minibatches, -1)
+        keys = jax.random.split(key, config.num_minibatches)
+        return jax.lax.scan(minibatch, learned, (keys, rows))
+
+    reports: dict[str, jax.Array]
+    applied: jax.Array
+    keys = jax.random.split(key, config.num_epochs)
+    learned, (reports, applied) = jax.lax.scan(epoch, learned, keys)
+    return learned, reports, applied
+
+
 def _blank(data: Trajectory, counted: jax.Array) -> Trajectory:
-    """``data [B, T]`` with zeros at the steps that are not ``counted``: a NaN that is only masked comes back
-    through a derivative, and through attention."""
+    """``data [B, T]`` with zeros at the steps that are not ``counted``. Masking a NaN later is not enough: it
+    comes back through a derivative and through attention."""
 
     def blank(x: jax.Array) -> jax.Array:
         mask = counted.reshape(*counted.shape, *[1] * (x.ndim - 2))
@@ -380,21 +475,22 @@ def _blank(data: Trajectory, counted: jax.Array) -> Trajectory:
     return jax.tree.map(blank, data._replace(memory=()))._replace(memory=data.memory)
 
 
-def _moved_value_scale(scale: jax.Array, returns: jax.Array, steps: jax.Array) -> jax.Array:
-    """Running mean and standard deviation of the returns to come ``[B, T]`` at ``steps``, ``[2]``.
+def _moved_value_scale(scale: jax.Array, returns: jax.Array, counted: jax.Array) -> jax.Array:
+    """Running mean and standard deviation of the returns to come ``[B, T]`` at ``counted`` steps, ``[2]``.
 
-    A spread that may be rounding is 0, not known: in its units noise would be learned.
+    A spread that may be rounding error becomes 0, which means unknown. In its units the network would
+    learn noise.
     """
-    batch = jnp.stack([jnp.mean(returns, where=steps), jnp.std(returns, where=steps)])
+    batch = jnp.stack([jnp.mean(returns, where=counted), jnp.std(returns, where=counted)])
     moved = running(scale, batch, scale[1] > 0)
-    mean, spread = jnp.where(jnp.any(steps), moved, scale)
+    mean, spread = jnp.where(jnp.any(counted), moved, scale)
     rounding = 100 * jnp.finfo(spread.dtype).eps * jnp.abs(mean)
     return jnp.stack([mean, jnp.where(spread > rounding, spread, 0.0)])
 
 
-def _returns(data: Trajectory, steps: jax.Array, num_episodes: int) -> dict[str, jax.Array]:
-    """Mean undiscounted returns: of the first and of the last episode, and of the trial."""
-    good = jnp.any(steps, axis=1)
+def _trial_metrics(data: Trajectory, counted: jax.Array, num_episodes: int) -> dict[str, jax.Array]:
+    """Mean undiscounted returns of the first and the last episode and of the trial; the number of broken trials."""
+    good = jnp.any(counted, axis=1)
     episode = jax.vmap(episode_index)(data.last)
 
     def mean(which: jax.Array) -> jax.Array:
@@ -404,6 +500,7 @@ def _returns(data: Trajectory, steps: jax.Array, num_episodes: int) -> dict[str,
         "return/before": mean(episode == 0),
         "return/after": mean(episode == num_episodes - 1),
         "return/trial": mean(episode < num_episodes),
+        "skipped_tasks": len(good) - jnp.sum(good, dtype=jnp.int32),
     }
 
 

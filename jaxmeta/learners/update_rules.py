@@ -224,7 +224,7 @@ def lpg(*, num_predictions: int = 16, memory_size: int = 32) -> UpdateRule:
     """
     checks.at_least("num_predictions", num_predictions, 1)
     checks.at_least("memory_size", memory_size, 1)
-    memory = recurrent.lstm(num_inputs=6, size=memory_size)
+    memory = recurrent.lstm(memory_size)
     embedding = value_mlp((num_predictions,), (EMBEDDING_SIZE,))
     policy_head = value_mlp((memory_size,), ())
     prediction_head = value_mlp((memory_size,), (), num_predictions)
@@ -232,7 +232,7 @@ def lpg(*, num_predictions: int = 16, memory_size: int = 32) -> UpdateRule:
     def init(key: jax.Array) -> Params:
         memory_key, embedding_key, policy_key, prediction_key = jax.random.split(key, 4)
         return {
-            "memory": memory.init(memory_key),
+            "memory": memory.init(memory_key, 6),
             "embedding": embedding.init(embedding_key),
             "policy": policy_head.init(policy_key),
             "prediction": prediction_head.init(prediction_key),

@@ -13,7 +13,7 @@ from jaxmeta.networks import (
     recurrent,
     values,
 )
-from jaxmeta.networks.actor_critic import ActorCritic, Inputs, joined
+from jaxmeta.networks.actor_critic import ActorCritic, Inputs, joined, recurrent_actor_critic
 from jaxmeta.networks.distributions import Categorical, DiagGaussian
 from jaxmeta.networks.encodings import encode_action, input_sizes
 from jaxmeta.networks.graph_actor_critic import Counts, graph_actor_critic
@@ -61,6 +61,7 @@ __all__ = [
     "mlp",
     "policies",
     "recurrent",
+    "recurrent_actor_critic",
     "softmax_linear",
     "value_mlp",
     "values",

@@ -52,7 +52,7 @@ class Counts(NamedTuple):
 
 @checks.arguments
 def graph_actor_critic(family: TaskFamily, *, size: int = 16, num_rounds: int = 4) -> ActorCritic:
-    """An actor-critic of counts, for `learners.recurrent`: RL²'s ``Config(memory="counts")``.
+    """An actor-critic of counts, for RL²: ``rl2(family, network=graph_actor_critic(family))``.
 
     Args:
         family: Tasks with observations that are one-hot states, ``[S]``, and A discrete actions.

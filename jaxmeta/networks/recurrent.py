@@ -1,8 +1,9 @@
 """Recurrent networks: pure functions over nested dicts of arrays.
 
-``step`` serves acting and ``unroll`` serves learning; both compute the same numbers. The networks
-are written for one stream. Under ``vmap`` with unmapped parameters their products of a matrix and a
-vector become products of matrices with shared weights.
+``gru(64)`` describes a network of 64 units; ``gru(64).init(key, num_inputs)`` draws its parameters
+for inputs of a width. ``step`` serves acting and ``unroll`` serves learning; both compute the same
+numbers. The networks are written for one stream. Under ``vmap`` with unmapped parameters their
+products of a matrix and a vector become products of matrices with shared weights.
 
 With ``precision="bfloat16"`` the factors of these products are rounded to 8 bits, the input of an
 accelerator's fastest units. Sums, states, gates and parameters keep their precision. (Rounded
@@ -24,8 +25,8 @@ from jaxmeta.types import Params
 class Memory(NamedTuple):
     """A recurrent network. At a step whose ``reset`` (bool) is True the network first forgets everything before it."""
 
-    init: Callable[[jax.Array], Params]
-    """``(key) -> params``."""
+    init: Callable[[jax.Array, int], Params]
+    """``(key, num_inputs) -> params`` for inputs of width D = ``num_inputs``."""
     initial: Callable[[], Any]
     """``() -> state`` at the start of a trial: a pytree of arrays whose shapes and dtypes every
     step keeps."""
@@ -34,11 +35,13 @@ class Memory(NamedTuple):
     unroll: Callable[[Params, Any, jax.Array, jax.Array], tuple[jax.Array, Any]]
     """``(params, state, x [T, D], reset [T]) -> (y [T, H], state)``: the same for a whole
     stream."""
+    size: int
+    """H, the width of the output."""
 
 
-def feed_forward(*, num_inputs: int, size: int, precision: str = "full") -> Memory:
+def feed_forward(size: int = 64, *, precision: str = "full") -> Memory:
     """A network without memory: one tanh layer, as a control. The state is ``()``."""
-    _check_sizes(num_inputs, size)
+    checks.at_least("size", size, 1)
     affine = _affine(precision)
 
     def step(params: Params, state: Any, x: jax.Array, reset: jax.Array) -> tuple[jax.Array, Any]:
@@ -47,17 +50,19 @@ def feed_forward(*, num_inputs: int, size: int, precision: str = "full") -> Memo
     def unroll(params: Params, state: Any, x: jax.Array, reset: jax.Array) -> tuple[jax.Array, Any]:
         return jax.vmap(step, (None, None, 0, 0), (0, None))(params, state, x, reset)
 
-    return Memory(lambda key: _dense(key, num_inputs, size), lambda: (), step, unroll)
+    def init(key: jax.Array, num_inputs: int) -> Params:
+        return _dense(key, num_inputs, size)
+
+    return Memory(init, lambda: (), step, unroll, size)
 
 
-def gru(*, num_inputs: int, size: int, unroll_steps: int = 1, precision: str = "full") -> Memory:
+def gru(size: int = 64, *, unroll_steps: int = 1, precision: str = "full") -> Memory:
     """A gated recurrent unit (Cho et al. 2014, eqs. 5 to 8). The state is ``(h [H],)``.
 
     The reset gate is applied after the product with the recurrent weights, not before. So a step is
     one product of matrices.
 
     Args:
-        num_inputs: D.
         size: H.
         unroll_steps: Steps of the scan compiled into one iteration: 4 hides some launches on a GPU.
         precision: Precision of products with weights, one of `PRECISIONS`.
@@ -71,10 +76,10 @@ def gru(*, num_inputs: int, size: int, unroll_steps: int = 1, precision: str = "
         candidate = jnp.tanh(candidate + jax.nn.sigmoid(forget + forget_h) * candidate_h)
         return (keep * h + (1.0 - keep) * candidate,)
 
-    return _gated(cell, num_inputs, size, jnp.zeros((3, 1)), 1, unroll_steps, precision)
+    return _gated(cell, size, jnp.zeros((3, 1)), 1, unroll_steps, precision)
 
 
-def lstm(*, num_inputs: int, size: int, unroll_steps: int = 1, precision: str = "full") -> Memory:
+def lstm(size: int = 64, *, unroll_steps: int = 1, precision: str = "full") -> Memory:
     """Long short-term memory (Hochreiter & Schmidhuber 1997). The state is ``(h [H], c [H])``.
 
     It has the forget gate of Gers et al. 2000. The gate is open at first: its bias starts at 1
@@ -88,12 +93,11 @@ def lstm(*, num_inputs: int, size: int, unroll_steps: int = 1, precision: str = 
         return jax.nn.sigmoid(read) * jnp.tanh(c), c
 
     bias = jnp.array([[0.0], [1.0], [0.0], [0.0]])
-    return _gated(cell, num_inputs, size, bias, 2, unroll_steps, precision)
+    return _gated(cell, size, bias, 2, unroll_steps, precision)
 
 
 def _gated(
     cell: Callable[[tuple, jax.Array, jax.Array], tuple],
-    num_inputs: int,
     size: int,
     bias: jax.Array,
     num_states: int,
@@ -105,12 +109,12 @@ def _gated(
     ``cell: (state, W x + b [G·H], U h [G·H]) -> state``; ``bias [G, 1]`` is the initial b of each
     gate.
     """
-    _check_sizes(num_inputs, size)
+    checks.at_least("size", size, 1)
     checks.at_least("unroll_steps", unroll_steps, 1)
     num_gates = bias.shape[0]
     product, affine = _product(precision), _affine(precision)
 
-    def init(key: jax.Array) -> Params:
+    def init(key: jax.Array, num_inputs: int) -> Params:
         given_key, recalled_key = jax.random.split(key)
         given = _dense(given_key, num_inputs, size, num_gates)
         given["bias"] = given["bias"] + jnp.broadcast_to(bias, (num_gates, size)).reshape(-1)
@@ -137,13 +141,12 @@ def _gated(
         state, y = jax.lax.scan(body, state, (given, reset), unroll=unroll_steps)
         return y, state
 
-    return Memory(init, initial, step, unroll)
+    return Memory(init, initial, step, unroll, size)
 
 
 def linear_recurrence(
+    size: int = 64,
     *,
-    num_inputs: int,
-    size: int,
     num_layers: int = 1,
     parallel: bool | None = None,
     precision: str = "full",
@@ -165,7 +168,6 @@ def linear_recurrence(
     "Can recurrent neural networks warp time?").
 
     Args:
-        num_inputs: D.
         size: H.
         num_layers: Number of layers; each reads the output of the layer below.
         parallel: Whether `unroll` uses an associative scan over time (Blelloch 1990) instead of
@@ -173,13 +175,13 @@ def linear_recurrence(
             the scan over steps was about 2.5 × faster, and in parallel elsewhere.
         precision: Precision of products with weights, one of `PRECISIONS`.
     """
-    _check_sizes(num_inputs, size)
+    checks.at_least("size", size, 1)
     checks.at_least("num_layers", num_layers, 1)
     checks.field("parallel", parallel, bool | None)
     names = [f"layer_{i}" for i in range(num_layers)]
     affine = _affine(precision)
 
-    def init(key: jax.Array) -> Params:
+    def init(key: jax.Array, num_inputs: int) -> Params:
         keys = jax.random.split(key, num_layers)
         inputs = [num_inputs] + [size] * (num_layers - 1)
         return {n: _init_linear_layer(keys[i], inputs[i], size) for i, n in enumerate(names)}
@@ -213,7 +215,7 @@ def linear_recurrence(
             return unroll_parallel(params, state, x, reset)
         return _unroll_sequential(step, params, state, x, reset)
 
-    return Memory(init, initial, step, unroll)
+    return Memory(init, initial, step, unroll, size)
 
 
 def _init_linear_layer(key: jax.Array, num_inputs: int, size: int) -> Params:
@@ -270,12 +272,11 @@ class TransformerState(NamedTuple):
 
 
 def transformer(
+    size: int = 64,
     *,
-    num_inputs: int,
-    size: int,
+    context: int,
     num_layers: int = 2,
     num_heads: int = 4,
-    context: int,
     precision: str = "full",
 ) -> Memory:
     """A causal transformer over the last ``context`` steps since the last reset, the present step included.
@@ -286,14 +287,14 @@ def transformer(
     further. The state is a `TransformerState`.
 
     Args:
-        num_inputs: D.
         size: H, a multiple of ``2 * num_heads``.
+        context: Steps that one layer attends to. The steps of a trial let it attend to the whole
+            trial.
         num_layers: Pairs of attention and feed-forward sub-layers.
         num_heads: Attention heads.
-        context: Steps that one layer attends to.
         precision: Precision of products with weights, one of `PRECISIONS`.
     """
-    _check_sizes(num_inputs, size)
+    checks.at_least("size", size, 1)
     checks.choice("precision", precision, PRECISIONS)
     checks.at_least("num_layers", num_layers, 1)
     checks.at_least("num_heads", num_heads, 1)
@@ -305,7 +306,7 @@ def transformer(
         )
     layers = _Layers(num_layers, num_heads, size // num_heads, context, _affine(precision))
 
-    def init(key: jax.Array) -> Params:
+    def init(key: jax.Array, num_inputs: int) -> Params:
         input_key, *keys = jax.random.split(key, num_layers + 1)
         return {
             "input": _dense(input_key, num_inputs, size),
@@ -317,7 +318,7 @@ def transformer(
         cache = jnp.zeros((num_layers, context, num_heads, size // num_heads))
         return TransformerState(cache, cache, jnp.array(0, jnp.int32), jnp.array(0, jnp.int32))
 
-    return Memory(init, initial, layers.step, layers.unroll)
+    return Memory(init, initial, layers.step, layers.unroll, size)
 
 
 def _init_norm(size: int) -> Params:
@@ -460,6 +461,7 @@ def _affine(precision: str) -> Callable[[Params, jax.Array], jax.Array]:
 
 def _dense(key: jax.Array, num_inputs: int, size: int, num_parts: int = 1) -> Params:
     """Parameters of ``num_parts`` dense layers side by side, biases zero."""
+    checks.at_least("num_inputs", num_inputs, 1)
     kernel = _glorot(key, num_inputs, size, num_parts)
     return {"kernel": kernel, "bias": jnp.zeros(num_parts * size)}
 
@@ -468,11 +470,6 @@ def _glorot(key: jax.Array, num_inputs: int, size: int, num_parts: int) -> jax.A
     """``num_parts`` matrices side by side, each initialised on its own as in Glorot & Bengio 2010."""
     scale = math.sqrt(2.0 / (num_inputs + size))
     return scale * jax.random.normal(key, (num_inputs, num_parts * size))
-
-
-def _check_sizes(num_inputs: int, size: int) -> None:
-    checks.at_least("num_inputs", num_inputs, 1)
-    checks.at_least("size", size, 1)
 
 
 PRECISIONS = ("full", "bfloat16")
@@ -490,17 +487,16 @@ def check(memory: str, memory_size: int, precision: str, choices: Sequence[str] 
         )
 
 
-def make(kind: str, *, num_inputs: int, size: int, context: int, precision: str = "full") -> Memory:
-    """The memory of a kind, one of `MEMORIES`; only ``"transformer"`` uses ``context``."""
+def make(kind: str, *, size: int, context: int, precision: str = "full") -> Memory:
+    """The network that a configuration names, one of `MEMORIES`; only ``"transformer"`` uses ``context``."""
     checks.choice("memory", kind, MEMORIES)
     checks.at_least("context", context, 1)
-    common: dict[str, Any] = dict(num_inputs=num_inputs, size=size, precision=precision)
     if kind == "transformer":
-        return transformer(context=context, **common)
+        return transformer(size, context=context, precision=precision)
     makers: dict[str, Callable[..., Memory]] = {
         "gru": gru,
         "lstm": lstm,
         "linear": linear_recurrence,
         "none": feed_forward,
     }
-    return makers[kind](**common)
+    return makers[kind](size, precision=precision)

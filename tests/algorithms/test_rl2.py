@@ -3,8 +3,9 @@ import jax
 import numpy as np
 import pytest
 
-from jaxmeta import evaluation, references, tasks
+from jaxmeta import evaluation, learners, references, tasks
 from jaxmeta.algorithms.rl2 import Config, Hyper, rl2
+from jaxmeta.networks import recurrent
 from jaxmeta.networks.graph_actor_critic import graph_actor_critic
 from jaxmeta.runs import training
 
@@ -20,6 +21,10 @@ from jaxmeta.runs import training
         (dict(remembers="always"), "remembers='always' is unknown"),
         (dict(loss="a2c"), "num_epochs=4 and num_minibatches=4 must be 1 with loss='a2c'"),
         (dict(loss="trpo"), "loss='trpo' is unknown"),
+        (dict(memory="counts", memory_size=8), "memory_size=8 has no effect with memory='counts'"),
+        (dict(memory="counts", encoder_sizes=(8,)), "encoder_sizes=.8,. has no effect"),
+        (dict(memory="counts", hidden_sizes=[8]), "leave it at its default ()"),
+        (dict(memory="counts", precision="bfloat16"), "precision='bfloat16' has no effect"),
     ],
 )
 def test_bad_settings_are_named(settings, message):
@@ -39,6 +44,54 @@ def test_counts_are_a_memory_with_a_policy_of_their_own():
     chex.assert_trees_all_equal(ours.meta, own.meta)
     with pytest.raises(ValueError, match="needs one-hot states"):
         rl2(tasks.make("catch"), Config(memory="counts"))
+
+
+def test_objects_are_what_names_stand_for():
+    """A network and a loss are the ones of their names: the same parameters, drawn and learned."""
+    family = tasks.make("bernoulli_bandit", num_arms=2, num_pulls=3)
+    one_step = dict(num_epochs=1, num_minibatches=1)
+    named = rl2(family, Config(memory="lstm", memory_size=5, loss="a2c", **one_step))
+    given = rl2(family, Config(**one_step), memory=recurrent.lstm(5), loss=learners.recurrent.a2c)
+    drawn = tasks.sample_tasks(jax.random.key(1), family, 4, split="train")
+    found = [
+        jax.jit(x.step)(jax.random.key(2), x.init(jax.random.key(0)), drawn) for x in (named, given)
+    ]
+    chex.assert_trees_all_equal(*found)
+
+
+@pytest.mark.parametrize(
+    ("settings", "objects", "message"),
+    [
+        (dict(memory_size=8), {"memory"}, "memory_size=8 has no effect with the argument memory="),
+        (dict(memory="lstm"), {"memory"}, "memory='lstm' has no effect with the argument memory="),
+        (dict(precision="bfloat16"), {"memory"}, "precision='bfloat16' has no effect"),
+        (
+            dict(memory_size=8),
+            {"network"},
+            "memory_size=8 has no effect with the argument network=",
+        ),
+        (dict(hidden_sizes=(8,)), {"network"}, "hidden_sizes=.8,. has no effect"),
+        ({}, {"network", "memory"}, "memory= has no effect with the argument network="),
+        (dict(loss="a2c", num_epochs=1, num_minibatches=1), {"loss"}, "loss='a2c' has no effect"),
+        ({}, {"loss"}, "num_epochs=4 and num_minibatches=4 must be 1 with loss='a2c'"),
+    ],
+)
+def test_a_setting_beside_an_object_in_its_place_is_refused(settings, objects, message):
+    family = tasks.make("tabular", num_states=3, num_actions=2, horizon=4)
+    given = {
+        "memory": recurrent.gru(8),
+        "network": graph_actor_critic(family),
+        "loss": learners.recurrent.a2c,
+    }
+    with pytest.raises(ValueError, match=message):
+        rl2(family, Config(**settings), **{name: given[name] for name in objects})
+
+
+def test_a2c_takes_no_clip():
+    family = tasks.make("bernoulli_bandit")
+    config = Config(loss="a2c", num_epochs=1, num_minibatches=1)
+    with pytest.raises(ValueError, match="clip=0.3 has no effect with loss='a2c'"):
+        rl2(family, config, Hyper(clip=0.3))
 
 
 def test_an_encoder_stands_before_the_memory_and_is_seen_beside_it():

@@ -1,3 +1,4 @@
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -94,7 +95,7 @@ def test_the_loss_is_the_weighted_elbo_of_the_paper():
         head = part["head"]["params"]
         return x @ head["kernel"] + head["bias"]
 
-    memory = recurrent.gru(num_inputs=9 + 6 + 2, size=6)
+    memory = recurrent.gru(6)
     seen = np.concatenate([inputs.obs, inputs.past, inputs.time], axis=1)
     y, _ = memory.unroll(params["encoder"], memory.initial(), seen, inputs.reset)
     belief = mlp(plain["posterior"], np.asarray(y))
@@ -163,6 +164,27 @@ def test_the_belief_finds_the_goal():
 def test_bad_settings_are_named(settings, message):
     with pytest.raises(ValueError, match=message):
         Config(**settings)
+
+
+def test_settings_without_an_effect_are_refused(family):
+    memory = recurrent.gru(4)
+    with pytest.raises(ValueError, match="memory_size=8 has no effect with the argument memory="):
+        varibad(family, Config(memory_size=8), memory=memory)
+    with pytest.raises(ValueError, match="state_cost=2.0 has no effect with decodes=.'rewards',."):
+        varibad(family, hyper=Hyper(state_cost=2.0))
+    with pytest.raises(ValueError, match="reward_cost=2.0 has no effect"):
+        varibad(family, Config(decodes=("states",)), Hyper(reward_cost=2.0))
+
+
+def test_an_object_is_what_its_name_stands_for(family):
+    named = varibad(family, Config(memory="linear", memory_size=4)).init(jax.random.key(0))
+    given = varibad(family, memory=recurrent.linear_recurrence(4)).init(jax.random.key(0))
+    chex.assert_trees_all_equal(named, given)
+
+
+def test_its_numbers_are_those_of_learners_with_memory_and_more():
+    shared = learners.recurrent.Hyper()._asdict()
+    assert list(Hyper()._asdict().items())[: len(shared)] == list(shared.items())
 
 
 def test_bad_hyper_parameters_are_named(family):

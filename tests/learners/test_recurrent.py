@@ -63,7 +63,7 @@ def test_what_is_trained_is_what_acted_and_it_remembers_the_trial(
         remembers=remembers,
         hidden_sizes=(8,),
     )
-    network = rl2.recurrent_actor_critic(family, config)
+    network = rl2.network_of(family, config)
     parts = learners.recurrent_learner(family, config, network)
     algorithm = rl2.rl2(family, config)
     meta, data = trial(family, algorithm)
@@ -93,7 +93,7 @@ def test_what_is_trained_is_what_acted_and_it_remembers_the_trial(
 
 def test_inputs_show_the_past_and_the_time(family):
     config = rl2.Config(num_episodes=EPISODES, memory_size=4)
-    parts = learners.recurrent_learner(family, config, rl2.recurrent_actor_critic(family, config))
+    parts = learners.recurrent_learner(family, config, rl2.network_of(family, config))
     meta, data = trial(family, rl2.rl2(family, config))
     inputs = parts.inputs(meta, data)
     num_steps = EPISODES * HORIZON
@@ -111,7 +111,7 @@ def test_inputs_show_the_past_and_the_time(family):
     np.testing.assert_array_equal(inputs.obs, data.timestep.obs)
 
     blind = rl2.Config(num_episodes=EPISODES, memory_size=4, sees_time=False)
-    parts = learners.recurrent_learner(family, blind, rl2.recurrent_actor_critic(family, blind))
+    parts = learners.recurrent_learner(family, blind, rl2.network_of(family, blind))
     assert jnp.all(parts.inputs(meta, data).time[:, 1] == 0)
 
 
@@ -231,9 +231,12 @@ def test_the_scale_of_values_is_the_first_batch_s_and_then_moves_slowly():
 
 
 PAID = {
-    "RL², PPO": (rl2, dict(num_epochs=2, num_minibatches=2)),
+    "RL², PPO": (rl2, dict(memory_size=4, num_epochs=2, num_minibatches=2)),
     "RL², A2C on counts": (rl2, dict(memory="counts", loss="a2c", normalize=False)),
-    "VariBAD": (varibad, dict(decodes=("rewards", "states"), hidden_sizes=(4,), latent_size=2)),
+    "VariBAD": (
+        varibad,
+        dict(decodes=("rewards", "states"), memory_size=4, hidden_sizes=(4,), latent_size=2),
+    ),
 }
 
 
@@ -241,7 +244,7 @@ PAID = {
 def test_the_unit_of_rewards_changes_nothing(x64, variant):
     """Three meta-updates: the same parameters, to the bit where the unit is a power of two."""
     module, settings = PAID[variant]
-    defaults = dict(num_episodes=2, memory_size=4, num_epochs=1, num_minibatches=1)
+    defaults = dict(num_episodes=2, num_epochs=1, num_minibatches=1)
     config = module.Config(**defaults | settings)
     plain = tasks.make("tabular", num_states=3, num_actions=2, horizon=3)
 
@@ -336,7 +339,7 @@ def test_what_does_not_count_changes_nothing(x64, monkeypatch, module):
 def make_network(module, family, config):
     if module is varibad:
         return varibad.belief_actor_critic(family, config)[0]
-    return rl2.recurrent_actor_critic(family, config)
+    return rl2.network_of(family, config)
 
 
 # A policy and a value that are linear in all that is shown.

@@ -11,7 +11,7 @@ import pytest
 from jaxmeta.networks import recurrent
 
 INPUTS, SIZE, STEPS, CONTEXT = 3, 8, 12, 5  # more steps than the transformer can look back
-SIZES = {"num_inputs": INPUTS, "size": SIZE}
+SIZES = {"size": SIZE}
 
 MAKE = {
     kind: functools.partial(recurrent.make, kind, context=CONTEXT) for kind in recurrent.MEMORIES
@@ -48,7 +48,7 @@ def case(kind):
     memory = MAKE[kind](**SIZES)
     return Case(
         memory,
-        memory.init(jax.random.key(0)),
+        memory.init(jax.random.key(0), INPUTS),
         jax.jit(memory.unroll),
         jax.jit(functools.partial(stepwise, memory)),
     )
@@ -148,7 +148,7 @@ def test_outputs_know_the_past_and_nothing_else(kind):
 def test_attention_looks_back_context_steps():
     """With one layer, exactly; on both paths, around the ring."""
     memory = recurrent.transformer(num_layers=1, context=CONTEXT, **SIZES)
-    params = memory.init(jax.random.key(0))
+    params = memory.init(jax.random.key(0), INPUTS)
     x, _ = stream(0)
     nowhere = jnp.zeros(STEPS, bool)
     for run in (jax.jit(memory.unroll), jax.jit(functools.partial(stepwise, memory))):
@@ -162,7 +162,7 @@ def test_attention_looks_back_context_steps():
 def test_attention_knows_the_order():
     """The same steps in another order are told apart, which without positions they would not be."""
     memory = recurrent.transformer(num_layers=1, context=CONTEXT, **SIZES)
-    params = memory.init(jax.random.key(0))
+    params = memory.init(jax.random.key(0), INPUTS)
     x = stream(0)[0][:4]
     nowhere = jnp.zeros(4, bool)
     run = jax.jit(memory.unroll)
@@ -213,7 +213,7 @@ def test_states_stay_what_they_are(kind, float_type):
     """A state is fit to be carried by a scan, with 64-bit numbers too."""
     with jax.enable_x64(float_type == jnp.float64):
         memory = MAKE[kind](**SIZES)
-        params = jax.eval_shape(memory.init, jax.random.key(0))
+        params = jax.eval_shape(lambda key: memory.init(key, INPUTS), jax.random.key(0))
         state = jax.eval_shape(memory.initial)
         assert all(z.dtype == float_type for z in jax.tree.leaves(params))
         assert not any(z.weak_type for z in jax.tree.leaves((params, state)))
@@ -238,7 +238,7 @@ def test_a_gru_and_an_lstm_are_their_formulas():
         return w, np.split(h @ own, num_gates)
 
     memory = recurrent.gru(**SIZES)
-    params = memory.init(jax.random.key(0))
+    params = memory.init(jax.random.key(0), INPUTS)
     (r, z, n), (r_h, z_h, n_h) = gates(params, 3)
     r, z = sigmoid(r + r_h), sigmoid(z + z_h)
     expected = z * h + (1 - z) * np.tanh(n + r * n_h)
@@ -246,7 +246,7 @@ def test_a_gru_and_an_lstm_are_their_formulas():
     np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-6)
 
     memory = recurrent.lstm(**SIZES)
-    params = memory.init(jax.random.key(0))
+    params = memory.init(jax.random.key(0), INPUTS)
     np.testing.assert_array_equal(params["input"]["bias"], [0.0] * 8 + [1.0] * 8 + [0.0] * 16)
     i, f, o, g = (a + b for a, b in zip(*gates(params, 4), strict=True))
     c_next = sigmoid(f) * c + sigmoid(i) * np.tanh(g)
@@ -257,8 +257,8 @@ def test_a_gru_and_an_lstm_are_their_formulas():
 
 
 def test_a_new_linear_recurrence_has_memories_of_every_length():
-    memory = recurrent.linear_recurrence(num_inputs=1, size=10)
-    params = memory.init(jax.random.key(0))
+    memory = recurrent.linear_recurrence(size=10)
+    params = memory.init(jax.random.key(0), 1)
     _, (h,) = memory.step(params, (jnp.ones(10),), jnp.zeros(1), jnp.array(False))
     np.testing.assert_allclose(1 / (1 - h), 2 * 256 ** (jnp.arange(10) / 9), rtol=1e-3)
 
@@ -267,7 +267,7 @@ def test_a_new_linear_recurrence_has_memories_of_every_length():
 def test_bfloat16_rounds_the_factors_of_products_and_nothing_else(kind):
     full = case(kind)
     memory = recurrent.make(kind, **SIZES, context=CONTEXT, precision="bfloat16")
-    chex.assert_trees_all_equal(memory.init(jax.random.key(0)), full.params)
+    chex.assert_trees_all_equal(memory.init(jax.random.key(0), INPUTS), full.params)
     x, reset = stream(0)
     before = full.memory.initial()
     unrolled = jax.jit(memory.unroll)(full.params, before, x, reset)
@@ -285,7 +285,7 @@ def test_gradients_through_bfloat16_add_up_in_full(kind):
     def gradient(precision):
         memory = recurrent.make(kind, **SIZES, context=CONTEXT, precision=precision)
         x, never = jnp.ones((2000, INPUTS)), jnp.zeros(2000, bool)
-        params = memory.init(jax.random.key(0))
+        params = memory.init(jax.random.key(0), INPUTS)
         return jax.jit(
             jax.grad(lambda params: memory.unroll(params, memory.initial(), x, never)[0].mean())
         )(params)
@@ -302,7 +302,7 @@ def test_what_does_not_fit_is_refused():
     with pytest.raises(ValueError, match="memory='grou' is unknown: did you mean 'gru'"):
         recurrent.make("grou", **SIZES, context=1)
     with pytest.raises(ValueError, match="size=6 must be a multiple of 8: num_heads=4"):
-        recurrent.transformer(num_inputs=3, size=6, context=4)
+        recurrent.transformer(size=6, context=4)
     with pytest.raises(ValueError, match="context=0 must be at least 1"):
         recurrent.make("transformer", **SIZES, context=0)
     with pytest.raises(ValueError, match="num_layers=0"):
@@ -311,16 +311,16 @@ def test_what_does_not_fit_is_refused():
         recurrent.gru(**SIZES, unroll_steps=0)
     for kind in recurrent.MEMORIES:
         with pytest.raises(ValueError, match="num_inputs=0"):
-            recurrent.make(kind, num_inputs=0, size=8, context=4)
+            recurrent.make(kind, size=8, context=4).init(jax.random.key(0), 0)
         with pytest.raises(TypeError, match="size=8.0 must be an integer"):
-            recurrent.make(kind, num_inputs=3, size=8.0, context=4)
+            recurrent.make(kind, size=8.0, context=4)
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("in_earnest")
 def test_a_linear_recurrence_learns_to_remember():
     """The sign of the first of 100 inputs, which is marked, through noise."""
-    memory = recurrent.linear_recurrence(num_inputs=2, size=32)
+    memory = recurrent.linear_recurrence(size=32)
     mark = jnp.zeros((64, 100, 1)).at[:, 0].set(1.0)
     optimizer = optax.adam(3e-3)
 
@@ -340,7 +340,7 @@ def test_a_linear_recurrence_learns_to_remember():
         change, state = optimizer.update(gradient, state)
         return (optax.apply_updates(params, change), state), right
 
-    params = {"memory": memory.init(jax.random.key(0)), "head": jnp.zeros(32)}
+    params = {"memory": memory.init(jax.random.key(0), 2), "head": jnp.zeros(32)}
     keys = jax.random.split(jax.random.key(1), 1500)
     _, right = jax.jit(lambda c: jax.lax.scan(update, c, keys))((params, optimizer.init(params)))
     assert right[-50:].mean() > 0.95
