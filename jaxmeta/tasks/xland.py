@@ -332,14 +332,14 @@ def draw_ruleset(
         taken, objects = objects[:count], objects[count:]
         return taken[np.lexsort(taken.T)]  # the order of two objects has no meaning
 
-    number = rng.choice(list(GOALS))
+    number = int(rng.choice(list(GOALS)))
     needed = some(GOALS[number])
     goal = _padded([number, *needed.flat], GOAL_LENGTH)
     rules, there = [], []
     for _ in range(depth):
         made = rng.integers(len(needed))
         there.append(np.delete(needed, made, axis=0))
-        number = rng.choice(list(RULES))
+        number = int(rng.choice(list(RULES)))
         product, needed = needed[made], some(RULES[number])
         rules.append(_padded([number, *needed.flat, *product], RULE_LENGTH))
     there += [needed, some(num_distractors)]
