@@ -1,5 +1,6 @@
 """Checks of arguments: each error names the argument, its value and what would be right."""
 
+import dataclasses
 import difflib
 import functools
 import inspect
@@ -78,6 +79,24 @@ def between(name: str, value: float, low: float, high: float) -> float:
     if not low <= value <= high:
         raise ValueError(f"{name}={value} must lie between {low} and {high}")
     return value
+
+
+def ignored(settings: Any, names: Iterable[str], because: str) -> None:
+    """Raises ValueError unless the fields ``names`` of ``settings`` have their defaults: they have no effect.
+
+    ``settings`` is a dataclass or a NamedTuple. Arrays, traced or not, are not checked. ``because``
+    ends the sentence "... has no effect".
+    """
+    if dataclasses.is_dataclass(settings):
+        defaults = {x.name: x.default for x in dataclasses.fields(settings)}
+    else:
+        defaults = settings._field_defaults
+    for name in names:
+        value, default = getattr(settings, name), defaults[name]
+        if not hasattr(value, "shape") and value != default:
+            raise ValueError(
+                f"{name}={value!r} has no effect {because}; leave it at its default {default!r}"
+            )
 
 
 def path(name: str, value: str | os.PathLike) -> Path:

@@ -30,9 +30,9 @@ from jaxmeta.learners.update_rules import Agent, AgentOptimizer, Meta, UpdateRul
 from jaxmeta.meta_updates.gradients import (
     finite_tasks,
     guarded_update,
-    known_if,
     map_tasks,
     masked_mean,
+    nan_unless,
 )
 from jaxmeta.meta_updates.outer_loop import Optimizer
 from jaxmeta.meta_updates.windows import Member, Window, evolution_strategy, policy_gradient
@@ -253,7 +253,7 @@ def learned_objective(
             meta.params,
             apply=applied,
         )
-        metrics = known_if(applied, report)
+        metrics = nan_unless(applied, report)
         # Whose agent is broken is born again where the next window begins.
         members = _aged(~good, members, jnp.full(num_tasks, config.lifespan))
         return State(

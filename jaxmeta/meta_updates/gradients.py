@@ -117,14 +117,14 @@ def guarded_gradient(
     good = finite_tasks(results)
     gradient, _, reports = masked_mean(results, good)
     num_good = jnp.sum(good)
-    metrics = known_if(num_good > 0, reports) | {
+    metrics = nan_unless(num_good > 0, reports) | {
         "meta_grad_norm": optax.tree.norm(gradient),
         "skipped_tasks": len(keys) - num_good,
     }
     return gradient, metrics, good
 
 
-def known_if(some: jax.Array, report: dict[str, jax.Array]) -> dict[str, jax.Array]:
+def nan_unless(some: jax.Array, report: dict[str, jax.Array]) -> dict[str, jax.Array]:
     """Means that are NaN unless they are of ``some []``; counts (integers) stay what they are."""
     return {
         name: x if jnp.issubdtype(x.dtype, jnp.integer) else jnp.where(some, x, jnp.nan)
