@@ -84,8 +84,8 @@ class Config(Adaptation):
     control variates or without; or V-trace with the bars above, which is less noisy. All of them
     bootstrap from the adapted values where a time limit cuts a stream off."""
     outer_policy: Literal["behaviour", "target"] = "behaviour"
-    """The policy that collects the experience on which predictions are measured: with the target's there is nothing to
-    correct, and unbiased targets are Monte-Carlo returns."""
+    """The policy that collects the experience on which predictions are measured. The target policy's needs no
+    correction, and unbiased targets are then Monte-Carlo returns."""
     policy: Literal["mlp", "categorical", "gaussian", "softmax_linear"] = "mlp"
     """The kind of π and μ: a tanh network, categorical or Gaussian as the action space asks, or
     softmax-linear."""
@@ -303,10 +303,10 @@ def meta_value(
         agent = parts.learner.init(birth_key, meta)
         data = parts.experience(data_key, meta, task, agent)
         weights = parts.adapt(meta, agent, data, num_updates=config.num_updates)
-        measured_by = agent
+        outer_agent = agent
         if config.outer_policy == "target":
-            measured_by = agent._replace(behaviour=agent.target)
-        fresh = parts.experience(outer_key, meta, task, measured_by)
+            outer_agent = agent._replace(behaviour=agent.target)
+        fresh = parts.experience(outer_key, meta, task, outer_agent)
         errors = jax.vmap(lambda w: prediction_error(parts, w, agent, fresh, meta.hyper, config))(
             weights
         )
@@ -325,8 +325,8 @@ def prediction_error(
 ) -> jax.Array:
     """``½ mean_t (V_w(s_t) - target_t)²`` on data ``[N, T]`` that w does not depend on, ``[]``.
 
-    Targets are constants. With unbiased ones the gradient is that of the error to V^π, weighted by where
-    the data's policy goes.
+    Targets are constants. With unbiased targets the gradient is the gradient of the error to V^π, weighted by
+    the states that the data's policy visits.
     """
     data, good = without_broken_streams(data)
     v, v_next = parts.predict(w, data.timestep.obs), parts.predict(w, data.next_obs)

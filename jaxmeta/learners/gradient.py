@@ -4,9 +4,9 @@ In a task the agent φ is a set of policy parameters. It starts at the meta-lear
 
 $$φ_0 = θ, \quad φ_{k+1} = φ_k - α ∇ L(φ_k; D_k), \quad D_k \sim π_{φ_k},$$
 
-on a surrogate loss L of `surrogates`. MAML, ProMP, MAML-TRPO, Reptile and evolution strategies share it
-and differ in how θ is learned; their settings narrow what is adapted (ANIL, CAVIA) and what else is
-learned (Meta-SGD).
+on a surrogate loss L of `surrogates`. MAML, ProMP, MAML-TRPO, Reptile and evolution strategies share this
+loop and differ in how they learn θ; iMAML replaces the step (`InnerUpdate`). Settings adapt a part of the
+parameters only (ANIL, CAVIA) or learn the step sizes too (Meta-SGD).
 """
 
 import dataclasses
@@ -53,8 +53,8 @@ class Adaptation:
     num_updates: int = 1
     """Inner gradient steps (K) in meta-training; 0 trains without meta-learning."""
     step_sizes: Literal["fixed", "scalar", "parameter"] = "fixed"
-    """Inner step sizes: fixed, one that is learned, or one learned per parameter (Meta-SGD: Li et al.
-    2017)."""
+    """Inner step sizes: fixed, one learned for all parameters, or one learned per parameter (Meta-SGD: Li
+    et al. 2017)."""
     adapts: str = "all"
     """The parameters that inner steps change: `all` of them; the `head`, a network's last layer (ANIL: Raghu et
     al. 2020); or another top-level entry of the parameters."""
@@ -64,9 +64,9 @@ class Adaptation:
     """Compute an inner step's intermediate values again in the backward pass rather than keep them:
     at K = 3 about a quarter of the memory. `benchmarks/second_order.py` measures it."""
     tasks_per_chunk: int | None = None
-    """Tasks that are worked on at a time, to bound memory; None is all of them on an accelerator and
-    5 on a single CPU, whose cache the working set should fit. Changes results by rounding only.
-    On several devices it must be a multiple of their number."""
+    """Tasks processed at a time, to bound memory; None is all of them on an accelerator and 5 on a single
+    CPU, so that the working set fits its cache. Changes results by rounding only. On several devices it
+    must be a multiple of their number."""
     unroll: int = 1
     """Steps a rollout's loop is unrolled by."""
 
@@ -94,14 +94,14 @@ class Config(Adaptation):
     al. 2020); the `context`, inputs that start at zero and are not meta-learned (CAVIA: Zintgraf et al.
     2019; set `context_size`); or another top-level entry of the policy's parameters."""
     inner_surrogate: str = "lvc"
-    """Surrogate of the inner step: `score`, `dice`, `lvc` or another name in `surrogates.SURROGATES`; where
-    the policy acted, `ppo_clip` is `lvc`."""
+    """Surrogate of the inner step: `score`, `dice`, `lvc` or another name in `surrogates.SURROGATES`. On the
+    policy's own experience `ppo_clip` equals `lvc`."""
     normalize: bool = False
-    """Divide each batch's advantages by their root mean square, inside and outside, so that what is learned
-    does not depend on the unit of rewards; steps then do not shrink near the optimum either."""
+    """Divide each batch's advantages by their root mean square, in inner and outer losses, so that learning
+    does not depend on the unit of rewards. Steps then do not shrink near the optimum either."""
     baseline: Literal["auto", "observation", "time"] = "auto"
-    """The inputs of the linear baseline, which is fitted to the other streams: `observation` and time,
-    or `time` alone, where observations are long beside the steps of all streams. `auto` takes observations of
+    """The inputs of the linear baseline, which is fitted to the other streams: `observation` and time, or
+    `time` alone, for observations with many numbers and batches of few steps. `auto` takes observations of
     up to 248 numbers (`baselines.AUTO_FEATURES`), so no images."""
     policy: Literal["mlp", "categorical", "gaussian", "softmax_linear"] = "mlp"
     """A tanh network, categorical or Gaussian as the action space asks, or softmax-linear in the family's
@@ -109,8 +109,8 @@ class Config(Adaptation):
     context_size: int = 0
     """Entries of the context, fed to the network beside the observation."""
     initial_std: float = 1.0
-    """A Gaussian policy's first standard deviation, in half-widths of the action space. At 1 a third of what is drawn
-    lies outside; the same inner step goes further where it is smaller."""
+    """The initial standard deviation of a Gaussian policy, in half-widths of the action space. At 1 a third of
+    the drawn actions lie outside. The smaller it is, the more an inner step changes the policy."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -367,8 +367,8 @@ def episode_steps(family: TaskFamily, config: Adaptation) -> int:
 
 
 def first_meta(params: Params, hyper: Any, config: Adaptation) -> Meta:
-    """The `Meta` that training starts from: ``hyper`` as arrays, with inner step sizes of each parameter where
-    ``config.step_sizes`` asks for them."""
+    """The `Meta` that training starts from: ``hyper`` as arrays, with a step size for each parameter if
+    ``config.step_sizes`` is ``"parameter"``."""
     hyper = jax.tree.map(lambda x: jnp.asarray(x, float), hyper)
     if config.step_sizes == "parameter":
         sizes = {
@@ -380,10 +380,10 @@ def first_meta(params: Params, hyper: Any, config: Adaptation) -> Meta:
 
 
 def step_sizes(params: Params, hyper: Any) -> dict[str, tuple[Any, Params]]:
-    """The fields of ``hyper`` that are inner step sizes, each with the parameters that it is of.
+    """The inner step sizes in ``hyper`` by name, each with its parameters.
 
-    ``step_size`` is of all parameters but those of a top-level ``part`` for which there is a
-    ``{part}_step_size``. A step size is one number, or a prefix of the tree of its parameters.
+    A top-level ``part`` of the parameters may have its own ``{part}_step_size``; ``step_size`` belongs to
+    all others. A step size is one number, or a prefix of the tree of its parameters.
     """
     top_level = params if isinstance(params, dict) else {}
     own = {part: x for part, x in top_level.items() if hasattr(hyper, f"{part}_step_size")}
@@ -412,8 +412,8 @@ def learned_part(config: Adaptation) -> Learned:
 def partition(meta: Meta, config: Adaptation) -> dict[str, Any]:
     """The part of ``meta`` that is meta-learned.
 
-    A context is not: it starts where no task has moved it, at zero. Learning its start too would only be
-    a bias of the first layer under another name.
+    A context is not meta-learned: it starts at zero in every task. A learned start would only add another
+    bias to the first layer.
     """
     params = meta.params
     if config.adapts == "context":
@@ -470,8 +470,8 @@ def mean_kl(old: Distribution, new: Distribution, good: jax.Array) -> jax.Array:
 
 
 def report(history: History) -> dict[str, jax.Array]:
-    """Mean undiscounted return of the newborn and of the adapted agent, of a history ``[K + 1]``, and how
-    many streams did not count: `skipped_streams`."""
+    """Mean undiscounted returns of the newborn and of the adapted agent in a history ``[K + 1]``, and the number
+    of streams that were left out: `skipped_streams`."""
     data = history.trajectories
     returns = jax.vmap(jax.vmap(first_episode_return))(data.reward, data.last)
     good = jax.vmap(finite_streams)(data)

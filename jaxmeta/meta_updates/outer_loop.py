@@ -24,7 +24,7 @@ class Learned(NamedTuple):
 
 
 def outer_optimizer(optimizer: Optimizer, hyper: Any) -> optax.GradientTransformation:
-    """``optimizer`` at ``hyper.learning_rate``, after the gradient's norm is cut to ``hyper.max_grad_norm``."""
+    """``optimizer`` at ``hyper.learning_rate``; the gradient's norm is clipped to ``hyper.max_grad_norm`` first."""
     return optax.chain(
         optax.clip_by_global_norm(hyper.max_grad_norm), optimizer(hyper.learning_rate)
     )
@@ -52,7 +52,7 @@ def descend(
 
 
 def is_applicable(metrics: dict[str, jax.Array], num_tasks: int) -> jax.Array:
-    """Whether a meta-gradient is of at least one task and has a finite norm, bool ``[]``."""
+    """Whether a meta-gradient comes from at least one task and has a finite norm, bool ``[]``."""
     return (metrics["skipped_tasks"] < num_tasks) & jnp.isfinite(metrics["meta_grad_norm"])
 
 
@@ -67,11 +67,17 @@ def follow_meta_gradient(
     env_steps: int,
     tasks_per_chunk: int | None,
 ) -> MetaAlgorithm:
-    """An algorithm whose every step moves the learned part of ``meta`` down the mean over tasks of the gradient of
-    ``task_loss: (meta, key, task) -> (loss [], report)``.
+    """The algorithm that learns a part of ``meta`` by the gradient of a loss, its mean over tasks.
 
-    ``first_meta: (key, hyper) -> meta`` is where training starts. ``env_steps`` counts the steps of one task;
-    ``tasks_per_chunk`` is as in `meta_updates.map_tasks`.
+    Args:
+        task_loss: ``(meta, key, task) -> (loss [], report)``.
+        learner: The learner that reads ``meta``.
+        first_meta: ``(key, hyper) -> meta``, the start of training.
+        part: The part of ``meta`` that is learned.
+        hyper: The default of ``init(key, hyper)``.
+        optimizer: ``learning_rate -> optax.GradientTransformation``.
+        env_steps: Environment steps of one task in a meta-update.
+        tasks_per_chunk: As in `meta_updates.map_tasks`.
     """
 
     def init(key: jax.Array, hyper: Any = hyper) -> State:
