@@ -81,6 +81,24 @@ def between(name: str, value: float, low: float, high: float) -> float:
     return value
 
 
+def ignored(settings: Any, names: Iterable[str], because: str) -> None:
+    """Raises ValueError unless the fields ``names`` of ``settings`` have their defaults: they have no effect.
+
+    ``settings`` is a dataclass or a NamedTuple. Arrays, traced or not, are not checked. ``because``
+    ends the sentence "... has no effect".
+    """
+    if dataclasses.is_dataclass(settings):
+        defaults = {x.name: x.default for x in dataclasses.fields(settings)}
+    else:
+        defaults = settings._field_defaults
+    for name in names:
+        value, default = getattr(settings, name), defaults[name]
+        if not hasattr(value, "shape") and value != default:
+            raise ValueError(
+                f"{name}={value!r} has no effect {because}; leave it at its default {default!r}"
+            )
+
+
 def path(name: str, value: str | os.PathLike) -> Path:
     """``value`` as a path; raises TypeError or ValueError if it names no path."""
     if not isinstance(value, str | os.PathLike):
@@ -240,23 +258,6 @@ def batch(name: str, many: Any, one: Any, one_name: str) -> int:
     if not count:
         raise ValueError(f"{name} holds nothing")
     return count
-
-
-def ignored(settings: Any, names: Iterable[str], because: str) -> None:
-    """Raises ValueError unless the fields ``names`` of ``settings`` have their defaults, because they have no effect.
-
-    ``settings`` is a dataclass or a NamedTuple. Arrays, traced or not, are not looked at.
-    """
-    kind = type(settings)
-    defaults = getattr(kind, "_field_defaults", None) or {
-        x.name: x.default for x in dataclasses.fields(kind)
-    }
-    for name in names:
-        value = getattr(settings, name)
-        if not hasattr(value, "shape") and value != defaults[name]:
-            raise ValueError(
-                f"{name}={value!r} has no effect {because}; leave it at its default {defaults[name]!r}"
-            )
 
 
 def fields(settings: Any) -> None:

@@ -21,7 +21,8 @@ from tests.probes import broken, made_up_streams, without
 
 NUM_STREAMS, NUM_STEPS = 4, 6
 FAMILY = tasks.make("tabular", num_states=3, num_actions=2, horizon=NUM_STEPS)
-LINEAR = dict(policy="softmax_linear", hidden_sizes=())
+POLICY = dict(policy="softmax_linear")
+LINEAR = dict(**POLICY, hidden_sizes=())  # policy and value
 
 
 def learning(learner, meta, data, times=1):
@@ -60,7 +61,7 @@ def inner_steps(**settings):
     def update(data):
         found = {}
         for name in surrogates.SURROGATES:
-            config = maml.Config(inner_surrogate=name, **settings, **LINEAR)
+            config = maml.Config(inner_surrogate=name, **settings, **POLICY)
             parts = learners.gradient_learner(FAMILY, config)
             meta = parts.init(jax.random.key(0), maml.Hyper())
             found[name] = parts.learner.update(jax.random.key(1), meta, meta.params, data)
@@ -137,7 +138,7 @@ def corrected(sampling_correction):
             num_streams=data.reward.shape[0],
             sampling_correction=sampling_correction,
             inner_surrogate="score",
-            **LINEAR,
+            **POLICY,
         )
         parts = learners.gradient_learner(FAMILY, config)
         start = parts.init(jax.random.key(0), maml.Hyper())
@@ -147,7 +148,7 @@ def corrected(sampling_correction):
         def loss(params):
             meta = start._replace(params=params)
             history = rollouts.replay(jax.random.key(1), meta, rounds, learner=parts.learner)
-            return maml.meta_loss(parts, config)(meta, history)
+            return maml.meta_loss(meta, history, parts, config)
 
         return jax.value_and_grad(loss)(start.params)
 
@@ -157,7 +158,7 @@ def corrected(sampling_correction):
 UPDATES = {
     "inner steps": inner_steps(),
     "inner steps, normalised, by time": inner_steps(normalize=True, baseline="time"),
-    "MAML": algorithm_s("maml", normalize=True, **LINEAR),
+    "MAML": algorithm_s("maml", normalize=True, **POLICY),
     "E-MAML": corrected("score"),
     "E-MAML, leave-one-out": corrected("leave_one_out"),
     "tunable": tunable(leave_one_out=True, normalize=True),
@@ -228,13 +229,13 @@ STEPS = {
         inner_surrogate="score",
         num_updates=2,
         outer_updates="all",
-        **LINEAR,
+        **POLICY,
     ),
-    "ProMP": variant("promp", dict(kl_cost=1.0), num_epochs=2, normalize=True, **LINEAR),
-    "MAML-TRPO": variant("maml_trpo", **LINEAR),
-    "iMAML": variant("imaml", **LINEAR),
-    "Reptile": variant("reptile", num_updates=1, **LINEAR),
-    "ES": variant("es", population_size=4, **LINEAR),
+    "ProMP": variant("promp", dict(kl_cost=1.0), num_epochs=2, normalize=True, **POLICY),
+    "MAML-TRPO": variant("maml_trpo", **POLICY),
+    "iMAML": variant("imaml", **POLICY),
+    "Reptile": variant("reptile", num_updates=1, **POLICY),
+    "ES": variant("es", population_size=4, **POLICY),
     "Retrace": variant("meta_q", num_updates=2, hidden_sizes=()),
     "actor-critic": variant("meta_actor_critic", num_updates=2, **LINEAR),
     "values": variant("meta_value", target="weighted_importance_sampling", **LINEAR),

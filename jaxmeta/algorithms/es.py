@@ -1,8 +1,9 @@
 """Evolution strategies on the adapted return: the gradient-free reference.
 
 Song et al. 2020, "ES-MAML: simple Hessian-free meta learning", algorithm 2: θ climbs the Gaussian
-smoothing of what θ earns after adaptation. Neither the inner update nor its effect on the experience is
-differentiated, so there is nothing to be biased; the price is a population of lifetimes in every task.
+smoothing of the return after adaptation. Neither the inner update nor its effect on the experience is
+differentiated, so no estimator of a derivative can be biased. The price is a population of lifetimes in
+every task.
 The strategy is OpenAI's (Salimans et al. 2017: antithetic perturbations, fitness by centred ranks) as
 evosax implements it; all members live with the same tasks and random numbers.
 """
@@ -19,9 +20,21 @@ from evosax.algorithms import Open_ES
 
 from jaxmeta import checks, learners
 from jaxmeta.estimators.streams import count
-from jaxmeta.learners.gradient import Meta, combine, partition
-from jaxmeta.meta_updates.gradients import State, guarded_update, known_if, map_tasks, masked_mean
-from jaxmeta.meta_updates.outer_loop import Optimizer
+from jaxmeta.learners.gradient import (
+    GradientLearner,
+    Meta,
+    combine,
+    first_order_step,
+    learned_part,
+    partition,
+)
+from jaxmeta.meta_updates.gradients import (
+    State,
+    map_tasks,
+    masked_mean,
+    nan_unless,
+)
+from jaxmeta.meta_updates.outer_loop import Optimizer, descend
 from jaxmeta.networks.policies import Policy
 from jaxmeta.tasks.family import TaskFamily
 from jaxmeta.types import MetaAlgorithm, Task
@@ -37,6 +50,7 @@ class Config(learners.gradient.Config):
     def __post_init__(self) -> None:
         super().__post_init__()
         checks.at_least("population_size", self.population_size, 2)
+        checks.ignored(self, ("rematerialize",), "in ES, which differentiates no update")
         if self.step_sizes != "fixed":
             raise ValueError(
                 f"step_sizes={self.step_sizes!r} must be 'fixed': perturbations of weights are too large "
@@ -73,18 +87,7 @@ def es(
     optimizer: Optimizer = optax.adam,
 ) -> MetaAlgorithm:
     """Evolution strategies on a family of tasks; arguments and errors as in `maml`."""
-    parts = learners.gradient_learner(family, config, policy=policy, first_order=True)
-
-    def search_from(key: jax.Array, meta: Meta) -> tuple[Open_ES, Any]:
-        """The strategy and its search from θ."""
-        theta = partition(meta, config)
-        # evosax compiles the methods of a strategy for that very object, so it holds nothing that is traced.
-        with _as_evosax_adds(), jax.ensure_compile_time_eval():
-            like = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), theta)
-            strategy = Open_ES(config.population_size, like, optimizer=_GRADIENT)
-        with _as_evosax_adds():
-            search = strategy.init(key, theta, strategy.default_params)
-        return strategy, search.replace(std=meta.hyper.noise_std)
+    parts = learners.gradient_learner(family, config, policy=policy, inner_update=first_order_step)
 
     def init(key: jax.Array, hyper: Hyper = hyper) -> State:
         init_key, _ = jax.random.split(key)
@@ -93,77 +96,109 @@ def es(
         return State(meta, optimizer_state, jnp.zeros((), jnp.int32))
 
     def step(key: jax.Array, state: State, tasks: Task) -> tuple[State, dict]:
-        meta = state.meta
+        theta, hyper = partition(state.meta, config), state.meta.hyper
         ask_key, live_key, tell_key = jax.random.split(key, 3)
-        strategy, search = search_from(jax.random.clone(key), meta)
-        with _as_evosax_adds():
-            population, search = strategy.ask(ask_key, search, strategy.default_params)
-        num_tasks = jax.tree.leaves(tasks)[0].shape[0]
-        task_keys = jax.random.split(live_key, num_tasks)
+        search = Search.begin(jax.random.clone(key), theta, hyper.noise_std, config)
+        population, search = search.ask(ask_key)
+        task_keys = jax.random.split(live_key, jax.tree.leaves(tasks)[0].shape[0])
 
-        def returns(member: dict) -> dict[str, jax.Array]:
-            """Returns of one member in every task, ``[M]`` each; all members have the same random numbers."""
-            keys = jax.random.clone(task_keys)
+        def returns(theta: dict) -> dict[str, jax.Array]:
+            keys = jax.random.clone(task_keys)  # all members have the same random numbers
+            return adapted_returns(combine(state.meta, theta, config), keys, tasks, parts)
 
-            def lifetime(key_and_task: tuple) -> dict[str, jax.Array]:
-                key, task = key_and_task
-                return learners.gradient.report(
-                    parts.live(key, combine(meta, member, config), task)
-                )
-
-            return map_tasks(lifetime, (keys, tasks), tasks_per_chunk=config.tasks_per_chunk)
-
-        own = returns(partition(meta, config))  # what is reported is θ's, not its perturbations'
-        earned = jax.lax.map(lambda member: returns(member)["return/after"], population)  # [P, M]
-        # A task that breaks most members is left out; a member that breaks in another ranks last.
-        good = jnp.mean(jnp.isfinite(earned), axis=0) >= 0.5
-        good &= jnp.stack([jnp.isfinite(x) for x in own.values()]).all(axis=0)
-        num_good = jnp.sum(good)
-
-        def mean_of_good(x: jax.Array) -> jax.Array:
-            return jnp.sum(jnp.where(good, x, 0.0)) / count(good, x)
-
-        fitness = jax.vmap(mean_of_good)(earned)
-        fitness = jnp.where(jnp.isfinite(fitness), fitness, -jnp.finfo(fitness.dtype).max)
-        applied = num_good > 0
-        with _as_evosax_adds():
-            found, _ = strategy.tell(
-                tell_key, population, -fitness, search, strategy.default_params
-            )
-        moved, optimizer_state = guarded_update(
-            optimizer(meta.hyper.learning_rate),
-            strategy.get_mean(found.replace(mean=found.opt_state)),
-            state.optimizer,
-            partition(meta, config),
-            apply=applied,
-        )
-        metrics = known_if(applied, masked_mean(own, good))
-        env_steps = (config.population_size + 1) * num_tasks * parts.env_steps
-        metrics |= {
-            "update_norm": optax.tree.norm(
-                jax.tree.map(jnp.subtract, moved, partition(meta, config))
-            ),
-            "skipped_tasks": num_tasks - num_good,
+        own = returns(theta)  # reports are about θ, not about its perturbations
+        earned = jax.lax.map(lambda member: returns(member)["return/after"], population)
+        fitness, good = fitness_of(earned, own)
+        applied = jnp.sum(good) > 0
+        gradient = search.gradient(tell_key, population, fitness)
+        transform = optimizer(hyper.learning_rate)
+        after = descend(state, gradient, learned_part(config), transform, apply=applied)
+        moved = partition(after.meta, config)
+        members = config.population_size + 1
+        metrics = nan_unless(applied, masked_mean(own, good)) | {
+            "update_norm": optax.tree.norm(jax.tree.map(jnp.subtract, moved, theta)),
+            "skipped_tasks": len(task_keys) - jnp.sum(good),
             "skipped_updates": jnp.asarray(~applied, jnp.int32),
-            "env_steps": jnp.asarray(env_steps, jnp.int32),
+            "env_steps": jnp.asarray(members * len(task_keys) * parts.env_steps, jnp.int32),
         }
-        return State(
-            combine(meta, moved, config),
-            optimizer_state,
-            state.num_updates + applied.astype(jnp.int32),
-        ), metrics
+        return after, metrics
 
     return MetaAlgorithm(init, step, parts.learner)
+
+
+def adapted_returns(
+    meta: Meta, keys: jax.Array, tasks: Task, parts: GradientLearner
+) -> dict[str, jax.Array]:
+    """The report of a lifetime from ``meta`` in every task, ``[M]`` each; ``keys [M]``."""
+
+    def lifetime(key_and_task: tuple) -> dict[str, jax.Array]:
+        key, task = key_and_task
+        return learners.gradient.report(parts.live(key, meta, task))
+
+    return map_tasks(lifetime, (keys, tasks), tasks_per_chunk=parts.config.tasks_per_chunk)
+
+
+def fitness_of(earned: jax.Array, own: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    """The members' fitness ``[P]`` and the tasks that it is of, bool ``[M]``.
+
+    A task is left out if half the members or more are broken in it, or if θ is; a member that is broken in
+    another task ranks last.
+
+    Args:
+        earned: Returns of the members, ``[P, M]``.
+        own: The report of θ, ``[M]`` each.
+    """
+    good = jnp.mean(jnp.isfinite(earned), axis=0) >= 0.5
+    good &= jnp.stack([jnp.isfinite(x) for x in own.values()]).all(axis=0)
+
+    def mean_of_good(x: jax.Array) -> jax.Array:
+        return jnp.sum(jnp.where(good, x, 0.0)) / count(good, x)
+
+    fitness = jax.vmap(mean_of_good)(earned)
+    worst = -jnp.finfo(fitness.dtype).max
+    return jnp.where(jnp.isfinite(fitness), fitness, worst), good
+
+
+class Search(NamedTuple):
+    """evosax's strategy and its state."""
+
+    strategy: Open_ES
+    state: Any
+
+    @classmethod
+    def begin(cls, key: jax.Array, theta: dict, noise_std: jax.Array, config: Config) -> "Search":
+        """A search from θ, with perturbations of standard deviation ``noise_std []``."""
+        # evosax compiles a strategy's methods for that very object, so it must hold nothing traced.
+        with _as_evosax_adds(), jax.ensure_compile_time_eval():
+            like = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), theta)
+            strategy = Open_ES(config.population_size, like, optimizer=_GRADIENT)
+        with _as_evosax_adds():
+            state = strategy.init(key, theta, strategy.default_params)
+        return cls(strategy, state.replace(std=noise_std))
+
+    def ask(self, key: jax.Array) -> tuple[dict, "Search"]:
+        """A population, a tree like θ with a leading ``[P]``, and the search that knows it."""
+        with _as_evosax_adds():
+            population, state = self.strategy.ask(key, self.state, self.strategy.default_params)
+        return population, self._replace(state=state)
+
+    def gradient(self, key: jax.Array, population: dict, fitness: jax.Array) -> dict:
+        """The direction that lowers the fitness ``[P]`` of a population, a tree like θ."""
+        with _as_evosax_adds():
+            found, _ = self.strategy.tell(
+                key, population, -fitness, self.state, self.strategy.default_params
+            )
+        return self.strategy.get_mean(found.replace(mean=found.opt_state))
 
 
 _GRADIENT = optax.GradientTransformation(
     jnp.zeros_like, lambda gradient, state, params: (jnp.zeros_like(gradient), gradient)
 )
-"""Moves nothing and keeps the gradient, as its state."""
+"""Moves nothing and keeps the gradient as its state."""
 
 
 @contextlib.contextmanager
 def _as_evosax_adds() -> Iterator[None]:
-    """With the promotions that evosax leaves to jax: it adds ``[D]`` to ``[P, D]``, and integers to floats."""
+    """Allow the promotions that evosax relies on: it adds ``[D]`` to ``[P, D]``, and integers to floats."""
     with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
         yield

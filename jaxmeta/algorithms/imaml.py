@@ -9,12 +9,13 @@ took and without memory for its steps. The meta-gradient applies that matrix to 
 conjugate gradients on Hessian-vector products (algorithm 2).
 
 In reinforcement learning L is a surrogate on the experience of the policy before the update, in ratios to
-that policy: as φ moves away they follow. λ has to exceed its most negative curvature for a minimum to be
-there. A task where it does not, as far as conjugate gradients can tell, counts among the `skipped_tasks`;
-`inner_residual` says how nearly the inner problems were solved. (`rematerialize` has nothing to do here.)
+that policy. A minimum exists if λ exceeds the most negative curvature of L. A task without a minimum, as
+far as conjugate gradients can tell, counts among the `skipped_tasks`. `inner_residual` tells how nearly
+the inner problems were solved.
 """
 
 import dataclasses
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -22,9 +23,16 @@ import jax.numpy as jnp
 import optax
 from jax.scipy.sparse.linalg import cg
 
-from jaxmeta import checks, learners, meta_updates
+from jaxmeta import checks, learners
 from jaxmeta.estimators import surrogates
-from jaxmeta.learners.gradient import Meta, adapted, with_adapted
+from jaxmeta.learners.gradient import (
+    InnerLoss,
+    Meta,
+    adapted,
+    inner_step,
+    last_round,
+    with_adapted,
+)
 from jaxmeta.meta_updates.outer_loop import Optimizer
 from jaxmeta.networks.policies import Policy
 from jaxmeta.tasks.family import TaskFamily
@@ -47,6 +55,7 @@ class Config(learners.gradient.Config):
         super().__post_init__()
         checks.at_least("solver_steps", self.solver_steps, 1)
         checks.at_least("cg_steps", self.cg_steps, 1)
+        checks.ignored(self, ("rematerialize",), "in iMAML, which keeps no solver step")
         if self.step_sizes != "fixed":
             raise ValueError(
                 f"step_sizes={self.step_sizes!r} must be 'fixed': the solution of the inner problem does "
@@ -81,89 +90,89 @@ def imaml(
     optimizer: Optimizer = optax.adam,
 ) -> MetaAlgorithm:
     """Implicit MAML on a family of tasks; arguments and errors as in `maml`."""
-    parts = learners.gradient_learner(family, config, policy=policy)
-    inner_surrogate = surrogates.SURROGATES[config.inner_surrogate]
-
-    def slope(part: Any, meta: Meta, agent: Params, data: Trajectory) -> Any:
-        """Zero where φ solves the inner problem; ``part`` is what is adapted of φ."""
-
-        def loss(part: Any) -> jax.Array:
-            phi = with_adapted(agent, part, config)
-            return parts.loss(phi, data, meta.hyper, inner_surrogate)
-
-        def pulled(gradient: jax.Array, p: jax.Array, centre: jax.Array) -> jax.Array:
-            return gradient + meta.hyper.proximal * (p - centre)
-
-        return jax.tree.map(pulled, jax.grad(loss)(part), part, adapted(meta.params, config))
-
-    @jax.custom_vjp
-    def solution(meta: Meta, agent: Params, data: Trajectory) -> Any:
-        """The minimum that gradient descent from ``agent`` finds, as a function of θ and of all that is not adapted."""
-
-        def step(_: jax.Array, part: Any) -> Any:
-            return learners.gradient.stepped(part, meta, slope(part, meta, agent, data), config)
-
-        return jax.lax.fori_loop(0, config.solver_steps, step, adapted(agent, config))
-
-    def forward(meta: Meta, agent: Params, data: Trajectory) -> tuple[Any, tuple]:
-        part = solution(meta, agent, data)
-        return part, (part, meta, agent, data)
-
-    def backward(residuals: tuple, outer_gradient: Any) -> tuple:
-        """The implicit function theorem: ``-(∂ slope/∂φ)^-T`` between the outer gradient and ∂ slope."""
-        part, meta, agent, data = residuals
-
-        def curvature(v: Any) -> Any:
-            return jax.jvp(lambda part: slope(part, meta, agent, data), (part,), (v,))[1]
-
-        solved, _ = cg(curvature, outer_gradient, tol=1e-10, maxiter=config.cg_steps)
-        applied = curvature(solved)
-        error = optax.tree.norm(jax.tree.map(jnp.subtract, applied, outer_gradient))
-        # Where λ does not exceed the negative curvature, φ is no minimum and conjugate gradients
-        # return numbers without a meaning: such a task is to be left out and counted.
-        sound = (optax.tree.vdot(solved, applied) >= 0) & (error <= optax.tree.norm(outer_gradient))
-        solved = jax.tree.map(lambda x: jnp.where(sound, x, jnp.nan), solved)
-        _, pull_back = jax.vjp(lambda meta, agent: slope(part, meta, agent, data), meta, agent)
-        return (*pull_back(jax.tree.map(jnp.negative, solved)), None)
-
-    solution.defvjp(forward, backward)
-
-    def update(key: jax.Array, meta: Meta, agent: Params, data: Trajectory) -> Params:
-        return with_adapted(agent, solution(meta, agent, data), config)
-
-    learner = parts.learner._replace(update=update)
-    setup = dataclasses.replace(parts.setup, learner=learner)
-    parts = parts._replace(learner=learner, setup=setup)
+    parts = learners.gradient_learner(family, config, policy=policy, inner_update=proximal_update)
 
     def task_loss(meta: Meta, key: jax.Array, task: Task) -> tuple[jax.Array, dict]:
         history = parts.live(key, meta, task)
-        agent, data = jax.tree.map(lambda x: x[-1], (history.agent, history.trajectories))
-        loss = parts.loss(agent, data, meta.hyper, surrogates.SURROGATES["score"])
-        return loss, learners.gradient.report(history) | {"inner_residual": residual(meta, history)}
+        loss = parts.loss(*last_round(history), meta.hyper, surrogates.SURROGATES["score"])
+        residual = inner_residual(meta, history, parts.inner_loss, config)
+        return loss, learners.gradient.report(history) | {"inner_residual": residual}
 
-    def residual(meta: Meta, history: History) -> jax.Array:
-        """Slope that the last update's solver left, as a share of what it started from; 0 is solved."""
-        if config.num_updates == 0:
-            return jnp.zeros(())
-        (before, after), data = jax.lax.stop_gradient(
-            (
-                [jax.tree.map(lambda x, k=k: x[k], history.agent) for k in (-2, -1)],
-                jax.tree.map(lambda x: x[-2], history.trajectories),
-            )
-        )
-        left, first = (
-            optax.tree.norm(slope(adapted(phi, config), meta, before, data))
-            for phi in (after, before)
-        )
-        return left / jnp.maximum(first, 1e-30)
+    return learners.gradient.meta_learned(task_loss, parts, hyper, optimizer)
 
-    return meta_updates.follow_meta_gradient(
-        task_loss,
-        parts.learner,
-        parts.init,
-        learners.gradient.learned_part(config),
-        hyper,
-        optimizer,
-        env_steps=parts.env_steps,
-        tasks_per_chunk=config.tasks_per_chunk,
+
+def slope(
+    part: Any, meta: Meta, agent: Params, data: Trajectory, loss: InnerLoss, config: Config
+) -> Any:
+    """The gradient of the inner problem on ``data [N, T]`` in ``part``, the adapted part of φ; zero at a solution."""
+
+    def inner_loss(part: Any) -> jax.Array:
+        return loss(with_adapted(agent, part, config), data, meta.hyper)
+
+    def with_proximal_term(gradient: jax.Array, p: jax.Array, centre: jax.Array) -> jax.Array:
+        return gradient + meta.hyper.proximal * (p - centre)
+
+    gradient = jax.grad(inner_loss)(part)
+    return jax.tree.map(with_proximal_term, gradient, part, adapted(meta.params, config))
+
+
+def proximal_update(
+    meta: Meta, agent: Params, data: Trajectory, *, loss: InnerLoss, config: Config
+) -> Params:
+    """The agent that solves the inner problem on its experience ``data [N, T]``."""
+    return with_adapted(agent, solution(meta, agent, data, loss, config), config)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def solution(meta: Meta, agent: Params, data: Trajectory, loss: InnerLoss, config: Config) -> Any:
+    """The minimum that gradient descent from ``agent`` finds on ``data [N, T]``, as a function of θ and of all
+    parameters that are not adapted."""
+
+    def step(_: jax.Array, part: Any) -> Any:
+        return inner_step(part, meta, slope(part, meta, agent, data, loss, config), config)
+
+    return jax.lax.fori_loop(0, config.solver_steps, step, adapted(agent, config))
+
+
+def _solve(
+    meta: Meta, agent: Params, data: Trajectory, loss: InnerLoss, config: Config
+) -> tuple[Any, tuple]:
+    part = solution(meta, agent, data, loss, config)
+    return part, (part, meta, agent, data)
+
+
+def _differentiate(loss: InnerLoss, config: Config, residuals: tuple, outer_gradient: Any) -> tuple:
+    """The implicit function theorem: ``-(∂ slope/∂φ)^-T`` between the outer gradient and ∂ slope."""
+    part, meta, agent, data = residuals
+
+    def curvature(v: Any) -> Any:
+        return jax.jvp(lambda part: slope(part, meta, agent, data, loss, config), (part,), (v,))[1]
+
+    solved, _ = cg(curvature, outer_gradient, tol=1e-10, maxiter=config.cg_steps)
+    applied = curvature(solved)
+    error = optax.tree.norm(jax.tree.map(jnp.subtract, applied, outer_gradient))
+    # Where λ does not exceed the negative curvature, φ is no minimum and the result of conjugate
+    # gradients means nothing. NaN leaves such a task out, and it is counted.
+    sound = (optax.tree.vdot(solved, applied) >= 0) & (error <= optax.tree.norm(outer_gradient))
+    solved = jax.tree.map(lambda x: jnp.where(sound, x, jnp.nan), solved)
+    _, pull_back = jax.vjp(
+        lambda meta, agent: slope(part, meta, agent, data, loss, config), meta, agent
     )
+    return (*pull_back(jax.tree.map(jnp.negative, solved)), None)
+
+
+solution.defvjp(_solve, _differentiate)
+
+
+def inner_residual(meta: Meta, history: History, loss: InnerLoss, config: Config) -> jax.Array:
+    """The slope after the last update of a history ``[K + 1]``, as a share of the slope before it, ``[]``; 0 is solved."""
+    if config.num_updates == 0:
+        return jnp.zeros(())
+    meta, agents, data = jax.lax.stop_gradient((meta, history.agent, history.trajectories))
+    before, after = (jax.tree.map(lambda x, k=k: x[k], agents) for k in (-2, -1))
+    data = jax.tree.map(lambda x: x[-2], data)
+    left, first = (
+        optax.tree.norm(slope(adapted(phi, config), meta, before, data, loss, config))
+        for phi in (after, before)
+    )
+    return left / jnp.maximum(first, 1e-30)

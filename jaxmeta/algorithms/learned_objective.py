@@ -30,12 +30,11 @@ from jaxmeta.learners.update_rules import Agent, AgentOptimizer, Meta, RuleLearn
 from jaxmeta.meta_updates import windows
 from jaxmeta.meta_updates.gradients import (
     finite_tasks,
-    guarded_update,
-    known_if,
     map_tasks,
     masked_mean,
+    nan_unless,
 )
-from jaxmeta.meta_updates.outer_loop import Optimizer
+from jaxmeta.meta_updates.outer_loop import PARAMS, Optimizer, descend
 from jaxmeta.meta_updates.windows import Estimator, MakeEstimator, Member, Objective, Window
 from jaxmeta.networks.policies import Policy
 from jaxmeta.networks.values import Value, value_mlp
@@ -220,18 +219,12 @@ def learned_objective(
         gradient, report = masked_mean((gradients, reports), good)
         num_good = jnp.sum(good)
         applied = num_good > 0
-        params, optimizer_state = guarded_update(
-            optimizer(meta.hyper.learning_rate),
-            gradient,
-            state.optimizer,
-            meta.params,
-            apply=applied,
-        )
+        transform = optimizer(meta.hyper.learning_rate)  # the estimators clip
+        state = descend(state, gradient, PARAMS, transform, apply=applied)
         # A broken agent is born again where the next window begins.
         members = members._replace(life=lifelong.aged(members.life, ~good, config.lifespan))
-        num_updates = state.num_updates + applied.astype(jnp.int32)
-        return State(meta._replace(params=params), members, optimizer_state, num_updates), {
-            **known_if(applied, report),
+        return state._replace(members=members), {
+            **nan_unless(applied, report),
             "meta_grad_norm": optax.tree.norm(gradient),
             "skipped_tasks": num_tasks - num_good,
             "skipped_updates": jnp.asarray(~applied, jnp.int32),

@@ -1,21 +1,20 @@
 """Model-agnostic meta-learning for reinforcement learning.
 
 Finn, Abbeel & Levine 2017, "Model-agnostic meta-learning for fast adaptation of deep networks",
-algorithm 3. The meta-parameters θ are an initialisation; in a task the agent φ starts there and takes K
-policy-gradient steps (see `learners.gradient`), and θ climbs the return of φ_K on its own experience D_K, the
-derivative taken through the updates. (Where a policy acted, all surrogates of its return have the same
-gradient, so there is none to choose.) Settings make it
+algorithm 3. The meta-parameters θ are an initialisation. In a task the agent φ starts there and takes K
+policy-gradient steps (see `learners.gradient`). θ climbs the return of φ_K on its own experience D_K; the
+derivative goes through the updates. (On a policy's own experience all surrogates of its return have the
+same gradient, so the outer loss offers no choice of surrogate.) Settings make it
 
 * first-order MAML (`first_order`: eq. 1 with the Hessian dropped);
-* E-MAML (`sampling_correction`: Stadie et al. 2018), which also counts what θ does to the experience
-  that is learned from;
+* E-MAML (`sampling_correction`: Stadie et al. 2018), which also counts the effect of θ on the experience
+  that the inner steps learn from;
 * Meta-SGD (`step_sizes`: Li et al. 2017), ANIL and CAVIA (`adapts`: Raghu et al. 2020, Zintgraf et al.
   2019);
-* with K = 0, policy gradient on the mean task: the control that has learned everything but to adapt.
+* with K = 0, policy gradient on the mean task: a control that has learned everything but to adapt.
 """
 
 import dataclasses
-from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import jax
@@ -23,11 +22,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxmeta import checks, learners, meta_updates
+from jaxmeta import checks, learners
 from jaxmeta.estimators import surrogates
 from jaxmeta.estimators.episodes import cumulative_discount, in_first_episode
 from jaxmeta.estimators.streams import finite_streams, mean_over_streams, without_broken_streams
-from jaxmeta.learners.gradient import GradientLearner, Meta
+from jaxmeta.learners.gradient import GradientLearner, Meta, first_order_step, gradient_step
 from jaxmeta.meta_updates.outer_loop import Optimizer
 from jaxmeta.networks.policies import Policy
 from jaxmeta.tasks.family import TaskFamily
@@ -43,7 +42,7 @@ class Config(learners.gradient.Config):
     first_order: bool = False
     """Treat the inner gradient as a constant (first-order MAML)."""
     sampling_correction: Literal["none", "score", "leave_one_out"] = "none"
-    """Count what θ does to the experience that the inner steps learn from (E-MAML): `score` against
+    """Count the effect of θ on the experience that the inner steps learn from (E-MAML): `score` against
     the mean return of the other streams, `leave_one_out` against the policy adapted without the
     stream, whose variance falls with N (K = 1 only; N more inner steps). With `gae_lambda=1` both
     are unbiased for what N streams lead to. They need `inner_surrogate='score'`."""
@@ -108,104 +107,101 @@ def maml(
         config: Sizes, counts and choices.
         hyper: Defaults of ``init(key, hyper)``; kept in ``state.meta.hyper``, so runs over different
             values can be vmapped.
-        policy: The policy that adapts; None builds the one that ``config.policy`` names.
+        policy: The policy that adapts; None builds the policy that ``config`` describes.
         optimizer: ``learning_rate -> optax.GradientTransformation`` of the outer loop.
 
     Raises:
-        ValueError: the policy does not fit the family's action space; a value of ``hyper`` is out of
-            range.
+        ValueError: the policy does not fit the family's action space, or does not use a setting of
+            ``config``; a value of ``hyper`` is out of range.
     """
-    parts = learners.gradient_learner(family, config, policy=policy, first_order=config.first_order)
-    loss = meta_loss(parts, config)
+    inner_update = first_order_step if config.first_order else gradient_step
+    parts = learners.gradient_learner(family, config, policy=policy, inner_update=inner_update)
 
     def task_loss(meta: Meta, key: jax.Array, task: Task) -> tuple[jax.Array, dict]:
-        history = parts.live(key, meta, task)
-        return loss(meta, history), learners.gradient.report(history)
+        history = parts.live(key, meta, task)  # φ_0 = θ, D_0, φ_1, D_1, ..., φ_K, D_K
+        return meta_loss(meta, history, parts, config), learners.gradient.report(history)
 
-    return meta_updates.follow_meta_gradient(
-        task_loss,
-        parts.learner,
-        parts.init,
-        learners.gradient.learned_part(config),
-        hyper,
-        optimizer,
-        env_steps=parts.env_steps,
-        tasks_per_chunk=config.tasks_per_chunk,
-    )
+    return learners.gradient.meta_learned(task_loss, parts, hyper, optimizer)
 
 
-def meta_loss(parts: GradientLearner, config: Config) -> Callable[[Meta, History], jax.Array]:
-    """``(meta, history [K + 1]) -> []``: a loss whose gradient in meta is the estimate of one lifetime."""
-    score, num_updates = surrogates.SURROGATES["score"], config.num_updates
-
-    def loss(meta: Meta, history: History) -> jax.Array:
-        weights = _round_weights(config)
-        scored = jax.tree.map(lambda x: x[weights > 0], history)
-        losses = jax.vmap(lambda agent, data: parts.loss(agent, data, meta.hyper, score))(
-            scored.agent, scored.trajectories
-        )
-        total = jnp.sum(jnp.asarray(weights[weights > 0]) * losses)
-        if config.sampling_correction == "none" or num_updates == 0:
-            return total
-        gains = score_gains if config.sampling_correction == "score" else leave_one_out_gains
-        data, good = jax.vmap(without_broken_streams)(history.trajectories)
-
-        def first_episodes(agent: Params, data: Trajectory) -> jax.Array:
-            log_prob = parts.distribution(agent, data).log_prob(data.action)
-            return jnp.where(jax.vmap(in_first_episode)(data.last), log_prob, 0.0)
-
-        # What was not learned from has no part in what it led to.
-        gain = jnp.where(good[:-1], jax.lax.stop_gradient(gains(meta, history)), 0.0)
-        learned_from = jax.tree.map(lambda x: x[:-1], (history.agent, data))
-        log_prob = jax.vmap(first_episodes)(*learned_from)
-        return total - jnp.sum(jax.vmap(surrogates.sampling_correction)(log_prob, gain))
-
-    def score_gains(meta: Meta, history: History) -> jax.Array:
-        """The return after each update, less the other streams' returns before it, ``[K, N]``."""
-        good = jax.vmap(finite_streams)(history.trajectories)
-
-        def per_step_return(data: Trajectory) -> jax.Array:
-            g = cumulative_discount(meta.hyper.discount * data.discount, data.timestep.first)
-            return jnp.mean(jnp.where(in_first_episode(data.last), g * data.reward, 0.0))
-
-        earned = jax.vmap(jax.vmap(per_step_return))(history.trajectories)  # [K + 1, N]
-        weights = jnp.asarray(_round_weights(config))
-        weight_to_come = jnp.cumsum(weights[::-1])[::-1][1:]  # [K]
-        mean = jax.vmap(mean_over_streams)(earned, good)
-        to_come = jnp.cumsum((weights * mean)[::-1])[::-1][1:]
-        baseline = jax.vmap(surrogates.leave_one_out_mean)(earned[:-1], good[:-1])
-        return to_come[:, None] - weight_to_come[:, None] * baseline
-
-    def leave_one_out_gains(meta: Meta, history: History) -> jax.Array:
-        """The gain of the adapted policy over the one adapted without the stream, ``[1, N]``.
-
-        The latter does not depend on the stream, so it is a baseline; the difference of their returns
-        is an importance-weighted difference on the experience after adaptation.
-        """
-        meta, history = jax.lax.stop_gradient((meta, history))
-        before, after = (jax.tree.map(lambda x, i=i: x[i], history) for i in (0, 1))
-        num_streams = config.num_streams
-        unbiased = meta.hyper._replace(gae_lambda=1.0)
-
-        def gain(n: jax.Array) -> jax.Array:
-            agent = before.agent
-            if num_streams > 1:
-                others = (n + 1 + jnp.arange(num_streams - 1)) % num_streams
-                data = jax.tree.map(lambda x: x[others], before.trajectories)
-                # The key is for learners that draw in their updates; this one does not.
-                agent = parts.learner.update(jax.random.key(0), meta, agent, data)
-            return parts.loss(agent, after.trajectories, unbiased, surrogates.SURROGATES["dice"])
-
-        return jax.lax.map(gain, jnp.arange(num_streams))[None]
-
-    return loss
+def meta_loss(meta: Meta, history: History, parts: GradientLearner, config: Config) -> jax.Array:
+    """A loss of one lifetime ``[K + 1]``; its gradient in ``meta`` is the lifetime's meta-gradient, ``[]``."""
+    weights = round_weights(config)
+    agents, data = jax.tree.map(lambda x: x[weights > 0], (history.agent, history.trajectories))
+    score = surrogates.SURROGATES["score"]
+    losses = jax.vmap(lambda agent, data: parts.loss(agent, data, meta.hyper, score))(agents, data)
+    loss = jnp.sum(jnp.asarray(weights[weights > 0]) * losses)
+    if config.sampling_correction == "none" or config.num_updates == 0:
+        return loss
+    return loss - sampling_term(meta, history, parts, config)
 
 
-def _round_weights(config: Config) -> np.ndarray:
-    """Weights of the K + 1 rounds in the meta-objective."""
+def round_weights(config: Config) -> np.ndarray:
+    """The weights of the K + 1 rounds in the meta-objective, ``[K + 1]``."""
     weights = np.zeros(config.num_updates + 1)
     if config.outer_updates == "all" and config.num_updates > 0:
         weights[1:] = 1 / config.num_updates
     else:
         weights[-1] = 1.0
     return weights
+
+
+def sampling_term(
+    meta: Meta, history: History, parts: GradientLearner, config: Config
+) -> jax.Array:
+    """E-MAML's term of one lifetime ``[K + 1]``: each stream's log-probability times the gain that it led to, ``[]``."""
+    gains = score_gains if config.sampling_correction == "score" else leave_one_out_gains
+    data, good = jax.vmap(without_broken_streams)(history.trajectories)
+
+    def first_episodes(agent: Params, data: Trajectory) -> jax.Array:
+        log_prob = parts.distribution(agent, data).log_prob(data.action)
+        return jnp.where(jax.vmap(in_first_episode)(data.last), log_prob, 0.0)
+
+    # A stream that was left out of an update did not contribute to what followed.
+    gain = jax.lax.stop_gradient(gains(meta, history, parts, config))
+    gain = jnp.where(good[:-1], gain, 0.0)
+    learned_from = jax.tree.map(lambda x: x[:-1], (history.agent, data))
+    log_prob = jax.vmap(first_episodes)(*learned_from)
+    return jnp.sum(jax.vmap(surrogates.sampling_correction)(log_prob, gain))
+
+
+def score_gains(meta: Meta, history: History, parts: GradientLearner, config: Config) -> jax.Array:
+    """The return after each update less the other streams' mean return before it, ``[K, N]``."""
+    good = jax.vmap(finite_streams)(history.trajectories)
+
+    def per_step_return(data: Trajectory) -> jax.Array:
+        g = cumulative_discount(meta.hyper.discount * data.discount, data.timestep.first)
+        return jnp.mean(jnp.where(in_first_episode(data.last), g * data.reward, 0.0))
+
+    earned = jax.vmap(jax.vmap(per_step_return))(history.trajectories)  # [K + 1, N]
+    weights = jnp.asarray(round_weights(config))
+    weight_to_come = jnp.cumsum(weights[::-1])[::-1][1:]  # [K]
+    mean = jax.vmap(mean_over_streams)(earned, good)
+    to_come = jnp.cumsum((weights * mean)[::-1])[::-1][1:]
+    baseline = jax.vmap(surrogates.leave_one_out_mean)(earned[:-1], good[:-1])
+    return to_come[:, None] - weight_to_come[:, None] * baseline
+
+
+def leave_one_out_gains(
+    meta: Meta, history: History, parts: GradientLearner, config: Config
+) -> jax.Array:
+    """The gain of the adapted policy over the policy that is adapted without the stream, ``[1, N]``.
+
+    The latter does not depend on the stream, so it is a baseline. The difference of the two policies'
+    returns is an importance-weighted difference on the experience after adaptation.
+    """
+    meta, history = jax.lax.stop_gradient((meta, history))
+    before, after = (jax.tree.map(lambda x, i=i: x[i], history) for i in (0, 1))
+    num_streams = config.num_streams
+    unbiased = meta.hyper._replace(gae_lambda=1.0)
+
+    def gain(n: jax.Array) -> jax.Array:
+        agent = before.agent
+        if num_streams > 1:
+            others = (n + 1 + jnp.arange(num_streams - 1)) % num_streams
+            data = jax.tree.map(lambda x: x[others], before.trajectories)
+            # Updates take a key; a gradient step does not use it.
+            agent = parts.learner.update(jax.random.key(0), meta, agent, data)
+        return parts.loss(agent, after.trajectories, unbiased, surrogates.SURROGATES["dice"])
+
+    return jax.lax.map(gain, jnp.arange(num_streams))[None]

@@ -25,12 +25,19 @@ from jax.scipy.sparse.linalg import cg
 from jaxmeta import checks, learners, rollouts
 from jaxmeta.estimators import surrogates
 from jaxmeta.estimators.streams import without_broken_streams
-from jaxmeta.learners.gradient import Meta, combine, mean_kl, partition
+from jaxmeta.learners.gradient import (
+    GradientLearner,
+    Meta,
+    combine,
+    last_round,
+    mean_kl,
+    partition,
+)
 from jaxmeta.meta_updates.gradients import State, guarded_gradient, map_tasks, masked_mean
 from jaxmeta.networks.distributions import Distribution
 from jaxmeta.networks.policies import Policy
 from jaxmeta.tasks.family import TaskFamily
-from jaxmeta.types import History, MetaAlgorithm, Params, Task, Trajectory
+from jaxmeta.types import History, MetaAlgorithm, Params, Task
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,105 +80,155 @@ def maml_trpo(
 ) -> MetaAlgorithm:
     """MAML-TRPO on a family of tasks; arguments and errors as in `maml`, without an optimiser."""
     parts = learners.gradient_learner(family, config, policy=policy)
-    # Off the recorded policy all that matters is the ratio of each action to the one that acted.
-    surrogate = surrogates.SURROGATES["lvc"]
-
-    def last_round(history: History) -> tuple[Params, Trajectory]:
-        return jax.tree.map(lambda x: x[-1], (history.agent, history.trajectories))
-
-    def adapted(meta: Meta, key: jax.Array, recorded: History) -> Params:
-        """The agents that ``meta`` would have made of the recorded experience."""
-        return last_round(rollouts.replay(key, meta, recorded.trajectories, learner=parts.learner))[
-            0
-        ]
-
-    def surrogate_and_kl(meta: Meta, key: jax.Array, recorded: History) -> tuple:
-        """The loss in one task and how far its adapted policy is from the one that acted."""
-        agent = adapted(meta, key, recorded)
-        old, data = last_round(recorded)
-        loss = parts.loss(agent, data, meta.hyper, surrogate)
-        data, good = without_broken_streams(data)
-        return loss, mean_kl(parts.distribution(old, data), parts.distribution(agent, data), good)
 
     def init(key: jax.Array, hyper: Hyper = hyper) -> State:
         return State(parts.init(key, hyper), (), jnp.zeros((), jnp.int32))
 
     def step(key: jax.Array, state: State, tasks: Task) -> tuple[State, dict]:
         hyper, theta = state.meta.hyper, partition(state.meta, config)
-        keys, recorded = lived = learners.gradient.record(key, state.meta, tasks, parts, config)
-
-        def meta(theta: dict) -> Meta:
-            return combine(state.meta, theta, config)
-
-        def task_loss(theta: dict, key: jax.Array, recorded: History) -> tuple[jax.Array, dict]:
-            return surrogate_and_kl(meta(theta), key, recorded)[0], learners.gradient.report(
-                recorded
-            )
-
-        gradient, metrics, good_tasks = guarded_gradient(
-            task_loss, theta, keys, recorded, tasks_per_chunk=config.tasks_per_chunk
+        lived = learners.gradient.record(key, state.meta, tasks, parts=parts)
+        batch = MetaBatch(parts, config, state.meta, *lived)
+        gradient, metrics, good = guarded_gradient(
+            batch.task_loss, theta, *lived, tasks_per_chunk=config.tasks_per_chunk
         )
 
-        def mean(function: Callable[[tuple], Any]) -> Any:
-            """Over the tasks that the gradient is of; not finite where it is not in one of them."""
-            results = map_tasks(function, lived, tasks_per_chunk=config.tasks_per_chunk)
-            return masked_mean(results, good_tasks)
-
         def fisher_product(v: dict) -> dict:
-            """``F v``, damped."""
+            product = batch.mean(partial(batch.fisher_product, theta, v), good)
+            return jax.tree.map(lambda p, x: p + hyper.damping * x, product, v)
 
-            def of_task(lived: tuple) -> dict:
-                key, recorded = lived
-                data, good = without_broken_streams(last_round(recorded)[1])
-
-                def policies(theta: dict) -> Distribution:
-                    return parts.distribution(adapted(meta(theta), key, recorded), data)
-
-                old, moved = jax.jvp(policies, (theta,), (v,))  # J v
-                slope = jax.grad(partial(mean_kl, jax.lax.stop_gradient(old), good=good))
-                _, curved = jax.jvp(slope, (old,), (moved,))  # M J v
-                return jax.vjp(policies, theta)[1](curved)[0]  # J^T M J v
-
-            return jax.tree.map(lambda p, x: p + hyper.damping * x, mean(of_task), v)
+        def measure(theta: dict) -> tuple[jax.Array, jax.Array]:
+            return batch.mean(partial(batch.loss_and_kl, theta), good)
 
         direction, _ = cg(fisher_product, gradient, tol=1e-10, maxiter=config.cg_steps)
         length = optax.tree.vdot(direction, fisher_product(direction))
-        scale = jnp.sqrt(2 * hyper.max_kl / jnp.maximum(length, 1e-30))
-
-        def moved(backtracks: jax.Array) -> dict:
-            step = jnp.ldexp(scale, -backtracks)
-            return jax.tree.map(lambda p, x: p - step * x, theta, direction)
-
-        def measure(theta: dict) -> tuple[jax.Array, jax.Array]:
-            return mean(lambda lived: surrogate_and_kl(meta(theta), *lived))
-
-        loss_before, _ = measure(theta)
-
-        def acceptable(loss: jax.Array, kl: jax.Array) -> jax.Array:
-            # A step that breaks a task has no loss, and is not acceptable.
-            return (loss < loss_before) & (kl <= hyper.max_kl)
-
-        def halve(search: tuple) -> tuple:
-            backtracks = search[0] + 1
-            return (backtracks, *measure(moved(backtracks)))
-
-        backtracks, *found = jax.lax.while_loop(
-            lambda search: (
-                ~acceptable(*search[1:]) & (search[0] < config.max_backtracks) & (length > 0)
-            ),
-            halve,
-            (jnp.zeros((), jnp.int32), *measure(moved(jnp.zeros((), jnp.int32)))),
-        )
-        applied = acceptable(*found)
-        theta = jax.tree.map(
-            lambda new, old: jnp.where(applied, new, old), moved(backtracks), theta
+        theta, found = line_search(
+            theta,
+            direction,
+            length,
+            measure=measure,
+            max_kl=hyper.max_kl,
+            max_backtracks=config.max_backtracks,
         )
         metrics |= {
-            "kl": jnp.where(applied, found[1], 0.0),
-            "backtracks": backtracks,
-            "skipped_updates": jnp.asarray(~applied, jnp.int32),
-            "env_steps": jnp.asarray(len(keys) * parts.env_steps, jnp.int32),
+            "kl": jnp.where(found.applied, found.kl, 0.0),
+            "backtracks": found.backtracks,
+            "skipped_updates": jnp.asarray(~found.applied, jnp.int32),
+            "env_steps": jnp.asarray(len(lived[0]) * parts.env_steps, jnp.int32),
         }
-        return State(meta(theta), (), state.num_updates + applied.astype(jnp.int32)), metrics
+        num_updates = state.num_updates + found.applied.astype(jnp.int32)
+        return State(combine(state.meta, theta, config), (), num_updates), metrics
 
     return MetaAlgorithm(init, step, parts.learner)
+
+
+@dataclasses.dataclass(frozen=True)
+class MetaBatch:
+    """A meta-batch's experience under θ_o, and functions of θ on it. θ is the learned part of ``meta``."""
+
+    parts: GradientLearner
+    config: Config
+    meta: Meta
+    """θ_o and all that is not learned."""
+    keys: jax.Array
+    """``[M]``, the lifetimes' keys."""
+    histories: History
+    """``[M, K + 1]``, the recorded lifetimes."""
+
+    def agent(self, theta: dict, key: jax.Array, history: History) -> Params:
+        """The agent that adaptation from θ would have made of a recorded lifetime."""
+        meta = combine(self.meta, theta, self.config)
+        data = history.trajectories
+        return last_round(rollouts.replay(key, meta, data, learner=self.parts.learner))[0]
+
+    def loss_and_kl(
+        self, theta: dict, key: jax.Array, history: History
+    ) -> tuple[jax.Array, jax.Array]:
+        """The loss of θ in one task, and KL(π_{φ_K(θ_o)}, π_{φ_K(θ)}), both ``[]``."""
+        new, (old, data) = self.agent(theta, key, history), last_round(history)
+        # Off the recorded policy only each action's ratio to the recorded policy matters: lvc's value.
+        loss = self.parts.loss(new, data, self.meta.hyper, surrogates.SURROGATES["lvc"])
+        data, good = without_broken_streams(data)
+        before, after = self.parts.distribution(old, data), self.parts.distribution(new, data)
+        return loss, mean_kl(before, after, good)
+
+    def task_loss(
+        self, theta: dict, key: jax.Array, history: History
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """The loss of θ in one task: ``(loss [], report)``."""
+        return self.loss_and_kl(theta, key, history)[0], learners.gradient.report(history)
+
+    def fisher_product(self, theta: dict, v: dict, key: jax.Array, history: History) -> dict:
+        """One task's part of ``F v``: ``J^T M J v``."""
+        data, good = without_broken_streams(last_round(history)[1])
+
+        def policies(theta: dict) -> Distribution:
+            return self.parts.distribution(self.agent(theta, key, history), data)
+
+        old, change = jax.jvp(policies, (theta,), (v,))  # J v
+        slope = jax.grad(partial(mean_kl, jax.lax.stop_gradient(old), good=good))
+        _, curved = jax.jvp(slope, (old,), (change,))  # M J v
+        return jax.vjp(policies, theta)[1](curved)[0]  # J^T M J v
+
+    def mean(self, function: Callable[[jax.Array, History], Any], good: jax.Array) -> Any:
+        """The mean of ``function(key, history)`` over ``good`` tasks ``[M]``; not finite if one of them is not."""
+        results = map_tasks(
+            lambda lived: function(*lived),
+            (self.keys, self.histories),
+            tasks_per_chunk=self.config.tasks_per_chunk,
+        )
+        return masked_mean(results, good)
+
+
+class Found(NamedTuple):
+    """The end of a line search, each ``[]``."""
+
+    applied: jax.Array
+    """bool: whether a step was acceptable."""
+    kl: jax.Array
+    """D of the last step that was tried, in nats per step."""
+    backtracks: jax.Array
+    """int32: halvings."""
+
+
+def line_search(
+    theta: dict,
+    direction: dict,
+    length: jax.Array,
+    *,
+    measure: Callable[[dict], tuple[jax.Array, jax.Array]],
+    max_kl: jax.Array,
+    max_backtracks: int,
+) -> tuple[dict, Found]:
+    """θ after the first acceptable step against ``direction``, or as it was if there is none.
+
+    Args:
+        theta: θ_o.
+        direction: x.
+        length: ``x^T F x []``.
+        measure: ``(theta) -> (loss [], kl [])``.
+        max_kl: δ, ``[]``.
+        max_backtracks: Halvings before the search gives up.
+    """
+    scale = jnp.sqrt(2 * max_kl / jnp.maximum(length, 1e-30))
+    loss_before, _ = measure(theta)
+
+    def moved(backtracks: jax.Array) -> dict:
+        step = jnp.ldexp(scale, -backtracks)
+        return jax.tree.map(lambda p, x: p - step * x, theta, direction)
+
+    def acceptable(loss: jax.Array, kl: jax.Array) -> jax.Array:
+        # A step that breaks a task has a NaN for its loss, so it is not acceptable.
+        return (loss < loss_before) & (kl <= max_kl)
+
+    def goes_on(search: tuple) -> jax.Array:
+        return ~acceptable(*search[1:]) & (search[0] < max_backtracks) & (length > 0)
+
+    def halve(search: tuple) -> tuple:
+        backtracks = search[0] + 1
+        return (backtracks, *measure(moved(backtracks)))
+
+    none = jnp.zeros((), jnp.int32)
+    backtracks, loss, kl = jax.lax.while_loop(goes_on, halve, (none, *measure(moved(none))))
+    applied = acceptable(loss, kl)
+    after = jax.tree.map(lambda new, old: jnp.where(applied, new, old), moved(backtracks), theta)
+    return after, Found(applied, kl, backtracks)

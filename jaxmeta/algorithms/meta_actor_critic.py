@@ -1,7 +1,7 @@
 r"""Meta-learned actor-critic: policy and value adapt together and are meta-learned together.
 
-In a task the agent holds a policy π_θ and a value V_w, which start at what is meta-learned. An update
-looks at the last R batches of experience, each corrected by the ratios ρ = π_θ/μ to the policy that acted
+In a task the agent holds a policy π_θ and a value V_w, which start at meta-learned parameters. An update
+uses the last R batches of experience, each corrected by the ratios ρ = π_θ/μ to the policy that acted
 then, and moves both (Espeholt et al. 2018, "IMPALA", section 4.2, with V-trace targets v_t and the factor
 g_t = γ^t of a discounted objective):
 
@@ -10,9 +10,9 @@ $$θ ← θ + α_θ \,\mathrm{mean}_t\, g_t \min(ρ_t, \bar ρ) (r_t + γ v_{t+1
 $$w ← w + α_w \,\mathrm{mean}_t\, (v_t - V_w(s_t)) ∇V_w(s_t)$$
 
 The meta-objective, on new experience of the adapted agent, is the return less ``value_cost`` times the
-prediction error (`learners.replay.outer_loss`). Its derivative goes back through all updates to both
-beginnings, through the values that the policy learned from and the ratios that the values learned with:
-MAML (Finn, Abbeel & Levine 2017, algorithm 3) with the critic inside.
+prediction error (`learners.replay.outer_loss`). Its derivative goes back through all updates to the first
+parameters of both, and through the values that the policy learned from: MAML (Finn, Abbeel & Levine 2017,
+algorithm 3) with the critic inside.
 """
 
 import dataclasses
@@ -25,15 +25,15 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxmeta import checks, learners, meta_updates
+from jaxmeta import checks, learners
 from jaxmeta.estimators import surrogates
 from jaxmeta.estimators.episodes import cumulative_discount, in_first_episode
 from jaxmeta.estimators.returns import td_errors, vtrace_targets
 from jaxmeta.estimators.streams import count, without_broken_streams
-from jaxmeta.learners.gradient import Meta
+from jaxmeta.learners.gradient import Meta, last_round
 from jaxmeta.meta_updates.outer_loop import Optimizer
-from jaxmeta.networks.policies import Policy, default_policy, log_probs
-from jaxmeta.networks.values import Value, value_mlp
+from jaxmeta.networks.policies import Policy, log_probs
+from jaxmeta.networks.values import Value
 from jaxmeta.tasks.family import TaskFamily
 from jaxmeta.types import MetaAlgorithm, Params, Task, Trajectory
 
@@ -97,81 +97,82 @@ def meta_actor_critic(
     Args:
         value: The critic; None is a tanh network, linear in the observation without hidden sizes.
     """
-    policy = policy or default_policy(
-        config.policy,
-        family.observation_shape,
-        family.action_space,
-        config.hidden_sizes,
-        features=family.action_features,
-    )
-    value = value or value_mlp(family.observation_shape, config.hidden_sizes)
+    if config.adapts == "policy":
+        checks.ignored(hyper, ("value_step_size",), "with adapts='policy'")
+    if config.adapts == "value":
+        checks.ignored(hyper, ("step_size",), "with adapts='value'")
+    policy, value = learners.gradient.policy_and_value(family, config, policy, value)
 
-    def init(key: jax.Array, hyper: Any) -> Meta:
+    def init(key: jax.Array) -> Params:
         policy_key, value_key = jax.random.split(key)
-        params = {"policy": policy.init(policy_key), "value": value.init(value_key)}
-        return learners.gradient.first_meta(params, hyper, config)
-
-    def gradient(meta: Meta, params: Params, data: Trajectory, good: jax.Array) -> Params:
-        """Down which policy and value go, of one batch ``[N, T]``; targets are live.
-
-        So is the ratio that weights a step of the policy: its derivative there says what the update would be
-        like if the policy had begun elsewhere. Those in the targets are data, as in IMPALA: live, they
-        would move the targets of the values with the policy and leave what they are judged by behind.
-        """
-        counted = jax.vmap(in_first_episode)(data.last) & good[:, None]
-        discount = meta.hyper.discount * data.discount
-
-        def along(function: Callable[[Params], jax.Array], at: Params, e: jax.Array) -> Params:
-            num_steps = count(good, e) * e.shape[1]
-            return surrogates.semi_gradient(function, at, -jnp.where(counted, e, 0.0) / num_steps)
-
-        def log_prob(theta: Params) -> jax.Array:
-            return log_probs(policy, theta, data)
-
-        def predict(w: Params) -> jax.Array:
-            return value.apply(w, data.timestep.obs)
-
-        rho = jnp.exp(log_prob(params["policy"]) - data.log_prob)
-        v, v_next = predict(params["value"]), value.apply(params["value"], data.next_obs)
-        advantage, error = vtrace_errors(
-            data, discount, v, v_next, jax.lax.stop_gradient(rho), meta.hyper, config
-        )
-        g = jax.vmap(cumulative_discount)(discount, data.timestep.first)
-        return {
-            "policy": along(
-                log_prob, params["policy"], g * jnp.minimum(rho, config.rho_bar) * advantage
-            ),
-            "value": along(predict, params["value"], error),
-        }
+        return {"policy": policy.init(policy_key), "value": value.init(value_key)}
 
     parts = learners.replay_learner(
-        family, config, policy, lambda meta, params: params["policy"], gradient
+        family,
+        config,
+        policy,
+        init=init,
+        policy_params=lambda meta, params: params["policy"],
+        gradient=partial(actor_critic_gradient, policy=policy, value=value, config=config),
     )
 
     def task_loss(meta: Meta, key: jax.Array, task: Task) -> tuple[jax.Array, dict]:
         history = parts.live(key, meta, task)
-        params, data = jax.tree.map(lambda x: x[-1], (history.agent.params, history.trajectories))
+        agent, data = last_round(history)
         data, good = without_broken_streams(data)
         loss, report = learners.replay.outer_loss(
-            log_probs(policy, params["policy"], data),
+            log_probs(policy, agent.params["policy"], data),
             data,
             good,
-            value.apply(params["value"], data.timestep.obs),
-            value.apply(params["value"], data.next_obs),
+            value.apply(agent.params["value"], data.timestep.obs),
+            value.apply(agent.params["value"], data.next_obs),
             meta.hyper,
         )
         return loss, report | learners.gradient.report(history)
 
-    return meta_updates.follow_meta_gradient(
-        task_loss,
-        parts.learner,
-        init,
-        learners.gradient.learned_part(config),
-        hyper,
-        optimizer,
-        env_steps=parts.env_steps,
-        tasks_per_chunk=config.tasks_per_chunk,
+    return learners.gradient.meta_learned(task_loss, parts, hyper, optimizer)
+
+
+def actor_critic_gradient(
+    meta: Meta,
+    params: Params,
+    data: Trajectory,
+    good: jax.Array,
+    *,
+    policy: Policy,
+    value: Value,
+    config: Config,
+) -> Params:
+    """The direction that policy and value descend, on the ``good [N]`` streams of a batch ``[N, T]``.
+
+    Targets are live, and so is the ratio that weights a step of the policy: its derivative tells how the
+    update changes with the policy's first parameters. The ratios in the targets are data, as in IMPALA. If
+    they were live, the policy would move the targets of the values but not the targets of the outer loss.
+    """
+    counted = jax.vmap(in_first_episode)(data.last) & good[:, None]
+    discount = meta.hyper.discount * data.discount
+
+    def along(function: Callable[[Params], jax.Array], at: Params, e: jax.Array) -> Params:
+        num_steps = count(good, e) * e.shape[1]
+        return surrogates.semi_gradient(function, at, -jnp.where(counted, e, 0.0) / num_steps)
+
+    def log_prob(theta: Params) -> jax.Array:
+        return log_probs(policy, theta, data)
+
+    def predict(w: Params) -> jax.Array:
+        return value.apply(w, data.timestep.obs)
+
+    rho = jnp.exp(log_prob(params["policy"]) - data.log_prob)
+    v, v_next = predict(params["value"]), value.apply(params["value"], data.next_obs)
+    advantage, error = vtrace_errors(
+        data, discount, v, v_next, jax.lax.stop_gradient(rho), meta.hyper, config
     )
+    g = jax.vmap(cumulative_discount)(discount, data.timestep.first)
+    weighted = g * jnp.minimum(rho, config.rho_bar) * advantage
+    return {
+        "policy": along(log_prob, params["policy"], weighted),
+        "value": along(predict, params["value"], error),
+    }
 
 
 def vtrace_errors(
@@ -192,7 +193,7 @@ def vtrace_errors(
         lambda_=hyper.trace_lambda,
     )
     target = jax.vmap(targets)(data.reward, discount, v=v, v_next=v_next, rho=rho, last=data.last)
-    # The target of the step that follows; behind an episode's and the stream's end, its value.
+    # The target of the next step; behind the end of an episode or of the stream, the next value.
     goes_on = ~data.last.at[:, -1].set(True)
     to_come = jnp.where(goes_on, jnp.roll(target, -1, axis=1), v_next)
     return td_errors(data.reward, discount, v=v, v_next=to_come), target - v

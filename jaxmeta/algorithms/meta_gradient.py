@@ -44,7 +44,7 @@ from jaxmeta.learners.actor_critic import (
     learned_hyper,
 )
 from jaxmeta.learners.gradient import mean_kl, skipped_streams
-from jaxmeta.meta_updates.outer_loop import Optimizer, outer_optimizer
+from jaxmeta.meta_updates.outer_loop import PARAMS, Optimizer, descend, outer_optimizer
 from jaxmeta.meta_updates.windows import Window
 from jaxmeta.networks.policies import Policy
 from jaxmeta.networks.values import Value
@@ -179,21 +179,15 @@ def meta_gradient(
         gradient = meta_updates.masked_mean(seen.gradient, good)
         norm = optax.tree.norm(gradient)
         applied = jnp.any(good) & jnp.isfinite(norm)
-        params, optimizer_state = meta_updates.guarded_update(
-            outer_optimizer(optimizer, state.meta.hyper),
-            gradient,
-            state.optimizer,
-            state.meta.params,
-            apply=applied,
-        )
-        meta = state.meta._replace(params=params)
+        transform = outer_optimizer(optimizer, state.meta.hyper)
+        state = descend(state, gradient, PARAMS, transform, apply=applied)
+        meta = state.meta
         after = jax.vmap(lives.learn, (0, None, 0, 0))(learn_keys, meta, seen.life, seen.held_out)
         # And so is that of one to whom its task shows nothing but broken numbers.
         blind = ~jnp.any(jax.vmap(finite_streams)(seen.held_out), axis=1)
         after = lifelong.aged(after, blind, window.lifespan)
-        num_updates = state.num_updates + applied.astype(jnp.int32)
         metrics = _returns(seen) | {f"learned/{x}": y for x, y in learned_numbers(meta, config)}
-        return State(meta, after, seen.after, optimizer_state, num_updates), metrics | {
+        return state._replace(lives=after, scores=seen.after), metrics | {
             "meta_grad_norm": norm,
             "skipped_tasks": num_tasks - jnp.sum(good),
             "skipped_updates": jnp.asarray(~applied, jnp.int32),

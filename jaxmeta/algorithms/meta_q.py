@@ -1,17 +1,18 @@
 r"""Meta-learned action values: control by a softmax of Q, adapted by Retrace or tree-backup.
 
-The agent holds Q_w, which starts at what is meta-learned, and acts by π(a|s) ∝ exp(Q_w(s, a)/τ). An update
-looks at the last R batches of experience, each of the policy μ that acted then, and takes a step
+The agent holds Q_w, which starts at meta-learned parameters, and acts by π(a|s) ∝ exp(Q_w(s, a)/τ). An update
+uses the last R batches of experience, each of the policy μ that acted then, and takes a step
 
 $$w ← w + α \,\mathrm{mean}_t\, (\mathrm{target}_t - Q_w(s_t, a_t)) ∇Q_w(s_t, a_t)$$
 
 on targets of the present π (Munos et al. 2016, "Safe and efficient off-policy reinforcement learning",
-eq. 3). The policy after the updates is a differentiable function of where they began, so the
-meta-objective is that of `meta_actor_critic`: the return on new experience, less ``value_cost`` times the
-error of the values (`learners.replay.outer_loss`).
+eq. 3). The policy after the updates is a differentiable function of the first parameters, so the
+meta-objective is the one of `meta_actor_critic`: the return on new experience, less ``value_cost`` times
+the error of the values (`learners.replay.outer_loss`).
 """
 
 import dataclasses
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -19,12 +20,12 @@ import jax.numpy as jnp
 import optax
 from gymnax.environments import spaces
 
-from jaxmeta import checks, learners, meta_updates
+from jaxmeta import checks, learners
 from jaxmeta.estimators import surrogates
 from jaxmeta.estimators.episodes import in_first_episode
 from jaxmeta.estimators.returns import action_value_targets
 from jaxmeta.estimators.streams import count, without_broken_streams
-from jaxmeta.learners.gradient import Meta
+from jaxmeta.learners.gradient import Meta, last_round
 from jaxmeta.meta_updates.outer_loop import Optimizer
 from jaxmeta.networks.distributions import Categorical
 from jaxmeta.networks.policies import Policy, feed_forward
@@ -91,71 +92,71 @@ def meta_q(
         raise ValueError(
             f"family {family.name!r} has actions in {space!r}; meta_q needs a Discrete space"
         )
+    if q is not None:
+        checks.ignored(config, ("hidden_sizes",), "beside a q= of your own")
     q = q or value_mlp(family.observation_shape, config.hidden_sizes, space.n)
-    policy = softmax_policy(q)
-
-    def init(key: jax.Array, hyper: Any) -> Meta:
-        return learners.gradient.first_meta(q.init(key), hyper, config)
-
-    def values(params: Params, obs: jax.Array, hyper: Any) -> tuple[jax.Array, Categorical]:
-        """Mean of Q under π, and π, for ``obs [N, T, *obs_shape]``."""
-        every = q.apply(params, obs)
-        distribution = Categorical(every / hyper.temperature)
-        return jnp.sum(jnp.exp(distribution.log_probs()) * every, axis=-1), distribution
-
-    def gradient(meta: Meta, params: Params, data: Trajectory, good: jax.Array) -> Params:
-        """Down which Q goes, of one batch ``[N, T]``; ratios and targets are live."""
-
-        def taken(params: Params) -> jax.Array:
-            every = q.apply(params, data.timestep.obs)
-            return jnp.take_along_axis(every, data.action[..., None], axis=-1)[..., 0]
-
-        _, distribution = values(params, data.timestep.obs, meta.hyper)
-        v_next, _ = values(params, data.next_obs, meta.hyper)
-        log_prob = distribution.log_prob(data.action)
-        if config.trace == "retrace":
-            # Ratios of new experience are 1, where the derivative of min(1, ρ) is whole or none of ρ's
-            # as rounding has it: the trace's length is data.
-            ratio = jnp.exp(jax.lax.stop_gradient(log_prob) - data.log_prob)
-            cut = jnp.minimum(1.0, ratio)
-        else:
-            cut = jnp.exp(log_prob)
-        now = taken(params)
-        target = jax.vmap(action_value_targets)(
-            data.reward,
-            meta.hyper.discount * data.discount,
-            q=now,
-            v_next=v_next,
-            c=meta.hyper.trace_lambda * cut,
-            last=data.last,
-        )
-        counted = jax.vmap(in_first_episode)(data.last) & good[:, None]
-        error = jnp.where(counted, target - now, 0.0)
-        num_steps = count(good, error) * error.shape[1]
-        return surrogates.semi_gradient(taken, params, -error / num_steps)
-
     parts = learners.replay_learner(
-        family, config, policy, lambda meta, params: (params, meta.hyper.temperature), gradient
+        family,
+        config,
+        softmax_policy(q),
+        init=q.init,
+        policy_params=lambda meta, params: (params, meta.hyper.temperature),
+        gradient=partial(q_gradient, q=q, config=config),
     )
 
     def task_loss(meta: Meta, key: jax.Array, task: Task) -> tuple[jax.Array, dict]:
         history = parts.live(key, meta, task)
-        params, data = jax.tree.map(lambda x: x[-1], (history.agent.params, history.trajectories))
+        agent, data = last_round(history)
         data, good = without_broken_streams(data)
-        v, distribution = values(params, data.timestep.obs, meta.hyper)
-        v_next, _ = values(params, data.next_obs, meta.hyper)
+        v, distribution = mean_values(agent.params, data.timestep.obs, meta.hyper, q)
+        v_next, _ = mean_values(agent.params, data.next_obs, meta.hyper, q)
         loss, report = learners.replay.outer_loss(
             distribution.log_prob(data.action), data, good, v, v_next, meta.hyper
         )
         return loss, report | learners.gradient.report(history)
 
-    return meta_updates.follow_meta_gradient(
-        task_loss,
-        parts.learner,
-        init,
-        learners.gradient.learned_part(config),
-        hyper,
-        optimizer,
-        env_steps=parts.env_steps,
-        tasks_per_chunk=config.tasks_per_chunk,
+    return learners.gradient.meta_learned(task_loss, parts, hyper, optimizer)
+
+
+def mean_values(
+    params: Params, obs: jax.Array, hyper: Any, q: Value
+) -> tuple[jax.Array, Categorical]:
+    """The mean of Q under π, and π, for ``obs [N, T, *obs_shape]``."""
+    every = q.apply(params, obs)
+    distribution = Categorical(every / hyper.temperature)
+    return jnp.sum(jnp.exp(distribution.log_probs()) * every, axis=-1), distribution
+
+
+def q_gradient(
+    meta: Meta, params: Params, data: Trajectory, good: jax.Array, *, q: Value, config: Config
+) -> Params:
+    """The direction that Q descends, on the ``good [N]`` streams of a batch ``[N, T]``. Targets are live."""
+
+    def taken(params: Params) -> jax.Array:
+        every = q.apply(params, data.timestep.obs)
+        return jnp.take_along_axis(every, data.action[..., None], axis=-1)[..., 0]
+
+    _, distribution = mean_values(params, data.timestep.obs, meta.hyper, q)
+    v_next, _ = mean_values(params, data.next_obs, meta.hyper, q)
+    now, log_prob = taken(params), distribution.log_prob(data.action)
+    target = jax.vmap(action_value_targets)(
+        data.reward,
+        meta.hyper.discount * data.discount,
+        q=now,
+        v_next=v_next,
+        c=meta.hyper.trace_lambda * trace_factor(log_prob, data.log_prob, config.trace),
+        last=data.last,
     )
+    counted = jax.vmap(in_first_episode)(data.last) & good[:, None]
+    error = jnp.where(counted, target - now, 0.0)
+    num_steps = count(good, error) * error.shape[1]
+    return surrogates.semi_gradient(taken, params, -error / num_steps)
+
+
+def trace_factor(log_prob: jax.Array, log_prob_mu: jax.Array, trace: str) -> jax.Array:
+    """The factor that cuts a trace at each step, from log-probabilities under π and μ, all ``[N, T]``."""
+    if trace == "tree_backup":
+        return jnp.exp(log_prob)
+    # Ratios are data. On new experience they are 1 up to rounding, which would decide at each step
+    # whether min(1, ρ) has the derivative of ρ or none.
+    return jnp.minimum(1.0, jnp.exp(jax.lax.stop_gradient(log_prob) - log_prob_mu))

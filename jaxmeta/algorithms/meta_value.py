@@ -1,4 +1,4 @@
-r"""Meta-learned value functions: predict a policy's return in a new task from a little experience of another's.
+r"""Meta-learned value functions: predict a policy's return in a new task from a little experience of another policy.
 
 In a task there are two policies, a target π whose value is wanted and a behaviour μ that acts. The agent
 holds a value function V_w. It starts at the meta-learned w_0 and takes K steps on one batch D of μ's
@@ -6,10 +6,10 @@ experience,
 
 $$w_{k+1} = w_k + β \,\mathrm{mean}_t\, e_t ∇V_{w_k}(s_t), \quad e_t = \mathrm{target}_t - V_{w_k}(s_t),$$
 
-on targets that importance ratios ρ = π/μ turn from μ's to π's. The meta-objective is the prediction error
-after the steps, ``½ E (V_{w_K}(s) - V^π(s))²``, measured on *other* experience D' of the same task: on D
-itself the targets know what w_K was made of. Its gradient in w_0 (and in β, where step sizes are learned)
-goes through every step, through the bootstrap values in the targets too.
+on targets for π; importance ratios ρ = π/μ correct for the actions of μ. The meta-objective is the
+prediction error after the steps, ``½ E (V_{w_K}(s) - V^π(s))²``, measured on *other* experience D' of the
+same task: w_K was fitted to D, so its error on D is biased. The gradient in w_0 (and in β, if step sizes
+are learned) goes through every step, also through the bootstrap values in the targets.
 
 Model-agnostic meta-learning (Finn, Abbeel & Levine 2017, algorithm 1) of temporal-difference learning
 (Sutton 1988) with the corrections of Precup, Sutton & Singh 2000, "Eligibility traces for off-policy policy
@@ -26,7 +26,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxmeta import checks, learners, meta_updates, rollouts
+from jaxmeta import checks, learners, rollouts
 from jaxmeta.estimators import surrogates
 from jaxmeta.estimators.returns import (
     importance_returns,
@@ -34,10 +34,19 @@ from jaxmeta.estimators.returns import (
     weighted_importance_returns,
 )
 from jaxmeta.estimators.streams import count, mean_over_streams, without_broken_streams
-from jaxmeta.learners.gradient import Adaptation, Meta, adapted, with_adapted
+from jaxmeta.learners.gradient import (
+    Adaptation,
+    Meta,
+    adapted,
+    check_adapts,
+    first_meta,
+    inner_step,
+    rematerialized,
+    with_adapted,
+)
 from jaxmeta.meta_updates.outer_loop import Optimizer
-from jaxmeta.networks.policies import Policy, acting, default_policy, log_probs
-from jaxmeta.networks.values import Value, value_mlp
+from jaxmeta.networks.policies import Policy, acting, log_probs
+from jaxmeta.networks.values import Value
 from jaxmeta.tasks.family import TaskFamily
 from jaxmeta.types import Learner, MetaAlgorithm, Params, Task, Trajectory
 
@@ -58,7 +67,7 @@ class Config(Adaptation):
     step_sizes: Literal["fixed", "scalar", "parameter"] = "parameter"
     """Step sizes: fixed, one that is learned, or one learned per parameter (Meta-SGD: Li et al. 2017)."""
     scored: Literal["last", "all"] = "all"
-    """Whose prediction error counts: that after the `last` step, or the mean over `all` K."""
+    """The prediction error that counts: after the `last` step, or the mean over `all` K."""
     target: Literal["vtrace", "importance_sampling", "weighted_importance_sampling", "td"] = (
         "vtrace"
     )
@@ -75,8 +84,8 @@ class Config(Adaptation):
     control variates or without; or V-trace with the bars above, which is less noisy. All of them
     bootstrap from the adapted values where a time limit cuts a stream off."""
     outer_policy: Literal["behaviour", "target"] = "behaviour"
-    """The policy that collects the experience on which predictions are measured: with the target's there is nothing to
-    correct, and unbiased targets are Monte-Carlo returns."""
+    """The policy that collects the experience on which predictions are measured. The target policy's needs no
+    correction, and unbiased targets are then Monte-Carlo returns."""
     policy: Literal["mlp", "categorical", "gaussian", "softmax_linear"] = "mlp"
     """The kind of π and μ: a tanh network, categorical or Gaussian as the action space asks, or
     softmax-linear."""
@@ -90,6 +99,8 @@ class Config(Adaptation):
         checks.choice("gradient", self.gradient, ("semi", "residual"))
         checks.choice("outer_target", self.outer_target, OUTER_TARGETS)
         checks.choice("outer_policy", self.outer_policy, ("behaviour", "target"))
+        if "vtrace" not in (self.target, self.outer_target):
+            checks.ignored(self, ("rho_bar", "c_bar"), "unless target or outer_target is 'vtrace'")
 
 
 class Hyper(NamedTuple):
@@ -123,7 +134,7 @@ class Agent(NamedTuple):
 
 
 class MetaValue(NamedTuple):
-    """The learner and the parts that losses and evaluations need; everything is of one task."""
+    """A learner of values, with the functions that losses and evaluations need. All are for one task."""
 
     learner: Learner
     init: Callable[[jax.Array, Any], Meta]
@@ -137,6 +148,14 @@ class MetaValue(NamedTuple):
     log_ratio: Callable[[Agent, Trajectory], jax.Array]
     """``(agent, data [N, T]) -> log π(a_t|s_t) - log μ(a_t|s_t)``, ``[N, T]``."""
     policy: Policy
+    setup: rollouts.Setup
+    """The learner in its environment, N streams of T steps."""
+    config: Config
+
+    @property
+    def env_steps(self) -> int:
+        """Steps of one task in a meta-update: 2 N T, a batch to learn from and a batch to predict."""
+        return 2 * self.setup.num_streams * self.setup.num_steps
 
 
 @checks.arguments
@@ -147,82 +166,105 @@ def meta_value_parts(
     policy: Policy | None = None,
     value: Value | None = None,
 ) -> MetaValue:
-    """The learner that ``config`` describes, on tasks of ``family``; arguments as in `meta_value`."""
-    policy = policy or default_policy(
-        config.policy,
-        family.observation_shape,
-        family.action_space,
-        config.hidden_sizes,
-        features=family.action_features,
-    )
-    value = value or value_mlp(family.observation_shape, config.hidden_sizes)
-
-    def log_ratio(agent: Agent, data: Trajectory) -> jax.Array:
-        return log_probs(policy, agent.target, data) - data.log_prob
-
-    def init(key: jax.Array, hyper: Any) -> Meta:
-        return learners.gradient.first_meta(value.init(key), hyper, config)
-
-    def birth(key: jax.Array, meta: Meta) -> Agent:
-        """π and μ are drawn where an agent is born: they are as new to it as its task."""
-        init_key, target_key, behaviour_key = jax.random.split(key, 3)
-        target = scattered(target_key, policy.init(init_key), meta.hyper.policy_scale)
-        behaviour = scattered(behaviour_key, target, meta.hyper.policy_distance)
-        return Agent(meta.params, target, behaviour)
-
-    def update(key: jax.Array, meta: Meta, agent: Agent, data: Trajectory) -> Agent:
-        del key
-        data, good = without_broken_streams(data)
-        rho = jnp.exp(log_ratio(agent, data))
-        part = adapted(agent.value, config)
-
-        def predict(part: Any) -> jax.Array:
-            return value.apply(with_adapted(agent.value, part, config), data.timestep.obs)
-
-        def errors(part: Any) -> jax.Array:
-            v = predict(part)
-            v_next = value.apply(with_adapted(agent.value, part, config), data.next_obs)
-            return inner_targets(data, good, v, v_next, rho, meta.hyper, config) - v
-
-        if config.gradient == "residual":
-            gradient = jax.grad(lambda part: 0.5 * mean_over_streams(errors(part) ** 2, good))(part)
-        else:
-            num_steps = count(good, data.reward) * data.reward.shape[1]
-            descent = -jnp.where(good[:, None], errors(part), 0.0) / num_steps
-            gradient = surrogates.semi_gradient(predict, part, descent)
-        part = learners.gradient.stepped(part, meta, gradient, config)
-        return agent._replace(value=with_adapted(agent.value, part, config))
-
+    """The learner that ``config`` describes, on tasks of ``family``; arguments and errors as in `meta_value`."""
+    policy, value = learners.gradient.policy_and_value(family, config, policy, value)
+    check_adapts(config, value.init)
+    log_ratio = partial(log_ratios, policy=policy)
+    update = partial(value_step, log_ratio=log_ratio, value=value, config=config)
     learner = Learner(
-        init=birth,
+        init=partial(birth, policy=policy),
         memory=lambda meta: policy.memory(),
         act=acting(policy.step, lambda meta, agent: agent.behaviour),
-        update=jax.checkpoint(update) if config.rematerialize else update,
+        update=rematerialized(update, config),
     )
-
     learner = checks.reading(learner, Meta)
     num_steps = config.num_steps or family.horizon  # values bootstrap where a stream is cut
     setup = rollouts.Setup(learner, family.env, config.num_streams, num_steps, config.unroll)
+    return MetaValue(
+        learner=learner,
+        init=lambda key, hyper: first_meta(value.init(key), hyper, config),
+        experience=partial(experience, setup=setup),
+        adapt=partial(adapt, learner=learner),
+        predict=value.apply,
+        log_ratio=log_ratio,
+        policy=policy,
+        setup=setup,
+        config=config,
+    )
 
-    def experience(key: jax.Array, meta: Meta, task: Task, agent: Agent) -> Trajectory:
-        begin_key, act_key = jax.random.split(key)
-        streams = rollouts.begin_streams(begin_key, meta, task, setup=setup)
-        return rollouts.collect(act_key, meta, task, agent, streams, setup=setup)[1]
 
-    def adapt(meta: Meta, agent: Agent, data: Trajectory, *, num_updates: int) -> Params:
-        def update(agent: Agent, key: jax.Array) -> tuple[Agent, Params]:
-            after = learner.update(key, meta, agent, data)
-            return after, after.value
+def birth(key: jax.Array, meta: Meta, *, policy: Policy) -> Agent:
+    """A newborn agent. π and μ are drawn with it, because they are as new to it as its task."""
+    init_key, target_key, behaviour_key = jax.random.split(key, 3)
+    target = perturbed(target_key, policy.init(init_key), meta.hyper.policy_scale)
+    behaviour = perturbed(behaviour_key, target, meta.hyper.policy_distance)
+    return Agent(meta.params, target, behaviour)
 
-        newborn = jax.tree.map(lambda w: w[None], agent.value)
-        if num_updates == 0:  # a scan of no steps cannot run in Python
-            return newborn
-        # The keys are for learners that draw in their updates; this one does not.
-        keys = jax.random.split(jax.random.key(0), num_updates)
-        _, steps = jax.lax.scan(update, agent, keys)
-        return jax.tree.map(lambda w, ws: jnp.concatenate([w, ws]), newborn, steps)
 
-    return MetaValue(learner, init, experience, adapt, value.apply, log_ratio, policy)
+def log_ratios(agent: Agent, data: Trajectory, *, policy: Policy) -> jax.Array:
+    """``log π(a_t|s_t) - log μ(a_t|s_t)`` on ``data [N, T]``, ``[N, T]``."""
+    return log_probs(policy, agent.target, data) - data.log_prob
+
+
+def value_step(
+    key: jax.Array,
+    meta: Meta,
+    agent: Agent,
+    data: Trajectory,
+    *,
+    log_ratio: Callable[[Agent, Trajectory], jax.Array],
+    value: Value,
+    config: Config,
+) -> Agent:
+    """The agent after a step of its value on a batch ``data [N, T]`` of μ's experience."""
+    del key
+    data, good = without_broken_streams(data)
+    rho = jnp.exp(log_ratio(agent, data))
+    part = adapted(agent.value, config)
+
+    def predict(part: Any) -> jax.Array:
+        return value.apply(with_adapted(agent.value, part, config), data.timestep.obs)
+
+    def errors(part: Any) -> jax.Array:
+        v = predict(part)
+        v_next = value.apply(with_adapted(agent.value, part, config), data.next_obs)
+        return inner_targets(data, good, v, v_next, rho, meta.hyper, config) - v
+
+    if config.gradient == "residual":
+        gradient = jax.grad(lambda part: 0.5 * mean_over_streams(errors(part) ** 2, good))(part)
+    else:
+        num_steps = count(good, data.reward) * data.reward.shape[1]
+        descent = -jnp.where(good[:, None], errors(part), 0.0) / num_steps
+        gradient = surrogates.semi_gradient(predict, part, descent)
+    part = inner_step(part, meta, gradient, config)
+    return agent._replace(value=with_adapted(agent.value, part, config))
+
+
+def experience(
+    key: jax.Array, meta: Meta, task: Task, agent: Agent, *, setup: rollouts.Setup
+) -> Trajectory:
+    """Episodes of μ from their first step, ``[N, T]``."""
+    begin_key, act_key = jax.random.split(key)
+    streams = rollouts.begin_streams(begin_key, meta, task, setup=setup)
+    return rollouts.collect(act_key, meta, task, agent, streams, setup=setup)[1]
+
+
+def adapt(
+    meta: Meta, agent: Agent, data: Trajectory, *, learner: Learner, num_updates: int
+) -> Params:
+    """The values ``w_0 ... w_K`` of K steps on one batch ``data [N, T]``: a tree with leading ``[K + 1]``."""
+
+    def update(agent: Agent, key: jax.Array) -> tuple[Agent, Params]:
+        after = learner.update(key, meta, agent, data)
+        return after, after.value
+
+    newborn = jax.tree.map(lambda w: w[None], agent.value)
+    if num_updates == 0:  # a scan of no steps cannot run in Python
+        return newborn
+    # Updates take a key; a step of the value does not use it.
+    keys = jax.random.split(jax.random.key(0), num_updates)
+    _, steps = jax.lax.scan(update, agent, keys)
+    return jax.tree.map(lambda w, ws: jnp.concatenate([w, ws]), newborn, steps)
 
 
 @checks.constructor(policy_scale=(0, 1e6), policy_distance=(0, 1e6))
@@ -252,17 +294,19 @@ def meta_value(
         ValueError: the policy does not fit the family's action space; a value of ``hyper`` is out of
             range.
     """
+    if "vtrace" not in (config.target, config.outer_target) and config.target != "td":
+        checks.ignored(hyper, ("trace_lambda",), "without V-trace and TD(λ)")
     parts = meta_value_parts(family, config, policy=policy, value=value)
 
     def task_loss(meta: Meta, key: jax.Array, task: Task) -> tuple[jax.Array, dict]:
         birth_key, data_key, outer_key = jax.random.split(key, 3)
         agent = parts.learner.init(birth_key, meta)
         data = parts.experience(data_key, meta, task, agent)
-        judge = agent
-        if config.outer_policy == "target":
-            judge = agent._replace(behaviour=agent.target)
-        fresh = parts.experience(outer_key, meta, task, judge)
         weights = parts.adapt(meta, agent, data, num_updates=config.num_updates)
+        outer_agent = agent
+        if config.outer_policy == "target":
+            outer_agent = agent._replace(behaviour=agent.target)
+        fresh = parts.experience(outer_key, meta, task, outer_agent)
         errors = jax.vmap(lambda w: prediction_error(parts, w, agent, fresh, meta.hyper, config))(
             weights
         )
@@ -273,17 +317,7 @@ def meta_value(
         report["log_ratio"] = mean_over_streams(jnp.abs(parts.log_ratio(agent, data)), good)
         return jnp.mean(scored), report
 
-    steps = config.num_streams * (config.num_steps or family.horizon)
-    return meta_updates.follow_meta_gradient(
-        task_loss,
-        parts.learner,
-        parts.init,
-        learners.gradient.learned_part(config),
-        hyper,
-        optimizer,
-        env_steps=2 * steps,
-        tasks_per_chunk=config.tasks_per_chunk,
-    )
+    return learners.gradient.meta_learned(task_loss, parts, hyper, optimizer)
 
 
 def prediction_error(
@@ -291,8 +325,8 @@ def prediction_error(
 ) -> jax.Array:
     """``½ mean_t (V_w(s_t) - target_t)²`` on data ``[N, T]`` that w does not depend on, ``[]``.
 
-    Targets are constants. With unbiased ones the gradient is that of the error to V^π, weighted by where
-    the data's policy goes.
+    Targets are constants. With unbiased targets the gradient is the gradient of the error to V^π, weighted by
+    the states that the data's policy visits.
     """
     data, good = without_broken_streams(data)
     v, v_next = parts.predict(w, data.timestep.obs), parts.predict(w, data.next_obs)
@@ -317,7 +351,8 @@ def inner_targets(
     if config.target == "weighted_importance_sampling":
         return weighted_importance_returns(**stream, good=good)
     if config.target == "td":
-        stream["rho"] = jnp.ones_like(rho)
+        uncorrected = partial(vtrace_targets, lambda_=hyper.trace_lambda)
+        return jax.vmap(uncorrected)(**stream | {"rho": jnp.ones_like(rho)}, v=v)
     return jax.vmap(_vtrace(hyper, config))(**stream, v=v)
 
 
@@ -350,7 +385,7 @@ def _stream(data: Trajectory, v_next: jax.Array, rho: jax.Array, hyper: Any) -> 
     return dict(reward=data.reward, discount=discount, v_next=v_next, rho=rho, last=data.last)
 
 
-def scattered(key: jax.Array, params: Params, scale: jax.Array) -> Params:
+def perturbed(key: jax.Array, params: Params, scale: jax.Array) -> Params:
     """``params`` with normal noise of standard deviation ``scale []``."""
     leaves, structure = jax.tree.flatten(params)
     keys = jax.random.split(key, len(leaves))

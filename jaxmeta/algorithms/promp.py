@@ -5,10 +5,10 @@ task is recorded under θ_o, then used for several steps on
 
 $$J^{ProMP}(θ) = J^{CLIP}(θ) - η \,KL(π_{θ_o}, π_θ) \quad\text{(eq. 11 and 12)}$$
 
-with the likelihood-ratio objective J^LR inside (the surrogate `lvc`, whose curvature has low variance),
-PPO's clipped objective outside and the Kullback-Leibler divergence, on pre-update experience, of the
-policies that acted before each inner update, summed over updates. Ratios are to the recorded policies in both; the inner
-update is taken anew from the moved θ at every step.
+with the likelihood-ratio objective J^LR inside (the surrogate `lvc`, whose curvature has low variance) and
+PPO's clipped objective outside. The Kullback-Leibler divergence is between the policies before each inner
+update, on the experience before it, summed over updates. Both objectives have ratios to the recorded
+policies. Every step takes the inner updates again, from its own θ.
 """
 
 import dataclasses
@@ -22,8 +22,8 @@ import optax
 from jaxmeta import checks, learners, meta_updates, rollouts
 from jaxmeta.estimators import surrogates
 from jaxmeta.estimators.streams import without_broken_streams
-from jaxmeta.learners.gradient import Meta, combine, learned_part, mean_kl, partition
-from jaxmeta.meta_updates.gradients import State, meta_gradient
+from jaxmeta.learners.gradient import GradientLearner, Meta, last_round, learned_part, mean_kl
+from jaxmeta.meta_updates.gradients import State
 from jaxmeta.meta_updates.outer_loop import Optimizer
 from jaxmeta.networks.policies import Policy
 from jaxmeta.tasks.family import TaskFamily
@@ -72,52 +72,64 @@ def promp(
 ) -> MetaAlgorithm:
     """ProMP on a family of tasks; arguments and errors as in `maml`."""
     parts = learners.gradient_learner(family, config, policy=policy)
-
-    def epoch_loss(meta: Meta, key: jax.Array, recorded: History) -> tuple[jax.Array, dict]:
-        """Minus J^ProMP in one task (to be minimised) on its recorded lifetime ``[K + 1]``."""
-        data = recorded.trajectories
-        agents = rollouts.replay(key, meta, data, learner=parts.learner).agent
-        clipped = partial(surrogates.ppo_clip, epsilon=meta.hyper.clip)
-        last_agent, last_data = jax.tree.map(lambda x: x[-1], (agents, data))
-        loss = parts.loss(last_agent, last_data, meta.hyper, clipped)
-
-        def divergence(old: Params, new: Params, data: Trajectory) -> jax.Array:
-            data, good = without_broken_streams(data)
-            return mean_kl(parts.distribution(old, data), parts.distribution(new, data), good)
-
-        acted = jax.tree.map(lambda x: x[:-1], (recorded.agent, agents, data))
-        kl = jnp.sum(jax.vmap(divergence)(*acted))
-        return loss + meta.hyper.kl_cost * kl, {"kl": kl} | learners.gradient.report(recorded)
+    part = learned_part(config)
 
     def init(key: jax.Array, hyper: Hyper = hyper) -> State:
-        return meta_updates.first_state(parts.init(key, hyper), learned_part(config), optimizer)
+        return meta_updates.first_state(parts.init(key, hyper), part, optimizer)
 
     def step(key: jax.Array, state: State, tasks: Task) -> tuple[State, dict]:
-        keys, recorded = learners.gradient.record(key, state.meta, tasks, parts, config)
+        keys, recorded = learners.gradient.record(key, state.meta, tasks, parts=parts)
 
         def epoch(state: State, _: None) -> tuple[State, dict]:
-            gradient, metrics = meta_gradient(
-                lambda learned, key, recorded: epoch_loss(
-                    combine(state.meta, learned, config), key, recorded
+            gradient, metrics = meta_updates.meta_gradient(
+                lambda learned, key, history: promp_loss(
+                    part.combine(state.meta, learned), key, history, parts
                 ),
-                partition(state.meta, config),
+                part.partition(state.meta),
                 keys,
                 recorded,
                 tasks_per_chunk=config.tasks_per_chunk,
             )
             applied = meta_updates.is_applicable(metrics, len(keys))
-            state = meta_updates.descend(
-                state, gradient, learned_part(config), optimizer, apply=applied
-            )
+            transform = meta_updates.outer_optimizer(optimizer, state.meta.hyper)
+            state = meta_updates.descend(state, gradient, part, transform, apply=applied)
             metrics["skipped_updates"] = jnp.asarray(~applied, jnp.int32)
             return state, metrics
 
-        before = state.num_updates
-        state, rows = jax.lax.scan(epoch, state, length=config.num_epochs)
-        metrics = jax.tree.map(lambda row: row[-1], rows)
-        metrics["skipped_tasks"] = jnp.max(rows["skipped_tasks"])
-        metrics["skipped_updates"] = jnp.min(rows["skipped_updates"])
+        after, rows = jax.lax.scan(epoch, state, length=config.num_epochs)
+        metrics = of_last_epoch(rows)
         metrics["env_steps"] = jnp.asarray(len(keys) * parts.env_steps, jnp.int32)
-        return state._replace(num_updates=jnp.minimum(state.num_updates, before + 1)), metrics
+        # The epochs are one meta-update, applied if any of them was.
+        num_updates = jnp.minimum(after.num_updates, state.num_updates + 1)
+        return after._replace(num_updates=num_updates), metrics
 
     return MetaAlgorithm(init, step, parts.learner)
+
+
+def promp_loss(
+    meta: Meta, key: jax.Array, recorded: History, parts: GradientLearner
+) -> tuple[jax.Array, dict]:
+    """Minus J^ProMP in one task on its recorded lifetime ``[K + 1]``: ``(loss [], report)``."""
+    data = recorded.trajectories
+    replayed = rollouts.replay(key, meta, data, learner=parts.learner)
+    clipped = partial(surrogates.ppo_clip, epsilon=meta.hyper.clip)
+    loss = parts.loss(*last_round(replayed), meta.hyper, clipped)
+
+    def divergence(old: Params, new: Params, data: Trajectory) -> jax.Array:
+        data, good = without_broken_streams(data)
+        return mean_kl(parts.distribution(old, data), parts.distribution(new, data), good)
+
+    before_updates = jax.tree.map(lambda x: x[:-1], (recorded.agent, replayed.agent, data))
+    kl = jnp.sum(jax.vmap(divergence)(*before_updates))
+    return loss + meta.hyper.kl_cost * kl, {"kl": kl} | learners.gradient.report(recorded)
+
+
+def of_last_epoch(rows: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    """The metrics of a meta-update from its epochs' metrics, each ``[E]``: those of the last epoch.
+
+    ``skipped_tasks`` is the most that an epoch skipped; an update is skipped if every epoch skipped it.
+    """
+    return jax.tree.map(lambda row: row[-1], rows) | {
+        "skipped_tasks": jnp.max(rows["skipped_tasks"]),
+        "skipped_updates": jnp.min(rows["skipped_updates"]),
+    }

@@ -4,13 +4,12 @@ Nichol, Achiam & Schulman 2018, "On first-order meta-learning algorithms", algor
 
 $$θ ← θ + ε \,\mathrm{mean}_i\, (φ_i - θ),$$
 
-φ_i what a few policy-gradient steps in task i make of θ. No derivative of the adaptation is taken. The
+where φ_i is θ after a few policy-gradient steps in task i. The adaptation is not differentiated. The
 direction θ - φ_i goes through the outer optimiser as a gradient, so plain SGD with learning rate ε is the
 formula and Adam a variant that the paper allows.
 
-With one update in all (K = 0) this is joint training; what is learned beyond it lies in the second and
-later updates. The experience after the K updates is learned from as well, as an update more: there is
-nothing else to use it for.
+The experience after the K updates makes one more update, because Reptile has no other use for it. With one
+update in all (K = 0) this is joint training; the second and later updates make it meta-learning.
 """
 
 import dataclasses
@@ -20,8 +19,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxmeta import checks, learners, meta_updates
-from jaxmeta.learners.gradient import Meta
+from jaxmeta import checks, learners
+from jaxmeta.learners.gradient import Meta, first_order_step, last_round
 from jaxmeta.meta_updates.outer_loop import Optimizer
 from jaxmeta.networks.policies import Policy
 from jaxmeta.tasks.family import TaskFamily
@@ -37,6 +36,7 @@ class Config(learners.gradient.Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        checks.ignored(self, ("rematerialize",), "in Reptile, which differentiates no update")
         if self.step_sizes != "fixed":
             raise ValueError(
                 f"step_sizes={self.step_sizes!r} must be 'fixed': Reptile learns no step size"
@@ -72,25 +72,15 @@ def reptile(
     optimizer: Optimizer = optax.sgd,
 ) -> MetaAlgorithm:
     """Reptile on a family of tasks; arguments and errors as in `maml`."""
-    parts = learners.gradient_learner(family, config, policy=policy, first_order=True)
+    parts = learners.gradient_learner(family, config, policy=policy, inner_update=first_order_step)
 
     def task_loss(meta: Meta, key: jax.Array, task: Task) -> tuple[jax.Array, dict]:
         """A linear function of θ whose gradient is θ - φ."""
         constant = jax.lax.stop_gradient(meta)
         live_key, update_key = jax.random.split(key)
         history = parts.live(live_key, constant, task)
-        agent, data = jax.tree.map(lambda x: x[-1], (history.agent, history.trajectories))
-        adapted = parts.learner.update(update_key, constant, agent, data)
+        adapted = parts.learner.update(update_key, constant, *last_round(history))
         direction = jax.tree.map(jnp.subtract, constant.params, adapted)
         return optax.tree.vdot(meta.params, direction), learners.gradient.report(history)
 
-    return meta_updates.follow_meta_gradient(
-        task_loss,
-        parts.learner,
-        parts.init,
-        learners.gradient.learned_part(config),
-        hyper,
-        optimizer,
-        env_steps=parts.env_steps,
-        tasks_per_chunk=config.tasks_per_chunk,
-    )
+    return learners.gradient.meta_learned(task_loss, parts, hyper, optimizer)

@@ -21,11 +21,12 @@ from jaxmeta.estimators.returns import advantages_and_targets
 from jaxmeta.estimators.streams import mean_over_streams, without_broken_streams
 from jaxmeta.estimators.surrogates import leave_one_out_mean
 from jaxmeta.estimators.units import advantage_scale
+from jaxmeta.learners.gradient import policy_and_value
 from jaxmeta.meta_updates.gradients import optimizer_step
 from jaxmeta.meta_updates.outer_loop import Optimizer
 from jaxmeta.networks.distributions import Distribution
 from jaxmeta.networks.encodings import encode_action, input_sizes
-from jaxmeta.networks.policies import Policy, acting, action_distributions, default_policy
+from jaxmeta.networks.policies import Policy, acting, action_distributions
 from jaxmeta.networks.values import Value, value_mlp
 from jaxmeta.tasks.family import TaskFamily
 from jaxmeta.types import Learner, Params, Trajectory
@@ -184,14 +185,9 @@ def actor_critic_learner(
         ValueError: the policy does not fit the family's action space; ``config.policy`` names a policy beside
             ``policy``.
     """
-    if policy is not None:
-        checks.ignored(config, ("policy",), "beside an own policy")
-    else:
-        shapes = family.observation_shape, family.action_space
-        policy = default_policy(
-            config.policy, *shapes, config.hidden_sizes, features=family.action_features
-        )
-    value = value or value_mlp(family.observation_shape, config.hidden_sizes)
+    policy, value = policy_and_value(
+        family, config, policy, value, more_networks=config.intrinsic_reward
+    )
     return ActorCriticLearner(family, config, policy, value)
 
 

@@ -4,15 +4,15 @@ In a task the agent φ is a set of policy parameters. It starts at the meta-lear
 
 $$φ_0 = θ, \quad φ_{k+1} = φ_k - α ∇ L(φ_k; D_k), \quad D_k \sim π_{φ_k},$$
 
-on a surrogate loss L of `surrogates`. MAML, ProMP, MAML-TRPO, Reptile and evolution strategies share it
-and differ in how θ is learned; their settings narrow what is adapted (ANIL, CAVIA) and what else is
-learned (Meta-SGD).
+on a surrogate loss L of `surrogates`. MAML, ProMP, MAML-TRPO, Reptile and evolution strategies share this
+loop and differ in how they learn θ; iMAML replaces the step (`InnerUpdate`). Settings adapt a part of the
+parameters only (ANIL, CAVIA) or learn the step sizes too (Meta-SGD).
 """
 
 import dataclasses
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +26,7 @@ from jaxmeta.estimators.streams import finite_streams, mean_over_streams, withou
 from jaxmeta.estimators.surrogates import Surrogate
 from jaxmeta.estimators.units import advantage_scale
 from jaxmeta.meta_updates.gradients import map_tasks
-from jaxmeta.meta_updates.outer_loop import Learned
+from jaxmeta.meta_updates.outer_loop import Learned, Optimizer, follow_meta_gradient
 from jaxmeta.networks.distributions import Distribution
 from jaxmeta.networks.policies import (
     Policy,
@@ -35,8 +35,11 @@ from jaxmeta.networks.policies import (
     default_policy,
     log_probs,
 )
+from jaxmeta.networks.values import Value, value_mlp
 from jaxmeta.tasks.family import TaskFamily
-from jaxmeta.types import History, Learner, Params, Task, Trajectory
+from jaxmeta.types import History, Learner, MetaAlgorithm, Params, Task, Trajectory
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,8 +53,8 @@ class Adaptation:
     num_updates: int = 1
     """Inner gradient steps (K) in meta-training; 0 trains without meta-learning."""
     step_sizes: Literal["fixed", "scalar", "parameter"] = "fixed"
-    """Inner step sizes: fixed, one that is learned, or one learned per parameter (Meta-SGD: Li et al.
-    2017)."""
+    """Inner step sizes: fixed, one learned for all parameters, or one learned per parameter (Meta-SGD: Li
+    et al. 2017)."""
     adapts: str = "all"
     """The parameters that inner steps change: `all` of them; the `head`, a network's last layer (ANIL: Raghu et
     al. 2020); or another top-level entry of the parameters."""
@@ -61,9 +64,9 @@ class Adaptation:
     """Compute an inner step's intermediate values again in the backward pass rather than keep them:
     at K = 3 about a quarter of the memory. `benchmarks/second_order.py` measures it."""
     tasks_per_chunk: int | None = None
-    """Tasks that are worked on at a time, to bound memory; None is all of them on an accelerator and
-    5 on a single CPU, whose cache the working set should fit. Changes results by rounding only.
-    On several devices it must be a multiple of their number."""
+    """Tasks processed at a time, to bound memory; None is all of them on an accelerator and 5 on a single
+    CPU, so that the working set fits its cache. Changes results by rounding only. On several devices it
+    must be a multiple of their number."""
     unroll: int = 1
     """Steps a rollout's loop is unrolled by."""
 
@@ -91,14 +94,14 @@ class Config(Adaptation):
     al. 2020); the `context`, inputs that start at zero and are not meta-learned (CAVIA: Zintgraf et al.
     2019; set `context_size`); or another top-level entry of the policy's parameters."""
     inner_surrogate: str = "lvc"
-    """Surrogate of the inner step: `score`, `dice`, `lvc` or another name in `surrogates.SURROGATES`; where
-    the policy acted, `ppo_clip` is `lvc`."""
+    """Surrogate of the inner step: `score`, `dice`, `lvc` or another name in `surrogates.SURROGATES`. On the
+    policy's own experience `ppo_clip` equals `lvc`."""
     normalize: bool = False
-    """Divide each batch's advantages by their root mean square, inside and outside, so that what is learned
-    does not depend on the unit of rewards; steps then do not shrink near the optimum either."""
+    """Divide each batch's advantages by their root mean square, in inner and outer losses, so that learning
+    does not depend on the unit of rewards. Steps then do not shrink near the optimum either."""
     baseline: Literal["auto", "observation", "time"] = "auto"
-    """The inputs of the linear baseline, which is fitted to the other streams: `observation` and time,
-    or `time` alone, where observations are long beside the steps of all streams. `auto` takes observations of
+    """The inputs of the linear baseline, which is fitted to the other streams: `observation` and time, or
+    `time` alone, for observations with many numbers and batches of few steps. `auto` takes observations of
     up to 248 numbers (`baselines.AUTO_FEATURES`), so no images."""
     policy: Literal["mlp", "categorical", "gaussian", "softmax_linear"] = "mlp"
     """A tanh network, categorical or Gaussian as the action space asks, or softmax-linear in the family's
@@ -106,8 +109,8 @@ class Config(Adaptation):
     context_size: int = 0
     """Entries of the context, fed to the network beside the observation."""
     initial_std: float = 1.0
-    """A Gaussian policy's first standard deviation, in half-widths of the action space. At 1 a third of what is drawn
-    lies outside; the same inner step goes further where it is smaller."""
+    """The initial standard deviation of a Gaussian policy, in half-widths of the action space. At 1 a third of
+    the drawn actions lie outside. The smaller it is, the more an inner step changes the policy."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -126,8 +129,54 @@ class Meta(NamedTuple):
     """The algorithm's Hyper, with at least discount, gae_lambda, step_size: see `step_sizes`."""
 
 
+InnerLoss = Callable[[Params, Trajectory, Any], jax.Array]
+"""``(params, data [N, T], hyper) -> []``: the loss that inner steps descend."""
+
+InnerUpdate = Callable[..., Params]
+"""``(meta, agent, data [N, T], *, loss: InnerLoss, config) -> agent``: `gradient_step`, `first_order_step` or an
+algorithm's own."""
+
+
+def gradient_step(
+    meta: Meta,
+    agent: Params,
+    data: Trajectory,
+    *,
+    loss: InnerLoss,
+    config: Adaptation,
+    first_order: bool = False,
+) -> Params:
+    """The agent after a gradient step ``φ - α ∇L(φ; D)`` on its experience ``data [N, T]``.
+
+    With ``first_order`` the gradient is a constant: φ_K depends on θ as θ itself does.
+    """
+
+    def step(meta: Meta, agent: Params, data: Trajectory) -> Params:
+        part = adapted(agent, config)
+        gradient = jax.grad(lambda part: loss(with_adapted(agent, part, config), data, meta.hyper))(
+            part
+        )
+        if first_order:
+            gradient = jax.lax.stop_gradient(gradient)
+        return with_adapted(agent, inner_step(part, meta, gradient, config), config)
+
+    return rematerialized(step, config)(meta, agent, data)
+
+
+first_order_step = partial(gradient_step, first_order=True)
+"""`gradient_step` whose gradient is a constant."""
+
+
+def rematerialized(update: Function, config: Adaptation) -> Function:
+    """``update``, whose intermediate values the backward pass computes again if ``config.rematerialize``.
+
+    A lifetime is differentiated through its updates alone, so they take most of the memory.
+    """
+    return jax.checkpoint(update) if config.rematerialize else update  # type: ignore[return-value]
+
+
 class GradientLearner(NamedTuple):
-    """The learner and what the outer losses need of it; everything is of one task."""
+    """A learner that adapts by gradient steps, with the functions that outer losses need. All are for one task."""
 
     learner: Learner
     init: Callable[[jax.Array, Any], Meta]
@@ -135,23 +184,22 @@ class GradientLearner(NamedTuple):
     distribution: Callable[[Params, Trajectory], Distribution]
     """``(params, data [N, T]) -> the policy's action distributions [N, T]``."""
     loss: Callable[[Params, Trajectory, Any, Surrogate], jax.Array]
-    """``(params, data [N, T], hyper, surrogate) -> []``: minus the surrogate of the streams' first
-    episodes, per step of T, to be minimised. Streams with a number that is not finite are left out. With no
-    other the loss is NaN and its gradient zero: an update changes nothing, a meta-update skips the task."""
+    """``(params, data [N, T], hyper, surrogate) -> []``: `policy_loss`."""
+    inner_loss: InnerLoss
+    """``(params, data [N, T], hyper) -> []``: the loss with ``config.inner_surrogate``."""
     setup: rollouts.Setup
     """The learner in its environment, N streams of T steps."""
-    num_updates: int
-    """Updates of a lifetime (K)."""
+    config: Config
 
     @property
     def env_steps(self) -> int:
         """Steps of one lifetime: N T (K + 1)."""
-        return self.setup.num_streams * self.setup.num_steps * (self.num_updates + 1)
+        return self.setup.num_streams * self.setup.num_steps * (self.config.num_updates + 1)
 
     def live(self, key: jax.Array, meta: Meta, task: Task) -> History:
         """A lifetime, ``[K + 1]``; each of its rounds begins new episodes."""
         return rollouts.lifetime(
-            key, meta, task, setup=self.setup, num_updates=self.num_updates, restart=True
+            key, meta, task, setup=self.setup, num_updates=self.config.num_updates, restart=True
         )
 
 
@@ -161,88 +209,135 @@ def gradient_learner(
     config: Config,
     *,
     policy: Policy | None = None,
-    first_order: bool = False,
+    inner_update: InnerUpdate = gradient_step,
 ) -> GradientLearner:
     """The learner that ``config`` describes, on tasks of ``family``.
 
     Args:
-        family: Where the environment, its spaces and the horizon come from.
+        family: The tasks' family: environment, spaces and horizon.
         config: Sizes, counts and choices.
-        policy: The policy that adapts; None builds the one that ``config.policy`` names.
-        first_order: Treat the inner gradient as a constant: φ_K depends on θ as θ itself does.
+        policy: The policy that adapts; None builds the policy that ``config`` describes.
+        inner_update: How an agent changes after each batch of experience.
 
     Raises:
         ValueError: the policy does not fit the family's action space; it has no parameters of the name
             ``config.adapts``; ``config.num_steps`` is below the horizon; observations are too long for the
-            baseline that ``config`` asks for.
+            baseline of ``config``; ``config`` has a setting that the policy does not use.
     """
     num_steps = episode_steps(family, config)
-    if policy is None:
-        policy = default_policy(
-            config.policy,
-            family.observation_shape,
-            family.action_space,
-            config.hidden_sizes,
-            config.context_size,
-            features=family.action_features,
-            initial_std=config.initial_std,
-        )
-    if config.adapts != "all":
-        shapes = jax.eval_shape(policy.init, jax.random.key(0))
-        checks.choice(
-            "adapts", config.adapts, ["all", *(shapes if isinstance(shapes, dict) else ())]
-        )
+    policy = configured_policy(family, config, policy)
+    check_adapts(config, policy.init)
     sees_observations(family.observation_shape, config.baseline)
-    inner_surrogate = surrogates.SURROGATES[config.inner_surrogate]
-
-    def loss(params: Params, data: Trajectory, hyper: Any, surrogate: Surrogate) -> jax.Array:
-        data, good = without_broken_streams(data)
-        log_prob = log_probs(policy, params, data)
-        discount = hyper.discount * data.discount
-        counted = jax.vmap(in_first_episode)(data.last) & good[:, None]
-        delta = baseline_td_errors(
-            data, discount, family.horizon, counted, baseline=config.baseline
-        )
-        if config.normalize:
-            advantage = jax.vmap(partial(gae, lambda_=hyper.gae_lambda))(
-                delta, discount, last=data.last
-            )
-            delta = delta / advantage_scale(advantage, counted)
-        delta = jnp.where(counted, jax.lax.stop_gradient(delta), 0.0)
-        terms = jax.vmap(surrogate, in_axes=(0, 0, 0, 0, 0, None))(
-            log_prob, data.log_prob, delta, discount, data.timestep.first, hyper.gae_lambda
-        )
-        # A sum over one episode, over a constant: the realised lengths would bias it.
-        return -mean_over_streams(terms, good) / data.reward.shape[1]
+    loss = partial(policy_loss, policy=policy, config=config, horizon=family.horizon)
+    inner_loss = partial(loss, surrogate=surrogates.SURROGATES[config.inner_surrogate])
 
     def update(key: jax.Array, meta: Meta, agent: Params, data: Trajectory) -> Params:
         del key
-        part = adapted(agent, config)
-        gradient = jax.grad(
-            lambda part: loss(with_adapted(agent, part, config), data, meta.hyper, inner_surrogate)
-        )(part)
-        if first_order:
-            gradient = jax.lax.stop_gradient(gradient)
-        return with_adapted(agent, stepped(part, meta, gradient, config), config)
+        return inner_update(meta, agent, data, loss=inner_loss, config=config)
 
     learner = Learner(
         init=lambda key, meta: meta.params,
         memory=lambda meta: policy.memory(),
         act=acting(policy.step, lambda meta, agent: agent),
-        # The updates are the only part of a lifetime that is differentiated, so their intermediate
-        # values are what memory goes to: keep their inputs and compute the rest again.
-        update=jax.checkpoint(update) if config.rematerialize else update,
+        update=update,
+    )
+    learner = checks.reading(learner, Meta)
+    return GradientLearner(
+        learner=learner,
+        init=lambda key, hyper: first_meta(policy.init(key), hyper, config),
+        distribution=partial(action_distributions, policy),
+        loss=loss,
+        inner_loss=inner_loss,
+        setup=rollouts.Setup(learner, family.env, config.num_streams, num_steps, config.unroll),
+        config=config,
     )
 
-    learner = checks.reading(learner, Meta)
-    setup = rollouts.Setup(learner, family.env, config.num_streams, num_steps, config.unroll)
 
-    def init(key: jax.Array, hyper: Any) -> Meta:
-        params = policy.init(key)
-        return first_meta(params, hyper, config)
+def configured_policy(family: TaskFamily, config: Config, policy: Policy | None) -> Policy:
+    """``policy``, or if it is None the policy that ``config`` describes.
 
-    distribution = partial(action_distributions, policy)
-    return GradientLearner(learner, init, distribution, loss, setup, config.num_updates)
+    Raises:
+        ValueError: the policy does not fit the family's action space, or does not use a setting of ``config``.
+    """
+    if policy is not None:
+        names = ("policy", "hidden_sizes", "context_size", "initial_std")
+        checks.ignored(config, names, "beside a policy= of your own")
+        return policy
+    if config.policy == "softmax_linear":
+        checks.ignored(config, ("hidden_sizes",), "with policy='softmax_linear'")
+    return default_policy(
+        config.policy,
+        family.observation_shape,
+        family.action_space,
+        config.hidden_sizes,
+        config.context_size,
+        features=family.action_features,
+        initial_std=config.initial_std,
+    )
+
+
+def policy_and_value(
+    family: TaskFamily,
+    config: Any,
+    policy: Policy | None,
+    value: Value | None,
+    *,
+    more_networks: bool = False,
+) -> tuple[Policy, Value]:
+    """``policy`` and ``value``; the policy or value that ``config`` describes stands in for None.
+
+    ``more_networks`` says that another network reads ``config.hidden_sizes``, too.
+
+    Raises:
+        ValueError: the policy does not fit the family's action space; ``config`` has a setting that neither
+            policy nor value uses.
+    """
+    if policy is not None:
+        checks.ignored(config, ("policy",), "beside a policy= of your own")
+    no_network = policy is not None or config.policy == "softmax_linear"
+    if value is not None and no_network and not more_networks:
+        checks.ignored(config, ("hidden_sizes",), "where no network is built")
+    policy = policy or default_policy(
+        config.policy,
+        family.observation_shape,
+        family.action_space,
+        config.hidden_sizes,
+        features=family.action_features,
+    )
+    return policy, value or value_mlp(family.observation_shape, config.hidden_sizes)
+
+
+def policy_loss(
+    params: Params,
+    data: Trajectory,
+    hyper: Any,
+    surrogate: Surrogate,
+    *,
+    policy: Policy,
+    config: Config,
+    horizon: int,
+) -> jax.Array:
+    """Minus the surrogate of the return of the first episodes in ``data [N, T]``, per step of T, ``[]``.
+
+    Streams with a number that is not finite are left out. With no other stream the loss is NaN and its
+    gradient zero: an update changes nothing, and a meta-update skips the task.
+    """
+    data, good = without_broken_streams(data)
+    log_prob = log_probs(policy, params, data)
+    discount = hyper.discount * data.discount
+    counted = jax.vmap(in_first_episode)(data.last) & good[:, None]
+    delta = baseline_td_errors(data, discount, horizon, counted, baseline=config.baseline)
+    if config.normalize:
+        advantage = jax.vmap(partial(gae, lambda_=hyper.gae_lambda))(
+            delta, discount, last=data.last
+        )
+        delta = delta / advantage_scale(advantage, counted)
+    delta = jnp.where(counted, jax.lax.stop_gradient(delta), 0.0)
+    terms = jax.vmap(surrogate, in_axes=(0, 0, 0, 0, 0, None))(
+        log_prob, data.log_prob, delta, discount, data.timestep.first, hyper.gae_lambda
+    )
+    # A sum over one episode, divided by the constant T: the episodes' own lengths would bias it.
+    return -mean_over_streams(terms, good) / data.reward.shape[1]
 
 
 def adapted(params: Params, config: Adaptation) -> Any:
@@ -253,6 +348,14 @@ def adapted(params: Params, config: Adaptation) -> Any:
 def with_adapted(params: Params, part: Any, config: Adaptation) -> Params:
     """The parameters with another adapted ``part``."""
     return part if config.adapts == "all" else {**params, config.adapts: part}
+
+
+def check_adapts(config: Adaptation, init: Callable[[jax.Array], Params]) -> None:
+    """Raises ValueError unless ``config.adapts`` names a part of the parameters that ``init(key)`` makes."""
+    if config.adapts == "all":
+        return
+    shapes = jax.eval_shape(init, jax.random.key(0))
+    checks.choice("adapts", config.adapts, ["all", *(shapes if isinstance(shapes, dict) else ())])
 
 
 def episode_steps(family: TaskFamily, config: Adaptation) -> int:
@@ -272,8 +375,8 @@ def episode_steps(family: TaskFamily, config: Adaptation) -> int:
 
 
 def first_meta(params: Params, hyper: Any, config: Adaptation) -> Meta:
-    """The `Meta` that training starts from: ``hyper`` as arrays, with inner step sizes of each parameter where
-    ``config.step_sizes`` asks for them."""
+    """The `Meta` that training starts from: ``hyper`` as arrays, with a step size for each parameter if
+    ``config.step_sizes`` is ``"parameter"``."""
     hyper = jax.tree.map(lambda x: jnp.asarray(x, float), hyper)
     if config.step_sizes == "parameter":
         sizes = {
@@ -285,10 +388,10 @@ def first_meta(params: Params, hyper: Any, config: Adaptation) -> Meta:
 
 
 def step_sizes(params: Params, hyper: Any) -> dict[str, tuple[Any, Params]]:
-    """The fields of ``hyper`` that are inner step sizes, each with the parameters that it is of.
+    """The inner step sizes in ``hyper`` by name, each with its parameters.
 
-    ``step_size`` is of all parameters but those of a top-level ``part`` for which there is a
-    ``{part}_step_size``. A step size is one number, or a prefix of the tree of its parameters.
+    A top-level ``part`` of the parameters may have its own ``{part}_step_size``; ``step_size`` belongs to
+    all others. A step size is one number, or a prefix of the tree of its parameters.
     """
     top_level = params if isinstance(params, dict) else {}
     own = {part: x for part, x in top_level.items() if hasattr(hyper, f"{part}_step_size")}
@@ -297,7 +400,7 @@ def step_sizes(params: Params, hyper: Any) -> dict[str, tuple[Any, Params]]:
     return {name: (getattr(hyper, name), x) for name, x in parts.items()}
 
 
-def stepped(part: Any, meta: Meta, gradient: Any, config: Adaptation) -> Any:
+def inner_step(part: Any, meta: Meta, gradient: Any, config: Adaptation) -> Any:
     """The adapted ``part`` after an inner step, ``part - α gradient``."""
     sizes = {
         name: jax.tree.broadcast(size, part)
@@ -317,8 +420,8 @@ def learned_part(config: Adaptation) -> Learned:
 def partition(meta: Meta, config: Adaptation) -> dict[str, Any]:
     """The part of ``meta`` that is meta-learned.
 
-    A context is not: it starts where no task has moved it, at zero. Learning its start too would only be
-    a bias of the first layer under another name.
+    A context is not meta-learned: it starts at zero in every task. A learned start would only add another
+    bias to the first layer.
     """
     params = meta.params
     if config.adapts == "context":
@@ -337,14 +440,46 @@ def combine(meta: Meta, learned: dict[str, Any], config: Adaptation) -> Meta:
     return Meta(params, meta.hyper._replace(**sizes) if sizes else meta.hyper)
 
 
+def meta_learned(
+    task_loss: Callable[[Meta, jax.Array, Task], tuple[jax.Array, dict]],
+    parts: Any,
+    hyper: Any,
+    optimizer: Optimizer,
+) -> MetaAlgorithm:
+    """The algorithm that learns the `learned_part` of ``meta`` by the gradient of ``task_loss``.
+
+    Args:
+        task_loss: ``(meta, key, task) -> (loss [], report)``.
+        parts: A `GradientLearner`, a `ReplayLearner`, or other parts with a ``learner``, an ``init``, a
+            ``config`` and ``env_steps``.
+        hyper: The default of ``init(key, hyper)``.
+        optimizer: ``learning_rate -> optax.GradientTransformation``.
+    """
+    return follow_meta_gradient(
+        task_loss,
+        parts.learner,
+        parts.init,
+        learned_part(parts.config),
+        hyper,
+        optimizer,
+        env_steps=parts.env_steps,
+        tasks_per_chunk=parts.config.tasks_per_chunk,
+    )
+
+
+def last_round(history: History) -> tuple[Any, Trajectory]:
+    """The agent after the last update and its experience, ``(agent, data [N, T])``, of a history ``[K + 1]``."""
+    return jax.tree.map(lambda x: x[-1], (history.agent, history.trajectories))
+
+
 def mean_kl(old: Distribution, new: Distribution, good: jax.Array) -> jax.Array:
     """KL(old || new) in nats, its mean over the ``good`` (bool ``[N]``) streams of a batch ``[N, T]``, ``[]``."""
     return mean_over_streams(old.kl(new), good)  # type: ignore[arg-type]
 
 
 def report(history: History) -> dict[str, jax.Array]:
-    """Mean undiscounted return of the newborn and of the adapted agent, of a history ``[K + 1]``, and how
-    many streams did not count: `skipped_streams`."""
+    """Mean undiscounted returns of the newborn and of the adapted agent in a history ``[K + 1]``, and the number
+    of streams that were left out: `skipped_streams`."""
     data = history.trajectories
     returns = jax.vmap(jax.vmap(first_episode_return))(data.reward, data.last)
     good = jax.vmap(finite_streams)(data)
@@ -366,17 +501,17 @@ def skipped_streams(*data: Trajectory) -> jax.Array:
 
 
 def record(
-    key: jax.Array, meta: Meta, tasks: Task, parts: GradientLearner, config: Config
+    key: jax.Array, meta: Meta, tasks: Task, *, parts: GradientLearner
 ) -> tuple[jax.Array, History]:
     """One lifetime in each of ``tasks [M]`` as data: ``(keys [M], histories [M, K + 1])``.
 
-    For outer loops that look at the same experience more than once: ``replay`` with a lifetime's key.
+    For outer loops that use the same experience more than once: `rollouts.replay` with a lifetime's key.
     """
     num_tasks = jax.tree.leaves(tasks)[0].shape[0]
     keys = jax.random.split(key, num_tasks)
     histories = map_tasks(
         lambda key_and_task: parts.live(key_and_task[0], meta, key_and_task[1]),
         (keys, tasks),
-        tasks_per_chunk=config.tasks_per_chunk,
+        tasks_per_chunk=parts.config.tasks_per_chunk,
     )
     return jax.random.clone(keys), jax.lax.stop_gradient(histories)

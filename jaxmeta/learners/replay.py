@@ -1,7 +1,7 @@
-"""The fast loop of off-policy learners: every update looks at the last batches of experience again.
+"""The fast loop of off-policy learners: every update uses the last batches of experience again.
 
-What an old batch says of the present policy is a matter of importance ratios, which the learners' own
-gradients see to; here are the agent, what it keeps, and the meta-objective that they share.
+Old batches need importance ratios to the present policy. The learners' own gradients hold them; this module
+has the agent, the batches that it keeps, and the meta-objective that off-policy learners share.
 """
 
 import dataclasses
@@ -21,8 +21,11 @@ from jaxmeta.learners.gradient import (
     Adaptation,
     Meta,
     adapted,
+    check_adapts,
     episode_steps,
-    stepped,
+    first_meta,
+    inner_step,
+    rematerialized,
     with_adapted,
 )
 from jaxmeta.networks.policies import Policy, acting
@@ -37,7 +40,7 @@ class Config(Adaptation):
     num_updates: int = 3
     """Updates (K) in meta-training, each after a new batch; 0 trains without meta-learning."""
     num_batches: int = 2
-    """Batches that an update looks at (R), the newest and those before it; 1 forgets."""
+    """The last batches that an update uses (R); 1 forgets all but the newest."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -51,28 +54,34 @@ class Agent(NamedTuple):
     batches: Trajectory
     """``[R, N, T]``, the newest first."""
     num_batches: jax.Array
-    """``[]``, int32: how many of them are filled."""
+    """``[]``, int32: the number of filled batches."""
 
 
 class ReplayLearner(NamedTuple):
-    """The learner and what the outer losses need of it; everything is of one task."""
+    """A learner that uses its last batches again, with the functions that outer losses need. All are for one task."""
 
     learner: Learner
+    init: Callable[[jax.Array, Any], Meta]
+    """``(key, hyper) -> meta``."""
     setup: rollouts.Setup
     """The learner in its environment, N streams of T steps."""
-    num_updates: int
-    """Updates of a lifetime (K)."""
+    config: Config
 
     @property
     def env_steps(self) -> int:
         """Steps of one lifetime: N T (K + 1)."""
-        return self.setup.num_streams * self.setup.num_steps * (self.num_updates + 1)
+        return self.setup.num_streams * self.setup.num_steps * (self.config.num_updates + 1)
 
     def live(self, key: jax.Array, meta: Meta, task: Task) -> History:
         """A lifetime, ``[K + 1]``; each of its rounds begins new episodes."""
         return rollouts.lifetime(
-            key, meta, task, setup=self.setup, num_updates=self.num_updates, restart=True
+            key, meta, task, setup=self.setup, num_updates=self.config.num_updates, restart=True
         )
+
+
+Gradient = Callable[[Meta, Params, Trajectory, jax.Array], Params]
+"""``(meta, params, data [N, T], good [N]) -> gradient``, a tree like params: the direction that an update descends, on
+the good streams of one batch; zero without any."""
 
 
 @checks.arguments
@@ -80,69 +89,98 @@ def replay_learner(
     family: TaskFamily,
     config: Config,
     policy: Policy,
+    *,
+    init: Callable[[jax.Array], Params],
     policy_params: Callable[[Meta, Params], Params],
-    gradient: Callable[[Meta, Params, Trajectory, jax.Array], Params],
+    gradient: Gradient,
 ) -> ReplayLearner:
     """The learner of an agent's ``params`` on tasks of ``family``.
 
     Args:
         family: The tasks' family.
         config: Sizes, counts and choices.
-        policy: Who acts.
+        policy: The policy that acts.
+        init: ``(key) -> params``, the parameters that training starts from.
         policy_params: ``(meta, params) -> the policy's parameters``.
-        gradient: ``(meta, params, data [N, T], good [N]) -> gradient``, a tree like params, of the good streams of
-            one batch, zero without any; params go down its mean over those batches that have some.
+        gradient: The gradient on one batch; an update descends its mean over the batches with good streams.
 
     Raises:
-        ValueError: ``config.num_steps`` is below the horizon.
+        ValueError: ``config.num_steps`` is below the horizon; there are no parameters of the name
+            ``config.adapts``.
     """
     num_steps = episode_steps(family, config)
+    check_adapts(config, init)
 
     def birth(key: jax.Array, meta: Meta) -> Agent:
-        def experience(key: jax.Array, meta: Meta) -> Trajectory:
-            agent = Agent(meta.params, None, None)  # type: ignore[arg-type]
-            task, (begin_key, act_key) = family.env.default_params, jax.random.split(key)
-            streams = rollouts.begin_streams(begin_key, meta, task, setup=setup)
-            return rollouts.collect(act_key, meta, task, agent, streams, setup=setup)[1]
-
-        # Nothing is run: the shapes of what will be seen are all that is asked for.
-        shapes = jax.eval_shape(experience, key, meta)
-        batches = jax.tree.map(lambda x: jnp.zeros((config.num_batches, *x.shape), x.dtype), shapes)
+        batches = empty_batches(key, meta, setup, config.num_batches)
         return Agent(meta.params, batches, jnp.zeros((), jnp.int32))
 
     def update(key: jax.Array, meta: Meta, agent: Agent, data: Trajectory) -> Agent:
         del key
-        kept = agent.batches.reward.shape[1:]
-        if data.reward.shape != kept:
-            raise ValueError(
-                f"trajectories of shape {data.reward.shape} must be [num_streams, num_steps] = {kept}, as "
-                "configured: they are kept beside those before them"
-            )
-        batches = jax.tree.map(
-            lambda new, old: jnp.concatenate([new[None], old[:-1]]), data, agent.batches
-        )
-        num_batches = jnp.minimum(agent.num_batches + 1, config.num_batches)
-        filled = jnp.arange(config.num_batches) < num_batches
-        # What is kept is what was seen: a broken stream stays broken, and is left out as often as it is met.
-        seen, good = jax.vmap(without_broken_streams)(batches)
-        gradients = jax.vmap(gradient, (None, None, 0, 0))(meta, agent.params, seen, good)
-        some = filled & jnp.any(good, axis=1)
-        share = some.astype(data.reward.dtype) / count(some, data.reward)
-        mean = jax.tree.map(lambda g: jnp.tensordot(share, g, 1), gradients)
-        part = adapted(agent.params, config)
-        part = stepped(part, meta, adapted(mean, config), config)
-        params = with_adapted(agent.params, part, config)
-        return Agent(params, batches, num_batches)
+        agent = remember(agent, data)
+        mean = mean_gradient(meta, agent, gradient)
+        part = inner_step(adapted(agent.params, config), meta, adapted(mean, config), config)
+        return agent._replace(params=with_adapted(agent.params, part, config))
 
     learner = Learner(
         init=birth,
         memory=lambda meta: policy.memory(),
         act=acting(policy.step, lambda meta, agent: policy_params(meta, agent.params)),
-        update=jax.checkpoint(update) if config.rematerialize else update,
+        update=rematerialized(update, config),
     )
     learner = checks.reading(learner, Meta)
     setup = rollouts.Setup(learner, family.env, config.num_streams, num_steps, config.unroll)
-    return ReplayLearner(learner, setup, config.num_updates)
+
+    def start(key: jax.Array, hyper: Any) -> Meta:
+        return first_meta(init(key), hyper, config)
+
+    return ReplayLearner(learner, start, setup, config)
+
+
+def empty_batches(
+    key: jax.Array, meta: Meta, setup: rollouts.Setup, num_batches: int
+) -> Trajectory:
+    """Zeros in the shape of the last batches of experience, ``[R, N, T]``."""
+
+    def experience(key: jax.Array, meta: Meta) -> Trajectory:
+        agent = Agent(meta.params, None, None)  # type: ignore[arg-type]
+        task, (begin_key, act_key) = setup.env.default_params, jax.random.split(key)
+        streams = rollouts.begin_streams(begin_key, meta, task, setup=setup)
+        return rollouts.collect(act_key, meta, task, agent, streams, setup=setup)[1]
+
+    shapes = jax.eval_shape(experience, key, meta)  # runs nothing
+    return jax.tree.map(lambda x: jnp.zeros((num_batches, *x.shape), x.dtype), shapes)
+
+
+def remember(agent: Agent, data: Trajectory) -> Agent:
+    """The agent with ``data [N, T]`` as its newest batch and without its oldest.
+
+    Raises:
+        ValueError: ``data`` has another shape than the batches before it.
+    """
+    num_batches, *kept = agent.batches.reward.shape
+    if data.reward.shape != tuple(kept):
+        raise ValueError(
+            f"trajectories of shape {data.reward.shape} must be [num_streams, num_steps] = {tuple(kept)}, as "
+            "configured: they are kept beside those before them"
+        )
+    batches = jax.tree.map(
+        lambda new, old: jnp.concatenate([new[None], old[:-1]]), data, agent.batches
+    )
+    return agent._replace(
+        batches=batches, num_batches=jnp.minimum(agent.num_batches + 1, num_batches)
+    )
+
+
+def mean_gradient(meta: Meta, agent: Agent, gradient: Gradient) -> Params:
+    """The mean of ``gradient`` over the agent's batches that have good streams, a tree like params."""
+    filled = jnp.arange(agent.batches.reward.shape[0]) < agent.num_batches
+    # A broken stream is kept as it is, and left out in every update on its batch.
+    seen, good = jax.vmap(without_broken_streams)(agent.batches)
+    gradients = jax.vmap(gradient, (None, None, 0, 0))(meta, agent.params, seen, good)
+    some = filled & jnp.any(good, axis=1)
+    share = some.astype(seen.reward.dtype) / count(some, seen.reward)
+    return jax.tree.map(lambda g: jnp.tensordot(share, g, 1), gradients)
 
 
 def outer_loss(
@@ -156,9 +194,9 @@ def outer_loss(
     """The adapted agent on its own new experience, all ``[N, T]``: ``(loss [], report)``.
 
     Minus the policy gradient's surrogate, per step of T, plus ``value_cost`` times the values' squared
-    error to TD(λ) targets. For the policy the values are constants, and so are the targets: a derivative
-    through them would be one of neither the return nor the error. First episodes count, of the streams
-    that are ``good [N]``.
+    error to TD(λ) targets. Values are constants for the policy, and targets are constants for the values: a
+    derivative through them is a derivative of neither the return nor the error. First episodes of the
+    ``good [N]`` streams count.
     """
     discount = hyper.discount * data.discount
     counted = jax.vmap(in_first_episode)(data.last)

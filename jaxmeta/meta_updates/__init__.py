@@ -6,14 +6,15 @@ from jaxmeta.meta_updates.gradients import (
     finite_tasks,
     guarded_gradient,
     guarded_update,
-    known_if,
     map_tasks,
     masked_mean,
     meta_gradient,
+    nan_unless,
     optimizer_step,
     tasks_at_once,
 )
 from jaxmeta.meta_updates.outer_loop import (
+    PARAMS,
     Learned,
     Optimizer,
     descend,
@@ -24,6 +25,7 @@ from jaxmeta.meta_updates.outer_loop import (
 )
 
 __all__ = [
+    "PARAMS",
     "Learned",
     "Optimizer",
     "State",
@@ -36,10 +38,10 @@ __all__ = [
     "guarded_gradient",
     "guarded_update",
     "is_applicable",
-    "known_if",
     "map_tasks",
     "masked_mean",
     "meta_gradient",
+    "nan_unless",
     "optimizer_step",
     "outer_loop",
     "outer_optimizer",

@@ -11,9 +11,8 @@ from jaxmeta import checks
 from jaxmeta.estimators.streams import count
 
 TaskLoss = Callable[[Any, jax.Array, Any], tuple[jax.Array, dict[str, jax.Array]]]
-"""``(learned, key, task) -> (loss [], report)``: the meta-objective in one task (or on what was recorded
-in it), to be minimised. Its value is not reported: a surrogate's gradient means something, its value on
-its own data does not."""
+"""``(learned, key, task) -> (loss [], report)``: the meta-objective in one task (or on experience recorded in
+it), to be minimised. Only its gradient is used: the value of a surrogate on its own data means nothing."""
 
 
 class State(NamedTuple):
@@ -29,8 +28,8 @@ class State(NamedTuple):
 def tasks_at_once(num_tasks: int, tasks_per_chunk: int | None) -> int:
     """The number of ``num_tasks`` to work on at a time.
 
-    ``None`` is all of them on an accelerator or on several devices, and 5 on a single CPU, where a
-    working set that fits the cache is what counts.
+    ``None`` is all of them on an accelerator or on several devices, and 5 on a single CPU, so that the
+    working set fits its cache.
     """
     checks.at_least("num_tasks", num_tasks, 1)
     if tasks_per_chunk is not None:
@@ -40,11 +39,11 @@ def tasks_at_once(num_tasks: int, tasks_per_chunk: int | None) -> int:
 
 
 def map_tasks(function: Callable[..., Any], inputs: Any, *, tasks_per_chunk: int | None) -> Any:
-    """``function(input)`` of every one of ``inputs [M]``, some at a time as in `tasks_at_once`, ``[M]``.
+    """``function(input)`` for each of ``inputs [M]``, a chunk at a time (`tasks_at_once`), ``[M]``.
 
-    Where the tasks are shared by D devices, each holds a block of M / D, and a chunk takes as many from
-    every block, so that none waits for another; for that M and ``tasks_per_chunk`` must be multiples of D,
-    or tasks are moved between devices.
+    If D devices share the tasks, each holds a block of M / D, and a chunk takes as many tasks from every
+    block, so that no device waits for another. M and ``tasks_per_chunk`` must then be multiples of D;
+    otherwise tasks move between devices.
     """
     num_tasks, devices = jax.tree.leaves(inputs)[0].shape[0], jax.device_count()
     size = tasks_at_once(num_tasks, tasks_per_chunk)
@@ -65,7 +64,7 @@ def map_tasks(function: Callable[..., Any], inputs: Any, *, tasks_per_chunk: int
 
 
 def finite_tasks(results: Any) -> jax.Array:
-    """A mask of those ``results [M]`` that are finite in every leaf, bool ``[M]``."""
+    """A mask of the tasks whose ``results [M]`` are finite in every leaf, bool ``[M]``."""
     finite = [
         jnp.all(jnp.isfinite(x.reshape(x.shape[0], -1)), axis=1) for x in jax.tree.leaves(results)
     ]
@@ -73,8 +72,8 @@ def finite_tasks(results: Any) -> jax.Array:
 
 
 def masked_mean(results: Any, good: jax.Array) -> Any:
-    """Mean of those of ``results [M]`` that are ``good`` (bool ``[M]``), zero where none is. Integers are counts:
-    they are added up over all of them, good or not, because what a count is of took place."""
+    """The mean of ``results [M]`` over ``good`` tasks (bool ``[M]``), zero without any. Integers are counts: their
+    sum over all tasks, good or not, because the counted events took place."""
 
     def mean(x: jax.Array) -> jax.Array:
         checks.shapes("M... M", results=x, good=good)
@@ -94,9 +93,8 @@ def meta_gradient(
 
     Guarded: a task whose loss, report or gradient is not finite is left out of every mean, of metrics too,
     and counted in ``skipped_tasks``. With no task left the gradient is zero and the reported means are
-    NaN. What a report holds as integers are counts: they are added up over all tasks, also those that are
-    left out.
-    ``tasks_per_chunk`` as in `map_tasks`.
+    NaN. Integers in a report are counts: they are summed over all tasks, left out or not.
+    ``tasks_per_chunk`` is as in `map_tasks`.
     """
 
     return guarded_gradient(task_loss, learned, keys, tasks, tasks_per_chunk=tasks_per_chunk)[:2]
@@ -105,7 +103,7 @@ def meta_gradient(
 def guarded_gradient(
     task_loss: TaskLoss, learned: Any, keys: jax.Array, tasks: Any, *, tasks_per_chunk: int | None
 ) -> tuple[Any, dict[str, jax.Array], jax.Array]:
-    """`meta_gradient`, and which of the tasks it is of, bool ``[M]``."""
+    """`meta_gradient`, and a mask of the tasks that it is the mean of, bool ``[M]``."""
 
     def task_gradient(key_and_task: tuple) -> tuple:
         (loss, report), gradient = jax.value_and_grad(task_loss, has_aux=True)(
@@ -117,15 +115,15 @@ def guarded_gradient(
     good = finite_tasks(results)
     gradient, _, reports = masked_mean(results, good)
     num_good = jnp.sum(good)
-    metrics = known_if(num_good > 0, reports) | {
+    metrics = nan_unless(num_good > 0, reports) | {
         "meta_grad_norm": optax.tree.norm(gradient),
         "skipped_tasks": len(keys) - num_good,
     }
     return gradient, metrics, good
 
 
-def known_if(some: jax.Array, report: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    """Means that are NaN unless they are of ``some []``; counts (integers) stay what they are."""
+def nan_unless(some: jax.Array, report: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    """``report`` with NaN for its means unless there are ``some []``; counts (integers) stay."""
     return {
         name: x if jnp.issubdtype(x.dtype, jnp.integer) else jnp.where(some, x, jnp.nan)
         for name, x in report.items()

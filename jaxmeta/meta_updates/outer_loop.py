@@ -1,7 +1,7 @@
 """The outer loop that most algorithms share: follow the meta-gradient with an optax optimiser."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -23,8 +23,12 @@ class Learned(NamedTuple):
     """``(meta, learned) -> meta`` with that part replaced."""
 
 
+PARAMS = Learned(lambda meta: meta.params, lambda meta, params: meta._replace(params=params))
+"""``meta.params``, and nothing else of ``meta``."""
+
+
 def outer_optimizer(optimizer: Optimizer, hyper: Any) -> optax.GradientTransformation:
-    """``optimizer`` at ``hyper.learning_rate``, after the gradient's norm is cut to ``hyper.max_grad_norm``."""
+    """``optimizer`` at ``hyper.learning_rate``; the gradient's norm is clipped to ``hyper.max_grad_norm`` first."""
     return optax.chain(
         optax.clip_by_global_norm(hyper.max_grad_norm), optimizer(hyper.learning_rate)
     )
@@ -36,23 +40,31 @@ def first_state(meta: Any, part: Learned, optimizer: Optimizer) -> State:
     return State(meta, optimizer_state, jnp.zeros((), jnp.int32))
 
 
+AnyState = TypeVar("AnyState", bound=Any)
+"""A NamedTuple with at least the fields of `State`."""
+
+
 def descend(
-    state: State, gradient: Any, part: Learned, optimizer: Optimizer, *, apply: jax.Array
-) -> State:
-    """The state after one step of the outer optimiser down ``gradient``; unchanged unless ``apply []``."""
+    state: AnyState,
+    gradient: Any,
+    part: Learned,
+    optimizer: optax.GradientTransformation,
+    *,
+    apply: jax.Array,
+) -> AnyState:
+    """The state after one step of ``optimizer`` down ``gradient``; unchanged unless ``apply []``."""
     moved, optimizer_state = guarded_update(
-        outer_optimizer(optimizer, state.meta.hyper),
-        gradient,
-        state.optimizer,
-        part.partition(state.meta),
-        apply=apply,
+        optimizer, gradient, state.optimizer, part.partition(state.meta), apply=apply
     )
-    meta = part.combine(state.meta, moved)
-    return State(meta, optimizer_state, state.num_updates + apply.astype(jnp.int32))
+    return state._replace(
+        meta=part.combine(state.meta, moved),
+        optimizer=optimizer_state,
+        num_updates=state.num_updates + apply.astype(jnp.int32),
+    )
 
 
 def is_applicable(metrics: dict[str, jax.Array], num_tasks: int) -> jax.Array:
-    """Whether a meta-gradient is of at least one task and has a finite norm, bool ``[]``."""
+    """Whether a meta-gradient comes from at least one task and has a finite norm, bool ``[]``."""
     return (metrics["skipped_tasks"] < num_tasks) & jnp.isfinite(metrics["meta_grad_norm"])
 
 
@@ -67,11 +79,17 @@ def follow_meta_gradient(
     env_steps: int,
     tasks_per_chunk: int | None,
 ) -> MetaAlgorithm:
-    """An algorithm whose every step moves the learned part of ``meta`` down the mean over tasks of the gradient of
-    ``task_loss: (meta, key, task) -> (loss [], report)``.
+    """The algorithm that learns a part of ``meta`` by the gradient of a loss, its mean over tasks.
 
-    ``first_meta: (key, hyper) -> meta`` is where training starts. ``env_steps`` counts the steps of one task;
-    ``tasks_per_chunk`` is as in `meta_updates.map_tasks`.
+    Args:
+        task_loss: ``(meta, key, task) -> (loss [], report)``.
+        learner: The learner that reads ``meta``.
+        first_meta: ``(key, hyper) -> meta``, the start of training.
+        part: The part of ``meta`` that is learned.
+        hyper: The default of ``init(key, hyper)``.
+        optimizer: ``learning_rate -> optax.GradientTransformation``.
+        env_steps: Environment steps of one task in a meta-update.
+        tasks_per_chunk: As in `meta_updates.map_tasks`.
     """
 
     def init(key: jax.Array, hyper: Any = hyper) -> State:
@@ -87,7 +105,8 @@ def follow_meta_gradient(
             tasks_per_chunk=tasks_per_chunk,
         )
         applied = is_applicable(metrics, num_tasks)
-        state = descend(state, gradient, part, optimizer, apply=applied)
+        transform = outer_optimizer(optimizer, state.meta.hyper)
+        state = descend(state, gradient, part, transform, apply=applied)
         return state, metrics | {
             "skipped_updates": jnp.asarray(~applied, jnp.int32),
             "env_steps": jnp.asarray(num_tasks * env_steps, jnp.int32),

@@ -12,6 +12,7 @@ from jaxmeta.algorithms import maml as maml_module
 from jaxmeta.algorithms.maml import Config, Hyper, maml
 from jaxmeta.estimators import exact, surrogates
 from jaxmeta.estimators.baselines import baseline_td_errors
+from jaxmeta.learners.gradient import first_order_step, gradient_step
 from jaxmeta.networks.policies import default_policy, gaussian_mlp
 from jaxmeta.runs import training
 from jaxmeta.tasks.navigation import NavigationParams
@@ -180,7 +181,7 @@ def test_every_family(name):
 
 def test_softmax_linear_policy_is_meta_trained():
     family = tasks.make("cartpole", horizon=8)
-    algorithm = maml(family, dataclasses.replace(SMALL, policy="softmax_linear"))
+    algorithm = maml(family, Config(num_streams=4, policy="softmax_linear"))
     drawn = tasks.sample_tasks(jax.random.key(1), family, 2, split="train")
     state, _ = jax.jit(algorithm.step)(jax.random.key(2), algorithm.init(jax.random.key(0)), drawn)
     assert state.meta.params["theta"].shape == (10,)
@@ -189,7 +190,8 @@ def test_softmax_linear_policy_is_meta_trained():
 
 def test_any_optimizer_and_policy(family):
     policy = gaussian_mlp((2,), family.action_space, (3,), initial_std=0.2)
-    algorithm = maml(family, SMALL, Hyper(learning_rate=0.5), policy=policy, optimizer=optax.sgd)
+    config, hyper = Config(num_streams=4), Hyper(learning_rate=0.5)
+    algorithm = maml(family, config, hyper, policy=policy, optimizer=optax.sgd)
     state = algorithm.init(jax.random.key(0))
     drawn = tasks.sample_tasks(jax.random.key(1), family, 2, split="train")
     after, metrics = jax.jit(algorithm.step)(jax.random.key(2), state, drawn)
@@ -263,7 +265,8 @@ class Enumerated:
         family = tasks.make("tabular", num_states=2, num_actions=2, horizon=2)
         config = Config(num_streams=num_streams, policy="softmax_linear", **settings)
         self.config = config
-        self.parts = learners.gradient_learner(family, config, first_order=config.first_order)
+        step = first_order_step if config.first_order else gradient_step
+        self.parts = learners.gradient_learner(family, config, inner_update=step)
         self.policy = default_policy("softmax_linear", (2,), family.action_space, ())
         hyper = Hyper(discount=0.9, gae_lambda=1.0, step_size=2.0)
         self.meta = self.parts.init(jax.random.key(0), hyper)
@@ -342,7 +345,6 @@ class Enumerated:
 
     def estimate(self):
         """The expectation of the algorithm's meta-gradient over every lifetime."""
-        loss = maml_module.meta_loss(self.parts, self.config)
 
         def gradient(rounds):
             data = jax.tree.map(lambda *x: jnp.stack(x), *rounds)
@@ -350,7 +352,7 @@ class Enumerated:
             def lived(theta):
                 meta = self.meta_of(theta)
                 history = rollouts.replay(jax.random.key(0), meta, data, learner=self.parts.learner)
-                return -loss(meta, history)
+                return -maml_module.meta_loss(meta, history, self.parts, self.config)
 
             return jax.grad(lived)(self.theta)
 

@@ -28,7 +28,7 @@ class Written:
         self.meta = self.algorithm.init(jax.random.key(0)).meta
         self.theta, self.unravel = jax.flatten_util.ravel_pytree(self.meta.params)
         self.keys, self.lived = learners.gradient.record(
-            jax.random.key(2), self.meta, self.drawn, self.parts, config
+            jax.random.key(2), self.meta, self.drawn, parts=self.parts
         )
 
     def __call__(self, theta):

@@ -170,3 +170,10 @@ def test_bad_numbers_are_refused():
     family = tasks.make("tabular")
     with pytest.raises(ValueError, match="trace_lambda=-0.1 must lie between 0 and 1"):
         meta_actor_critic(family, hyper=Hyper(trace_lambda=-0.1))
+
+
+def test_the_step_size_of_what_is_not_adapted_is_refused():
+    family = tasks.make("tabular")
+    for adapts, name in (("policy", "value_step_size"), ("value", "step_size")):
+        with pytest.raises(ValueError, match=f"^{name}=0.3 has no effect with adapts='{adapts}'"):
+            meta_actor_critic(family, Config(adapts=adapts), Hyper(**{name: 0.3}))

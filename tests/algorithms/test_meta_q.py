@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxmeta import rollouts, tasks
+from jaxmeta import networks, rollouts, tasks
 from jaxmeta.algorithms.meta_q import Config, Hyper, meta_q
 from tests.probes import recorded_lifetime
 
@@ -102,5 +102,11 @@ def test_what_does_not_fit_is_refused():
         Config(trace="q_lambda")
     with pytest.raises(ValueError, match="family 'navigation' has actions in .*Discrete"):
         meta_q(tasks.make("navigation"))
+    family = tasks.make("tabular")
+    q = networks.value_mlp(family.observation_shape, (3,), family.action_space.n)
+    with pytest.raises(ValueError, match=r"hidden_sizes=\(\) has no effect beside a q= of your"):
+        meta_q(family, Config(hidden_sizes=()), q=q)
+    with pytest.raises(ValueError, match="adapts='haed' is unknown: did you mean 'head'"):
+        meta_q(family, Config(adapts="haed"))
     with pytest.raises(ValueError, match="temperature=0 must lie between"):
         meta_q(tasks.make("tabular"), hyper=Hyper(temperature=0))

@@ -176,8 +176,8 @@ def test_semi_and_residual_gradients_are_their_formulas(x64, world):
     w0 = jax.random.normal(jax.random.key(4), (H * S + 1,))
     path = 9
     for gradient in ("semi", "residual"):
-        parts, _ = parts_of(gradient=gradient, target="td", c_bar=0.0)
-        meta = parts.init(jax.random.key(0), HYPER)
+        parts, _ = parts_of(gradient=gradient, target="td")
+        meta = parts.init(jax.random.key(0), HYPER._replace(trace_lambda=0.0))
         data = data_of(parts, world, path)
 
         def after(w, parts=parts, meta=meta, data=data):
@@ -287,8 +287,8 @@ def test_the_behaviour_s_return_is_what_is_predicted_without_distance():
     family = tasks.make("tabular", num_states=3, num_actions=2)
     hyper = Hyper(policy_distance=0.0)
     values = []
-    for target in ("vtrace", "td"):
-        parts = meta_value_parts(family, Config(target=target, c_bar=2.0))
+    for settings in (dict(target="vtrace", c_bar=2.0), dict(target="td")):
+        parts = meta_value_parts(family, Config(**settings))
         meta = parts.init(jax.random.key(0), hyper)
         agent = parts.learner.init(jax.random.key(1), meta)
         data = parts.experience(jax.random.key(2), meta, family.train(jax.random.key(3)), agent)
@@ -312,6 +312,21 @@ def test_the_behaviour_s_return_is_what_is_predicted_without_distance():
 def test_bad_settings_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         Config(**settings)
+
+
+def test_settings_that_a_target_does_not_use_are_refused():
+    for bar in ("rho_bar", "c_bar"):
+        for target in ("td", "importance_sampling"):
+            with pytest.raises(ValueError, match=f"{bar}=2.0 has no effect unless target or outer"):
+                Config(target=target, **{bar: 2.0})
+            Config(target=target, outer_target="vtrace", **{bar: 2.0})
+    family, hyper = tasks.make("tabular"), Hyper(trace_lambda=0.5)
+    with pytest.raises(ValueError, match="trace_lambda=0.5 has no effect without V-trace and TD"):
+        meta_value(family, Config(target="importance_sampling"), hyper)
+    for target in ("td", "vtrace"):
+        meta_value(family, Config(target=target), hyper)
+    with pytest.raises(ValueError, match="adapts='haed' is unknown: did you mean 'head'"):
+        meta_value(family, Config(adapts="haed"))
 
 
 def test_bad_numbers_are_refused():

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from jaxmeta import learners, tasks
+from jaxmeta import learners, networks, tasks
 from jaxmeta.algorithms import ALGORITHMS, promp
 from jaxmeta.algorithms import maml as maml_module
 from jaxmeta.algorithms.maml import Config, Hyper, maml
@@ -40,7 +40,7 @@ def test_the_loss_is_per_step_of_t_however_soon_episodes_end(x64):
     """Against the sum over first episodes written out; a division by their lengths would weight short ones more."""
     tabular = tasks.make("tabular", num_states=3, num_actions=2, horizon=6)
     data, hyper = made_up_streams(), Hyper(discount=0.9, gae_lambda=0.8)
-    config = Config(policy="softmax_linear", hidden_sizes=())
+    config = Config(policy="softmax_linear")
     parts = learners.gradient_learner(tabular, config)
     theta = parts.init(jax.random.key(0), hyper).params
 
@@ -132,6 +132,70 @@ def test_the_first_standard_deviation_is_the_configured_one(family):
         Config(initial_std=0.0)
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [dict(hidden_sizes=(8,)), dict(context_size=2), dict(initial_std=0.5), dict(policy="gaussian")],
+)
+@pytest.mark.parametrize("name", ["maml", "promp", "maml_trpo", "imaml", "reptile", "es"])
+def test_a_setting_of_the_policy_is_refused_beside_an_own_policy(family, name, settings):
+    module, policy = ALGORITHMS[name], networks.gaussian_mlp((2,), family.action_space, (3,))
+    construct = getattr(module, name)
+    (setting,) = settings
+    with pytest.raises(ValueError, match=rf"{setting}=.* has no effect beside a policy= of your"):
+        construct(family, module.Config(**settings), policy=policy)
+    construct(family, module.Config(), policy=policy)
+
+
+def test_a_softmax_linear_policy_has_no_hidden_sizes():
+    tabular = tasks.make("tabular", num_states=3, num_actions=2, horizon=6)
+    with pytest.raises(ValueError, match=r"hidden_sizes=\(\) has no effect with policy='softmax_"):
+        maml(tabular, Config(policy="softmax_linear", hidden_sizes=()))
+    # Here a value has them.
+    for name in ("meta_actor_critic", "meta_value"):
+        module = ALGORITHMS[name]
+        value = networks.value_mlp(tabular.observation_shape, (3,))
+        config = module.Config(policy="softmax_linear", hidden_sizes=(2,))
+        getattr(module, name)(tabular, config)
+        with pytest.raises(ValueError, match=r"hidden_sizes=\(2,\) has no effect where no network"):
+            getattr(module, name)(tabular, config, value=value)
+        policy = networks.categorical_mlp(tabular.observation_shape, tabular.action_space)
+        with pytest.raises(
+            ValueError, match="policy='softmax_linear' has no effect beside a policy"
+        ):
+            getattr(module, name)(tabular, config, policy=policy)
+
+
+def test_what_is_never_differentiated_has_nothing_to_rematerialize():
+    for name in ("imaml", "reptile", "es"):
+        with pytest.raises(ValueError, match="rematerialize=False has no effect in .*default True"):
+            ALGORITHMS[name].Config(rematerialize=False)
+
+
+def test_an_inner_update_is_given_the_loss_and_the_settings(family):
+    """A step of twice the size by an update of one's own."""
+    config = Config(num_streams=2, hidden_sizes=(3,), inner_surrogate="score")
+    step = learners.gradient.gradient_step
+
+    def twice(meta, agent, data, *, loss, config):
+        hyper = meta.hyper._replace(step_size=2.0 * meta.hyper.step_size)
+        return step(meta._replace(hyper=hyper), agent, data, loss=loss, config=config)
+
+    usual, own = (
+        learners.gradient_learner(family, config, inner_update=update) for update in (step, twice)
+    )
+    meta, task = usual.init(jax.random.key(0), Hyper()), family.train(jax.random.key(1))
+    history = usual.live(jax.random.key(2), meta, task)
+    agent, data = jax.tree.map(lambda x: x[0], (history.agent, history.trajectories))
+    once, more = (
+        jax.tree.map(
+            jnp.subtract, parts.learner.update(jax.random.key(3), meta, agent, data), agent
+        )
+        for parts in (usual, own)
+    )
+    for x, y in zip(jax.tree.leaves(once), jax.tree.leaves(more), strict=True):
+        np.testing.assert_allclose(2.0 * x, y, rtol=1e-3, atol=1e-6)
+
+
 @pytest.mark.parametrize("kind", ["Categorical", "DiagGaussian"])
 def test_mean_kl_is_that_of_the_old_to_the_new(kind):
     rows = jnp.linspace(-1.0, 1.0, 12).reshape(2, 3, 2)
@@ -152,7 +216,7 @@ def test_records_are_the_lifetimes_that_a_meta_gradient_would_live(family):
     parts = learners.gradient_learner(family, config)
     meta = parts.init(jax.random.key(0), Hyper())
     drawn = tasks.sample_tasks(jax.random.key(1), family, 3, split="train")
-    keys, histories = learners.gradient.record(jax.random.key(2), meta, drawn, parts, config)
+    keys, histories = learners.gradient.record(jax.random.key(2), meta, drawn, parts=parts)
     assert histories.trajectories.reward.shape == (3, 3, 2, 4)
     one = parts.live(keys[1], meta, jax.tree.map(lambda x: x[1], drawn))
     for x, y in zip(jax.tree.leaves(histories), jax.tree.leaves(one), strict=True):
@@ -160,7 +224,7 @@ def test_records_are_the_lifetimes_that_a_meta_gradient_would_live(family):
 
     def total(params):
         _, histories = learners.gradient.record(
-            jax.random.key(2), meta._replace(params=params), drawn, parts, config
+            jax.random.key(2), meta._replace(params=params), drawn, parts=parts
         )
         return sum(jnp.sum(x) for x in jax.tree.leaves(histories.agent))
 

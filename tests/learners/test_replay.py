@@ -27,8 +27,9 @@ def learner_that_sums(num_batches, constant=0.0):
         family,
         config,
         policy,
-        lambda meta, params: {"theta": jnp.zeros(6)},
-        lambda meta, params, data, good: {"w": -constant - jnp.mean(data.reward)},
+        init=lambda key: {"w": jnp.zeros(())},
+        policy_params=lambda meta, params: {"theta": jnp.zeros(6)},
+        gradient=lambda meta, params, data, good: {"w": -constant - jnp.mean(data.reward)},
     )
     return family, parts
 

@@ -11,6 +11,7 @@ from jaxmeta.meta_updates.outer_loop import (
     first_state,
     follow_meta_gradient,
     is_applicable,
+    outer_optimizer,
 )
 
 
@@ -18,11 +19,12 @@ def test_descent_goes_down_the_gradient_and_is_clipped():
     hyper = Hyper(learning_rate=0.1, max_grad_norm=1.0)
     meta = Meta({"w": jnp.array([3.0, 4.0])}, hyper)
     state = first_state(meta, learned_part(Config()), optax.sgd)
+    transform = outer_optimizer(optax.sgd, hyper)
     gradient = {"params": {"w": jnp.array([30.0, 40.0])}}
-    after = descend(state, gradient, learned_part(Config()), optax.sgd, apply=jnp.asarray(True))
+    after = descend(state, gradient, learned_part(Config()), transform, apply=jnp.asarray(True))
     np.testing.assert_allclose(after.meta.params["w"], [3.0 - 0.06, 4.0 - 0.08], rtol=1e-6)
     assert after.num_updates == 1
-    same = descend(state, gradient, learned_part(Config()), optax.sgd, apply=jnp.asarray(False))
+    same = descend(state, gradient, learned_part(Config()), transform, apply=jnp.asarray(False))
     np.testing.assert_array_equal(same.meta.params["w"], meta.params["w"])
     assert same.num_updates == 0
 
