@@ -217,8 +217,7 @@ def learned_objective(
         agents = members._replace(life=members.life.agent)  # what else is in a life is the task's
         good = finite_tasks((gradients, reports, agents))
         gradient, report = masked_mean((gradients, reports), good)
-        num_good = jnp.sum(good)
-        applied = num_good > 0
+        applied = jnp.any(good)
         transform = optimizer(meta.hyper.learning_rate)  # the estimators clip
         state = descend(state, gradient, PARAMS, transform, apply=applied)
         # A broken agent is born again where the next window begins.
@@ -226,7 +225,7 @@ def learned_objective(
         return state._replace(members=members), {
             **nan_unless(applied, report),
             "meta_grad_norm": optax.tree.norm(gradient),
-            "skipped_tasks": num_tasks - num_good,
+            "skipped_tasks": num_tasks - jnp.sum(good),
             "skipped_updates": jnp.asarray(~applied, jnp.int32),
             "env_steps": jnp.asarray(num_tasks * made.env_steps, jnp.int32),
         }
