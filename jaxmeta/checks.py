@@ -385,7 +385,8 @@ def _annotations(function: Callable) -> dict[str, Any]:
     return {
         name: kind
         for name, kind in hints.items()
-        if not all((typing.get_origin(x) or x) in elsewhere for x in _options(kind))
+        if not getattr(kind, "_is_protocol", False)
+        and not all((typing.get_origin(x) or x) in elsewhere for x in _options(kind))
     }
 
 

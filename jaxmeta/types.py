@@ -10,7 +10,7 @@ Docstrings give unbatched shapes (``[T]`` for one stream, ``[N, T]`` for one tas
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 
@@ -20,6 +20,29 @@ Params = Any
 Task = Any
 """One MDP of a family: a gymnax ``EnvParams`` pytree. Its traced leaves differ from task to
 task."""
+
+
+class Environment(Protocol):
+    """A gymnax environment, one's own or gymnax's; `tasks.environments` checks its parts.
+
+    ``params`` is a `Task` in all methods.
+    """
+
+    @property
+    def default_params(self) -> Any:
+        """One task."""
+
+    def reset(self, key: jax.Array, params: Any = None) -> tuple[Any, Any]:
+        """``(obs, state)`` at the start of an episode."""
+
+    def step(self, key: jax.Array, state: Any, action: Any, params: Any = None) -> tuple:
+        """``(obs, state, reward, terminated, truncated, info)``, after a reset where the episode ended."""
+
+    def action_space(self, params: Any = None) -> Any:
+        """A gymnax ``Discrete`` or ``Box``."""
+
+    def observation_space(self, params: Any) -> Any:
+        """A gymnax ``Discrete`` or ``Box``."""
 
 
 class TimeStep(NamedTuple):

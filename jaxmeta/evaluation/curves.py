@@ -10,7 +10,7 @@ from jaxmeta.estimators.episodes import first_episode_return
 from jaxmeta.estimators.streams import finite_streams, mean_over_streams
 from jaxmeta.rollouts.lifetime import Setup, lifetime
 from jaxmeta.tasks import environments, time_limit
-from jaxmeta.types import Learner, Task
+from jaxmeta.types import Environment, Learner, Task
 
 
 class AdaptationCurve(NamedTuple):
@@ -30,7 +30,7 @@ def adaptation_curve(
     tasks: Task,
     *,
     learner: Learner,
-    env: Any,
+    env: Environment,
     num_streams: int,
     num_updates: int,
     num_steps: int,
@@ -99,7 +99,7 @@ def adaptation_returns(key: jax.Array, meta: Any, tasks: Task, **how: Any) -> ja
     return adaptation_curve(key, meta, tasks, **how).returns
 
 
-def _covers_an_episode(num_steps: int, env: Any) -> None:
+def _covers_an_episode(num_steps: int, env: Environment) -> None:
     """Raises ValueError if ``num_steps`` is less than the horizon."""
     limit = time_limit.ends_by(env)
     if limit is not None and num_steps < limit:

@@ -10,7 +10,7 @@ from jaxmeta.estimators.episodes import episode_index
 from jaxmeta.estimators.streams import finite_streams
 from jaxmeta.rollouts.lifetime import Setup, lifetime
 from jaxmeta.tasks import environments
-from jaxmeta.types import Learner, Task
+from jaxmeta.types import Environment, Learner, Task
 
 
 class Trials(NamedTuple):
@@ -33,7 +33,7 @@ def trials(
     tasks: Task,
     *,
     learner: Learner,
-    env: Any,
+    env: Environment,
     num_steps: int,
     num_updates: int = 0,
     tasks_per_chunk: int = 1000,

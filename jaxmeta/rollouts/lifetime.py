@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from jaxmeta import checks
 from jaxmeta.rollouts.rollout import begin_stream, rollout
-from jaxmeta.types import History, Learner, Stream, Task, Trajectory
+from jaxmeta.types import Environment, History, Learner, Stream, Task, Trajectory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Setup:
 
     learner: Learner
     """The learner that acts and is updated."""
-    env: Any
+    env: Environment
     """The environment of all tasks: ``family.env``."""
     num_streams: int
     """Parallel streams of a task (N)."""

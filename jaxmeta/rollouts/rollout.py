@@ -11,11 +11,13 @@ import jax.numpy as jnp
 
 from jaxmeta import checks
 from jaxmeta.tasks import door, environments, keys
-from jaxmeta.types import Learner, Stream, Task, TimeStep, Trajectory
+from jaxmeta.types import Environment, Learner, Stream, Task, TimeStep, Trajectory
 
 
 @checks.arguments
-def begin_stream(key: jax.Array, meta: Any, task: Task, *, learner: Learner, env: Any) -> Stream:
+def begin_stream(
+    key: jax.Array, meta: Any, task: Task, *, learner: Learner, env: Environment
+) -> Stream:
     """A stream at the first step of an episode of ``task``, with a new memory."""
     obs, env_state = door.reset(env, keys.typed(key), task)
     space = environments.action_space(env)
@@ -38,7 +40,7 @@ def rollout(
     stream: Stream,
     *,
     learner: Learner,
-    env: Any,
+    env: Environment,
     num_steps: int,
     unroll: int = 1,
 ) -> tuple[Stream, Trajectory]:

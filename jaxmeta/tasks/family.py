@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +11,7 @@ from gymnax.environments import spaces
 
 from jaxmeta import checks
 from jaxmeta.tasks import boxes, environments, time_limit
-from jaxmeta.types import Task
+from jaxmeta.types import Environment, Task
 
 SPLITS = ("train", "test", "out_of_distribution")
 
@@ -26,7 +25,7 @@ class TaskFamily:
 
     name: str
     """The name for `jaxmeta.tasks.make`."""
-    env: Any
+    env: Environment
     """A gymnax environment (``reset_env``, ``step_env``, ``is_truncated``; else ``reset`` and
     ``step``). Tasks may differ only in traced leaves of the parameters. ``reset_env`` must not draw
     any part of the task, so that the end of an episode never changes the task. An environment may
