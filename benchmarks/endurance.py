@@ -10,11 +10,8 @@ what was done since the last checkpoint and nothing else; what is learned in the
 alone. `long` makes very many small meta-updates and looks at host memory, compilations, the time of an update and the
 metrics file. `faults` meta-trains MAML on 2-D navigation whose simulator reports NaN or infinity now and then, and
 looks at what was left out and how the result adapts to held-out goals without faults.
-
-Leaves results.json, table.md and the runs in the output folder.
 """
 
-import dataclasses
 import json
 import os
 import random
@@ -29,7 +26,7 @@ import numpy as np
 import study
 from rich.console import Console
 
-from jaxmeta import checks, evaluation, tasks
+from jaxmeta import evaluation, tasks
 from jaxmeta.algorithms import maml
 from jaxmeta.runs import checkpoints, experiments, training
 from jaxmeta.runs.experiments import Experiment
@@ -40,33 +37,23 @@ TRAIN = Path(__file__).parent / "train.py"
 CONFIG = maml.Config()  # of the runs with faults
 
 
-@dataclasses.dataclass(frozen=True)
 class Kill(study.Study):
     """Kill a training run again and again."""
 
-    output: study.Output = Path("runs/endurance-kill")
     kills: int = 100  # How often.
     checkpoint_every: int = 5  # Meta-updates between checkpoints.
     seed: int = 0  # Of the moments.
 
 
-@dataclasses.dataclass(frozen=True)
 class Long(study.Study):
     """Very many small meta-updates."""
 
-    output: study.Output = Path("runs/endurance-long")
-    meta_updates: int = 100_000  # How many.
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        checks.at_least("meta_updates", self.meta_updates, 10)
+    meta_updates: Annotated[int, study.at_least(10)] = 100_000  # How many.
 
 
-@dataclasses.dataclass(frozen=True)
 class Faults(study.Study):
     """A simulator that breaks now and then."""
 
-    output: study.Output = Path("runs/endurance-faults")
     rates: Annotated[study.Numbers, study.within(0, 1)] = (0.0, 1e-3, 1e-2)
     """Shares of steps whose reward or observation is not finite."""
     meta_updates: int = 200  # Meta-updates of each run.
@@ -232,6 +219,13 @@ def with_faults(args: Faults, rate: float, held_out: Task, key: jax.Array) -> tu
     return np.asarray(adapted(meta)), skipped
 
 
+FAULT_COLUMNS = """
+    faulty steps = {rate:g} % | episodes left out = {left_out:.1f} % | tasks left out = {tasks}
+    | meta-updates left out = {updates} | held-out return before = {before:.2f} | after one step = {after}
+    | gap closed = {closed:.1f} %
+"""
+
+
 def run_faults(args: Faults) -> None:
     family = tasks.make("navigation")
     task_key, key, optimal_key = jax.random.split(jax.random.key(study.EVALUATION_SEED), 3)
@@ -243,20 +237,12 @@ def run_faults(args: Faults) -> None:
         returns, skipped = with_faults(args, rate, held_out, key)
         summary = evaluation.summarize(returns, optimal, optimal)
         results[str(rate)] = summary | {"skipped": skipped}
+        shares = dict(rate=100 * rate, left_out=100 * skipped["streams"] / streams)
+        shares |= dict(closed=100 * summary["gap_closed"][1], before=summary["returns"][0])
         after = study.with_interval(summary["returns"][1], *summary["intervals"][1])
-        rows.append(
-            {
-                "faulty steps": f"{100 * rate:g} %",
-                "episodes left out": f"{100 * skipped['streams'] / streams:.1f} %",
-                "tasks left out": str(skipped["tasks"]),
-                "meta-updates left out": str(skipped["updates"]),
-                "held-out return before": f"{summary['returns'][0]:.2f}",
-                "after one step": after,
-                "gap closed": f"{100 * summary['gap_closed'][1]:.1f} %",
-            }
-        )
+        rows.append(skipped | shares | dict(after=after))
         study.say(rows[-1])
-    study.leave(args, rows, rates=results)
+    study.leave(args, study.table(FAULT_COLUMNS, rows), rates=results)
 
 
 def resident() -> int:

@@ -8,7 +8,6 @@ a program of its own, which compiles the meta-update, says what memory the compi
 few times and says what memory it took: on an accelerator the allocator's peak, on a CPU (of Linux) the growth of the process.
 
 Exponents are slopes of log time against log size over the largest three sizes: below, fixed costs hide the growth.
-Leaves results.json, table.md, exponents.md, table.csv and scaling.png in the output folder.
 """
 
 import ctypes
@@ -22,7 +21,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import study
 
@@ -48,11 +46,9 @@ AXES = tuple(field.name for field in dataclasses.fields(Size))
 ALGORITHMS = {"maml": AXES, "rl2": ("tasks", "streams", "horizon", "devices")}
 
 
-@dataclasses.dataclass(frozen=True)
 class Scaling(study.Study):
     """Which sizes."""
 
-    output: study.Output = Path("runs/scaling")
     algorithm: Annotated[str, study.known(ALGORITHMS)] = "maml"
     """`maml` on 2-D navigation, two layers of 64; or `rl2`, a GRU of 64 on two-armed bandits."""
     axes: tuple[str, ...] = ()  # Sizes to multiply; none named is all.
@@ -60,7 +56,7 @@ class Scaling(study.Study):
     factors: tuple[int, ...] = (1, 2, 4, 8)  # By how much.
     repeats: int = 7  # Timed meta-updates of each; the median counts.
     tasks_per_chunk: int | None = None  # Tasks whose meta-gradient is worked on at a time, MAML's.
-    core: int | None = None  # The core that all is pinned to, but for devices; None pins nothing.
+    core: study.Core = None  # The core that all is pinned to, but for devices; None pins nothing.
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -72,7 +68,6 @@ class Scaling(study.Study):
             raise ValueError(
                 f"factors={self.factors} must be at least three numbers, 1 and more, that rise"
             )
-        checks.core("core", self.core)
 
 
 def build(algorithm: str, size: Size, chunk: int | None) -> tuple[TaskFamily, MetaAlgorithm]:
@@ -96,22 +91,12 @@ def point(asked: dict[str, Any]) -> dict[str, Any]:
     family, algorithm = build(asked["algorithm"], size, asked["tasks_per_chunk"])
     run = study.one(algorithm, 0)
 
-    def advance(run: Any) -> Any:
-        return training.advance(
-            run,
-            jnp.asarray(1),
-            algorithm=algorithm,
-            family=family,
-            num_tasks=size.tasks,
-            max_updates=1,
-            mesh=training.device_mesh(size.tasks),
-        )
-
+    mesh = training.device_mesh(size.tasks)
+    advance = study.advancing(algorithm, family, num_tasks=size.tasks, mesh=mesh)
     program = study.compiled(advance, run)
     planned = program.call.memory_analysis()
-    _, metrics = jax.block_until_ready(
-        program.call(run)
-    )  # the first call brings in code and threads
+    # The first call brings in code and threads.
+    _, metrics = jax.block_until_ready(program.call(run))
     env_steps = int(metrics["env_steps"][0])
     del metrics, _
     before = begin_peak()
@@ -164,11 +149,6 @@ def measure(main: Scaling, size: Size) -> dict[str, Any]:
     return json.loads(result.stdout.splitlines()[-1])
 
 
-def exponent(sizes: list[int], seconds: list[float]) -> float:
-    """Slope of log seconds over the largest three sizes."""
-    return float(np.polyfit(np.log(sizes[-3:]), np.log(seconds[-3:]), 1)[0])
-
-
 def sized(main: Scaling, axis: str, factor: int) -> Size:
     """The size where one axis is multiplied; devices share the tasks of the largest number of them."""
     size = dataclasses.replace(main.base, **{axis: factor * getattr(main.base, axis)})
@@ -177,49 +157,55 @@ def sized(main: Scaling, axis: str, factor: int) -> Size:
     return size
 
 
-def shown(axis: str, size: Size, result: dict[str, Any]) -> dict[str, str]:
-    """A row of the table."""
+COLUMNS = """
+    what grows = {what} | size = {grown} | env steps = {steps} | time, s = {median:.3f}
+    | k env steps/s = {k_steps:.0f} | memory, MB = {megabytes:.1f}
+    | predicted = {predicted:.1f} ({error:+.0f} %) | compiling, s = {compile_seconds:.1f}
+"""
+
+
+def shown(axis: str, factor: int, size: Size, result: dict[str, Any]) -> dict[str, Any]:
+    """What the table and the figure show of a point."""
     median = statistics.median(result["seconds"])
-    error = result["predicted_bytes"] / result["measured_bytes"] - 1
-    return {
-        "what grows": axis.replace("_", " "),
-        "size": str(getattr(size, axis)),
-        "env steps": f"{result['env_steps']:,}".replace(",", " "),
-        "time, s": f"{median:.3f}",
-        "k env steps/s": f"{result['env_steps'] / median / 1e3:.0f}",
-        "memory, MB": f"{result['measured_bytes'] / 1e6:.1f}",
-        "predicted": f"{result['predicted_bytes'] / 1e6:.1f} ({100 * error:+.0f} %)",
-        "compiling, s": f"{result['compile_seconds']:.1f}",
-    }
+    measured, predicted = result["measured_bytes"] / 1e6, result["predicted_bytes"] / 1e6
+    shown = dict(what=axis.replace("_", " "), factor=factor, grown=getattr(size, axis))
+    shown |= dict(median=median, megabytes=measured, predicted=predicted)
+    shown |= dict(error=100 * (predicted / measured - 1), steps=study.spaced(result["env_steps"]))
+    return result | shown | dict(k_steps=result["env_steps"] / median / 1e3)
+
+
+def exponents(rows: list[dict[str, Any]]) -> list[dict[str, str]]:
+    """Rows of slopes of logarithms over the largest three sizes; devices share work, which does not grow."""
+    found = []
+    for what in dict.fromkeys(row["what"] for row in rows if row["what"] != "devices"):
+        largest = [row for row in rows if row["what"] == what][-3:]
+        names = "grown", "median", "megabytes"
+        size, *costs = (np.log([row[name] for row in largest]) for name in names)
+        time, memory = (f"{np.polyfit(size, cost, 1)[0]:.2f}" for cost in costs)
+        row = {"what grows": what, "exponent of time": time, "exponent of memory": memory}
+        found.append(row)
+    return found
 
 
 def run(main: Scaling) -> None:
-    rows, exponents, results = [], [], []
-    panels: dict[str, dict] = {"time of a meta-update, s": {}, "memory, MB": {}}
+    rows, results = [], []
     done: dict[Size, dict[str, Any]] = {}
     for axis in main.axes or ALGORITHMS[main.algorithm]:
-        name = axis.replace("_", " ")
-        sizes = [sized(main, axis, factor) for factor in main.factors]
-        for size in sizes:
+        for factor in main.factors:
+            size = sized(main, axis, factor)
             if size not in done:
                 done[size] = measure(main, size)
-            rows.append(shown(axis, size, done[size]))
             results.append({"axis": axis, "size": dataclasses.asdict(size), **done[size]})
-            study.say(rows[-1])
-        grown = [getattr(size, axis) for size in sizes]
-        seconds = [statistics.median(done[size]["seconds"]) for size in sizes]
-        megabytes = [done[size]["measured_bytes"] / 1e6 for size in sizes]
-        if axis != "devices":
-            slopes = (f"{exponent(grown, x):.2f}" for x in (seconds, megabytes))
-            names = "what grows", "exponent of time", "exponent of memory"
-            exponents.append(dict(zip(names, (name, *slopes), strict=True)))
-        for panel, y in zip(panels.values(), (seconds, megabytes), strict=True):
-            panel[name] = (main.factors, y)
-    study.leave(main, rows, csv=rows, exponents=exponents, rows=results)
-    if exponents:
-        lines = reports.markdown(exponents)
+            rows.append(shown(axis, factor, size, done[size]))
+            study.say(results[-1])
+    table, slopes = study.table(COLUMNS, rows), exponents(rows)
+    study.leave(main, table, csv=table, exponents=slopes, rows=results)
+    if slopes:
+        lines = reports.markdown(slopes)
         (main.output / "exponents.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
         print("\n".join(lines))
+    ys = {"time of a meta-update, s": "median", "memory, MB": "megabytes"}
+    panels = study.panels(rows, "what", "factor", ys)
     path = main.output / "scaling.png"
     plotting.lines(path, panels=panels, x_label="times the size", logarithmic=True)
 

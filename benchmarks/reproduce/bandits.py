@@ -7,11 +7,9 @@
 Means of arms are U(0, 1); a score is the sum of the means of the arms that were pulled in a trial. Shares
 are of the Bayes-optimal agent, where that can be computed, else of the Gittins index, which can be outdone;
 the last row of a setting says which. UCB1's constant and the discount of the Gittins index were chosen on
-tasks of other draws. Leaves table.md, table.csv and results.json in the output folder.
+tasks of other draws.
 """
 
-import dataclasses
-from pathlib import Path
 from typing import Annotated, NamedTuple
 
 import jax
@@ -47,15 +45,12 @@ SETTINGS = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
 class Bandits(Reproduction):
     """Bernoulli bandits."""
 
-    output: study.Output = Path("runs/reproduce-bandits")
     settings: Annotated[study.Names, study.known(SETTINGS)] = ()
     """Arms and pulls, as in `5,10`; none is the smallest, or all with `--full`."""
     learned: bool = True  # Train RL²; else measure the classical agents alone.
-    meta_updates: int | None = None  # Meta-updates of RL²; None is each setting's own.
 
 
 def expected_total(task: BanditParams, trials: Trials) -> jax.Array:

@@ -21,7 +21,6 @@ from jaxmeta.tasks import TaskFamily
 from jaxmeta.types import Learner, Task
 
 
-@dataclasses.dataclass(frozen=True)
 class Reproduction(study.Study):
     """Settings that every script has."""
 
@@ -29,6 +28,7 @@ class Reproduction(study.Study):
     """All rows of the published table, or longer training, for an accelerator; else what two CPU cores do
     in a quarter of an hour."""
     num_seeds: int = 3  # Runs of each learner.
+    meta_updates: int | None = None  # Meta-updates of each learner; None is the preset's own.
     eval_tasks: int = 10_000  # Held-out tasks, the same for all agents.
 
 
@@ -70,10 +70,9 @@ class Row:
 
 def preset(name: str, meta_updates: int | None, num_tasks: int | None = None, **config: Any) -> Any:
     """The `Experiment` of a preset with these settings in place of its own."""
-    experiment = presets.PRESETS[name]
+    experiment = study.with_config(presets.PRESETS[name], **config)
     plan = dataclasses.replace(experiment.plan, num_tasks=num_tasks or experiment.plan.num_tasks)
-    settings = {**experiment.config, **config}
-    experiment = dataclasses.replace(experiment, plan=plan, config=settings)
+    experiment = dataclasses.replace(experiment, plan=plan)
     return presets.lasting(experiment, meta_updates or plan.meta_updates)
 
 
@@ -134,22 +133,18 @@ def leave(told: Reproduction, rows: list[Row], *, share: str, digits: int) -> No
     """Prints the table and leaves table.md, table.csv and results.json in the output folder."""
     cells = [row.cells(share) for row in rows]
 
-    def known(x: Any, form: str = "") -> str:
-        return "" if x is None else format(x, form)
-
     def shown(cell: dict[str, Any]) -> dict[str, str]:
-        numbers = cell["mean"], cell["low"], cell["high"]
-        exact = cell["low"] is None
-        mean = f"{numbers[0]:.{digits}f}" if exact else study.with_interval(*numbers, digits=digits)
-        return {
-            "setting": cell["setting"],
-            "agent": cell["agent"],
-            "mean (95 % interval)": mean,
-            share: f"{cell[share]:.4f}",
-            "published": known(cell["published"], "g"),
-            "seeds": known(cell["seeds"]),
-            "training, s": known(cell["training_seconds"], ".0f"),
-        }
+        mean = f"{cell['mean']:.{digits}f}"
+        if cell["low"] is not None:
+            numbers = (cell[name] for name in ("mean", "low", "high"))
+            mean = study.with_interval(*numbers, digits=digits)
+        forms = {"published": "g", "seeds": "", "training_seconds": ".0f"}
+        some = {k: "" if cell[k] is None else format(cell[k], form) for k, form in forms.items()}
+        return cell | some | {"mean": mean, "share": cell[share]}
 
+    columns = f"""
+        setting = {{setting}} | agent = {{agent}} | mean (95 % interval) = {{mean}} | {share} = {{share:.4f}}
+        | published = {{published}} | seeds = {{seeds}} | training, s = {{training_seconds}}
+    """
     settings = [cell | {"settings": row.settings} for row, cell in zip(rows, cells, strict=True)]
-    study.leave(told, [shown(cell) for cell in cells], csv=cells, rows=settings)
+    study.leave(told, study.table(columns, map(shown, cells)), csv=cells, rows=settings)

@@ -4,12 +4,9 @@
     python benchmarks/reproduce/dependent_bandits.py --full   # on all five kinds
 
 A score is the expected regret of a trial of 100 pulls: what always pulling the better arm would earn more,
-in expected reward. Shares are times the Bayes-optimal regret, which is exact; smaller is better. Leaves
-table.md, table.csv and results.json in the output folder.
+in expected reward. Shares are times the Bayes-optimal regret, which is exact; smaller is better.
 """
 
-import dataclasses
-from pathlib import Path
 from typing import Annotated
 
 import jax
@@ -24,15 +21,12 @@ KINDS = ("easy", "uniform", "medium", "hard", "independent")
 NUM_PULLS = 100
 
 
-@dataclasses.dataclass(frozen=True)
 class DependentBandits(Reproduction):
     """Two-armed bandits whose arms inform about each other."""
 
-    output: study.Output = Path("runs/reproduce-dependent-bandits")
     kinds: Annotated[study.Names, study.known(KINDS)] = ()
     """Kinds to train and test on; none is `easy` and `uniform`, or all with `--full`."""
     num_seeds: int = 2  # Runs of RL².
-    meta_updates: int | None = None  # Meta-updates of RL²; None is the presets' 400.
     num_tasks: int | None = None  # Trials in a meta-update; None is the presets' 512.
 
 

@@ -6,11 +6,8 @@
 A score is the total reward of a trial of four episodes of 15 steps. Shares are of the Bayes-optimal agent,
 computed exactly; *straight to the goal* is what an agent that is told the task can earn at most, and *told
 the goal* a feed-forward policy that is told it and trained like the others. All have the same hidden layers
-between what they know and what they do. Leaves table.md, table.csv and results.json in the output folder.
+between what they know and what they do.
 """
-
-import dataclasses
-from pathlib import Path
 
 import jax
 from common import Measure, Reproduction, Row, leave, preset, study, total_reward
@@ -21,11 +18,9 @@ from jaxmeta.tasks.informed import informed
 EPISODES = 4
 
 
-@dataclasses.dataclass(frozen=True)
 class GridNavi(Reproduction):
     """GridNavi."""
 
-    output: study.Output = Path("runs/reproduce-gridnavi")
     num_seeds: int = 2  # Runs of each learner.
     eval_tasks: int = 2100  # Held-out tasks; there are 21 goals.
     meta_updates: int | None = None

@@ -6,12 +6,9 @@
 
 A score is the total reward of a trial, in MDPs of 10 states, 5 actions and episodes of 10 steps. Shares are
 of the policy that is told the MDP, which nobody can reach. RL² remembers counts and plans on their graph; a
-GRU, the paper's network, has to find out what a state is, and wants an accelerator. Leaves table.md,
-table.csv and results.json in the output folder.
+GRU, the paper's network, has to find out what a state is, and wants an accelerator.
 """
 
-import dataclasses
-from pathlib import Path
 from typing import Annotated, Literal
 
 import jax
@@ -29,11 +26,9 @@ PUBLISHED = {  # episodes: random, PSRL, RL²
 }
 
 
-@dataclasses.dataclass(frozen=True)
 class Tabular(Reproduction):
     """Random finite MDPs."""
 
-    output: study.Output = Path("runs/reproduce-tabular")
     num_seeds: int = 1  # Runs of RL².
     episodes: Annotated[tuple[int, ...], study.known(PUBLISHED)] = ()
     """Episodes in a trial; none is 10, or all with `--full`."""
