@@ -48,8 +48,8 @@ class Main(study.Study):
 
 def experiment_of(name: str, family: str, main: Main) -> Experiment:
     """The experiment of one cell of the table."""
-    sizes = dict(num_tasks=main.num_tasks, num_streams=main.num_streams)
-    return presets.compared(TITLES[name], family, meta_updates=main.meta_updates, **sizes)
+    sizes = main.some("meta_updates", "num_tasks", "num_streams")
+    return presets.compared(TITLES[name], family, **sizes)
 
 
 def trained(

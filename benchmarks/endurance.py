@@ -15,6 +15,7 @@ looks at what was left out and how the result adapts to held-out goals without f
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 import time
@@ -120,10 +121,9 @@ def kill_often(args: Kill, folder: Path) -> list[dict[str, Any]]:
     moment = random.Random(args.seed)
     kills: list[dict[str, Any]] = []
     while len(kills) < args.kills:
-        resume = newest(folder) is not None if folder.exists() else False
-        if not resume and folder.exists():  # killed before it had anything to resume from
-            for path in sorted(folder.rglob("*"), reverse=True):
-                path.rmdir() if path.is_dir() else path.unlink()
+        resume = newest(folder) is not None
+        if not resume:  # killed before it had anything to resume from
+            shutil.rmtree(folder, ignore_errors=True)
         endless = command(folder, 10**6, args.checkpoint_every, resume=resume)
         kills.append(kill_once(folder, endless, moment))
         study.say(f"kill {len(kills)}: {kills[-1]}")

@@ -5,8 +5,8 @@
 
 For each family: what varies, what is observed and done, the time limit, and the mean returns of the random
 agent and of the reference agent, which is told the task (optimal where the optimum is known, else a
-controller, hand-written or searched for), on held-out tasks. Each family
-has a picture of a rollout in a held-out task. A family whose package is not installed is left out and named.
+controller, hand-written or searched for), on held-out tasks. A picture shows a rollout in one of them. A family
+whose package is not installed is left out and named.
 """
 
 from typing import Annotated, Any
@@ -49,28 +49,21 @@ def row(name: str, family: TaskFamily, returns: dict[str, np.ndarray]) -> dict[s
     space = family.action_space
     actions = f"{space.n}" if isinstance(space, spaces.Discrete) else f"{space.shape[0]} continuous"
     shape = " × ".join(map(str, family.observation_shape)) or "1"
-    reference = returns.get("reference")
+    shown = {name: f"{round(float(x.mean()), 3):.4g}" for name, x in returns.items()}
+    if study.optimum_known(family):
+        source = "optimal"
+    else:
+        searched = isinstance(family.env, locomotion.Locomotion)
+        source = "searched" if searched else "hand-written"
     return {
         "family": f"`{name}`",
         "what it is": tasks.describe(name),
         "observation": shape,
         "actions": actions,
         "steps": f"{family.horizon}",
-        "random": shown(returns["random"]),
-        "told the task": "" if reference is None else f"{shown(reference)} ({source(family)})",
+        "random": shown["random"],
+        "told the task": f"{shown['reference']} ({source})" if "reference" in shown else "",
     }
-
-
-def shown(returns: np.ndarray) -> str:
-    """A mean as a cell of the table."""
-    return f"{round(float(returns.mean()), 3):.4g}"
-
-
-def source(family: TaskFamily) -> str:
-    """The origin of the reference agent, in a word."""
-    if study.optimum_known(family):
-        return "optimal"
-    return "searched" if isinstance(family.env, locomotion.Locomotion) else "hand-written"
 
 
 def draw(main: Main, name: str, family: TaskFamily) -> None:

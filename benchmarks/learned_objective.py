@@ -59,10 +59,6 @@ class Train(study.Study):
     step_size: Positive = 0.2  # Of Adam in the agents that follow LPG.
     window: int = 50
     """Updates that a meta-update looks at: a whole life, or the rule does not learn what only pays later."""
-    critic_step_size: Positive = 0.5
-    """Of Adam in the meta-gradient's critics, tables which have a window's time to learn of returns of 20."""
-    entropy_bonus: Positive = 0.0
-    """Pay of the rule for the entropy of the last agent in a window, per nat."""
     gae_lambdas: Annotated[study.Numbers, study.within(0, 1)] = (0.5, 0.8, 0.95)
     """λ that A2C may choose from, with every step size."""
     entropy_costs: Annotated[study.Numbers, study.within(0, 1e6)] = (0.0, 0.01, 0.05)
@@ -89,10 +85,9 @@ def unknown_families() -> dict[str, TaskFamily]:
     return {"Catch": tasks.make("catch"), "CartPole": tasks.make("cartpole", scale=1.0)}
 
 
-def config_of(args: Any, **settings: Any) -> Config:
+def config_of(args: study.Study, **settings: Any) -> Config:
     """The settings of the algorithm."""
-    sizes = dict(num_streams=args.num_streams, num_steps=args.num_steps)
-    return Config(num_agents=args.num_agents, **sizes, **settings)
+    return Config(**args.some("num_agents", "num_streams", "num_steps"), **settings)
 
 
 def algorithms(args: Train) -> dict[str, MetaAlgorithm]:
@@ -107,8 +102,8 @@ def algorithms(args: Train) -> dict[str, MetaAlgorithm]:
     hyper = Hyper(
         step_size=args.step_size,
         learning_rate=args.learning_rate,
-        critic_step_size=args.critic_step_size,
-        policy_entropy_bonus=args.entropy_bonus,
+        critic_step_size=0.5,  # critics are tables, with a window's time to learn of returns of 20
+        policy_entropy_bonus=0.0,
         policy_target_cost=1e-4,
     )
     lives = dict(outer=args.outer, lifespan=args.lifespan, num_updates=args.window)

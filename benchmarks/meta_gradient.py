@@ -113,32 +113,29 @@ def chain_algorithm(main: Chain, family: TaskFamily, settings: dict, hyper: Hype
     return meta_gradient(family, config, hyper, value=value)
 
 
-def chain_hyper() -> Hyper:
-    """The settings of an agent on the chain."""
-    return Hyper(
-        discount=0.95,
-        min_discount=0.9,
-        gae_lambda=0.0,
-        # Only an episode's first action counts, so a step must be long; and where all steps are paid for
-        # their entropy, and share parameters with the first, the pay must be small or it holds that back.
-        entropy_cost=5e-4,
-        step_size=15.0,
-        # A table's entry is one of a hundred in a batch's mean: it moves by half its error.
-        value_cost=100.0 / 30.0,
-        outer_discount=1.0,
-        outer_lambda=0.0,
-        outer_entropy_cost=5e-4,
-        learning_rate=0.1,
-        max_grad_norm=1e9,
-    )
+CHAIN_HYPER = Hyper(
+    discount=0.95,
+    min_discount=0.9,
+    gae_lambda=0.0,
+    # Only an episode's first action counts, so a step must be long; and where all steps are paid for
+    # their entropy, and share parameters with the first, the pay must be small or it holds that back.
+    entropy_cost=5e-4,
+    step_size=15.0,
+    # A table's entry is one of a hundred in a batch's mean: it moves by half its error.
+    value_cost=100.0 / 30.0,
+    outer_discount=1.0,
+    outer_lambda=0.0,
+    outer_entropy_cost=5e-4,
+    learning_rate=0.1,
+    max_grad_norm=1e9,
+)
 
 
 def chain_runs(main: Chain, family: TaskFamily, settings: dict) -> list[tuple[dict, dict]]:
     """The figures and the curves of each seed of a variant."""
-    hyper = chain_hyper()
-    algorithm = chain_algorithm(main, family, settings, hyper)
+    algorithm = chain_algorithm(main, family, settings, CHAIN_HYPER)
     only_values = dict(learns=(), outer_value="outer_value" in settings)
-    no_policy = hyper._replace(policy_cost=0.0, entropy_cost=0.0)
+    no_policy = CHAIN_HYPER._replace(policy_cost=0.0, entropy_cost=0.0)
     fitting = chain_algorithm(main, family, only_values, no_policy)
     value_updates = -(-main.value_updates // 2)
     fit, train = (
@@ -154,7 +151,7 @@ def chain_runs(main: Chain, family: TaskFamily, settings: dict) -> list[tuple[di
         state, curve = after.run.state, after.curve
         task = jax.tree.map(lambda x: x[0], state.lives.task)
         last = max(1, main.meta_updates // 50)
-        gamma = curve.get("learned/discount", np.full(main.meta_updates, hyper.discount))
+        gamma = curve.get("learned/discount", np.full(main.meta_updates, CHAIN_HYPER.discount))
         figures = {
             "seed": seed,
             "return": float(curve["return/after"][-last:].mean()),
@@ -218,22 +215,10 @@ def smooth(values: np.ndarray, share: int = 50) -> np.ndarray:
     return total / np.minimum(np.arange(1, len(values) + 1), width)
 
 
-def scaled_values(family: TaskFamily, hidden_sizes: tuple[int, ...], scale: float) -> Value:
-    """A tanh network whose output is multiplied. Adam moves a weight by about a step size at a time, however
-    far values have to go, so that without it a γ is also judged by how large its values are."""
-    network = value_mlp(family.observation_shape, hidden_sizes)
-    return Value(network.init, lambda params, obs: scale * network.apply(params, obs))
-
-
-def sizes(main: Physics | Memory) -> dict[str, Any]:
+def config_of(main: Physics | Memory, **settings: Any) -> Config:
     """The settings of agents on cart-poles."""
-    return dict(
-        num_agents=main.num_agents,
-        num_streams=main.num_streams,
-        num_steps=main.num_steps,
-        hidden_sizes=(32,),
-        inner_optimizer="adam",
-    )
+    sizes = main.some("num_agents", "num_streams", "num_steps")
+    return Config(**sizes, hidden_sizes=(32,), inner_optimizer="adam", **settings)
 
 
 def hyper_of(gamma: float, lambda_: float) -> Hyper:
@@ -244,14 +229,17 @@ def hyper_of(gamma: float, lambda_: float) -> Hyper:
 
 def run_physics(main: Physics) -> None:
     family = tasks.make("cartpole")
-    value = scaled_values(family, (32,), scale=10.0)
+    # Adam moves a weight by about a step size at a time, however far values have to go. Without a
+    # factor a γ would also be judged by how large its values are.
+    network = value_mlp(family.observation_shape, (32,))
+    value = Value(network.init, lambda params, obs: 10.0 * network.apply(params, obs))
     grid = [hyper_of(gamma, lambda_) for gamma in main.discounts for lambda_ in main.lambdas]
     middle = hyper_of(*(x[len(x) // 2] for x in (main.discounts, main.lambdas)))
     contestants: dict[str, tuple[dict, list[Hyper]]] = {"fixed": (dict(learns=()), grid)}
     contestants |= {name: (variant, [middle]) for name, variant in LEARNED.items()}
     curves = {}
     for name, (variant, hypers) in contestants.items():
-        algorithm = meta_gradient(family, Config(**variant, **sizes(main)), value=value)
+        algorithm = meta_gradient(family, config_of(main, **variant), value=value)
         curves[name], seconds = study.timed(partial(mapped, main, family, algorithm, hypers))
         study.say(f"{name}: {seconds:.0f} s")
     returns = curves["fixed"]["return/after"]  # [cells, seeds, U]
@@ -346,9 +334,8 @@ def mapped(
 
 def lived(main: Memory, lifetime: int, num_updates: int, **settings: Any) -> Callable:
     """A function that takes all agents through their lives, ``num_updates + 1`` updates at a time."""
-    config = Config(num_updates=num_updates, **sizes(main), **settings)
     family = tasks.make("cartpole")
-    algorithm = meta_gradient(family, config)
+    algorithm = meta_gradient(family, config_of(main, num_updates=num_updates, **settings))
     told = dict(num_tasks=main.num_agents, most=lifetime // (num_updates + 1))
     advance = study.advancing(algorithm, family, **told)
     return lambda key: advance(training.begin(key, algorithm=algorithm))

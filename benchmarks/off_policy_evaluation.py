@@ -48,8 +48,6 @@ class Main(study.Study):
     updates: tuple[int, ...] = (1, 3, 10)  # Numbers of steps to report.
     rho_bar: Annotated[float, study.within(0, math.inf)] = 3.0
     """Bound of V-trace on the ratio of a TD error; a few tasks diverge without one."""
-    outer_policy: Literal["behaviour", "target"] = "behaviour"
-    """The policy that acts for the prediction error: μ, with importance ratios, or π."""
     meta_updates: Several = 3000
     """Meta-updates, of 20 tasks each; as many without adaptation for the mean task."""
     num_tasks: Several = 1000  # Held-out MDPs.
@@ -124,7 +122,7 @@ def best_control(main: Main, measure: Measure, meta: Meta, family: TaskFamily) -
 def compare(main: Main, distance: float) -> list[dict[str, Any]]:
     """A row a beginning: means and intervals over tasks, and the meta-learned error's share."""
     family = tasks.make(main.family)
-    how = dict(rho_bar=main.rho_bar, outer_policy=main.outer_policy, policy="softmax_linear")
+    how = dict(rho_bar=main.rho_bar, policy="softmax_linear")
     config = Config(num_updates=max(main.updates), hidden_sizes=(32,), **how)
     hyper = Hyper(policy_scale=0.5, policy_distance=distance, learning_rate=1e-2)
     # The controls differ in nothing but where they begin and in their tuning.

@@ -234,7 +234,7 @@ def run(main: Duel) -> None:
     python = Path(sys.executable)
     if peer.requirements:
         python = peer_python(main.peers / peer.name, peer.requirements)
-    told = {name: getattr(main, name) for name in peer.told}
+    told = main.some(*peer.told)
     of_us, of_them = ({"by": x} if ours == theirs else {} for x in ("jaxmeta", peer.name))
     our_python = python if ours == theirs else Path(sys.executable)
     with (

@@ -132,8 +132,8 @@ def peak() -> int:
 
 def measure(main: Scaling, size: Size) -> dict[str, Any]:
     """`point` of a size, by a program that is started for it."""
-    names = "algorithm", "tasks_per_chunk", "repeats"
-    asked = {"size": dataclasses.asdict(size)} | {name: getattr(main, name) for name in names}
+    asked = {"size": dataclasses.asdict(size)}
+    asked |= main.some("algorithm", "tasks_per_chunk", "repeats")
     flags = os.environ.get("XLA_FLAGS", "")
     if size.devices > 1:
         flags += f" --xla_force_host_platform_device_count={size.devices}"

@@ -26,10 +26,10 @@ import tyro
 
 from jaxmeta import checks, evaluation, tasks
 from jaxmeta.runs import records, reports, training
-from jaxmeta.runs.experiments import Experiment
 from jaxmeta.tasks import TaskFamily
 from jaxmeta.types import MetaAlgorithm, Task
 
+HERE = Path(__file__).resolve().parent
 EVALUATION_SEED = 10**6  # no run has it
 LEAST = {"eval_tasks": 2, "scratch_tasks": 2, "seed": 0, "core": 0}
 """The least values of whole numbers, by their names; all others are at least 1."""
@@ -39,9 +39,8 @@ SPLITS = {"test": "held-out", "out_of_distribution": "out of distribution"}
 
 Names = tuple[str, ...]
 Numbers = tuple[float, ...]
-Output = Annotated[
-    Path, tyro.conf.arg(help="Folder for results.json, tables and figures; made anew.")
-]
+HELP = "Folder for results.json, tables and figures; made anew."
+Output = Annotated[Path, tyro.conf.arg(help=HELP)]
 
 
 def known(choices: Iterable[Any]) -> partial:
@@ -85,9 +84,7 @@ class Study:
 
     def __init_subclass__(cls, **options: Any) -> None:
         if "output" not in vars(cls):
-            script = (
-                Path(inspect.getfile(cls)).resolve().relative_to(Path(__file__).resolve().parent)
-            )
+            script = Path(inspect.getfile(cls)).resolve().relative_to(HERE)
             words = list(script.with_suffix("").parts)
             if cls.__name__.lower() not in ("main", words[-1].replace("_", "")):
                 words.append(cls.__name__.lower())
@@ -110,6 +107,10 @@ class Study:
                 if isinstance(x, int) and not isinstance(x, bool):
                     most = 2**32 - 1 if field.name == "seed" else 2**31 - 1
                     checks.at_least(field.name, x, LEAST.get(field.name, 1), most)
+
+    def some(self, *names: str) -> dict[str, Any]:
+        """These settings by their names."""
+        return {name: getattr(self, name) for name in names}
 
     def told(self, *left_out: str) -> dict[str, Any]:
         """The settings as JSON gives them back, without those that are named."""
@@ -207,8 +208,8 @@ Train = Callable[..., Trained]
 """``(run, meta_updates, show=None)``: a program that trains and shows each chunk of meta-updates."""
 
 
-def with_config(experiment: Experiment, **config: Any) -> Experiment:
-    """The same experiment with other settings of its algorithm."""
+def with_config(experiment: Any, **config: Any) -> Any:
+    """The same `Experiment` with other settings of its algorithm."""
     return dataclasses.replace(experiment, config={**experiment.config, **config})
 
 
@@ -243,7 +244,6 @@ def trainer(
 
     It maps over the leading axes of ``run``, for seeds and settings. It overwrites its run.
     """
-
     mapped = advancing(algorithm, family, num_tasks=num_tasks, most=chunk)
     for _ in range(run.num_updates.ndim):
         mapped = jax.vmap(mapped, in_axes=(0, None))

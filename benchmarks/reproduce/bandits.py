@@ -14,7 +14,7 @@ from typing import Annotated, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from common import Measure, Reproduction, Row, leave, preset, study
+from common import Measure, Reproduction, Row, leave, study
 
 from jaxmeta import references, tasks
 from jaxmeta.evaluation.trials import Trials
@@ -26,9 +26,7 @@ class Setting(NamedTuple):
     """A row of the published table; RL² is trained by the preset of its name."""
 
     published: tuple[float, ...]  # in the order of AGENTS
-    exploration: (
-        float  # UCB1's c; the best of 0.1, 0.2 and 0.3 where that was tried: up to 100 pulls
-    )
+    exploration: float  # UCB1's c; up to 100 pulls the best of 0.1, 0.2 and 0.3
     discount: float  # of the Gittins index, for which a trial has no end; likewise
 
 
@@ -98,9 +96,8 @@ def main(told: Bandits) -> None:
             for agent, scores in scored.items()
         ]
         if told.learned:
-            experiment = preset(f"rl2-bandit-{num_arms}-{num_pulls}", told.meta_updates)
             row = Row(name, "RL²", None, mark, published["RL²"])
-            rows.append(measure.learned(row, experiment, told.num_seeds))
+            rows.append(measure.learned(row, told, f"rl2-bandit-{num_arms}-{num_pulls}"))
         exact = "Bayes-optimal (exact)" if best is not None else "Gittins, what shares are of"
         rows.append(Row(name, exact, None, mark, None))
     leave(told, rows, share="share of best", digits=3)

@@ -10,7 +10,7 @@ between what they know and what they do.
 """
 
 import jax
-from common import Measure, Reproduction, Row, leave, preset, study, total_reward
+from common import Measure, Reproduction, Row, leave, study, total_reward
 
 from jaxmeta import evaluation, references, tasks
 from jaxmeta.tasks.informed import informed
@@ -25,14 +25,13 @@ class GridNavi(Reproduction):
     eval_tasks: int = 2100  # Held-out tasks; there are 21 goals.
     meta_updates: int | None = None
     """Meta-updates of each learner; None is 400, or 2 000 with `--full`."""
-    num_tasks: int | None = None  # Trials in a meta-update; None is the presets' 256.
 
 
 def main(told: GridNavi) -> None:
     family = tasks.make("gridnavi")
     drawn = study.held_out(family, told.eval_tasks)
     measure = Measure(total_reward, family, drawn, EPISODES * family.horizon)
-    meta_updates = told.meta_updates or (2000 if told.full else None)
+    meta_updates = 2000 if told.full else None
     best = references.bayes_optimal_gridnavi(num_episodes=EPISODES, num_steps=family.horizon)
     learners = {
         "VariBAD": ("varibad-gridnavi", family, {}),
@@ -41,9 +40,9 @@ def main(told: GridNavi) -> None:
     }
     rows = []
     for agent, (name, its_family, config) in learners.items():
-        experiment = preset(name, meta_updates, told.num_tasks, **config)
         row = Row("4 episodes", agent, None, best, None)
-        rows.append(measure.learned(row, experiment, told.num_seeds, its_family))
+        settings = config | dict(family=its_family, meta_updates=meta_updates)
+        rows.append(measure.learned(row, told, name, **settings))
     known = study.returns_of(evaluation.optimal_returns, jax.random.key(0), drawn, family)
     rows.append(Row("4 episodes", "straight to the goal", EPISODES * known[None], best, None))
     rows.append(Row("4 episodes", "Bayes-optimal (exact)", None, best, None))

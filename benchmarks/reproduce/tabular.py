@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 
 import jax
 import numpy as np
-from common import Measure, Reproduction, Row, leave, preset, study, total_reward
+from common import Measure, Reproduction, Row, leave, study, total_reward
 
 from jaxmeta import evaluation, references, tasks
 from jaxmeta.runs import presets
@@ -37,7 +37,6 @@ class Tabular(Reproduction):
     """The memory of RL²: `counts`, or a `gru` of the same inputs."""
     meta_updates: int | None = None
     """Meta-updates of RL²; None is about ten minutes of a core, eight times that with `--full`."""
-    num_tasks: int | None = None  # Trials in a meta-update; None is 128, or 1 024 for a GRU.
 
 
 MEMORIES = {"counts": "RL² with counts", "gru": "RL² with a GRU"}
@@ -62,11 +61,10 @@ def main(told: Tabular) -> None:
             rows.append(Row(setting, agent, scores[None], best.mean(), published))
         if told.learned:
             name = f"rl2-tabular-{told.memory}"
-            longer = presets.PRESETS[name].plan.meta_updates * (8 if told.full else 1)
-            updates = told.meta_updates or longer
-            experiment = preset(name, updates, told.num_tasks, num_episodes=episodes)
+            updates = presets.PRESETS[name].plan.meta_updates * (8 if told.full else 1)
             row = Row(setting, MEMORIES[told.memory], None, best.mean(), learned)
-            rows.append(measure.learned(row, experiment, told.num_seeds))
+            config = dict(num_episodes=episodes, meta_updates=updates)
+            rows.append(measure.learned(row, told, name, **config))
         rows.append(Row(setting, "told the MDP (exact)", best[None], best.mean(), None))
     leave(told, rows, share="share of told", digits=1)
 
