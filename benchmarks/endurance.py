@@ -219,13 +219,6 @@ def with_faults(args: Faults, rate: float, held_out: Task, key: jax.Array) -> tu
     return np.asarray(adapted(meta)), skipped
 
 
-FAULT_COLUMNS = """
-    faulty steps = {rate:g} % | episodes left out = {left_out:.1f} % | tasks left out = {tasks}
-    | meta-updates left out = {updates} | held-out return before = {before:.2f} | after one step = {after}
-    | gap closed = {closed:.1f} %
-"""
-
-
 def run_faults(args: Faults) -> None:
     family = tasks.make("navigation")
     task_key, key, optimal_key = jax.random.split(jax.random.key(study.EVALUATION_SEED), 3)
@@ -237,12 +230,20 @@ def run_faults(args: Faults) -> None:
         returns, skipped = with_faults(args, rate, held_out, key)
         summary = evaluation.summarize(returns, optimal, optimal)
         results[str(rate)] = summary | {"skipped": skipped}
-        shares = dict(rate=100 * rate, left_out=100 * skipped["streams"] / streams)
-        shares |= dict(closed=100 * summary["gap_closed"][1], before=summary["returns"][0])
         after = study.with_interval(summary["returns"][1], *summary["intervals"][1])
-        rows.append(skipped | shares | dict(after=after))
+        rows.append(
+            {
+                "faulty steps": f"{100 * rate:g} %",
+                "episodes left out": f"{100 * skipped['streams'] / streams:.1f} %",
+                "tasks left out": str(skipped["tasks"]),
+                "meta-updates left out": str(skipped["updates"]),
+                "held-out return before": f"{summary['returns'][0]:.2f}",
+                "after one step": after,
+                "gap closed": f"{100 * summary['gap_closed'][1]:.1f} %",
+            }
+        )
         study.say(rows[-1])
-    study.leave(args, study.table(FAULT_COLUMNS, rows), rates=results)
+    study.leave(args, rows, rates=results)
 
 
 def resident() -> int:

@@ -254,12 +254,6 @@ def run_physics(main: Physics) -> None:
     leave(main, rows, results, panels, x_label="updates of each agent")
 
 
-PHYSICS_COLUMNS = """
-    setting = {setting} | γ = {discount} | λ = {gae_lambda} | return, last tenth = {last}
-    | ahead of the best fixed = {ahead} | return, lifetime = {lifetime:.1f} | seeds = {seeds}
-"""
-
-
 def physics_rows(
     main: Physics, curves: dict[str, Any], grid: list[Hyper], middle: Hyper, order: np.ndarray
 ) -> list[dict[str, str]]:
@@ -283,10 +277,18 @@ def physics_rows(
     rows = []
     for setting, discount, gae_lambda, its in entries:  # its returns [seeds, U]
         last = last_tenth(its)
-        row = dict(setting=setting, discount=discount, gae_lambda=gae_lambda, seeds=len(its))
-        row |= dict(last=with_error(last), ahead=with_error(last - best, digits=2))
-        rows.append(row | dict(lifetime=np.nanmean(its)))
-    return study.table(PHYSICS_COLUMNS, rows)
+        rows.append(
+            {
+                "setting": setting,
+                "γ": discount,
+                "λ": gae_lambda,
+                "return, last tenth": with_error(last),
+                "ahead of the best fixed": with_error(last - best, digits=2),
+                "return, lifetime": f"{np.nanmean(its):.1f}",
+                "seeds": str(len(its)),
+            }
+        )
+    return rows
 
 
 def physics_panels(main: Physics, curves: dict[str, Any], order: np.ndarray) -> dict[str, dict]:

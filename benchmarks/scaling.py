@@ -149,6 +149,11 @@ def measure(main: Scaling, size: Size) -> dict[str, Any]:
     return json.loads(result.stdout.splitlines()[-1])
 
 
+def exponent(sizes: list[int], seconds: list[float]) -> float:
+    """Slope of log seconds over the largest three sizes."""
+    return float(np.polyfit(np.log(sizes[-3:]), np.log(seconds[-3:]), 1)[0])
+
+
 def sized(main: Scaling, axis: str, factor: int) -> Size:
     """The size where one axis is multiplied; devices share the tasks of the largest number of them."""
     size = dataclasses.replace(main.base, **{axis: factor * getattr(main.base, axis)})
@@ -157,55 +162,49 @@ def sized(main: Scaling, axis: str, factor: int) -> Size:
     return size
 
 
-COLUMNS = """
-    what grows = {what} | size = {grown} | env steps = {steps} | time, s = {median:.3f}
-    | k env steps/s = {k_steps:.0f} | memory, MB = {megabytes:.1f}
-    | predicted = {predicted:.1f} ({error:+.0f} %) | compiling, s = {compile_seconds:.1f}
-"""
-
-
-def shown(axis: str, factor: int, size: Size, result: dict[str, Any]) -> dict[str, Any]:
-    """What the table and the figure show of a point."""
+def shown(axis: str, size: Size, result: dict[str, Any]) -> dict[str, str]:
+    """A row of the table."""
     median = statistics.median(result["seconds"])
-    measured, predicted = result["measured_bytes"] / 1e6, result["predicted_bytes"] / 1e6
-    shown = dict(what=axis.replace("_", " "), factor=factor, grown=getattr(size, axis))
-    shown |= dict(median=median, megabytes=measured, predicted=predicted)
-    shown |= dict(error=100 * (predicted / measured - 1), steps=study.spaced(result["env_steps"]))
-    return result | shown | dict(k_steps=result["env_steps"] / median / 1e3)
-
-
-def exponents(rows: list[dict[str, Any]]) -> list[dict[str, str]]:
-    """Rows of slopes of logarithms over the largest three sizes; devices share work, which does not grow."""
-    found = []
-    for what in dict.fromkeys(row["what"] for row in rows if row["what"] != "devices"):
-        largest = [row for row in rows if row["what"] == what][-3:]
-        names = "grown", "median", "megabytes"
-        size, *costs = (np.log([row[name] for row in largest]) for name in names)
-        time, memory = (f"{np.polyfit(size, cost, 1)[0]:.2f}" for cost in costs)
-        row = {"what grows": what, "exponent of time": time, "exponent of memory": memory}
-        found.append(row)
-    return found
+    error = result["predicted_bytes"] / result["measured_bytes"] - 1
+    return {
+        "what grows": axis.replace("_", " "),
+        "size": str(getattr(size, axis)),
+        "env steps": study.spaced(result["env_steps"]),
+        "time, s": f"{median:.3f}",
+        "k env steps/s": f"{result['env_steps'] / median / 1e3:.0f}",
+        "memory, MB": f"{result['measured_bytes'] / 1e6:.1f}",
+        "predicted": f"{result['predicted_bytes'] / 1e6:.1f} ({100 * error:+.0f} %)",
+        "compiling, s": f"{result['compile_seconds']:.1f}",
+    }
 
 
 def run(main: Scaling) -> None:
-    rows, results = [], []
+    rows, exponents, results = [], [], []
+    panels: dict[str, dict] = {"time of a meta-update, s": {}, "memory, MB": {}}
     done: dict[Size, dict[str, Any]] = {}
     for axis in main.axes or ALGORITHMS[main.algorithm]:
-        for factor in main.factors:
-            size = sized(main, axis, factor)
+        name = axis.replace("_", " ")
+        sizes = [sized(main, axis, factor) for factor in main.factors]
+        for size in sizes:
             if size not in done:
                 done[size] = measure(main, size)
+            rows.append(shown(axis, size, done[size]))
             results.append({"axis": axis, "size": dataclasses.asdict(size), **done[size]})
-            rows.append(shown(axis, factor, size, done[size]))
-            study.say(results[-1])
-    table, slopes = study.table(COLUMNS, rows), exponents(rows)
-    study.leave(main, table, csv=table, exponents=slopes, rows=results)
-    if slopes:
-        lines = reports.markdown(slopes)
+            study.say(rows[-1])
+        grown = [getattr(size, axis) for size in sizes]
+        seconds = [statistics.median(done[size]["seconds"]) for size in sizes]
+        megabytes = [done[size]["measured_bytes"] / 1e6 for size in sizes]
+        if axis != "devices":
+            slopes = (f"{exponent(grown, x):.2f}" for x in (seconds, megabytes))
+            names = "what grows", "exponent of time", "exponent of memory"
+            exponents.append(dict(zip(names, (name, *slopes), strict=True)))
+        for panel, y in zip(panels.values(), (seconds, megabytes), strict=True):
+            panel[name] = (main.factors, y)
+    study.leave(main, rows, csv=rows, exponents=exponents, rows=results)
+    if exponents:
+        lines = reports.markdown(exponents)
         (main.output / "exponents.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
         print("\n".join(lines))
-    ys = {"time of a meta-update, s": "median", "memory, MB": "megabytes"}
-    panels = study.panels(rows, "what", "factor", ys)
     path = main.output / "scaling.png"
     plotting.lines(path, panels=panels, x_label="times the size", logarithmic=True)
 

@@ -284,35 +284,39 @@ def measure_update(name: str, scale: int, repeats: int) -> dict[str, Any]:
     }
 
 
-UPDATE_COLUMNS = """
-    meta-update = {algorithm} | tasks = {num_tasks} | env steps = {steps} | time, s = {wall:.3f}
-    | k env steps/s = {k_steps:.1f} | k env steps a CPU second = {k_steps_cpu:.1f}
-    | GFLOP/s = {gflop:.1f} | of the device's = {share:.0f} % | memory, MB = {megabytes:.1f}
-    | compiling, s = {compile_seconds:.1f} | again, s = {compile_again_seconds:.1f}
-"""
-
-
 def run_updates(main: Updates) -> None:
     device = device_rates()
-    rows, shown = [], []
+    rows = []
     for name, scale in itertools.product(main.algorithms, main.scales):
         row = measure_update(name, scale, main.repeats)
         row["intensity"] = row["flop"] / row["bytes"]
         # Williams et al. 2009, "Roofline": fetching a number may take longer than using it.
         row["roof"] = min(device.flop_per_second, row["intensity"] * device.bytes_per_second)
-        row |= {f"device_{rate}": x for rate, x in device._asdict().items()}
-        wall, cpu = (statistics.median(row[x]) for x in ("seconds", "cpu_seconds"))
-        k_steps, flop = row["env_steps"] / 1e3, row["flop_per_second"]
-        speeds = dict(wall=wall, k_steps=k_steps / wall, k_steps_cpu=k_steps / cpu)
-        speeds |= dict(gflop=flop / 1e9, share=100 * flop / device.flop_per_second)
-        sizes = dict(steps=study.spaced(row["env_steps"]), megabytes=row["temporary_bytes"] / 1e6)
-        rows.append(row)
-        shown.append(row | speeds | sizes)
+        rows.append(row | {f"device_{rate}": x for rate, x in device._asdict().items()})
         study.say(f"{name}, {row['num_tasks']} tasks measured")
-    table = study.table(UPDATE_COLUMNS, shown)
+    table = [shown(row) for row in rows]
     study.leave(main, table, csv=table, rows=rows)
     points = study.panels(rows, "algorithm", "intensity", {"speed": "flop_per_second"})["speed"]
     plotting.roofline(main.output / "roofline.png", points, **device._asdict())
+
+
+def shown(row: dict[str, Any]) -> dict[str, str]:
+    """A meta-update's row of the table."""
+    wall, cpu = (statistics.median(row[name]) for name in ("seconds", "cpu_seconds"))
+    share = row["flop_per_second"] / row["device_flop_per_second"]
+    return {
+        "meta-update": row["algorithm"],
+        "tasks": str(row["num_tasks"]),
+        "env steps": study.spaced(row["env_steps"]),
+        "time, s": f"{wall:.3f}",
+        "k env steps/s": f"{row['env_steps'] / wall / 1e3:.1f}",
+        "k env steps a CPU second": f"{row['env_steps'] / cpu / 1e3:.1f}",
+        "GFLOP/s": f"{row['flop_per_second'] / 1e9:.1f}",
+        "of the device's": f"{100 * share:.0f} %",
+        "memory, MB": f"{row['temporary_bytes'] / 1e6:.1f}",
+        "compiling, s": f"{row['compile_seconds']:.1f}",
+        "again, s": f"{row['compile_again_seconds']:.1f}",
+    }
 
 
 def steps(main: Memory, memory: str, size: int, num_trials: int) -> dict[str, Callable]:
