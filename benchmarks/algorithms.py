@@ -14,6 +14,7 @@ Each cell is kept in cells/*.json as soon as it is measured; `--resume` keeps th
 
 import math
 from collections.abc import Mapping
+from functools import partial
 from typing import Annotated, Any
 
 import jax
@@ -78,11 +79,8 @@ def measure(name: str, family_name: str, main: Main) -> dict[str, Any]:
     curve = learned.curve
     task_key, key = jax.random.split(jax.random.key(study.EVALUATION_SEED))
     drawn = tasks.sample_tasks(task_key, family, main.eval_tasks, split="test")
-    sizes = dict(num_streams=main.num_streams, num_updates=main.eval_updates)
-
-    def adapted(meta: Any) -> jax.Array:
-        return study.adapted(key, meta, drawn, algorithm, family, **sizes)
-
+    how = dict(drawn=drawn, algorithm=algorithm, family=family, num_updates=main.eval_updates)
+    adapted = partial(study.adapted, key, **how, num_streams=main.num_streams)
     returns = np.asarray(jax.jit(jax.vmap(adapted))(learned.meta), np.float64)
     keys = jax.random.split(jax.random.key(study.EVALUATION_SEED + 1))
     random, reference = (x.astype(np.float64) for x in study.references(keys, drawn, family))
@@ -100,7 +98,7 @@ def measure(name: str, family_name: str, main: Main) -> dict[str, Any]:
         "returns": [x.mean().item() for x in np.moveaxis(returns, -1, 0)],
         "returns_by_seed": returns.mean(1).tolist(),
         "normalized": means,
-        "intervals": [list(interval) for interval in intervals],
+        "intervals": intervals,
         "skipped_tasks": int(curve["skipped_tasks"].sum()),
         "curve": {when: curve[f"return/{when}"].tolist() for when in ("before", "after")},
         **seconds,
@@ -191,11 +189,9 @@ def run(main: Main) -> None:
         for algorithm in main.algorithms:
             name = cell_name(algorithm, family)
             experiment = records.plain(experiments.describe(experiment_of(algorithm, family, main)))
-            cell = cells[name] = study.kept(
-                main.output / "cells" / f"{name}.json",
-                settings | {"experiment": experiment},
-                lambda: study.finite(measure(algorithm, family, main)),  # noqa: B023
-            )
+            path, told = main.output / "cells" / f"{name}.json", {"experiment": experiment}
+            measured = partial(measure, algorithm, family, main)
+            cell = cells[name] = study.kept(path, settings | told, measured)
             scores = np.round(np.asarray(cell["normalized"], float), 3).tolist()
             study.say(
                 f"{algorithm} on {family}: normalised return after 0, 1, ... steps {scores}, "

@@ -43,7 +43,6 @@ class Kill(study.Study):
 
     kills: int = 100  # How often.
     checkpoint_every: int = 5  # Meta-updates between checkpoints.
-    seed: int = 0  # Of the moments.
 
 
 class Long(study.Study):
@@ -60,7 +59,6 @@ class Faults(study.Study):
     meta_updates: int = 200  # Meta-updates of each run.
     num_tasks: int = 20  # Tasks in each.
     eval_tasks: int = 200  # Held-out tasks.
-    seed: int = 0  # Of training.
 
 
 def command(folder: Path, meta_updates: int, checkpoint_every: int, *, resume: bool) -> list[str]:
@@ -118,7 +116,7 @@ def kill_once(folder: Path, args: list[str], moment: random.Random) -> dict[str,
 
 def kill_often(args: Kill, folder: Path) -> list[dict[str, Any]]:
     """All kills of a run in ``folder``."""
-    moment = random.Random(args.seed)
+    moment = random.Random(0)
     kills: list[dict[str, Any]] = []
     while len(kills) < args.kills:
         resume = newest(folder) is not None
@@ -206,7 +204,7 @@ def with_faults(args: Faults, rate: float, held_out: Task, key: jax.Array) -> tu
     family = tasks.make("navigation")
     faulty = transform.faulty(family, rate=rate)
     algorithm = maml.maml(faulty, CONFIG)
-    plan = training.Config(meta_updates=args.meta_updates, num_tasks=args.num_tasks, seed=args.seed)
+    plan = training.Config(meta_updates=args.meta_updates, num_tasks=args.num_tasks)
     lines: list[dict[str, Any]] = []
     quiet = Console(quiet=True)
     meta = training.train(algorithm, faulty, plan, sink=lines.append, console=quiet).state.meta

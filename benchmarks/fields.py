@@ -340,7 +340,7 @@ def run(main: Main) -> None:
         experiment = records.plain(describe(FIELDS[name].experiment))
         path = main.output / "fields" / f"{name.replace(' ', '_')}.json"
         told = settings | {"field": field, "experiment": experiment}
-        measured[name] = study.kept(path, told, lambda: measure(name, main))  # noqa: B023
+        measured[name] = study.kept(path, told, partial(measure, name, main))
     both = [(name, split) for name in measured for split in study.SPLITS]
     panels = {
         f"{name}, {study.SPLITS[split]}": measured[name]["splits"][split] for name, split in both

@@ -8,6 +8,7 @@ fine-tuning step sizes, chosen for each number of steps on the very tasks it is 
     python benchmarks/navigation.py --output runs/navigation
 """
 
+from functools import partial
 from typing import Annotated, Any
 
 import jax
@@ -54,11 +55,8 @@ def measured(
 
     def measure(metas: Any) -> Any:
         drawn = tasks.sample_tasks(task_key, family, main.eval_tasks, split=split)
-        told = dict(num_streams=main.num_streams, num_updates=3)
-
-        def adapted(meta: Any) -> jax.Array:
-            return study.adapted(key, meta, drawn, algorithm, family, **told)
-
+        how = dict(drawn=drawn, algorithm=algorithm, family=family, num_updates=3)
+        adapted = partial(study.adapted, key, **how, num_streams=main.num_streams)
         returns = jax.vmap(adapted)(metas)
         random = evaluation.random_returns(random_key, drawn, family=family)
         return returns, random, evaluation.optimal_returns(optimal_key, drawn, family=family)

@@ -32,8 +32,6 @@ class Main(study.Study):
 
     num_updates: tuple[int, ...] = (1, 3, 10)  # Inner steps K to measure.
     num_tasks: int = 20  # Tasks in a meta-batch.
-    tasks_per_chunk: int | None = None
-    """Tasks that are worked on at a time; None is the library's choice for this machine."""
     num_streams: int = 20  # Episodes a task and update.
     repeats: int = 5  # Timed meta-updates of each.
 
@@ -46,8 +44,7 @@ def measure(main: Main, num_updates: int) -> dict[str, Any]:
     steps: dict[str, Callable] = {}
     rows: dict[str, dict[str, Any]] = {}
     for name, settings in VARIANTS.items():
-        config = maml.Config(**sizes, tasks_per_chunk=main.tasks_per_chunk, **settings)
-        algorithm = maml.maml(family, config)
+        algorithm = maml.maml(family, maml.Config(**sizes, **settings))
         arguments = jax.random.key(2), algorithm.init(jax.random.key(0)), drawn
         program = study.compiled(algorithm.step, *arguments)
         steps[name] = partial(program.call, *arguments)

@@ -333,14 +333,14 @@ def finite(tree: Any) -> Any:
 def kept(path: Path, settings: Mapping[str, Any], measure: Callable[[], dict]) -> dict[str, Any]:
     """The part of a study in the file ``path``; it is measured and written where there is none.
 
-    Raises FileExistsError where it was measured with other settings.
+    Numbers that JSON cannot hold are None. Raises FileExistsError where it was measured with other settings.
     """
     if path.exists():
         part = json.loads(path.read_text(encoding="utf-8"))
         if part["settings"] != settings:
             raise FileExistsError(f"{path} was measured with other settings: name another folder")
         return part
-    part = measure() | {"settings": settings}
+    part = finite(measure()) | {"settings": settings}
     path.parent.mkdir(parents=True, exist_ok=True)
     records.replace(path, records.dumps(records.measured(part)) + "\n")
     return part
