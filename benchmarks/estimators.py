@@ -164,7 +164,7 @@ def deviation(mean: jax.Array, square: jax.Array) -> float:
 
 
 def expected(find: Callable, p: jax.Array, batch_size: int) -> tuple[list, list]:
-    """The mean of each array of ``find(indices [N])``, and its deviation, over batches of trajectories."""
+    """Means over batches of trajectories: of the arrays ``find(indices [N])``, and of their squared norms."""
 
     def statistic(indices: jax.Array) -> Any:
         found = find(indices)

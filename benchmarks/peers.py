@@ -248,7 +248,9 @@ def run(main: Duel) -> None:
     for side, mine in returns.items():
         row[f"return, {side}"] = f"{mine[:, -1].mean():.3g}"
         row[f"mean of the curve, {side}"] = f"{mine.mean():.3g}"
-    results = {"turns": turns, "returns": {k: x.tolist() for k, x in returns.items()}}
+    results = {"turns": turns}
+    if returns:
+        results["returns"] = {k: x.tolist() for k, x in returns.items()}
     study.leave(main, [row], results=results)
     if returns:
         steps = main.env_steps * main.evaluate_every * np.arange(mine.shape[1])
