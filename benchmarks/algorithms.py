@@ -9,21 +9,19 @@ everybody's; ES is last to profit from a budget that is measured in environment 
     python benchmarks/algorithms.py --output runs/algorithms
     python benchmarks/algorithms.py --families navigation --algorithms MAML ProMP
 
-Leaves cells/*.json (one an algorithm and family, written as soon as it is measured; `--resume` keeps those
-that are there), results.json, table.md and learning.png in the output folder.
+Each cell is kept in cells/*.json as soon as it is measured; `--resume` keeps those that are there.
 """
 
-import dataclasses
 import math
 from collections.abc import Mapping
-from pathlib import Path
+from functools import partial
 from typing import Annotated, Any
 
 import jax
 import numpy as np
 import study
 
-from jaxmeta import checks, evaluation, plotting, tasks
+from jaxmeta import evaluation, plotting, tasks
 from jaxmeta.runs import experiments, presets, records
 from jaxmeta.runs.experiments import Experiment
 from jaxmeta.types import MetaAlgorithm
@@ -32,16 +30,14 @@ TITLES = {variant.title: name for name, variant in presets.VARIANTS.items()}
 """Rows of the table, as they are called there, and the variants."""
 
 
-@dataclasses.dataclass(frozen=True)
 class Main(study.Study):
     """Gradient-based meta-learning: algorithms × families."""
 
-    output: study.Output = Path("runs/algorithms")
     resume: bool = False  # Keep the cells that are in the folder and measure the others.
     algorithms: Annotated[study.Names, study.known(TITLES)] = tuple(TITLES)  # Rows of the table.
     families: Annotated[study.Names, study.known(presets.COLUMNS)] = tuple(presets.COLUMNS)
     """Columns of the table."""
-    num_seeds: int = 5  # Seeds, trained at once.
+    num_seeds: Annotated[int, study.at_least(2)] = 5  # Seeds, trained at once.
     meta_updates: int = 100
     """Meta-updates of MAML on navigation; every algorithm is given the environment steps that these
     take. Families that need fewer get a share of them."""
@@ -50,15 +46,11 @@ class Main(study.Study):
     eval_tasks: int = 100  # Held-out tasks.
     eval_updates: int = 3  # Gradient steps that each of them is given.
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        checks.at_least("num_seeds", self.num_seeds, 2)
-
 
 def experiment_of(name: str, family: str, main: Main) -> Experiment:
     """The experiment of one cell of the table."""
-    sizes = dict(num_tasks=main.num_tasks, num_streams=main.num_streams)
-    return presets.compared(TITLES[name], family, meta_updates=main.meta_updates, **sizes)
+    sizes = main.some("meta_updates", "num_tasks", "num_streams")
+    return presets.compared(TITLES[name], family, **sizes)
 
 
 def trained(
@@ -71,13 +63,12 @@ def trained(
     train, compiling = study.trainer(runs, algorithm, family, num_tasks=num_tasks, chunk=20)
     first = train(runs, 1)  # which shows how many steps an update takes
     left = math.ceil(budget / int(first.curve["env_steps"][0, 0])) - 1
-    learned, seconds = first, first.seconds
+    learned = first
     if left > 0:
         after = train(first.run, left)
         curve = {k: np.concatenate([x, after.curve[k]], axis=1) for k, x in first.curve.items()}
-        seconds += after.seconds
-        learned = study.Trained(after.run, curve, seconds)
-    return learned, {"compile_seconds": compiling, "train_seconds": seconds}
+        learned = study.Trained(after.run, curve, first.seconds + after.seconds)
+    return learned, {"compile_seconds": compiling, "train_seconds": learned.seconds}
 
 
 def measure(name: str, family_name: str, main: Main) -> dict[str, Any]:
@@ -88,15 +79,13 @@ def measure(name: str, family_name: str, main: Main) -> dict[str, Any]:
     curve = learned.curve
     task_key, key = jax.random.split(jax.random.key(study.EVALUATION_SEED))
     drawn = tasks.sample_tasks(task_key, family, main.eval_tasks, split="test")
-    sizes = dict(num_streams=main.num_streams, num_updates=main.eval_updates)
-
-    def adapted(meta: Any) -> jax.Array:
-        return study.adapted(key, meta, drawn, algorithm, family, **sizes)
-
+    how = dict(drawn=drawn, algorithm=algorithm, family=family, num_updates=main.eval_updates)
+    adapted = partial(study.adapted, key, **how, num_streams=main.num_streams)
     returns = np.asarray(jax.jit(jax.vmap(adapted))(learned.meta), np.float64)
-    random, reference = references(family_name, main)
+    keys = jax.random.split(jax.random.key(study.EVALUATION_SEED + 1))
+    random, reference = (x.astype(np.float64) for x in study.references(keys, drawn, family))
     normalized = evaluation.normalized(returns, random, reference)  # [S, M, K + 1]
-    middles = [study.middle(x) for x in np.moveaxis(normalized, -1, 0)]
+    means, intervals = study.middles(normalized)
     return {
         "algorithm": name,
         "family": family_name,
@@ -108,25 +97,12 @@ def measure(name: str, family_name: str, main: Main) -> dict[str, Any]:
         "reference": float(reference.mean()),
         "returns": [x.mean().item() for x in np.moveaxis(returns, -1, 0)],
         "returns_by_seed": returns.mean(1).tolist(),
-        "normalized": [mean for mean, _ in middles],
-        "intervals": [list(interval) for _, interval in middles],
+        "normalized": means,
+        "intervals": intervals,
         "skipped_tasks": int(curve["skipped_tasks"].sum()),
         "curve": {when: curve[f"return/{when}"].tolist() for when in ("before", "after")},
         **seconds,
     }
-
-
-def references(family_name: str, main: Main) -> tuple[np.ndarray, ...]:
-    """Returns of the random and of the reference agent on the held-out tasks, ``[M]`` each."""
-    family = tasks.make(family_name, **presets.COLUMNS[family_name].settings)
-    task_key, _ = jax.random.split(jax.random.key(study.EVALUATION_SEED))
-    drawn = tasks.sample_tasks(task_key, family, main.eval_tasks, split="test")
-    keys = jax.random.split(jax.random.key(study.EVALUATION_SEED + 1))
-    agents = evaluation.random_returns, evaluation.reference_returns
-    return tuple(
-        study.returns_of(agent, key, drawn, family).astype(np.float64)
-        for agent, key in zip(agents, keys, strict=True)
-    )
 
 
 def updates_to_close(cell: Mapping[str, Any], share: float = 0.8, window: int = 10) -> list[float]:
@@ -213,11 +189,9 @@ def run(main: Main) -> None:
         for algorithm in main.algorithms:
             name = cell_name(algorithm, family)
             experiment = records.plain(experiments.describe(experiment_of(algorithm, family, main)))
-            cell = cells[name] = study.kept(
-                main.output / "cells" / f"{name}.json",
-                settings | {"experiment": experiment},
-                lambda: study.finite(measure(algorithm, family, main)),  # noqa: B023
-            )
+            path, told = main.output / "cells" / f"{name}.json", {"experiment": experiment}
+            measured = partial(measure, algorithm, family, main)
+            cell = cells[name] = study.kept(path, settings | told, measured)
             scores = np.round(np.asarray(cell["normalized"], float), 3).tolist()
             study.say(
                 f"{algorithm} on {family}: normalised return after 0, 1, ... steps {scores}, "

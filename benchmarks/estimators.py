@@ -6,15 +6,12 @@ through an adaptation step on a batch of N trajectories, against both objectives
 earned after adapting to N trajectories, F_N, and after a step along the true gradient, F_inf.
 
     python benchmarks/estimators.py --values exact --distance 0.3 --output runs/estimators
-
-Leaves results.json, table.md, estimators.png and meta_gradients.png in the output folder.
 """
 
 import dataclasses
 import math
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
@@ -37,11 +34,9 @@ META_GRADIENTS = (
 )
 
 
-@dataclasses.dataclass(frozen=True)
 class Main(study.Study):
     """Bias, variance and cost of policy-gradient estimators, by enumeration."""
 
-    output: study.Output = Path("runs/estimators")
     num_states: int = 4  # States of the MDP (S).
     num_actions: int = 3  # Actions (A).
     horizon: int = 5
@@ -103,6 +98,11 @@ class World(NamedTuple):
     def probabilities(self, theta: jax.Array) -> jax.Array:
         return exact.probabilities(self.mdp, self.policy(theta), self.states, self.actions)
 
+    def steps(self, shape: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
+        """Discounts and first steps of trajectories of a shape, its last axis time."""
+        first = jnp.zeros(shape, bool).at[..., 0].set(True)
+        return jnp.full(shape, self.mdp.discount), first
+
     def td_errors(self) -> jax.Array:
         """``[P, H]``."""
         reward, time = self.mdp.reward[self.states, self.actions], np.arange(self.horizon)[None, :]
@@ -113,19 +113,13 @@ class World(NamedTuple):
 
 
 def make_world(
-    key: jax.Array,
-    main: Main,
-    features: jax.Array,
-    *,
-    horizon: int,
-    initial_state: int | None = None,
+    key: jax.Array, main: Main, features: jax.Array, horizon: int, initial_state: int | None = None
 ) -> World:
     """A random MDP with states and actions for these ``features [S, A, F]``."""
     num_states, num_actions, num_features = features.shape
     mdp_key, theta_key, values_key = jax.random.split(key, 3)
-    mdp = exact.random_mdp(
-        mdp_key, num_states=num_states, num_actions=num_actions, discount=main.discount
-    )
+    sizes = dict(num_states=num_states, num_actions=num_actions)
+    mdp = exact.random_mdp(mdp_key, **sizes, discount=main.discount)
     if initial_state is not None:
         mdp = mdp._replace(initial=jnp.eye(num_states)[initial_state])
     theta, direction = jax.random.normal(theta_key, (2, num_features))
@@ -146,6 +140,7 @@ def estimators(*, off_policy: bool) -> dict[str, Surrogate]:
     def of(weights: Callable, **settings: Any) -> Surrogate:
         return partial(surrogates.surrogate, weights=partial(weights, **settings))
 
+    barred = partial(of, surrogates.vtrace, off_policy=off_policy)
     bars = [(2.0, 2.0), (math.inf, 1.0), (1.0, 1.0)] if off_policy else [(2.0, 2.0)]
     return {
         "score": of(surrogates.score),
@@ -154,12 +149,7 @@ def estimators(*, off_policy: bool) -> dict[str, Surrogate]:
         **{f"taypo {n}": of(surrogates.taypo, order=n) for n in (1, 2, 3)},
         **{f"loaded_dice {x}": of(surrogates.loaded_dice, lambda_=x) for x in (0.5, 0.95)},
         "dice": of(surrogates.loaded_dice),
-        **{
-            f"vtrace ({rho:g}, {c:g})": of(
-                surrogates.vtrace, rho_bar=rho, c_bar=c, off_policy=off_policy
-            )
-            for rho, c in bars
-        },
+        **{f"vtrace ({rho:g}, {c:g})": barred(rho_bar=rho, c_bar=c) for rho, c in bars},
     }
 
 
@@ -173,30 +163,35 @@ def deviation(mean: jax.Array, square: jax.Array) -> float:
     return math.sqrt(max(float(square) - norm(mean) ** 2, 0.0))
 
 
+def expected(find: Callable, p: jax.Array, batch_size: int) -> tuple[list, list]:
+    """Means over batches of trajectories: of the arrays ``find(indices [N])``, and of their squared norms."""
+
+    def statistic(indices: jax.Array) -> Any:
+        found = find(indices)
+        return found, [jnp.sum(x**2) for x in found]
+
+    return exact.batch_expectation(statistic, p, batch_size=batch_size)
+
+
 def moments(estimator: Surrogate, world: World) -> dict[str, dict[str, float]]:
     """Bias and deviation of an estimator's gradient and Hessian, relative to the norm of the truth."""
-    discount = jnp.full(world.horizon, world.mdp.discount)
-    first = jnp.zeros(world.horizon, bool).at[0].set(True)
 
     @jax.jit
     def enumerate_paths(world: World) -> Any:
         delta, log_mu = world.td_errors(), world.log_policy(world.theta_mu)
 
-        def statistic(index: jax.Array) -> Any:
+        def estimate(index: jax.Array) -> Any:
             path = index[0]
             step = (world.states[path], world.actions[path])
 
             def value(theta: jax.Array) -> jax.Array:
-                log_prob = world.log_policy(theta)[step]
-                return estimator(log_prob, log_mu[step], delta[path], discount, first)
+                rows = world.log_policy(theta)[step], log_mu[step], delta[path]
+                return estimator(*rows, *world.steps((world.horizon,)))
 
-            estimate = exact.derivatives(value, world.theta)
-            return estimate, [jnp.sum(x**2) for x in estimate]
+            return exact.derivatives(value, world.theta)
 
-        p = world.probabilities(world.theta_mu)
-        return exact.batch_expectation(statistic, p, batch_size=1), exact.derivatives(
-            world.objective, world.theta
-        )
+        truth = exact.derivatives(world.objective, world.theta)
+        return expected(estimate, world.probabilities(world.theta_mu), 1), truth
 
     (mean, square), truth = enumerate_paths(world)
     return {
@@ -214,13 +209,10 @@ def microseconds(estimator: Surrogate, world: World, main: Main, repeats: int = 
     rng = np.random.default_rng(main.seed)
     step = tuple(jnp.array(rng.integers(size, size=shape)) for size in world.mdp.reward.shape)
     delta = jnp.array(rng.normal(size=shape))
-    discount = jnp.full(shape, world.mdp.discount)
-    first = jnp.zeros(shape, bool).at[:, 0].set(True)
-    log_mu = world.log_policy(world.theta_mu)[step]
+    rows = world.log_policy(world.theta_mu)[step], delta, *world.steps(shape)
 
     def value(theta: jax.Array) -> jax.Array:
-        rows = (world.log_policy(theta)[step], log_mu, delta, discount, first)
-        return jnp.mean(jax.vmap(estimator)(*rows))
+        return jnp.mean(jax.vmap(estimator)(world.log_policy(theta)[step], *rows))
 
     call = jax.jit(lambda theta, v: jax.jvp(jax.grad(value), (theta,), (v,)))
     calls = range(repeats + 1)  # the first one compiles
@@ -241,11 +233,8 @@ class Batches(NamedTuple):
 
     def gains(self, theta: jax.Array, indices: jax.Array, name: str) -> jax.Array:
         """The surrogate of this name on each trajectory, ``[N]``."""
-        now = self.log_prob(theta, indices)
-        discount = jnp.full(now.shape, self.world.mdp.discount)
-        first = jnp.zeros(now.shape, bool).at[:, 0].set(True)
-        delta = self.world.td_errors()[indices]
-        rows = (now, jax.lax.stop_gradient(now), delta, discount, first)
+        now, delta = self.log_prob(theta, indices), self.world.td_errors()[indices]
+        rows = now, jax.lax.stop_gradient(now), delta, *self.world.steps(now.shape)
         return jax.vmap(estimators(off_policy=False)[name])(*rows)
 
     def update(self, theta: jax.Array, indices: jax.Array, name: str = "score") -> jax.Array:
@@ -267,9 +256,8 @@ class Batches(NamedTuple):
 
         def sampling(baseline: jax.Array | float) -> jax.Array:
             gain = jnp.broadcast_to(earned - baseline, (self.size,))
-            return jax.grad(
-                lambda theta: surrogates.sampling_correction(self.log_prob(theta, indices), gain)
-            )(theta)
+            correction = partial(surrogates.sampling_correction, gain=gain)
+            return jax.grad(lambda theta: correction(self.log_prob(theta, indices)))(theta)
 
         naive = through("score")
         found = [slope, naive, through("lvc"), through("loaded_dice 0.5"), through("dice")]
@@ -299,13 +287,8 @@ def meta_gradients(world: World, main: Main, batch_size: int) -> dict[str, dict[
     @jax.jit
     def enumerate_batches(world: World) -> Any:
         batches = Batches(world, batch_size, main.step_size)
-
-        def statistic(indices: jax.Array) -> Any:
-            found = batches.estimates(indices)
-            return found, [jnp.sum(x**2) for x in found]
-
         p = world.probabilities(world.theta)
-        return exact.batch_expectation(statistic, p, batch_size=batch_size), batches.truths()
+        return expected(batches.estimates, p, batch_size), batches.truths()
 
     (mean, square), (finite, limit) = enumerate_batches(world)
     return {

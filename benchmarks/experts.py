@@ -18,7 +18,6 @@ Every few generations the weights are judged on training tasks of their own, alw
 are left as FAMILY.npy in --output, and what was there is replaced.
 """
 
-import dataclasses
 import time
 from functools import partial
 from pathlib import Path
@@ -44,8 +43,7 @@ FAMILIES = (
 Positive = Annotated[float, study.within(1e-6, 10)]
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Main(study.Study):
+class Main(study.Study, kw_only=True):
     """A search for the expert of a family."""
 
     output: Annotated[Path, tyro.conf.arg(help="Folder of the weights.")] = locomotion.EXPERTS

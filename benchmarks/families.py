@@ -5,12 +5,10 @@
 
 For each family: what varies, what is observed and done, the time limit, and the mean returns of the random
 agent and of the reference agent, which is told the task (optimal where the optimum is known, else a
-controller, hand-written or searched for), on held-out tasks. Leaves table.md, results.json and, for each family, a picture of
-a rollout in a held-out task. A family whose package is not installed is left out and named.
+controller, hand-written or searched for), on held-out tasks. A picture shows a rollout in one of them. A family
+whose package is not installed is left out and named.
 """
 
-import dataclasses
-from pathlib import Path
 from typing import Annotated, Any
 
 import jax
@@ -23,11 +21,9 @@ from jaxmeta.tasks import TaskFamily, locomotion
 from jaxmeta.types import Trajectory
 
 
-@dataclasses.dataclass(frozen=True)
 class Main(study.Study):
     """The table of families."""
 
-    output: study.Output = Path("runs/families")
     families: Annotated[study.Names, study.known(tasks.FAMILIES)] = tuple(tasks.names())  # Which.
     num_tasks: int = 50  # Held-out tasks.
     num_episodes: int = 2  # Episodes in a picture, at most 200 steps.
@@ -53,39 +49,20 @@ def row(name: str, family: TaskFamily, returns: dict[str, np.ndarray]) -> dict[s
     space = family.action_space
     actions = f"{space.n}" if isinstance(space, spaces.Discrete) else f"{space.shape[0]} continuous"
     shape = " × ".join(map(str, family.observation_shape)) or "1"
-    reference = returns.get("reference")
+    shown = {name: f"{round(float(x.mean()), 3):.4g}" for name, x in returns.items()}
+    if study.optimum_known(family):
+        source = "optimal"
+    else:
+        searched = isinstance(family.env, locomotion.Locomotion)
+        source = "searched" if searched else "hand-written"
     return {
         "family": f"`{name}`",
         "what it is": tasks.describe(name),
         "observation": shape,
         "actions": actions,
         "steps": f"{family.horizon}",
-        "random": shown(returns["random"]),
-        "told the task": "" if reference is None else f"{shown(reference)} ({source(family)})",
-    }
-
-
-def shown(returns: np.ndarray) -> str:
-    """A mean as a cell of the table."""
-    return f"{round(float(returns.mean()), 3):.4g}"
-
-
-def source(family: TaskFamily) -> str:
-    """The origin of the reference agent, in a word."""
-    if study.optimum_known(family):
-        return "optimal"
-    return "searched" if isinstance(family.env, locomotion.Locomotion) else "hand-written"
-
-
-def measure(family: TaskFamily, num_tasks: int) -> dict[str, np.ndarray]:
-    """Returns of the random and of the reference agent, ``[M]`` each."""
-    drawn = tasks.sample_tasks(jax.random.key(0), family, num_tasks, split="test")
-    agents = {"random": evaluation.random_returns}
-    if study.optimum_known(family) or family.expert_action is not None:
-        agents["reference"] = evaluation.reference_returns
-    return {
-        name: study.returns_of(agent, jax.random.key(i + 1), drawn, family)
-        for i, (name, agent) in enumerate(agents.items())
+        "random": shown["random"],
+        "told the task": f"{shown['reference']} ({source})" if "reference" in shown else "",
     }
 
 
@@ -106,7 +83,10 @@ def run(main: Main) -> None:
         except ImportError as error:
             study.say(f"{name} is left out: {error}")
             continue
-        returns = measure(family, main.num_tasks)
+        drawn = tasks.sample_tasks(jax.random.key(0), family, main.num_tasks, split="test")
+        keys = jax.random.key(1), jax.random.key(2)
+        agents = "random", "reference"
+        returns = dict(zip(agents, study.references(keys, drawn, family), strict=False))
         rows.append(row(name, family, returns))
         results[name] = {
             "returns": {agent: float(x.mean()) for agent, x in returns.items()},

@@ -18,14 +18,12 @@ has none, the learner that is told the task. Everything is the interquartile mea
     python benchmarks/fields.py --output runs/fields
     python benchmarks/fields.py --fields translation --num-seeds 3
 
-Leaves fields/*.json (one a field, written as soon as it is measured; `--resume` keeps those that are
-there), results.json, table.md and fields.png in the output folder.
+Each field is kept in fields/*.json as soon as it is measured; `--resume` keeps those that are there.
 """
 
 import dataclasses
 from collections.abc import Callable, Mapping
 from functools import partial
-from pathlib import Path
 from typing import Annotated, Any
 
 import jax
@@ -41,7 +39,6 @@ from jaxmeta.tasks import TaskFamily, sample_tasks
 from jaxmeta.tasks.informed import informed
 from jaxmeta.types import MetaAlgorithm, Task
 
-SPLITS = {"test": "held-out", "out_of_distribution": "out of distribution"}
 META, FIXED, TOLD, SCRATCH = "meta-learned", "no adaptation", "told the task", "from scratch"
 Returns = dict[str, tuple[np.ndarray, np.ndarray]]
 """Contestant to episodes in the task ``[C]`` and returns ``[S, M, C]``."""
@@ -78,11 +75,9 @@ FIELDS = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
 class Main(study.Study):
     """Meta-learners and their controls, field by field."""
 
-    output: study.Output = Path("runs/fields")
     resume: bool = False  # Keep the fields that are in the folder and measure the others.
     fields: Annotated[study.Names, study.known(FIELDS)] = tuple(FIELDS)[:4]
     """Which; `half-cheetah` and `half-cheetah, ProMP` need Brax."""
@@ -94,14 +89,7 @@ class Main(study.Study):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        checks.at_least("scratch_tasks", self.scratch_tasks, 2)
         checks.at_least("eval_tasks", self.eval_tasks, self.scratch_tasks)
-
-    def updates(self, field: Field) -> tuple[int, int]:
-        """Meta-updates, and updates from scratch."""
-        planned = field.experiment.plan.meta_updates, field.scratch_updates
-        meta_updates, scratch_updates = (max(1, round(self.budget * x)) for x in planned)
-        return meta_updates, scratch_updates
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,21 +108,35 @@ class Contest:
     def field(self) -> Field:
         return FIELDS[self.name]
 
+    @property
+    def experiment(self) -> Experiment:
+        """The field's, of as many meta-updates as the budget allows."""
+        planned = self.field.experiment.plan.meta_updates
+        return presets.lasting(self.field.experiment, self.within_budget(planned))
+
+    def within_budget(self, updates: int) -> int:
+        """A number of updates in proportion to the budget."""
+        return max(1, round(self.main.budget * updates))
+
     def enter(
-        self, name: str, algorithm: MetaAlgorithm, updates: int, look: tuple, family: TaskFamily
+        self, name: str, family: TaskFamily, axis: np.ndarray, look: Callable, **settings: Any
     ) -> None:
         """Trains a contestant with all seeds and looks at it in each split.
 
-        ``look`` is the axis ``[C]`` and ``(meta, drawn) -> returns [M, C]``.
+        ``look(algorithm, family, meta, drawn)`` are returns ``[M, C]`` at ``axis [C]``. Without
+        inner steps it has as many environment steps in more meta-updates.
         """
-        axis, function = look
+        algorithm = make_algorithm(study.with_config(self.experiment, **settings), family)
+        updates, num_tasks = self.experiment.plan.meta_updates, self.experiment.plan.num_tasks
+        if settings.get("num_updates") == 0:
+            updates *= config_of(self.experiment).num_updates + 1
         runs = study.seeds(algorithm, self.main.num_seeds)
-        told = dict(num_tasks=self.field.experiment.plan.num_tasks, chunk=min(20, updates))
+        told = dict(num_tasks=num_tasks, chunk=min(20, updates))
         train, _ = study.trainer(runs, algorithm, family, **told)
         learned = train(runs, updates)
         curve = learned.curve["return/after"].tolist()
         self.runs[name] = {"seconds": learned.seconds, "curve": curve}
-        every = each_seed(function)
+        every = each_seed(partial(look, algorithm, family))
         for split, its_tasks in self.drawn.items():
             self.returns[split][name] = axis, every(learned.meta, its_tasks)
         scores = self.returns["test"][name][1].mean((0, 1))
@@ -146,42 +148,41 @@ class Contest:
             few = jax.tree.map(lambda x: x[: self.main.scratch_tasks], its_tasks)
             self.returns[split][SCRATCH] = axis, look(few)
 
+    def env_steps(self, steps_of_task: int) -> int:
+        """The environment steps of a run, by those of a task in a meta-update."""
+        return self.experiment.plan.meta_updates * self.experiment.plan.num_tasks * steps_of_task
+
+
+def config_of(experiment: Experiment) -> Any:
+    """All settings of an experiment's algorithm."""
+    return ALGORITHMS[experiment.algorithm].Config(**experiment.config)
+
 
 def measure_rl2(contest: Contest) -> int:
     """The environment steps of a run, after all contestants have lived."""
     field, family, main = contest.field, contest.family, contest.main
-    meta_updates, scratch_updates = main.updates(field)
-    experiment = presets.lasting(field.experiment, meta_updates)
-    num_episodes = experiment.config["num_episodes"]
+    config = config_of(contest.experiment)
+    num_episodes, num_steps = config.num_episodes, config.num_episodes * family.horizon
 
-    def learner(family: TaskFamily, **settings: Any) -> MetaAlgorithm:
-        config = {**experiment.config, **settings}
-        return make_algorithm(dataclasses.replace(experiment, config=config), family)
-
-    def trial_returns(meta: Any, drawn: Task, *, algorithm: MetaAlgorithm, env: Any) -> jax.Array:
-        told = dict(learner=algorithm.learner, env=env, num_steps=num_episodes * family.horizon)
+    def look(algorithm: MetaAlgorithm, family: TaskFamily, meta: Any, drawn: Task) -> jax.Array:
+        told = dict(learner=algorithm.learner, env=family.env, num_steps=num_steps)
         trials = evaluation.trials(jax.random.key(10**6 + 1), meta, drawn, **told)
         return evaluation.episode_returns(trials, num_episodes)
 
-    contestants: dict[str, tuple[TaskFamily, dict]] = {
-        META: (family, {}),
-        FIXED: (family, {"remembers": "episode"}),
-    }
+    enter = partial(contest.enter, axis=np.arange(1, num_episodes + 1), look=look)
+    enter(META, family)
+    enter(FIXED, family, remembers="episode")
     if field.task_fits:
-        contestants[TOLD] = (informed(family), {"remembers": "episode"})
-    for name, (its_family, settings) in contestants.items():
-        algorithm = learner(its_family, **settings)
-        look = partial(trial_returns, algorithm=algorithm, env=its_family.env)
-        axis = np.arange(1, num_episodes + 1)
-        contest.enter(name, algorithm, meta_updates, (axis, look), its_family)
+        enter(TOLD, informed(family), remembers="episode")
 
-    life = partial(newborn_returns, learner(family, num_episodes=1), field, scratch_updates)
+    updates = contest.within_budget(field.scratch_updates)
+    algorithm = make_algorithm(study.with_config(contest.experiment, num_episodes=1), family)
+    life = partial(newborn_returns, algorithm, field, updates)
     keys = jax.random.split(jax.random.key(10**6 + 2), (main.num_seeds, main.scratch_tasks))
     lives = jax.jit(jax.vmap(jax.vmap(life), in_axes=(0, None)))
-    axis = field.scratch_streams * np.arange(1, scratch_updates + 1)
+    axis = field.scratch_streams * np.arange(1, updates + 1)
     contest.learn_anew(axis, lambda few: np.asarray(lives(keys, few), np.float64))
-    steps_of_task = num_episodes * family.horizon * experiment.config.get("num_streams", 1)
-    return meta_updates * experiment.plan.num_tasks * steps_of_task
+    return contest.env_steps(num_steps * config.num_streams)
 
 
 def newborn_returns(
@@ -199,44 +200,31 @@ def newborn_returns(
 
 
 def measure_gradient_learner(contest: Contest) -> int:
-    """The same of MAML or ProMP; a policy without inner steps has as many environment steps in more meta-updates."""
-    field, family, main = contest.field, contest.family, contest.main
-    meta_updates, scratch_updates = main.updates(field)
-    experiment = field.experiment
-    config = ALGORITHMS[experiment.algorithm].Config(**experiment.config)
-    contestants: dict[str, tuple[TaskFamily, int]] = {
-        META: (family, config.num_updates),
-        FIXED: (family, 0),
-    }
-    if not has_reference(family):
-        contestants[TOLD] = (informed(family), 0)
+    """The same of MAML or ProMP."""
+    field, family = contest.field, contest.family
+    config = config_of(contest.experiment)
 
-    def adapted(
-        algorithm: MetaAlgorithm, its_family: TaskFamily, num_updates: int
-    ) -> Callable[[Any, Task], jax.Array]:
+    def seen(num_updates: int) -> tuple[np.ndarray, Callable]:
+        """Episodes before each look, and the look; 1 stands for none, on an axis that has no 0."""
         key, sizes = jax.random.key(10**6 + 1), dict(num_streams=config.num_streams)
-        return lambda meta, drawn: study.adapted(
-            key, meta, drawn, algorithm, its_family, num_updates=num_updates, **sizes
-        )
 
-    def episodes(num_updates: int) -> np.ndarray:
-        """Seen before each look; 1 stands for none, on an axis that has no 0."""
-        return np.maximum(config.num_streams * np.arange(num_updates + 1), 1)
+        def look(algorithm: MetaAlgorithm, family: TaskFamily, meta: Any, drawn: Task) -> jax.Array:
+            steps = sizes | dict(num_updates=num_updates)
+            return study.adapted(key, meta, drawn, algorithm, family, **steps)
 
-    for name, (its_family, num_updates) in contestants.items():
-        its_config = {**experiment.config, "num_updates": num_updates}
-        algorithm = make_algorithm(dataclasses.replace(experiment, config=its_config), its_family)
-        its_updates = meta_updates * (config.num_updates + 1) // (num_updates + 1)
-        steps = field.eval_updates if num_updates else 0
-        look = adapted(algorithm, its_family, steps)
-        contest.enter(name, algorithm, its_updates, (episodes(steps), look), its_family)
+        return np.maximum(config.num_streams * np.arange(num_updates + 1), 1), look
 
-    algorithm = make_algorithm(experiment, family)
-    look_anew = each_seed(adapted(algorithm, family, scratch_updates))
+    contest.enter(META, family, *seen(field.eval_updates))
+    contest.enter(FIXED, family, *seen(0), num_updates=0)
+    if not study.has_reference(family):
+        contest.enter(TOLD, informed(family), *seen(0), num_updates=0)
+
+    algorithm = make_algorithm(contest.experiment, family)
+    axis, look = seen(contest.within_budget(field.scratch_updates))
+    look_anew = each_seed(partial(look, algorithm, family))
     best = best_newborn(contest, algorithm, look_anew)
-    contest.learn_anew(episodes(scratch_updates), lambda few: look_anew(best, few))
-    steps_of_task = config.num_streams * family.horizon * (config.num_updates + 1)
-    return meta_updates * experiment.plan.num_tasks * steps_of_task
+    contest.learn_anew(axis, lambda few: look_anew(best, few))
+    return contest.env_steps(config.num_streams * family.horizon * (config.num_updates + 1))
 
 
 def best_newborn(
@@ -251,7 +239,7 @@ def best_newborn(
 
     def stepping(step_size: float) -> Any:
         sizes = jax.tree.map(lambda x: jnp.full_like(x, step_size), newborn.hyper.step_size)
-        return newborn._replace(hyper=newborn.hyper._replace(step_size=sizes))
+        return study.with_hyper(newborn, step_size=sizes)
 
     # The best over the whole lifetime: at its end alone, a small step would be as good.
     earned = {x: look(stepping(x), tuning).mean() for x in step_sizes}
@@ -271,7 +259,8 @@ def measure(name: str, main: Main) -> dict[str, Any]:
     experiment = FIELDS[name].experiment
     family = tasks.make(experiment.family, **experiment.family_settings)
     key = jax.random.key(study.EVALUATION_SEED)
-    drawn = {split: sample_tasks(key, family, main.eval_tasks, split=split) for split in SPLITS}
+    draw = partial(sample_tasks, key, family, main.eval_tasks)
+    drawn = {split: draw(split=split) for split in study.SPLITS}
     contest = Contest(name, main, family, drawn, {split: {} for split in drawn})
     measured = measure_rl2 if experiment.algorithm == "rl2" else measure_gradient_learner
     env_steps = measured(contest)
@@ -286,8 +275,10 @@ def measure(name: str, main: Main) -> dict[str, Any]:
 
 def normalized(contest: Contest, split: str) -> dict[str, Any]:
     """Normalised returns of the contestants on a split, and the lead of the meta-learned one."""
-    told = contest.returns[split].get(TOLD, (None, None))[1]
-    random, reference = references(contest.family, contest.drawn[split], told)
+    keys = jax.random.split(jax.random.key(10**6 + 3))
+    random, *reference = study.references(keys, contest.drawn[split], contest.family)
+    reference = reference[0] if reference else contest.returns[split][TOLD][1].mean((0, 2))
+    random, reference = (np.asarray(x, np.float64) for x in (random, reference))
     scored, at_last = {}, {}
     for contestant, (episodes, x) in contest.returns[split].items():
         num_tasks = x.shape[1]
@@ -295,12 +286,9 @@ def normalized(contest: Contest, split: str) -> dict[str, Any]:
         at_last[contestant] = scores[..., last_look(contest.name) if contestant == META else -1]
         # A long life is shown at some of its updates.
         shown = np.unique(np.geomspace(1, x.shape[2], 25).astype(int)) - 1
-        middles = [study.middle(scores[..., i]) for i in shown]
-        scored[contestant] = {
-            "x": episodes[shown].tolist(),
-            "mean": [mean for mean, _ in middles],
-            "intervals": [interval for _, interval in middles],
-        }
+        mean, intervals = study.middles(scores[..., shown])
+        x = episodes[shown].tolist()
+        scored[contestant] = {"x": x, "mean": mean, "intervals": intervals}
     # Task by task, which they share.
     lead, interval = study.middle(at_last[META] - at_last[FIXED])
     return {
@@ -317,26 +305,6 @@ def last_look(name: str) -> int:
     return -1 if experiment.algorithm == "rl2" else experiment.config["num_updates"]
 
 
-def has_reference(family: TaskFamily) -> bool:
-    """Whether somebody knows how to act in its tasks; else the learner that is told them is what counts as 1."""
-    return study.optimum_known(family) or family.expert_action is not None
-
-
-def references(
-    family: TaskFamily, drawn: Task, told: np.ndarray | None
-) -> tuple[np.ndarray, np.ndarray]:
-    """Returns of the random agent and of what counts as 1, ``[M]`` each."""
-    keys = jax.random.split(jax.random.key(10**6 + 3))
-    random = study.returns_of(evaluation.random_returns, keys[0], drawn, family)
-    if has_reference(family):
-        reference = study.returns_of(evaluation.reference_returns, keys[1], drawn, family)
-    elif told is not None:
-        reference = told.mean((0, 2))
-    else:
-        raise ValueError(f"family {family.name!r} has no reference agent, and its task is not told")
-    return np.asarray(random, np.float64), np.asarray(reference, np.float64)
-
-
 def row(name: str, split: str, result: Mapping[str, Any]) -> dict[str, str]:
     """A field's row of the table for a split."""
     scored = result["splits"][split]["contestants"]
@@ -350,7 +318,7 @@ def row(name: str, split: str, result: Mapping[str, Any]) -> dict[str, str]:
     overtaken = [x for x, mean in ended if mean >= meta["mean"][last]]
     return {
         "field": name,
-        "tasks": SPLITS[split],
+        "tasks": study.SPLITS[split],
         f"{META}: first": score(META, 0),
         "last": score(META, last),
         "after episodes": f"{meta['x'][last]}",
@@ -372,9 +340,11 @@ def run(main: Main) -> None:
         experiment = records.plain(describe(FIELDS[name].experiment))
         path = main.output / "fields" / f"{name.replace(' ', '_')}.json"
         told = settings | {"field": field, "experiment": experiment}
-        measured[name] = study.kept(path, told, lambda: measure(name, main))  # noqa: B023
-    both = [(name, split) for name in measured for split in SPLITS]
-    panels = {f"{name}, {SPLITS[split]}": measured[name]["splits"][split] for name, split in both}
+        measured[name] = study.kept(path, told, partial(measure, name, main))
+    both = [(name, split) for name in measured for split in study.SPLITS]
+    panels = {
+        f"{name}, {study.SPLITS[split]}": measured[name]["splits"][split] for name, split in both
+    }
     path = main.output / "fields.png"
     plotting.lifetimes(path, panels, x_label="episodes in the task", logarithmic=True)
     rows = [row(name, split, measured[name]) for name, split in both]

@@ -8,11 +8,8 @@ lifetimes: in held-out tasks of both families against A2C, whose settings are tu
 lifetimes of the same length; and in Catch and CartPole, which it has never met, with other networks. The
 step size of the agents' optimiser is chosen for both. `memory` measures what a compiled meta-gradient
 through lifetimes of several lengths takes: truncated, by evolution, and through the whole lifetime.
-
-Leaves results.json, table.md and a figure in the output folder.
 """
 
-import dataclasses
 import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -26,13 +23,12 @@ import numpy as np
 import optax
 import study
 
-from jaxmeta import checks, evaluation, plotting, rollouts, tasks
+from jaxmeta import evaluation, plotting, rollouts, tasks
 from jaxmeta.algorithms import learned_objective
 from jaxmeta.algorithms.learned_objective import Config, Hyper
 from jaxmeta.estimators.episodes import first_episode_return
 from jaxmeta.learners import update_rules
 from jaxmeta.learners.update_rules import Meta, RuleLearner, UpdateRule
-from jaxmeta.runs import reports
 from jaxmeta.tasks import TaskFamily
 from jaxmeta.types import MetaAlgorithm, Task
 
@@ -40,12 +36,14 @@ from jaxmeta.types import MetaAlgorithm, Task
 OPTIMIZERS = {"sgd": optax.sgd, "adam": partial(optax.adam, eps_root=1e-8)}
 LINEAR = {"sgd": (3.0, 10.0, 30.0, 100.0), "adam": (0.05, 0.1, 0.2, 0.4, 0.8)}
 NETWORK = {"adam": (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)}
+CHOSEN = ("step_size", "gae_lambda", "entropy_cost")  # settings of agents that are chosen
 EPISODES = 20  # of an agent, each time that it is looked at
 CHECKPOINTS = 25  # looks at an agent in its life, beside that at its birth
+PLACES = ("random MDPs", "grid worlds", "Catch", "CartPole")
 Positive = Annotated[float, study.within(0, 1e6)]
+Lifespan = Annotated[int, study.multiple_of(CHECKPOINTS)]
 
 
-@dataclasses.dataclass(frozen=True)
 class Train(study.Study):
     """LPG on random MDPs and grid worlds against tuned A2C."""
 
@@ -53,18 +51,14 @@ class Train(study.Study):
     meta_updates: int = 1800  # Meta-updates on each of the two families, in turns.
     outer: Literal["meta_gradient", "es", "pes"] = "meta_gradient"  # How the rule is learned.
     num_agents: int = 32  # Lives in each family.
-    lifespan: int = 50  # Updates of a lifetime, in training and in held-out tasks.
-    transfer_lifespan: int = 500  # Updates of a lifetime in Catch and CartPole.
+    lifespan: Lifespan = 50  # Updates of a lifetime, in training and in held-out tasks.
+    transfer_lifespan: Lifespan = 500  # Updates of a lifetime in Catch and CartPole.
     num_streams: int = 4  # Streams of an agent.
     num_steps: int = 20  # Steps of every stream between updates.
     learning_rate: Positive = 4e-3  # Of the rule, at first; it falls to a tenth along a cosine.
     step_size: Positive = 0.2  # Of Adam in the agents that follow LPG.
     window: int = 50
     """Updates that a meta-update looks at: a whole life, or the rule does not learn what only pays later."""
-    critic_step_size: Positive = 0.5
-    """Of Adam in the meta-gradient's critics, tables which have a window's time to learn of returns of 20."""
-    entropy_bonus: Positive = 0.0
-    """Pay of the rule for the entropy of the last agent in a window, per nat."""
     gae_lambdas: Annotated[study.Numbers, study.within(0, 1)] = (0.5, 0.8, 0.95)
     """λ that A2C may choose from, with every step size."""
     entropy_costs: Annotated[study.Numbers, study.within(0, 1e6)] = (0.0, 0.01, 0.05)
@@ -72,17 +66,9 @@ class Train(study.Study):
     tune_tasks: int = 50  # Training tasks that settings are chosen on.
     eval_tasks: int = 1000  # Held-out tasks.
     transfer_agents: int = 20  # Agents in Catch and CartPole.
-    compare_on: tuple[str, ...] = ("random MDPs", "grid worlds", "Catch", "CartPole")  # Places.
+    compare_on: Annotated[study.Names, study.known(PLACES)] = PLACES
+    """Places; the last two are new to the rule."""
     seed: int = 0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in self.compare_on:
-            checks.choice("compare_on", name, families() | unknown_families())
-        for name in ("lifespan", "transfer_lifespan"):
-            if getattr(self, name) % CHECKPOINTS:
-                told = f"{name}={getattr(self, name)}"
-                raise ValueError(f"{told} must be a multiple of {CHECKPOINTS}")
 
 
 def families() -> dict[str, TaskFamily]:
@@ -99,18 +85,9 @@ def unknown_families() -> dict[str, TaskFamily]:
     return {"Catch": tasks.make("catch"), "CartPole": tasks.make("cartpole", scale=1.0)}
 
 
-def config_of(args: Train) -> Config:
+def config_of(args: study.Study, **settings: Any) -> Config:
     """The settings of the algorithm."""
-    return Config(
-        outer=args.outer,
-        num_agents=args.num_agents,
-        lifespan=args.lifespan,
-        num_updates=args.window,
-        num_streams=args.num_streams,
-        num_steps=args.num_steps,
-        tasks_per_chunk=8,
-        rematerialize=False,
-    )
+    return Config(**args.some("num_agents", "num_streams", "num_steps"), **settings)
 
 
 def algorithms(args: Train) -> dict[str, MetaAlgorithm]:
@@ -125,15 +102,15 @@ def algorithms(args: Train) -> dict[str, MetaAlgorithm]:
     hyper = Hyper(
         step_size=args.step_size,
         learning_rate=args.learning_rate,
-        critic_step_size=args.critic_step_size,
-        policy_entropy_bonus=args.entropy_bonus,
+        critic_step_size=0.5,  # critics are tables, with a window's time to learn of returns of 20
+        policy_entropy_bonus=0.0,
         policy_target_cost=1e-4,
     )
-    made = partial(learned_objective.learned_objective, agent_optimizer=OPTIMIZERS["adam"])
-    return {
-        name: made(family, config_of(args), hyper, optimizer=optimizer)
-        for name, family in families().items()
-    }
+    lives = dict(outer=args.outer, lifespan=args.lifespan, num_updates=args.window)
+    config = config_of(args, **lives, tasks_per_chunk=8, rematerialize=False)
+    optimizers = dict(optimizer=optimizer, agent_optimizer=OPTIMIZERS["adam"])
+    made = partial(learned_objective.learned_objective, config=config, hyper=hyper, **optimizers)
+    return {name: made(family) for name, family in families().items()}
 
 
 def meta_train(args: Train) -> tuple[Meta, dict[str, list[float]]]:
@@ -173,42 +150,6 @@ def meta_train(args: Train) -> tuple[Meta, dict[str, list[float]]]:
     return next(iter(states.values())).meta, curve
 
 
-def lifetime_returns(
-    key: jax.Array,
-    meta: Meta,
-    task: Task,
-    *,
-    parts: RuleLearner,
-    family: TaskFamily,
-    lifespan: int,
-    num_streams: int,
-    num_steps: int,
-) -> jax.Array:
-    """Mean return of an agent at birth and at equal distances of its life, ``[CHECKPOINTS + 1]``.
-
-    Each look is at episodes of their own, which the agent does not learn from.
-    """
-    world: dict[str, Any] = dict(learner=parts.learner, env=family.env)
-
-    def look(key: jax.Array, agent: Any) -> jax.Array:
-        begin_key, act_key = jax.random.split(key)
-        streams = rollouts.begin_streams(begin_key, meta, task, **world, num_streams=EPISODES)
-        told = dict(num_steps=family.horizon, **world)
-        _, data = rollouts.experience(act_key, meta, task, agent, streams, **told)
-        return jnp.mean(jax.vmap(first_episode_return)(data.reward, data.last))
-
-    def live(carry: tuple, key: jax.Array) -> tuple[tuple, jax.Array]:
-        adapt_key, look_key = jax.random.split(key)
-        sizes = dict(num_updates=lifespan // CHECKPOINTS, num_steps=num_steps)
-        agent, streams, _ = rollouts.adapt(adapt_key, meta, task, *carry, **world, **sizes)
-        return (agent, streams), look(look_key, agent)
-
-    begin_key, look_key, live_key = jax.random.split(key, 3)
-    newborn = rollouts.begin(begin_key, meta, task, **world, num_streams=num_streams)
-    _, returns = jax.lax.scan(live, newborn, jax.random.split(live_key, CHECKPOINTS))
-    return jnp.concatenate([look(look_key, newborn[0])[None], returns])
-
-
 class Place(NamedTuple):
     """A family in which the rule is measured, with the agents that live there."""
 
@@ -229,14 +170,41 @@ def places(args: Train) -> dict[str, Place]:
     return {name: place for name, place in every.items() if name in args.compare_on}
 
 
+def lifetime_returns(
+    key: jax.Array, meta: Meta, task: Task, *, parts: RuleLearner, place: Place, args: Train
+) -> jax.Array:
+    """Mean return of an agent at birth and at equal distances of its life, ``[CHECKPOINTS + 1]``.
+
+    Each look is at episodes of their own, which the agent does not learn from.
+    """
+    world: dict[str, Any] = dict(learner=parts.learner, env=place.family.env)
+
+    def look(key: jax.Array, agent: Any) -> jax.Array:
+        begin_key, act_key = jax.random.split(key)
+        streams = rollouts.begin_streams(begin_key, meta, task, **world, num_streams=EPISODES)
+        told = dict(num_steps=place.family.horizon, **world)
+        _, data = rollouts.experience(act_key, meta, task, agent, streams, **told)
+        return jnp.mean(jax.vmap(first_episode_return)(data.reward, data.last))
+
+    def live(carry: tuple, key: jax.Array) -> tuple[tuple, jax.Array]:
+        adapt_key, look_key = jax.random.split(key)
+        sizes = dict(num_updates=place.lifespan // CHECKPOINTS, num_steps=args.num_steps)
+        agent, streams, _ = rollouts.adapt(adapt_key, meta, task, *carry, **world, **sizes)
+        return (agent, streams), look(look_key, agent)
+
+    begin_key, look_key, live_key = jax.random.split(key, 3)
+    newborn = rollouts.begin(begin_key, meta, task, **world, num_streams=args.num_streams)
+    _, returns = jax.lax.scan(live, newborn, jax.random.split(live_key, CHECKPOINTS))
+    return jnp.concatenate([look(look_key, newborn[0])[None], returns])
+
+
 def runner(
     args: Train, rule: UpdateRule, place: Place, optimizer: str
 ) -> Callable[[jax.Array, Meta, Task], jax.Array]:
     """Compiled ``(key, metas [G], tasks [M]) -> returns [G, M, CHECKPOINTS + 1]``; settings share keys."""
-    family, made = place.family, OPTIMIZERS[optimizer]
-    parts = update_rules.rule_learner(rule, family, hidden_sizes=place.hidden_sizes, optimizer=made)
-    streams = dict(num_streams=args.num_streams, num_steps=args.num_steps)
-    life = partial(lifetime_returns, parts=parts, family=family, lifespan=place.lifespan, **streams)
+    told = dict(hidden_sizes=place.hidden_sizes, optimizer=OPTIMIZERS[optimizer])
+    parts = update_rules.rule_learner(rule, place.family, **told)
+    life = partial(lifetime_returns, parts=parts, place=place, args=args)
 
     def run(key: jax.Array, metas: Meta, drawn: Task) -> jax.Array:
         num_tasks = jax.tree.leaves(drawn)[0].shape[0]
@@ -251,31 +219,25 @@ def runner(
     return jax.jit(run)
 
 
-@dataclasses.dataclass(frozen=True)
-class Contestant:
-    """A rule with the settings to choose from, by the agents' optimiser."""
-
-    rule: UpdateRule
-    metas: dict[str, list[Meta]]
+Contestant = tuple[UpdateRule, dict[str, list[Meta]]]
+"""A rule with the settings to choose from, by the agents' optimiser."""
 
 
 def contestants(
     args: Train, meta: Meta, step_sizes: Mapping[str, Sequence[float]]
 ) -> dict[str, Contestant]:
     """The learned rule, as it is, with agents whose step size alone is to be chosen; and A2C."""
-    sizes = step_sizes["adam"]
-    learned = {"adam": [meta._replace(hyper=meta.hyper._replace(step_size=x)) for x in sizes]}
-    choices = args.gae_lambdas, args.entropy_costs
+    learned = [study.with_hyper(meta, step_size=x) for x in step_sizes["adam"]]
     tuned = {
         name: [
-            Meta({}, Hyper(step_size=x, gae_lambda=gae_lambda, entropy_cost=cost))
-            for x, gae_lambda, cost in itertools.product(sizes, *choices)
+            Meta({}, Hyper(**dict(zip(CHOSEN, x, strict=True))))
+            for x in itertools.product(sizes, args.gae_lambdas, args.entropy_costs)
         ]
         for name, sizes in step_sizes.items()
     }
     return {
-        "LPG": Contestant(learned_objective.rule_of(config_of(args)), learned),
-        "A2C": Contestant(update_rules.a2c(), tuned),
+        "LPG": (learned_objective.rule_of(config_of(args)), {"adam": learned}),
+        "A2C": (update_rules.a2c(), tuned),
     }
 
 
@@ -284,46 +246,38 @@ def chosen(args: Train, contestant: Contestant, place: Place) -> tuple[np.ndarra
     a lifetime in training tasks, and those settings."""
     keys = jax.random.split(jax.random.key(args.seed + 10**6), 4)
     training_tasks = tasks.sample_tasks(keys[0], place.family, place.tune, split="train")
-    held_out = tasks.sample_tasks(keys[1], place.family, place.test, split="test")
+    rule, every = contestant
     best: tuple[float, Any, Any, str] = (-np.inf, None, None, "")
-    for optimizer, metas in contestant.metas.items():
-        run = runner(args, contestant.rule, place, optimizer)
+    for optimizer, metas in every.items():
+        run = runner(args, rule, place, optimizer)
         scores = np.asarray(run(keys[2], _stacked(metas), training_tasks))[:, :, -1].mean(1)
         index = int(np.argmax(np.nan_to_num(scores, nan=-np.inf)))
         if scores[index] > best[0]:
             best = float(scores[index]), run, metas[index], optimizer
     _, run, meta, optimizer = best
-    returns = np.asarray(run(keys[3], _stacked([meta]), held_out))[0]
+    returns = np.asarray(run(keys[3], _stacked([meta]), held_out(args, place)))[0]
     hyper = {name: float(getattr(meta.hyper, name)) for name in CHOSEN}
     return returns, {"optimizer": optimizer, **hyper}
 
 
-CHOSEN = ("step_size", "gae_lambda", "entropy_cost")
+def held_out(args: Train, place: Place) -> Task:
+    """The tasks that all are measured in, ``[test]``."""
+    key = jax.random.split(jax.random.key(args.seed + 10**6), 4)[1]
+    return tasks.sample_tasks(key, place.family, place.test, split="test")
 
 
 def _stacked(metas: Sequence[Meta]) -> Meta:
     return jax.tree.map(lambda *x: jnp.stack([jnp.asarray(y, float) for y in x]), *metas)
 
 
-def reference_returns(args: Train, place: Place) -> tuple[np.ndarray, np.ndarray]:
-    """Returns of random and of the best known behaviour in `chosen`'s held-out tasks, ``[test]``."""
-    keys = jax.random.split(jax.random.key(args.seed + 10**6), 4)
-    held_out = tasks.sample_tasks(keys[1], place.family, place.test, split="test")
-    random_key, best_key = jax.random.split(jax.random.key(args.seed + 10**6 + 1))
-    random = partial(evaluation.random_returns, num_streams=200)
-    known = study.optimum_known(place.family)
-    best = evaluation.optimal_returns if known else evaluation.expert_returns
-    return (
-        study.returns_of(random, random_key, held_out, place.family),
-        study.returns_of(best, best_key, held_out, place.family),
-    )
-
-
 def compare(args: Train, meta: Meta) -> dict[str, Any]:
     """Each contestant's normalised returns over its lifetime, and settings, in each place."""
     results: dict[str, Any] = {}
     for name, place in places(args).items():
-        random, best = (float(x.mean()) for x in reference_returns(args, place))
+        keys = jax.random.split(jax.random.key(args.seed + 10**6 + 1))
+        drawn, family = held_out(args, place), place.family
+        references = study.references(keys, drawn, family, num_streams=200)
+        random, best = (float(x.mean()) for x in references)
         results[name] = {"random": random, "best": best, "contestants": {}}
         for label, contestant in contestants(args, meta, place.step_sizes).items():
             (returns, settings), seconds = study.timed(partial(chosen, args, contestant, place))
@@ -341,33 +295,28 @@ def compare(args: Train, meta: Meta) -> dict[str, Any]:
     return results
 
 
-def comparison_table(results: dict[str, Any]) -> list[str]:
-    """The lines of the table."""
+COLUMNS = """
+    setting = {setting} | rule = {rule} | normalised return at the end (95 %) = {last}
+    | ahead of A2C, task by task = {ahead} | mean over the lifetime = {mean:.3f}
+    | return = {return:.2f} | random = {random:.2f} | best = {best:.2f} | settings = {chosen}
+"""
+
+
+def comparison_table(results: dict[str, Any]) -> list[dict[str, str]]:
+    """The rows of the table."""
     rows = []
     for setting, entry in results.items():
         learned, tuned = (np.asarray(x["final"]) for x in entry["contestants"].values())
         # The keys of a task are the same for both, so much of what differs between tasks cancels.
         lead = (learned - tuned).mean(), *evaluation.mean_interval((learned - tuned)[None])
-        for label, cell in entry["contestants"].items():
+        for rule, cell in entry["contestants"].items():
             last = study.with_interval(cell["mean"][-1], *cell["intervals"][-1], digits=3)
-            ahead = study.with_interval(*lead, digits=3) if label == "LPG" else ""
-            rows.append(
-                {
-                    "setting": setting,
-                    "rule": label,
-                    "normalised return at the end (95 %)": last,
-                    "ahead of A2C, task by task": ahead,
-                    "mean over the lifetime": f"{np.mean(cell['mean'][1:]):.3f}",
-                    "return": f"{cell['return']:.2f}",
-                    "random": f"{entry['random']:.2f}",
-                    "best": f"{entry['best']:.2f}",
-                    "settings": ", ".join(
-                        f"{k} {v:.3g}" if isinstance(v, float) else v
-                        for k, v in cell["settings"].items()
-                    ),
-                }
-            )
-    return reports.markdown(rows)
+            ahead = study.with_interval(*lead, digits=3) if rule == "LPG" else ""
+            optimizer, *numbers = cell["settings"].items()
+            told = [optimizer[1], *(f"{name} {x:.3g}" for name, x in numbers)]
+            row = dict(setting=setting, rule=rule, last=last, ahead=ahead, chosen=", ".join(told))
+            rows.append(entry | cell | row | {"mean": np.mean(cell["mean"][1:])})
+    return study.table(COLUMNS, rows)
 
 
 def train(args: Train) -> None:
@@ -387,7 +336,6 @@ def train(args: Train) -> None:
     plotting.lifetimes(args.output / "lifetimes.png", results)
 
 
-@dataclasses.dataclass(frozen=True)
 class Memory(study.Study):
     """Memory of a meta-gradient by the length of the lifetime."""
 
@@ -418,15 +366,8 @@ def measure(args: Memory, kind: str, lifespan: int) -> dict[str, float]:
     outer, whole = KINDS[kind]
     window = lifespan if whole else args.window
     family = families()["random MDPs"]
-    config = Config(
-        outer=outer,  # type: ignore[arg-type]
-        num_agents=args.num_agents,
-        lifespan=lifespan,
-        num_updates=window,
-        num_streams=args.num_streams,
-        num_steps=args.num_steps,
-        tasks_per_chunk=args.num_agents,
-    )
+    lives = dict(outer=outer, lifespan=lifespan, num_updates=window)
+    config = config_of(args, **lives, tasks_per_chunk=args.num_agents)
     algorithm = learned_objective.learned_objective(family, config)
     state = jax.jit(algorithm.init)(jax.random.key(0))
 

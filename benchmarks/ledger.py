@@ -22,7 +22,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import tyro
 
@@ -297,12 +297,7 @@ def main(args: Show | Write | Add) -> None:
 
 
 if __name__ == "__main__":
-    Command: Any = (
-        Annotated[Show, tyro.conf.subcommand("show")]
-        | Annotated[Write, tyro.conf.subcommand("write")]
-        | Annotated[Add, tyro.conf.subcommand("add")]
-    )
     try:
-        main(tyro.cli(Command, description=__doc__, default=Show()))
+        main(tyro.cli(Show | Write | Add, description=__doc__, default=Show()))
     except (ValueError, TypeError, OSError, KeyError) as error:
         sys.exit(f"error: {error}")

@@ -14,14 +14,11 @@ once, mapped over.
 
 `memory`: what a meta-update reserves for intermediate values, through lifetimes of different lengths: a
 derivative that reaches through one update at a time, and one through the whole lifetime.
-
-Each leaves results.json, table.md and a figure in the output folder.
 """
 
-import dataclasses
+import itertools
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Annotated, Any
 
 import jax
@@ -53,11 +50,9 @@ LEARNED: dict[str, dict[str, Any]] = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
 class Chain(study.Study):
     """The discount on the discounting chain of Bonnet et al. 2022."""
 
-    output: study.Output = Path("runs/meta-gradient-chain")
     variants: Annotated[study.Names, study.known(VARIANTS)] = tuple(VARIANTS)  # Which to run.
     meta_updates: int = 5000  # Meta-updates, two updates of the agent each.
     num_streams: int = 128  # Episodes in an update.
@@ -65,11 +60,9 @@ class Chain(study.Study):
     num_seeds: int = 1  # Runs of each.
 
 
-@dataclasses.dataclass(frozen=True)
 class Physics(study.Study):
     """γ and λ on cart-poles: learned, and all pairs of fixed ones."""
 
-    output: study.Output = Path("runs/meta-gradient-physics")
     discounts: Annotated[study.Numbers, study.within(0, 1)] = (0.8, 0.9, 0.95, 0.98, 0.995)
     """Fixed γ; the learned one starts at the middle one."""
     lambdas: Annotated[study.Numbers, study.within(0, 1)] = (0.0, 0.5, 0.8, 0.95, 1.0)
@@ -83,21 +76,14 @@ class Physics(study.Study):
     seed: int = 0  # The first of their seeds.
 
 
-@dataclasses.dataclass(frozen=True)
 class Memory(study.Study):
     """Memory of a meta-update against the length of a lifetime."""
 
-    output: study.Output = Path("runs/meta-gradient-memory")
-    lifetimes: tuple[int, ...] = (10, 100, 1000)  # Updates of an agent in its life; even.
+    lifetimes: Annotated[tuple[int, ...], study.multiple_of(2)] = (10, 100, 1000)
+    """Updates of an agent in its life; even, for a meta-update is two updates."""
     num_agents: int = 4  # Lives.
     num_streams: int = 8  # Parallel episodes of each.
     num_steps: int = 16  # Steps of each between two updates.
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for value in self.lifetimes:
-            if value % 2:
-                raise ValueError(f"lifetimes={value} must be even: a meta-update is two updates")
 
 
 def table_of_values(num_chains: int, horizon: int) -> Value:
@@ -127,32 +113,29 @@ def chain_algorithm(main: Chain, family: TaskFamily, settings: dict, hyper: Hype
     return meta_gradient(family, config, hyper, value=value)
 
 
-def chain_hyper() -> Hyper:
-    """The settings of an agent on the chain."""
-    return Hyper(
-        discount=0.95,
-        min_discount=0.9,
-        gae_lambda=0.0,
-        # Only an episode's first action counts, so a step must be long; and where all steps are paid for
-        # their entropy, and share parameters with the first, the pay must be small or it holds that back.
-        entropy_cost=5e-4,
-        step_size=15.0,
-        # A table's entry is one of a hundred in a batch's mean: it moves by half its error.
-        value_cost=100.0 / 30.0,
-        outer_discount=1.0,
-        outer_lambda=0.0,
-        outer_entropy_cost=5e-4,
-        learning_rate=0.1,
-        max_grad_norm=1e9,
-    )
+CHAIN_HYPER = Hyper(
+    discount=0.95,
+    min_discount=0.9,
+    gae_lambda=0.0,
+    # Only an episode's first action counts, so a step must be long; and where all steps are paid for
+    # their entropy, and share parameters with the first, the pay must be small or it holds that back.
+    entropy_cost=5e-4,
+    step_size=15.0,
+    # A table's entry is one of a hundred in a batch's mean: it moves by half its error.
+    value_cost=100.0 / 30.0,
+    outer_discount=1.0,
+    outer_lambda=0.0,
+    outer_entropy_cost=5e-4,
+    learning_rate=0.1,
+    max_grad_norm=1e9,
+)
 
 
 def chain_runs(main: Chain, family: TaskFamily, settings: dict) -> list[tuple[dict, dict]]:
     """The figures and the curves of each seed of a variant."""
-    hyper = chain_hyper()
-    algorithm = chain_algorithm(main, family, settings, hyper)
+    algorithm = chain_algorithm(main, family, settings, CHAIN_HYPER)
     only_values = dict(learns=(), outer_value="outer_value" in settings)
-    no_policy = hyper._replace(policy_cost=0.0, entropy_cost=0.0)
+    no_policy = CHAIN_HYPER._replace(policy_cost=0.0, entropy_cost=0.0)
     fitting = chain_algorithm(main, family, only_values, no_policy)
     value_updates = -(-main.value_updates // 2)
     fit, train = (
@@ -168,7 +151,7 @@ def chain_runs(main: Chain, family: TaskFamily, settings: dict) -> list[tuple[di
         state, curve = after.run.state, after.curve
         task = jax.tree.map(lambda x: x[0], state.lives.task)
         last = max(1, main.meta_updates // 50)
-        gamma = curve.get("learned/discount", np.full(main.meta_updates, hyper.discount))
+        gamma = curve.get("learned/discount", np.full(main.meta_updates, CHAIN_HYPER.discount))
         figures = {
             "seed": seed,
             "return": float(curve["return/after"][-last:].mean()),
@@ -182,6 +165,13 @@ def chain_runs(main: Chain, family: TaskFamily, settings: dict) -> list[tuple[di
     return runs
 
 
+CHAIN_COLUMNS = """
+    meta-gradient = {name} | return = {return:.3f} | of the likeliest chain = {best_action_return:.3f}
+    | γ = {discount:.3f} | γ from, to = {lowest_discount:.3f}, {highest_discount:.3f}
+    | seeds = {seeds} | s a run = {seconds:.0f}
+"""
+
+
 def run_chain(main: Chain) -> None:
     family = tasks.make("discounting_chain", best_chain=3)
     rows, results = [], {}
@@ -193,19 +183,10 @@ def run_chain(main: Chain) -> None:
         for panel, curve in runs[0][1].items():
             panels[panel][name] = (updates, curve)
         mean = {key: float(np.mean([x[key] for x in results[name]])) for key in results[name][0]}
+        rows.append(mean | {"name": name, "seeds": len(runs)})
         study.say(f"{name}, {results[name]}")
-        rows.append(
-            {
-                "meta-gradient": name,
-                "return": f"{mean['return']:.3f}",
-                "of the likeliest chain": f"{mean['best_action_return']:.3f}",
-                "γ": f"{mean['discount']:.3f}",
-                "γ from, to": f"{mean['lowest_discount']:.3f}, {mean['highest_discount']:.3f}",
-                "seeds": str(len(runs)),
-                "s a run": f"{mean['seconds']:.0f}",
-            }
-        )
-    leave(main, rows, results, panels, x_label="updates of the agent")
+    table = study.table(CHAIN_COLUMNS, rows)
+    leave(main, table, results, panels, x_label="updates of the agent")
 
 
 def leave(main: study.Study, rows: list, results: Any, panels: dict, **axes: Any) -> None:
@@ -234,22 +215,10 @@ def smooth(values: np.ndarray, share: int = 50) -> np.ndarray:
     return total / np.minimum(np.arange(1, len(values) + 1), width)
 
 
-def scaled_values(family: TaskFamily, hidden_sizes: tuple[int, ...], scale: float) -> Value:
-    """A tanh network whose output is multiplied. Adam moves a weight by about a step size at a time, however
-    far values have to go, so that without it a γ is also judged by how large its values are."""
-    network = value_mlp(family.observation_shape, hidden_sizes)
-    return Value(network.init, lambda params, obs: scale * network.apply(params, obs))
-
-
-def sizes(main: Physics | Memory) -> dict[str, Any]:
+def config_of(main: Physics | Memory, **settings: Any) -> Config:
     """The settings of agents on cart-poles."""
-    return dict(
-        num_agents=main.num_agents,
-        num_streams=main.num_streams,
-        num_steps=main.num_steps,
-        hidden_sizes=(32,),
-        inner_optimizer="adam",
-    )
+    sizes = main.some("num_agents", "num_streams", "num_steps")
+    return Config(**sizes, hidden_sizes=(32,), inner_optimizer="adam", **settings)
 
 
 def hyper_of(gamma: float, lambda_: float) -> Hyper:
@@ -260,14 +229,17 @@ def hyper_of(gamma: float, lambda_: float) -> Hyper:
 
 def run_physics(main: Physics) -> None:
     family = tasks.make("cartpole")
-    value = scaled_values(family, (32,), scale=10.0)
+    # Adam moves a weight by about a step size at a time, however far values have to go. Without a
+    # factor a γ would also be judged by how large its values are.
+    network = value_mlp(family.observation_shape, (32,))
+    value = Value(network.init, lambda params, obs: 10.0 * network.apply(params, obs))
     grid = [hyper_of(gamma, lambda_) for gamma in main.discounts for lambda_ in main.lambdas]
     middle = hyper_of(*(x[len(x) // 2] for x in (main.discounts, main.lambdas)))
     contestants: dict[str, tuple[dict, list[Hyper]]] = {"fixed": (dict(learns=()), grid)}
     contestants |= {name: (variant, [middle]) for name, variant in LEARNED.items()}
     curves = {}
     for name, (variant, hypers) in contestants.items():
-        algorithm = meta_gradient(family, Config(**variant, **sizes(main)), value=value)
+        algorithm = meta_gradient(family, config_of(main, **variant), value=value)
         curves[name], seconds = study.timed(partial(mapped, main, family, algorithm, hypers))
         study.say(f"{name}: {seconds:.0f} s")
     returns = curves["fixed"]["return/after"]  # [cells, seeds, U]
@@ -287,55 +259,53 @@ def physics_rows(
 ) -> list[dict[str, str]]:
     """The table: settings that are learned, then the grid from the best one down."""
     returns = curves["fixed"]["return/after"]  # [cells, seeds, U]
-    best = last_tenth(returns)[order[0]]
-
-    def row(name: str, gamma: str, lambda_: str, returns: np.ndarray) -> dict[str, str]:
-        """Of ``returns [seeds, U]``."""
-        last = last_tenth(returns)
-        return {
-            "setting": name,
-            "γ": gamma,
-            "λ": lambda_,
-            "return, last tenth": with_error(last),
-            "ahead of the best fixed": with_error(last - best, digits=2),
-            "return, lifetime": f"{np.nanmean(returns):.1f}",
-            "seeds": str(len(returns)),
-        }
-
-    rows = []
+    entries: list[tuple[str, str, str, np.ndarray]] = []
     for name in LEARNED:
-        starts = {"discount": middle.discount, "gae_lambda": middle.gae_lambda}
-        learned = {x: curves[name][f"learned/{x}"][0] for x in starts}  # [seeds, U]
-        moved = (f"{starts[x]:g} → {learned[x][:, -1].mean():.3f}" for x in starts)
-        rows.append(row(name, *moved, curves[name]["return/after"][0]))
+        moved = (
+            f"{getattr(middle, x):g} → {curves[name][f'learned/{x}'][0][:, -1].mean():.3f}"
+            for x in ("discount", "gae_lambda")
+        )
+        entries.append((name, *moved, curves[name]["return/after"][0]))
     # A search through the grid spends the budget of one run on all of its pairs.
     searched = returns[:, :, : max(1, main.meta_updates // len(grid))]
     found = int(np.argmax(np.nan_to_num(last_tenth(searched).mean(1))))
-    entries = [("best fixed, its search included", found, searched[found])]
-    for place, i in enumerate(order):
-        name = {0: "best fixed", len(order) - 1: "worst fixed"}.get(place, "fixed")
-        entries.append((name, i, returns[i]))
-    for name, i, its in entries:
-        rows.append(row(name, f"{grid[i].discount:g}", f"{grid[i].gae_lambda:g}", its))
+    cells = [("best fixed, its search included", found, searched[found])]
+    names = {0: "best fixed", len(order) - 1: "worst fixed"}
+    cells += [(names.get(place, "fixed"), i, returns[i]) for place, i in enumerate(order)]
+    entries += [(x, f"{grid[i].discount:g}", f"{grid[i].gae_lambda:g}", its) for x, i, its in cells]
+    best = last_tenth(returns)[order[0]]
+    rows = []
+    for setting, discount, gae_lambda, its in entries:  # its returns [seeds, U]
+        last = last_tenth(its)
+        rows.append(
+            {
+                "setting": setting,
+                "γ": discount,
+                "λ": gae_lambda,
+                "return, last tenth": with_error(last),
+                "ahead of the best fixed": with_error(last - best, digits=2),
+                "return, lifetime": f"{np.nanmean(its):.1f}",
+                "seeds": str(len(its)),
+            }
+        )
     return rows
 
 
 def physics_panels(main: Physics, curves: dict[str, Any], order: np.ndarray) -> dict[str, dict]:
-    """Draws returns and the learned hyper-parameters over meta-updates."""
+    """Lines of returns and of the learned hyper-parameters over meta-updates."""
     updates = 2 * np.arange(1, main.meta_updates + 1)
-    panels: dict[str, dict] = {"return": {}, "learned γ and λ": {}}
+    fixed = curves["fixed"]["return/after"]
     shown = {name: curves[name]["return/after"][0] for name in reversed(LEARNED)}
-    shown |= {
-        name: curves["fixed"]["return/after"][i]
-        for name, i in (("best fixed", order[0]), ("worst fixed", order[-1]))
+    shown |= {"best fixed": fixed[order[0]], "worst fixed": fixed[order[-1]]}
+    learned = {
+        f"{sign}, {name}": curves[name][f"learned/{x}"][0]
+        for name in reversed(LEARNED)
+        for sign, x in (("γ", "discount"), ("λ", "gae_lambda"))
     }
-    for name, returns in shown.items():
-        panels["return"][name] = (updates, np.nanmean(returns, axis=0))
-    for name in reversed(LEARNED):
-        for sign, x in (("γ", "discount"), ("λ", "gae_lambda")):
-            learned = curves[name][f"learned/{x}"][0].mean(0)
-            panels["learned γ and λ"][f"{sign}, {name}"] = (updates, learned)
-    return panels
+    return {
+        "return": {name: (updates, np.nanmean(x, axis=0)) for name, x in shown.items()},
+        "learned γ and λ": {name: (updates, x.mean(0)) for name, x in learned.items()},
+    }
 
 
 def last_tenth(returns: np.ndarray) -> np.ndarray:
@@ -366,59 +336,48 @@ def mapped(
 
 def lived(main: Memory, lifetime: int, num_updates: int, **settings: Any) -> Callable:
     """A function that takes all agents through their lives, ``num_updates + 1`` updates at a time."""
-    config = Config(num_updates=num_updates, **sizes(main), **settings)
     family = tasks.make("cartpole")
-    algorithm = meta_gradient(family, config)
-    count = lifetime // (num_updates + 1)
-    told = dict(family=family, num_tasks=main.num_agents, max_updates=count)
+    algorithm = meta_gradient(family, config_of(main, num_updates=num_updates, **settings))
+    told = dict(num_tasks=main.num_agents, most=lifetime // (num_updates + 1))
+    advance = study.advancing(algorithm, family, **told)
+    return lambda key: advance(training.begin(key, algorithm=algorithm))
 
-    def live(key: jax.Array) -> tuple[training.Run, dict]:
-        run = training.begin(key, algorithm=algorithm)
-        return training.advance(run, jnp.asarray(count), algorithm=algorithm, **told)
 
-    return live
+MEMORY_COLUMNS = """
+    meta-gradient = {meta_gradient} | lifetime, updates = {lifetime} | memory, MB = {megabytes:.2f}
+    | time, ms an update = {ms:.1f} | last norm = {norm:.2g}
+"""
 
 
 def run_memory(main: Memory) -> None:
-    rows, results = [], []
-    panels: dict[str, dict] = {"memory, MB": {}, "time of an update, ms": {}}
+    results = []
     programs: dict[str, Callable[[int], Callable]] = {
         "through one update, all lifetime": lambda x: lived(main, x, 1),
         "through the lifetime": lambda x: lived(main, x, x - 1),
         "through the lifetime, values kept": lambda x: lived(main, x, x - 1, rematerialize=False),
     }
-    for name, program in programs.items():
-        mine = []
-        for lifetime in main.lifetimes:
-            compiled = study.compiled(program(lifetime), jax.random.key(0))
-            (_, metrics), seconds = study.timed(partial(compiled.call, jax.random.key(0)))
-            norm = float(metrics["meta_grad_norm"][-1])
-            megabytes, milliseconds = compiled.memory / 1e6, 1e3 * seconds / lifetime
-            mine.append((megabytes, milliseconds))
-            results.append(
-                {
-                    "meta_gradient": name,
-                    "lifetime": lifetime,
-                    "memory_bytes": compiled.memory,
-                    "seconds": seconds,
-                    "compile_seconds": compiled.seconds,
-                    "norm": norm,
-                }
-            )
-            study.say(results[-1])
-            rows.append(
-                {
-                    "meta-gradient": name,
-                    "lifetime, updates": str(lifetime),
-                    "memory, MB": f"{megabytes:.2f}",
-                    "time, ms an update": f"{milliseconds:.1f}",
-                    "last norm": f"{norm:.2g}",
-                }
-            )
-        for panel, values in zip(panels.values(), zip(*mine, strict=True), strict=True):
-            panel[name] = (main.lifetimes, values)
+    for name, lifetime in itertools.product(programs, main.lifetimes):
+        compiled = study.compiled(programs[name](lifetime), jax.random.key(0))
+        (_, metrics), seconds = study.timed(partial(compiled.call, jax.random.key(0)))
+        results.append(
+            {
+                "meta_gradient": name,
+                "lifetime": lifetime,
+                "memory_bytes": compiled.memory,
+                "seconds": seconds,
+                "compile_seconds": compiled.seconds,
+                "norm": float(metrics["meta_grad_norm"][-1]),
+            }
+        )
+        study.say(results[-1])
+    shown = [
+        row | dict(megabytes=row["memory_bytes"] / 1e6, ms=1e3 * row["seconds"] / row["lifetime"])
+        for row in results
+    ]
+    ys = {"memory, MB": "megabytes", "time of an update, ms": "ms"}
+    panels = study.panels(shown, "meta_gradient", "lifetime", ys)
     axes = dict(x_label="updates in a lifetime", logarithmic=True)
-    leave(main, rows, {"rows": results}, panels, **axes)
+    leave(main, study.table(MEMORY_COLUMNS, shown), {"rows": results}, panels, **axes)
 
 
 if __name__ == "__main__":

@@ -6,12 +6,9 @@ training (K = 0), spends the whole budget on policy gradient, and is given the b
 fine-tuning step sizes, chosen for each number of steps on the very tasks it is measured on. All seeds run as one vmap.
 
     python benchmarks/navigation.py --output runs/navigation
-
-Leaves results.json, table.md and adaptation.png in the output folder.
 """
 
-import dataclasses
-from pathlib import Path
+from functools import partial
 from typing import Annotated, Any
 
 import jax
@@ -25,14 +22,11 @@ from jaxmeta.algorithms import maml
 from jaxmeta.types import MetaAlgorithm
 
 STEP_SIZES = (0.3, 1.0, 3.0, 10.0, 30.0)
-SPLITS = {"test": "held-out", "out_of_distribution": "out of distribution"}
 
 
-@dataclasses.dataclass(frozen=True)
 class Main(study.Study):
     """MAML against fine-tuning on 2-D navigation, the setting of Finn et al. 2017."""
 
-    output: study.Output = Path("runs/navigation")
     num_seeds: int = 3  # Seeds, trained at once.
     meta_updates: int = 500  # Meta-updates of MAML; the control takes the same environment steps.
     num_tasks: int = 20  # Tasks in a meta-batch.
@@ -61,23 +55,16 @@ def measured(
 
     def measure(metas: Any) -> Any:
         drawn = tasks.sample_tasks(task_key, family, main.eval_tasks, split=split)
-        told = dict(num_streams=main.num_streams, num_updates=3)
-
-        def adapted(meta: Any) -> jax.Array:
-            return study.adapted(key, meta, drawn, algorithm, family, **told)
-
+        how = dict(drawn=drawn, algorithm=algorithm, family=family, num_updates=3)
+        adapted = partial(study.adapted, key, **how, num_streams=main.num_streams)
         returns = jax.vmap(adapted)(metas)
         random = evaluation.random_returns(random_key, drawn, family=family)
         return returns, random, evaluation.optimal_returns(optimal_key, drawn, family=family)
 
-    return report(*map(np.asarray, jax.jit(measure)(metas)))
-
-
-def report(returns: np.ndarray, random: np.ndarray, optimal: np.ndarray) -> dict[str, Any]:
-    """The curve over all seeds (each task's return averaged over seeds first), and each seed's shares."""
+    returns, random, optimal = map(np.asarray, jax.jit(measure)(metas))
     shares = np.stack([evaluation.gap_closed(seed, optimal) for seed in returns])
-    summary = evaluation.summarize(returns.mean(0), random, optimal)
-    return summary | {
+    # The curve is over all seeds: each task's return is averaged over them first.
+    return evaluation.summarize(returns.mean(0), random, optimal) | {
         "gap_closed": shares.mean(0).tolist(),
         "gap_closed_by_seed": shares.tolist(),
         "returns_by_seed": returns.mean(1).tolist(),
@@ -126,18 +113,17 @@ def run(main: Main) -> None:
     algorithm = maml.maml(family, maml.Config(num_streams=main.num_streams))
     learned = trained(algorithm, family, main)
     seconds["MAML"] = learned.seconds
-    for split, name in SPLITS.items():
+    for split, name in study.SPLITS.items():
         rows[f"MAML, {name}"] = measured(learned.meta, algorithm, family, main, split)
 
     console.print("no meta-learning, then fine-tuning")
     control = maml.maml(family, maml.Config(num_streams=2 * main.num_streams, num_updates=0))
     learned = trained(control, family, main)
     seconds["control"] = learned.seconds
-    for split, name in SPLITS.items():
+    for split, name in study.SPLITS.items():
         tried = {}
         for step_size in main.fine_tuning_steps:
-            sizes = jnp.full(main.num_seeds, step_size)
-            metas = learned.meta._replace(hyper=learned.meta.hyper._replace(step_size=sizes))
+            metas = study.with_hyper(learned.meta, step_size=jnp.full(main.num_seeds, step_size))
             tried[step_size] = measured(metas, control, family, main, split)
         rows[f"fine-tuned, {name}"] = best_of(tried)
 

@@ -10,8 +10,7 @@ tasks (their mean), and a random one.
 
 An error is the mean over states and held-out MDPs of (V_w(s) - V^π(s))², V^π being exact. The step size and λ
 of the two controls are the best of a grid on training tasks, for each number of steps anew; the
-meta-learned value has learned its step sizes and is used as it is, with one λ. Leaves table.md, table.csv,
-results.json and off_policy_evaluation.png in the output folder.
+meta-learned value has learned its step sizes and is used as it is, with one λ.
 """
 
 import dataclasses
@@ -19,7 +18,6 @@ import itertools
 import math
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import jax
@@ -28,7 +26,7 @@ import numpy as np
 import optax
 import study
 
-from jaxmeta import checks, evaluation, plotting, tasks
+from jaxmeta import evaluation, plotting, tasks
 from jaxmeta.algorithms.meta_value import Config, Hyper, MetaValue, meta_value, meta_value_parts
 from jaxmeta.learners.gradient import Meta
 from jaxmeta.tasks import TaskFamily
@@ -37,13 +35,12 @@ from jaxmeta.types import Task, TimeStep
 
 STEP_SIZES = tuple(float(x) for x in np.geomspace(0.01, 10.0, 13))
 LAMBDAS = (0.0, 0.5, 0.9, 1.0)
+Several = Annotated[int, study.at_least(2)]
 
 
-@dataclasses.dataclass(frozen=True)
 class Main(study.Study):
     """Off-policy evaluation in random MDPs."""
 
-    output: study.Output = Path("runs/off-policy-evaluation")
     family: Literal["latent_tabular", "tabular"] = "latent_tabular"
     """MDPs with structure in common, or without."""
     distances: Annotated[study.Numbers, study.within(0.0, 10.0)] = (0.2, 1.0)
@@ -51,31 +48,11 @@ class Main(study.Study):
     updates: tuple[int, ...] = (1, 3, 10)  # Numbers of steps to report.
     rho_bar: Annotated[float, study.within(0, math.inf)] = 3.0
     """Bound of V-trace on the ratio of a TD error; a few tasks diverge without one."""
-    outer_policy: Literal["behaviour", "target"] = "behaviour"
-    """The policy that acts for the prediction error: μ, with importance ratios, or π."""
-    meta_updates: int = 3000
+    meta_updates: Several = 3000
     """Meta-updates, of 20 tasks each; as many without adaptation for the mean task."""
-    num_tasks: int = 1000  # Held-out MDPs.
-    num_tuning: int = 500  # Training MDPs on which the controls' step sizes and λ are chosen.
+    num_tasks: Several = 1000  # Held-out MDPs.
+    num_tuning: Several = 500  # Training MDPs on which the controls' step sizes and λ are chosen.
     seed: int = 0  # Of training and of the random beginning.
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("meta_updates", "num_tasks", "num_tuning"):
-            checks.at_least(name, getattr(self, name), 2)
-
-
-def settings(main: Main, distance: float) -> tuple[Config, Hyper]:
-    """Of the meta-learned value; the controls differ in nothing but where they begin and their tuning."""
-    config = Config(
-        num_updates=max(main.updates),
-        rho_bar=main.rho_bar,
-        outer_policy=main.outer_policy,
-        policy="softmax_linear",
-        hidden_sizes=(32,),
-    )
-    hyper = Hyper(policy_scale=0.5, policy_distance=distance, learning_rate=1e-2)
-    return config, hyper
 
 
 def trained(main: Main, family: TaskFamily, config: Config, hyper: Hyper) -> tuple[Meta, float]:
@@ -133,12 +110,10 @@ def best_control(main: Main, measure: Measure, meta: Meta, family: TaskFamily) -
     """``meta`` with the best step size and λ for each number of steps, chosen on training tasks."""
     task_key, key = jax.random.split(jax.random.key(main.seed + 100))
     drawn = tasks.sample_tasks(task_key, family, main.num_tuning, split="train")
-
-    def tuned(step_size: float, trace_lambda: float) -> Meta:
-        sizes = jnp.asarray(step_size, float), jnp.asarray(trace_lambda, float)
-        return meta._replace(hyper=meta.hyper._replace(step_size=sizes[0], trace_lambda=sizes[1]))
-
-    candidates = [tuned(*x) for x in itertools.product(STEP_SIZES, LAMBDAS)]
+    candidates = [
+        study.with_hyper(meta, step_size=jnp.asarray(x, float), trace_lambda=jnp.asarray(y, float))
+        for x, y in itertools.product(STEP_SIZES, LAMBDAS)
+    ]
     found = np.stack([np.asarray(measure(key, x, drawn)[0], float).mean(0) for x in candidates])
     found = np.where(np.isfinite(found), found, np.inf)
     return {k: candidates[int(found[:, k].argmin())] for k in main.updates}
@@ -147,7 +122,10 @@ def best_control(main: Main, measure: Measure, meta: Meta, family: TaskFamily) -
 def compare(main: Main, distance: float) -> list[dict[str, Any]]:
     """A row a beginning: means and intervals over tasks, and the meta-learned error's share."""
     family = tasks.make(main.family)
-    config, hyper = settings(main, distance)
+    how = dict(rho_bar=main.rho_bar, policy="softmax_linear")
+    config = Config(num_updates=max(main.updates), hidden_sizes=(32,), **how)
+    hyper = Hyper(policy_scale=0.5, policy_distance=distance, learning_rate=1e-2)
+    # The controls differ in nothing but where they begin and in their tuning.
     fixed = dataclasses.replace(config, step_sizes="fixed")
     mean_task = dataclasses.replace(fixed, num_updates=0)
 
@@ -183,11 +161,9 @@ def compare(main: Main, distance: float) -> list[dict[str, Any]]:
             row |= {f"after_{k}": float(after), f"after_{k}_low": float(low)}
             share = float(best[k][:, k].mean() / after)
             row |= {f"after_{k}_high": float(high), f"share_{k}": share}
-        chosen = {k: (x.hyper.step_size, x.hyper.trace_lambda) for k, x in of_updates.items()}
-        row["tuned"] = {
-            k: None if name == "meta-learned" else [float(y) for y in x] for k, x in chosen.items()
-        }
-        rows.append(row | {"training_seconds": spent})
+        hypers = {k: None if name == "meta-learned" else x.hyper for k, x in of_updates.items()}
+        tuned = {k: x and [float(x.step_size), float(x.trace_lambda)] for k, x in hypers.items()}
+        rows.append(row | {"tuned": tuned, "training_seconds": spent})
     return rows
 
 

@@ -23,11 +23,8 @@ an environment that the script makes, with this library as it stands here.
 Each side is a program of its own (`benchmarks/sides/`) that waits for its turn, pinned to the same core: threads that
 wait for each other cost more than they bring, and distort a comparison. On an accelerator say ``--core None``. Times
 are of the process's CPU where it is pinned, else of the clock; ratios are of the two turns of one pair.
-
-Leaves results.json, table.md and, for `ppo`, a figure of the curves in the output folder.
 """
 
-import dataclasses
 import json
 import os
 import statistics
@@ -35,41 +32,29 @@ import subprocess
 import sys
 import venv
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import study
 import tyro
 
-from jaxmeta import checks, plotting
+from jaxmeta import plotting
 from jaxmeta.runs import reports
 
 SIDES = Path(__file__).parent / "sides"
-TORCHOPT = ("torch==2.13.0", "torchopt==0.7.3")
-XMINIGRID = ("xminigrid==0.9.3", "--editable", str(Path(__file__).parent.parent))
-REJAX = ("rejax==0.1.3", "gymnax==0.0.9", "jax<0.11")
 HELP = "Folder of the peer's virtual environment, made where it is not there."
+SIZES = "num_envs", "num_steps"
 Peers = Annotated[Path, tyro.conf.arg(help=HELP)]
 
 
-@dataclasses.dataclass(frozen=True)
 class Duel(study.Study):
     """Settings of every comparison."""
 
     pairs: int = 11  # Turns of each side that are measured.
-    core: int | None = min(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
+    core: study.Core = min(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
     """The core that both are pinned to; None pins neither, for an accelerator."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        checks.core("core", self.core)
 
-    def both(self, *names: str) -> dict[str, Any]:
-        """The settings that both sides are told."""
-        return {name: getattr(self, name) for name in names}
-
-
-@dataclasses.dataclass(frozen=True)
 class Pair(Duel):
     """Many copies of one environment."""
 
@@ -82,22 +67,17 @@ class Pair(Duel):
         return self.num_envs * self.num_steps
 
 
-@dataclasses.dataclass(frozen=True)
 class Maml(Duel):
     """MAML on 2-D navigation, beside TorchOpt's."""
 
-    output: study.Output = Path("runs/peers-maml")
     peers: Peers = Path("runs/peers")
     num_tasks: int = 20  # Tasks of a meta-update.
-    num_streams: int = 20  # Episodes in each, before and after the inner step.
+    num_streams: Annotated[int, study.at_least(2)] = 20
+    """Episodes in each, before and after the inner step; a baseline is fitted to the others."""
     num_steps: int = 100  # Steps of an episode.
     num_seeds: int = 6  # Learning curves of each.
     num_updates: int = 40  # Meta-updates of a learning curve.
     evaluate_every: int = 5  # Meta-updates between two evaluations, on 100 held-out tasks.
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        checks.at_least("num_streams", self.num_streams, 2)  # a baseline is fitted to the others
 
     @property
     def env_steps(self) -> int:
@@ -105,11 +85,9 @@ class Maml(Duel):
         return 2 * self.num_tasks * self.num_streams * self.num_steps
 
 
-@dataclasses.dataclass(frozen=True)
 class Ppo(Pair):
     """PPO on CartPole, beside rejax's."""
 
-    output: study.Output = Path("runs/peers-ppo")
     peers: Peers = Path("runs/peers")
     num_epochs: int = 4  # Passes over a batch.
     num_minibatches: int = 4  # Gradient steps in a pass.
@@ -125,19 +103,50 @@ class Ppo(Pair):
             )
 
 
-@dataclasses.dataclass(frozen=True)
 class Rollout(Pair):
     """A policy that acts, beside gymnax's RolloutWrapper."""
 
-    output: study.Output = Path("runs/peers-rollout")
 
-
-@dataclasses.dataclass(frozen=True)
 class Grid(Pair):
     """Random actions in xminigrid's grids, beside its own wrapper."""
 
-    output: study.Output = Path("runs/peers-grid")
     peers: Peers = Path("runs/peers")
+
+
+class Peer(NamedTuple):
+    """The other side of a comparison."""
+
+    name: str
+    title: str
+    scripts: tuple[str, str]  # of this library and of the peer; they may be one
+    told: tuple[str, ...]  # names of the settings that both are told
+    requirements: tuple[str, ...] = ()  # of its virtual environment; none where it needs none
+
+
+PEERS: dict[type, Peer] = {
+    Maml: Peer(
+        "torchopt",
+        "TorchOpt 0.7.3, PyTorch 2.13, MAML",
+        ("jaxmeta_maml.py", "torchopt_maml.py"),
+        ("num_tasks", "num_streams", "num_steps"),
+        ("torch==2.13.0", "torchopt==0.7.3"),
+    ),
+    Ppo: Peer(
+        "rejax",
+        "rejax 0.1.3, PPO",
+        ("jaxmeta_ppo.py", "rejax_ppo.py"),
+        ("num_envs", "num_steps", "num_epochs", "num_minibatches"),
+        ("rejax==0.1.3", "gymnax==0.0.9", "jax<0.11"),
+    ),
+    Rollout: Peer("gymnax", "gymnax, RolloutWrapper", ("rollout.py",) * 2, SIZES),
+    Grid: Peer(
+        "xminigrid",
+        "xminigrid 0.9.3, GymAutoResetWrapper",
+        ("xminigrid_rollout.py",) * 2,
+        SIZES,
+        ("xminigrid==0.9.3", "--editable", str(Path(__file__).parent.parent)),
+    ),
+}
 
 
 class Side:
@@ -218,49 +227,36 @@ def curves(main: Ppo | Maml, ours: Side, theirs: Side, peer: str) -> dict[str, n
     return returns
 
 
-def run_learning(main: Ppo | Maml) -> None:
-    """Speed and learning curves of one algorithm on both sides."""
-    if isinstance(main, Ppo):
-        peer, name, requirements = "rejax", "rejax 0.1.3, PPO", REJAX
-        scripts = "jaxmeta_ppo.py", "rejax_ppo.py"
-        settings = main.both("num_envs", "num_steps", "num_epochs", "num_minibatches")
-    else:
-        peer, name, requirements = "torchopt", "TorchOpt 0.7.3, PyTorch 2.13, MAML", TORCHOPT
-        scripts = "jaxmeta_maml.py", "torchopt_maml.py"
-        settings = main.both("num_tasks", "num_streams", "num_steps")
-    python = peer_python(main.peers / peer, requirements)
+def run(main: Duel) -> None:
+    """Speed and, of a learner, learning curves on both sides."""
+    peer = PEERS[type(main)]
+    ours, theirs = peer.scripts
+    python = Path(sys.executable)
+    if peer.requirements:
+        python = peer_python(main.peers / peer.name, peer.requirements)
+    told = main.some(*peer.told)
+    of_us, of_them = ({"by": x} if ours == theirs else {} for x in ("jaxmeta", peer.name))
+    our_python = python if ours == theirs else Path(sys.executable)
     with (
-        Side(Path(sys.executable), scripts[0], settings, main.core) as ours,
-        Side(python, scripts[1], settings, main.core) as theirs,
+        Side(our_python, ours, told | of_us, main.core) as our_side,
+        Side(python, theirs, told | of_them, main.core) as their_side,
     ):
-        row, turns = duel(main, ours, theirs, name)
-        returns = curves(main, ours, theirs, peer)
+        row, turns = duel(main, our_side, their_side, peer.title)
+        returns = {}
+        if isinstance(main, Ppo | Maml):
+            returns = curves(main, our_side, their_side, peer.name)
     for side, mine in returns.items():
         row[f"return, {side}"] = f"{mine[:, -1].mean():.3g}"
         row[f"mean of the curve, {side}"] = f"{mine.mean():.3g}"
-    evaluated = main.evaluate_every * np.arange(mine.shape[1])
-    results = {"turns": turns, "returns": {k: x.tolist() for k, x in returns.items()}}
+    results = {"turns": turns}
+    if returns:
+        results["returns"] = {k: x.tolist() for k, x in returns.items()}
     study.leave(main, [row], results=results)
-    panels = {"return": {k: (evaluated * main.env_steps, x.mean(0)) for k, x in returns.items()}}
-    plotting.lines(main.output / "curves.png", panels=panels, x_label="environment steps")
-
-
-def run_rollout(main: Rollout | Grid) -> None:
-    settings = main.both("num_envs", "num_steps")
-    if isinstance(main, Grid):
-        python, script = peer_python(main.peers / "xminigrid", XMINIGRID), "xminigrid_rollout.py"
-        peer, name = "xminigrid", "xminigrid 0.9.3, GymAutoResetWrapper"
-    else:
-        python, script = Path(sys.executable), "rollout.py"
-        peer, name = "gymnax", "gymnax, RolloutWrapper"
-    with (
-        Side(python, script, settings | {"by": "jaxmeta"}, main.core) as ours,
-        Side(python, script, settings | {"by": peer}, main.core) as theirs,
-    ):
-        row, turns = duel(main, ours, theirs, name)
-    study.leave(main, [row], results={"turns": turns})
+    if returns:
+        steps = main.env_steps * main.evaluate_every * np.arange(mine.shape[1])
+        panels = {"return": {k: (steps, x.mean(0)) for k, x in returns.items()}}
+        plotting.lines(main.output / "curves.png", panels=panels, x_label="environment steps")
 
 
 if __name__ == "__main__":
-    kinds = {Maml: run_learning, Ppo: run_learning, Rollout: run_rollout, Grid: run_rollout}
-    study.main(kinds, __doc__)
+    study.main(dict.fromkeys(PEERS, run), __doc__)

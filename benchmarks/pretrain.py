@@ -7,7 +7,6 @@ checkpoint go to jaxmeta/pretrained/NAME. Runs that are there already are taken 
 jaxmeta/pretrained holds under the name is replaced.
 """
 
-import dataclasses
 import shutil
 from pathlib import Path
 from typing import Annotated
@@ -20,8 +19,7 @@ from jaxmeta.runs import experiments, presets, training
 from jaxmeta.runs.experiments import PRETRAINED
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Main(study.Study):
+class Main(study.Study, kw_only=True):
     """Presets to be shipped."""
 
     names: Annotated[study.Names, tyro.conf.Positional, study.known(presets.PRESETS)]

@@ -8,7 +8,6 @@ a program of its own, which compiles the meta-update, says what memory the compi
 few times and says what memory it took: on an accelerator the allocator's peak, on a CPU (of Linux) the growth of the process.
 
 Exponents are slopes of log time against log size over the largest three sizes: below, fixed costs hide the growth.
-Leaves results.json, table.md, exponents.md, table.csv and scaling.png in the output folder.
 """
 
 import ctypes
@@ -22,7 +21,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import study
 
@@ -48,11 +46,9 @@ AXES = tuple(field.name for field in dataclasses.fields(Size))
 ALGORITHMS = {"maml": AXES, "rl2": ("tasks", "streams", "horizon", "devices")}
 
 
-@dataclasses.dataclass(frozen=True)
 class Scaling(study.Study):
     """Which sizes."""
 
-    output: study.Output = Path("runs/scaling")
     algorithm: Annotated[str, study.known(ALGORITHMS)] = "maml"
     """`maml` on 2-D navigation, two layers of 64; or `rl2`, a GRU of 64 on two-armed bandits."""
     axes: tuple[str, ...] = ()  # Sizes to multiply; none named is all.
@@ -60,7 +56,7 @@ class Scaling(study.Study):
     factors: tuple[int, ...] = (1, 2, 4, 8)  # By how much.
     repeats: int = 7  # Timed meta-updates of each; the median counts.
     tasks_per_chunk: int | None = None  # Tasks whose meta-gradient is worked on at a time, MAML's.
-    core: int | None = None  # The core that all is pinned to, but for devices; None pins nothing.
+    core: study.Core = None  # The core that all is pinned to, but for devices; None pins nothing.
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -72,7 +68,6 @@ class Scaling(study.Study):
             raise ValueError(
                 f"factors={self.factors} must be at least three numbers, 1 and more, that rise"
             )
-        checks.core("core", self.core)
 
 
 def build(algorithm: str, size: Size, chunk: int | None) -> tuple[TaskFamily, MetaAlgorithm]:
@@ -96,22 +91,12 @@ def point(asked: dict[str, Any]) -> dict[str, Any]:
     family, algorithm = build(asked["algorithm"], size, asked["tasks_per_chunk"])
     run = study.one(algorithm, 0)
 
-    def advance(run: Any) -> Any:
-        return training.advance(
-            run,
-            jnp.asarray(1),
-            algorithm=algorithm,
-            family=family,
-            num_tasks=size.tasks,
-            max_updates=1,
-            mesh=training.device_mesh(size.tasks),
-        )
-
+    mesh = training.device_mesh(size.tasks)
+    advance = study.advancing(algorithm, family, num_tasks=size.tasks, mesh=mesh)
     program = study.compiled(advance, run)
     planned = program.call.memory_analysis()
-    _, metrics = jax.block_until_ready(
-        program.call(run)
-    )  # the first call brings in code and threads
+    # The first call brings in code and threads.
+    _, metrics = jax.block_until_ready(program.call(run))
     env_steps = int(metrics["env_steps"][0])
     del metrics, _
     before = begin_peak()
@@ -147,8 +132,8 @@ def peak() -> int:
 
 def measure(main: Scaling, size: Size) -> dict[str, Any]:
     """`point` of a size, by a program that is started for it."""
-    names = "algorithm", "tasks_per_chunk", "repeats"
-    asked = {"size": dataclasses.asdict(size)} | {name: getattr(main, name) for name in names}
+    asked = {"size": dataclasses.asdict(size)}
+    asked |= main.some("algorithm", "tasks_per_chunk", "repeats")
     flags = os.environ.get("XLA_FLAGS", "")
     if size.devices > 1:
         flags += f" --xla_force_host_platform_device_count={size.devices}"
@@ -184,7 +169,7 @@ def shown(axis: str, size: Size, result: dict[str, Any]) -> dict[str, str]:
     return {
         "what grows": axis.replace("_", " "),
         "size": str(getattr(size, axis)),
-        "env steps": f"{result['env_steps']:,}".replace(",", " "),
+        "env steps": study.spaced(result["env_steps"]),
         "time, s": f"{median:.3f}",
         "k env steps/s": f"{result['env_steps'] / median / 1e3:.0f}",
         "memory, MB": f"{result['measured_bytes'] / 1e6:.1f}",

@@ -6,13 +6,12 @@ pass, or computed again (`Config.rematerialize`, the default), and first-order M
     python benchmarks/second_order.py --output runs/second-order
 
 Memory is what the compiler reserves for intermediate values; time is the median of repeated meta-updates,
-taken in turns. Leaves results.json, table.md and second_order.png in the output folder.
+taken in turns.
 """
 
-import dataclasses
 import statistics
 from collections.abc import Callable
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import jax
@@ -28,40 +27,27 @@ VARIANTS: dict[str, dict[str, bool]] = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
 class Main(study.Study):
     """Memory and time of MAML's meta-update."""
 
-    output: study.Output = Path("runs/second-order")
     num_updates: tuple[int, ...] = (1, 3, 10)  # Inner steps K to measure.
     num_tasks: int = 20  # Tasks in a meta-batch.
-    tasks_per_chunk: int | None = None
-    """Tasks that are worked on at a time; None is the library's choice for this machine."""
     num_streams: int = 20  # Episodes a task and update.
     repeats: int = 5  # Timed meta-updates of each.
 
 
-def meta_update(
-    main: Main, num_updates: int, settings: dict[str, bool]
-) -> tuple[Callable, study.Program]:
-    """A call that runs a meta-update on fixed tasks, and its compiled program."""
+def measure(main: Main, num_updates: int) -> dict[str, Any]:
+    """Memory and times of a meta-update on fixed tasks by each variant."""
     family = tasks.make("navigation")
     sizes = dict(num_streams=main.num_streams, num_updates=num_updates)
-    config = maml.Config(**sizes, tasks_per_chunk=main.tasks_per_chunk, **settings)
-    algorithm = maml.maml(family, config)
-    state = algorithm.init(jax.random.key(0))
     drawn = tasks.sample_tasks(jax.random.key(1), family, main.num_tasks, split="train")
-    arguments = jax.random.key(2), state, drawn
-    program = study.compiled(algorithm.step, *arguments)
-    return lambda: program.call(*arguments), program
-
-
-def measure(main: Main, num_updates: int) -> dict[str, Any]:
-    """Memory and times of each variant."""
     steps: dict[str, Callable] = {}
     rows: dict[str, dict[str, Any]] = {}
     for name, settings in VARIANTS.items():
-        steps[name], program = meta_update(main, num_updates, settings)
+        algorithm = maml.maml(family, maml.Config(**sizes, **settings))
+        arguments = jax.random.key(2), algorithm.init(jax.random.key(0)), drawn
+        program = study.compiled(algorithm.step, *arguments)
+        steps[name] = partial(program.call, *arguments)
         rows[name] = {"memory_bytes": program.memory, "compile_seconds": program.seconds}
     seconds = study.in_turns(steps, main.repeats)
     for name, row in rows.items():

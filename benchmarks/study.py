@@ -8,6 +8,8 @@ A script has a question and its own parts. It derives its settings from `Study`,
 
 import contextlib
 import dataclasses
+import inspect
+import itertools
 import json
 import math
 import sys
@@ -15,7 +17,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, get_type_hints
+from typing import Annotated, Any, NamedTuple, dataclass_transform, get_type_hints
 
 import jax
 import jax.numpy as jnp
@@ -27,13 +29,18 @@ from jaxmeta.runs import records, reports, training
 from jaxmeta.tasks import TaskFamily
 from jaxmeta.types import MetaAlgorithm, Task
 
+HERE = Path(__file__).resolve().parent
 EVALUATION_SEED = 10**6  # no run has it
-LEAST = {"eval_tasks": 2, "seed": 0, "core": 0}
+LEAST = {"eval_tasks": 2, "scratch_tasks": 2, "seed": 0, "core": 0}
 """The least values of whole numbers, by their names; all others are at least 1."""
+
+SPLITS = {"test": "held-out", "out_of_distribution": "out of distribution"}
+"""The splits that learners are measured on, and their names in tables."""
 
 Names = tuple[str, ...]
 Numbers = tuple[float, ...]
-Output = Annotated[Path, tyro.conf.arg(help="Folder for the results; made anew.")]
+HELP = "Folder for results.json, tables and figures; made anew."
+Output = Annotated[Path, tyro.conf.arg(help=HELP)]
 
 
 def known(choices: Iterable[Any]) -> partial:
@@ -46,14 +53,44 @@ def within(low: float, high: float) -> partial:
     return partial(checks.between, low=low, high=high)
 
 
-@dataclasses.dataclass(frozen=True)
-class Study:
-    """Settings of a script, checked by `known` and `within`.
+def at_least(least: int) -> partial:
+    """An annotation of a setting: it, or each of its entries, is a whole number from this on."""
+    return partial(checks.at_least, minimum=least)
 
-    Whole numbers are checked by `LEAST`. Tuples are not empty, unless they are by default.
+
+def multiple_of(number: int) -> partial:
+    """An annotation of a setting: it, or each of its entries, is a multiple of this."""
+
+    def check(name: str, value: int) -> None:
+        if value % number:
+            raise ValueError(f"{name}={value} must be a multiple of {number}")
+
+    return partial(check)
+
+
+Core = Annotated[int | None, partial(checks.core)]
+"""A core that a process is pinned to; None pins none."""
+
+
+@dataclass_transform(frozen_default=True)
+class Study:
+    """Settings of a script: a frozen dataclass, checked by annotations as `known` and `within`.
+
+    Whole numbers are checked by `LEAST`. Tuples are not empty, unless they are by default. The
+    folder is called by the script and, where this has several kinds of settings, by the kind.
     """
 
     output: Output
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        if "output" not in vars(cls):
+            script = Path(inspect.getfile(cls)).resolve().relative_to(HERE)
+            words = list(script.with_suffix("").parts)
+            if cls.__name__.lower() not in ("main", words[-1].replace("_", "")):
+                words.append(cls.__name__.lower())
+            cls.output = Path("runs") / "-".join(words).replace("_", "-")
+            cls.__annotations__ = {"output": Output} | vars(cls).get("__annotations__", {})
+        dataclasses.dataclass(frozen=True, **options)(cls)
 
     def __post_init__(self) -> None:
         checks.fields(self)
@@ -64,12 +101,16 @@ class Study:
                 checks.some(field.name, value)
             annotations = getattr(hints[field.name], "__metadata__", ())
             for x in value if isinstance(value, tuple) else [value]:
-                if isinstance(x, int) and not isinstance(x, bool):
-                    most = 2**32 - 1 if field.name == "seed" else 2**31 - 1
-                    checks.at_least(field.name, x, LEAST.get(field.name, 1), most)
                 for annotation in annotations:
                     if isinstance(annotation, partial):
                         annotation(field.name, x)
+                if isinstance(x, int) and not isinstance(x, bool):
+                    most = 2**32 - 1 if field.name == "seed" else 2**31 - 1
+                    checks.at_least(field.name, x, LEAST.get(field.name, 1), most)
+
+    def some(self, *names: str) -> dict[str, Any]:
+        """These settings by their names."""
+        return {name: getattr(self, name) for name in names}
 
     def told(self, *left_out: str) -> dict[str, Any]:
         """The settings as JSON gives them back, without those that are named."""
@@ -167,6 +208,16 @@ Train = Callable[..., Trained]
 """``(run, meta_updates, show=None)``: a program that trains and shows each chunk of meta-updates."""
 
 
+def with_config(experiment: Any, **config: Any) -> Any:
+    """The same `Experiment` with other settings of its algorithm."""
+    return dataclasses.replace(experiment, config={**experiment.config, **config})
+
+
+def with_hyper(meta: Any, **hyper: Any) -> Any:
+    """The same parameters with other hyper-parameters."""
+    return meta._replace(hyper=meta.hyper._replace(**hyper))
+
+
 def seeds(algorithm: MetaAlgorithm, num_seeds: int) -> training.Run:
     """The runs of seeds 0, 1, ... before their first meta-update, ``[S]``."""
     keys = jax.vmap(jax.random.key)(jnp.arange(num_seeds))
@@ -178,6 +229,14 @@ def one(algorithm: MetaAlgorithm, seed: int) -> training.Run:
     return jax.jit(lambda key: training.begin(key, algorithm=algorithm))(jax.random.key(seed))
 
 
+def advancing(
+    algorithm: MetaAlgorithm, family: TaskFamily, *, num_tasks: int, most: int = 1, **how: Any
+) -> Callable:
+    """``(run, count=most) -> (run, metrics [most])`` after ``count`` meta-updates, by `training.advance`."""
+    told = dict(algorithm=algorithm, family=family, num_tasks=num_tasks, max_updates=most, **how)
+    return lambda run, count=most: training.advance(run, jnp.asarray(count), **told)
+
+
 def trainer(
     run: training.Run, algorithm: MetaAlgorithm, family: TaskFamily, *, num_tasks: int, chunk: int
 ) -> tuple[Train, float]:
@@ -185,13 +244,7 @@ def trainer(
 
     It maps over the leading axes of ``run``, for seeds and settings. It overwrites its run.
     """
-
-    def advance(run: training.Run, count: jax.Array) -> tuple[training.Run, dict]:
-        return training.advance(
-            run, count, algorithm=algorithm, family=family, num_tasks=num_tasks, max_updates=chunk
-        )
-
-    mapped: Callable = advance
+    mapped = advancing(algorithm, family, num_tasks=num_tasks, most=chunk)
     for _ in range(run.num_updates.ndim):
         mapped = jax.vmap(mapped, in_axes=(0, None))
     program = compiled(mapped, run, jnp.zeros((), jnp.int32), donate_argnums=0)
@@ -235,6 +288,21 @@ def optimum_known(family: TaskFamily) -> bool:
     return family.optimal_return is not None or family.optimal_action is not None
 
 
+def has_reference(family: TaskFamily) -> bool:
+    """Whether the family has an agent that is told the task and knows how to act in it."""
+    return optimum_known(family) or family.expert_action is not None
+
+
+def references(
+    keys: jax.Array, drawn: Task, family: TaskFamily, *, num_streams: int = 20
+) -> list[np.ndarray]:
+    """Returns of the random agent and, where the family has one, of the reference agent, ``[M]`` each."""
+    agents: list[Callable] = [partial(evaluation.random_returns, num_streams=num_streams)]
+    if has_reference(family):
+        agents.append(evaluation.reference_returns)
+    return [returns_of(agent, key, drawn, family) for agent, key in zip(agents, keys, strict=False)]
+
+
 def with_interval(mean: Any, low: Any, high: Any, *, digits: int = 2) -> str:
     """A mean and its interval as a cell of a table; numbers of a run that diverged are None."""
     shown = ["diverged" if x is None else f"{x:.{digits}f}" for x in (mean, low, high)]
@@ -245,6 +313,12 @@ def middle(scores: np.ndarray) -> tuple[float, tuple[float, float]]:
     """The interquartile mean over ``scores [S, M]``, and its interval."""
     mean = float(evaluation.interquartile_mean(scores, axis=None))
     return mean, evaluation.interquartile_interval(scores)
+
+
+def middles(scores: np.ndarray) -> tuple[list[float], list[tuple[float, float]]]:
+    """`middle` at each look, ``[S, M, C]``: the means, and the intervals."""
+    found = [middle(x) for x in np.moveaxis(scores, -1, 0)]
+    return [mean for mean, _ in found], [interval for _, interval in found]
 
 
 def finite(tree: Any) -> Any:
@@ -259,17 +333,40 @@ def finite(tree: Any) -> Any:
 def kept(path: Path, settings: Mapping[str, Any], measure: Callable[[], dict]) -> dict[str, Any]:
     """The part of a study in the file ``path``; it is measured and written where there is none.
 
-    Raises FileExistsError where it was measured with other settings.
+    Numbers that JSON cannot hold are None. Raises FileExistsError where it was measured with other settings.
     """
     if path.exists():
         part = json.loads(path.read_text(encoding="utf-8"))
         if part["settings"] != settings:
             raise FileExistsError(f"{path} was measured with other settings: name another folder")
         return part
-    part = measure() | {"settings": settings}
+    part = finite(measure()) | {"settings": settings}
     path.parent.mkdir(parents=True, exist_ok=True)
     records.replace(path, records.dumps(records.measured(part)) + "\n")
     return part
+
+
+def spaced(number: int) -> str:
+    """A large whole number as a cell of a table."""
+    return f"{number:,}".replace(",", " ")
+
+
+def table(columns: str, rows: Iterable[Mapping[str, Any]]) -> list[dict[str, str]]:
+    """A table's rows by its columns, as in ``time, s = {seconds:.2f} | memory = {memory}``."""
+    pairs = [column.partition(" = ")[::2] for column in columns.split("|")]
+    return [{name.strip(): form.strip().format(**row) for name, form in pairs} for row in rows]
+
+
+def panels(
+    rows: Iterable[Mapping[str, Any]], line: str, x: str, ys: Mapping[str, str]
+) -> dict[str, dict[str, tuple[list, list]]]:
+    """Panels of `plotting.lines`: by its label the entry ``y`` of the rows against ``x``, a line for each ``line``."""
+    found: dict[str, dict[str, tuple[list, list]]] = {label: {} for label in ys}
+    for row, (label, y) in itertools.product(rows, ys.items()):
+        of_x, of_y = found[label].setdefault(row[line], ([], []))
+        of_x.append(row[x])
+        of_y.append(row[y])
+    return found
 
 
 def markdown(names: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:

@@ -19,10 +19,9 @@ trials.
 
 Times are medians of repeats that are taken in turns, so that a busy machine is so for all, and ratios are medians
 of ratios in one turn. On CPUs, pin the process to one core: threads that wait for each other cost more than
-they bring. Leaves results.json, table.md, table.csv and, of `updates`, roofline.png in the output folder.
+they bring.
 """
 
-import dataclasses
 import itertools
 import math
 import statistics
@@ -30,7 +29,6 @@ import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import jax
@@ -39,18 +37,17 @@ import study
 from jax.experimental.compilation_cache import compilation_cache
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
-from jaxmeta import learners, plotting, rollouts, tasks
-from jaxmeta.algorithms import learned_objective, maml, meta_gradient, promp, rl2
+from jaxmeta import evaluation, learners, plotting, rollouts, tasks
+from jaxmeta.algorithms import rl2
 from jaxmeta.networks.recurrent import MEMORIES
-from jaxmeta.runs import training
-from jaxmeta.types import Learner, MetaAlgorithm, Trajectory
+from jaxmeta.runs import experiments, training
+from jaxmeta.runs.experiments import Experiment
+from jaxmeta.types import Trajectory
 
 
-@dataclasses.dataclass(frozen=True)
 class Memory(study.Study):
     """Memories, on trials of equal length and at equal width."""
 
-    output: study.Output = Path("runs/throughput-memory")
     memories: Annotated[study.Names, study.known(MEMORIES)] = ("gru", "lstm", "linear", "none")
     """Memories to measure; ratios are of the first. `transformer` is long to wait for on a CPU."""
     num_steps: int = 500  # Steps of a trial.
@@ -59,11 +56,9 @@ class Memory(study.Study):
     repeats: int = 5  # Timed calls of each.
 
 
-@dataclasses.dataclass(frozen=True)
 class Rollout(study.Study):
     """Random actions, beside gymnax's own ``step``."""
 
-    output: study.Output = Path("runs/throughput-rollout")
     families: Annotated[study.Names, study.known(tasks.FAMILIES)] = ("cartpole", "navigation")
     num_streams: tuple[int, ...] = (4096,)  # Copies of the environment.
     num_steps: int = 100  # Steps of each.
@@ -72,16 +67,7 @@ class Rollout(study.Study):
 
 def ours(family: tasks.TaskFamily, num_streams: int, num_steps: int) -> Callable:
     """``(key, task) -> transitions [num_streams, num_steps]`` by the library's rollout."""
-
-    def random(key: jax.Array, meta: Any, agent: Any, memory: Any, timestep: Any) -> tuple:
-        return family.random_action(key), jnp.zeros(()), memory
-
-    learner = Learner(
-        init=lambda key, meta: (),
-        memory=lambda meta: (),
-        act=random,
-        update=lambda key, meta, agent, data: agent,
-    )
+    learner = evaluation.controller_learner(lambda key, task, obs: family.random_action(key))
     world: dict[str, Any] = dict(learner=learner, env=family.env)
 
     def act(key: jax.Array, task: Any) -> dict[str, jax.Array]:
@@ -141,99 +127,68 @@ def compiled_rollouts(
     return {"ours": of(ours), "gymnax": of(gymnaxs)}
 
 
+ROLLOUT_COLUMNS = """
+    family = {family} | streams = {num_streams} | record = {record} | M steps/s = {ours:.2f}
+    | gymnax, M steps/s = {gymnax:.2f} | × as fast = {ratio:.2f} | from, to = {low:.2f}, {high:.2f}
+"""
+
+
 def run_rollout(main: Rollout) -> None:
-    rows, table = [], []
-    for name, num_streams in itertools.product(main.families, main.num_streams):
-        for record in RECORDS:
-            calls = compiled_rollouts(tasks.make(name), num_streams, main.num_steps, record)
-            seconds = study.in_turns(calls, main.repeats)
-            steps = num_streams * main.num_steps
-            speed = {side: steps / statistics.median(x) for side, x in seconds.items()}
-            ratios = [y / x for x, y in zip(seconds["ours"], seconds["gymnax"], strict=True)]
-            ratio = statistics.median(ratios)
-            which = {"family": name, "num_streams": num_streams, "record": record}
-            speeds = {f"{side}_steps_per_second": x for side, x in speed.items()}
-            rows.append(which | {"seconds": seconds} | speeds | {"ratio": ratio, "ratios": ratios})
-            table.append(
-                {
-                    "family": name,
-                    "streams": str(num_streams),
-                    "record": record,
-                    "M steps/s": f"{speed['ours'] / 1e6:.2f}",
-                    "gymnax, M steps/s": f"{speed['gymnax'] / 1e6:.2f}",
-                    "× as fast": f"{ratio:.2f}",
-                    "from, to": f"{min(ratios):.2f}, {max(ratios):.2f}",
-                }
-            )
-            study.say(f"{name}, {num_streams} streams, {record} measured")
+    rows, shown = [], []
+    for name, num_streams, record in itertools.product(main.families, main.num_streams, RECORDS):
+        calls = compiled_rollouts(tasks.make(name), num_streams, main.num_steps, record)
+        seconds = study.in_turns(calls, main.repeats)
+        steps = num_streams * main.num_steps
+        speed = {side: steps / statistics.median(x) for side, x in seconds.items()}
+        ratios = [y / x for x, y in zip(seconds["ours"], seconds["gymnax"], strict=True)]
+        row = {"family": name, "num_streams": num_streams, "record": record, "seconds": seconds}
+        row |= {f"{side}_steps_per_second": x for side, x in speed.items()}
+        rows.append(row | {"ratio": statistics.median(ratios), "ratios": ratios})
+        millions = {side: x / 1e6 for side, x in speed.items()}
+        shown.append(rows[-1] | millions | dict(low=min(ratios), high=max(ratios)))
+        study.say(f"{name}, {num_streams} streams, {record} measured")
+    table = study.table(ROLLOUT_COLUMNS, shown)
     study.leave(main, table, csv=table, rows=rows)
 
 
-@dataclasses.dataclass(frozen=True)
-class Update:
-    """A meta-update to measure."""
-
-    family: Callable[[], tasks.TaskFamily]
-    algorithm: Callable[[tasks.TaskFamily], MetaAlgorithm]
-    num_tasks: int
-
-
-def on_bandits(memory: Any) -> Update:
-    """A meta-update of RL² with a memory."""
-    config = rl2.Config(memory=memory, memory_size=128, num_epochs=4, num_minibatches=4)
-    return Update(
-        lambda: tasks.make("bernoulli_bandit", num_arms=2, num_pulls=100),
-        lambda family: rl2.rl2(family, config),
-        256,
-    )
+def update_of(
+    algorithm: str, family: str, num_tasks: int, config: dict, **settings: Any
+) -> Experiment:
+    """An algorithm on a family with ``settings``, so many tasks in a meta-update."""
+    plan = training.Config(num_tasks=num_tasks)
+    return Experiment(algorithm, family, config=config, family_settings=settings, plan=plan)
 
 
-def on_navigation(module: Any) -> Update:
-    """A meta-update of MAML or ProMP."""
-    construct = getattr(module, module.__name__.rpartition(".")[-1])
-    config = module.Config(num_streams=20, hidden_sizes=(64, 64))
-    return Update(lambda: tasks.make("navigation"), lambda family: construct(family, config), 20)
-
-
+BANDITS = dict(num_arms=2, num_pulls=100)
+RL2 = dict(memory_size=128, num_epochs=4, num_minibatches=4)
+GRADIENT = dict(num_streams=20, hidden_sizes=(64, 64))
+MDPS = dict(num_states=8, num_actions=4, horizon=20)
 UPDATES = {
-    "MAML": on_navigation(maml),
-    "ProMP": on_navigation(promp),
-    "RL², GRU": on_bandits("gru"),
-    "RL², linear": on_bandits("linear"),
-    "meta-gradient": Update(
-        lambda: tasks.make("cartpole"),
-        lambda family: meta_gradient.meta_gradient(family, meta_gradient.Config(num_agents=20)),
-        20,
-    ),
-    "LPG": Update(
-        lambda: tasks.make("tabular", num_states=8, num_actions=4, horizon=20),
-        lambda x: learned_objective.learned_objective(x, learned_objective.Config(num_agents=32)),
-        32,
-    ),
+    "MAML": update_of("maml", "navigation", 20, GRADIENT),
+    "ProMP": update_of("promp", "navigation", 20, GRADIENT),
+    "RL², GRU": update_of("rl2", "bernoulli_bandit", 256, RL2 | {"memory": "gru"}, **BANDITS),
+    "RL², linear": update_of("rl2", "bernoulli_bandit", 256, RL2 | {"memory": "linear"}, **BANDITS),
+    "meta-gradient": update_of("meta_gradient", "cartpole", 20, dict(num_agents=20)),
+    "LPG": update_of("learned_objective", "tabular", 32, dict(num_agents=32), **MDPS),
 }
 """MAML and ProMP: 20 tasks of 20 episodes of 100 steps, one inner step. RL²: 256 trials of 100 pulls of two arms,
 width 128, 4 passes of 4 minibatches. Meta-gradient: 20 lives of 16 streams of 20 steps. LPG: 32 lives of 8 streams of
 20 steps, 5 updates."""
 
 
-@dataclasses.dataclass(frozen=True)
 class Updates(study.Study):
     """Meta-updates, one algorithm after the other."""
 
-    output: study.Output = Path("runs/throughput-updates")
-    algorithms: Annotated[study.Names, study.known(UPDATES)] = tuple(
-        UPDATES
-    )  # Meta-updates to measure.
+    algorithms: Annotated[study.Names, study.known(UPDATES)] = tuple(UPDATES)  # To measure.
     scales: tuple[int, ...] = (1,)  # Times as many tasks, a ladder of them.
     repeats: int = 7  # Timed calls of each.
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for scale in self.scales:
-            for name in {"meta-gradient", "LPG"} & set(self.algorithms):
-                if scale > 1:
-                    told = f"scales={scale} must be 1 with {name}"
-                    raise ValueError(f"{told}, whose lives are a setting")
+        lives = {"meta-gradient", "LPG"} & set(self.algorithms)
+        for scale, name in itertools.product(self.scales, lives):
+            if scale > 1:
+                raise ValueError(f"scales={scale} must be 1 with {name}, whose lives are a setting")
 
 
 class Work(NamedTuple):
@@ -302,15 +257,10 @@ def compiled_twice(function: Callable, run: training.Run) -> tuple[Callable, lis
 
 def measure_update(name: str, scale: int, repeats: int) -> dict[str, Any]:
     """Times, memory and work of a meta-update on ``scale`` times as many tasks."""
-    update = UPDATES[name]
-    family, num_tasks = update.family(), update.num_tasks * scale
-    algorithm = update.algorithm(family)
+    algorithm, family = experiments.make(UPDATES[name])
+    num_tasks = UPDATES[name].plan.num_tasks * scale
     run = study.one(algorithm, 0)
-    told: dict[str, Any] = dict(algorithm=algorithm, family=family, num_tasks=num_tasks)
-
-    def advance(run: training.Run) -> Any:
-        return training.advance(run, jnp.asarray(1), **told, max_updates=1)
-
+    advance = study.advancing(algorithm, family, num_tasks=num_tasks)
     call, compiling = compiled_twice(advance, run)
     work = products(jax.make_jaxpr(advance)(run).jaxpr)
     env_steps = int(call(run)[1]["env_steps"][0])
@@ -339,14 +289,15 @@ def run_updates(main: Updates) -> None:
     rows = []
     for name, scale in itertools.product(main.algorithms, main.scales):
         row = measure_update(name, scale, main.repeats)
+        row["intensity"] = row["flop"] / row["bytes"]
         # Williams et al. 2009, "Roofline": fetching a number may take longer than using it.
-        reached = row["flop"] / row["bytes"] * device.bytes_per_second
-        row["roof"] = min(device.flop_per_second, reached)
+        row["roof"] = min(device.flop_per_second, row["intensity"] * device.bytes_per_second)
         rows.append(row | {f"device_{rate}": x for rate, x in device._asdict().items()})
         study.say(f"{name}, {row['num_tasks']} tasks measured")
     table = [shown(row) for row in rows]
     study.leave(main, table, csv=table, rows=rows)
-    draw_roofline(main.output / "roofline.png", rows)
+    points = study.panels(rows, "algorithm", "intensity", {"speed": "flop_per_second"})["speed"]
+    plotting.roofline(main.output / "roofline.png", points, **device._asdict())
 
 
 def shown(row: dict[str, Any]) -> dict[str, str]:
@@ -356,7 +307,7 @@ def shown(row: dict[str, Any]) -> dict[str, str]:
     return {
         "meta-update": row["algorithm"],
         "tasks": str(row["num_tasks"]),
-        "env steps": f"{row['env_steps']:,}".replace(",", " "),
+        "env steps": study.spaced(row["env_steps"]),
         "time, s": f"{wall:.3f}",
         "k env steps/s": f"{row['env_steps'] / wall / 1e3:.1f}",
         "k env steps a CPU second": f"{row['env_steps'] / cpu / 1e3:.1f}",
@@ -366,17 +317,6 @@ def shown(row: dict[str, Any]) -> dict[str, str]:
         "compiling, s": f"{row['compile_seconds']:.1f}",
         "again, s": f"{row['compile_again_seconds']:.1f}",
     }
-
-
-def draw_roofline(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Draws speed against work for each byte."""
-    points: dict[str, tuple[list[float], list[float]]] = {}
-    for row in rows:
-        intensity, speed = points.setdefault(row["algorithm"], ([], []))
-        intensity.append(row["flop"] / row["bytes"])
-        speed.append(row["flop_per_second"])
-    rates = {name: rows[0][f"device_{name}"] for name in Device._fields}
-    plotting.roofline(path, points, **rates)
 
 
 def steps(main: Memory, memory: str, size: int, num_trials: int) -> dict[str, Callable]:
@@ -429,18 +369,11 @@ def run_memory(main: Memory) -> None:
     for size, num_trials in itertools.product(main.sizes, main.num_trials):
         rows += measure(main, size, num_trials)
         study.say(f"width {size}, {num_trials} trials measured")
-    speed = f"× as fast as {main.memories[0]}"
-    table = [
-        {
-            "width": str(row["size"]),
-            "trials": str(row["num_trials"]),
-            "memory": row["memory"],
-            "learning, s": f"{row['learning_seconds']:.3f}",
-            speed: f"{row['learning_speedup']:.2f}",
-            "acting, s": f"{row['acting_seconds']:.3f}",
-        }
-        for row in rows
-    ]
+    columns = (
+        "width = {size} | trials = {num_trials} | memory = {memory} | learning, s = {learning_seconds:.3f} "
+        f"| × as fast as {main.memories[0]} = {{learning_speedup:.2f}} | acting, s = {{acting_seconds:.3f}}"
+    )
+    table = study.table(columns, rows)
     study.leave(main, table, csv=table, rows=rows)
 
 

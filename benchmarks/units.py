@@ -5,14 +5,11 @@ objectives are measured against, on bandits and on 2-D navigation. Beside them A
 does depend on the unit. Returns are in units; units share the seeds' keys and are trained in one program.
 
     python benchmarks/units.py --output runs/units
-
-Leaves results.json and table.md in the output folder.
 """
 
 import dataclasses
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Annotated, Any
 
 import jax
@@ -22,9 +19,10 @@ import optax
 import study
 
 from jaxmeta import checks, evaluation, rollouts, tasks
-from jaxmeta.algorithms import learned_objective, maml, promp, rl2, varibad
+from jaxmeta.algorithms import learned_objective
 from jaxmeta.estimators.episodes import first_episode_return
 from jaxmeta.learners import update_rules
+from jaxmeta.runs.experiments import Experiment, make_algorithm
 from jaxmeta.tasks.family import TaskFamily
 from jaxmeta.tasks.transform import Wrapper
 from jaxmeta.types import Learner, Task
@@ -36,11 +34,9 @@ FAMILIES = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
 class Main(study.Study):
     """Final returns in each unit."""
 
-    output: study.Output = Path("runs/units")
     families: Annotated[study.Names, study.known(FAMILIES)] = tuple(FAMILIES)  # Which tasks.
     learners: tuple[str, ...] | None = None  # Rows of the table by name; None is all of them.
     num_seeds: int = 3  # Seeds of each.
@@ -70,8 +66,12 @@ Learning = Callable[[jax.Array, TaskFamily, Main], jax.Array]
 """``(key, family, main) -> [eval_tasks]``, what is earned by what was learned in the family's unit."""
 
 
-def trained(algorithm: Any, num_tasks: int, key: jax.Array, family: TaskFamily, main: Main) -> Any:
-    """``state.meta`` after training."""
+def trained(
+    experiment: Experiment, num_tasks: int, key: jax.Array, family: TaskFamily, main: Main
+) -> tuple[Learner, Any, Task, jax.Array]:
+    """The learner, ``state.meta`` after training, held-out tasks, and a key to measure with."""
+    algorithm = make_algorithm(experiment, family)
+    key, task_key, measure_key = jax.random.split(key, 3)
 
     def update(state: Any, key: jax.Array) -> tuple[Any, None]:
         task_key, step_key = jax.random.split(key)
@@ -80,44 +80,41 @@ def trained(algorithm: Any, num_tasks: int, key: jax.Array, family: TaskFamily, 
 
     init_key, key = jax.random.split(key)
     keys = jax.random.split(key, main.meta_updates)
-    return jax.lax.scan(update, algorithm.init(init_key), keys)[0].meta
+    meta = jax.lax.scan(update, algorithm.init(init_key), keys)[0].meta
+    drawn = tasks.sample_tasks(task_key, family, main.eval_tasks, split="test")
+    return algorithm.learner, meta, drawn, measure_key
 
 
-def by_memory(module: Any, **sizes: Any) -> Learning:
+def by_memory(name: str, **sizes: Any) -> Learning:
     """The learning of an algorithm with memory."""
+    config = dict(num_minibatches=1, memory_size=16, **sizes)
+    experiment = Experiment(name, config=config, hyper=dict(learning_rate=5e-3, discount=1.0))
 
     def learning(key: jax.Array, family: TaskFamily, main: Main) -> jax.Array:
-        config = module.Config(num_minibatches=1, memory_size=16, **sizes)
-        hyper = module.Hyper(learning_rate=5e-3, discount=1.0)
-        algorithm = getattr(module, module.__name__.rsplit(".")[-1])(family, config, hyper)
-        train_key, task_key, key = jax.random.split(key, 3)
-        meta = trained(algorithm, main.trials, train_key, family, main)
-        drawn = tasks.sample_tasks(task_key, family, main.eval_tasks, split="test")
-        told = dict(learner=algorithm.learner, env=family.env, num_steps=family.horizon)
-        return jnp.sum(evaluation.trials(key, meta, drawn, **told).reward, axis=1)
+        learner, *learned, key = trained(experiment, main.trials, key, family, main)
+        told = dict(learner=learner, env=family.env, num_steps=family.horizon)
+        return jnp.sum(evaluation.trials(key, *learned, **told).reward, axis=1)
 
     return learning
 
 
-def by_gradients(module: Any) -> Learning:
+def by_gradients(name: str) -> Learning:
     """The learning of an algorithm that adapts by a gradient step."""
+    config = dict(hidden_sizes=(16,), tasks_per_chunk=None, normalize=True)
+    experiment = Experiment(name, config=config, hyper=dict(step_size=2.0, learning_rate=1e-2))
 
     def learning(key: jax.Array, family: TaskFamily, main: Main) -> jax.Array:
-        sizes = dict(num_streams=main.num_streams, hidden_sizes=(16,), tasks_per_chunk=None)
-        config = module.Config(**sizes, normalize=True)
-        hyper = module.Hyper(step_size=2.0, learning_rate=1e-2)
-        algorithm = getattr(module, module.__name__.rsplit(".")[-1])(family, config, hyper)
-        train_key, task_key, key = jax.random.split(key, 3)
-        meta = trained(algorithm, main.num_tasks, train_key, family, main)
-        drawn = tasks.sample_tasks(task_key, family, main.eval_tasks, split="test")
+        its = study.with_config(experiment, num_streams=main.num_streams)
+        learner, *learned, key = trained(its, main.num_tasks, key, family, main)
+        told = dict(learner=learner, env=family.env, num_steps=family.horizon)
         sizes = dict(num_streams=main.num_streams, num_updates=1)
-        return study.adapted(key, meta, drawn, algorithm, family, **sizes)[:, 1]
+        return evaluation.adaptation_returns(key, *learned, **told, **sizes)[:, 1]
 
     return learning
 
 
 def by_a2c(scale_rewards: bool) -> Learning:
-    """The learning of A2C within one life."""
+    """The learning of A2C within one life: the return in an episode at its end."""
 
     def learning(key: jax.Array, family: TaskFamily, main: Main) -> jax.Array:
         told = dict(optimizer=optax.sgd, scale_rewards=scale_rewards)
@@ -125,35 +122,28 @@ def by_a2c(scale_rewards: bool) -> Learning:
         meta = update_rules.Meta({}, learned_objective.Hyper(step_size=0.1))
         task_key, key = jax.random.split(key)
         drawn = tasks.sample_tasks(task_key, family, main.eval_tasks, split="test")
+        world: dict[str, Any] = dict(learner=parts.learner, env=family.env)
+        acting: dict[str, Any] = world | dict(num_steps=family.horizon)
 
         def live(key: jax.Array, task: Task) -> jax.Array:
-            return a2c_return(key, meta, task, parts.learner, family, main)
+            begin_key, adapt_key, stream_key, look_key = jax.random.split(key, 4)
+            born = rollouts.begin(begin_key, meta, task, **world, num_streams=main.num_streams)
+            told = acting | dict(num_updates=main.meta_updates)
+            agent, _, _ = rollouts.adapt(adapt_key, meta, task, *born, **told)
+            streams = rollouts.begin_streams(stream_key, meta, task, **world, num_streams=32)
+            _, data = rollouts.experience(look_key, meta, task, agent, streams, **acting)
+            return jnp.mean(jax.vmap(first_episode_return)(data.reward, data.last))
 
         return jax.vmap(live)(jax.random.split(key, main.eval_tasks), drawn)
 
     return learning
 
 
-def a2c_return(
-    key: jax.Array, meta: Any, task: Task, learner: Learner, family: TaskFamily, main: Main
-) -> jax.Array:
-    """The return of one agent in an episode at the end of its life."""
-    begin_key, adapt_key, stream_key, look_key = jax.random.split(key, 4)
-    world: dict[str, Any] = dict(learner=learner, env=family.env)
-    acting: dict[str, Any] = dict(num_steps=family.horizon)
-    born = rollouts.begin(begin_key, meta, task, **world, num_streams=main.num_streams)
-    told = world | acting | dict(num_updates=main.meta_updates)
-    agent, _, _ = rollouts.adapt(adapt_key, meta, task, *born, **told)
-    streams = rollouts.begin_streams(stream_key, meta, task, **world, num_streams=32)
-    _, data = rollouts.experience(look_key, meta, task, agent, streams, **world, **acting)
-    return jnp.mean(jax.vmap(first_episode_return)(data.reward, data.last))
-
-
 LEARNING: dict[str, Learning] = {
-    "RL²": by_memory(rl2),
-    "VariBAD": by_memory(varibad, hidden_sizes=(16,), latent_size=3, decoder_sizes=(8,)),
-    "MAML, normalized": by_gradients(maml),
-    "ProMP, normalized": by_gradients(promp),
+    "RL²": by_memory("rl2"),
+    "VariBAD": by_memory("varibad", hidden_sizes=(16,), latent_size=3, decoder_sizes=(8,)),
+    "MAML, normalized": by_gradients("maml"),
+    "ProMP, normalized": by_gradients("promp"),
     "A2C, scaled rewards": by_a2c(True),
     "A2C, rewards as they are": by_a2c(False),
 }

@@ -7,16 +7,14 @@
 Means of arms are U(0, 1); a score is the sum of the means of the arms that were pulled in a trial. Shares
 are of the Bayes-optimal agent, where that can be computed, else of the Gittins index, which can be outdone;
 the last row of a setting says which. UCB1's constant and the discount of the Gittins index were chosen on
-tasks of other draws. Leaves table.md, table.csv and results.json in the output folder.
+tasks of other draws.
 """
 
-import dataclasses
-from pathlib import Path
 from typing import Annotated, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from common import Measure, Reproduction, Row, leave, preset, study
+from common import Measure, Reproduction, Row, leave, study
 
 from jaxmeta import references, tasks
 from jaxmeta.evaluation.trials import Trials
@@ -28,9 +26,7 @@ class Setting(NamedTuple):
     """A row of the published table; RL² is trained by the preset of its name."""
 
     published: tuple[float, ...]  # in the order of AGENTS
-    exploration: (
-        float  # UCB1's c; the best of 0.1, 0.2 and 0.3 where that was tried: up to 100 pulls
-    )
+    exploration: float  # UCB1's c; up to 100 pulls the best of 0.1, 0.2 and 0.3
     discount: float  # of the Gittins index, for which a trial has no end; likewise
 
 
@@ -47,15 +43,12 @@ SETTINGS = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
 class Bandits(Reproduction):
     """Bernoulli bandits."""
 
-    output: study.Output = Path("runs/reproduce-bandits")
     settings: Annotated[study.Names, study.known(SETTINGS)] = ()
     """Arms and pulls, as in `5,10`; none is the smallest, or all with `--full`."""
     learned: bool = True  # Train RL²; else measure the classical agents alone.
-    meta_updates: int | None = None  # Meta-updates of RL²; None is each setting's own.
 
 
 def expected_total(task: BanditParams, trials: Trials) -> jax.Array:
@@ -103,9 +96,8 @@ def main(told: Bandits) -> None:
             for agent, scores in scored.items()
         ]
         if told.learned:
-            experiment = preset(f"rl2-bandit-{num_arms}-{num_pulls}", told.meta_updates)
             row = Row(name, "RL²", None, mark, published["RL²"])
-            rows.append(measure.learned(row, experiment, told.num_seeds))
+            rows.append(measure.learned(row, told, f"rl2-bandit-{num_arms}-{num_pulls}"))
         exact = "Bayes-optimal (exact)" if best is not None else "Gittins, what shares are of"
         rows.append(Row(name, exact, None, mark, None))
     leave(told, rows, share="share of best", digits=3)

@@ -16,12 +16,10 @@ import study
 from jaxmeta import evaluation
 from jaxmeta.evaluation.trials import Trials
 from jaxmeta.runs import experiments, presets, reports
-from jaxmeta.runs.experiments import Experiment
 from jaxmeta.tasks import TaskFamily
 from jaxmeta.types import Learner, Task
 
 
-@dataclasses.dataclass(frozen=True)
 class Reproduction(study.Study):
     """Settings that every script has."""
 
@@ -29,6 +27,8 @@ class Reproduction(study.Study):
     """All rows of the published table, or longer training, for an accelerator; else what two CPU cores do
     in a quarter of an hour."""
     num_seeds: int = 3  # Runs of each learner.
+    meta_updates: int | None = None  # Meta-updates of each learner; None is the preset's own.
+    num_tasks: int | None = None  # Trials in a meta-update; None is the preset's own.
     eval_tasks: int = 10_000  # Held-out tasks, the same for all agents.
 
 
@@ -68,15 +68,6 @@ class Row:
         }
 
 
-def preset(name: str, meta_updates: int | None, num_tasks: int | None = None, **config: Any) -> Any:
-    """The `Experiment` of a preset with these settings in place of its own."""
-    experiment = presets.PRESETS[name]
-    plan = dataclasses.replace(experiment.plan, num_tasks=num_tasks or experiment.plan.num_tasks)
-    settings = {**experiment.config, **config}
-    experiment = dataclasses.replace(experiment, plan=plan, config=settings)
-    return presets.lasting(experiment, meta_updates or plan.meta_updates)
-
-
 def total_reward(task: Task, trials: Trials) -> jax.Array:
     """The sum of each trial's rewards, ``[M]``."""
     return jnp.sum(trials.reward, axis=1)
@@ -102,19 +93,31 @@ class Measure:
         return np.asarray(jax.jit(run)(key, meta, self.drawn), np.float64)
 
     def learned(
-        self, row: Row, experiment: Experiment, num_seeds: int, family: TaskFamily | None = None
+        self,
+        row: Row,
+        told: Reproduction,
+        preset: str,
+        *,
+        family: TaskFamily | None = None,
+        meta_updates: int | None = None,
+        **config: Any,
     ) -> Row:
-        """``row`` with the scores of a learner that is trained with one seed after the other.
+        """``row`` with the scores of a preset's learner, trained with one seed after the other.
 
-        ``family`` of None trains on the tasks' own.
+        ``family`` of None trains on the tasks' own. ``meta_updates`` and ``config`` are in place of
+        the preset's; settings that are told come before both.
         """
         family = family or self.family
-        algorithm = experiments.make_algorithm(experiment, family)
+        experiment = study.with_config(presets.PRESETS[preset], **config)
         plan = experiment.plan
+        plan = dataclasses.replace(plan, num_tasks=told.num_tasks or plan.num_tasks)
+        updates = told.meta_updates or meta_updates or plan.meta_updates
+        experiment = presets.lasting(dataclasses.replace(experiment, plan=plan), updates)
+        algorithm, plan = experiments.make_algorithm(experiment, family), experiment.plan
         sizes = dict(num_tasks=plan.num_tasks, chunk=max(1, plan.meta_updates // 10))
         train, _ = study.trainer(study.one(algorithm, 0), algorithm, family, **sizes)
         scores, seconds = [], []
-        for seed in range(num_seeds):
+        for seed in range(told.num_seeds):
 
             def show(done: int, metrics: dict, spent: float, seed: int = seed) -> None:
                 study.say(
@@ -134,22 +137,18 @@ def leave(told: Reproduction, rows: list[Row], *, share: str, digits: int) -> No
     """Prints the table and leaves table.md, table.csv and results.json in the output folder."""
     cells = [row.cells(share) for row in rows]
 
-    def known(x: Any, form: str = "") -> str:
-        return "" if x is None else format(x, form)
-
     def shown(cell: dict[str, Any]) -> dict[str, str]:
-        numbers = cell["mean"], cell["low"], cell["high"]
-        exact = cell["low"] is None
-        mean = f"{numbers[0]:.{digits}f}" if exact else study.with_interval(*numbers, digits=digits)
-        return {
-            "setting": cell["setting"],
-            "agent": cell["agent"],
-            "mean (95 % interval)": mean,
-            share: f"{cell[share]:.4f}",
-            "published": known(cell["published"], "g"),
-            "seeds": known(cell["seeds"]),
-            "training, s": known(cell["training_seconds"], ".0f"),
-        }
+        mean = f"{cell['mean']:.{digits}f}"
+        if cell["low"] is not None:
+            numbers = (cell[name] for name in ("mean", "low", "high"))
+            mean = study.with_interval(*numbers, digits=digits)
+        forms = {"published": "g", "seeds": "", "training_seconds": ".0f"}
+        some = {k: "" if cell[k] is None else format(cell[k], form) for k, form in forms.items()}
+        return cell | some | {"mean": mean, "share": cell[share]}
 
+    columns = f"""
+        setting = {{setting}} | agent = {{agent}} | mean (95 % interval) = {{mean}} | {share} = {{share:.4f}}
+        | published = {{published}} | seeds = {{seeds}} | training, s = {{training_seconds}}
+    """
     settings = [cell | {"settings": row.settings} for row, cell in zip(rows, cells, strict=True)]
-    study.leave(told, [shown(cell) for cell in cells], csv=cells, rows=settings)
+    study.leave(told, study.table(columns, map(shown, cells)), csv=cells, rows=settings)

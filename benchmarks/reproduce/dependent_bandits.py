@@ -4,17 +4,14 @@
     python benchmarks/reproduce/dependent_bandits.py --full   # on all five kinds
 
 A score is the expected regret of a trial of 100 pulls: what always pulling the better arm would earn more,
-in expected reward. Shares are times the Bayes-optimal regret, which is exact; smaller is better. Leaves
-table.md, table.csv and results.json in the output folder.
+in expected reward. Shares are times the Bayes-optimal regret, which is exact; smaller is better.
 """
 
-import dataclasses
-from pathlib import Path
 from typing import Annotated
 
 import jax
 import jax.numpy as jnp
-from common import Measure, Reproduction, Row, leave, preset, study
+from common import Measure, Reproduction, Row, leave, study
 
 from jaxmeta import references, tasks
 from jaxmeta.evaluation.trials import Trials
@@ -24,16 +21,12 @@ KINDS = ("easy", "uniform", "medium", "hard", "independent")
 NUM_PULLS = 100
 
 
-@dataclasses.dataclass(frozen=True)
 class DependentBandits(Reproduction):
     """Two-armed bandits whose arms inform about each other."""
 
-    output: study.Output = Path("runs/reproduce-dependent-bandits")
     kinds: Annotated[study.Names, study.known(KINDS)] = ()
     """Kinds to train and test on; none is `easy` and `uniform`, or all with `--full`."""
     num_seeds: int = 2  # Runs of RL².
-    meta_updates: int | None = None  # Meta-updates of RL²; None is the presets' 400.
-    num_tasks: int | None = None  # Trials in a meta-update; None is the presets' 512.
 
 
 def expected_regret(task: BanditParams, trials: Trials) -> jax.Array:
@@ -51,9 +44,8 @@ def main(told: DependentBandits) -> None:
         best = references.bayes_optimal_dependent_bandit(kind=kind, num_pulls=NUM_PULLS)
         scores = measure.of(references.thompson(num_arms=2))
         rows.append(Row(kind, "Thompson, independent priors", scores[None], best, None))
-        experiment = preset(f"rl2-dependent_bandit-{kind}", told.meta_updates, told.num_tasks)
         row = Row(kind, "RL²", None, best, None)
-        rows.append(measure.learned(row, experiment, told.num_seeds))
+        rows.append(measure.learned(row, told, f"rl2-dependent_bandit-{kind}"))
         rows.append(Row(kind, "Bayes-optimal (exact)", None, best, None))
     leave(told, rows, share="× Bayes-optimal", digits=3)
 

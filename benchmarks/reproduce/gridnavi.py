@@ -6,14 +6,11 @@
 A score is the total reward of a trial of four episodes of 15 steps. Shares are of the Bayes-optimal agent,
 computed exactly; *straight to the goal* is what an agent that is told the task can earn at most, and *told
 the goal* a feed-forward policy that is told it and trained like the others. All have the same hidden layers
-between what they know and what they do. Leaves table.md, table.csv and results.json in the output folder.
+between what they know and what they do.
 """
 
-import dataclasses
-from pathlib import Path
-
 import jax
-from common import Measure, Reproduction, Row, leave, preset, study, total_reward
+from common import Measure, Reproduction, Row, leave, study, total_reward
 
 from jaxmeta import evaluation, references, tasks
 from jaxmeta.tasks.informed import informed
@@ -21,23 +18,20 @@ from jaxmeta.tasks.informed import informed
 EPISODES = 4
 
 
-@dataclasses.dataclass(frozen=True)
 class GridNavi(Reproduction):
     """GridNavi."""
 
-    output: study.Output = Path("runs/reproduce-gridnavi")
     num_seeds: int = 2  # Runs of each learner.
     eval_tasks: int = 2100  # Held-out tasks; there are 21 goals.
     meta_updates: int | None = None
     """Meta-updates of each learner; None is 400, or 2 000 with `--full`."""
-    num_tasks: int | None = None  # Trials in a meta-update; None is the presets' 256.
 
 
 def main(told: GridNavi) -> None:
     family = tasks.make("gridnavi")
     drawn = study.held_out(family, told.eval_tasks)
     measure = Measure(total_reward, family, drawn, EPISODES * family.horizon)
-    meta_updates = told.meta_updates or (2000 if told.full else None)
+    meta_updates = 2000 if told.full else None
     best = references.bayes_optimal_gridnavi(num_episodes=EPISODES, num_steps=family.horizon)
     learners = {
         "VariBAD": ("varibad-gridnavi", family, {}),
@@ -46,9 +40,9 @@ def main(told: GridNavi) -> None:
     }
     rows = []
     for agent, (name, its_family, config) in learners.items():
-        experiment = preset(name, meta_updates, told.num_tasks, **config)
         row = Row("4 episodes", agent, None, best, None)
-        rows.append(measure.learned(row, experiment, told.num_seeds, its_family))
+        settings = config | dict(family=its_family, meta_updates=meta_updates)
+        rows.append(measure.learned(row, told, name, **settings))
     known = study.returns_of(evaluation.optimal_returns, jax.random.key(0), drawn, family)
     rows.append(Row("4 episodes", "straight to the goal", EPISODES * known[None], best, None))
     rows.append(Row("4 episodes", "Bayes-optimal (exact)", None, best, None))

@@ -6,17 +6,14 @@
 
 A score is the total reward of a trial, in MDPs of 10 states, 5 actions and episodes of 10 steps. Shares are
 of the policy that is told the MDP, which nobody can reach. RL² remembers counts and plans on their graph; a
-GRU, the paper's network, has to find out what a state is, and wants an accelerator. Leaves table.md,
-table.csv and results.json in the output folder.
+GRU, the paper's network, has to find out what a state is, and wants an accelerator.
 """
 
-import dataclasses
-from pathlib import Path
 from typing import Annotated, Literal
 
 import jax
 import numpy as np
-from common import Measure, Reproduction, Row, leave, preset, study, total_reward
+from common import Measure, Reproduction, Row, leave, study, total_reward
 
 from jaxmeta import evaluation, references, tasks
 from jaxmeta.runs import presets
@@ -29,11 +26,9 @@ PUBLISHED = {  # episodes: random, PSRL, RL²
 }
 
 
-@dataclasses.dataclass(frozen=True)
 class Tabular(Reproduction):
     """Random finite MDPs."""
 
-    output: study.Output = Path("runs/reproduce-tabular")
     num_seeds: int = 1  # Runs of RL².
     episodes: Annotated[tuple[int, ...], study.known(PUBLISHED)] = ()
     """Episodes in a trial; none is 10, or all with `--full`."""
@@ -42,7 +37,6 @@ class Tabular(Reproduction):
     """The memory of RL²: `counts`, or a `gru` of the same inputs."""
     meta_updates: int | None = None
     """Meta-updates of RL²; None is about ten minutes of a core, eight times that with `--full`."""
-    num_tasks: int | None = None  # Trials in a meta-update; None is 128, or 1 024 for a GRU.
 
 
 MEMORIES = {"counts": "RL² with counts", "gru": "RL² with a GRU"}
@@ -67,11 +61,10 @@ def main(told: Tabular) -> None:
             rows.append(Row(setting, agent, scores[None], best.mean(), published))
         if told.learned:
             name = f"rl2-tabular-{told.memory}"
-            longer = presets.PRESETS[name].plan.meta_updates * (8 if told.full else 1)
-            updates = told.meta_updates or longer
-            experiment = preset(name, updates, told.num_tasks, num_episodes=episodes)
+            updates = presets.PRESETS[name].plan.meta_updates * (8 if told.full else 1)
             row = Row(setting, MEMORIES[told.memory], None, best.mean(), learned)
-            rows.append(measure.learned(row, experiment, told.num_seeds))
+            config = dict(num_episodes=episodes, meta_updates=updates)
+            rows.append(measure.learned(row, told, name, **config))
         rows.append(Row(setting, "told the MDP (exact)", best[None], best.mean(), None))
     leave(told, rows, share="share of told", digits=1)
 

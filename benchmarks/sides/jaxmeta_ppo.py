@@ -17,15 +17,14 @@ from turns import learn, settings
 
 from jaxmeta import networks, rollouts
 from jaxmeta.estimators import surrogates
-from jaxmeta.estimators.episodes import episode_index
+from jaxmeta.estimators.episodes import first_episode_return
 from jaxmeta.estimators.returns import advantages_and_targets
 from jaxmeta.networks.distributions import Categorical
 from jaxmeta.types import Learner, Trajectory
 
 DISCOUNT, LAMBDA, CLIP, VALUE_COST, ENTROPY_COST = 0.99, 0.95, 0.2, 0.5, 0.01
-ROWS = (
-    512 if jax.default_backend() == "cpu" else 2**20
-)  # steps whose gradient is worked on at a time
+# Steps whose gradient is worked on at a time.
+ROWS = 512 if jax.default_backend() == "cpu" else 2**20
 
 told = settings()
 env, task = gymnax.make("CartPole-v1")
@@ -49,8 +48,8 @@ value = networks.Value(
 
 
 def init(key: jax.Array, meta: Any) -> Any:
-    policy_key, value_key = jax.random.split(key)
-    return {"policy": policy.init(policy_key), "value": value.init(value_key)}
+    keys = jax.random.split(key)
+    return {"policy": policy.init(keys[0]), "value": value.init(keys[1])}
 
 
 learner = Learner(
@@ -119,22 +118,20 @@ def begun(key: jax.Array) -> tuple:
 @jax.jit
 def updated(key: jax.Array, params: Any, optimizer_state: Any, streams: Any) -> tuple:
     key, act_key, learn_key = jax.random.split(key, 3)
-    streams, data = rollouts.experience(
-        act_key, (), task, params, streams, **world, num_steps=told["num_steps"]
-    )
+    sizes = dict(num_steps=told["num_steps"])
+    streams, data = rollouts.experience(act_key, (), task, params, streams, **world, **sizes)
     batch = evaluated(params, data)
 
     def epoch(carry: tuple, key: jax.Array) -> tuple:
         order = jax.random.permutation(key, told["num_envs"]).reshape(told["num_minibatches"], -1)
-        return jax.lax.scan(
-            lambda carry, chosen: minibatch(carry, jax.tree.map(lambda x: x[chosen], batch)),
-            carry,
-            order,
-        )
 
-    (params, optimizer_state), _ = jax.lax.scan(
-        epoch, (params, optimizer_state), jax.random.split(learn_key, told["num_epochs"])
-    )
+        def step(carry: tuple, chosen: jax.Array) -> tuple:
+            return minibatch(carry, jax.tree.map(lambda x: x[chosen], batch))
+
+        return jax.lax.scan(step, carry, order)
+
+    keys = jax.random.split(learn_key, told["num_epochs"])
+    (params, optimizer_state), _ = jax.lax.scan(epoch, (params, optimizer_state), keys)
     return key, params, optimizer_state, streams
 
 
@@ -142,11 +139,9 @@ def updated(key: jax.Array, params: Any, optimizer_state: Any, streams: Any) -> 
 def mean_return(key: jax.Array, params: Any) -> jax.Array:
     begin_key, act_key = jax.random.split(key)
     streams = rollouts.begin_streams(begin_key, (), task, **world, num_streams=128)
-    _, data = rollouts.experience(
-        act_key, (), task, params, streams, **world, num_steps=int(task.max_steps_in_episode)
-    )
-    first = jax.vmap(episode_index)(data.last) == 0
-    return jnp.mean(jnp.sum(data.reward * first, axis=1))
+    sizes = dict(num_steps=int(task.max_steps_in_episode))
+    _, data = rollouts.experience(act_key, (), task, params, streams, **world, **sizes)
+    return jnp.mean(jax.vmap(first_episode_return)(data.reward, data.last))
 
 
 learn(

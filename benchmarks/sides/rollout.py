@@ -7,8 +7,7 @@ import jax
 from gymnax.experimental import RolloutWrapper
 from turns import answer, settings
 
-from jaxmeta import networks, rollouts
-from jaxmeta.types import Learner
+from jaxmeta import evaluation, networks, rollouts
 
 told = settings()
 env, task = gymnax.make("CartPole-v1")
@@ -16,27 +15,17 @@ policy = networks.action_head(4, env.action_space(task), (64, 64))
 params = policy.init(jax.random.key(0))
 
 
-def act(key: jax.Array, meta: Any, agent: Any, memory: Any, timestep: Any) -> tuple:
-    pi = policy.apply(agent, timestep.obs)
-    action = pi.sample(key)
-    return action, pi.log_prob(action), memory
-
-
-learner = Learner(
-    init=lambda key, meta: params,
-    memory=lambda meta: (),
-    act=act,
-    update=lambda key, meta, agent, data: agent,
+learner = evaluation.controller_learner(
+    lambda key, params, obs: policy.apply(params, obs).sample(key)
 )
 
 
 def jaxmetas(key: jax.Array, params: Any) -> tuple:
     begin_key, act_key = jax.random.split(key)
     world: dict[str, Any] = dict(learner=learner, env=env)
-    streams = rollouts.begin_streams(begin_key, (), task, **world, num_streams=told["num_envs"])
-    _, data = rollouts.experience(
-        act_key, (), task, params, streams, **world, num_steps=told["num_steps"]
-    )
+    streams = rollouts.begin_streams(begin_key, params, task, **world, num_streams=told["num_envs"])
+    world["num_steps"] = told["num_steps"]
+    _, data = rollouts.experience(act_key, params, task, (), streams, **world)
     return data.timestep.obs, data.action, data.reward, data.next_obs, data.last
 
 

@@ -6,14 +6,12 @@ Runs in an environment that has both.
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import xminigrid
 from gymnax.environments import spaces
 from turns import answer, settings
 from xminigrid.wrappers import GymAutoResetWrapper
 
-from jaxmeta import rollouts
-from jaxmeta.types import Learner
+from jaxmeta import evaluation, rollouts
 
 told = settings()
 grid, params = xminigrid.make("MiniGrid-Empty-8x8")
@@ -42,15 +40,8 @@ class Gymnaxs:
         return timestep.last()
 
 
-learner = Learner(
-    init=lambda key, meta: (),
-    memory=lambda meta: (),
-    act=lambda key, meta, agent, memory, timestep: (
-        jax.random.randint(key, (), 0, num_actions),
-        jnp.zeros(()),
-        memory,
-    ),
-    update=lambda key, meta, agent, data: agent,
+learner = evaluation.controller_learner(
+    lambda key, params, obs: jax.random.randint(key, (), 0, num_actions)
 )
 
 
@@ -58,9 +49,8 @@ def jaxmetas(key: jax.Array) -> tuple:
     begin_key, act_key = jax.random.split(key)
     world: dict[str, Any] = dict(learner=learner, env=Gymnaxs())
     streams = rollouts.begin_streams(begin_key, (), params, **world, num_streams=told["num_envs"])
-    _, data = rollouts.experience(
-        act_key, (), params, (), streams, **world, num_steps=told["num_steps"]
-    )
+    world["num_steps"] = told["num_steps"]
+    _, data = rollouts.experience(act_key, (), params, (), streams, **world)
     return data.reward, data.last
 
 
