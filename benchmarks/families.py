@@ -38,9 +38,8 @@ def recorded(key: jax.Array, family: TaskFamily, num_steps: int) -> Trajectory:
 
     task_key, key = jax.random.split(key)
     task = family.test(task_key)
-    sizes = dict(num_streams=1, num_updates=0, num_steps=num_steps)
-    told = dict(learner=evaluation.controller_learner(policy), env=family.env)
-    history = rollouts.lifetime(key, task, task, **told, **sizes)
+    setup = rollouts.Setup(evaluation.controller_learner(policy), family.env, 1, num_steps)
+    history = rollouts.lifetime(key, task, task, setup=setup, num_updates=0)
     return jax.tree.map(lambda x: x[0, 0], history.trajectories)
 
 

@@ -177,23 +177,22 @@ def lifetime_returns(
 
     Each look is at episodes of their own, which the agent does not learn from.
     """
-    world: dict[str, Any] = dict(learner=parts.learner, env=place.family.env)
+    world = parts.learner, place.family.env
+    setup = rollouts.Setup(*world, args.num_streams, args.num_steps)
+    episodes = rollouts.Setup(*world, EPISODES, place.family.horizon)
 
     def look(key: jax.Array, agent: Any) -> jax.Array:
-        begin_key, act_key = jax.random.split(key)
-        streams = rollouts.begin_streams(begin_key, meta, task, **world, num_streams=EPISODES)
-        told = dict(num_steps=place.family.horizon, **world)
-        _, data = rollouts.experience(act_key, meta, task, agent, streams, **told)
+        data = rollouts.sample(key, meta, task, agent, setup=episodes)
         return jnp.mean(jax.vmap(first_episode_return)(data.reward, data.last))
 
     def live(carry: tuple, key: jax.Array) -> tuple[tuple, jax.Array]:
         adapt_key, look_key = jax.random.split(key)
-        sizes = dict(num_updates=place.lifespan // CHECKPOINTS, num_steps=args.num_steps)
-        agent, streams, _ = rollouts.adapt(adapt_key, meta, task, *carry, **world, **sizes)
+        told = dict(setup=setup, num_updates=place.lifespan // CHECKPOINTS)
+        agent, streams, _ = rollouts.adapt(adapt_key, meta, task, *carry, **told)
         return (agent, streams), look(look_key, agent)
 
     begin_key, look_key, live_key = jax.random.split(key, 3)
-    newborn = rollouts.begin(begin_key, meta, task, **world, num_streams=args.num_streams)
+    newborn = rollouts.begin(begin_key, meta, task, setup=setup)
     _, returns = jax.lax.scan(live, newborn, jax.random.split(live_key, CHECKPOINTS))
     return jnp.concatenate([look(look_key, newborn[0])[None], returns])
 

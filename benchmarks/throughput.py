@@ -68,13 +68,10 @@ class Rollout(study.Study):
 def ours(family: tasks.TaskFamily, num_streams: int, num_steps: int) -> Callable:
     """``(key, task) -> transitions [num_streams, num_steps]`` by the library's rollout."""
     learner = evaluation.controller_learner(lambda key, task, obs: family.random_action(key))
-    world: dict[str, Any] = dict(learner=learner, env=family.env)
+    setup = rollouts.Setup(learner, family.env, num_streams, num_steps)
 
     def act(key: jax.Array, task: Any) -> dict[str, jax.Array]:
-        begin_key, act_key = jax.random.split(key)
-        streams = rollouts.begin_streams(begin_key, (), task, **world, num_streams=num_streams)
-        told = dict(num_steps=num_steps, **world)
-        _, data = rollouts.experience(act_key, (), task, (), streams, **told)
+        data = rollouts.sample(key, (), task, (), setup=setup)
         seen = data.timestep.obs, data.action, data.reward, data.last, data.next_obs
         return dict(zip(RECORDS["transitions"], seen, strict=True))
 

@@ -32,7 +32,7 @@ from rich.table import Table
 
 from jaxmeta import checks, evaluation, learners, plotting, tasks
 from jaxmeta.algorithms import ALGORITHMS
-from jaxmeta.rollouts.lifetime import lifetime
+from jaxmeta.rollouts.lifetime import Setup, lifetime
 from jaxmeta.runs import experiments, presets, records, sinks, terminal, training
 from jaxmeta.runs.checkpoints import differences
 from jaxmeta.runs.experiments import Experiment, Trained, describe
@@ -223,14 +223,14 @@ def evaluate(key: jax.Array, trained: Trained, split: str, args: Any) -> dict[st
 
 def draw_trajectories(path: Path, key: jax.Array, trained: Trained, args: Any) -> None:
     """Draws paths of up to five episodes before and after adaptation in six held-out tasks."""
-    family, sizes = trained.family, dict(num_streams=args.config.num_streams)
+    family = trained.family
     task_key, key = jax.random.split(key)
     drawn = sample_tasks(task_key, family, 6, split="test")
-    acting: dict[str, Any] = dict(learner=trained.learner, env=family.env, restart=True)
-    acting |= sizes | dict(num_updates=args.evaluation.eval_updates, num_steps=family.horizon)
+    setup = Setup(trained.learner, family.env, args.config.num_streams, family.horizon)
+    told = dict(setup=setup, num_updates=args.evaluation.eval_updates, restart=True)
 
     def observations(key: jax.Array, task: Any) -> tuple[jax.Array, jax.Array]:
-        timestep = lifetime(key, trained.meta, task, **acting).trajectories.timestep
+        timestep = lifetime(key, trained.meta, task, **told).trajectories.timestep
         return timestep.obs[:, :5], timestep.first[:, :5]
 
     obs, first = jax.device_get(jax.jit(jax.vmap(observations))(jax.random.split(key, 6), drawn))

@@ -122,16 +122,16 @@ def by_a2c(scale_rewards: bool) -> Learning:
         meta = update_rules.Meta({}, learned_objective.Hyper(step_size=0.1))
         task_key, key = jax.random.split(key)
         drawn = tasks.sample_tasks(task_key, family, main.eval_tasks, split="test")
-        world: dict[str, Any] = dict(learner=parts.learner, env=family.env)
-        acting: dict[str, Any] = world | dict(num_steps=family.horizon)
+        setup = rollouts.Setup(parts.learner, family.env, main.num_streams, family.horizon)
+        look = dataclasses.replace(setup, num_streams=32)
 
         def live(key: jax.Array, task: Task) -> jax.Array:
             begin_key, adapt_key, stream_key, look_key = jax.random.split(key, 4)
-            born = rollouts.begin(begin_key, meta, task, **world, num_streams=main.num_streams)
-            told = acting | dict(num_updates=main.meta_updates)
+            born = rollouts.begin(begin_key, meta, task, setup=setup)
+            told = dict(setup=setup, num_updates=main.meta_updates)
             agent, _, _ = rollouts.adapt(adapt_key, meta, task, *born, **told)
-            streams = rollouts.begin_streams(stream_key, meta, task, **world, num_streams=32)
-            _, data = rollouts.experience(look_key, meta, task, agent, streams, **acting)
+            streams = rollouts.begin_streams(stream_key, meta, task, setup=look)
+            _, data = rollouts.collect(look_key, meta, task, agent, streams, setup=look)
             return jnp.mean(jax.vmap(first_episode_return)(data.reward, data.last))
 
         return jax.vmap(live)(jax.random.split(key, main.eval_tasks), drawn)

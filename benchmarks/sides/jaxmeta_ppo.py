@@ -58,7 +58,7 @@ learner = Learner(
     act=networks.acting(policy.step, lambda meta, agent: agent["policy"]),
     update=lambda key, meta, agent, data: agent,
 )
-world: dict[str, Any] = dict(learner=learner, env=env)
+setup = rollouts.Setup(learner, env, told["num_envs"], told["num_steps"])
 
 
 class Batch(NamedTuple):
@@ -111,15 +111,14 @@ def minibatch(carry: tuple, streams: Batch) -> tuple:
 @jax.jit
 def begun(key: jax.Array) -> tuple:
     begin_key, key = jax.random.split(key)
-    params, streams = rollouts.begin(begin_key, (), task, **world, num_streams=told["num_envs"])
+    params, streams = rollouts.begin(begin_key, (), task, setup=setup)
     return key, params, optimizer.init(params), streams
 
 
 @jax.jit
 def updated(key: jax.Array, params: Any, optimizer_state: Any, streams: Any) -> tuple:
     key, act_key, learn_key = jax.random.split(key, 3)
-    sizes = dict(num_steps=told["num_steps"])
-    streams, data = rollouts.experience(act_key, (), task, params, streams, **world, **sizes)
+    streams, data = rollouts.collect(act_key, (), task, params, streams, setup=setup)
     batch = evaluated(params, data)
 
     def epoch(carry: tuple, key: jax.Array) -> tuple:
@@ -137,10 +136,8 @@ def updated(key: jax.Array, params: Any, optimizer_state: Any, streams: Any) -> 
 
 @jax.jit
 def mean_return(key: jax.Array, params: Any) -> jax.Array:
-    begin_key, act_key = jax.random.split(key)
-    streams = rollouts.begin_streams(begin_key, (), task, **world, num_streams=128)
-    sizes = dict(num_steps=int(task.max_steps_in_episode))
-    _, data = rollouts.experience(act_key, (), task, params, streams, **world, **sizes)
+    episodes = rollouts.Setup(learner, env, 128, int(task.max_steps_in_episode))
+    data = rollouts.sample(key, (), task, params, setup=episodes)
     return jnp.mean(jax.vmap(first_episode_return)(data.reward, data.last))
 
 

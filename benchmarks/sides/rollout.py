@@ -21,11 +21,8 @@ learner = evaluation.controller_learner(
 
 
 def jaxmetas(key: jax.Array, params: Any) -> tuple:
-    begin_key, act_key = jax.random.split(key)
-    world: dict[str, Any] = dict(learner=learner, env=env)
-    streams = rollouts.begin_streams(begin_key, params, task, **world, num_streams=told["num_envs"])
-    world["num_steps"] = told["num_steps"]
-    _, data = rollouts.experience(act_key, params, task, (), streams, **world)
+    setup = rollouts.Setup(learner, env, told["num_envs"], told["num_steps"])
+    data = rollouts.sample(key, params, task, (), setup=setup)
     return data.timestep.obs, data.action, data.reward, data.next_obs, data.last
 
 

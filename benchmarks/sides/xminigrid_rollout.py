@@ -46,11 +46,8 @@ learner = evaluation.controller_learner(
 
 
 def jaxmetas(key: jax.Array) -> tuple:
-    begin_key, act_key = jax.random.split(key)
-    world: dict[str, Any] = dict(learner=learner, env=Gymnaxs())
-    streams = rollouts.begin_streams(begin_key, (), params, **world, num_streams=told["num_envs"])
-    world["num_steps"] = told["num_steps"]
-    _, data = rollouts.experience(act_key, (), params, (), streams, **world)
+    setup = rollouts.Setup(learner, Gymnaxs(), told["num_envs"], told["num_steps"])
+    data = rollouts.sample(key, (), params, (), setup=setup)
     return data.reward, data.last
 
 

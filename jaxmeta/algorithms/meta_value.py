@@ -183,7 +183,7 @@ def meta_value_parts(
     return MetaValue(
         learner=learner,
         init=lambda key, hyper: first_meta(value.init(key), hyper, config),
-        experience=partial(experience, setup=setup),
+        experience=partial(rollouts.sample, setup=setup),
         adapt=partial(adapt, learner=learner),
         predict=value.apply,
         log_ratio=log_ratio,
@@ -238,15 +238,6 @@ def value_step(
         gradient = surrogates.semi_gradient(predict, part, descent)
     part = inner_step(part, meta, gradient, config)
     return agent._replace(value=with_adapted(agent.value, part, config))
-
-
-def experience(
-    key: jax.Array, meta: Meta, task: Task, agent: Agent, *, setup: rollouts.Setup
-) -> Trajectory:
-    """Episodes of μ from their first step, ``[N, T]``."""
-    begin_key, act_key = jax.random.split(key)
-    streams = rollouts.begin_streams(begin_key, meta, task, setup=setup)
-    return rollouts.collect(act_key, meta, task, agent, streams, setup=setup)[1]
 
 
 def adapt(

@@ -144,9 +144,7 @@ def empty_batches(
 
     def experience(key: jax.Array, meta: Meta) -> Trajectory:
         agent = Agent(meta.params, None, None)  # type: ignore[arg-type]
-        task, (begin_key, act_key) = setup.env.default_params, jax.random.split(key)
-        streams = rollouts.begin_streams(begin_key, meta, task, setup=setup)
-        return rollouts.collect(act_key, meta, task, agent, streams, setup=setup)[1]
+        return rollouts.sample(key, meta, setup.env.default_params, agent, setup=setup)
 
     shapes = jax.eval_shape(experience, key, meta)  # runs nothing
     return jax.tree.map(lambda x: jnp.zeros((num_batches, *x.shape), x.dtype), shapes)

@@ -9,6 +9,7 @@ from jaxmeta.rollouts.lifetime import (
     collect,
     lifetime,
     replay,
+    sample,
 )
 from jaxmeta.rollouts.rollout import begin_stream, rollout
 
@@ -23,4 +24,5 @@ __all__ = [
     "lifetime",
     "replay",
     "rollout",
+    "sample",
 ]

@@ -80,6 +80,14 @@ def collect(
 
 
 @checks.arguments
+def sample(key: jax.Array, meta: Any, task: Task, agent: Any, *, setup: Setup) -> Trajectory:
+    """Trajectories ``[N, T]`` of the agent in new streams."""
+    begin_key, act_key = jax.random.split(key)
+    streams = begin_streams(begin_key, meta, task, setup=setup)
+    return collect(act_key, meta, task, agent, streams, setup=setup)[1]
+
+
+@checks.arguments
 def adapt(
     key: jax.Array,
     meta: Any,

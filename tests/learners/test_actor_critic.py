@@ -219,9 +219,7 @@ def test_leaving_one_out_takes_noise_and_nothing_else(x64):
         task = FAMILY.train(jax.random.key(5))
 
         def slope(key, parts=parts, meta=meta, agent=agent, setup=setup, task=task):
-            begin_key, act_key = jax.random.split(key)
-            streams = rollouts.begin_streams(begin_key, meta, task, setup=setup)
-            _, data = rollouts.collect(act_key, meta, task, agent, streams, setup=setup)
+            data = rollouts.sample(key, meta, task, agent, setup=setup)
 
             def moved(params):
                 after = parts.learner.update(key, meta._replace(params=params), agent, data)

@@ -72,6 +72,15 @@ def test_as_many_streams_go_on_as_were_set_up():
         rollouts.collect(key, 0.5, task, agent, streams, setup=counter(learner, num_streams=3))
 
 
+def test_a_sample_is_what_new_streams_collect():
+    setup, task, key = counter(random_learner(), 3), CounterParams(), jax.random.key(4)
+    begin_key, act_key = jax.random.split(key)
+    streams = rollouts.begin_streams(begin_key, 0.5, task, setup=setup)
+    _, collected = rollouts.collect(act_key, 0.5, task, 0.0, streams, setup=setup)
+    sampled = rollouts.sample(key, 0.5, task, 0.0, setup=setup)
+    jax.tree.map(np.testing.assert_array_equal, sampled, collected)
+
+
 def test_shapes_and_order_of_a_lifetime():
     _, _, (agent, streams, history) = lived(constant_learner())
     assert agent == 3
