@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 from typing import NamedTuple
 
@@ -98,28 +99,42 @@ def small(**settings):
     return Config(num_agents=1, num_streams=2, num_steps=NUM_STEPS, **settings)
 
 
+@functools.lru_cache
+def programs(config, hyper=HYPER):
+    """The compiled ``init(key, hyper)`` and step, once for all tests: values of ``hyper`` are data."""
+    built = algorithm(config, hyper)
+    return jax.jit(built.init), jax.jit(built.step)
+
+
+def begun(config, hyper=HYPER):
+    return programs(config, hyper)[0](jax.random.key(0), hyper)
+
+
+@functools.lru_cache
 def measured(config, hyper=HYPER):
     """The meta-gradient that a step follows, by name, and the state before it."""
-    built = algorithm(config, hyper)
-    state = jax.jit(built.init)(jax.random.key(0))
+    state = begun(config, hyper)
     # Elsewhere than where it began, so that what is learned is not what stands in `hyper`.
     eta = jax.tree.map(lambda x: x + 0.2, state.meta.params)
     state = state._replace(meta=state.meta._replace(params=eta))
-    after, metrics = jax.jit(built.step)(jax.random.key(1), state, state.lives.task)
+    after, metrics = programs(config, hyper)[1](jax.random.key(1), state, state.lives.task)
     assert metrics["skipped_updates"] == metrics["skipped_tasks"] == 0
     gradient = jax.tree.map(lambda x, y: x - y, state.meta.params, after.meta.params)
     return gradient, state, after
 
 
-def seen(config, state, num_windows):
-    """What the only life sees from here on, a list of windows ``[N, T]``: it does not depend on keys."""
-    learner = algorithm(config).learner
+@functools.lru_cache
+def seen():
+    """What a single life sees from its birth on, windows ``[N, T]``: it acts by a script, whatever it learns."""
+    config = small(learns=LEARNABLE, num_updates=3)
+    state = begun(config)
+    learner = algorithm(config).learner._replace(update=lambda key, meta, agent, data: agent)
     life = jax.tree.map(lambda x: x[0], state.lives)
     setup = rollouts.Setup(learner, FAMILY.env, config.num_streams, NUM_STEPS)
-    run = functools.partial(rollouts.adapt, setup=setup, num_updates=num_windows)
+    run = functools.partial(rollouts.adapt, setup=setup, num_updates=5)
     _, _, history = jax.jit(run)(jax.random.key(2), state.meta, life.task, life.agent, life.streams)
     data = jax.tree.map(np.asarray, history.trajectories)
-    return [jax.tree.map(lambda x, k=k: x[k], data) for k in range(num_windows)]
+    return [jax.tree.map(lambda x, k=k: x[k], data) for k in range(5)]
 
 
 # The algorithm once more, in plain numpy: derivatives by hand inside, by finite differences outside.
@@ -181,8 +196,11 @@ OPTIMIZERS = {"sgd": Sgd, "adam": Adam}
 
 
 class Reference:
-    def __init__(self, config, hyper, state, windows):
-        self.config, self.hyper, self.windows = config, hyper, windows
+    def __init__(self, config, hyper, state):
+        self.config, self.hyper = config, hyper
+        self.windows = seen()[: config.num_updates + config.num_target_updates]
+        number = self.windows[0].timestep.obs[0, 0, 1]
+        np.testing.assert_array_equal(state.lives.task.number, [number])
         params = state.lives.agent.params
         self.born = {name: np.asarray(x[0], np.float64) for name, x in params.items()}
 
@@ -283,16 +301,10 @@ class Reference:
 
 
 CASES = {
-    "one update": dict(num_updates=1),
     "three updates": dict(num_updates=3),
-    "three updates of Adam": dict(num_updates=3, inner_optimizer="adam"),
-    "outer value": dict(num_updates=2, outer_value=True),
     "Monte Carlo": dict(num_updates=2, outer_value=True, value_targets="monte_carlo"),
-    "bootstrap": dict(num_updates=1, outer="bootstrap"),
     "bootstrap further on": dict(num_updates=2, outer="bootstrap", num_target_updates=3),
-    "bootstrap, outer value": dict(
-        num_updates=2, outer="bootstrap", num_target_updates=2, outer_value=True
-    ),
+    "bootstrap, outer value": dict(num_updates=2, outer="bootstrap", outer_value=True),
     "bootstrap of Adam": dict(
         num_updates=2, outer="bootstrap", num_target_updates=2, inner_optimizer="adam"
     ),
@@ -302,17 +314,15 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_the_meta_gradient_is_that_of_the_paper(x64, case):
     """Of all numbers that can be learned at once, through every update, against the algorithm written
-    out in numpy. A target or an advantage that is stopped inside fails it for L > 1; one that is not
-    stopped outside fails it for all."""
+    out in numpy. A target or an advantage that is stopped inside fails it, and one that is not stopped
+    outside. (Of one update: `test_the_meta_gradient_of_gamma_in_closed_form`.)"""
     config = small(learns=LEARNABLE, **CASES[case])
     found, state, _ = measured(config)
-    num_windows = config.num_updates + config.num_target_updates
-    reference = Reference(config, HYPER, state, seen(config, state, num_windows))
+    reference = Reference(config, HYPER, state)
     eta = {name: float(x) for name, x in state.meta.params.items()}
     expected = reference.gradient(eta)
-    # After one update the value is not in a target's policy, and Adam hides the weight of its loss.
-    hidden = "Adam" in case or case == "bootstrap"
-    seen_through = set(LEARNABLE) - ({"value_cost"} if hidden else set())
+    # Adam hides the weight of the value's loss.
+    seen_through = set(LEARNABLE) - ({"value_cost"} if "Adam" in case else set())
     assert min(abs(expected[name]) for name in seen_through) > 3e-7
     for name in LEARNABLE:
         np.testing.assert_allclose(found[name], expected[name], rtol=2e-5, atol=1e-9, err_msg=name)
@@ -320,15 +330,15 @@ def test_the_meta_gradient_is_that_of_the_paper(x64, case):
 
 def test_the_agents_learn_from_every_window(x64):
     """After a step the agent has had L + 1 updates, the last one with the new η."""
-    config = small(learns=LEARNABLE, num_updates=2)
+    config = small(learns=LEARNABLE, num_updates=3)
     _, state, after = measured(config)
-    reference = Reference(config, HYPER, state, seen(config, state, 3))
+    reference = Reference(config, HYPER, state)
     eta, moved = ({name: float(x) for name, x in s.meta.params.items()} for s in (state, after))
     params, optimizer = reference.after(eta)
-    expected = reference.updated(params, optimizer, reference.windows[2], moved)
+    expected = reference.updated(params, optimizer, reference.windows[3], moved)
     for name, x in after.lives.agent.params.items():
         np.testing.assert_allclose(x[0], expected[name], rtol=1e-10)
-    assert after.lives.age.tolist() == [3]
+    assert after.lives.age.tolist() == [4]
 
 
 def test_the_meta_gradient_of_gamma_in_closed_form(x64):
@@ -345,13 +355,15 @@ def test_the_meta_gradient_of_gamma_in_closed_form(x64):
         learning_rate=1.0,
         max_grad_norm=1e9,
     )
-    zero = VALUE._replace(init=lambda key: jnp.zeros(2))
-    built = meta_gradient(FAMILY, config, hyper, policy=POLICY, value=zero, optimizer=optax.sgd)
-    state = jax.jit(built.init)(jax.random.key(0))
-    after, _ = jax.jit(built.step)(jax.random.key(1), state, state.lives.task)
+    init, step = programs(config)
+    state = init(jax.random.key(0), hyper)
+    agent = state.lives.agent
+    agent = agent._replace(params=agent.params | {"value": np.zeros((1, 2))})
+    state = state._replace(lives=state.lives._replace(agent=agent))
+    after, _ = step(jax.random.key(1), state, state.lives.task)
     found = (state.meta.params["discount"] - after.meta.params["discount"]).item()
 
-    inner, outer = seen(config, state, 2)
+    inner, outer = seen()[:2]
     w = np.asarray(state.lives.agent.params["policy"][0])
     r = inner.reward[0]  # three steps of one episode, alike in both streams
     x, action = inner.timestep.obs[0] / SCALE, inner.action[0]
@@ -377,21 +389,21 @@ def test_a_learned_reward_has_the_meta_gradient_of_the_reward_it_adds(x64):
     )
     hyper = HYPER._replace(intrinsic_scale=0.7, min_discount=0.0)
     found, state, _ = measured(config, hyper)
-    windows = seen(config, state, 3)
-    direction = jax.tree.map(
-        lambda x: jax.random.normal(jax.random.key(5), x.shape), state.meta.params["reward"]
-    )
+    windows = seen()[:3]
+    draw = np.random.default_rng(5)
+    direction = jax.tree.map(lambda x: draw.normal(size=x.shape), state.meta.params["reward"])
 
     def with_rewards(step):
         """The windows that the agent learns from, the learned reward added to the task's."""
-        params = jax.tree.map(lambda x, d: x + step * d, state.meta.params["reward"], direction)
+        start = jax.tree.map(np.asarray, state.meta.params["reward"])
+        params = jax.tree.map(lambda x, d: x + step * d, start, direction)
         added = []
         for data in windows:
             h = np.concatenate([data.timestep.obs, np.eye(3)[data.action]], axis=-1)
             body = params["body"]["params"]["Dense_0"]
-            h = np.tanh(h @ np.asarray(body["kernel"]) + np.asarray(body["bias"]))
+            h = np.tanh(h @ body["kernel"] + body["bias"])
             head = params["head"]["params"]
-            h = h @ np.asarray(head["kernel"]) + np.asarray(head["bias"])
+            h = h @ head["kernel"] + head["bias"]
             added.append(0.7 * np.tanh(h[..., 0]))
         return added
 
@@ -404,12 +416,12 @@ def test_a_learned_reward_has_the_meta_gradient_of_the_reward_it_adds(x64):
                 plain = super().updated(params, optimizer, data, {})
                 return moved | {"outer_value": plain["outer_value"]}
 
-        mixed = Mixed(config, hyper, state, windows)
+        mixed = Mixed(config, hyper, state)
         return mixed.objective({"step": step}, {"step": 0.0})
 
     expected = (objective(1e-5) - objective(-1e-5)) / 2e-5
     dot = sum(
-        jnp.vdot(g, d)
+        np.vdot(g, d)
         for g, d in zip(jax.tree.leaves(found["reward"]), jax.tree.leaves(direction), strict=True)
     )
     assert abs(expected) > 1e-6
@@ -422,16 +434,15 @@ def test_a_learned_reward_has_the_meta_gradient_of_the_reward_it_adds(x64):
 def lives_apart(ages=(0, 4, 2), numbers=(0.1, 0.2, 0.3), **settings):
     """Three lives of different agents, and the compiled step."""
     config = Config(num_agents=3, num_streams=2, num_steps=NUM_STEPS, **settings)
-    built = algorithm(config)
-    state = jax.jit(built.init)(jax.random.key(0))
+    state = begun(config)
     lives = state.lives._replace(
         age=jnp.array(ages, jnp.int32), task=counter_task(jnp.array(numbers))
     )
-    return built, state._replace(lives=lives), jax.jit(built.step)
+    return state._replace(lives=lives), programs(config)[1]
 
 
 def test_lives_begin_anew_when_they_are_over_in_the_tasks_given():
-    _, state, step = lives_apart(lifespan=4)
+    state, step = lives_apart(lifespan=4)
     given = counter_task(jnp.array([7.0, 8.0, 9.0]))
     expected = [([2, 2, 4], [0.1, 8.0, 0.3]), ([4, 4, 2], [0.1, 8.0, 9.0]), ([2, 2, 4], [7, 8, 9])]
     for k, (ages, numbers) in enumerate(expected):
@@ -446,15 +457,14 @@ def test_lives_begin_anew_when_they_are_over_in_the_tasks_given():
 
 
 def test_a_newborn_has_learned_nothing_and_earned_nothing():
-    built, state, step = lives_apart(ages=(0, 4, 0), lifespan=4)
+    state, step = lives_apart(ages=(0, 4, 0), lifespan=4)
     before = state
     key = jax.random.key(3)
     state, _ = step(key, state, counter_task(jnp.full(3, 0.5)))
-    fresh = jax.jit(built.init)(jax.random.key(8))
-    old = lambda s: s.lives.agent.params["policy"]  # noqa: E731
-    moved = jnp.max(jnp.abs(old(state) - old(before)), axis=(1, 2))
+    old = lambda s: np.asarray(s.lives.agent.params["policy"])  # noqa: E731
+    moved = np.max(np.abs(old(state) - old(before)), axis=(1, 2))
     assert moved[0] < 0.2 < moved[1]  # two updates, and a new draw
-    assert fresh.scores.finished.shape == (3, 2)
+    assert before.scores.finished.shape == (3, 2)
     # Episodes of 4 steps: a newborn's six steps hold one, of rewards number + script.
     script = np.array([0, 2, 1, 0])
     np.testing.assert_allclose(state.scores.finished[1], np.sum(script + 0.5), rtol=1e-6)
@@ -462,7 +472,7 @@ def test_a_newborn_has_learned_nothing_and_earned_nothing():
 
 
 def test_without_a_lifespan_nobody_dies():
-    _, state, step = lives_apart(ages=(10**6, 4, 2))
+    state, step = lives_apart(ages=(10**6, 4, 2))
     state, _ = step(jax.random.key(0), state, counter_task(jnp.full(3, 5.0)))
     assert state.lives.age.tolist() == [10**6 + 2, 6, 4]
     np.testing.assert_allclose(state.lives.task.number, [0.1, 0.2, 0.3], rtol=1e-6)
@@ -471,47 +481,44 @@ def test_without_a_lifespan_nobody_dies():
 def test_no_agent_leaks_into_another(x64):
     """With η held still, what a life becomes depends on no other; and the meta-gradient is the mean of
     what each would have alone."""
-    config = Config(
-        num_agents=3, num_streams=2, num_steps=NUM_STEPS, learns=LEARNABLE, tasks_per_chunk=2
-    )
+    alone = small(learns=LEARNABLE, num_updates=3)
+    config = dataclasses.replace(alone, num_agents=4, tasks_per_chunk=2)
+    init, step = programs(config)
 
     def run(rate, swap):
-        built = algorithm(config, HYPER._replace(learning_rate=rate))
-        state = jax.jit(built.init)(jax.random.key(0))
+        state = init(jax.random.key(0), HYPER._replace(learning_rate=rate))
         if swap:
-            twist = jnp.array([1.0, -2.0, 1.0])
+            twist = np.array([1.0, -2.0, 1.0, 1.0])
             agent = jax.tree.map(
-                lambda x: x * twist.reshape(3, *[1] * (x.ndim - 1)), state.lives.agent
+                lambda x: x * twist.reshape(4, *[1] * (x.ndim - 1)),
+                jax.tree.map(np.asarray, state.lives.agent),
             )
             state = state._replace(lives=state.lives._replace(agent=agent))
-        after, _ = jax.jit(built.step)(jax.random.key(1), state, state.lives.task)
-        return state, after
+        after, _ = step(jax.random.key(1), state, state.lives.task)
+        return jax.tree.map(np.asarray, (state, after))
 
     _, one = run(0.0, False)
     _, other = run(0.0, True)
     for x, y in zip(jax.tree.leaves(one.lives), jax.tree.leaves(other.lives), strict=True):
-        np.testing.assert_array_equal(x[0], y[0])
-        np.testing.assert_array_equal(x[2], y[2])
+        np.testing.assert_array_equal(x[[0, 2, 3]], y[[0, 2, 3]])
     policies = [s.lives.agent.params["policy"] for s in (one, other)]
-    assert jnp.all(policies[0][1] != policies[1][1])
+    assert np.all(policies[0][1] != policies[1][1])
 
     state, after = run(1.0, False)
-    alone = algorithm(Config(num_agents=1, num_streams=2, num_steps=NUM_STEPS, learns=LEARNABLE))
-    first = jax.jit(alone.init)(jax.random.key(0))
-    step = jax.jit(alone.step)
+    first = begun(alone)
     total = dict.fromkeys(LEARNABLE, 0.0)
-    for m in range(3):
+    for m in range(4):
         life = jax.tree.map(lambda x, m=m: x[m : m + 1], state.lives)
-        moved, _ = step(jax.random.key(1), first._replace(lives=life), life.task)
+        moved, _ = programs(alone)[1](jax.random.key(1), first._replace(lives=life), life.task)
         for name in LEARNABLE:
-            total[name] += (first.meta.params[name] - moved.meta.params[name]) / 3
+            total[name] += float(first.meta.params[name] - moved.meta.params[name]) / 4
     for name in LEARNABLE:
         found = state.meta.params[name] - after.meta.params[name]
         np.testing.assert_allclose(found, total[name], rtol=1e-9)
 
 
 def test_a_life_that_is_not_finite_is_left_out_counted_and_replaced():
-    _, state, step = lives_apart(numbers=(0.1, jnp.nan, 0.3))
+    state, step = lives_apart(numbers=(0.1, jnp.nan, 0.3))
     given = counter_task(jnp.array([0.5, 0.6, 0.7]))
     start = state.meta.params
     state, metrics = step(jax.random.key(0), state, given)
@@ -526,7 +533,7 @@ def test_a_life_that_is_not_finite_is_left_out_counted_and_replaced():
     np.testing.assert_allclose(state.lives.task.number, [0.1, 0.6, 0.3], rtol=1e-6)
     assert np.isfinite(metrics["return/after"])
 
-    _, state, step = lives_apart(numbers=(0.1, 0.2, 0.3))
+    state, step = lives_apart(numbers=(0.1, 0.2, 0.3))
     agent = jax.tree.map(lambda x: x.at[1].set(jnp.nan), state.lives.agent)
     state, metrics = step(
         jax.random.key(0), state._replace(lives=state.lives._replace(agent=agent)), given
@@ -535,7 +542,7 @@ def test_a_life_that_is_not_finite_is_left_out_counted_and_replaced():
     assert np.isfinite(state.lives.agent.params["policy"]).all()
     np.testing.assert_allclose(state.lives.task.number, [0.1, 0.6, 0.3], rtol=1e-6)
 
-    _, state, step = lives_apart(numbers=(jnp.nan,) * 3)
+    state, step = lives_apart(numbers=(jnp.nan,) * 3)
     after, metrics = step(jax.random.key(0), state, given)
     assert metrics["skipped_tasks"] == 3
     assert metrics["skipped_updates"] == 1
@@ -546,13 +553,19 @@ def test_a_life_that_is_not_finite_is_left_out_counted_and_replaced():
 # What a user meets.
 
 VARIANTS = {
-    "discount and λ": {},
-    "all that can be learned": dict(learns=LEARNABLE, inner_optimizer="rmsprop"),
     "nothing": dict(learns=()),
-    "normalised": dict(normalize=True, inner_optimizer="adam"),
-    "leaving one out": dict(leave_one_out=True),
+    "all that can be learned, leaving one out": dict(
+        learns=LEARNABLE, leave_one_out=True, inner_optimizer="rmsprop"
+    ),
     "LIRPG": dict(intrinsic_reward=True, outer_value=True, inner_optimizer="adam"),
-    "BMG": dict(outer="bootstrap", num_target_updates=2, lifespan=6, num_updates=2),
+    "BMG, normalised": dict(
+        outer="bootstrap",
+        num_target_updates=2,
+        lifespan=6,
+        num_updates=2,
+        normalize=True,
+        inner_optimizer="adam",
+    ),
 }
 
 
@@ -567,7 +580,9 @@ def test_protocol(variant):
     step = jax.jit(chex.assert_max_traces(built.step, n=1))
     chex.clear_trace_counter()
     state = jax.jit(built.init)(jax.random.key(0))
-    drawn = tasks.sample_tasks(jax.random.key(1), family, 2, split="train")
+    drawn = jax.jit(lambda key: tasks.sample_tasks(key, family, 2, split="train"))(
+        jax.random.key(1)
+    )
     first = state
     for k in range(3):
         with jax.debug_nans(True):  # a healthy life has none, also before an episode has ended
@@ -577,9 +592,9 @@ def test_protocol(variant):
     assert 0 < metrics["episodes/after"] <= 2 * 3
     for x, y in zip(jax.tree.leaves(first), jax.tree.leaves(state), strict=True):
         assert (x.shape, x.dtype, x.weak_type) == (y.shape, y.dtype, y.weak_type)
-        assert jnp.all(jnp.isfinite(y))
+        assert np.all(np.isfinite(y))
     assert all(x.shape == () for x in metrics.values())
-    assert metrics["env_steps"] == 2 * 3 * 5 * (4 if variant == "BMG" else 2)
+    assert metrics["env_steps"] == 2 * 3 * 5 * (4 if "BMG" in variant else 2)
     names = {"return/before", "return/after", "meta_grad_norm", "env_steps"}
     names |= {"skipped_tasks", "skipped_updates", "skipped_streams"}
     names |= {"episodes/before", "episodes/after"}
@@ -602,7 +617,9 @@ def test_hyper_parameters_and_seeds_can_be_mapped_over(x64):
 
     keys = jax.random.split(jax.random.key(0))
     together = jax.jit(jax.vmap(run))(keys, stacked)
-    alone = jax.jit(run)(keys[1], hypers[1])
+    init, step = programs(config)
+    state = init(keys[1], hypers[1])
+    alone, _ = step(jax.random.key(2), state, state.lives.task)
     for x, y in zip(jax.tree.leaves(together), jax.tree.leaves(alone), strict=True):
         np.testing.assert_allclose(x[1], y, rtol=1e-9)
 
@@ -625,7 +642,7 @@ def test_bad_numbers_and_another_number_of_tasks_are_named():
     with pytest.raises(ValueError, match="outer_discount=2.0 must lie between 0 and 1"):
         meta_gradient(FAMILY, hyper=Hyper(outer_discount=2.0))
     built = algorithm(small())
-    state = built.init(jax.random.key(0))
+    state = jax.eval_shape(built.init, jax.random.key(0))
     with pytest.raises(ValueError, match="num_tasks=2 must be num_agents=1"):
         jax.eval_shape(built.step, jax.random.key(0), state, counter_task(jnp.ones(2)))
 

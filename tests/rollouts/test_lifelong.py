@@ -54,7 +54,7 @@ def test_after_a_window_its_agent_shows_what_it_does():
     setup, meta = counter(random_learner()), 0.5
     live_key, show_key = jax.random.split(jax.random.key(1))
     shown, history = lifelong.live_and_show(
-        live_key, show_key, meta, born(setup), setup=setup, num_updates=2
+        (live_key, show_key), meta, born(setup), setup=setup, num_updates=2
     )
     life, window = lifelong.live(live_key, meta, born(setup), setup=setup, num_updates=2)
     streams, after = rollouts.collect(

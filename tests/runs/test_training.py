@@ -9,17 +9,19 @@ import subprocess
 import sys
 import threading
 import time
+from typing import NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 from rich.console import Console
 
 from jaxmeta import tasks
-from jaxmeta.algorithms.maml import Config, Hyper, maml
+from jaxmeta.algorithms.maml import Config, maml
 from jaxmeta.runs import checkpoints, claims, sinks, training
 from jaxmeta.runs.checkpoints import CheckpointError
 from jaxmeta.types import MetaAlgorithm
@@ -34,9 +36,59 @@ def family():
     return tasks.make("navigation", horizon=4)
 
 
+class Hyper(NamedTuple):
+    step_size: float = 0.1
+
+
+class State(NamedTuple):
+    hyper: Hyper
+    params: dict
+    optimizer: tuple
+    num_updates: jax.Array
+
+
+def seeking(size=4, hyper=Hyper()):
+    """What training needs of an algorithm, soon compiled: weights that Adam moves to where tasks have their goals.
+
+    Every number of the state depends on those before it, on keys and on tasks. (Algorithms that adapt are
+    trained, saved and loaded in `test_experiments`.)
+    """
+
+    def adam(hyper):
+        return optax.adam(hyper.step_size)
+
+    def init(key, hyper=hyper):
+        hyper = jax.tree.map(lambda x: jnp.asarray(x, float), hyper)
+        params = {"w": jax.random.normal(key, (2, size))}
+        return State(hyper, params, adam(hyper).init(params), jnp.zeros((), jnp.int32))
+
+    def step(key, state, tasks):
+        goals = tasks.goal + 0.1 * jax.random.normal(key, tasks.goal.shape)
+        good = jnp.all(jnp.isfinite(tasks.goal))
+
+        def loss(params):
+            return jnp.mean((params["w"].sum(1)[None, :] - jnp.where(good, goals, 0.0)) ** 2)
+
+        before, gradient = jax.value_and_grad(loss)(state.params)
+        moves, optimizer = adam(state.hyper).update(gradient, state.optimizer)
+        params = optax.apply_updates(state.params, moves)
+        after = State(state.hyper, params, optimizer, state.num_updates + 1)
+        after = jax.tree.map(lambda new, old: jnp.where(good, new, old), after, state)
+        return after, {
+            "return/before": jnp.where(good, -before, jnp.nan),
+            "return/after": jnp.where(good, -loss(params), jnp.nan),
+            "meta_grad_norm": optax.tree.norm(gradient),
+            "skipped_tasks": jnp.sum(~jnp.isfinite(tasks.goal).all(1)),
+            "skipped_updates": jnp.asarray(~good, jnp.int32),
+            "env_steps": jnp.asarray(2 * 2 * 4 * 2, jnp.int32),
+        }
+
+    return MetaAlgorithm(init, step, None)
+
+
 @pytest.fixture(scope="module")
-def algorithm(family):
-    return maml(family, Config(num_streams=2, hidden_sizes=(4,)))
+def algorithm():
+    return seeking()
 
 
 def config(**changes):
@@ -126,7 +178,7 @@ def test_resuming_another_run_is_refused_and_changes_nothing(whole, family, algo
     before = (folder / training.CONFIG_FILE).read_text()
     with pytest.raises(CheckpointError, match="training.seed is 5 and was 0"):
         training.train(algorithm, family, config(seed=5), folder=folder, resume=True, **QUIET)
-    wider = maml(family, Config(num_streams=2, hidden_sizes=(5,)))
+    wider = seeking(size=5)
     description = {"algorithm": "maml", "config": {"hidden_sizes": (5,)}}
     with pytest.raises(CheckpointError, match=r"config.hidden_sizes is \[5\] and was \[4\]"):
         training.train(wider, family, config(), folder=folder, resume=True, description=description)
@@ -173,7 +225,8 @@ def test_an_interrupt_leaves_a_checkpoint_to_resume_from(whole, family, algorith
     before = signal.getsignal(signal.SIGINT)
 
     def interrupt():
-        while not (tmp_path / training.METRICS_FILE).exists() or not lines(tmp_path):
+        file = tmp_path / training.METRICS_FILE
+        while not file.exists() or "\n" not in file.read_text():
             time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGINT)
 
@@ -352,7 +405,7 @@ def test_a_member_of_a_population_is_the_run_it_would_be_alone(population, famil
     here = {**members, "folder": None}
     short = training.train_population(algorithm, family, config(seed=3, meta_updates=3), **here)
     for setting, seed in ((0, 4), (1, 3)):
-        own = maml(family, Config(num_streams=2, hidden_sizes=(4,)), members["hypers"][setting])
+        own = seeking(hyper=members["hypers"][setting])
         alone = training.train(own, family, config(seed=seed, meta_updates=3))
         for x, y in zip(jax.tree.leaves(short.state), jax.tree.leaves(alone.state), strict=True):
             # Adam makes the rounding of a small gradient as large as 1/50 of a step, which is 5e-3.
@@ -506,13 +559,13 @@ def test_beginning_from_what_was_learned(whole, family, algorithm, tmp_path):
     assert json.loads((folder / training.CONFIG_FILE).read_text())["initial"] == record["initial"]
     with pytest.raises(ValueError, match="initial must be None where resume=True"):
         training.train(adding, family, longer, initial=run, folder=folder, resume=True)
-    wider = maml(family, Config(num_streams=2, hidden_sizes=(5,)))
+    wider = seeking(size=5)
     with pytest.raises(
         TypeError, match=r"is float32\[2, 4\], and algorithm.init makes float32\[2, 5\]"
     ):
         training.train(wider, family, longer, initial=whole[1])
     with pytest.raises(TypeError, match="initial is another state: .*, and algorithm.init makes"):
-        training.train(algorithm, family, longer, initial=whole[1].state.meta)
+        training.train(algorithm, family, longer, initial=whole[1].state.params)
 
 
 def test_infinite_settings_survive_a_folder(family, tmp_path):

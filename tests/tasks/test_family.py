@@ -1,4 +1,4 @@
-from functools import partial
+import functools
 from importlib import metadata
 
 import gymnax
@@ -38,33 +38,48 @@ ONE = {"catch"}
 """Of one task alone."""
 
 
-@pytest.mark.parametrize("name", tasks.names())
-@pytest.mark.parametrize("split", tasks.SPLITS)
-def test_samplers_make_batches_of_typed_leaves(name, split):
+of_each_family = pytest.mark.parametrize("name", tasks.names(), scope="module")
+"""All tests of one family, then all of the next: they share what they compile."""
+
+
+@functools.cache
+def drawn(name, split):
+    """Forty tasks of a split, ``[M]``."""
     family = made(name)
-    drawn = tasks.sample_tasks(jax.random.key(0), family, 12, split=split)
-    one = getattr(family, split)(jax.random.key(0))
-    assert jax.tree.structure(drawn) == jax.tree.structure(one)
-    for many, single in zip(jax.tree.leaves(drawn), jax.tree.leaves(one), strict=True):
-        assert many.shape == (12, *single.shape)
-        assert many.dtype == single.dtype
-        assert not many.weak_type
-    # The task varies, and every draw is a draw of its own.
-    varying = [x for x in jax.tree.leaves(drawn) if not jnp.all(x == x[:1])]
-    assert bool(varying) == (name not in ONE)
-    if name not in FEW:
-        for x in varying:
-            assert len(jnp.unique(x.reshape(12, -1)[:, 0])) == 12
+    return jax.jit(lambda: tasks.sample_tasks(jax.random.key(0), family, 40, split=split))()
 
 
-@pytest.mark.parametrize("name", tasks.names())
+@of_each_family
+def test_samplers_make_batches_of_typed_leaves(name):
+    for split in tasks.SPLITS:
+        many = drawn(name, split)
+        one = jax.eval_shape(getattr(made(name), split), jax.random.key(0))
+        assert jax.tree.structure(many) == jax.tree.structure(one)
+        for x, single in zip(jax.tree.leaves(many), jax.tree.leaves(one), strict=True):
+            assert x.shape == (40, *single.shape)
+            assert x.dtype == single.dtype
+            assert not x.weak_type
+        # The task varies, and every draw is a draw of its own.
+        few = [np.asarray(x)[:12] for x in jax.tree.leaves(many)]
+        varying = [x for x in few if not np.all(x == x[:1])]
+        assert bool(varying) == (name not in ONE)
+        if name not in FEW:
+            for x in varying:
+                assert len(np.unique(x.reshape(12, -1)[:, 0])) == 12
+
+
+@of_each_family
 def test_spaces_are_those_of_the_environment(name):
     family = made(name)
-    obs, _ = family.env.reset_env(jax.random.key(0), family.train(jax.random.key(1)))
+    obs, action = jax.eval_shape(
+        lambda key: (family.env.reset_env(key, family.train(key))[0], family.random_action(key)),
+        jax.random.key(0),
+    )
     assert obs.shape == family.observation_shape
-    action = family.random_action(jax.random.key(2))
     assert action.shape == family.action_space.shape
-    assert family.action_space.contains(action)
+    assert jax.jit(lambda key: family.action_space.contains(family.random_action(key)))(
+        jax.random.key(2)
+    )
     assert family.name == name
 
 
@@ -78,74 +93,87 @@ def test_random_actions_are_uniform(name):
     assert scipy.stats.chisquare(counts).pvalue > 1e-3
 
 
-def experience(name, key, tasks, *, mapped):
-    """Two streams of random actions in each task, ``[M, 1, N, T]``, a little more than an episode where it is short."""
-    family = made(name)
-    learner = evaluation.controller_learner(lambda key, *_: family.random_action(key))
-    num_steps = min(family.horizon + 3, 24)
-    setup = rollouts.Setup(learner, family.env, num_streams=2, num_steps=num_steps)
-
-    def one(key, task):
-        return rollouts.lifetime(key, task, task, setup=setup, num_updates=0)
-
-    keys = jax.random.split(key, 3)
-    if mapped:
-        return jax.jit(jax.vmap(one))(keys, tasks)
-    call = jax.jit(one)
-    each = [call(keys[i], jax.tree.map(lambda x, i=i: x[i], tasks)) for i in range(3)]
-    return jax.tree.map(lambda *x: jnp.stack(x), *each)
-
-
-@pytest.mark.parametrize("name", tasks.names())
-def test_rollouts_are_a_function_of_task_and_key_and_stay_in_the_space(name):
-    family = made(name)
-    drawn = tasks.sample_tasks(jax.random.key(0), family, 3, split="test")
-    key = jax.random.key(1)
-    together, again, each = (
-        experience(name, key, drawn, mapped=mapped).trajectories for mapped in (True, True, False)
-    )
-    for a, b, c in zip(*map(jax.tree.leaves, (together, again, each)), strict=True):
-        np.testing.assert_array_equal(a, b)
-        # A physical rollout may amplify rounding, which differs between a batch and one.
-        np.testing.assert_allclose(a, c, rtol=1e-3, atol=1e-3)
-    assert jnp.all(together.timestep.first[..., 0])
-    space = family.env.observation_space(family.env.default_params)
-    for obs in (together.timestep.obs, together.next_obs):
-        assert obs.shape[4:] == space.shape
-        assert jnp.all(jnp.isfinite(obs))
-        low, high = (np.asarray(x) for x in (space.low, space.high))
-        assert np.all((np.asarray(obs) >= low - 1e-4) & (np.asarray(obs) <= high + 1e-4))
-    assert jnp.all(jnp.isfinite(together.reward))
-
-
 BOARDS = ("asterix", "breakout", "freeway", "seaquest", "space_invaders")
 """Families whose histories are long: unoptimised programs of jax 0.11 copy all of a history at each step."""
 
 
-@pytest.mark.parametrize("name", EVERY_FAMILY)
-def test_a_task_survives_the_end_of_an_episode(name):
-    """An agent that is told the task earns in the second episode as much as in the first: it is the same task."""
-    family = tasks.make(name, horizon=60) if name in BOARDS else made(name)
-    controller = family.optimal_action or family.expert_action
-    if controller is None:
-        pytest.skip("the family has neither an optimal action nor an expert")
-    learner = evaluation.controller_learner(lambda key, task, obs: controller(task, obs))
-    setup = rollouts.Setup(learner, family.env, num_streams=1, num_steps=2 * family.horizon)
-    drawn = tasks.sample_tasks(jax.random.key(0), family, 40, split="test")
+def controller(family):
+    return family.optimal_action or family.expert_action
 
-    def returns(key, task):
-        history = rollouts.lifetime(key, task, task, setup=setup, num_updates=0)
+
+@functools.cache
+def player(name, told):
+    """A family, some of its tasks, and a program ``(keys, tasks, asking) -> (trajectories [M, T], returns)``.
+
+    Actions are random or, if the agent may be told the task and ``asking``, the controller's. Then there
+    are two episodes, and their returns ``[M, 2]``; else there are few steps.
+    """
+    family, played = made(name), drawn(name, "test")
+    if told and name in BOARDS:
+        family = tasks.make(name, horizon=60)
+        played = jax.jit(lambda key: tasks.sample_tasks(key, family, 40, split="test"))(
+            jax.random.key(0)
+        )
+
+    def policy(key, meta, obs):
+        if not told:
+            return family.random_action(key)
+        task, asking = meta
+        return jax.lax.cond(
+            asking,
+            lambda: jnp.asarray(controller(family)(task, obs), family.action_space.dtype),
+            lambda: family.random_action(key),
+        )
+
+    steps = 2 * family.horizon if told else min(family.horizon + 3, 24)
+    learner = evaluation.controller_learner(policy)
+    setup = rollouts.Setup(learner, family.env, num_streams=1, num_steps=steps)
+
+    def one(key, task, asking):
+        history = rollouts.lifetime(key, (task, asking), task, setup=setup, num_updates=0)
         data = jax.tree.map(lambda x: x[0], history.trajectories)
         seen = evaluation.Trials(data.action, data.reward, data.last, finite_streams(data))
-        return evaluation.episode_returns(seen, 2)
+        return jax.tree.map(lambda x: x[0], data), evaluation.episode_returns(seen, 2)[0]
 
-    first, second = jax.jit(jax.vmap(returns))(jax.random.split(jax.random.key(1), 40), drawn)[
-        :, 0
-    ].T
-    random = jax.jit(
-        lambda key: evaluation.random_returns(key, drawn, family=family, num_streams=2)
-    )(jax.random.key(2))
-    gained = np.array([np.mean(x - random) for x in (first, second)])
+    return family, jax.device_get(played), jax.jit(jax.vmap(one, in_axes=(0, 0, None)))
+
+
+KEYS = np.arange(80, dtype=np.uint32).reshape(40, 2)
+
+
+@of_each_family
+def test_rollouts_are_a_function_of_task_and_key_and_stay_in_the_space(name):
+    told = name not in BOARDS and controller(made(name)) is not None
+    family, played, program = player(name, told)
+    copies = jax.tree.map(lambda x: np.repeat(x[1:2], 40, axis=0), (KEYS, played))
+    together, again, alone = (
+        jax.device_get(program(jax.random.wrap_key_data(keys), played, False)[0])
+        for keys, played in ((KEYS, played), (KEYS, played), copies)
+    )
+    for a, b, c in zip(*map(jax.tree.leaves, (together, again, alone)), strict=True):
+        np.testing.assert_array_equal(a, b)
+        # What happens in one task is nothing to another. A physical rollout may amplify rounding.
+        np.testing.assert_allclose(c[:, :24], np.repeat(a[1:2, :24], 40, 0), rtol=1e-3, atol=1e-3)
+    assert np.all(together.timestep.first[:, 0])
+    space = family.env.observation_space(family.env.default_params)
+    low, high = (np.asarray(x) for x in (space.low, space.high))
+    for obs in (together.timestep.obs, together.next_obs):
+        assert obs.shape[2:] == space.shape
+        assert np.all(np.isfinite(obs))
+        assert np.all((obs >= low - 1e-4) & (obs <= high + 1e-4))
+    assert np.all(np.isfinite(together.reward))
+
+
+@pytest.mark.parametrize("name", EVERY_FAMILY, scope="module")
+def test_a_task_survives_the_end_of_an_episode(name):
+    """An agent that is told the task earns in the second episode as much as in the first: it is the same task."""
+    if controller(made(name)) is None:
+        pytest.skip("the family has neither an optimal action nor an expert")
+    _, played, program = player(name, True)
+    keys = jax.random.wrap_key_data(KEYS)
+    told, random = (np.asarray(program(keys, played, asking)[1]) for asking in (True, False))
+    first, second = told.T
+    gained = told.mean(0) - random.mean()
     assert gained[0] > 0
     spread = np.std(first - second) / np.sqrt(40)
     assert abs(gained[1] - gained[0]) <= 0.1 * gained[0] + 4 * spread
@@ -192,9 +220,16 @@ CONTENT = {
 WORDS = {"babel": "2.19.0", "num2words": "0.5.14"}
 
 
-@pytest.mark.parametrize("name", tasks.names())
-def test_splits_are_what_figures_were_measured_on(name):
+@of_each_family
+def test_splits_are_what_figures_were_measured_on(name, monkeypatch):
     family = made(name)
+    monkeypatch.setattr(  # the first of many draws are those that it makes
+        tasks.family,
+        "sample_tasks",
+        lambda key, family, few, split: jax.tree.map(
+            lambda x: np.asarray(x)[:few], drawn(name, split)
+        ),
+    )
     if name == "translation" and {x: metadata.version(x) for x in WORDS} != WORDS:
         pytest.skip(f"languages change from release to release; figures are of {WORDS}")
     hashes = [tasks.content_hash(family, split) for split in tasks.SPLITS]
@@ -204,13 +239,8 @@ def test_splits_are_what_figures_were_measured_on(name):
 
 
 def test_the_content_hash_sees_a_changed_law():
-    family = tasks.make("cartpole")
-    assert tasks.content_hash(family, "train") == tasks.content_hash(
-        tasks.make("cartpole"), "train"
-    )
-    assert tasks.content_hash(family, "train") != tasks.content_hash(
-        tasks.make("cartpole", scale=2.01), "train"
-    )
+    assert tasks.content_hash(tasks.make("cartpole"), "train") == CONTENT["cartpole"][0]
+    assert tasks.content_hash(tasks.make("cartpole", scale=2.01), "train") != CONTENT["cartpole"][0]
 
 
 RUN = (
@@ -237,7 +267,7 @@ def test_a_learner_learns_once_in_every_family(name):
         state = algorithm.init(key)
         return state, *algorithm.step(jax.random.key(2), state, drawn)
 
-    run = jax.jit(learned) if name in RUN else partial(jax.eval_shape, learned)
+    run = jax.jit(learned) if name in RUN else functools.partial(jax.eval_shape, learned)
     state, after, metrics = run(jax.random.key(0))
     for x, y in zip(jax.tree.leaves(after), jax.tree.leaves(state), strict=True):
         assert (x.shape, x.dtype) == (y.shape, y.dtype)
