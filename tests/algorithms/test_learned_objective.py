@@ -15,13 +15,16 @@ from jaxmeta.algorithms.learned_objective import (
     rule_of,
 )
 from jaxmeta.estimators.returns import gae, td_errors
+from jaxmeta.learners import update_rules
 from jaxmeta.learners.update_rules import rule_learner
+from jaxmeta.meta_updates import windows
 from jaxmeta.rollouts import lifelong
 from jaxmeta.runs import training
 from tests.algorithms.test_algorithms import assert_equal_avals, flat
 
 OUTERS = ("meta_gradient", "es", "pes")
 SMALL = dict(num_streams=2, num_steps=5, num_predictions=3, memory_size=4)
+OF_LPO = dict(num_streams=2, num_steps=5, memory_size=4)
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +48,7 @@ def test_protocol(family, objective, outer):
         lifespan=6,
         num_updates=2,
         num_epochs=2,
-        **SMALL,
+        **(SMALL if objective == "lpg" else OF_LPO),
     )
     algorithm = learned_objective(family, config)
     state = algorithm.init(jax.random.key(0))
@@ -287,3 +290,48 @@ def test_a_rule_is_found(outer, learning_rate):
     curve = jax.jit(jax.vmap(rewards))(jax.random.split(jax.random.key(2), 64), held_out).mean(0)
     assert abs(curve[0] - 1.0) < 0.15
     assert curve[-1] > 1.4
+
+
+def test_a_rule_of_one_s_own_is_learned_by_any_estimator(family):
+    """The policy gradient times a learned number: evolution moves that number."""
+    scaled = update_rules.a2c()._replace(
+        init=lambda key: {"scale": jnp.ones(())},
+        loss=lambda params, outputs, data, targets, hyper: (
+            -params["scale"] * outputs.distribution.log_prob(data.action) * targets.advantage
+        ),
+    )
+    sizes = dict(num_agents=2, lifespan=2, num_updates=2, num_streams=2, num_steps=5)
+    algorithm = learned_objective(
+        family,
+        Config(**sizes),
+        Hyper(learning_rate=0.1),
+        rule=scaled,
+        estimator=windows.persistent_evolution_strategy,
+    )
+    state = jax.jit(algorithm.init)(jax.random.key(0))
+    after, metrics = jax.jit(algorithm.step)(jax.random.key(1), state, draw(family, 2))
+    assert metrics["skipped_tasks"] == 0
+    moved = after.meta.params["scale"] - state.meta.params["scale"]
+    np.testing.assert_allclose(abs(moved), 0.1, rtol=1e-3)  # Adam's first step
+
+
+@pytest.mark.parametrize(
+    ("config", "hyper", "objects", "message"),
+    [
+        (dict(objective="lpo", num_epochs=2, num_predictions=3), {}, {}, "num_predictions=3"),
+        (dict(objective="lpo", num_epochs=2), dict(policy_target_cost=1.0), {}, "policy_target_c"),
+        ({}, dict(entropy_cost=0.1), {}, "entropy_cost=0.1 has no effect with objective='lpg'"),
+        ({}, dict(noise_std=0.1), {}, "noise_std=0.1 has no effect with outer='meta_gradient'"),
+        (dict(outer="es"), dict(max_grad_norm=2.0), {}, "max_grad_norm=2.0 has no effect with"),
+        (dict(memory_size=4), {}, dict(rule=update_rules.lpg()), "memory_size=4 has no effect"),
+        (
+            dict(outer="es"),
+            {},
+            dict(estimator=windows.policy_gradient),
+            "outer='es' has no effect beside estimator",
+        ),
+    ],
+)
+def test_settings_without_an_effect_are_refused(family, config, hyper, objects, message):
+    with pytest.raises(ValueError, match=message):
+        learned_objective(family, Config(**config), Hyper(**hyper), **objects)

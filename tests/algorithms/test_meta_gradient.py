@@ -754,3 +754,16 @@ def test_tuned_online_beats_a_short_sighted_agent():
         last[name] = metrics["return/after"][-25:].mean().item()
     assert metrics["learned/discount"].max() > 0.75
     assert last["learned"] > 1.3 * last["fixed"]
+
+
+@pytest.mark.parametrize(
+    ("config", "hyper", "message"),
+    [
+        (dict(num_target_updates=2), {}, "num_target_updates=2 has no effect with outer='policy_g"),
+        ({}, dict(intrinsic_scale=0.5), "intrinsic_scale=0.5 has no effect without intrinsic_rew"),
+        (dict(learns=()), dict(min_discount=0.5), "min_discount=0.5 has no effect where learns"),
+    ],
+)
+def test_settings_without_an_effect_are_refused(config, hyper, message):
+    with pytest.raises(ValueError, match=message):
+        meta_gradient(FAMILY, Config(**config), Hyper(**hyper))
