@@ -1,4 +1,5 @@
-"""Imports point one way: each room may use only those above it, and no two modules of a room use each other."""
+"""Imports point one way: each room may use only those above it, and no two modules of a room use each other. A function
+fits on one screen."""
 
 import ast
 import importlib
@@ -117,3 +118,14 @@ def test_only_training_compiles():
             text = path.read_text(encoding="utf-8")
             assert "jax.jit" not in text, path
             assert "import jit" not in text, path
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_every_function_fits_on_one_screen(path):
+    """60 lines without the docstring, functions within it counted."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.FunctionDef):
+            lines = node.end_lineno - node.lineno + 1
+            if ast.get_docstring(node) is not None:
+                lines -= node.body[0].end_lineno - node.body[0].lineno + 1
+            assert lines <= 60, f"{node.name} has {lines} lines"

@@ -198,12 +198,11 @@ def learned_objective(
     made = (estimator or ESTIMATORS[config.outer])(window, objective(followed, parts, critic))
 
     def init(key: jax.Array, hyper: Hyper = hyper) -> State:
-        rule_key, task_key, birth_key = jax.random.split(key, 3)
+        rule_key, *keys = jax.random.split(key, 3)
         hyper = jax.tree.map(lambda x: jnp.asarray(x, float), hyper)
         meta = Meta(followed.init(rule_key), hyper)
+        members = _first_members(keys, meta, family, made, config)
         optimizer_state = optimizer(hyper.learning_rate).init(meta.params)
-        drawn = sample_tasks(task_key, family, config.num_agents, split="train")
-        members = _first_members(birth_key, meta, drawn, made, config)
         return State(meta, members, optimizer_state, jnp.zeros((), jnp.int32))
 
     def step(key: jax.Array, state: State, tasks: Task) -> tuple[State, dict]:
@@ -214,8 +213,8 @@ def learned_objective(
             (jax.random.split(key, num_tasks), state.members, tasks),
             tasks_per_chunk=config.tasks_per_chunk,
         )
-        agents = members._replace(life=members.life.agent)  # what else is in a life is the task's
-        good = finite_tasks((gradients, reports, agents))
+        # What else is in a life is the task's.
+        good = finite_tasks((gradients, reports, members._replace(life=members.life.agent)))
         gradient, report = masked_mean((gradients, reports), good)
         applied = jnp.any(good)
         transform = optimizer(meta.hyper.learning_rate)  # the estimators clip
@@ -257,11 +256,13 @@ def objective(rule: UpdateRule, parts: RuleLearner, critic: Value) -> Objective:
 
 
 def _first_members(
-    key: jax.Array, meta: Meta, tasks: Task, estimator: Estimator, config: Config
+    keys: list[jax.Array], meta: Meta, family: TaskFamily, estimator: Estimator, config: Config
 ) -> Member:
     """Members ``[M]`` of different ages, so that each meta-update sees agents of every age."""
-    keys = jax.random.split(key, config.num_agents)
-    members = jax.vmap(estimator.birth, (0, None, 0))(keys, meta, tasks)
+    task_key, birth_key = keys
+    tasks = sample_tasks(task_key, family, config.num_agents, split="train")
+    birth_keys = jax.random.split(birth_key, config.num_agents)
+    members = jax.vmap(estimator.birth, (0, None, 0))(birth_keys, meta, tasks)
     windows = jnp.arange(config.num_agents) * (config.lifespan // config.num_updates)
     ages = windows // config.num_agents * config.num_updates
     everyone = jnp.ones(config.num_agents, bool)
