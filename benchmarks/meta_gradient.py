@@ -109,6 +109,8 @@ def chain_algorithm(main: Chain, family: TaskFamily, settings: dict, hyper: Hype
         rematerialize=False,
         unroll=5,
     )
+    if "discount" not in config.learns:
+        hyper = hyper._replace(min_discount=0.0)  # bounds a learned discount alone
     value = table_of_values(family.action_space.n, family.horizon)
     return meta_gradient(family, config, hyper, value=value)
 
