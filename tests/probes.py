@@ -158,11 +158,16 @@ def paths_as_data(states, actions, reward, log_policy) -> Trajectory:
 
 def recorded_lifetime(algorithm, family, meta, *, num_streams, num_updates):
     """What an agent sees in one task of ``family``, episodes from the start, as data: ``[K + 1, N, T]``."""
-    task = family.train(jax.random.key(2))
     setup = rollouts.Setup(algorithm.learner, family.env, num_streams, family.horizon)
-    return rollouts.lifetime(
-        jax.random.key(1), meta, task, setup=setup, num_updates=num_updates, restart=True
-    ).trajectories
+
+    @jax.jit
+    def lived(meta):
+        task = family.train(jax.random.key(2))
+        return rollouts.lifetime(
+            jax.random.key(1), meta, task, setup=setup, num_updates=num_updates, restart=True
+        ).trajectories
+
+    return lived(meta)
 
 
 def made_up_streams(num_streams: int = 4, num_steps: int = 6) -> Trajectory:

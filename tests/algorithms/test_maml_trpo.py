@@ -8,7 +8,7 @@ from jaxmeta.algorithms.maml_trpo import Config, Hyper, maml_trpo
 from jaxmeta.estimators.surrogates import SURROGATES
 from jaxmeta.rollouts.lifetime import replay
 
-SMALL = dict(num_streams=3, hidden_sizes=(2,))
+SMALL = dict(num_streams=3, hidden_sizes=(2,), rematerialize=False)  # sooner compiled
 NUM_TASKS = 2
 
 
@@ -23,13 +23,21 @@ class Written:
     def __init__(self, family, config):
         self.algorithm = maml_trpo(family, config)
         self.step = jax.jit(self.algorithm.step)
-        self.drawn = tasks.sample_tasks(jax.random.key(1), family, NUM_TASKS, split="train")
         self.parts = learners.gradient_learner(family, config)
-        self.meta = self.algorithm.init(jax.random.key(0)).meta
+
+        @jax.jit
+        def begun():
+            drawn = tasks.sample_tasks(jax.random.key(1), family, NUM_TASKS, split="train")
+            meta = self.algorithm.init(jax.random.key(0)).meta
+            return (
+                drawn,
+                meta,
+                learners.gradient.record(jax.random.key(2), meta, drawn, parts=self.parts),
+            )
+
+        self.drawn, self.meta, (self.keys, self.lived) = begun()
         self.theta, self.unravel = jax.flatten_util.ravel_pytree(self.meta.params)
-        self.keys, self.lived = learners.gradient.record(
-            jax.random.key(2), self.meta, self.drawn, parts=self.parts
-        )
+        self.init = jax.jit(self.algorithm.init)
 
     def __call__(self, theta):
         """Means at θ of the loss, of KL(old || new) of the adapted policies and of the ratio's loss."""
@@ -48,7 +56,7 @@ class Written:
         return jax.tree.map(jnp.mean, jax.vmap(of_task)(self.keys, self.lived))
 
     def moved(self, hyper):
-        state = self.algorithm.init(jax.random.key(0), hyper)
+        state = self.init(jax.random.key(0), hyper)
         after, metrics = self.step(jax.random.key(2), state, self.drawn)
         return jax.flatten_util.ravel_pytree(after.meta.params)[0], metrics
 
@@ -64,10 +72,10 @@ def test_the_step_is_the_natural_meta_gradient_and_the_search_halves_it(x64, fam
         gradient = jax.grad(lambda theta: written(theta)[0])(theta)
         return gradient, jax.hessian(lambda theta: written(theta)[1])(theta)
 
-    gradient, fisher = derivatives(written.theta)
-    damped = fisher + hyper.damping * jnp.eye(written.theta.size)
-    direction = jnp.linalg.solve(damped, gradient)
-    step = jnp.sqrt(2 * hyper.max_kl / (direction @ damped @ direction)) * direction
+    gradient, fisher = map(np.asarray, derivatives(written.theta))
+    damped = fisher + hyper.damping * np.eye(written.theta.size)
+    direction = np.linalg.solve(damped, gradient)
+    step = np.sqrt(2 * hyper.max_kl / (direction @ damped @ direction)) * direction
     theta, metrics = written.moved(hyper)
     assert metrics["backtracks"] == 0
     np.testing.assert_allclose(written.theta - theta, step, rtol=1e-6, atol=1e-9)

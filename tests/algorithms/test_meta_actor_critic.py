@@ -1,7 +1,6 @@
 """The actor-critic's updates against the textbook, and their derivatives against finite differences."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -22,11 +21,20 @@ def family_and_algorithm(hyper=Hyper(), **settings):
 
 def linear_meta(algorithm):
     """With parameters that are not the zeros that a new softmax-linear policy has."""
-    meta = algorithm.init(jax.random.key(0)).meta
-    leaves, structure = jax.tree.flatten(meta.params)
-    keys = jax.random.split(jax.random.key(5), len(leaves))
-    leaves = [0.5 * jax.random.normal(k, x.shape) for k, x in zip(keys, leaves, strict=True)]
-    return meta._replace(params=jax.tree.unflatten(structure, leaves))
+    meta = jax.jit(algorithm.init)(jax.random.key(0)).meta
+    draw = np.random.default_rng(5)
+    params = jax.tree.map(lambda x: 0.5 * draw.normal(size=x.shape), meta.params)
+    return meta._replace(params=params)
+
+
+def updating(algorithm, meta):
+    """``data [N, T] -> (agent, the agent after an update on them)``, compiled."""
+
+    def updated(data):
+        agent = algorithm.learner.init(jax.random.key(0), meta)
+        return agent, algorithm.learner.update(jax.random.key(3), meta, agent, data)
+
+    return jax.jit(updated)
 
 
 def test_softmax_linear_policy_and_linear_value_move_as_the_textbook_says(x64):
@@ -40,8 +48,8 @@ def test_softmax_linear_policy_and_linear_value_move_as_the_textbook_says(x64):
         lambda x: x[0],
         recorded_lifetime(algorithm, family, meta, num_streams=NUM_STREAMS, num_updates=1),
     )
-    agent = algorithm.learner.init(jax.random.key(0), meta)
-    after = algorithm.learner.update(jax.random.key(3), meta, agent, data).params
+    after = updating(algorithm, meta)(data)[1].params
+    data = jax.tree.map(np.asarray, data)
 
     x = np.concatenate([data.timestep.obs, np.ones((NUM_STREAMS, HORIZON, 1))], axis=-1)
     x_next = np.concatenate([data.next_obs, np.ones((NUM_STREAMS, HORIZON, 1))], axis=-1)
@@ -65,7 +73,7 @@ def test_softmax_linear_policy_and_linear_value_move_as_the_textbook_says(x64):
 
     theta = np.asarray(meta.params["policy"]["theta"])
     phi = np.einsum("ab,ntf->ntabf", np.eye(2), x).reshape(NUM_STREAMS, HORIZON, 2, -1)
-    pi = np.asarray(jax.nn.softmax(phi @ theta))
+    pi = np.exp(phi @ theta) / np.exp(phi @ theta).sum(-1, keepdims=True)
     score = np.take_along_axis(phi, np.asarray(data.action)[..., None, None], axis=2)[:, :, 0]
     score = score - np.einsum("nta,ntaf->ntf", pi, phi)
     weight = advantage * gamma ** np.arange(HORIZON)
@@ -83,60 +91,67 @@ def test_old_experience_is_weighted_by_its_ratios(x64):
         lambda x: x[0],
         recorded_lifetime(algorithm, family, meta, num_streams=NUM_STREAMS, num_updates=1),
     )
-    agent = algorithm.learner.init(jax.random.key(0), meta)
+    updated = updating(algorithm, meta)
 
     def moved(log_ratio):
-        given = data._replace(log_prob=data.log_prob - log_ratio)
-        after = algorithm.learner.update(jax.random.key(3), meta, agent, given).params
-        return jax.tree.map(jnp.subtract, after, agent.params)
+        given = data._replace(log_prob=np.asarray(data.log_prob) - log_ratio)
+        values = (jax.tree.leaves(agent.params["value"]) for agent in updated(given))
+        before, after = (np.concatenate([np.ravel(x) for x in leaves]) for leaves in values)
+        return after - before
 
     plain = moved(0.0)
-    for log_ratio, factor in ((jnp.log(1.2), 1.2), (jnp.log(3.0), 1.5), (jnp.log(0.2), 0.2)):
-        now = moved(log_ratio)
-        np.testing.assert_allclose(
-            jax.flatten_util.ravel_pytree(now["value"])[0],
-            factor * jax.flatten_util.ravel_pytree(plain["value"])[0],
-            rtol=1e-8,
-        )
+    for log_ratio, factor in ((np.log(1.2), 1.2), (np.log(3.0), 1.5), (np.log(0.2), 0.2)):
+        np.testing.assert_allclose(moved(log_ratio), factor * plain, rtol=1e-8)
 
 
-def check_derivative(algorithm, family, data, meta, *, of):
-    """Automatic against numerical differentiation of what adaptation on ``data`` leads to, in both
-    beginnings and both step sizes; ``of`` are the entries of the adapted parameters that count."""
+def checked_derivatives(algorithm, data, meta, *, of):
+    """Gradients, each held to the differences, of what adaptation on ``data`` leads to, in both beginnings
+    and both step sizes; each of ``of`` are the entries of the adapted parameters that count."""
     sizes = (meta.hyper.step_size, meta.hyper.value_step_size)
     flat, unravel = jax.flatten_util.ravel_pytree((meta.params, sizes))
-    out = jax.random.normal(jax.random.key(9), (flat.size - 2,))
+    flat, draw = np.asarray(flat), np.random.default_rng(0)
+    out = draw.normal(size=flat.size - 2)
 
-    @jax.jit
-    def adapted(flat):
+    def adapted(flat, out):
         params, (step_size, value_step_size) = unravel(flat)
         sizes = dict(step_size=step_size, value_step_size=value_step_size)
         moved = meta._replace(params=params, hyper=meta.hyper._replace(**sizes))
         history = rollouts.replay(jax.random.key(1), moved, data, learner=algorithm.learner)
         last = jax.tree.map(lambda x: x[-1], history.agent.params)
-        return jax.flatten_util.ravel_pytree(last)[0][of] @ out[of]
+        return jax.flatten_util.ravel_pytree(last)[0] @ out
 
-    gradient = jax.jit(jax.grad(adapted))(flat)
-    for i in [*np.random.default_rng(0).choice(flat.size, 12, replace=False).tolist(), -2, -1]:
-        step = jnp.zeros_like(flat).at[i].set(1e-5)
-        difference = (adapted(flat + step) - adapted(flat - step)) / 2e-5
-        np.testing.assert_allclose(gradient[i], difference, rtol=1e-5, atol=1e-7)
-    return gradient
+    moves = [*draw.choice(flat.size, 12, replace=False).tolist(), -2, -1]
+    steps = 1e-5 * np.eye(flat.size)[moves]
+    points = flat + np.concatenate([steps, -steps])
+
+    @jax.jit
+    def derivatives(out):
+        return jax.grad(adapted)(flat, out), jax.vmap(adapted, (0, None))(points, out)
+
+    gradients = []
+    for entries in of:
+        counts = np.zeros_like(out)
+        counts[entries] = out[entries]
+        gradient, values = map(np.asarray, derivatives(counts))
+        high, low = values.reshape(2, -1)
+        np.testing.assert_allclose(gradient[moves], (high - low) / 2e-5, rtol=1e-5, atol=1e-7)
+        gradients.append(gradient)
+    return gradients
 
 
 def test_the_meta_gradient_goes_through_both_updates(x64):
     """Two updates, the second on two batches, on experience that was so unlikely to its policy that every
     ratio is at its bound: those in the targets are data, and must not move for differences to be right."""
     family, algorithm = family_and_algorithm(num_batches=2, hidden_sizes=(3,))
-    meta = algorithm.init(jax.random.key(0)).meta
+    meta = jax.jit(algorithm.init)(jax.random.key(0)).meta
     data = recorded_lifetime(algorithm, family, meta, num_streams=NUM_STREAMS, num_updates=2)
-    data = data._replace(log_prob=data.log_prob - 30.0)
-    gradient = check_derivative(algorithm, family, data, meta, of=slice(None))
+    data = data._replace(log_prob=np.asarray(data.log_prob) - 30.0)
+    size = sum(x.size for x in jax.tree.leaves(meta.params["policy"]))
+    of_policy, of_all = slice(size), slice(None)
+    _, gradient = checked_derivatives(algorithm, data, meta, of=[of_all, of_policy])
     # What becomes of the policy depends on where the values began, and on their step size.
-    size = jax.flatten_util.ravel_pytree(meta.params["policy"])[0].size
-    gradient = check_derivative(algorithm, family, data, meta, of=slice(size))
-    assert jnp.abs(gradient[size:-2]).max() > 1e-4
-    assert jnp.abs(gradient[-1]) > 1e-6
+    assert np.abs(gradient[size:-2]).max() > 1e-4
+    assert np.abs(gradient[-1]) > 1e-6
 
 
 def test_the_policy_s_own_ratio_is_live(x64):
@@ -146,11 +161,9 @@ def test_the_policy_s_own_ratio_is_live(x64):
     config = Config(num_streams=NUM_STREAMS, policy="softmax_linear", hidden_sizes=())
     algorithm = meta_actor_critic(family, config)
     meta = linear_meta(algorithm)
-    task = family.train(jax.random.key(2))
-    setup = rollouts.Setup(algorithm.learner, family.env, NUM_STREAMS, num_steps=1)
-    data = rollouts.lifetime(jax.random.key(1), meta, task, setup=setup, num_updates=1).trajectories
-    size = jax.flatten_util.ravel_pytree(meta.params["policy"])[0].size
-    check_derivative(algorithm, family, data, meta, of=slice(size))
+    data = recorded_lifetime(algorithm, family, meta, num_streams=NUM_STREAMS, num_updates=1)
+    size = sum(x.size for x in jax.tree.leaves(meta.params["policy"]))
+    checked_derivatives(algorithm, data, meta, of=[slice(size)])
 
 
 @pytest.mark.parametrize(

@@ -29,14 +29,16 @@ ENV = Counter()
 
 
 def act_in(env, task, learner, *, num_steps, key=0, stream=None, meta=None, agent=()):
-    begin_key, key = jax.random.split(jax.random.key(key))
-    if stream is None:
-        stream = begin_stream(begin_key, meta, task, learner=learner, env=env)
-    return jax.jit(
-        lambda key, stream: rollout(
+    @jax.jit
+    def act(key, stream):
+        begin_key, key = jax.random.split(key)
+        if stream is None:
+            stream = begin_stream(begin_key, meta, task, learner=learner, env=env)
+        return rollout(
             key, meta, task, agent, stream, learner=learner, env=env, num_steps=num_steps
         )
-    )(key, stream)
+
+    return act(jax.random.key(key), stream)
 
 
 def test_episode_ends_are_recorded_and_the_stream_goes_on():
@@ -82,7 +84,6 @@ def test_reset_never_changes_the_task(name):
     settings = inspect.signature(tasks.FAMILIES[name]).parameters
     limits = {"horizon": 3, "num_pulls": 3, "length": 2}
     family = made(name, **{x: limits[x] for x in limits.keys() & settings})
-    drawn = tasks.sample_tasks(jax.random.key(3), family, 4, split="train")
 
     def visits(task):
         learner = uniform(family)
@@ -91,14 +92,17 @@ def test_reset_never_changes_the_task(name):
             jax.random.key(1), None, task, (), stream, learner=learner, env=family.env, num_steps=12
         )[1]
 
-    data = jax.jit(jax.vmap(visits))(drawn)
-    assert data.timestep.first.sum() >= 4 * 4
-    for m in range(4):
-        task = jax.tree.map(lambda x, m=m: x[m], drawn)
-        # Every recorded transition, before and after resets, is one of this task's own dynamics.
-        np.testing.assert_allclose(
-            replay_transitions(family.env, task, data, m), data.next_obs[m], atol=1e-5
-        )
+    @jax.jit
+    def visited(key):
+        drawn = tasks.sample_tasks(key, family, 4, split="train")
+        return drawn, jax.vmap(visits)(drawn)
+
+    drawn, data = visited(jax.random.key(3))
+    assert np.sum(data.timestep.first) >= 4 * 4
+    # Every recorded transition, before and after resets, is one of this task's own dynamics.
+    again = jax.jit(jax.vmap(lambda *task: replay_transitions(family.env, *task)))
+    successors = again(drawn, data.action, data.last)
+    np.testing.assert_allclose(successors, data.next_obs, atol=1e-5)
 
 
 def uniform(family):
@@ -110,18 +114,18 @@ def uniform(family):
     )
 
 
-def replay_transitions(env, task, data, m):
-    """The successor that each recorded action has, stepping by hand from each episode's start."""
+def replay_transitions(env, task, actions, last):
+    """The successor that each recorded action has, stepping from each episode's start."""
     _, step_key, reset_key = jax.random.split(jax.random.key(1), 3)
-    successors = []
+
+    def step(state, inputs):
+        t, action, ends = inputs
+        obs, after, _, _, _ = env.step_env(keys.at_step(step_key, t), state, action, task)
+        begun = env.reset_env(keys.at_step(reset_key, t), task)[1]
+        return jax.tree.map(lambda new, old: jnp.where(ends, new, old), begun, after), obs
+
     state = env.reset_env(jax.random.key(0), task)[1]
-    for t in range(12):
-        key = keys.at_step(step_key, jnp.asarray(t))
-        obs, state, _, _, _ = env.step_env(key, state, data.action[m, t], task)
-        successors.append(np.asarray(obs))
-        if data.last[m, t]:
-            state = env.reset_env(keys.at_step(reset_key, jnp.asarray(t)), task)[1]
-    return np.stack(successors)
+    return jax.lax.scan(step, state, (jnp.arange(12), actions, last))[1]
 
 
 def test_transitions_are_those_of_gymnax_step():
@@ -131,10 +135,12 @@ def test_transitions_are_those_of_gymnax_step():
     _, data = act_in(env, params, learner, num_steps=60)
     assert int(data.last.sum()) >= 1
     _, state = env.reset(jax.random.key(0), params)
+    data = jax.tree.map(np.asarray, data)
+    step = jax.jit(env.step)
     for t in range(60):
         x, x_dot, theta, theta_dot = data.timestep.obs[t]
         state = state.replace(x=x, x_dot=x_dot, theta=theta, theta_dot=theta_dot)
-        _, state, reward, terminated, _, info = env.step(
+        _, state, reward, terminated, _, info = step(
             jax.random.key(t), state, data.action[t], params
         )
         np.testing.assert_allclose(
@@ -152,9 +158,9 @@ def test_no_gradient_comes_out_of_acting():
         update=lambda key, meta, agent, data: agent,
     )
     family = tasks.make("navigation", horizon=5)
-    task = family.train(jax.random.key(0))
 
     def total(agent):
+        task = family.train(jax.random.key(0))
         stream = begin_stream(jax.random.key(1), agent, task, learner=learner, env=family.env)
         _, data = rollout(
             jax.random.key(2),
@@ -168,7 +174,7 @@ def test_no_gradient_comes_out_of_acting():
         )
         return data.reward.sum() + data.log_prob.sum() + data.action.sum()
 
-    assert jnp.all(jax.grad(total)(jnp.ones(2)) == 0)
+    assert np.all(np.asarray(jax.jit(jax.grad(total))(jnp.ones(2))) == 0)
 
 
 def test_streams_and_steps_draw_different_numbers():
@@ -194,25 +200,30 @@ def test_integer_observations_and_rewards_become_floats(unroll):
         ),
         update=lambda key, meta, agent, data: agent,
     )
-    stream = begin_stream(jax.random.key(0), None, params, learner=learner, env=env)
-    _, data = rollout(
-        jax.random.key(1),
-        None,
-        params,
-        (),
-        stream,
-        learner=learner,
-        env=env,
-        num_steps=30,
-        unroll=unroll,
-    )
+
+    @jax.jit
+    def act():
+        stream = begin_stream(jax.random.key(0), None, params, learner=learner, env=env)
+        return rollout(
+            jax.random.key(1),
+            None,
+            params,
+            (),
+            stream,
+            learner=learner,
+            env=env,
+            num_steps=30,
+            unroll=unroll,
+        )[1]
+
+    data = jax.tree.map(np.asarray, act())
     assert data.timestep.obs.shape == (30,)
     assert data.timestep.obs.dtype == data.reward.dtype == data.discount.dtype == jnp.float32
     assert data.action.dtype == jnp.int32
     assert data.last.sum() >= 1
     # Where no episode ended, the next observation is the successor.
     inside = ~data.last[:-1]
-    assert jnp.array_equal(data.timestep.obs[1:][inside], data.next_obs[:-1][inside])
+    assert np.array_equal(data.timestep.obs[1:][inside], data.next_obs[:-1][inside])
 
 
 def test_no_key_is_used_twice():

@@ -1,3 +1,4 @@
+import functools
 import inspect
 
 import gymnax
@@ -34,20 +35,51 @@ def steps(env, task, actions, seed=0):
     return jax.lax.scan(step, state, (keys, actions))[1]
 
 
-@pytest.mark.parametrize("name", GAMES)
+LIVE = {
+    "freeway": ["player_speed"],
+    "asterix": ["init_spawn_speed", "init_move_interval", "ramp_interval"],
+    "space_invaders": ["enemy_move_interval", "enemy_shot_interval", "shot_cool_down"],
+    "seaquest": [
+        "init_spawn_speed",
+        "init_move_interval",
+        "max_oxygen",
+        "diver_spawn_speed",
+        "diver_move_interval",
+        "enemy_shot_interval",
+        "shot_cool_down",
+    ],
+}
+
+
+@functools.cache
+def game(name):
+    """gymnax's game as a program ``(tasks, actions)``; there is a task for each parameter that can be drawn, and one."""
+    env, _ = gymnax.make(GAMES[name][0])
+    return jax.jit(jax.vmap(lambda task, actions: steps(env, task, actions), (0, None)))
+
+
+def stacked(tasks):
+    return jax.tree.map(lambda *x: jnp.asarray(np.stack(x)), *jax.device_get(tasks))
+
+
+def random_actions(name):
+    return np.random.default_rng(0).integers(0, GAMES[name][1], 100, np.int32)
+
+
+@pytest.mark.parametrize("name", GAMES, scope="module")
 def test_buttons_do_what_the_task_says_in_gymnax_s_game(name):
-    env_name, num_actions, channels = GAMES[name]
+    _, num_actions, channels = GAMES[name]
     family = tasks.make(name)
     assert family.action_space.n == num_actions
     assert family.observation_shape == (10, 10, channels)
-    env, _ = gymnax.make(env_name)
-    task = family.test(jax.random.key(3))
+    task = jax.jit(family.test)(jax.random.key(3))
     assert task.inner.max_steps_in_episode == family.horizon == 500
-    pressed = jax.random.randint(jax.random.key(0), (60,), 0, num_actions)
-    got = jax.jit(lambda: steps(family.env, task, pressed))()
-    expected = jax.jit(lambda: steps(env, task.inner, task.drawn[pressed]))()
+    pressed = random_actions(name)
+    got = jax.jit(lambda task, actions: steps(family.env, task, actions))(task, pressed)
+    same = stacked([task.inner] * (1 + len(LIVE.get(name, ()))))
+    expected = game(name)(same, np.asarray(task.drawn)[pressed])
     for a, b in zip(got, expected, strict=True):
-        np.testing.assert_array_equal(a, b)
+        np.testing.assert_array_equal(a, b[0])
 
 
 @pytest.mark.parametrize(
@@ -80,34 +112,15 @@ def test_experts_are_far_better_than_random(name, least, in_earnest):
     assert np.mean(random) < 0.25 * least
 
 
-LIVE = {
-    "freeway": ["player_speed"],
-    "asterix": ["init_spawn_speed", "init_move_interval", "ramp_interval"],
-    "space_invaders": ["enemy_move_interval", "enemy_shot_interval", "shot_cool_down"],
-    "seaquest": [
-        "init_spawn_speed",
-        "init_move_interval",
-        "max_oxygen",
-        "diver_spawn_speed",
-        "diver_move_interval",
-        "enemy_shot_interval",
-        "shot_cool_down",
-    ],
-}
-
-
-@pytest.mark.parametrize("name", LIVE)
+@pytest.mark.parametrize("name", LIVE, scope="module")
 def test_parameters_that_can_be_drawn_change_the_game(name):
     """A parameter that a game ignores would make tasks differ in name only."""
     tasks.make(name, parameters={field: (1, 9) for field in LIVE[name]})
-    env, params = gymnax.make(GAMES[name][0])
-    actions = jax.random.randint(jax.random.key(0), (150,), 0, GAMES[name][1])
+    _, params = gymnax.make(GAMES[name][0])
     values = [params] + [
         params.replace(**{field: max(getattr(params, field) // 2, 1)}) for field in LIVE[name]
     ]
-    stacked = jax.tree.map(lambda *x: jnp.stack(x), *values)
-    seen = jax.vmap(lambda task, seed: steps(env, task, actions, seed)[0], (None, 0))
-    obs = jax.jit(jax.vmap(seen, (0, None)))(stacked, jnp.arange(3))
+    obs = np.asarray(game(name)(stacked(values), random_actions(name))[0])
     for i, field in enumerate(LIVE[name], 1):
         assert not np.array_equal(obs[0], obs[i]), field
 
@@ -123,15 +136,19 @@ def test_settings_are_put_around_the_game():
     )
     assert family.name == "asterix"
     assert family.expert_action is None
-    drawn = tasks.sample_tasks(jax.random.key(0), family, 200, split="test")
+    drawn, outside = jax.jit(
+        lambda key: [
+            tasks.sample_tasks(key, family, 200, split=split)
+            for split in ("test", "out_of_distribution")
+        ]
+    )(jax.random.key(0))
     assert set(np.asarray(drawn.drawn).tolist()) == {-1.0, 1.0}
     stickiness = np.asarray(drawn.inner.drawn)
     assert 0 <= stickiness.min() < 0.02
     assert 0.18 < stickiness.max() <= 0.2
-    game = drawn.inner.inner.inner
-    assert not np.any(game.ramping)
-    assert set(np.asarray(game.init_spawn_speed).tolist()) == set(range(5, 16))
-    outside = tasks.sample_tasks(jax.random.key(0), family, 200, split="out_of_distribution")
+    inner = drawn.inner.inner.inner
+    assert not np.any(inner.ramping)
+    assert set(np.asarray(inner.init_spawn_speed).tolist()) == set(range(5, 16))
     assert np.min(outside.inner.drawn) >= 0.2
     plain = tasks.make("breakout", permuted_actions=False)
     assert plain.expert_action is minatar.rally
@@ -146,51 +163,67 @@ def test_bad_settings_are_named(name):
             tasks.make(name, parameters={"gravity": (1, 2)})
 
 
+rally, cross, collect, shoot = (
+    jax.jit(functools.partial(expert, None))
+    for expert in (minatar.rally, minatar.cross, minatar.collect, minatar.shoot)
+)
+dive = jax.jit(minatar.dive)
+
+
+def on(board, *cells):
+    """The board with more on it, at (row, column, channel); there is no column 10."""
+    board = board.copy()
+    for row, column, channel in cells:
+        if column < 10:
+            board[row, column, channel] = 1
+    return board
+
+
 def test_a_falling_ball_s_column_folds_at_the_walls():
     def seen(ball, last, paddle=4):
-        obs = jnp.zeros((10, 10, 4)).at[9, paddle, 0].set(1)
-        return obs.at[(*ball, 1)].set(1).at[(*last, 2)].set(1)
+        return on(np.zeros((10, 10, 4), np.float32), (9, paddle, 0), (*ball, 1), (*last, 2))
 
     stay, left, right = 0, 1, 2
     # From column 7 and row 5 going right it is in column 9 at row 8 and in column 8 at row 9. Met in
     # the latter it goes to the right, where the brick is; without one the rule takes the former.
     falling = seen((5, 7), (4, 6), paddle=9)
-    assert minatar.rally(None, falling) == stay
-    assert minatar.rally(None, falling.at[1, 9, 3].set(1)) == left
-    assert minatar.rally(None, seen((5, 7), (4, 6), paddle=7)) == right
-    assert minatar.rally(None, seen((5, 7), (6, 8), paddle=4)) == right  # rising: follow it
-    assert minatar.rally(None, seen((5, 7), (6, 8), paddle=7)) == stay
+    assert rally(falling) == stay
+    assert rally(on(falling, (1, 9, 3))) == left
+    assert rally(seen((5, 7), (4, 6), paddle=7)) == right
+    assert rally(seen((5, 7), (6, 8), paddle=4)) == right  # rising: follow it
+    assert rally(seen((5, 7), (6, 8), paddle=7)) == stay
 
 
 def test_the_chicken_waits_for_a_car_and_walks_behind_it():
     def seen(car, behind, speed, row=6):
-        obs = jnp.zeros((10, 10, 7)).at[row, 4, 0].set(1)
-        return obs.at[row - 1, car, 1].set(1).at[row - 1, behind, 1 + speed].set(1)
+        cells = (row, 4, 0), (row - 1, car, 1), (row - 1, behind, 1 + speed)
+        return on(np.zeros((10, 10, 7), np.float32), *cells)
 
     wait, up = 0, 1
-    assert minatar.cross(None, seen(3, 2, speed=1)) == wait  # one cell before
-    assert minatar.cross(None, seen(2, 1, speed=1)) == wait
-    assert minatar.cross(None, seen(2, 1, speed=5)) == up  # slower: it will not be there yet
-    assert minatar.cross(None, seen(3, 4, speed=1)) == up  # past, going left
-    assert minatar.cross(None, seen(5, 6, speed=1)) == wait
+    assert cross(seen(3, 2, speed=1)) == wait  # one cell before
+    assert cross(seen(2, 1, speed=1)) == wait
+    assert cross(seen(2, 1, speed=5)) == up  # slower: it will not be there yet
+    assert cross(seen(3, 4, speed=1)) == up  # past, going left
+    assert cross(seen(5, 6, speed=1)) == wait
 
 
 def test_asterix_takes_gold_and_shuns_what_an_enemy_enters_next():
-    board = jnp.zeros((10, 10, 4)).at[5, 5, 0].set(1).at[5, 8, 3].set(1)
+    board = on(np.zeros((10, 10, 4), np.float32), (5, 5, 0), (5, 8, 3))
     right = 3
-    assert minatar.collect(None, board) == right
+    assert collect(board) == right
     # An enemy at (5, 7) that comes from the right enters (5, 6) next.
-    met = board.at[5, 7, 1].set(1).at[5, 8, 2].set(1)
-    assert minatar.collect(None, met) != right
-    away = board.at[5, 7, 1].set(1).at[5, 6, 2].set(1)
-    assert minatar.collect(None, away) == right
+    met = on(board, (5, 7, 1), (5, 8, 2))
+    assert collect(met) != right
+    away = on(board, (5, 7, 1), (5, 6, 2))
+    assert collect(away) == right
 
 
 def test_asterix_s_pauses_do_not_shrink_to_nothing():
     """As in MinAtar; gymnax's own do."""
     family = tasks.make("asterix", permuted_actions=False)
-    task = family.train(jax.random.key(0))
-    _, state = family.env.reset_env(jax.random.key(1), task)
+    task, state = jax.jit(
+        lambda key: ((task := family.train(key)), family.env.reset_env(key, task)[1])
+    )(jax.random.key(0))
     due = {"move_speed": jnp.array(1), "ramp_timer": jnp.array(-1), "ramp_index": jnp.array(1)}
     state = replaced(jax.tree.map(jnp.asarray, state), due)
     step = (jax.random.key(2), jnp.array(0), task)
@@ -202,14 +235,14 @@ def test_asterix_s_pauses_do_not_shrink_to_nothing():
 
 
 def test_the_cannon_does_not_step_under_a_bullet():
-    board = jnp.zeros((10, 10, 6)).at[9, 4, 0].set(1).at[2, 4, 1].set(1).at[2, 7, 1].set(1)
+    board = on(np.zeros((10, 10, 6), np.float32), (9, 4, 0), (2, 4, 1), (2, 7, 1))
     stay, left, right, fire = range(4)
-    assert minatar.shoot(None, board) == fire
-    assert minatar.shoot(None, board.at[7, 4, 5].set(1)) in (left, right)
-    assert minatar.shoot(None, board.at[7, 4, 5].set(1).at[6, 3, 5].set(1)) == right
-    alone = board.at[2, 4, 1].set(0)
-    assert minatar.shoot(None, alone) == right
-    assert minatar.shoot(None, alone.at[8, 5, 5].set(1)) in (stay, left, fire)
+    assert shoot(board) == fire
+    assert shoot(on(board, (7, 4, 5))) in (left, right)
+    assert shoot(on(board, (7, 4, 5), (6, 3, 5))) == right
+    alone = on(np.zeros((10, 10, 6), np.float32), (9, 4, 0), (2, 7, 1))
+    assert shoot(alone) == right
+    assert shoot(on(alone, (8, 5, 5))) in (stay, left, fire)
 
 
 def test_the_submarine_shoots_ahead_dodges_and_surfaces_with_divers():
@@ -217,23 +250,24 @@ def test_the_submarine_shoots_ahead_dodges_and_surfaces_with_divers():
     stay, left, up, right, down, fire = range(6)
 
     def act(obs):
-        return minatar.dive(params, obs)
+        return dive(params, obs)
 
     def at(row=4, column=4, facing=right, air=10, divers=0):
-        obs = jnp.zeros((10, 10, 10)).at[row, column, 0].set(1)
-        obs = obs.at[row, column - 1 if facing == right else column + 1, 1].set(1)
-        return obs.at[9, :air, 7].set(1).at[9, 9 - divers : 9, 8].set(1)
+        obs = np.zeros((10, 10, 10), np.float32)
+        obs[9, :air, 7] = obs[9, 9 - divers : 9, 8] = 1
+        back = column - 1 if facing == right else column + 1
+        return on(obs, (row, column, 0), (row, back, 1))
 
     def met(obs, row, column, channel=5, to=left):
         trail = column - 1 if to == right else column + 1
-        return obs.at[row, column, channel].set(1).at[row, trail, 3].set(1)
+        return on(obs, (row, column, channel), (row, trail, 3))
 
     bullet, enemy_bullet, enemy_sub, diver = 2, 4, 6, 9
     assert act(at()) == stay
     # Fire at what is ahead, unless a bullet is on its way; turn to what is behind; go to its row.
     assert act(met(at(), 4, 8)) == fire
     assert act(met(at(), 4, 8, channel=enemy_sub)) == fire
-    assert act(met(at(), 4, 8).at[4, 6, bullet].set(1)) == stay
+    assert act(on(met(at(), 4, 8), (4, 6, bullet))) == stay
     assert act(met(at(facing=left), 4, 8)) == right
     assert act(met(at(), 6, 8)) == down
     assert act(met(at(), 2, 8)) == up
@@ -242,7 +276,7 @@ def test_the_submarine_shoots_ahead_dodges_and_surfaces_with_divers():
     assert act(met(at(), 5, 4, channel=diver)) == down
     # Not into what comes, nor to stay before it; what has passed is no danger.
     assert act(met(at(), 4, 5)) in (up, down, left)
-    assert act(at().at[4, 3, enemy_bullet].set(1)) in (up, down, right)
+    assert act(on(at(), (4, 3, enemy_bullet))) in (up, down, right)
     assert act(met(met(at(), 6, 8), 5, 5)) != down
     assert act(met(met(at(), 4, 5), 5, 4)) in (up, left)
     assert act(met(at(), 4, 5, to=right)) == fire
@@ -256,8 +290,8 @@ def test_the_submarine_shoots_ahead_dodges_and_surfaces_with_divers():
     assert act(at(row=1, divers=1, air=0)) == up
     # Little air is enough close to the surface.
     little = params.replace(max_oxygen=80)
-    assert minatar.dive(little, met(at(row=8, divers=1, air=2), 8, 8, channel=diver)) == up
-    assert minatar.dive(params, met(at(row=8, divers=1, air=2), 8, 8, channel=diver)) == right
+    assert dive(little, met(at(row=8, divers=1, air=2), 8, 8, channel=diver)) == up
+    assert dive(params, met(at(row=8, divers=1, air=2), 8, 8, channel=diver)) == right
     # What shows its direction falls off the board at one edge and comes back on the far side at the other.
     assert act(met(at(column=0), 4, 5)) == fire
     assert act(met(at(column=9, facing=left), 4, 5, to=right)) == fire
