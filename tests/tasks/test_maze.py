@@ -31,17 +31,22 @@ def searched(walls, goal):
     return found
 
 
-def drawn_tasks(split, count=40, **settings):
+def drawn_tasks(*splits, count=40, **settings):
+    """A family and tasks of each of its splits."""
     family = tasks.make("maze", **settings)
-    sample = jax.jit(lambda: tasks.sample_tasks(jax.random.key(0), family, count, split=split))
-    return family, sample()
+
+    @jax.jit
+    def sample(key):
+        return [tasks.sample_tasks(key, family, count, split=split) for split in splits]
+
+    return family, *sample(jax.random.key(0))
 
 
 @pytest.mark.parametrize("size", [3, 5, 7])
 def test_layouts_are_trees_out_of_distribution_with_loops_and_all_rooms_connected(size):
     seen = {}
-    for split in tasks.SPLITS:
-        _, drawn = drawn_tasks(split, size=size)
+    _, *each = drawn_tasks(*tasks.SPLITS, size=size)
+    for split, drawn in zip(tasks.SPLITS, each, strict=True):
         rooms = ((size + 1) // 2) ** 2
         for walls, goal in zip(np.asarray(drawn.walls), np.asarray(drawn.goal), strict=True):
             free = np.sum(~walls)
@@ -59,13 +64,14 @@ def test_layouts_are_trees_out_of_distribution_with_loops_and_all_rooms_connecte
         assert len(seen["train"] | seen["test"]) == 4
 
 
-@pytest.mark.parametrize("split", ["test", "out_of_distribution"])
-def test_optimum_is_the_search_s(split):
-    family, drawn = drawn_tasks(split, count=6, horizon=30)
-    values = jax.jit(jax.vmap(family.optimal_return))(drawn)
-    distances = jax.jit(jax.vmap(maze.distances))(drawn)
-    for m in range(6):
-        walls, goal = np.asarray(drawn.walls[m]), int(drawn.goal[m])
+def test_optimum_is_the_search_s():
+    family, *each = drawn_tasks("test", "out_of_distribution", count=6, horizon=30)
+    drawn = jax.tree.map(lambda *x: np.concatenate(x), *each)
+    values, distances = jax.jit(
+        jax.vmap(lambda task: (family.optimal_return(task), maze.distances(task)))
+    )(drawn)
+    for m in range(12):
+        walls, goal = drawn.walls[m], int(drawn.goal[m])
         found = searched(walls, goal)
         for (x, y), distance in found.items():
             assert distances[m, x + 7 * y] == distance
@@ -84,7 +90,7 @@ def test_the_shortest_way_earns_the_optimum():
             key, drawn, lambda key, task, obs: family.optimal_action(task, obs), family, 20
         )
     )
-    expected = jax.vmap(family.optimal_return)(drawn)
+    expected = jax.jit(jax.vmap(family.optimal_return))(drawn)
     np.testing.assert_allclose(np.mean(step(jax.random.key(1))), np.mean(expected), rtol=0.03)
     random = jax.jit(lambda key: evaluation.random_returns(key, drawn, family=family))
     assert np.mean(random(jax.random.key(2))) < 0.1 * np.mean(expected)
@@ -96,12 +102,11 @@ def test_walls_stop_and_the_goal_pays_and_moves_on():
     walls[1, 1] = walls[0, 1] = True
     task = MazeParams(walls=jnp.asarray(walls), goal=jnp.array(8))
     env = maze.Maze(3, 10, "position")
+    step, reset = jax.jit(env.step_env), jax.jit(env.reset_env)
 
     def after(cell, action, key=0):
-        state = maze.MazeState(cell=jnp.array(cell), time=jnp.array(0))
-        obs, state, reward, terminated, _ = env.step_env(
-            jax.random.key(key), state, jnp.array(action), task
-        )
+        state = maze.MazeState(cell=np.int32(cell), time=np.int32(0))
+        obs, state, reward, terminated, _ = step(jax.random.key(key), state, np.int32(action), task)
         assert not terminated
         assert jnp.argmax(obs) == state.cell
         return int(state.cell), float(reward)
@@ -114,7 +119,7 @@ def test_walls_stop_and_the_goal_pays_and_moves_on():
     landed = [after(7, 1, key) for key in range(60)]
     assert {reward for _, reward in landed} == {1.0}
     assert {cell for cell, _ in landed} == {0, 2, 3, 5, 6, 7}  # neither walls nor the goal
-    starts = {int(env.reset_env(jax.random.key(key), task)[1].cell) for key in range(60)}
+    starts = {int(reset(jax.random.key(key), task)[1].cell) for key in range(60)}
     assert starts == {0, 2, 3, 5, 6, 7}
 
 

@@ -179,9 +179,12 @@ def test_names_are_drawn_by_kind(language):
 
 
 def test_random_characters_earn_a_28th():
-    drawn = tasks.sample_tasks(jax.random.key(0), family(), 256, split="train")
-    earned = jax.jit(lambda d: evaluation.random_returns(jax.random.key(1), d, family=family()))
-    np.testing.assert_allclose(earned(drawn).mean(), 1 / 28, atol=0.003)
+    @jax.jit
+    def earned():
+        drawn = tasks.sample_tasks(jax.random.key(0), family(), 256, split="train")
+        return evaluation.random_returns(jax.random.key(1), drawn, family=family())
+
+    np.testing.assert_allclose(earned().mean(), 1 / 28, atol=0.003)
 
 
 @pytest.mark.parametrize("feedback", ["correction", "reward"])
@@ -302,7 +305,9 @@ def test_what_is_ahead_follows_the_translation():
 def test_rollouts_are_their_key_s_and_their_task_s():
     """256 languages at once: the same again by the same keys; a task outlives its episodes."""
     keys = jax.random.split(jax.random.key(0), 256)
-    drawn = tasks.sample_tasks(jax.random.key(1), family(), 256, split="train")
+    drawn = jax.jit(lambda key: tasks.sample_tasks(key, family(), 256, split="train"))(
+        jax.random.key(1)
+    )
     data = wander(family())(keys, drawn)
     jax.tree.map(np.testing.assert_array_equal, data, wander(family())(keys, drawn))
     assert data.timestep.obs.shape == (256, 60, *family().observation_shape)
@@ -346,12 +351,18 @@ def test_chrf_is_sacrebleu_s():
 
 def test_types_are_kept_where_float_is_float64(x64):
     told = family()
-    task = told.train(jax.random.key(0))
-    obs, state = told.env.reset_env(jax.random.key(1), task)
-    next_obs, successor, reward, *_ = told.env.step_env(
-        jax.random.key(2), state, told.random_action(jax.random.key(3)), task
-    )
-    floats = (obs, next_obs, reward, task.cumulative, told.optimal_return(task))
+
+    @jax.jit
+    def stepped():
+        task = told.train(jax.random.key(0))
+        obs, state = told.env.reset_env(jax.random.key(1), task)
+        next_obs, successor, reward, *_ = told.env.step_env(
+            jax.random.key(2), state, told.random_action(jax.random.key(3)), task
+        )
+        return task, obs, state, next_obs, successor, reward, told.optimal_return(task)
+
+    task, obs, state, next_obs, successor, reward, best = stepped()
+    floats = (obs, next_obs, reward, task.cumulative, best)
     assert {x.dtype for x in floats} == {jnp.dtype(jnp.float64)}
     before, after = (
         [(x.dtype, x.weak_type) for x in jax.tree.leaves(s)] for s in (state, successor)
@@ -404,10 +415,13 @@ def test_tasks_are_imported_without_the_packages():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+EXCHANGED = jax.jit(translation._exchanged, static_argnums=1)
+
+
 @given(seed=st.integers(0, 2**31), most=st.integers(1, 13))
 @settings(max_examples=30)
 def test_sound_laws_exchange_letters_and_nothing_else(seed, most):
-    letters = np.asarray(translation._exchanged(jax.random.key(seed), most))
+    letters = np.asarray(EXCHANGED(jax.random.key(seed), most))
     np.testing.assert_array_equal(letters[letters], np.arange(28))  # an exchange undoes itself
     assert (letters[26:] == [26, END]).all()
     assert (letters != np.arange(28)).sum() in range(0, 2 * most + 1, 2)
@@ -462,9 +476,8 @@ def test_a_text_has_so_many_names_each_as_likely():
     assert scipy.stats.chisquare(counts).pvalue > 1e-4
     # One in five is a month at first, more where a language lacks a kind: of names alike it were 1 in 35.
     assert 0.15 < counts.sum() / chosen.sum() < 0.27
-    entries = jax.vmap(lambda key, task: family().env.reset_env(key, task)[1].entry)(
-        jax.random.split(jax.random.key(1), 3000), drawn
-    )
+    enter = jax.jit(jax.vmap(lambda key, task: family().env.reset_env(key, task)[1].entry))
+    entries = np.asarray(enter(jax.random.split(jax.random.key(1), 3000), drawn))
     assert chosen[np.arange(3000), entries].all()
 
 
@@ -477,7 +490,8 @@ def test_a_language_of_fewer_names_has_them_all():
 def test_names_are_drawn_without_replacement_by_the_law():
     """Of three names with probabilities 1/2, 3/10 and 1/5, two."""
     keys = jax.random.split(jax.random.key(0), 20_000)
-    some = jax.vmap(lambda key: translation._some(key, jnp.array([0.5, 0.8, 1.0]), 2))(keys)
+    law = np.array([0.5, 0.8, 1.0], np.float32)
+    some = jax.jit(jax.vmap(lambda key: translation._some(key, law, 2)))(keys)
     left_out = np.argmin(np.diff(np.asarray(some), axis=1, prepend=0.0), axis=1)
     p = np.array([0.5, 0.3, 0.2])
     pairs = {  # which is left out: the two others in either order
