@@ -15,29 +15,38 @@ from jaxmeta.algorithms import ALGORITHMS
 from jaxmeta.tasks import transform
 from jaxmeta.tasks.navigation import NavigationParams
 
+# Settings that do not meet stand in one variant: each has its own test of what it computes.
 VARIANTS = {
     "MAML": ("maml", {}),
-    "first order": ("maml", dict(first_order=True)),
-    "two updates, all scored": ("maml", dict(num_updates=2, outer_updates="all")),
+    "first order, two updates, all scored": (
+        "maml",
+        dict(first_order=True, num_updates=2, outer_updates="all"),
+    ),
     "no adaptation": ("maml", dict(num_updates=0)),
-    "E-MAML": ("maml", dict(sampling_correction="score", inner_surrogate="score", num_updates=2)),
-    "leave-one-out": ("maml", dict(sampling_correction="leave_one_out", inner_surrogate="score")),
-    "Meta-SGD": ("maml", dict(step_sizes="parameter")),
-    "normalised": ("maml", dict(normalize=True)),
-    "ANIL": ("maml", dict(adapts="head")),
-    "CAVIA": ("maml", dict(adapts="context", context_size=3)),
-    "ProMP": ("promp", dict(num_epochs=2)),
+    "Meta-SGD, normalised": ("maml", dict(step_sizes="parameter", normalize=True)),
+    "leave-one-out ANIL": (
+        "maml",
+        dict(sampling_correction="leave_one_out", inner_surrogate="score", adapts="head"),
+    ),
+    "E-CAVIA": (
+        "maml",
+        dict(
+            sampling_correction="score",
+            inner_surrogate="score",
+            num_updates=2,
+            adapts="context",
+            context_size=3,
+        ),
+    ),
     "ProMP, two updates": ("promp", dict(num_epochs=2, num_updates=2)),
     "MAML-TRPO": ("maml_trpo", {}),
     "Reptile": ("reptile", dict(num_updates=1)),
-    "iMAML": ("imaml", {}),
     "iMAML of the head": ("imaml", dict(adapts="head")),
     "ES": ("es", dict(population_size=4)),
     "ES with CAVIA's context": ("es", dict(population_size=4, adapts="context", context_size=3)),
 }
 OFF_POLICY = {
-    "actor-critic": ("meta_actor_critic", dict(num_updates=2)),
-    "actor-critic, learned step sizes": ("meta_actor_critic", dict(step_sizes="parameter")),
+    "actor-critic": ("meta_actor_critic", dict(num_updates=2, step_sizes="parameter")),
     "adapted critic": ("meta_actor_critic", dict(adapts="value", num_batches=1)),
     "Retrace": ("meta_q", dict(num_updates=2)),
     "tree-backup of the head": ("meta_q", dict(trace="tree_backup", adapts="head")),
@@ -110,24 +119,26 @@ def test_protocol(family, variant):
     assert metrics["skipped_tasks"] == metrics["skipped_updates"] == 0
     assert after.num_updates == 1
     theta, moved = flat(state.meta.params), flat(after.meta.params)
-    assert jnp.all(jnp.isfinite(moved))
-    assert not jnp.allclose(theta, moved, atol=1e-7)
+    assert np.all(np.isfinite(moved))
+    assert not np.allclose(theta, moved, atol=1e-7)
     if config.adapts == "context":
         assert jnp.all(after.meta.params["context"] == 0)
 
-    broken = jax.tree.map(lambda x: x.at[1].set(jnp.nan), drawn)
+    broken = jax.tree.map(np.array, drawn)
+    for x in jax.tree.leaves(broken):
+        x[1] = np.nan
     partly, metrics = step(jax.random.key(2), after, broken)
     assert metrics["skipped_tasks"] == 1
     assert metrics["skipped_updates"] == 0
     assert jnp.isfinite(metrics["error/0" if is_value else "return/after"])
     assert jnp.all(jnp.isfinite(flat(partly.meta.params)))
-    assert not jnp.allclose(moved, flat(partly.meta.params), atol=1e-7)
-    hopeless = jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), drawn)
+    assert not np.allclose(moved, flat(partly.meta.params), atol=1e-7)
+    hopeless = jax.tree.map(lambda x: np.full_like(x, np.nan), drawn)
     same, metrics = step(jax.random.key(2), partly, hopeless)
     assert metrics["skipped_updates"] == 1
     assert metrics["skipped_tasks"] == NUM_TASKS
     for x, y in zip(jax.tree.leaves(same), jax.tree.leaves(partly), strict=True):
-        assert jnp.array_equal(x, y)
+        np.testing.assert_array_equal(x, y)
 
 
 SEPARABLE = {
@@ -328,7 +339,7 @@ def test_steps_with_broken_numbers_are_left_out_and_counted(variant):
 @pytest.mark.parametrize(
     "variant",
     [
-        *("normalised", "MAML-TRPO", "ES", "actor-critic"),
+        *("Meta-SGD, normalised", "MAML-TRPO", "ES", "actor-critic"),
         *("values by residual gradients", "rl2", "meta_gradient", "lpg"),
     ],
 )

@@ -20,7 +20,7 @@ from jaxmeta.tasks.tabular import TabularParams
 from jaxmeta.types import TimeStep
 from tests.probes import paths_as_data
 
-SMALL = Config(num_streams=4, hidden_sizes=(8,))
+SMALL = Config(num_streams=4, hidden_sizes=(8,), rematerialize=False)  # sooner compiled
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +44,18 @@ def adapted(algorithm, params, meta, data):
     return algorithm.learner.update(jax.random.key(0), meta._replace(params=params), params, data)
 
 
+def step_and_data(algorithm, family):
+    """``(meta, data, how far its update on them moves an agent)``, compiled as one."""
+
+    @jax.jit
+    def lived():
+        meta = algorithm.init(jax.random.key(0)).meta
+        data = data_of(algorithm, family, meta)
+        return meta, data, flat(adapted(algorithm, meta.params, meta, data)) - flat(meta.params)
+
+    return lived()
+
+
 def flat(tree):
     return jax.flatten_util.ravel_pytree(tree)[0]
 
@@ -53,13 +65,13 @@ def test_the_inner_step_is_minus_alpha_times_the_policy_gradient(x64, family, ba
     """Against REINFORCE written out by hand: Σ_t γ^t ∇ log π(a_t|s_t) (G_t - b_t), per step."""
     config = dataclasses.replace(SMALL, inner_surrogate="score", baseline=baseline)
     algorithm = maml(family, config, Hyper(gae_lambda=1.0, step_size=0.5, discount=0.9))
-    meta = algorithm.init(jax.random.key(0)).meta
-    data = data_of(algorithm, family, meta)
-    step = flat(adapted(algorithm, meta.params, meta, data)) - flat(meta.params)
+    meta, data, step = step_and_data(algorithm, family)
 
     policy = default_policy("mlp", (2,), family.action_space, (8,))
-    delta = baseline_td_errors(data, 0.9 * data.discount, 6, baseline=baseline)
-    gamma = 0.9 ** np.arange(6)
+    delta = jax.jit(partial(baseline_td_errors, baseline=baseline), static_argnums=2)(
+        data, 0.9 * data.discount, 6
+    )
+    delta, gamma = np.asarray(delta), 0.9 ** np.arange(6)
     advantage = np.stack(
         [
             [sum(0.9 ** (k - t) * delta[n, k] for k in range(t, 6)) for t in range(6)]
@@ -74,7 +86,7 @@ def test_the_inner_step_is_minus_alpha_times_the_policy_gradient(x64, family, ba
         return jnp.sum(log_prob * gamma[None, :] * advantage) / (4 * 6)
 
     np.testing.assert_allclose(
-        step, 0.5 * flat(jax.grad(weighted)(meta.params)), rtol=1e-9, atol=1e-12
+        step, 0.5 * flat(jax.jit(jax.grad(weighted))(meta.params)), rtol=1e-9, atol=1e-12
     )
 
 
@@ -85,26 +97,35 @@ def test_the_derivative_of_the_inner_step(x64, family, first_order):
         SMALL, first_order=first_order, hidden_sizes=(2,), inner_surrogate="dice"
     )
     algorithm = maml(family, config, Hyper(step_size=3.0))
-    meta = algorithm.init(jax.random.key(0)).meta
-    data = data_of(algorithm, family, meta)
+    meta, data, _ = step_and_data(algorithm, family)
     theta, unravel = jax.flatten_util.ravel_pytree(meta.params)
-    update = jax.jit(lambda theta: flat(adapted(algorithm, unravel(theta), meta, data)))
-    jacobian = jax.jacobian(update)(theta)
-    identity = jnp.eye(theta.size)
+    identity, h = np.eye(theta.size), 1e-5
+
+    def update(theta):
+        return flat(adapted(algorithm, unravel(theta), meta, data))
+
+    @jax.jit
+    def derivatives(theta):
+        """Of `update`, and what the finite differences are of."""
+        moved = jax.vmap(update)(theta[None] + h * np.concatenate([identity, -identity]))
+        return jax.jacobian(update)(theta), moved
+
+    jacobian, moved = map(np.asarray, derivatives(theta))
     if first_order:
         np.testing.assert_array_equal(jacobian, identity)
         return
-    h = 1e-5
-    columns = [(update(theta + h * e) - update(theta - h * e)) / (2 * h) for e in identity]
-    np.testing.assert_allclose(jacobian, jnp.stack(columns, 1), atol=1e-7)
-    assert jnp.abs(jacobian - identity).max() > 1e-2
+    rows = (moved[: theta.size] - moved[theta.size :]) / (2 * h)
+    np.testing.assert_allclose(jacobian, rows.T, atol=1e-7)
+    assert np.abs(jacobian - identity).max() > 1e-2
 
 
 @pytest.mark.parametrize("outer_updates", ["last", "all"])
 def test_the_meta_gradient_is_that_of_the_loss_after_two_updates(x64, family, outer_updates):
     """Against the paper's algorithm written out: the lifetime's recorded data as constants, θ → φ_1 → φ_2
     by explicit gradients, and the mean over tasks of the loss of φ_2 (or of φ_1 and φ_2)."""
-    config = dataclasses.replace(SMALL, num_updates=2, outer_updates=outer_updates)
+    config = dataclasses.replace(
+        SMALL, num_updates=2, outer_updates=outer_updates, rematerialize=outer_updates == "all"
+    )
     hyper = Hyper(gae_lambda=1.0, step_size=0.5, discount=0.9, learning_rate=1.0, max_grad_norm=1e9)
     algorithm = maml(family, config, hyper, optimizer=optax.sgd)
     state = algorithm.init(jax.random.key(0))
@@ -137,38 +158,33 @@ def test_the_meta_gradient_is_that_of_the_loss_after_two_updates(x64, family, ou
         return losses[1] if outer_updates == "last" else (losses[0] + losses[1]) / 2
 
     keys = jax.random.split(jax.random.key(2), 3)
+    gradient = jax.jit(jax.grad(task_loss))
     gradients = [
-        flat(
-            jax.jit(jax.grad(task_loss))(
-                state.meta.params, keys[m], jax.tree.map(lambda x, m=m: x[m], drawn)
-            )
-        )
+        flat(gradient(state.meta.params, keys[m], jax.tree.map(lambda x, m=m: x[m], drawn)))
         for m in range(3)
     ]
     moved = flat(state.meta.params) - flat(after.meta.params)
     np.testing.assert_allclose(moved, sum(gradients) / 3, rtol=1e-7, atol=1e-11)
 
 
-def test_settings_change_what_is_learned(family):
-    fixed = maml(family, SMALL).init(jax.random.key(0))
-    scalar = maml(family, dataclasses.replace(SMALL, step_sizes="scalar")).init(jax.random.key(0))
-    each = maml(family, dataclasses.replace(SMALL, step_sizes="parameter")).init(jax.random.key(0))
-    assert fixed.meta.hyper.step_size.shape == scalar.meta.hyper.step_size.shape == ()
-    assert jax.tree.structure(each.meta.hyper.step_size) == jax.tree.structure(each.meta.params)
+@pytest.mark.parametrize("kind", ["scalar", "parameter"])
+def test_step_sizes_are_learned(family, kind):
+    """(Fixed ones are not: `test_any_optimizer_and_policy`.)"""
+    algorithm = maml(family, dataclasses.replace(SMALL, step_sizes=kind))
+    state = algorithm.init(jax.random.key(0))
+    size = state.meta.hyper.step_size
+    if kind == "scalar":
+        assert size.shape == ()
+    else:
+        assert jax.tree.structure(size) == jax.tree.structure(state.meta.params)
     drawn = tasks.sample_tasks(jax.random.key(1), family, 2, split="train")
-    for state, kind in ((fixed, "fixed"), (scalar, "scalar"), (each, "parameter")):
-        algorithm = maml(family, dataclasses.replace(SMALL, step_sizes=kind))
-        after, _ = jax.jit(algorithm.step)(jax.random.key(2), state, drawn)
-        sizes = [flat(x.meta.hyper.step_size) for x in (state, after)]
-        moved = not jnp.allclose(*sizes, atol=1e-7)
-        assert moved == (kind != "fixed")
-        assert not jnp.allclose(flat(after.meta.params), flat(state.meta.params), atol=1e-7)
+    after, _ = jax.jit(algorithm.step)(jax.random.key(2), state, drawn)
+    assert not np.allclose(flat(size), flat(after.meta.hyper.step_size), atol=1e-7)
+    assert not np.allclose(flat(after.meta.params), flat(state.meta.params), atol=1e-7)
 
 
-@pytest.mark.parametrize(
-    "name", ["cartpole", "pendulum", "mountain_car", "acrobot", "sparse_navigation"]
-)
-def test_every_family(name):
+@pytest.mark.parametrize("name", ["cartpole", "pendulum"])
+def test_discrete_and_continuous_actions(name):
     family = tasks.make(name, horizon=8)
     algorithm = maml(family, dataclasses.replace(SMALL, num_streams=2), Hyper(step_size=0.1))
     drawn = tasks.sample_tasks(jax.random.key(1), family, 2, split="train")
@@ -176,7 +192,7 @@ def test_every_family(name):
         jax.random.key(2), algorithm.init(jax.random.key(0)), drawn
     )
     assert metrics["skipped_tasks"] == 0
-    assert all(bool(jnp.all(jnp.isfinite(x))) for x in jax.tree.leaves(state.meta))
+    assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(state.meta))
 
 
 def test_softmax_linear_policy_is_meta_trained():
@@ -197,6 +213,8 @@ def test_any_optimizer_and_policy(family):
     after, metrics = jax.jit(algorithm.step)(jax.random.key(2), state, drawn)
     moved = optax.tree.norm(jax.tree.map(jnp.subtract, after.meta.params, state.meta.params))
     np.testing.assert_allclose(moved, 0.5 * metrics["meta_grad_norm"], rtol=1e-3)
+    assert state.meta.hyper.step_size.shape == ()
+    assert after.meta.hyper.step_size == state.meta.hyper.step_size
 
 
 @pytest.mark.parametrize(
@@ -238,9 +256,7 @@ def test_the_inner_step_does_not_depend_on_how_long_was_acted(x64):
     for num_steps in (None, 12):
         family = tasks.make("navigation", horizon=6)
         algorithm = maml(family, dataclasses.replace(SMALL, num_steps=num_steps))
-        meta = algorithm.init(jax.random.key(0)).meta
-        data = data_of(algorithm, family, meta)
-        steps.append(flat(adapted(algorithm, meta.params, meta, data)))
+        steps.append(step_and_data(algorithm, family)[2])
     np.testing.assert_array_equal(*steps)
 
 
@@ -263,6 +279,7 @@ class Enumerated:
         self.mdp = mdp._replace(initial=jnp.array([1.0, 0.0]))
         self.num_streams, self.terminating = num_streams, terminating
         family = tasks.make("tabular", num_states=2, num_actions=2, horizon=2)
+        settings = dict(rematerialize=False) | settings  # sooner compiled
         config = Config(num_streams=num_streams, policy="softmax_linear", **settings)
         self.config = config
         step = first_order_step if config.first_order else gradient_step

@@ -23,12 +23,18 @@ LINEAR = dict(hidden_sizes=(), policy="softmax_linear", num_updates=3, step_size
 @pytest.fixture(scope="module")
 def world():
     """An MDP of two steps, of which all paths are known; observations say state and time."""
-    with jax.enable_x64(True):
+
+    @jax.jit
+    def drawn():
         mdp = exact.random_mdp(jax.random.key(0), num_states=S, num_actions=A, discount=0.9)
-        states, actions = exact.trajectories(S, A, H)
         keys = jax.random.split(jax.random.key(1), 3)
         pi, mu = (jax.random.normal(k, (A * (H * S + 1),)) for k in keys[:2])
-        return mdp, states, actions, {"theta": pi}, {"theta": mu}, jax.random.normal(keys[2], ())
+        return mdp, pi, mu, jax.random.normal(keys[2], ())
+
+    with jax.enable_x64(True):
+        mdp, pi, mu, number = drawn()
+        states, actions = exact.trajectories(S, A, H)
+        return mdp, states, actions, {"theta": pi}, {"theta": mu}, number
 
 
 def observed(time, state):
@@ -90,6 +96,20 @@ def true_values(world, table):
     return jnp.stack(rows[::-1])
 
 
+def laws(parts, world):
+    """Meta-parameters, paths' probabilities under μ, all batches, and the values of π and of μ; compiled as one."""
+
+    @jax.jit
+    def found():
+        p, table_mu = probabilities(parts, world, world[4])
+        _, table = probabilities(parts, world, world[3])
+        batches = jax.vmap(lambda path: data_of(parts, world, path))(jnp.arange(len(world[1])))
+        values = (true_values(world, x) for x in (table, table_mu))
+        return parts.init(jax.random.key(0), HYPER), p, batches, *values
+
+    return found()
+
+
 def weights_of(w):
     """A linear value as one vector: of the observation and a constant."""
     return jnp.append(w["head"]["params"]["kernel"][:, 0], w["head"]["params"]["bias"])
@@ -121,12 +141,9 @@ def test_the_updates_and_their_meta_gradient_are_those_of_the_enumerated_mdp(x64
     """``E_D E_D' ∇ loss`` is the exact gradient of ``E_D ½ sum d_μ (V_{w_K} - V^π)²``, to rounding."""
     parts, config = parts_of()
     _, states, _, pi, mu, _ = world
-    p, _ = probabilities(parts, world, mu)
-    _, table = probabilities(parts, world, pi)
-    v_pi = true_values(world, table)
-    w0 = jax.random.normal(jax.random.key(4), (H * S + 1,))
-    meta = parts.init(jax.random.key(0), HYPER)
-    paths = jnp.arange(len(states))
+    meta, p, _, v_pi, _ = laws(parts, world)
+    w0 = np.random.default_rng(4).normal(size=H * S + 1)
+    paths = np.arange(len(states))
 
     def lived(w):
         """Weights after K steps on each path, ``[P, F]``, as the library has them."""
@@ -159,7 +176,7 @@ def test_the_updates_and_their_meta_gradient_are_those_of_the_enumerated_mdp(x64
 
     by_library, by_matrices = (
         jax.jit(lived)(w0),
-        jax.vmap(lambda path: by_hand(world, parts, w0, path, 3))(paths),
+        jax.jit(jax.vmap(lambda path: by_hand(world, parts, w0, path, 3)))(paths),
     )
     np.testing.assert_allclose(by_library, by_matrices, rtol=1e-12, atol=1e-12)
     found, right = jax.jit(jax.grad(estimated))(w0), jax.jit(jax.grad(wanted))(w0)
@@ -173,27 +190,27 @@ def test_the_updates_and_their_meta_gradient_are_those_of_the_enumerated_mdp(x64
 def test_semi_and_residual_gradients_are_their_formulas(x64, world):
     """One step of TD(λ = 0) on a linear value: the derivative in w of either is known."""
     _, _, _, pi, mu, _ = world
-    w0 = jax.random.normal(jax.random.key(4), (H * S + 1,))
+    w0 = np.random.default_rng(4).normal(size=H * S + 1)
     path = 9
     for gradient in ("semi", "residual"):
         parts, _ = parts_of(gradient=gradient, target="td")
-        meta = parts.init(jax.random.key(0), HYPER._replace(trace_lambda=0.0))
-        data = data_of(parts, world, path)
 
-        def after(w, parts=parts, meta=meta, data=data):
+        def after(w, parts=parts):
+            meta = parts.init(jax.random.key(0), HYPER._replace(trace_lambda=0.0))
+            data = data_of(parts, world, path)
             agent = Agent(from_weights(w), pi, mu)
             history = parts.adapt(meta, agent, data, num_updates=1)
             return weights_of(jax.tree.map(lambda w: w[-1], history))
 
-        x = jnp.concatenate([data.timestep.obs[0], jnp.ones((H, 1))], axis=1)
-        d = x - 0.9 * jnp.stack(
-            [x[1], jnp.zeros_like(x[1])]
-        )  # -∂δ/∂w, the path ends after two steps
+        data = jax.tree.map(np.asarray, jax.jit(data_of, static_argnums=0)(parts, world, path))
+        x = np.concatenate([data.timestep.obs[0], np.ones((H, 1))], axis=1)
+        d = x - 0.9 * np.stack([x[1], np.zeros_like(x[1])])  # -∂δ/∂w, the path ends after two steps
         delta = data.reward[0] - d @ w0
         moved = x if gradient == "semi" else d
-        np.testing.assert_allclose(after(w0), w0 + 0.6 * delta @ moved / H, rtol=1e-12)
-        jacobian = jnp.eye(len(w0)) - 0.6 * moved.T @ d / H
-        np.testing.assert_allclose(jax.jacobian(after)(w0), jacobian, rtol=1e-12, atol=1e-12)
+        moved_to, found = jax.jit(lambda w, after=after: (after(w), jax.jacobian(after)(w)))(w0)
+        np.testing.assert_allclose(moved_to, w0 + 0.6 * delta @ moved / H, rtol=1e-12)
+        jacobian = np.eye(len(w0)) - 0.6 * moved.T @ d / H
+        np.testing.assert_allclose(found, jacobian, rtol=1e-12, atol=1e-12)
 
 
 TARGETS = {
@@ -209,19 +226,17 @@ def test_each_target_leads_where_it_should(name, x64, world):
     """Many steps on a batch that holds every path as often as μ takes it: importance sampling ends at V^π,
     uncorrected TD at V^μ, V-trace with a bar at neither."""
     parts, _ = parts_of(**TARGETS[name])
-    _, states, _, pi, mu, _ = world
-    p, table_mu = probabilities(parts, world, mu)
-    _, table = probabilities(parts, world, pi)
+    _, _, _, pi, mu, _ = world
+    meta, p, batches, v_pi, v_mu = laws(parts, world)
     counts = np.round(np.asarray(p) * 3000).astype(int)
-    data = jax.tree.map(
-        lambda x: jnp.repeat(x[:, 0], counts, axis=0),
-        jax.vmap(lambda path: data_of(parts, world, path))(jnp.arange(len(states))),
-    )
-    meta = parts.init(jax.random.key(0), HYPER)
-    agent = Agent(from_weights(jnp.zeros(H * S + 1)), pi, mu)
-    after = jax.jit(lambda agent: parts.adapt(meta, agent, data, num_updates=400))(agent)
-    v = parts.predict(jax.tree.map(lambda x: x[-1], after), every_observation())
-    v_pi, v_mu = true_values(world, table), true_values(world, table_mu)
+    data = jax.tree.map(lambda x: np.repeat(np.asarray(x)[:, 0], counts, axis=0), batches)
+
+    @jax.jit
+    def predicted(w):
+        after = parts.adapt(meta, Agent(from_weights(w), pi, mu), data, num_updates=400)
+        return parts.predict(jax.tree.map(lambda x: x[-1], after), every_observation())
+
+    v = predicted(np.zeros(H * S + 1))
     assert np.abs(v_pi - v_mu).max() > 0.1
     if name in ("importance_sampling", "weighted_importance_sampling"):
         np.testing.assert_allclose(v, v_pi, atol=0.02)
@@ -236,25 +251,30 @@ def test_policies_are_drawn_at_birth_and_the_behaviour_acts():
     family = tasks.make("tabular", num_states=3, num_actions=2)
     parts = meta_value_parts(family, Config(num_streams=200, policy="softmax_linear"))
     hyper = Hyper(policy_scale=2.0, policy_distance=1.5)
-    meta = parts.init(jax.random.key(0), hyper)
-    agents = jax.vmap(parts.learner.init, (0, None))(
-        jax.random.split(jax.random.key(1), 4000), meta
-    )
-    assert jnp.std(agents.target["theta"]) == pytest.approx(2.0, rel=0.02)
-    assert jnp.std(agents.behaviour["theta"] - agents.target["theta"]) == pytest.approx(
+
+    @jax.jit
+    def lived():
+        meta = parts.init(jax.random.key(0), hyper)
+        keys = jax.random.split(jax.random.key(1), 4000)
+        agents = jax.vmap(parts.learner.init, (0, None))(keys, meta)
+        agent = jax.tree.map(lambda x: x[0], agents)
+        task = family.train(jax.random.key(2))
+        data = parts.experience(jax.random.key(3), meta, task, agent)
+        after = parts.learner.update(jax.random.key(4), meta, agent, data)
+        return agents, agent, parts.log_ratio(agent, data), after
+
+    agents, agent, log_ratio, after = jax.tree.map(np.asarray, lived())
+    assert np.std(agents.target["theta"]) == pytest.approx(2.0, rel=0.02)
+    assert np.std(agents.behaviour["theta"] - agents.target["theta"]) == pytest.approx(
         1.5, rel=0.02
     )
-    agent = jax.tree.map(lambda x: x[0], agents)
-    task = family.train(jax.random.key(2))
-    data = jax.jit(parts.experience)(jax.random.key(3), meta, task, agent)
     # E_μ ρ = 1 where the recorded probabilities are those of the one that acted.
-    rho = jnp.exp(parts.log_ratio(agent, data))
-    spread = jnp.std(rho) / rho.size**0.5
-    assert abs(jnp.mean(rho) - 1.0) < 4 * spread
+    rho = np.exp(log_ratio)
+    spread = np.std(rho) / rho.size**0.5
+    assert abs(np.mean(rho) - 1.0) < 4 * spread
     assert spread > 1e-3
-    after = parts.learner.update(jax.random.key(4), meta, agent, data)
     assert all(
-        jnp.array_equal(x, y)
+        np.array_equal(x, y)
         for x, y in zip(jax.tree.leaves(after[1:]), jax.tree.leaves(agent[1:]), strict=True)
     )
 
@@ -275,9 +295,13 @@ def test_predictions_are_measured_on_experience_that_they_were_not_made_of(monke
     monkeypatch.setattr(module, "meta_value_parts", with_a_spy)
     family = tasks.make("tabular", num_states=3, num_actions=2)
     algorithm = meta_value(family, Config(num_updates=1, hidden_sizes=()))
-    drawn = tasks.sample_tasks(jax.random.key(1), family, 3, split="train")
-    state = algorithm.init(jax.random.key(0))
-    jax.block_until_ready(jax.jit(algorithm.step)(jax.random.key(2), state, drawn))
+
+    @jax.jit
+    def stepped():
+        drawn = tasks.sample_tasks(jax.random.key(1), family, 3, split="train")
+        return algorithm.step(jax.random.key(2), algorithm.init(jax.random.key(0)), drawn)
+
+    jax.block_until_ready(stepped())
     jax.effects_barrier()
     assert len(keys) == len(set(keys)) == 6
 
@@ -289,10 +313,15 @@ def test_the_behaviour_s_return_is_what_is_predicted_without_distance():
     values = []
     for settings in (dict(target="vtrace", c_bar=2.0), dict(target="td")):
         parts = meta_value_parts(family, Config(**settings))
-        meta = parts.init(jax.random.key(0), hyper)
-        agent = parts.learner.init(jax.random.key(1), meta)
-        data = parts.experience(jax.random.key(2), meta, family.train(jax.random.key(3)), agent)
-        values.append(parts.adapt(meta, agent, data, num_updates=2))
+
+        @jax.jit
+        def adapted(parts=parts):
+            meta = parts.init(jax.random.key(0), hyper)
+            agent = parts.learner.init(jax.random.key(1), meta)
+            data = parts.experience(jax.random.key(2), meta, family.train(jax.random.key(3)), agent)
+            return parts.adapt(meta, agent, data, num_updates=2)
+
+        values.append(adapted())
     for x, y in zip(*map(jax.tree.leaves, values), strict=True):
         np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5)
 

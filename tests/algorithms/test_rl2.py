@@ -39,8 +39,8 @@ def test_bad_hyper_parameters_are_named():
 
 def test_counts_are_a_memory_with_a_policy_of_their_own():
     family = tasks.make("tabular", num_states=3, num_actions=2, horizon=4)
-    ours = rl2(family, Config(memory="counts")).init(jax.random.key(0))
-    own = rl2(family, network=graph_actor_critic(family)).init(jax.random.key(0))
+    ours = jax.jit(rl2(family, Config(memory="counts")).init)(jax.random.key(0))
+    own = jax.jit(rl2(family, network=graph_actor_critic(family)).init)(jax.random.key(0))
     chex.assert_trees_all_equal(ours.meta, own.meta)
     with pytest.raises(ValueError, match="needs one-hot states"):
         rl2(tasks.make("catch"), Config(memory="counts"))
@@ -52,11 +52,12 @@ def test_objects_are_what_names_stand_for():
     one_step = dict(num_epochs=1, num_minibatches=1)
     named = rl2(family, Config(memory="lstm", memory_size=5, loss="a2c", **one_step))
     given = rl2(family, Config(**one_step), memory=recurrent.lstm(5), loss=learners.recurrent.a2c)
-    drawn = tasks.sample_tasks(jax.random.key(1), family, 4, split="train")
-    found = [
-        jax.jit(x.step)(jax.random.key(2), x.init(jax.random.key(0)), drawn) for x in (named, given)
-    ]
-    chex.assert_trees_all_equal(*found)
+
+    def stepped(algorithm):
+        drawn = tasks.sample_tasks(jax.random.key(1), family, 4, split="train")
+        return algorithm.step(jax.random.key(2), algorithm.init(jax.random.key(0)), drawn)
+
+    chex.assert_trees_all_equal(*(jax.jit(stepped, static_argnums=0)(x) for x in (named, given)))
 
 
 @pytest.mark.parametrize(
@@ -98,8 +99,9 @@ def test_an_encoder_stands_before_the_memory_and_is_seen_beside_it():
     """Shapes say so: the memory reads the encoder's width, the heads that and the memory's."""
     family = tasks.make("gridnavi")
     plain, encoded = (
-        rl2(family, Config(memory="linear", memory_size=7, encoder_sizes=sizes)).init(
-            jax.random.key(0)
+        jax.eval_shape(
+            rl2(family, Config(memory="linear", memory_size=7, encoder_sizes=sizes)).init,
+            jax.random.key(0),
         )
         for sizes in ((), (6, 5))
     )

@@ -1,6 +1,7 @@
+import functools
+
 import chex
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -16,21 +17,35 @@ SMALL = dict(
 NOTHING = dict(reward_cost=0.0, state_cost=0.0, kl_cost=0.0)
 
 
+FAMILY = tasks.make("gridnavi", size=3, horizon=4)
+
+
 @pytest.fixture(scope="module")
 def family():
-    return tasks.make("gridnavi", size=3, horizon=4)
+    return FAMILY
 
 
-def moved(family, hyper, config=Config(**SMALL), num_tasks=6):
+@functools.lru_cache
+def stepping():
+    """``init(key, hyper)`` and ``step``, compiled once: values of ``hyper`` are data.
+
+    Not as one program, in which a parameter may be rounded one way for the step and another to be returned.
+    """
+    algorithm = varibad(FAMILY, Config(**SMALL), optimizer=optax.sgd)
+    return jax.jit(algorithm.init), jax.jit(algorithm.step)
+
+
+def moved(hyper):
     """Which parts of the parameters a step changes."""
-    algorithm = varibad(family, config, hyper, optimizer=optax.sgd)
-    state = algorithm.init(jax.random.key(0))
-    drawn = tasks.sample_tasks(jax.random.key(1), family, num_tasks, split="train")
-    after, metrics = jax.jit(algorithm.step)(jax.random.key(2), state, drawn)
-    assert all(jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(after.meta.params))
+    init, step = stepping()
+    state = init(jax.random.key(0), hyper)
+    drawn = tasks.sample_tasks(jax.random.key(1), FAMILY, 6, split="train")
+    after, metrics = step(jax.random.key(2), state, drawn)
+    state, after, metrics = jax.tree.map(np.asarray, (state, after, metrics))
+    assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(after.meta.params))
     changed = {
         name: any(
-            bool(jnp.any(x != y))
+            np.any(x != y)
             for x, y in zip(
                 jax.tree.leaves(part), jax.tree.leaves(after.meta.params[name]), strict=True
             )
@@ -40,23 +55,23 @@ def moved(family, hyper, config=Config(**SMALL), num_tasks=6):
     return {name for name, has_moved in changed.items() if has_moved}, metrics
 
 
-def test_who_learns_from_what(family):
+def test_who_learns_from_what():
     """The policy's objective reaches policy and value alone; each decoder is moved by its own error, and
     the encoder by whatever needs its belief."""
     belief = {"encoder", "posterior"}
     acting = {"policy", "value"}
-    assert moved(family, Hyper(**NOTHING))[0] == acting
-    assert moved(family, Hyper(**NOTHING | {"kl_cost": 1.0}))[0] == acting | belief
+    assert moved(Hyper(**NOTHING))[0] == acting
+    assert moved(Hyper(**NOTHING | {"kl_cost": 1.0}))[0] == acting | belief
     rewards = Hyper(**NOTHING | {"reward_cost": 1.0})
-    assert moved(family, rewards)[0] == acting | belief | {"rewards"}
+    assert moved(rewards)[0] == acting | belief | {"rewards"}
     states = Hyper(**NOTHING | {"state_cost": 1.0})
-    assert moved(family, states)[0] == acting | belief | {"states"}
+    assert moved(states)[0] == acting | belief | {"states"}
 
 
-def test_metrics(family):
-    _, metrics = moved(family, Hyper())
+def test_metrics():
+    _, metrics = moved(Hyper())
     for name in ("error/rewards", "error/states", "belief_kl", "entropy", "return/trial"):
-        assert jnp.isfinite(metrics[name]), name
+        assert np.isfinite(metrics[name]), name
     assert metrics["belief_kl"] > 0
     assert metrics["env_steps"] == 6 * 2 * 4
 
@@ -69,21 +84,26 @@ def test_the_loss_is_the_weighted_elbo_of_the_paper():
     hyper = Hyper(reward_cost=2.0, state_cost=3.0, kl_cost=5.0)
     network, negative_elbo = belief_actor_critic(family, config)
     parts = learners.recurrent_learner(family, config, network)
-    meta = varibad(family, config, hyper).init(jax.random.key(0)).meta
-    task = family.train(jax.random.key(2))
     setup = rollouts.Setup(parts.learner, family.env, num_streams=1, num_steps=4)
-    history = rollouts.lifetime(jax.random.key(1), meta, task, setup=setup, num_updates=0)
-    data = jax.tree.map(lambda x: x[0, 0], history.trajectories)
-    inputs = parts.inputs(meta, data)
+
+    @jax.jit
+    def lived():
+        meta = varibad(family, config, hyper).init(jax.random.key(0)).meta
+        task = family.train(jax.random.key(2))
+        history = rollouts.lifetime(jax.random.key(1), meta, task, setup=setup, num_updates=0)
+        data = jax.tree.map(lambda x: x[0, 0], history.trajectories)
+        return meta, data, parts.inputs(meta, data)
+
+    meta, data, inputs = jax.tree.map(np.asarray, lived())
     assert inputs.reset.tolist() == [True, False, True, False]
     params = jax.tree.map(lambda x: 2.0 * x, meta.params)
     key = jax.random.key(3)
     # Nothing of a fifth step, which does not count.
-    longer = jax.tree.map(lambda x: jnp.concatenate([x, 3 * x[:1]]), data._replace(memory=()))
+    longer = jax.tree.map(lambda x: np.concatenate([x, 3 * x[:1]]), data._replace(memory=()))
     longer = longer._replace(memory=data.memory)
-    more = jax.tree.map(lambda x: jnp.concatenate([x, x[:1]]), inputs)
-    counted = jnp.arange(5) < 4
-    loss, report = negative_elbo(params, key, longer, more, counted, hyper)
+    more = jax.tree.map(lambda x: np.concatenate([x, x[:1]]), inputs)
+    counted = np.arange(5) < 4
+    loss, report = jax.jit(negative_elbo)(params, key, longer, more, counted, hyper)
 
     plain = jax.tree.map(np.asarray, params)
     data, inputs = jax.tree.map(np.asarray, (data, inputs))
@@ -97,7 +117,9 @@ def test_the_loss_is_the_weighted_elbo_of_the_paper():
 
     memory = recurrent.gru(6)
     seen = np.concatenate([inputs.obs, inputs.past, inputs.time], axis=1)
-    y, _ = memory.unroll(params["encoder"], memory.initial(), seen, inputs.reset)
+    y, _ = jax.jit(
+        lambda seen: memory.unroll(params["encoder"], memory.initial(), seen, inputs.reset)
+    )(seen)
     belief = mlp(plain["posterior"], np.asarray(y))
     mean, std = belief[:, :3], np.exp(belief[:, 3:])
     kl = np.zeros(4)
@@ -177,8 +199,13 @@ def test_settings_without_an_effect_are_refused(family):
 
 
 def test_an_object_is_what_its_name_stands_for(family):
-    named = varibad(family, Config(memory="linear", memory_size=4)).init(jax.random.key(0))
-    given = varibad(family, memory=recurrent.linear_recurrence(4)).init(jax.random.key(0))
+    named, given = (
+        jax.jit(x.init)(jax.random.key(0))
+        for x in (
+            varibad(family, Config(memory="linear", memory_size=4)),
+            varibad(family, memory=recurrent.linear_recurrence(4)),
+        )
+    )
     chex.assert_trees_all_equal(named, given)
 
 

@@ -593,7 +593,7 @@ def test_acting_and_learning_draw_from_different_keys(family, monkeypatch):
     (JAX's checker of reused keys gives a false alarm for the scan over epochs.)
     """
     whole, split = learners.recurrent.recurrent_learner, jax.random.split
-    config = rl2.Config(num_episodes=2, memory_size=4, num_minibatches=1, num_epochs=1)
+    config = learners.recurrent.Config(num_episodes=2, num_minibatches=1, num_epochs=1)
     acted, learned = [], []
 
     def with_a_spy(*arguments):
@@ -612,9 +612,10 @@ def test_acting_and_learning_draw_from_different_keys(family, monkeypatch):
         return split(key, *size)
 
     monkeypatch.setattr(learners.recurrent, "recurrent_learner", with_a_spy)
-    algorithm = rl2.rl2(family, config)
-    drawn = tasks.sample_tasks(jax.random.key(1), family, 2, split="train")
-    state = algorithm.init(jax.random.key(0))
+    algorithm = learners.recurrent.learn_from_trials(
+        family, config, Hyper(), LINEAR, Loss(learners.recurrent.ppo), optax.sgd
+    )
+    state, drawn = begun_with(algorithm, family, 2)
     monkeypatch.setattr(jax.random, "split", spy)
     algorithm.step(jax.random.key(2), state, drawn)
     keys = [jax.random.key_data(key).tolist() for key in (*acted, *learned)]
