@@ -243,7 +243,7 @@ def pinned(
     checks.distinct("leaves", leaves)
     env = Pinned(family.env, leaves)
     state = jax.eval_shape(
-        lambda: innermost(env.env.reset_env(jax.random.key(0), env.default_params)[1])
+        lambda: innermost(env.env.reset_env(jax.random.key(0), env.env.default_params)[1])
     )
     for name in leaves:
         checks.choice("leaf", name, [field.name for field in dataclasses.fields(state)])
