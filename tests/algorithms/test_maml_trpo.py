@@ -25,19 +25,17 @@ class Written:
         self.step = jax.jit(self.algorithm.step)
         self.parts = learners.gradient_learner(family, config)
 
-        @jax.jit
-        def begun():
-            drawn = tasks.sample_tasks(jax.random.key(1), family, NUM_TASKS, split="train")
-            meta = self.algorithm.init(jax.random.key(0)).meta
-            return (
-                drawn,
-                meta,
-                learners.gradient.record(jax.random.key(2), meta, drawn, parts=self.parts),
-            )
-
-        self.drawn, self.meta, (self.keys, self.lived) = begun()
-        self.theta, self.unravel = jax.flatten_util.ravel_pytree(self.meta.params)
+        # The program that the steps begin with, so that θ is theirs to the last bit.
         self.init = jax.jit(self.algorithm.init)
+        self.meta = self.init(jax.random.key(0), Hyper()).meta
+
+        @jax.jit
+        def recorded(meta):
+            drawn = tasks.sample_tasks(jax.random.key(1), family, NUM_TASKS, split="train")
+            return drawn, learners.gradient.record(jax.random.key(2), meta, drawn, parts=self.parts)
+
+        self.drawn, (self.keys, self.lived) = recorded(self.meta)
+        self.theta, self.unravel = jax.flatten_util.ravel_pytree(self.meta.params)
 
     def __call__(self, theta):
         """Means at θ of the loss, of KL(old || new) of the adapted policies and of the ratio's loss."""
