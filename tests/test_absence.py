@@ -243,7 +243,7 @@ STEPS = {
     "BMG": variant(
         "meta_gradient", dict(outer_kl_cost=0.5), outer="bootstrap", num_target_updates=2, **LINEAR
     ),
-    "LPG": variant("learned_objective", LOUD, **LPG),
+    "LPG": variant("learned_objective", dict(step_size=30.0), **LPG),
     "LPG by ES": variant("learned_objective", LOUD, outer="es", **LPG),
     "LPO by PES": variant(
         "learned_objective",
