@@ -458,9 +458,17 @@ def test_lives_begin_anew_when_they_are_over_in_the_tasks_given():
 
 def test_a_newborn_has_learned_nothing_and_earned_nothing():
     state, step = lives_apart(ages=(0, 4, 0), lifespan=4)
-    before = state
+    # All have earned something before; the second one's returns end with its life.
+    earned = state.scores._replace(
+        so_far=np.full((3, 2), 50.0, np.float32),
+        finished=np.full((3, 2), 77.0, np.float32),
+        counts=np.ones((3, 2), bool),
+    )
+    before = state = state._replace(scores=earned)
     key = jax.random.key(3)
-    state, _ = step(key, state, counter_task(jnp.full(3, 0.5)))
+    state, metrics = step(key, state, counter_task(jnp.full(3, 0.5)))
+    assert metrics["episodes/before"] == 4
+    assert metrics["return/before"] == 77.0
     old = lambda s: np.asarray(s.lives.agent.params["policy"])  # noqa: E731
     moved = np.max(np.abs(old(state) - old(before)), axis=(1, 2))
     assert moved[0] < 0.2 < moved[1]  # two updates, and a new draw

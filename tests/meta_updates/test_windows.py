@@ -9,6 +9,7 @@ from gymnax.environments import spaces
 from jaxmeta.meta_updates.windows import (
     Objective,
     Window,
+    clipped,
     evolution_strategy,
     persistent_evolution_strategy,
     policy_gradient,
@@ -105,6 +106,24 @@ def test_who_lives_by_perturbed_parameters(x64, persistent):
     np.testing.assert_allclose(member.life.agent, 2 * theta, rtol=1e-12)
     earned = [1.0 - (x - 1.0) ** 2 for x in (0.0, theta)]
     np.testing.assert_allclose(report["reward/step"], np.mean(earned), rtol=1e-12)
+
+
+def test_an_agent_s_gradient_is_clipped_and_kept_in_its_direction(x64):
+    window = Window(Setup(climber(), Line(), 2, 3), lifespan=4, num_updates=1)
+    estimator, task = policy_gradient(window, UNCHARGED), CounterParams(1.0, terminate_at=1000)
+
+    @jax.jit
+    def gradient(limit):
+        meta = Meta({"theta": jnp.array(0.45)}, Values(max_grad_norm=limit))
+        member = estimator.birth(jax.random.key(0), meta, task)
+        return estimator.estimate(jax.random.key(1), meta, member, task)[0]["theta"]
+
+    whole, cut = gradient(1e6), gradient(0.01)
+    assert abs(whole) > 0.01
+    np.testing.assert_allclose(cut, 0.01 * np.sign(whole), rtol=1e-6)
+    unknown = clipped({"x": np.array([1.0, np.inf])}, 1.0)["x"]
+    assert np.all(np.isnan(unknown))
+    np.testing.assert_array_equal(clipped({"x": np.zeros(2)}, 1.0)["x"], 0.0)
 
 
 def test_a_newborn_has_a_new_critic(x64):
