@@ -149,7 +149,7 @@ class Contest:
             self.returns[split][SCRATCH] = axis, look(few)
 
     def env_steps(self, steps_of_task: int) -> int:
-        """The environment steps of a run, by those of a task in a meta-update."""
+        """The environment steps of a run, from the number of steps in one task of a meta-update."""
         return self.experiment.plan.meta_updates * self.experiment.plan.num_tasks * steps_of_task
 
 

@@ -289,7 +289,7 @@ def optimum_known(family: TaskFamily) -> bool:
 
 
 def has_reference(family: TaskFamily) -> bool:
-    """Whether the family has an agent that is told the task and knows how to act in it."""
+    """Whether the family has an optimal action or an expert: an agent that knows the task."""
     return optimum_known(family) or family.expert_action is not None
 
 

@@ -4,9 +4,8 @@
     python benchmarks/reproduce/gridnavi.py --full            # more training, for an accelerator
 
 A score is the total reward of a trial of four episodes of 15 steps. Shares are of the Bayes-optimal agent,
-computed exactly; *straight to the goal* is what an agent that is told the task can earn at most, and *told
-the goal* a feed-forward policy that is told it and trained like the others. All have the same hidden layers
-between what they know and what they do.
+computed exactly. *Straight to the goal* is the largest return of an agent that knows the goal. *Told the goal* is
+a feed-forward policy that sees the goal and is trained like the others. All networks have the same hidden layers.
 """
 
 import jax

@@ -5,8 +5,8 @@
     python benchmarks/reproduce/tabular.py --memory gru       # the paper's kind of network
 
 A score is the total reward of a trial, in MDPs of 10 states, 5 actions and episodes of 10 steps. Shares are
-of the policy that is told the MDP, which nobody can reach. RL² remembers counts and plans on their graph; a
-GRU, the paper's network, has to find out what a state is, and wants an accelerator.
+of the policy that knows the MDP, which no learner can reach. RL² remembers counts and plans on their graph. The
+paper's network is a GRU. It must learn to recognise states and needs an accelerator.
 """
 
 from typing import Annotated, Literal

@@ -183,7 +183,7 @@ def meta_gradient(
         state = descend(state, gradient, PARAMS, transform, apply=applied)
         meta = state.meta
         after = jax.vmap(lives.learn, (0, None, 0, 0))(learn_keys, meta, seen.life, seen.held_out)
-        # And so is that of one to whom its task shows nothing but broken numbers.
+        # The task of a blind agent shows it nothing but broken numbers: its time is up, too.
         blind = ~jnp.any(jax.vmap(finite_streams)(seen.held_out), axis=1)
         after = lifelong.aged(after, blind, window.lifespan)
         metrics = _returns(seen) | {f"learned/{x}": y for x, y in learned_numbers(meta, config)}

@@ -45,7 +45,7 @@ from jaxmeta.learners.gradient import (
     with_adapted,
 )
 from jaxmeta.meta_updates.outer_loop import Optimizer
-from jaxmeta.networks.policies import Policy, acting, log_probs
+from jaxmeta.networks.policies import Policy, log_probs, policy_learner
 from jaxmeta.networks.values import Value
 from jaxmeta.tasks.family import TaskFamily
 from jaxmeta.types import Learner, MetaAlgorithm, Params, Task, Trajectory
@@ -171,13 +171,13 @@ def meta_value_parts(
     check_adapts(config, value.init)
     log_ratio = partial(log_ratios, policy=policy)
     update = partial(value_step, log_ratio=log_ratio, value=value, config=config)
-    learner = Learner(
+    learner = policy_learner(
+        policy,
         init=partial(birth, policy=policy),
-        memory=lambda meta: policy.memory(),
-        act=acting(policy.step, lambda meta, agent: agent.behaviour),
+        params=lambda meta, agent: agent.behaviour,
         update=rematerialized(update, config),
+        reads=Meta,
     )
-    learner = checks.reading(learner, Meta)
     num_steps = config.num_steps or family.horizon  # values bootstrap where a stream is cut
     setup = rollouts.Setup(learner, family.env, config.num_streams, num_steps, config.unroll)
     return MetaValue(

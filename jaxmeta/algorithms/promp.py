@@ -125,7 +125,7 @@ def promp_loss(
 
 
 def of_last_epoch(rows: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    """The metrics of a meta-update from its epochs' metrics, each ``[E]``: those of the last epoch.
+    """The metrics of a meta-update: the last row of its epochs' metrics, each ``[E]``.
 
     ``skipped_tasks`` is the most that an epoch skipped; an update is skipped if every epoch skipped it.
     """

@@ -79,7 +79,7 @@ class Config(learners.recurrent.Config):
 
 
 class Hyper(NamedTuple):
-    """Numbers of VariBAD: those of `learners.recurrent.Hyper`, and the weights of the ELBO's terms."""
+    """Numbers of VariBAD: the numbers of `learners.recurrent.Hyper` and the weights of the ELBO's terms."""
 
     discount: float = 0.99
     """γ of the advantages."""

@@ -26,7 +26,7 @@ from jaxmeta.meta_updates.gradients import optimizer_step
 from jaxmeta.meta_updates.outer_loop import Optimizer
 from jaxmeta.networks.distributions import Distribution
 from jaxmeta.networks.encodings import encode_action, input_sizes
-from jaxmeta.networks.policies import Policy, acting, action_distributions
+from jaxmeta.networks.policies import Policy, action_distributions, policy_learner
 from jaxmeta.networks.values import Value, value_mlp
 from jaxmeta.tasks.family import TaskFamily
 from jaxmeta.types import Learner, Params, Trajectory
@@ -193,7 +193,7 @@ def actor_critic_learner(
 
 @dataclasses.dataclass(frozen=True)
 class ActorCriticLearner:
-    """The learner and what a meta-objective needs of it; everything is of one task."""
+    """An actor-critic learner, with the functions that a meta-objective needs. All are for one task."""
 
     family: TaskFamily
     """The tasks' family."""
@@ -207,13 +207,13 @@ class ActorCriticLearner:
     @functools.cached_property
     def learner(self) -> Learner:
         """The learner."""
-        learner = Learner(
+        return policy_learner(
+            self.policy,
             init=self.birth,
-            memory=lambda meta: self.policy.memory(),
-            act=acting(self.policy.step, lambda meta, agent: agent.params["policy"]),
+            params=lambda meta, agent: agent.params["policy"],
             update=jax.checkpoint(self.update) if self.config.rematerialize else self.update,
+            reads=Meta,
         )
-        return checks.reading(learner, Meta)
 
     def init(self, key: jax.Array, hyper: Hyper) -> Meta:
         """``(key, hyper) -> meta``: η where ``hyper`` says that it begins."""

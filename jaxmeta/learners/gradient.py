@@ -30,10 +30,10 @@ from jaxmeta.meta_updates.outer_loop import Learned, Optimizer, follow_meta_grad
 from jaxmeta.networks.distributions import Distribution
 from jaxmeta.networks.policies import (
     Policy,
-    acting,
     action_distributions,
     default_policy,
     log_probs,
+    policy_learner,
 )
 from jaxmeta.networks.values import Value, value_mlp
 from jaxmeta.tasks.family import TaskFamily
@@ -235,13 +235,13 @@ def gradient_learner(
         del key
         return inner_update(meta, agent, data, loss=inner_loss, config=config)
 
-    learner = Learner(
+    learner = policy_learner(
+        policy,
         init=lambda key, meta: meta.params,
-        memory=lambda meta: policy.memory(),
-        act=acting(policy.step, lambda meta, agent: agent),
+        params=lambda meta, agent: agent,
         update=update,
+        reads=Meta,
     )
-    learner = checks.reading(learner, Meta)
     return GradientLearner(
         learner=learner,
         init=lambda key, hyper: first_meta(policy.init(key), hyper, config),

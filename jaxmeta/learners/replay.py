@@ -28,7 +28,7 @@ from jaxmeta.learners.gradient import (
     rematerialized,
     with_adapted,
 )
-from jaxmeta.networks.policies import Policy, acting
+from jaxmeta.networks.policies import Policy, policy_learner
 from jaxmeta.tasks.family import TaskFamily
 from jaxmeta.types import History, Learner, Params, Task, Trajectory
 
@@ -122,13 +122,13 @@ def replay_learner(
         part = inner_step(adapted(agent.params, config), meta, adapted(mean, config), config)
         return agent._replace(params=with_adapted(agent.params, part, config))
 
-    learner = Learner(
+    learner = policy_learner(
+        policy,
         init=birth,
-        memory=lambda meta: policy.memory(),
-        act=acting(policy.step, lambda meta, agent: policy_params(meta, agent.params)),
+        params=lambda meta, agent: policy_params(meta, agent.params),
         update=rematerialized(update, config),
+        reads=Meta,
     )
-    learner = checks.reading(learner, Meta)
     setup = rollouts.Setup(learner, family.env, config.num_streams, num_steps, config.unroll)
 
     def start(key: jax.Array, hyper: Any) -> Meta:

@@ -31,7 +31,7 @@ from jaxmeta.estimators.units import advantage_scale, in_units, running_reward_s
 from jaxmeta.meta_updates.gradients import optimizer_step
 from jaxmeta.networks import recurrent
 from jaxmeta.networks.distributions import Categorical, Distribution
-from jaxmeta.networks.policies import Policy, acting, action_distributions, default_policy
+from jaxmeta.networks.policies import Policy, action_distributions, default_policy, policy_learner
 from jaxmeta.networks.values import Value, value_mlp
 from jaxmeta.tasks.family import TaskFamily
 from jaxmeta.types import Learner, Params, Trajectory
@@ -145,13 +145,13 @@ class RuleLearner:
     @functools.cached_property
     def learner(self) -> Learner:
         """The learner."""
-        learner = Learner(
+        return policy_learner(
+            self.policy,
             init=self.birth,
-            memory=lambda meta: self.policy.memory(),
-            act=acting(self.policy.step, lambda meta, agent: agent.params["policy"]),
+            params=lambda meta, agent: agent.params["policy"],
             update=jax.checkpoint(self.update) if self.rematerialize else self.update,
+            reads=Meta,
         )
-        return checks.reading(learner, Meta)
 
     def outputs(self, params: Params, data: Trajectory) -> Outputs:
         """The outputs of an agent's ``params`` on ``data [N, T]``."""

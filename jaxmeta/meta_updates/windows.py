@@ -1,7 +1,7 @@
 """Meta-gradient estimators on truncated lifetimes: each looks at a window of one learner's life.
 
 An estimator sees the K updates of a window and no further, so its memory does not grow with a lifetime
-(see `lifelong`). The estimators differ in what they differentiate and in the bias of the truncation:
+(see `lifelong`). The estimators differentiate different things, and the truncation biases them differently:
 
 * `policy_gradient` differentiates the updates, but not what is earned. It ignores the effect of a window
   on later windows;

@@ -29,6 +29,7 @@ from jaxmeta.networks.policies import (
     feed_forward,
     gaussian_mlp,
     log_probs,
+    policy_learner,
     softmax_linear,
 )
 from jaxmeta.networks.values import Value, value_mlp
@@ -60,6 +61,7 @@ __all__ = [
     "log_probs",
     "mlp",
     "policies",
+    "policy_learner",
     "recurrent",
     "recurrent_actor_critic",
     "softmax_linear",

@@ -16,7 +16,7 @@ from jaxmeta import checks
 from jaxmeta.networks.distributions import Categorical, DiagGaussian, Distribution
 from jaxmeta.networks.mlp import mlp, obs_size
 from jaxmeta.tasks import boxes
-from jaxmeta.types import Params, TimeStep, Trajectory
+from jaxmeta.types import Learner, Params, TimeStep, Trajectory
 
 
 class Policy(NamedTuple):
@@ -55,6 +55,27 @@ def acting(
         return action, distribution.log_prob(action), memory
 
     return act
+
+
+def policy_learner(
+    policy: Policy,
+    *,
+    init: Callable[[jax.Array, Any], Any],
+    params: Callable[[Any, Any], Params],
+    update: Callable[[jax.Array, Any, Any, Trajectory], Any],
+    reads: type,
+) -> Learner:
+    """The learner that acts by ``policy``.
+
+    Args:
+        policy: The policy, with its memory.
+        init: `Learner.init`.
+        params: ``(meta, agent) -> the policy's parameters``.
+        update: `Learner.update`.
+        reads: The type of the learner's ``meta``; another type is refused.
+    """
+    learner = Learner(init, lambda meta: policy.memory(), acting(policy.step, params), update)
+    return checks.reading(learner, reads)
 
 
 def action_distributions(policy: Policy, params: Params, data: Trajectory) -> Distribution:

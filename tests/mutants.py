@@ -1,0 +1,259 @@
+"""Small faults that the fast tests must catch, and the program that plants them.
+
+    python tests/mutants.py                 # every fault, in copies of the project
+    python tests/mutants.py learners maml   # the faults of files whose name holds one of these words
+
+A fault changes a few characters of one file. It is the kind of fault that this field makes in silence: a mask, a
+reset, a key, a sign, a stop_gradient, a discount, a normalisation, an axis, a round. The program plants each fault in
+a copy of the project, runs the fast tests of the faulty file, and prints whether a test failed (caught) or all
+passed (survived). It ends with the number of faults that survived and have no reason.
+"""
+
+import argparse
+import concurrent.futures
+import os
+import queue
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parent.parent
+
+
+class Mutant(NamedTuple):
+    """A fault in one file."""
+
+    file: str
+    """The file, below ``jaxmeta``."""
+    old: str
+    """The text that is replaced; the file holds it once."""
+    new: str
+    """The faulty text."""
+    tests: str = ""
+    """The tests that are run, below ``tests``; empty is the tests of the file."""
+    reason: str = ""
+    """Why no fast test catches it; empty for a fault that must be caught."""
+
+    def test_paths(self) -> list[str]:
+        """The tests that are run, from the project's root."""
+        if self.tests:
+            return [f"tests/{name}" for name in self.tests.split()]
+        folder, _, name = self.file.rpartition("/")
+        return [str(Path("tests", folder, f"test_{name}"))]
+
+
+MUTANTS = (
+    # Recurrences
+    Mutant("recurrences.py", "y = at[0] + at[1] * y", "y = at[1] * (at[0] + y)"),
+    Mutant("recurrences.py", "solve(a, before(b, not reverse), not reverse)", "solve(a, b, not reverse)"),
+    # Returns and advantages
+    Mutant("estimators/returns.py", "return reward + discount * v_next - v", "return reward + discount * jax.lax.stop_gradient(v_next) - v"),
+    Mutant("estimators/returns.py", "discount * lambda_ * unless(last, delta)", "discount * lambda_"),
+    Mutant("estimators/returns.py", "return advantage, v + advantage", "return advantage, advantage"),
+    Mutant("estimators/returns.py", "linear_recurrence(reward + discount * cut * v_next,", "linear_recurrence(reward,"),
+    Mutant("estimators/returns.py", "now = rho * (reward + discount * cut * v_next)", "now = reward + rho * discount * cut * v_next"),
+    Mutant("estimators/returns.py", "counted = follows & good[:, None, None]", "counted = follows"),
+    Mutant("estimators/returns.py", "discount * c, last=last, lambda_=lambda_)", "discount * jnp.append(c[1:], c[:1]), last=last, lambda_=lambda_)"),
+    Mutant("estimators/returns.py", "jnp.minimum(rho, rho_bar) * delta", "delta"),
+    Mutant("estimators/returns.py", "c_next = jnp.append(c[1:], jnp.zeros_like(c[:1]))", "c_next = c"),
+    # Surrogates
+    Mutant("estimators/surrogates.py", "cumulative_discount(discount, first) * w * delta", "w * delta"),
+    Mutant("estimators/surrogates.py", "unless(first, d) * tau", "jnp.full_like(d, 1.0) * tau"),
+    Mutant("estimators/surrogates.py", "jnp.exp(u - log_ratio) * jnp.expm1(log_ratio)", "jnp.exp(u) * jnp.expm1(log_ratio)"),
+    Mutant("estimators/surrogates.py", "jnp.concatenate([jnp.zeros_like(e[:1]), e[:-1]])", "e"),
+    Mutant("estimators/surrogates.py", "return jnp.minimum(ratio * advantage, clipped * advantage)", "return jnp.maximum(ratio * advantage, clipped * advantage)"),
+    Mutant("estimators/surrogates.py", "jnp.sum(gain * jnp.sum(log_prob, axis=-1))", "jnp.mean(gain * jnp.sum(log_prob, axis=-1))"),
+    Mutant("estimators/surrogates.py", "(jnp.sum(counted) - counted) /", "jnp.sum(counted) /"),
+    Mutant("estimators/surrogates.py", "before = linear_recurrence(log_c, keep) - log_c", "before = linear_recurrence(log_c, keep)"),
+    Mutant("estimators/surrogates.py", "    return jnp.expm1(log_ratio)\n", "    return log_ratio\n"),
+    # Episodes and streams
+    Mutant("estimators/episodes.py", "previous = jnp.concatenate([jnp.ones_like(discount[:1]), discount[:-1]])", "previous = discount"),
+    Mutant("estimators/episodes.py", "return episode_index(last) == 0", "return episode_index(last) <= 1"),
+    Mutant("estimators/episodes.py", "return jnp.cumsum(ended) - ended", "return jnp.cumsum(ended)"),
+    Mutant("estimators/streams.py", "return jax.tree.map(mended, data), good", "return jax.tree.map(mended, data), jnp.ones_like(good)"),
+    Mutant("estimators/streams.py", "return jnp.mean(x, where=where)", "return jnp.mean(jnp.where(where, x, 0.0))"),
+    # Baseline and units
+    Mutant("estimators/baselines.py", "others = 1.0 - jnp.eye(features.shape[0], dtype=gram.dtype)", "others = jnp.ones((features.shape[0],) * 2, gram.dtype)"),
+    Mutant("estimators/baselines.py", "jnp.where(diagonal > 0, ridge * diagonal, 1.0)", "jnp.where(diagonal > 0, ridge, 1.0)"),
+    Mutant("estimators/baselines.py", "axis=1) * unless(data.last, v)", "axis=1)"),
+    Mutant("estimators/baselines.py", "jnp.mean(x[:, 0], axis=0, where=counted[:, :1], keepdims=True)[:, None, :]", "jnp.mean(x, axis=(0, 1), where=counted[..., None], keepdims=True)"),
+    Mutant("estimators/units.py", "square = jnp.mean(advantage**2, where=counted)", "square = jnp.mean(advantage**2)"),
+    Mutant("estimators/units.py", "running(scale, largest, scale > 0), scale)", "largest, scale)"),
+    # Rollouts and lifetimes
+    Mutant("rollouts/rollout.py", "first=after.last,", "first=jnp.zeros_like(after.last),"),
+    Mutant("rollouts/rollout.py", "1.0 - after.terminated.astype", "1.0 - after.last.astype"),
+    Mutant("rollouts/rollout.py", "next_obs=after.next_obs,", "next_obs=after.obs,"),
+    Mutant("rollouts/rollout.py", "keys.at_step(reset_key, t),", "reset_key,"),
+    Mutant("rollouts/rollout.py", "keys.at_step(act_key, t), meta", "act_key, meta"),
+    Mutant("rollouts/lifetime.py", "jax.vmap(act)(jax.random.split(key, num_streams), streams)", "jax.vmap(act, (None, 0))(key, streams)"),
+    Mutant("rollouts/lifetime.py", "        if restart:", "        if not restart:"),
+    Mutant("rollouts/lifelong.py", "over = life.age >= lifespan", "over = life.age > lifespan"),
+    Mutant("rollouts/lifelong.py", "so_far=jnp.where(last[-1], 0.0, total[-1]),", "so_far=total[-1],"),
+    Mutant("tasks/door.py", "action = boxes.clip(action, space)", "pass", "tasks/test_door.py rollouts/test_rollout.py"),
+    Mutant("tasks/door.py", "late = time >= env.horizon", "late = time > env.horizon", "tasks/test_time_limit.py"),
+    # The outer loop
+    Mutant("meta_updates/gradients.py", "return total / count(good, total)", "return total / x.shape[0]"),
+    Mutant("meta_updates/gradients.py", "good = finite_tasks(results)\n", "good = finite_tasks(results) & (jnp.arange(len(keys)) == 0)\n"),
+    Mutant("meta_updates/gradients.py", "lambda new, old: jnp.where(apply, new, old), moved", "lambda new, old: new, moved"),
+    Mutant("meta_updates/outer_loop.py", "num_updates=state.num_updates + apply.astype(jnp.int32),", "num_updates=state.num_updates + 1,"),
+    Mutant("meta_updates/outer_loop.py", "optax.clip_by_global_norm(hyper.max_grad_norm), optimizer(hyper.learning_rate)", "optimizer(hyper.learning_rate), optax.clip_by_global_norm(hyper.max_grad_norm)"),
+    Mutant("meta_updates/evolution.py", "/ (2.0 * noise_std**2)", "/ noise_std**2"),
+    Mutant("meta_updates/windows.py", "partial(jnp.where, life.age == 0)", "partial(jnp.where, life.age < 0)"),
+    Mutant("meta_updates/windows.py", "life, _, report = parts.live(own_key, meta, life)", "life, _, report = parts.live(own_key, jax.tree.map(lambda x: x[0], pair), life)"),
+    Mutant("meta_updates/windows.py", "lambda xi, e: jnp.where(newborn, 0.0, xi) + e", "lambda xi, e: e"),
+    Mutant("meta_updates/windows.py", "jnp.minimum(1.0, max_norm / (norm + TINY))", "max_norm / (norm + TINY)"),
+    # The learners
+    Mutant("learners/gradient.py", "lambda p, a, g: p - a * g", "lambda p, a, g: p + a * g"),
+    Mutant("learners/gradient.py", "delta = jnp.where(counted, jax.lax.stop_gradient(delta), 0.0)", "delta = jax.lax.stop_gradient(delta)"),
+    Mutant("learners/gradient.py", "mean_over_streams(terms, good) / data.reward.shape[1]", "mean_over_streams(terms, good) / jnp.mean(jnp.sum(counted, axis=1, dtype=float))"),
+    Mutant("learners/gradient.py", "        if first_order:", "        if not first_order:"),
+    Mutant("learners/gradient.py", '"return/after": mean_over_streams(returns[-1], good[-1])', '"return/after": mean_over_streams(returns[0], good[0])'),
+    Mutant("learners/gradient.py", 'for name, x in params.items() if name != "context"}', 'for name, x in params.items() if name != "head"}'),
+    Mutant("learners/recurrent.py", "- gain - hyper.entropy_cost * entropy", "- gain + hyper.entropy_cost * entropy"),
+    Mutant("learners/recurrent.py", "total = hyper.value_cost * error", "total = 0.5 * hyper.value_cost * error"),
+    Mutant("learners/recurrent.py", "entropy_cost=left * hyper.entropy_cost", "entropy_cost=hyper.entropy_cost"),
+    Mutant("learners/recurrent.py", "order = jax.random.permutation(order_key, num_trials)", "order = jnp.arange(num_trials)"),
+    Mutant("learners/recurrent.py", "mean, spread = value_scale = _moved", "value_scale = _moved"),
+    Mutant("learners/recurrent.py", 'if config.remembers == "episode":', 'if config.remembers == "trial":'),
+    Mutant("learners/recurrent.py", "return jnp.append(v[1:], jnp.zeros_like(v[:1]))", "return jnp.append(v[1:], v[-1:])"),
+    Mutant("learners/recurrent.py", "(recorded.last) < num_episodes", "(recorded.last) <= num_episodes"),
+    Mutant("learners/replay.py", "jnp.concatenate([new[None], old[:-1]])", "jnp.concatenate([old[1:], new[None]])"),
+    Mutant("learners/replay.py", "< agent.num_batches", "<= agent.num_batches"),
+    Mutant("learners/replay.py", "v - jax.lax.stop_gradient(target), 0.0)", "v - target, 0.0)", "algorithms/test_meta_actor_critic.py algorithms/test_meta_q.py"),
+    Mutant("learners/actor_critic.py", "return hyper.min_discount + (1.0 - hyper.min_discount) * jax.nn.sigmoid(x)", "return jax.nn.sigmoid(x)"),
+    Mutant("learners/actor_critic.py", "advantage -= others - jax.lax.stop_gradient(others)", "advantage -= others"),
+    Mutant("learners/actor_critic.py", 'critic = params["outer_value" if self.config.outer_value else "value"]', 'critic = params["value"]', "learners/test_actor_critic.py algorithms/test_meta_gradient.py"),
+    Mutant("learners/actor_critic.py", "return -gain - entropy_cost *", "return -gain + entropy_cost *"),
+    Mutant("learners/update_rules.py", "            return y[::-1]", "            return y"),
+    Mutant("learners/update_rules.py", "targets.advantage - drift(", "targets.advantage + drift("),
+    Mutant("learners/update_rules.py", "return mean_over_streams(at_steps, good)", "return jnp.mean(at_steps)"),
+    # The algorithms
+    Mutant("algorithms/maml.py", "        weights[-1] = 1.0", "        weights[0] = 1.0"),
+    Mutant("algorithms/maml.py", "return loss - sampling_term(", "return loss + sampling_term("),
+    Mutant("algorithms/maml.py", "to_come = jnp.cumsum((weights * mean)[::-1])[::-1][1:]", "to_come = jnp.cumsum((weights * mean)[::-1])[::-1][:-1]"),
+    Mutant("algorithms/promp.py", "return loss + meta.hyper.kl_cost * kl", "return loss - meta.hyper.kl_cost * kl"),
+    Mutant("algorithms/promp.py", "epsilon=meta.hyper.clip)", "epsilon=0.5 * meta.hyper.clip)"),
+    Mutant("algorithms/maml_trpo.py", "jnp.ldexp(scale, -backtracks)", "scale * 0.8**backtracks"),
+    Mutant("algorithms/maml_trpo.py", "(loss < loss_before) & (kl <= max_kl)", "loss < loss_before"),
+    Mutant("algorithms/reptile.py", "jax.tree.map(jnp.subtract, constant.params, adapted)", "jax.tree.map(jnp.subtract, adapted, constant.params)"),
+    Mutant("algorithms/es.py", "key, population, -fitness, self.state", "key, population, fitness, self.state"),
+    Mutant("algorithms/imaml.py", "return gradient + meta.hyper.proximal * (p - centre)", "return gradient - meta.hyper.proximal * (p - centre)"),
+    Mutant("algorithms/imaml.py", "pull_back(jax.tree.map(jnp.negative, solved))", "pull_back(solved)"),
+    Mutant("algorithms/meta_q.py", "jnp.exp(jax.lax.stop_gradient(log_prob) - log_prob_mu)", "jnp.exp(log_prob - log_prob_mu)"),
+    Mutant("algorithms/meta_actor_critic.py", "weighted = g * jnp.minimum", "weighted = jnp.minimum"),
+    Mutant("algorithms/meta_actor_critic.py", "jnp.roll(target, -1, axis=1)", "jnp.roll(target, 1, axis=1)"),
+    Mutant("algorithms/meta_value.py", "    rho = jnp.exp(log_ratio(agent, data))\n    part", "    rho = jnp.ones_like(data.reward)\n    part"),
+    Mutant("algorithms/meta_value.py", "target = jax.lax.stop_gradient(outer_targets(data, v, v_next, rho, hyper, config))", "target = outer_targets(data, v, v_next, rho, hyper, config)"),
+    Mutant("algorithms/meta_value.py", "perturbed(behaviour_key, target,", "perturbed(target_key, target,"),
+    Mutant("algorithms/meta_gradient.py", "learned_hyper(meta).step_size", "meta.hyper.step_size"),
+    Mutant("algorithms/meta_gradient.py", "now, held_out = life.agent.params, jax.tree.map(lambda x: x[-1]", "now, held_out = life.agent.params, jax.tree.map(lambda x: x[0]"),
+    Mutant("algorithms/meta_gradient.py", "age=life.age + 1)", "age=life.age)"),
+    Mutant("algorithms/learned_objective.py", "lifelong.aged(members.life, ~good, config.lifespan)", "lifelong.aged(members.life, good, config.lifespan)"),
+    Mutant("algorithms/varibad.py", "jnp.where(counted, q.kl(_priors(q, inputs.reset)), 0.0)", "q.kl(_priors(q, inputs.reset))", "algorithms/test_varibad.py learners/test_recurrent.py"),
+    Mutant("algorithms/varibad.py", "return jnp.where(reset[:, None], 0.0, past)", "return past"),
+    Mutant("algorithms/varibad.py", "q = jax.lax.stop_gradient(self.posteriors(params, y))", "q = self.posteriors(params, y)"),
+    # The networks
+    Mutant("networks/distributions.py", "-0.5 * z**2 - self.log_std", "-0.5 * z**2 + self.log_std"),
+    Mutant("networks/distributions.py", "jnp.exp(2.0 * (self.log_std - other.log_std))", "jnp.exp(2.0 * (other.log_std - self.log_std))"),
+    Mutant("networks/recurrent.py", "return (keep * h + (1.0 - keep) * candidate,)", "return ((1.0 - keep) * h + keep * candidate,)"),
+    Mutant("networks/recurrent.py", "lambda s: jnp.where(reset, 0.0, s), state", "lambda s: s, state"),
+    Mutant("networks/recurrent.py", "new.at[0].add(decay[0] * h), decay", "new, decay"),
+    Mutant("networks/recurrent.py", "oldest = jnp.maximum(start, time - self.context + 1)", "oldest = jnp.maximum(start, time - self.context)"),
+    Mutant("networks/recurrent.py", "& (key_times <= time)", "& (key_times <= time + 1)"),
+    Mutant("networks/policies.py", '["log_std"] + jnp.asarray(np.log(scale), mean.dtype)', '["log_std"]'),
+    # The tasks
+    Mutant("tasks/keys.py", "(17, 29, 16, 24)", "(17, 29, 16, 25)"),
+    Mutant("tasks/keys.py", "data.at[-1].add(t.astype(data.dtype))", "data.at[-1].add(0 * t.astype(data.dtype))", "tasks/test_keys.py rollouts/test_rollout.py"),
+    Mutant("tasks/gridnavi.py", "arrived = jnp.all(position == params.goal)", "arrived = jnp.all(state.position == params.goal)"),
+    Mutant("tasks/tabular.py", "return jnp.max(task.reward + task.transition @ v, axis=1)", "return jnp.max(task.reward + task.transition @ v, axis=0)"),
+    Mutant("tasks/time_limit.py", "return obs, TimedState(inner, state.time + 1), *rest", "return obs, TimedState(inner, state.time), *rest"),
+    Mutant("tasks/transform/laws.py", "begins = number[0] < probability[begun]", "begins = number[1] < probability[begun]"),
+    # Evaluation and runs
+    Mutant("evaluation/curves.py", "jax.vmap(finite_streams)(data) & jnp.any(data.last, axis=-1)", "jax.vmap(finite_streams)(data)"),
+    Mutant("evaluation/trials.py", "index[-1] + last[-1].astype(index.dtype)", "index[-1]"),
+    Mutant("evaluation/statistics.py", "gap = np.mean(optimal) - mean[0]", "gap = np.mean(optimal)"),
+    Mutant("evaluation/statistics.py", "return (returns - zero) / (one - zero)", "return returns / one"),
+    Mutant("runs/training.py", '["update"] <= done:', '["update"] < done:'),
+    Mutant("runs/checkpoints.py", 'sha.update(array.tobytes())', "pass"),
+)  # fmt: skip
+
+
+class Outcome(NamedTuple):
+    """The result of the tests of one fault."""
+
+    caught: bool
+    seconds: float
+    line: str
+    """The first test that failed, or the end of the report."""
+
+
+def run(mutant: Mutant, copy: Path) -> Outcome:
+    """Plants ``mutant`` in a ``copy`` of the project, runs the fast tests of its file, and mends the copy again."""
+    path = copy / "jaxmeta" / mutant.file
+    sound = path.read_text(encoding="utf-8")
+    if sound.count(mutant.old) != 1:
+        raise ValueError(f"{mutant.file} must hold {mutant.old!r} once, and holds it {sound.count(mutant.old)} times")
+    path.write_text(sound.replace(mutant.old, mutant.new), encoding="utf-8")
+    began = time.monotonic()
+    try:
+        command = [sys.executable, "-m", "pytest", "-q", "-x", "-m", "not slow", "-p", "no:cacheprovider"]
+        done = subprocess.run(
+            [*command, *mutant.test_paths()],
+            cwd=copy,
+            env=os.environ | {"PYTHONPATH": str(copy)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    finally:
+        path.write_text(sound, encoding="utf-8")
+    lines = done.stdout.splitlines() or [done.stderr[-200:]]
+    failed = [line for line in lines if line.startswith(("FAILED", "ERROR"))]
+    if done.returncode not in (0, 1):  # no test was run, or the run broke off
+        raise RuntimeError(f"{mutant.file}: {mutant.old!r}: pytest ended with {done.returncode}\n{done.stdout[-2000:]}")
+    return Outcome(done.returncode == 1, time.monotonic() - began, (failed or lines)[-1])
+
+
+def copied(folder: Path) -> Path:
+    """A copy of the project in ``folder``."""
+    unneeded = shutil.ignore_patterns(".git", ".*_cache", "__pycache__")
+    return Path(shutil.copytree(ROOT, folder, ignore=unneeded))
+
+
+def main() -> int:
+    """Plants the chosen faults; returns the number of faults that survived without a reason."""
+    parser = argparse.ArgumentParser(description="Plant small faults and run the fast tests.")
+    parser.add_argument("words", nargs="*", help="parts of file names; none is every file")
+    parser.add_argument("--processes", type=int, default=os.cpu_count(), help="faults tried at a time")
+    args = parser.parse_args()
+    chosen = [x for x in MUTANTS if not args.words or any(word in x.file for word in args.words)]
+    survived = 0
+    with tempfile.TemporaryDirectory() as work, concurrent.futures.ThreadPoolExecutor(args.processes) as pool:
+        # Programs that a fault does not touch are compiled once.
+        os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(work, "compiled")))
+        copies: queue.SimpleQueue[Path] = queue.SimpleQueue()
+        for i in range(args.processes):
+            copies.put(copied(Path(work, f"copy-{i}")))
+
+        def one(mutant: Mutant) -> Outcome:
+            copy = copies.get()
+            try:
+                return run(mutant, copy)
+            finally:
+                copies.put(copy)
+
+        for mutant, outcome in zip(chosen, pool.map(one, chosen), strict=True):
+            survived += not (outcome.caught or mutant.reason)
+            verdict = "caught  " if outcome.caught else "survived"
+            why = outcome.line if outcome.caught else mutant.reason
+            print(f"{verdict} {outcome.seconds:4.0f} s  {mutant.file}: {mutant.old.strip()}  [{why}]", flush=True)
+    print(f"{len(chosen)} faults, {survived} of them survived without a reason")
+    return survived
+
+
+if __name__ == "__main__":
+    sys.exit(min(main(), 1))
