@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from jaxmeta import checks
 
@@ -19,14 +20,18 @@ def linear_recurrence(
     checks.field("reverse", reverse, bool)
     checks.field("parallel", parallel, bool | None)
     if jax.default_backend() != "cpu" if parallel is None else parallel:
-        return _at_once(a, b, reverse)
+        return checkpoint_name(_at_once(a, b, reverse), KEPT)
 
     def step(y: jax.Array, at: tuple) -> tuple:
         y = at[0] + at[1] * y
         return y, y
 
     zero = jnp.zeros_like(a, shape=a.shape[1:])
-    return jax.lax.scan(step, zero, (a, b), reverse=reverse, unroll=4)[1]
+    return checkpoint_name(jax.lax.scan(step, zero, (a, b), reverse=reverse, unroll=4)[1], KEPT)
+
+
+KEPT = "kept"
+"""The name under which `jax.checkpoint` can keep a recurrence's values: they are few, and slow to compute again."""
 
 
 def _at_once(a: jax.Array, b: jax.Array, reverse: bool) -> jax.Array:

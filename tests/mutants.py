@@ -46,6 +46,7 @@ class Mutant(NamedTuple):
         return [str(Path("tests", folder, f"test_{name}"))]
 
 
+# fmt: off
 MUTANTS = (
     # Recurrences
     Mutant("recurrences.py", "y = at[0] + at[1] * y", "y = at[1] * (at[0] + y)"),
@@ -179,7 +180,8 @@ MUTANTS = (
     Mutant("evaluation/statistics.py", "return (returns - zero) / (one - zero)", "return returns / one"),
     Mutant("runs/training.py", '["update"] <= done:', '["update"] < done:'),
     Mutant("runs/checkpoints.py", 'sha.update(array.tobytes())', "pass"),
-)  # fmt: skip
+)
+# fmt: on
 
 
 class Outcome(NamedTuple):
@@ -196,11 +198,23 @@ def run(mutant: Mutant, copy: Path) -> Outcome:
     path = copy / "jaxmeta" / mutant.file
     sound = path.read_text(encoding="utf-8")
     if sound.count(mutant.old) != 1:
-        raise ValueError(f"{mutant.file} must hold {mutant.old!r} once, and holds it {sound.count(mutant.old)} times")
+        raise ValueError(
+            f"{mutant.file} must hold {mutant.old!r} once, and holds it {sound.count(mutant.old)} times"
+        )
     path.write_text(sound.replace(mutant.old, mutant.new), encoding="utf-8")
     began = time.monotonic()
     try:
-        command = [sys.executable, "-m", "pytest", "-q", "-x", "-m", "not slow", "-p", "no:cacheprovider"]
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-x",
+            "-m",
+            "not slow",
+            "-p",
+            "no:cacheprovider",
+        ]
         done = subprocess.run(
             [*command, *mutant.test_paths()],
             cwd=copy,
@@ -214,7 +228,9 @@ def run(mutant: Mutant, copy: Path) -> Outcome:
     lines = done.stdout.splitlines() or [done.stderr[-200:]]
     failed = [line for line in lines if line.startswith(("FAILED", "ERROR"))]
     if done.returncode not in (0, 1):  # no test was run, or the run broke off
-        raise RuntimeError(f"{mutant.file}: {mutant.old!r}: pytest ended with {done.returncode}\n{done.stdout[-2000:]}")
+        raise RuntimeError(
+            f"{mutant.file}: {mutant.old!r}: pytest ended with {done.returncode}\n{done.stdout[-2000:]}"
+        )
     return Outcome(done.returncode == 1, time.monotonic() - began, (failed or lines)[-1])
 
 
@@ -228,11 +244,16 @@ def main() -> int:
     """Plants the chosen faults; returns the number of faults that survived without a reason."""
     parser = argparse.ArgumentParser(description="Plant small faults and run the fast tests.")
     parser.add_argument("words", nargs="*", help="parts of file names; none is every file")
-    parser.add_argument("--processes", type=int, default=os.cpu_count(), help="faults tried at a time")
+    parser.add_argument(
+        "--processes", type=int, default=os.cpu_count(), help="faults tried at a time"
+    )
     args = parser.parse_args()
     chosen = [x for x in MUTANTS if not args.words or any(word in x.file for word in args.words)]
     survived = 0
-    with tempfile.TemporaryDirectory() as work, concurrent.futures.ThreadPoolExecutor(args.processes) as pool:
+    with (
+        tempfile.TemporaryDirectory() as work,
+        concurrent.futures.ThreadPoolExecutor(args.processes) as pool,
+    ):
         # Programs that a fault does not touch are compiled once.
         os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(work, "compiled")))
         copies: queue.SimpleQueue[Path] = queue.SimpleQueue()
@@ -250,7 +271,10 @@ def main() -> int:
             survived += not (outcome.caught or mutant.reason)
             verdict = "caught  " if outcome.caught else "survived"
             why = outcome.line if outcome.caught else mutant.reason
-            print(f"{verdict} {outcome.seconds:4.0f} s  {mutant.file}: {mutant.old.strip()}  [{why}]", flush=True)
+            print(
+                f"{verdict} {outcome.seconds:4.0f} s  {mutant.file}: {mutant.old.strip()}  [{why}]",
+                flush=True,
+            )
     print(f"{len(chosen)} faults, {survived} of them survived without a reason")
     return survived
 

@@ -26,7 +26,13 @@ from jaxmeta import checks, learners
 from jaxmeta.estimators import surrogates
 from jaxmeta.estimators.episodes import cumulative_discount, in_first_episode
 from jaxmeta.estimators.streams import finite_streams, mean_over_streams, without_broken_streams
-from jaxmeta.learners.gradient import GradientLearner, Meta, first_order_step, gradient_step
+from jaxmeta.learners.gradient import (
+    GradientLearner,
+    Meta,
+    first_order_step,
+    gradient_step,
+    last_round,
+)
 from jaxmeta.meta_updates.outer_loop import Optimizer
 from jaxmeta.networks.policies import Policy
 from jaxmeta.tasks.family import TaskFamily
@@ -126,11 +132,15 @@ def maml(
 
 def meta_loss(meta: Meta, history: History, parts: GradientLearner, config: Config) -> jax.Array:
     """A loss of one lifetime ``[K + 1]``; its gradient in ``meta`` is the lifetime's meta-gradient, ``[]``."""
-    weights = round_weights(config)
-    agents, data = jax.tree.map(lambda x: x[weights > 0], (history.agent, history.trajectories))
-    score = surrogates.SURROGATES["score"]
-    losses = jax.vmap(lambda agent, data: parts.loss(agent, data, meta.hyper, score))(agents, data)
-    loss = jnp.sum(jnp.asarray(weights[weights > 0]) * losses)
+
+    def outer_loss(agent: Params, data: Trajectory) -> jax.Array:
+        return parts.loss(agent, data, meta.hyper, surrogates.SURROGATES["score"])
+
+    if config.outer_updates == "all" and config.num_updates > 0:
+        adapted = jax.tree.map(lambda x: x[1:], history)
+        loss = jnp.mean(jax.vmap(outer_loss)(*adapted))
+    else:
+        loss = outer_loss(*last_round(history))
     if config.sampling_correction == "none" or config.num_updates == 0:
         return loss
     return loss - sampling_term(meta, history, parts, config)

@@ -71,9 +71,10 @@ def _solve_positive_definite(a: jax.Array, b: jax.Array) -> jax.Array:
 
     def eliminate(i: jax.Array, rows: jax.Array) -> jax.Array:
         row = rows[i] / rows[i, i]
-        return (rows - rows[:, i][:, None] * row[None, :]).at[i].set(row)
+        is_pivot = (jnp.arange(b.shape[0]) == i)[:, None]
+        return jnp.where(is_pivot, row[None, :], rows - rows[:, i][:, None] * row[None, :])
 
-    return jax.lax.fori_loop(0, b.shape[0], eliminate, rows, unroll=8)[:, -1] * scale
+    return jax.lax.fori_loop(0, b.shape[0], eliminate, rows)[:, -1] * scale
 
 
 def baseline_td_errors(

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmeta import checks
-from jaxmeta.estimators.streams import unless
+from jaxmeta.estimators.streams import is_first, unless
 from jaxmeta.recurrences import linear_recurrence
 
 
@@ -14,7 +14,7 @@ def cumulative_discount(discount: jax.Array, first: jax.Array) -> jax.Array:
     The factor γ^t of the policy gradient of a discounted objective.
     """
     checks.shapes("T", discount=discount, first=first)
-    start = jnp.asarray(first, discount.dtype).at[0].set(1.0)
+    start = jnp.where(is_first(first), 1.0, jnp.asarray(first, discount.dtype))
     previous = jnp.concatenate([jnp.ones_like(discount[:1]), discount[:-1]])
     return linear_recurrence(start, (1.0 - start) * previous)
 
@@ -42,7 +42,9 @@ def in_first_episode(last: jax.Array) -> jax.Array:
     Counting that one alone keeps a stream one draw of an episode: what begins after it begins the
     sooner the earlier it ended, so a sum over all of them is the rate of reward and not the return.
     """
-    return episode_index(last) == 0
+    checks.shapes("T", last=last)
+    step = jnp.arange(last.shape[0])
+    return step <= jnp.min(jnp.where(jnp.asarray(last, bool), step, last.shape[0]))
 
 
 def episode_index(last: jax.Array) -> jax.Array:

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmeta import checks
-from jaxmeta.estimators.streams import count, unless
+from jaxmeta.estimators.streams import count, is_last, unless
 from jaxmeta.recurrences import linear_recurrence
 
 
@@ -62,7 +62,7 @@ def discounted_returns(
 ) -> jax.Array:
     """``G_t = r_t + discount_t G_{t+1}``, with ``v_next`` at an episode's and at the stream's end, ``[T]``."""
     checks.shapes("T", reward=reward, discount=discount, v_next=v_next, last=last)
-    cut = jnp.asarray(last, reward.dtype).at[-1].set(1.0)
+    cut = jnp.where(is_last(last), 1.0, jnp.asarray(last, reward.dtype))
     return linear_recurrence(reward + discount * cut * v_next, discount * (1.0 - cut), reverse=True)
 
 
@@ -76,7 +76,7 @@ def importance_returns(
     value of the policy that the ratios are of, if ``v_next`` is its value there.
     """
     checks.shapes("T", reward=reward, discount=discount, v_next=v_next, rho=rho, last=last)
-    cut = jnp.asarray(last, reward.dtype).at[-1].set(1.0)
+    cut = jnp.where(is_last(last), 1.0, jnp.asarray(last, reward.dtype))
     now = rho * (reward + discount * cut * v_next)
     return linear_recurrence(now, rho * discount * (1.0 - cut), reverse=True)
 
@@ -101,7 +101,7 @@ def weighted_importance_returns(
     arrays = dict(reward=reward, discount=discount, v_next=v_next, rho=rho, last=last)
     good = jnp.ones(rho.shape[:1], bool) if good is None else good
     checks.shapes("NT NT NT NT NT N", **arrays, good=good)
-    cut = jnp.asarray(last, reward.dtype).at[:, -1].set(1.0)
+    cut = jnp.where(is_last(last[0])[None], 1.0, jnp.asarray(last, reward.dtype))
     step = jnp.arange(reward.shape[1])
 
     def products(x: jax.Array, begin: jax.Array) -> jax.Array:

@@ -5,12 +5,23 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxmeta.estimators.rows import all_finite, packing
 from jaxmeta.types import Trajectory
 
 
 def unless(flag: jax.Array, like: jax.Array) -> jax.Array:
     """``1 - flag``, of any shape, in the dtype of ``like``: 0 where a recurrence must not go on."""
     return 1.0 - jnp.asarray(flag, jnp.result_type(like))
+
+
+def is_first(steps: jax.Array) -> jax.Array:
+    """True at the first entry of ``steps [T]``, bool ``[T]``. (An assignment ``.at[0]`` would not be fused.)"""
+    return jnp.arange(steps.shape[0]) == 0
+
+
+def is_last(steps: jax.Array) -> jax.Array:
+    """True at the last entry of ``steps [T]``, bool ``[T]``."""
+    return jnp.arange(steps.shape[0]) == steps.shape[0] - 1
 
 
 def count(flags: jax.Array, like: jax.Array, **axes: Any) -> jax.Array:
@@ -23,12 +34,7 @@ def count(flags: jax.Array, like: jax.Array, **axes: Any) -> jax.Array:
 
 def finite_streams(data: Trajectory) -> jax.Array:
     """A mask of the streams of ``data [N, T]`` that hold finite numbers alone, bool ``[N]``; memories do not count."""
-    num_streams = data.reward.shape[0]
-    finite = [
-        jnp.all(jnp.isfinite(x.reshape(num_streams, -1)), axis=1)
-        for x in jax.tree.leaves(data._replace(memory=()))
-    ]
-    return jnp.stack(finite).all(axis=0)
+    return jax.vmap(all_finite)(data._replace(memory=()))
 
 
 def without_broken_streams(data: Trajectory) -> tuple[Trajectory, jax.Array]:
@@ -41,13 +47,13 @@ def without_broken_streams(data: Trajectory) -> tuple[Trajectory, jax.Array]:
     """
     good = finite_streams(data)
     first, some = jnp.argmax(good), jnp.any(good)
+    pack, unpack = packing(lambda stream: stream)
 
-    def mended(x: jax.Array) -> jax.Array:
-        mask = good.reshape(-1, *[1] * (x.ndim - 1))
-        spare = jnp.where(some, x[first], jnp.zeros_like(x[0]))
-        return jnp.where(mask, x, spare[None])
+    def mended(rows: jax.Array) -> jax.Array:
+        spare = jnp.where(some, rows[first], jnp.zeros_like(rows[0]))
+        return jnp.where(good[:, None], rows, spare[None])
 
-    return jax.tree.map(mended, data), good
+    return jax.vmap(unpack)([mended(x) for x in jax.vmap(pack)(data)]), good
 
 
 def mean_over_streams(x: jax.Array, good: jax.Array) -> jax.Array:

@@ -34,7 +34,7 @@ import jax.numpy as jnp
 from jaxmeta import checks
 from jaxmeta.estimators.episodes import cumulative_discount
 from jaxmeta.estimators.returns import gae
-from jaxmeta.estimators.streams import count, unless
+from jaxmeta.estimators.streams import count, is_first, is_last, unless
 from jaxmeta.recurrences import linear_recurrence
 from jaxmeta.types import Params
 
@@ -128,7 +128,7 @@ def vtrace(
     before = linear_recurrence(log_c, keep) - log_c
     w = jnp.exp(before + jnp.minimum(log_ratio, math.log(rho_bar)))
     previous = jnp.concatenate([jnp.ones_like(w[:1]), w[:-1]])
-    return w - jnp.where(first, 1.0, previous).at[0].set(1.0)
+    return w - jnp.where(is_first(first), 1.0, jnp.where(first, 1.0, previous))
 
 
 def surrogate(
@@ -149,8 +149,13 @@ def surrogate(
     """
     _check_stream(log_prob, log_prob_mu, delta, discount, first, tau)
     d = weights(log_prob - log_prob_mu, first)
-    w = linear_recurrence(d, unless(first, d) * tau)
-    return jnp.sum(cumulative_discount(discount, first) * w * delta)
+    # The sums over k and over t change places: what follows an action depends on recorded numbers alone, so no
+    # derivative in the policy runs through a recurrence.
+    goes_on = jnp.where(is_last(first), 0.0, unless(jnp.roll(first, -1), delta))
+    to_come = linear_recurrence(
+        cumulative_discount(discount, first) * delta, goes_on * tau, reverse=True
+    )
+    return jnp.sum(d * to_come)
 
 
 def ppo_clip(

@@ -16,6 +16,7 @@ from typing import Any, Literal, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from jaxmeta import checks, rollouts
 from jaxmeta.estimators import surrogates
@@ -36,6 +37,7 @@ from jaxmeta.networks.policies import (
     policy_learner,
 )
 from jaxmeta.networks.values import Value, value_mlp
+from jaxmeta.recurrences import KEPT
 from jaxmeta.tasks.family import TaskFamily
 from jaxmeta.types import History, Learner, MetaAlgorithm, Params, Task, Trajectory
 
@@ -172,7 +174,10 @@ def rematerialized(update: Function, config: Adaptation) -> Function:
 
     A lifetime is differentiated through its updates alone, so they take most of the memory.
     """
-    return jax.checkpoint(update) if config.rematerialize else update  # type: ignore[return-value]
+    if not config.rematerialize:
+        return update
+    keep = jax.checkpoint_policies.save_only_these_names(KEPT)
+    return jax.checkpoint(update, policy=keep)  # type: ignore[return-value]
 
 
 class GradientLearner(NamedTuple):
@@ -322,7 +327,7 @@ def policy_loss(
     Streams with a number that is not finite are left out. With no other stream the loss is NaN and its
     gradient zero: an update changes nothing, and a meta-update skips the task.
     """
-    data, good = without_broken_streams(data)
+    data, good = jax.tree.map(partial(checkpoint_name, name=KEPT), without_broken_streams(data))
     log_prob = log_probs(policy, params, data)
     discount = hyper.discount * data.discount
     counted = jax.vmap(in_first_episode)(data.last) & good[:, None]
@@ -332,7 +337,7 @@ def policy_loss(
             delta, discount, last=data.last
         )
         delta = delta / advantage_scale(advantage, counted)
-    delta = jnp.where(counted, jax.lax.stop_gradient(delta), 0.0)
+    delta = checkpoint_name(jnp.where(counted, jax.lax.stop_gradient(delta), 0.0), KEPT)
     terms = jax.vmap(surrogate, in_axes=(0, 0, 0, 0, 0, None))(
         log_prob, data.log_prob, delta, discount, data.timestep.first, hyper.gae_lambda
     )
@@ -486,7 +491,7 @@ def report(history: History) -> dict[str, jax.Array]:
     return {
         "return/before": mean_over_streams(returns[0], good[0]),
         "return/after": mean_over_streams(returns[-1], good[-1]),
-        "skipped_streams": skipped_streams(data),
+        "skipped_streams": jnp.sum(~good, dtype=jnp.int32),
     }
 
 

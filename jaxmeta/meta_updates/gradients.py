@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxmeta import checks
+from jaxmeta.estimators.rows import all_finite
 from jaxmeta.estimators.streams import count
 
 TaskLoss = Callable[[Any, jax.Array, Any], tuple[jax.Array, dict[str, jax.Array]]]
@@ -65,10 +66,7 @@ def map_tasks(function: Callable[..., Any], inputs: Any, *, tasks_per_chunk: int
 
 def finite_tasks(results: Any) -> jax.Array:
     """A mask of the tasks whose ``results [M]`` are finite in every leaf, bool ``[M]``."""
-    finite = [
-        jnp.all(jnp.isfinite(x.reshape(x.shape[0], -1)), axis=1) for x in jax.tree.leaves(results)
-    ]
-    return jnp.stack(finite).all(axis=0)
+    return jax.vmap(all_finite)(results)
 
 
 def masked_mean(results: Any, good: jax.Array) -> Any:

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmeta import checks
+from jaxmeta.estimators import rows
 from jaxmeta.tasks import door, environments, keys
 from jaxmeta.types import Environment, Learner, Stream, Task, TimeStep, Trajectory
 
@@ -62,7 +63,7 @@ def rollout(
     # tangents here.
     meta, agent, stream = jax.lax.stop_gradient((meta, agent, stream))
     begun, stream = stream, stream._replace(memory=keys.all_quick(stream.memory))
-    act_key, step_key, reset_key = keys.all_quick(tuple(jax.random.split(keys.typed(key), 3)))
+    act_key, step_key, reset_key = jax.random.split(keys.quick(keys.typed(key)), 3)
 
     def step(stream: Stream, t: jax.Array) -> tuple[Stream, Trajectory]:
         timestep = stream.timestep
@@ -95,7 +96,7 @@ def rollout(
         )
         return Stream(after.state, next_timestep, keys.all_quick(memory)), seen
 
-    stream, trajectory = jax.lax.scan(step, stream, jnp.arange(num_steps), unroll=unroll)
+    stream, trajectory = rows.scan(step, stream, jnp.arange(num_steps), unroll=unroll)
     trajectory = trajectory._replace(memory=begun.memory)
     return jax.lax.stop_gradient((keys.as_in(begun, stream), trajectory))
 

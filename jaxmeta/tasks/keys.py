@@ -42,6 +42,11 @@ def quick(key: jax.Array) -> jax.Array:
     return jax.random.wrap_key_data(jax.random.key_data(key), impl=_QUICK)
 
 
+def split(key: jax.Array, num: int) -> jax.Array:
+    """``jax.random.split(key, num)``, the same keys ``[num]``: computed, and compiled, in less time on a CPU."""
+    return as_in(key, jax.random.split(quick(key) if _is_key(key) else key, num))
+
+
 def plain(key: jax.Array) -> jax.Array:
     """``key [...]`` with jax's own generator: the inverse of `quick`."""
     if jax.random.key_impl(key) != _QUICK:
