@@ -15,12 +15,19 @@ from jaxmeta import rollouts, tasks
 from jaxmeta.tasks.transform import Wrapper
 from jaxmeta.types import Learner, TimeStep, Trajectory
 
-ARCADE = ("asterix", "freeway", "seaquest", "space_invaders")
-"""Families whose programs take longest to compile."""
-EVERY_FAMILY = [
-    pytest.param(name, marks=pytest.mark.slow) if name in ARCADE else name for name in tasks.names()
-]
-"""Their names, for tests that compile an episode of each."""
+
+def thorough(values, quick):
+    """``values`` for ``parametrize``: those in ``quick`` in every run, the others, of the same kind, in the slow one."""
+    return [x if x in quick else pytest.param(x, marks=pytest.mark.slow) for x in values]
+
+
+QUICK_FAMILIES = (
+    *("bernoulli_bandit", "cartpole", "catch", "deep_sea", "gridnavi", "latent_tabular", "maze"),
+    *("mountain_car", "navigation", "t_maze", "tabular", "translation"),
+)
+"""Families that compile and run quickly, of every kind: bandits, grids, MDPs, control, language."""
+EVERY_FAMILY = thorough(tasks.names(), QUICK_FAMILIES)
+"""The families' names, for tests that compile an episode of each."""
 
 
 def made(name, **settings):

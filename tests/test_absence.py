@@ -17,7 +17,7 @@ from jaxmeta.estimators import streams, surrogates
 from jaxmeta.learners import update_rules
 from jaxmeta.rollouts import lifelong
 from jaxmeta.tasks.family import sample_tasks
-from tests.probes import broken, made_up_streams, without
+from tests.probes import broken, made_up_streams, thorough, without
 
 NUM_STREAMS, NUM_STEPS = 4, 6
 FAMILY = tasks.make("tabular", num_states=3, num_actions=2, horizon=NUM_STEPS)
@@ -179,13 +179,14 @@ UPDATES = {
     ),
 }
 """What learners make of streams ``[N, T]``: functions ``data -> tree``, finite whatever is broken."""
+QUICK_UPDATES = ("inner steps", "E-MAML", "tunable", "LPO", "actor-critic", "weighted")
 
 
 def flat(tree):
     return jax.flatten_util.ravel_pytree(tree)[0]
 
 
-@pytest.mark.parametrize("name", UPDATES)
+@pytest.mark.parametrize("name", thorough(UPDATES, QUICK_UPDATES))
 def test_an_update_with_a_broken_stream_is_the_update_without_it(x64, name):
     """A reward, an observation or a last successor that is not finite costs its stream and nothing else.
     Where all others are broken what is left is finite."""
@@ -255,12 +256,10 @@ STEPS = {
         **LIVES,
     ),
 }
-QUICK = ("Reptile", "ES", "meta-gradients")
+QUICK = ("Reptile",)
 
 
-@pytest.mark.parametrize(
-    "name", [x if x in QUICK else pytest.param(x, marks=pytest.mark.slow) for x in STEPS]
-)
+@pytest.mark.parametrize("name", thorough(STEPS, QUICK))
 def test_a_step_with_broken_streams_and_tasks_is_the_step_without_them(x64, name, monkeypatch):
     """One stream of every batch and the last task; two steps, for critics and old batches. What is broken is
     counted, also in the task that is left out."""

@@ -773,6 +773,7 @@ def test_a_wrong_option_is_refused_by_name(name, command):
     case()
 
 
+@pytest.mark.slow
 def test_a_wrong_option_of_the_main_job_is_refused_by_name(monkeypatch):
     train = script("train")
 

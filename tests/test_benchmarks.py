@@ -100,6 +100,7 @@ def said(script, capsys, *arguments):
     return f"{shown.out} {shown.err} {end.value}"
 
 
+@pytest.mark.slow
 def test_the_main_job_leaves_what_it_promises(trained):
     folder, _, result = trained
     assert sorted(p.name for p in folder.iterdir()) == [
@@ -131,6 +132,7 @@ def test_the_main_job_leaves_what_it_promises(trained):
     assert " -> " in result.stdout
 
 
+@pytest.mark.slow
 def test_a_second_run_is_refused_unless_it_resumes(trained, script, capsys):
     folder, arguments, _ = trained
     before = (folder / "metrics.jsonl").read_text()

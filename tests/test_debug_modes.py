@@ -9,6 +9,7 @@ from gymnax.environments import environment, spaces
 from jaxmeta import evaluation, tasks
 from jaxmeta.algorithms import ALGORITHMS
 from jaxmeta.rollouts.rollout import begin_stream, rollout
+from tests.probes import thorough
 
 NUM_TASKS = 2
 SMALL = dict(hidden_sizes=(2,))
@@ -67,12 +68,10 @@ KINDS = (
 
 def slow_but(*fast):
     """All `KINDS`, and all but these are slow: what the modes look at, algorithms of a kind share."""
-    return pytest.mark.parametrize(
-        "name", [x if x in fast else pytest.param(x, marks=pytest.mark.slow) for x in KINDS]
-    )
+    return pytest.mark.parametrize("name", thorough(KINDS, fast))
 
 
-@ALL
+@pytest.mark.parametrize("name", thorough(sorted(ALGORITHMS), ("maml", "meta_gradient", "rl2")))
 def test_strict_promotion_and_raw_keys(name):
     """Nothing is cast without a word but by optax and evosax, which are called under jax's own rules.
 
@@ -82,7 +81,7 @@ def test_strict_promotion_and_raw_keys(name):
         jax.eval_shape(made(name), jax.random.PRNGKey(0))
 
 
-@slow_but("maml", "rl2")
+@slow_but("maml")
 def test_keys_of_other_generators(name):
     jax.eval_shape(made(name), jax.random.key(0, impl="rbg"))
 
@@ -179,13 +178,13 @@ def test_without_compilation_in_truth():
     assert all(jnp.isfinite(x) for x in metrics.values())
 
 
-@slow_but("es", "rl2")
+@slow_but("rl2")
 def test_no_tracer_is_left(name):
     with jax.checking_leaks():
         jax.eval_shape(made(name), KEY)
 
 
-@slow_but("maml", "rl2", "meta_gradient")
+@slow_but("rl2")
 def test_no_number_is_nan(name):
     with jax.debug_nans(True):
         jax.jit(made(name))(KEY)

@@ -37,6 +37,7 @@ from jaxmeta.meta_updates.gradients import (
 from jaxmeta.meta_updates.outer_loop import Optimizer, descend
 from jaxmeta.networks.policies import Policy
 from jaxmeta.tasks.family import TaskFamily
+from jaxmeta.tasks.keys import quick
 from jaxmeta.types import MetaAlgorithm, Task
 
 
@@ -96,6 +97,7 @@ def es(
         return State(meta, optimizer_state, jnp.zeros((), jnp.int32))
 
     def step(key: jax.Array, state: State, tasks: Task) -> tuple[State, dict]:
+        key = quick(key)
         theta, hyper = partition(state.meta, config), state.meta.hyper
         ask_key, live_key, tell_key = jax.random.split(key, 3)
         search = Search.begin(jax.random.clone(key), theta, hyper.noise_std, config)

@@ -40,6 +40,7 @@ from jaxmeta.networks.policies import Policy
 from jaxmeta.networks.values import Value, value_mlp
 from jaxmeta.rollouts import Setup, lifelong
 from jaxmeta.tasks.family import TaskFamily, sample_tasks
+from jaxmeta.tasks.keys import quick
 from jaxmeta.types import MetaAlgorithm, Task, Trajectory
 
 ESTIMATORS: dict[str, MakeEstimator] = {
@@ -207,7 +208,7 @@ def learned_objective(
 
     def step(key: jax.Array, state: State, tasks: Task) -> tuple[State, dict]:
         num_tasks = lifelong.num_lives(tasks, config.num_agents)
-        meta = state.meta
+        key, meta = quick(key), state.meta
         gradients, reports, members = map_tasks(
             lambda inputs: made.estimate(inputs[0], meta, *inputs[1:]),
             (jax.random.split(key, num_tasks), state.members, tasks),

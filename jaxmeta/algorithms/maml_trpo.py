@@ -37,6 +37,7 @@ from jaxmeta.meta_updates.gradients import State, guarded_gradient, map_tasks, m
 from jaxmeta.networks.distributions import Distribution
 from jaxmeta.networks.policies import Policy
 from jaxmeta.tasks.family import TaskFamily
+from jaxmeta.tasks.keys import quick
 from jaxmeta.types import History, MetaAlgorithm, Params, Task
 
 
@@ -85,6 +86,7 @@ def maml_trpo(
         return State(parts.init(key, hyper), (), jnp.zeros((), jnp.int32))
 
     def step(key: jax.Array, state: State, tasks: Task) -> tuple[State, dict]:
+        key = quick(key)
         hyper, theta = state.meta.hyper, partition(state.meta, config)
         lived = learners.gradient.record(key, state.meta, tasks, parts=parts)
         batch = MetaBatch(parts, config, state.meta, *lived)

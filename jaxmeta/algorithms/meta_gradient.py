@@ -51,6 +51,7 @@ from jaxmeta.networks.values import Value
 from jaxmeta.rollouts import Setup, collect, lifelong
 from jaxmeta.rollouts.lifelong import Life, Score
 from jaxmeta.tasks.family import TaskFamily, sample_tasks
+from jaxmeta.tasks.keys import quick
 from jaxmeta.types import History, MetaAlgorithm, Params, Task, Trajectory
 
 # A meta-gradient through small steps is small, and a bootstrapped one smaller: Adam's own ε would hide it.
@@ -163,6 +164,7 @@ def meta_gradient(
         return State(meta, born, scores, optimizer_state, jnp.zeros((), jnp.int32))
 
     def step(key: jax.Array, state: State, tasks: Task) -> tuple[State, dict]:
+        key = quick(key)
         num_tasks = lifelong.num_lives(tasks, config.num_agents)
         renew_keys, live_keys, _, learn_keys = (
             jax.random.split(key, num_tasks) for key in jax.random.split(key, 4)

@@ -27,6 +27,7 @@ from jaxmeta.meta_updates.gradients import State
 from jaxmeta.meta_updates.outer_loop import Optimizer
 from jaxmeta.networks.policies import Policy
 from jaxmeta.tasks.family import TaskFamily
+from jaxmeta.tasks.keys import quick
 from jaxmeta.types import History, MetaAlgorithm, Params, Task, Trajectory
 
 
@@ -78,6 +79,7 @@ def promp(
         return meta_updates.first_state(parts.init(key, hyper), part, optimizer)
 
     def step(key: jax.Array, state: State, tasks: Task) -> tuple[State, dict]:
+        key = quick(key)
         keys, recorded = learners.gradient.record(key, state.meta, tasks, parts=parts)
 
         def epoch(state: State, _: None) -> tuple[State, dict]:

@@ -42,6 +42,7 @@ from jaxmeta.networks.encodings import encode_action
 from jaxmeta.networks.policies import acting
 from jaxmeta.networks.recurrent import Memory
 from jaxmeta.tasks.family import TaskFamily
+from jaxmeta.tasks.keys import quick
 from jaxmeta.types import Learner, MetaAlgorithm, Params, Task, TimeStep, Trajectory
 
 
@@ -302,6 +303,7 @@ def learn_from_trials(
         return State(meta, outer_optimizer(optimizer, hyper).init(params), jnp.zeros((), jnp.int32))
 
     def step(key: jax.Array, state: State, tasks: Task) -> tuple[State, dict]:
+        key = quick(key)
         act_key, learn_key = jax.random.split(key)
         hyper = annealed(state.meta.hyper, state.num_updates)
         recorded = parts.trials(act_key, state.meta, tasks)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxmeta import checks
-from jaxmeta.estimators.rows import all_finite
+from jaxmeta.estimators.rows import all_finite, packing
 from jaxmeta.estimators.streams import count
 
 TaskLoss = Callable[[Any, jax.Array, Any], tuple[jax.Array, dict[str, jax.Array]]]
@@ -29,14 +29,15 @@ class State(NamedTuple):
 def tasks_at_once(num_tasks: int, tasks_per_chunk: int | None) -> int:
     """The number of ``num_tasks`` to work on at a time.
 
-    ``None`` is all of them on an accelerator or on several devices, and 5 on a single CPU, so that the
-    working set fits its cache.
+    ``None`` is all of them on an accelerator or on several devices. On a single CPU it is 5, so that the working
+    set fits its cache, or 4 or 3 if these divide ``num_tasks``: a rest is a second program to compile.
     """
     checks.at_least("num_tasks", num_tasks, 1)
     if tasks_per_chunk is not None:
-        checks.at_least("tasks_per_chunk", tasks_per_chunk, 1)
-    single_cpu = jax.default_backend() == "cpu" and jax.device_count() == 1
-    return min(tasks_per_chunk or (5 if single_cpu else num_tasks), num_tasks)
+        return min(checks.at_least("tasks_per_chunk", tasks_per_chunk, 1), num_tasks)
+    if jax.default_backend() != "cpu" or jax.device_count() > 1:
+        return num_tasks
+    return next((size for size in (5, 4, 3) if num_tasks % size == 0), min(5, num_tasks))
 
 
 def map_tasks(function: Callable[..., Any], inputs: Any, *, tasks_per_chunk: int | None) -> Any:
@@ -48,8 +49,9 @@ def map_tasks(function: Callable[..., Any], inputs: Any, *, tasks_per_chunk: int
     """
     num_tasks, devices = jax.tree.leaves(inputs)[0].shape[0], jax.device_count()
     size = tasks_at_once(num_tasks, tasks_per_chunk)
+    pack, unpack = packing(function)
     if devices == 1 or size == num_tasks or size % devices or num_tasks % size:
-        return jax.lax.map(function, inputs, batch_size=size)
+        return jax.vmap(unpack)(jax.lax.map(pack, inputs, batch_size=size))
     num_chunks, share = num_tasks // size, size // devices
 
     def chunks(x: jax.Array) -> jax.Array:
@@ -60,8 +62,8 @@ def map_tasks(function: Callable[..., Any], inputs: Any, *, tasks_per_chunk: int
         blocks = x.reshape(num_chunks, devices, share, *x.shape[2:])
         return jnp.swapaxes(blocks, 0, 1).reshape(num_tasks, *x.shape[2:])
 
-    results = jax.lax.map(jax.vmap(function), jax.tree.map(chunks, inputs))
-    return jax.tree.map(whole, results)
+    results = jax.lax.map(jax.vmap(pack), jax.tree.map(chunks, inputs))
+    return jax.vmap(unpack)([whole(x) for x in results])
 
 
 def finite_tasks(results: Any) -> jax.Array:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxmeta.meta_updates.gradients import State, guarded_update, meta_gradient
+from jaxmeta.tasks.keys import quick
 from jaxmeta.types import Learner, MetaAlgorithm, Task
 
 Optimizer = Callable[[Any], optax.GradientTransformation]
@@ -96,6 +97,7 @@ def follow_meta_gradient(
         return first_state(first_meta(key, hyper), part, optimizer)
 
     def step(key: jax.Array, state: State, tasks: Task) -> tuple[State, dict]:
+        key = quick(key)
         num_tasks = jax.tree.leaves(tasks)[0].shape[0]
         gradient, metrics = meta_gradient(
             lambda learned, key, task: task_loss(part.combine(state.meta, learned), key, task),

@@ -40,8 +40,8 @@ class Setup:
 @checks.arguments
 def begin(key: jax.Array, meta: Any, task: Task, *, setup: Setup) -> tuple[Any, Stream]:
     """A newborn agent, and its streams ``[N]`` at the start of their first episodes."""
-    agent_key, stream_key = keys.split(key, 2)
-    agent = setup.learner.init(agent_key, meta)
+    agent_key, stream_key = jax.random.split(key)
+    agent = keys.all_plain(setup.learner.init(agent_key, meta))
     return agent, begin_streams(stream_key, meta, task, setup=setup)
 
 
@@ -50,7 +50,7 @@ def begin_streams(key: jax.Array, meta: Any, task: Task, *, setup: Setup) -> Str
     """N streams at the start of an episode, with new memories."""
     return jax.vmap(
         lambda key: begin_stream(key, meta, task, learner=setup.learner, env=setup.env)
-    )(keys.split(key, setup.num_streams))
+    )(jax.random.split(key, setup.num_streams))
 
 
 @checks.arguments
@@ -77,13 +77,13 @@ def collect(
         raise ValueError(
             f"streams holds {num_streams} streams; it must hold num_streams={setup.num_streams}"
         )
-    return jax.vmap(act)(keys.split(key, num_streams), streams)
+    return jax.vmap(act)(jax.random.split(key, num_streams), streams)
 
 
 @checks.arguments
 def sample(key: jax.Array, meta: Any, task: Task, agent: Any, *, setup: Setup) -> Trajectory:
     """Trajectories ``[N, T]`` of the agent in new streams."""
-    begin_key, act_key = keys.split(key, 2)
+    begin_key, act_key = jax.random.split(key)
     streams = begin_streams(begin_key, meta, task, setup=setup)
     return collect(act_key, meta, task, agent, streams, setup=setup)[1]
 
@@ -114,10 +114,10 @@ def adapt(
 
     def update(carry: tuple, _: None) -> tuple[tuple, History]:
         key, agent, streams = carry
-        key, act_key, update_key, restart_key = keys.split(key, 4)
+        key, act_key, update_key, restart_key = jax.random.split(key, 4)
         streams, trajectories = collect(act_key, meta, task, agent, streams, setup=setup)
         history = History(agent, trajectories)
-        agent = setup.learner.update(update_key, meta, agent, trajectories)
+        agent = setup.learner.update(keys.plain(update_key), meta, agent, trajectories)
         if restart:
             streams = begin_streams(restart_key, meta, task, setup=setup)
         return (key, agent, streams), history
@@ -145,7 +145,7 @@ def lifetime(
     Round k holds the agent after k updates and its experience. So round 0 is the newborn agent's,
     and round K the adapted agent's.
     """
-    begin_key, adapt_key, after_key = keys.split(key, 3)
+    begin_key, adapt_key, after_key = jax.random.split(key, 3)
     checks.at_least("num_updates", num_updates, 0)
     checks.field("restart", restart, bool)
     agent, streams = begin(begin_key, meta, task, setup=setup)
@@ -175,12 +175,12 @@ def replay(key: jax.Array, meta: Any, trajectories: Trajectory, *, learner: Lear
     update.
     """
     # The keys of `lifetime` are used again on purpose.
-    begin_key, adapt_key, _ = keys.split(jax.random.clone(key), 3)
-    agent_key, _ = keys.split(begin_key, 2)
+    begin_key, adapt_key, _ = jax.random.split(jax.random.clone(key), 3)
+    agent_key, _ = jax.random.split(begin_key)
 
     def update(carry: tuple, trajectories: Trajectory) -> tuple[tuple, Any]:
         key, agent = carry
-        key, _, update_key, _ = keys.split(key, 4)
+        key, _, update_key, _ = jax.random.split(key, 4)
         return (key, learner.update(update_key, meta, agent, trajectories)), agent
 
     learned_from = jax.tree.map(lambda x: x[:-1], trajectories)

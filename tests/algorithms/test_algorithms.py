@@ -14,6 +14,7 @@ from jaxmeta import rollouts, tasks
 from jaxmeta.algorithms import ALGORITHMS
 from jaxmeta.tasks import transform
 from jaxmeta.tasks.navigation import NavigationParams
+from tests.probes import thorough
 
 # Settings that do not meet stand in one variant: each has its own test of what it computes.
 VARIANTS = {
@@ -61,6 +62,8 @@ OFF_POLICY = {
     ),
     "values without adaptation": ("meta_value", dict(num_updates=0, outer_policy="target")),
 }
+QUICK = ("MAML", "ES", "actor-critic", "values")
+"""One for each kind of learner and of meta-update."""
 NUM_TASKS = 3
 METRICS = {"return/before", "return/after", "skipped_tasks", "skipped_updates", "env_steps"}
 
@@ -94,7 +97,7 @@ def test_modules_offer_what_the_script_reads():
         assert callable(getattr(module, name))
 
 
-@pytest.mark.parametrize("variant", VARIANTS | OFF_POLICY)
+@pytest.mark.parametrize("variant", thorough(VARIANTS | OFF_POLICY, QUICK))
 def test_protocol(family, variant):
     """One compilation; a state that keeps shapes, types and weak types; metrics under their names; a
     broken task is left out and counted; with every task broken nothing changes; the learner adapts."""
@@ -150,7 +153,7 @@ SEPARABLE = {
 
 @pytest.mark.parametrize(
     "variant",
-    [x if x in ("MAML", "Reptile") else pytest.param(x, marks=pytest.mark.slow) for x in SEPARABLE],
+    thorough(SEPARABLE, QUICK),
 )
 def test_every_task_counts_alike_and_none_leaks_into_another(x64, variant):
     """The meta-gradient is a sum of one term a task: what changing one adds does not depend on the
@@ -182,7 +185,7 @@ def test_every_task_counts_alike_and_none_leaks_into_another(x64, variant):
         np.testing.assert_allclose(difference, elsewhere, rtol=1e-6, atol=1e-9 * scale)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", thorough(VARIANTS, ("MAML", "E-CAVIA", "iMAML of the head")))
 def test_agents_are_born_with_theta_and_change_what_they_may(family, variant):
     algorithm, config = make(family, variant)
     meta = algorithm.init(jax.random.key(0)).meta
@@ -311,7 +314,7 @@ def test_softmax_linear_policies_are_of_the_family_s_action_features(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("variant", ["MAML", "ES", "actor-critic", "values"])
+@pytest.mark.parametrize("variant", thorough(QUICK, ("MAML",)))
 def test_steps_with_broken_numbers_are_left_out_and_counted(variant):
     """An environment that reports what is not finite now and then: training goes on with the streams that
     it spared, and says how many it did not. An algorithm for each kind of learner: what a broken stream

@@ -22,6 +22,7 @@ from jaxmeta.meta_updates import windows
 from jaxmeta.rollouts import lifelong
 from jaxmeta.runs import training
 from tests.algorithms.test_algorithms import assert_equal_avals, flat
+from tests.probes import thorough
 
 OUTERS = ("meta_gradient", "es", "pes")
 SMALL = dict(num_streams=2, num_steps=5, num_predictions=3, memory_size=4, rematerialize=False)
@@ -64,7 +65,7 @@ def programs(outer):
     return jax.jit(algorithm.init)(jax.random.key(0)), step
 
 
-@pytest.mark.parametrize("outer", OUTERS)
+@pytest.mark.parametrize("outer", thorough(OUTERS, ("meta_gradient",)))
 def test_protocol(family, outer):
     """One compilation; a state that keeps its type; the rule moves; a broken agent is left out, counted
     and born again; with every task broken the rule stays as it is."""

@@ -17,7 +17,7 @@ from jaxmeta.networks.policies import Policy
 from jaxmeta.networks.values import Value
 from jaxmeta.runs import training
 from jaxmeta.tasks.family import TaskFamily
-from tests.probes import Counter, CounterParams
+from tests.probes import Counter, CounterParams, thorough
 
 NUM_STEPS = 3  # of a window; episodes have 4
 SCALE = 5.0  # of observations
@@ -311,7 +311,7 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", thorough(CASES, ("three updates", "bootstrap, outer value")))
 def test_the_meta_gradient_is_that_of_the_paper(x64, case):
     """Of all numbers that can be learned at once, through every update, against the algorithm written
     out in numpy. A target or an advantage that is stopped inside fails it, and one that is not stopped
@@ -577,7 +577,9 @@ VARIANTS = {
 }
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(
+    "variant", thorough(VARIANTS, ("all that can be learned, leaving one out",))
+)
 def test_protocol(variant):
     """One compilation, a state that keeps its shapes and types, metrics by name."""
     family = tasks.make("cartpole", horizon=6)

@@ -12,7 +12,7 @@ def test_theta_moves_towards_the_mean_of_the_adapted(x64, num_updates):
     family = tasks.make("navigation", horizon=5)
     config = Config(num_streams=3, hidden_sizes=(4,), num_updates=num_updates)
     algorithm = reptile(family, config, Hyper(learning_rate=0.25))
-    state = algorithm.init(jax.random.key(0))
+    state = jax.jit(algorithm.init)(jax.random.key(0))
     drawn = tasks.sample_tasks(jax.random.key(1), family, 3, split="train")
     after, _ = jax.jit(algorithm.step)(jax.random.key(2), state, drawn)
 
@@ -26,7 +26,7 @@ def test_theta_moves_towards_the_mean_of_the_adapted(x64, num_updates):
         agent, data = jax.tree.map(lambda x: x[-1], (history.agent, history.trajectories))
         return algorithm.learner.update(update_key, state.meta, agent, data)
 
-    phi = jax.vmap(adapted)(jax.random.split(jax.random.key(2), 3), drawn)
+    phi = jax.jit(jax.vmap(adapted))(jax.random.split(jax.random.key(2), 3), drawn)
     rows = (state.meta.params, phi, after.meta.params)
     for theta, phi, moved in zip(*map(jax.tree.leaves, rows), strict=True):
         np.testing.assert_allclose(

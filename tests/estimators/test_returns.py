@@ -291,10 +291,12 @@ def test_action_value_targets_have_their_fixed_point(trace, x64, off_policy):
     v = exact.values(world.mdp, pi, world.horizon)
     to_come = jnp.einsum("sat,ht->hsa", world.mdp.transition, v[1:])
     q_pi = world.mdp.reward[None] + world.mdp.discount * to_come
-    time, states, actions = np.arange(world.horizon), world.states, world.actions
+    time = np.arange(world.horizon)
+    states, actions, rewards = map(jnp.asarray, (world.states, world.actions, world.rewards))
     p = world.probabilities(world.theta_mu)
     wrong = q_pi + jax.random.normal(jax.random.key(3), q_pi.shape)
 
+    @jax.jit
     def expected(q):
         def on(path):
             s, a = states[path], actions[path]
@@ -308,7 +310,7 @@ def test_action_value_targets_have_their_fixed_point(trace, x64, off_policy):
                 "none": jnp.zeros_like(rho),
             }[trace]
             return returns.action_value_targets(
-                world.rewards[path],
+                rewards[path],
                 world.mdp.discount * (1.0 - last),
                 q=q[time, s, a],
                 v_next=jnp.append(after[1:], 100.0),
@@ -317,7 +319,7 @@ def test_action_value_targets_have_their_fixed_point(trace, x64, off_policy):
             )
 
         there = jax.nn.one_hot(states * pi.shape[1] + actions, pi.size)
-        sums = jnp.einsum("p,ptx,pt->tx", p, there, jnp.stack([on(i) for i in range(len(states))]))
+        sums = jnp.einsum("p,ptx,pt->tx", p, there, jax.vmap(on)(jnp.arange(len(states))))
         return (sums / jnp.einsum("p,ptx->tx", p, there)).reshape(q.shape)
 
     np.testing.assert_allclose(expected(q_pi), q_pi, rtol=1e-12, atol=1e-12)

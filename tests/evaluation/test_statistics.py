@@ -28,6 +28,7 @@ def test_interquartile_mean_ignores_the_outer_quarters():
     assert evaluation.interquartile_mean(x.reshape(2, 4), axis=None) == 2.5
 
 
+@pytest.mark.slow
 def test_interquartile_interval_covers():
     """Agents and tasks that differ: about 95 % of the intervals contain the truth, which is 0. Those
     that resample seeds task by task contain it in less than two thirds: they forget that all entries

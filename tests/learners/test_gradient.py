@@ -14,7 +14,7 @@ from jaxmeta.estimators import baselines, episodes
 from jaxmeta.estimators.surrogates import SURROGATES
 from jaxmeta.learners.gradient import Meta, combine, partition
 from jaxmeta.networks.distributions import Categorical, DiagGaussian
-from tests.probes import Paid, made_up_streams
+from tests.probes import Paid, made_up_streams, thorough
 
 META = Meta({"body": jnp.ones(2), "context": jnp.zeros(3)}, Hyper(step_size=0.5))
 
@@ -239,7 +239,7 @@ def test_records_are_the_lifetimes_that_a_meta_gradient_would_live(family):
     assert all(np.all(np.asarray(x) == 0) for x in jax.tree.leaves(gradient))  # they are data
 
 
-@pytest.mark.parametrize("module", [maml_module, promp])
+@pytest.mark.parametrize("module", thorough([maml_module, promp], (maml_module,)))
 def test_with_normalized_advantages_the_unit_of_rewards_changes_nothing(x64, family, module):
     """Not a number of two meta-updates, inner steps, clipping and all: to the bit where the unit is a power
     of two."""

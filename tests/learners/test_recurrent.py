@@ -16,7 +16,7 @@ from jaxmeta.networks.distributions import Categorical
 from jaxmeta.tasks.bandits import BanditParams
 from jaxmeta.tasks.family import TaskFamily
 from jaxmeta.types import TimeStep, Trajectory
-from tests.probes import Counter, CounterParams, Paid
+from tests.probes import Counter, CounterParams, Paid, thorough
 
 HORIZON, EPISODES = 4, 3
 
@@ -254,7 +254,7 @@ PAID = {
 }
 
 
-@pytest.mark.parametrize("variant", PAID)
+@pytest.mark.parametrize("variant", thorough(PAID, ("RL², PPO",)))
 def test_the_unit_of_rewards_changes_nothing(x64, variant):
     """Three meta-updates: the same parameters, to the bit where the unit is a power of two."""
     module, settings = PAID[variant]
@@ -300,7 +300,7 @@ def on_recorded(monkeypatch, make):
     return make()
 
 
-@pytest.mark.parametrize("module", [rl2, varibad])
+@pytest.mark.parametrize("module", thorough([rl2, varibad], (varibad,)))
 def test_what_does_not_count_changes_nothing(x64, monkeypatch, module):
     """Trials of three episodes that end after nine steps of twelve, and one that is broken: the update is
     the one on the good trials cut to nine steps, whatever the rest holds."""
@@ -624,7 +624,7 @@ def test_acting_and_learning_draw_from_different_keys(family, monkeypatch):
     assert keys[0] not in keys[1:]
 
 
-@pytest.mark.parametrize("variant", PROTOCOL)
+@pytest.mark.parametrize("variant", thorough(PROTOCOL, ("RL²",)))
 def test_protocol(family, variant):
     """One compilation; a state that keeps shapes, types and weak types; metrics under their names; with
     every task broken nothing changes."""

@@ -107,3 +107,5 @@ def test_how_many_tasks_at_once():
     if jax.default_backend() == "cpu" and jax.device_count() == 1:
         assert tasks_at_once(20, None) == 5
         assert tasks_at_once(2, None) == 2
+        assert tasks_at_once(64, None) == 4  # no rest, which would be compiled again
+        assert tasks_at_once(7, None) == 5

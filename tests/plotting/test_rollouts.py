@@ -62,6 +62,7 @@ def test_a_rollout_of_vectors_shows_every_number_in_its_own_range(tmp_path):
     assert (is_light.sum(1) > 10).sum() > 120
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(6, 5), (6, 5, 3), (2,), (7,), ()])
 def test_an_animation_has_a_frame_a_step_up_to_what_is_asked(shape, tmp_path):
     rng = np.random.default_rng(0)

@@ -15,6 +15,7 @@ from jaxmeta.algorithms import ALGORITHMS, maml
 from jaxmeta.runs import experiments, presets, training
 from jaxmeta.runs.checkpoints import CheckpointError
 from jaxmeta.runs.experiments import Experiment
+from tests.probes import thorough
 
 QUIET = Console(quiet=True)
 SMALL = Experiment(
@@ -55,6 +56,7 @@ def test_a_folder_gives_back_what_was_learned(trained):
     assert returns.shape == (2, 2)
 
 
+@pytest.mark.slow
 def test_what_was_loaded_trains_on(trained, tmp_path):
     """A longer run from the loaded state is the longer run."""
     folder, _ = trained
@@ -69,7 +71,10 @@ def test_what_was_loaded_trains_on(trained, tmp_path):
     chex.assert_trees_all_close(run.state.meta, whole.state.meta, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("hypers", [None, [dict(step_size=0.1), dict(step_size=0.2)]])
+@pytest.mark.parametrize(
+    "hypers",
+    [pytest.param(None, marks=pytest.mark.slow), [dict(step_size=0.1), dict(step_size=0.2)]],
+)
 def test_a_population_is_given_back_whole(hypers, tmp_path):
     algorithm, family = experiments.make(SMALL)
     hypers = hypers and [ALGORITHMS["maml"].Hyper(**x) for x in hypers]
@@ -195,7 +200,7 @@ def test_a_setting_of_another_version_is_said(trained, tmp_path):
         jaxmeta.load(tmp_path)
 
 
-@pytest.mark.parametrize("name", experiments.pretrained_names())
+@pytest.mark.parametrize("name", thorough(experiments.pretrained_names(), ("maml-navigation",)))
 def test_a_pretrained_run_is_as_good_as_it_was_measured(name):
     loaded = jaxmeta.load(jaxmeta.pretrained(name))
     assert int(loaded.run.num_updates) == loaded.experiment.plan.meta_updates

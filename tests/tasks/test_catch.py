@@ -49,8 +49,8 @@ def test_who_follows_the_ball_catches_it():
 @pytest.mark.parametrize(
     ("settings", "sizes"),
     [
-        (dict(permuted_actions=True), (2, 2, 2)),
-        (dict(permuted_columns=True), (48, 48, 24)),
+        pytest.param(dict(permuted_actions=True), (2, 2, 2), marks=pytest.mark.slow),
+        pytest.param(dict(permuted_columns=True), (48, 48, 24), marks=pytest.mark.slow),
         (dict(permuted_actions=True, permuted_columns=True), (96, 96, 48)),
     ],
 )

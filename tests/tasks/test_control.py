@@ -120,6 +120,7 @@ def test_every_drawn_field_changes_the_dynamics(name):
         assert not np.allclose(successor(task), successor(changed), rtol=1e-7, atol=1e-9), field
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "least"),
     [("cartpole", 195), ("pendulum", -500), ("mountain_car", -150), ("acrobot", -200)],

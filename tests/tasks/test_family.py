@@ -38,7 +38,7 @@ ONE = {"catch"}
 """Of one task alone."""
 
 
-of_each_family = pytest.mark.parametrize("name", tasks.names(), scope="module")
+of_each_family = pytest.mark.parametrize("name", EVERY_FAMILY, scope="module")
 """All tests of one family, then all of the next: they share what they compile."""
 
 

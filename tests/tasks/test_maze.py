@@ -82,6 +82,7 @@ def test_optimum_is_the_search_s():
         np.testing.assert_allclose(values[m], value[30], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_shortest_way_earns_the_optimum():
     family, drawn = drawn_tasks("test", count=30, observation="position")
     assert family.observation_shape == (49,)

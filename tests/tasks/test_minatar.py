@@ -10,6 +10,7 @@ import pytest
 from jaxmeta import evaluation, tasks
 from jaxmeta.tasks import minatar
 from jaxmeta.tasks.transform.wrappers import innermost, replaced
+from tests.probes import thorough
 
 GAMES = {
     "breakout": ("Breakout-MinAtar", 3, 4),
@@ -66,7 +67,7 @@ def random_actions(name):
     return np.random.default_rng(0).integers(0, GAMES[name][1], 100, np.int32)
 
 
-@pytest.mark.parametrize("name", GAMES, scope="module")
+@pytest.mark.parametrize("name", thorough(GAMES, ("breakout",)), scope="module")
 def test_buttons_do_what_the_task_says_in_gymnax_s_game(name):
     _, num_actions, channels = GAMES[name]
     family = tasks.make(name)
@@ -85,7 +86,7 @@ def test_buttons_do_what_the_task_says_in_gymnax_s_game(name):
 @pytest.mark.parametrize(
     ("name", "least"),
     [
-        ("breakout", 25),
+        pytest.param("breakout", 25, marks=pytest.mark.slow),
         pytest.param("freeway", 11, marks=pytest.mark.slow),
         pytest.param("asterix", 17, marks=pytest.mark.slow),
         pytest.param("space_invaders", 20, marks=pytest.mark.slow),
@@ -112,7 +113,7 @@ def test_experts_are_far_better_than_random(name, least, in_earnest):
     assert np.mean(random) < 0.25 * least
 
 
-@pytest.mark.parametrize("name", LIVE, scope="module")
+@pytest.mark.parametrize("name", thorough(LIVE, ("breakout", "freeway")), scope="module")
 def test_parameters_that_can_be_drawn_change_the_game(name):
     """A parameter that a game ignores would make tasks differ in name only."""
     tasks.make(name, parameters={field: (1, 9) for field in LIVE[name]})

@@ -94,6 +94,7 @@ def test_bodies_differ_if_asked_for(name):
         tasks.make(name, scale=0.5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "settings", "least"),
     [

@@ -99,6 +99,7 @@ def test_covering_everything_earns_one():
     np.testing.assert_allclose(reward.sum(), 1.0, atol=1e-6)
 
 
+@pytest.mark.slow
 @given(seed=st.integers(0, 10_000))
 def test_the_optimum_is_that_of_all_sequences_of_picks(seed):
     """From the start, and from states with picks behind them, wasted ones among them."""

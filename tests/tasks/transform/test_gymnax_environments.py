@@ -11,6 +11,7 @@ from gymnax.utils import load_mnist
 
 from jaxmeta.tasks import transform
 from jaxmeta.tasks.transform.wrappers import innermost
+from tests.probes import thorough
 from tests.tasks.transform.shared import (
     ENVIRONMENTS,
     KEY,
@@ -33,7 +34,10 @@ def test_what_is_unsupported_needs_a_download(monkeypatch):
         transform.from_gymnax("MNISTBandit-bsuite", horizon=1)
 
 
-@pytest.mark.parametrize("name", ENVIRONMENTS)
+@pytest.mark.parametrize(
+    "name",
+    thorough(ENVIRONMENTS, ("CartPole-v1", "Catch-bsuite", "PointRobot-misc", "Swimmer-misc")),
+)
 def test_identity_lists_what_a_reset_draws_and_no_step_changes(name):
     family = transform.from_gymnax(name, horizon=50)
     task = family.train(None)

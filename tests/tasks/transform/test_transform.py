@@ -8,6 +8,7 @@ import pytest
 from jaxmeta import tasks
 from jaxmeta.tasks import transform
 from jaxmeta.tasks.transform import wrappers
+from tests.probes import thorough
 from tests.tasks.transform.shared import (
     ENVIRONMENTS,
     KEY,
@@ -19,8 +20,10 @@ from tests.tasks.transform.shared import (
     sized,
 )
 
+QUICK = ("CartPole-v1", "FrozenLake-misc", "Pendulum-v1")
 
-@pytest.mark.parametrize("name", ENVIRONMENTS)
+
+@pytest.mark.parametrize("name", thorough(ENVIRONMENTS, QUICK))
 def test_every_environment_takes_every_transformation(name):
     """Under ``vmap`` over tasks as one by one, over several episodes, and again with the same key."""
     family = everything(name)
@@ -94,7 +97,8 @@ def test_bad_settings_are_named(own):
 
 
 @pytest.mark.parametrize(
-    "name", ["CartPole-v1", "Asterix-MinAtar", "FrozenLake-misc", "Reacher-misc"]
+    "name",
+    thorough(["CartPole-v1", "Asterix-MinAtar", "FrozenLake-misc", "Reacher-misc"], QUICK),
 )
 def test_at_their_defaults_transformations_change_nothing(name):
     inner = transform.from_gymnax(name, horizon=8)
