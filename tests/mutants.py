@@ -57,13 +57,13 @@ MUTANTS = (
     Mutant("estimators/returns.py", "return advantage, v + advantage", "return advantage, advantage"),
     Mutant("estimators/returns.py", "linear_recurrence(reward + discount * cut * v_next,", "linear_recurrence(reward,"),
     Mutant("estimators/returns.py", "now = rho * (reward + discount * cut * v_next)", "now = reward + rho * discount * cut * v_next"),
-    Mutant("estimators/returns.py", "counted = follows & good[:, None, None]", "counted = follows"),
+    Mutant("estimators/returns.py", "counted = follows & good[:, None, None]", "counted = follows", "test_absence.py"),
     Mutant("estimators/returns.py", "discount * c, last=last, lambda_=lambda_)", "discount * jnp.append(c[1:], c[:1]), last=last, lambda_=lambda_)"),
     Mutant("estimators/returns.py", "jnp.minimum(rho, rho_bar) * delta", "delta"),
     Mutant("estimators/returns.py", "c_next = jnp.append(c[1:], jnp.zeros_like(c[:1]))", "c_next = c"),
     # Surrogates
-    Mutant("estimators/surrogates.py", "cumulative_discount(discount, first) * w * delta", "w * delta"),
-    Mutant("estimators/surrogates.py", "unless(first, d) * tau", "jnp.full_like(d, 1.0) * tau"),
+    Mutant("estimators/surrogates.py", "cumulative_discount(discount, first) * delta, goes_on", "delta, goes_on"),
+    Mutant("estimators/surrogates.py", "0.0, unless(jnp.roll(first, -1), delta))", "0.0, jnp.ones_like(delta))"),
     Mutant("estimators/surrogates.py", "jnp.exp(u - log_ratio) * jnp.expm1(log_ratio)", "jnp.exp(u) * jnp.expm1(log_ratio)"),
     Mutant("estimators/surrogates.py", "jnp.concatenate([jnp.zeros_like(e[:1]), e[:-1]])", "e"),
     Mutant("estimators/surrogates.py", "return jnp.minimum(ratio * advantage, clipped * advantage)", "return jnp.maximum(ratio * advantage, clipped * advantage)"),
@@ -73,9 +73,9 @@ MUTANTS = (
     Mutant("estimators/surrogates.py", "    return jnp.expm1(log_ratio)\n", "    return log_ratio\n"),
     # Episodes and streams
     Mutant("estimators/episodes.py", "previous = jnp.concatenate([jnp.ones_like(discount[:1]), discount[:-1]])", "previous = discount"),
-    Mutant("estimators/episodes.py", "return episode_index(last) == 0", "return episode_index(last) <= 1"),
+    Mutant("estimators/episodes.py", "return step <= jnp.min(", "return step < jnp.min("),
     Mutant("estimators/episodes.py", "return jnp.cumsum(ended) - ended", "return jnp.cumsum(ended)"),
-    Mutant("estimators/streams.py", "return jax.tree.map(mended, data), good", "return jax.tree.map(mended, data), jnp.ones_like(good)"),
+    Mutant("estimators/streams.py", "for x in jax.vmap(pack)(data)]), good", "for x in jax.vmap(pack)(data)]), jnp.ones_like(good)"),
     Mutant("estimators/streams.py", "return jnp.mean(x, where=where)", "return jnp.mean(jnp.where(where, x, 0.0))"),
     # Baseline and units
     Mutant("estimators/baselines.py", "others = 1.0 - jnp.eye(features.shape[0], dtype=gram.dtype)", "others = jnp.ones((features.shape[0],) * 2, gram.dtype)"),
@@ -109,7 +109,7 @@ MUTANTS = (
     Mutant("meta_updates/windows.py", "jnp.minimum(1.0, max_norm / (norm + TINY))", "max_norm / (norm + TINY)"),
     # The learners
     Mutant("learners/gradient.py", "lambda p, a, g: p - a * g", "lambda p, a, g: p + a * g"),
-    Mutant("learners/gradient.py", "delta = jnp.where(counted, jax.lax.stop_gradient(delta), 0.0)", "delta = jax.lax.stop_gradient(delta)"),
+    Mutant("learners/gradient.py", "jnp.where(counted, jax.lax.stop_gradient(delta), 0.0), KEPT", "jax.lax.stop_gradient(delta), KEPT"),
     Mutant("learners/gradient.py", "mean_over_streams(terms, good) / data.reward.shape[1]", "mean_over_streams(terms, good) / jnp.mean(jnp.sum(counted, axis=1, dtype=float))"),
     Mutant("learners/gradient.py", "        if first_order:", "        if not first_order:"),
     Mutant("learners/gradient.py", '"return/after": mean_over_streams(returns[-1], good[-1])', '"return/after": mean_over_streams(returns[0], good[0])'),
