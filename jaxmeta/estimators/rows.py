@@ -5,6 +5,7 @@ one type into one row, where each costs one for all.
 """
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -33,19 +34,12 @@ def packed(tree: Any) -> tuple[list[jax.Array], Callable[[list[jax.Array]], Any]
         for group, row in zip(places, rows, strict=True):
             start = 0
             for i in group:
-                end = start + _size(shapes[i])
+                end = start + math.prod(shapes[i])
                 back[i] = row[start:end].reshape(shapes[i])
                 start = end
         return jax.tree.unflatten(structure, back)
 
     return [jnp.concatenate([leaves[i].reshape(-1) for i in group]) for group in places], unpack
-
-
-def _size(shape: tuple[int, ...]) -> int:
-    size = 1
-    for n in shape:
-        size *= n
-    return size
 
 
 def all_finite(tree: Any) -> jax.Array:

@@ -63,7 +63,7 @@ def rollout(
     # tangents here.
     meta, agent, stream = jax.lax.stop_gradient((meta, agent, stream))
     begun, stream = stream, stream._replace(memory=keys.all_quick(stream.memory))
-    act_key, step_key, reset_key = jax.random.split(keys.quick(keys.typed(key)), 3)
+    act_key, step_key, reset_key = jax.random.split(keys.quick(key), 3)
 
     def step(stream: Stream, t: jax.Array) -> tuple[Stream, Trajectory]:
         timestep = stream.timestep
