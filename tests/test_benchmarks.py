@@ -343,7 +343,8 @@ def test_second_order_study(tmp_path, refusal):
     assert list(report) == ["1", "2"]
     for rows in report.values():
         assert list(rows) == ["kept", "rematerialised", "first order"]
-        assert rows["kept"]["memory_bytes"] > rows["rematerialised"]["memory_bytes"]
+    # Of a single update there is nothing to save.
+    assert report["2"]["kept"]["memory_bytes"] > 1.5 * report["2"]["rematerialised"]["memory_bytes"]
     assert "| 2 | rematerialised |" in result.stdout
     assert "is not empty" in refusal("second_order.py", "--output", "out")
 
