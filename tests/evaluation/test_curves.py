@@ -77,6 +77,24 @@ def test_broken_streams_are_left_out_and_counted():
     assert np.isnan(evaluation.random_returns(jax.random.key(1), drawn, family=broken)).all()
 
 
+def test_an_episode_that_does_not_end_has_no_return():
+    """The environment promises no horizon: in one task its episodes end in time, in the other not."""
+    drawn = jax.vmap(lambda end: CounterParams(terminate_at=end))(jnp.array([3, 9]))
+    found = evaluation.adaptation_curve(
+        jax.random.key(0),
+        None,
+        drawn,
+        learner=constant_learner(),
+        env=Counter(),
+        num_streams=2,
+        num_updates=0,
+        num_steps=5,
+    )
+    assert found.skipped_streams.tolist() == [[0], [2]]
+    assert np.isfinite(found.returns[0, 0])
+    assert np.isnan(found.returns[1, 0])
+
+
 def test_what_is_measured_covers_an_episode_of_tasks_with_a_leading_axis():
     family = tasks.make("navigation", horizon=10)
     one = family.test(jax.random.key(0))

@@ -38,3 +38,10 @@ def test_an_episode_that_is_cut_or_never_began_has_no_return():
     found = np.asarray(evaluation.episode_returns(trials, 4))
     np.testing.assert_array_equal(found[0], [2.0, 2.0, np.nan, np.nan])
     assert np.isnan(found[1]).all()  # a number of that trial is not finite
+
+
+def test_an_episode_may_end_with_the_trial():
+    reward, last = jnp.ones((1, 5)), jnp.array([[0, 1, 0, 0, 1]], bool)
+    trials = evaluation.Trials(reward, reward, last, jnp.array([True]))
+    found = evaluation.episode_returns(trials, 3)
+    np.testing.assert_array_equal(found, [[2.0, 3.0, np.nan]])
