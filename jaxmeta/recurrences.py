@@ -31,7 +31,7 @@ def linear_recurrence(
 
 
 KEPT = "kept"
-"""The name under which `jax.checkpoint` can keep a recurrence's values: they are few, and slow to compute again."""
+"""The name under which `jax.checkpoint` keeps the values of recurrences. They are few, and slow to compute again."""
 
 
 def _at_once(a: jax.Array, b: jax.Array, reverse: bool) -> jax.Array:

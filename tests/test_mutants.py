@@ -1,4 +1,4 @@
-"""The faults of `mutants.py` can be planted: their files hold what they change, and their tests exist."""
+"""Every fault of `mutants.py` can be planted in its file, and its tests exist."""
 
 import ast
 

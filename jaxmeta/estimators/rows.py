@@ -1,7 +1,7 @@
-"""Small arrays side by side in one row: a program with few arrays compiles, and runs, in less time than one with many.
+"""Small arrays side by side in one row. A program with few arrays compiles in less time than one with many.
 
-A tree of small leaves costs a kernel, a mask, a copy and a transposition for every leaf. `packed` puts the leaves of
-one type into one row, where each costs one for all.
+In a tree of small leaves every leaf needs its own kernel, mask, copy and transposition. `packed` puts the leaves of one
+type into one row, and the row needs each of these once.
 """
 
 import functools
@@ -13,13 +13,14 @@ import jax
 import jax.numpy as jnp
 
 LARGE = 1000
-"""Numbers from which a leaf keeps a row of its own: copying it would cost more than it saves."""
+"""A leaf of this many numbers or more has a row of its own, because a copy would cost more than it saves."""
 
 
 def packed(tree: Any) -> tuple[list[jax.Array], Callable[[list[jax.Array]], Any]]:
-    """``(rows, unpack)``: the leaves of a tree, those of one type side by side, each row ``[D]``.
+    """``(rows, unpack)``: one row ``[D]`` for each type of number in a tree, and the function that takes rows apart.
 
-    ``unpack`` takes rows of the same lengths and gives the tree back. Under ``vmap`` both work on each entry.
+    A row holds all small leaves of its type. A `LARGE` leaf or a key has a row of its own. ``unpack(rows)`` is the
+    tree again. Under ``vmap`` both work on each entry.
     """
     leaves, structure = jax.tree.flatten(tree)
     shapes = [x.shape for x in leaves]
@@ -54,9 +55,9 @@ def all_finite(tree: Any) -> jax.Array:
 def packing(
     function: Callable[..., Any],
 ) -> tuple[Callable[..., list[jax.Array]], Callable[[list[jax.Array]], Any]]:
-    """``(function, unpack)``: a function with `packed` results, and what makes one of its results a tree again.
+    """``(function, unpack)``: the function with `packed` results, and the function that makes a result a tree again.
 
-    ``unpack`` works once the function was called or traced.
+    ``unpack`` works after the function was called or traced.
     """
     known: list[Callable[[list[jax.Array]], Any]] = []
 

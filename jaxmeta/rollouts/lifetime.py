@@ -181,10 +181,10 @@ def replay(key: jax.Array, meta: Any, trajectories: Trajectory, *, learner: Lear
     def update(carry: tuple, trajectories: Trajectory) -> tuple[tuple, Any]:
         key, agent = carry
         key, _, update_key, _ = jax.random.split(key, 4)
-        return (key, learner.update(update_key, meta, agent, trajectories)), agent
+        return (key, learner.update(keys.plain(update_key), meta, agent, trajectories)), agent
 
     learned_from = jax.tree.map(lambda x: x[:-1], trajectories)
-    newborn = learner.init(agent_key, meta)
+    newborn = keys.all_plain(learner.init(agent_key, meta))
     if trajectories.reward.shape[0] == 1:
         return History(jax.tree.map(lambda x: x[None], newborn), trajectories)
     (_, agent), agents = jax.lax.scan(update, (adapt_key, newborn), learned_from)

@@ -6,6 +6,7 @@ from gymnax.environments import spaces
 
 from jaxmeta import rollouts, tasks
 from jaxmeta.algorithms.maml import Config, maml
+from jaxmeta.tasks import keys
 from jaxmeta.types import Learner
 from tests.probes import Counter, CounterParams, constant_learner, random_learner
 
@@ -234,3 +235,23 @@ def test_a_lifetime_uses_no_key_twice():
     used = np.concatenate([np.asarray(x) for x in used])
     assert len(used) == 3 + 2 * 3 * 3 * 6 + 3 * 3 * 2
     assert len(np.unique(used, axis=0)) == len(used)
+
+
+def test_what_an_agent_keeps_of_a_quick_key_is_jax_s_own():
+    """A learner whose agent is the last key that it was given: also where a meta-update has made its key quick."""
+    learner = constant_learner()._replace(
+        init=lambda key, meta: key, update=lambda key, meta, agent, trajectories: key
+    )
+    setup = counter(learner, num_streams=2)
+
+    @jax.jit
+    def agents(key):
+        history = rollouts.lifetime(key, None, CounterParams(), setup=setup, num_updates=2)
+        again = rollouts.replay(key, None, history.trajectories, learner=learner)
+        return history.agent, again.agent
+
+    plain, quick = agents(jax.random.key(1)), agents(keys.quick(jax.random.key(1)))
+    assert len({tuple(x) for x in jax.random.key_data(plain[0]).tolist()}) == 3
+    for kept in (*plain, *quick):
+        assert kept.dtype == jax.random.key(0).dtype
+        np.testing.assert_array_equal(*map(jax.random.key_data, (kept, plain[0])))
