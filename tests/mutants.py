@@ -112,7 +112,7 @@ MUTANTS = (
     Mutant("learners/gradient.py", "jnp.where(counted, jax.lax.stop_gradient(delta), 0.0), KEPT", "jax.lax.stop_gradient(delta), KEPT"),
     Mutant("learners/gradient.py", "mean_over_streams(terms, good) / data.reward.shape[1]", "mean_over_streams(terms, good) / jnp.mean(jnp.sum(counted, axis=1, dtype=float))"),
     Mutant("learners/gradient.py", "        if first_order:", "        if not first_order:", "algorithms/test_maml.py"),
-    Mutant("learners/gradient.py", '"return/after": mean_over_streams(returns[-1], good[-1])', '"return/after": mean_over_streams(returns[0], good[0])', "learners/test_gradient.py algorithms/test_maml.py algorithms/test_algorithms.py"),
+    Mutant("learners/gradient.py", '"return/after": mean_over_streams(returns[-1], good[-1])', '"return/after": mean_over_streams(returns[0], good[0])'),
     Mutant("learners/gradient.py", 'for name, x in params.items() if name != "context"}', 'for name, x in params.items() if name != "head"}'),
     Mutant("learners/recurrent.py", "- gain - hyper.entropy_cost * entropy", "- gain + hyper.entropy_cost * entropy"),
     Mutant("learners/recurrent.py", "total = hyper.value_cost * error", "total = 0.5 * hyper.value_cost * error"),

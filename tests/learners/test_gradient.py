@@ -228,6 +228,11 @@ def test_records_are_the_lifetimes_that_a_meta_gradient_would_live(family):
     assert histories.trajectories.reward.shape == (3, 3, 2, 4)
     for x, y in zip(jax.tree.leaves(histories), jax.tree.leaves(one), strict=True):
         np.testing.assert_allclose(x[1], y, rtol=2e-5, atol=1e-6)
+    reported = learners.gradient.report(one)
+    earned = np.asarray(one.trajectories.reward).sum(-1).mean(-1)  # a stream is one episode
+    before_and_after = [reported["return/before"], reported["return/after"]]
+    np.testing.assert_allclose(before_and_after, earned[[0, -1]], rtol=1e-5)
+    assert abs(earned[0] - earned[-1]) > 1e-3
 
     def total(params):
         _, histories = learners.gradient.record(
