@@ -21,7 +21,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jax.scipy.sparse.linalg import cg
 
 from jaxmeta import checks, learners
 from jaxmeta.estimators import surrogates
@@ -33,6 +32,7 @@ from jaxmeta.learners.gradient import (
     last_round,
     with_adapted,
 )
+from jaxmeta.meta_updates.conjugate_gradients import conjugate_gradients
 from jaxmeta.meta_updates.outer_loop import Optimizer
 from jaxmeta.networks.policies import Policy
 from jaxmeta.tasks.family import TaskFamily
@@ -148,8 +148,7 @@ def _differentiate(loss: InnerLoss, config: Config, residuals: tuple, outer_grad
     def curvature(v: Any) -> Any:
         return jax.jvp(lambda part: slope(part, meta, agent, data, loss, config), (part,), (v,))[1]
 
-    solved, _ = cg(curvature, outer_gradient, tol=1e-10, maxiter=config.cg_steps)
-    applied = curvature(solved)
+    solved, applied = conjugate_gradients(curvature, outer_gradient, num_steps=config.cg_steps)
     error = optax.tree.norm(jax.tree.map(jnp.subtract, applied, outer_gradient))
     # Where λ does not exceed the negative curvature, φ is no minimum and the result of conjugate
     # gradients means nothing. NaN leaves such a task out, and it is counted.

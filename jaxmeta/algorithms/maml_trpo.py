@@ -20,7 +20,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jax.scipy.sparse.linalg import cg
 
 from jaxmeta import checks, learners, rollouts
 from jaxmeta.estimators import surrogates
@@ -33,6 +32,7 @@ from jaxmeta.learners.gradient import (
     mean_kl,
     partition,
 )
+from jaxmeta.meta_updates.conjugate_gradients import conjugate_gradients
 from jaxmeta.meta_updates.gradients import State, guarded_gradient, map_tasks, masked_mean
 from jaxmeta.networks.distributions import Distribution
 from jaxmeta.networks.policies import Policy
@@ -101,12 +101,14 @@ def maml_trpo(
         def measure(theta: dict) -> tuple[jax.Array, jax.Array]:
             return batch.mean(partial(batch.loss_and_kl, theta), good)
 
-        direction, _ = cg(fisher_product, gradient, tol=1e-10, maxiter=config.cg_steps)
-        length = optax.tree.vdot(direction, fisher_product(direction))
+        direction, applied = conjugate_gradients(
+            fisher_product, gradient, num_steps=config.cg_steps
+        )
         theta, found = line_search(
             theta,
             direction,
-            length,
+            optax.tree.vdot(direction, applied),
+            loss_before=metrics.pop("surrogate"),
             measure=measure,
             max_kl=hyper.max_kl,
             max_backtracks=config.max_backtracks,
@@ -156,8 +158,9 @@ class MetaBatch:
     def task_loss(
         self, theta: dict, key: jax.Array, history: History
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """The loss of θ in one task: ``(loss [], report)``."""
-        return self.loss_and_kl(theta, key, history)[0], learners.gradient.report(history)
+        """The loss of θ in one task: ``(loss [], report)``, the loss in the report too."""
+        loss, _ = self.loss_and_kl(theta, key, history)
+        return loss, learners.gradient.report(history) | {"surrogate": loss}
 
     def fisher_product(self, theta: dict, v: dict, key: jax.Array, history: History) -> dict:
         """One task's part of ``F v``: ``J^T M J v``."""
@@ -166,10 +169,10 @@ class MetaBatch:
         def policies(theta: dict) -> Distribution:
             return self.parts.distribution(self.agent(theta, key, history), data)
 
-        old, change = jax.jvp(policies, (theta,), (v,))  # J v
-        slope = jax.grad(partial(mean_kl, jax.lax.stop_gradient(old), good=good))
-        _, curved = jax.jvp(slope, (old,), (change,))  # M J v
-        return jax.vjp(policies, theta)[1](curved)[0]  # J^T M J v
+        old, change = jax.linearize(policies, theta)
+        slope = jax.grad(partial(mean_kl, old, good=good))
+        _, curved = jax.jvp(slope, (old,), (change(v),))  # M J v
+        return jax.linear_transpose(change, theta)(curved)[0]  # J^T M J v
 
     def mean(self, function: Callable[[jax.Array, History], Any], good: jax.Array) -> Any:
         """The mean of ``function(key, history)`` over ``good`` tasks ``[M]``; not finite if one of them is not."""
@@ -197,6 +200,7 @@ def line_search(
     direction: dict,
     length: jax.Array,
     *,
+    loss_before: jax.Array,
     measure: Callable[[dict], tuple[jax.Array, jax.Array]],
     max_kl: jax.Array,
     max_backtracks: int,
@@ -207,12 +211,12 @@ def line_search(
         theta: θ_o.
         direction: x.
         length: ``x^T F x []``.
+        loss_before: The loss at θ_o, ``[]``.
         measure: ``(theta) -> (loss [], kl [])``.
         max_kl: δ, ``[]``.
         max_backtracks: Halvings before the search gives up.
     """
     scale = jnp.sqrt(2 * max_kl / jnp.maximum(length, 1e-30))
-    loss_before, _ = measure(theta)
 
     def moved(backtracks: jax.Array) -> dict:
         step = jnp.ldexp(scale, -backtracks)
@@ -225,12 +229,16 @@ def line_search(
     def goes_on(search: tuple) -> jax.Array:
         return ~acceptable(*search[1:]) & (search[0] < max_backtracks) & (length > 0)
 
-    def halve(search: tuple) -> tuple:
+    def try_next(search: tuple) -> tuple:
         backtracks = search[0] + 1
         return (backtracks, *measure(moved(backtracks)))
 
-    none = jnp.zeros((), jnp.int32)
-    backtracks, loss, kl = jax.lax.while_loop(goes_on, halve, (none, *measure(moved(none))))
+    untried = (
+        jnp.asarray(-1, jnp.int32),
+        jnp.full_like(loss_before, jnp.inf),
+        jnp.full_like(scale, jnp.inf),
+    )
+    backtracks, loss, kl = jax.lax.while_loop(goes_on, try_next, untried)
     applied = acceptable(loss, kl)
     after = jax.tree.map(lambda new, old: jnp.where(applied, new, old), moved(backtracks), theta)
-    return after, Found(applied, kl, backtracks)
+    return after, Found(applied, kl, jnp.maximum(backtracks, 0))
