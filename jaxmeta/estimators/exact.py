@@ -209,15 +209,14 @@ def batch_expectation(
         weight = multiplicity * jnp.prod(probability[indices])
         return jax.tree.map(lambda x: weight * x, statistic(indices))
 
-    # Without the checkpoint the reverse pass would keep what every batch computed.
-    @jax.checkpoint
-    def add(total: Any, rows: tuple[jax.Array, jax.Array]) -> tuple[Any, None]:
-        terms = jax.vmap(term)(*rows)
-        return jax.tree.map(lambda y, x: y + jnp.sum(x, axis=0), total, terms), None
+    def total(rows: tuple[jax.Array, jax.Array]) -> Any:
+        return jax.tree.map(lambda x: jnp.sum(x, axis=0), jax.vmap(term)(*rows))
 
-    shapes = jax.eval_shape(term, rows[0][0, 0], rows[1][0, 0])
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-    return jax.lax.scan(add, zeros, rows)[0]
+    if len(rows[0]) == 1:  # no loop, in which an expectation of expectations would be traced again and again
+        return total(jax.tree.map(lambda x: x[0], rows))
+    # Without the checkpoint the reverse pass would keep what every batch computed.
+    totals = jax.lax.map(jax.checkpoint(total), rows)
+    return jax.tree.map(lambda x: jnp.sum(x, axis=0), totals)
 
 
 @checks.arguments
