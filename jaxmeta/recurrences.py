@@ -22,16 +22,19 @@ def linear_recurrence(
     if jax.default_backend() != "cpu" if parallel is None else parallel:
         return checkpoint_name(_at_once(a, b, reverse), KEPT)
 
-    def step(y: jax.Array, at: tuple) -> tuple:
-        y = at[0] + at[1] * y
-        return y, y
-
     zero = jnp.zeros_like(a, shape=a.shape[1:])
-    return checkpoint_name(jax.lax.scan(step, zero, (a, b), reverse=reverse, unroll=4)[1], KEPT)
+    return checkpoint_name(jax.lax.scan(_step, zero, (a, b), reverse=reverse, unroll=4)[1], KEPT)
 
 
 KEPT = "kept"
 """The name under which `jax.checkpoint` keeps the values of recurrences. They are few, and slow to compute again."""
+
+
+def _step(y: jax.Array, at: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    # No closure: called outside `jax.jit`, too, the loop is then compiled once for each shape.
+    a, b = at
+    y = a + b * y
+    return y, y
 
 
 def _at_once(a: jax.Array, b: jax.Array, reverse: bool) -> jax.Array:

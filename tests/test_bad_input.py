@@ -266,7 +266,11 @@ def result_shape(name, honest, given):
     """The shape of what comes out; nothing runs but the functions of NumPy."""
     if name.startswith("evaluation") and name != "evaluation.trials.episode_returns":
         return np.shape(call(name, honest, given))
-    arrays = {x: jnp.asarray(y) for x, y in given.items() if isinstance(y, np.ndarray)}
+    arrays = {
+        x: jax.ShapeDtypeStruct(y.shape, jax.dtypes.canonicalize_dtype(y.dtype))
+        for x, y in given.items()
+        if isinstance(y, np.ndarray)
+    }
     rest = {x: y for x, y in given.items() if x not in arrays}
     run = jax.eval_shape(lambda traced: call(name, honest, traced | rest), arrays)
     return jax.tree.leaves(run)[0].shape

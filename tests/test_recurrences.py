@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from jaxmeta.recurrences import linear_recurrence
 
 T = 12
+recurrence = jax.jit(linear_recurrence, static_argnames=("reverse", "parallel"))
 
 
 @settings(max_examples=20)
@@ -20,7 +21,7 @@ def test_linear_recurrence_is_its_loop(seed, reverse, parallel):
     for t in reversed(range(T)) if reverse else range(T):
         y = a[t] + b[t] * y
         expected[t] = y
-    result = linear_recurrence(jnp.array(a), jnp.array(b), reverse=reverse, parallel=parallel)
+    result = recurrence(a, b, reverse=reverse, parallel=parallel)
     np.testing.assert_allclose(result, expected, rtol=1e-4, atol=1e-4)
 
 
@@ -32,7 +33,8 @@ def test_both_ways_through_a_linear_recurrence_have_the_same_derivatives(x64):
 
     ab = jnp.array(a), jnp.array(b)
     for derivative in (jax.grad, jax.hessian):
-        step_by_step, at_once = (derivative(loss)(ab, parallel) for parallel in (False, True))
+        derivative = jax.jit(derivative(loss), static_argnums=1)
+        step_by_step, at_once = (derivative(ab, parallel) for parallel in (False, True))
         chex.assert_trees_all_close(step_by_step, at_once, rtol=1e-10)
 
 
@@ -57,6 +59,6 @@ def test_the_parallel_recurrence_is_differentiable_twice(x64):
 
     jax.tree.map(
         partial(np.testing.assert_allclose, rtol=1e-12),
-        twice(at_once),
-        twice(loop),
+        jax.jit(twice, static_argnums=0)(at_once),
+        jax.jit(twice, static_argnums=0)(loop),
     )

@@ -6,10 +6,13 @@ import numpy as np
 import pytest
 
 from jaxmeta.estimators import baselines, episodes, returns, units
-from jaxmeta.estimators.baselines import linear_baseline, linear_features
+from jaxmeta.estimators.baselines import linear_features
 from jaxmeta.types import TimeStep, Trajectory
 from tests.probes import CounterParams, constant_learner
 from tests.rollouts.test_rollout import ENV, act_in
+
+td_errors = jax.jit(baselines.baseline_td_errors, static_argnums=2, static_argnames="baseline")
+linear_baseline = jax.jit(baselines.linear_baseline)
 
 
 def trajectories(num_streams=6, num_steps=8):
@@ -23,9 +26,9 @@ def trajectories(num_streams=6, num_steps=8):
 def test_a_stream_s_baseline_does_not_depend_on_the_stream():
     data = trajectories()
     discount = 0.9 * data.discount
-    delta = baselines.baseline_td_errors(data, discount, 8)
+    delta = td_errors(data, discount, 8)
     changed = data._replace(reward=data.reward.at[2].add(5.0))
-    moved = baselines.baseline_td_errors(changed, discount, 8) - delta
+    moved = td_errors(changed, discount, 8) - delta
     # In its own stream only the rewards show, in the others the new fit does.
     np.testing.assert_allclose(moved[2], 5.0, rtol=1e-4)
     assert np.abs(np.delete(np.asarray(moved), 2, 0)).max() > 0.1
@@ -38,9 +41,9 @@ def test_a_baseline_of_the_time_alone_does_not_see_the_observations():
         data._replace(timestep=data.timestep._replace(obs=obs)) for obs in (noise, 0.0 * noise)
     )
     discount = 0.9 * data.discount
-    blind = baselines.baseline_td_errors(seen, discount, 8, baseline="time")
-    np.testing.assert_allclose(blind, baselines.baseline_td_errors(unseen, discount, 8), atol=1e-4)
-    assert np.abs(blind - baselines.baseline_td_errors(seen, discount, 8)).max() > 0.1
+    blind = td_errors(seen, discount, 8, baseline="time")
+    np.testing.assert_allclose(blind, td_errors(unseen, discount, 8), atol=1e-4)
+    assert np.abs(blind - td_errors(seen, discount, 8)).max() > 0.1
 
 
 def test_neither_large_observations_nor_the_unit_of_rewards_show_in_the_baseline():
@@ -54,7 +57,7 @@ def test_neither_large_observations_nor_the_unit_of_rewards_show_in_the_baseline
     def delta(scale, shift, unit):
         seen = jnp.stack([scale * obs[..., 0] + shift, obs[..., 1], shift + 0.0 * reward], axis=-1)
         earned = data._replace(timestep=data.timestep._replace(obs=seen), reward=unit * reward)
-        return baselines.baseline_td_errors(earned, 0.9 * data.discount, 20)
+        return td_errors(earned, 0.9 * data.discount, 20)
 
     usual = delta(1.0, 0.0, 1.0)
     assert jnp.max(jnp.abs(usual - reward)) > 0.5  # the baseline does something
@@ -83,7 +86,7 @@ def test_long_observations_are_left_to_who_asks_for_them():
     data = Trajectory(timestep, None, None, floats(N, T), floats(N, T), floats(N, T), None, None)
 
     def delta(data):
-        return baselines.baseline_td_errors(data, data.discount, T)
+        return td_errors(data, data.discount, T)
 
     memory = jax.jit(delta).lower(data).compile().memory_analysis()
     assert memory.temp_size_in_bytes < 2**20
@@ -98,7 +101,7 @@ def test_the_baseline_s_values_end_with_the_episode():
     data = data._replace(reward=jax.random.normal(jax.random.key(0), (6, 8)))
     discount = 0.9 * data.discount
     assert jnp.all(discount > 0)
-    delta = baselines.baseline_td_errors(data, discount, 4)
+    delta = td_errors(data, discount, 4)
     zeros = jnp.zeros((6, 8))
     g = jax.vmap(returns.discounted_returns)(data.reward, discount, v_next=zeros, last=data.last)
     features = jax.vmap(lambda obs, first: linear_features(obs, episodes.episode_step(first), 4))(
@@ -111,14 +114,14 @@ def test_the_baseline_s_values_end_with_the_episode():
 def test_the_baseline_explains_what_time_explains():
     data = trajectories(num_streams=20)
     data = data._replace(reward=data.reward * 0.01 + 1.0)
-    delta = baselines.baseline_td_errors(data, 1.0 * data.discount, 8)
+    delta = td_errors(data, 1.0 * data.discount, 8)
     assert np.abs(delta).max() < 0.15  # returns reach 8
 
 
 @pytest.mark.parametrize("num_streams", [1, 2])
 def test_few_streams_are_no_trouble(num_streams):
     data = trajectories(num_streams=num_streams)
-    delta = baselines.baseline_td_errors(data, 0.9 * data.discount, 8)
+    delta = td_errors(data, 0.9 * data.discount, 8)
     assert jnp.all(jnp.isfinite(delta))
     if num_streams == 1:  # nothing to fit a baseline to
         np.testing.assert_allclose(delta, data.reward, atol=1e-5)
@@ -138,7 +141,7 @@ def test_what_is_not_counted_changes_neither_baseline_nor_scale():
         earned = reward.at[:, 4:].set(later)
         timestep = TimeStep(seen, reward, reward, jnp.asarray(first))
         data = Trajectory(timestep, reward, reward, earned, discount, last, seen, ())
-        delta = baselines.baseline_td_errors(data, discount, 6, counted)
+        delta = td_errors(data, discount, 6, counted)
         advantage = jax.vmap(partial(returns.gae, lambda_=0.9))(delta, discount, last=last)
         return delta[:, :4], units.advantage_scale(advantage, counted)
 
@@ -158,7 +161,7 @@ def test_linear_features():
 def test_linear_baseline_is_least_squares_on_the_other_streams(x64):
     rng = np.random.default_rng(0)
     features, targets = rng.normal(size=(4, 7, 3)), rng.normal(size=(4, 7))
-    predicted = baselines.linear_baseline(jnp.array(features), jnp.array(targets), ridge=0.0)
+    predicted = linear_baseline(jnp.array(features), jnp.array(targets), ridge=0.0)
     for n in range(4):
         others = [i for i in range(4) if i != n]
         w = np.linalg.lstsq(
@@ -170,8 +173,8 @@ def test_linear_baseline_is_least_squares_on_the_other_streams(x64):
 def test_the_units_of_features_do_not_show_in_a_baseline(x64):
     features, targets = jax.random.normal(jax.random.key(0), (4, 4, 7, 3)), jnp.ones((4, 7))
     targets = targets + features[3, :, :, 0]
-    usual = baselines.linear_baseline(features[0], targets)
-    other = baselines.linear_baseline(features[0] * jnp.array([[[1e-9, 1.0, 1e9]]]), 1e6 * targets)
+    usual = linear_baseline(features[0], targets)
+    other = linear_baseline(features[0] * jnp.array([[[1e-9, 1.0, 1e9]]]), 1e6 * targets)
     np.testing.assert_allclose(other, 1e6 * usual, rtol=1e-9)
 
 
@@ -180,7 +183,7 @@ def test_linear_baseline_survives_what_breaks_normal_equations():
     rng = np.random.default_rng(0)
     x = rng.normal(size=(5, 50, 1)) * 100
     features = np.concatenate([x, 2 * x, 0 * x, np.ones_like(x)], axis=2)
-    predicted = baselines.linear_baseline(jnp.array(features), jnp.array(3 * x[..., 0] + 1))
+    predicted = linear_baseline(jnp.array(features), jnp.array(3 * x[..., 0] + 1))
     np.testing.assert_allclose(predicted, 3 * x[..., 0] + 1, rtol=0.02, atol=1.0)
 
 

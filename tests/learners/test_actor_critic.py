@@ -1,5 +1,7 @@
 """One update of the actor-critic, in closed form, and the numbers that it depends on."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 from jaxmeta import rollouts, tasks
 from jaxmeta.learners.actor_critic import (
     LEARNABLE,
+    ActorCriticLearner,
     Config,
     Hyper,
     actor_critic_learner,
@@ -50,6 +53,26 @@ def one_step(reward=2.0, discount=1.0):
     )
 
 
+class Compiled(ActorCriticLearner):
+    """A learner whose functions are compiled whole. Outside of a program every operation is one of its own."""
+
+    @functools.cached_property
+    def learner(self):
+        learner = super().learner
+        return learner._replace(init=jax.jit(learner.init), update=jax.jit(learner.update))
+
+    def init(self, key, hyper):
+        return jax.jit(super().init)(key, hyper)
+
+    def outer_loss(self, params, data, hyper):
+        return jax.jit(super().outer_loss)(params, data, hyper)
+
+
+def compiled_learner(*arguments):
+    parts = actor_critic_learner(*arguments)
+    return Compiled(parts.family, parts.config, parts.policy, parts.value)
+
+
 def newborn(parts, meta, *, values=(0.5, -0.3, 1.5)):
     """An agent with a uniform policy and given values of the three states."""
     agent = parts.learner.init(jax.random.key(0), meta)
@@ -75,7 +98,7 @@ def logits(parts, params):
 @pytest.mark.parametrize("discount", [1.0, 0.0])
 def test_one_update_in_closed_form(x64, discount):
     """δ = r + γ V(s') - V(s); a uniform policy has no gradient of its entropy."""
-    parts = actor_critic_learner(FAMILY, Config(learns=(), **SIZES))
+    parts = compiled_learner(FAMILY, Config(learns=(), **SIZES))
     meta = parts.init(jax.random.key(0), HYPER)
     agent = newborn(parts, meta)
     after = parts.learner.update(jax.random.key(1), meta, agent, one_step(discount=discount))
@@ -91,7 +114,7 @@ def test_one_update_in_closed_form(x64, discount):
 
 def test_the_update_is_differentiable_in_the_numbers_and_data_are_not(x64):
     """dθ/dη of one update: γ through V(s'), the costs and the step size by the chain rule of exp."""
-    parts = actor_critic_learner(FAMILY, Config(learns=LEARNABLE, **SIZES))
+    parts = compiled_learner(FAMILY, Config(learns=LEARNABLE, **SIZES))
     meta = parts.init(jax.random.key(0), HYPER)
     agent = newborn(parts, meta)
 
@@ -101,7 +124,7 @@ def test_the_update_is_differentiable_in_the_numbers_and_data_are_not(x64):
         )
         return parts.distribution(after.params["policy"], one_step()).logits[0, 0, 1]
 
-    gradient = jax.grad(first_logit)(meta.params)
+    gradient = jax.jit(jax.grad(first_logit))(meta.params)
     gain = 0.1 * 0.7 * 2 * 0.5
     delta = 2.0 + 0.8 * 1.5 - 0.5
     np.testing.assert_allclose(gradient["discount"], gain * 1.5 * 0.8 * 0.2, rtol=1e-8)
@@ -113,7 +136,7 @@ def test_the_update_is_differentiable_in_the_numbers_and_data_are_not(x64):
 
 def test_advantages_do_not_cross_a_time_limit(x64):
     """Two steps whose first ends an episode by truncation: its δ alone, though its discount is 1."""
-    parts = actor_critic_learner(FAMILY, Config(learns=(), **SIZES | dict(num_steps=2)))
+    parts = compiled_learner(FAMILY, Config(learns=(), **SIZES | dict(num_steps=2)))
     meta = parts.init(jax.random.key(0), HYPER)
     agent = newborn(parts, meta)
     two = jax.tree.map(lambda x: jnp.concatenate([x, x], axis=1), one_step())
@@ -136,7 +159,7 @@ def test_advantages_do_not_cross_a_time_limit(x64):
 @pytest.mark.parametrize("reward", [2.0, -70.0])
 def test_normalised_advantages_have_no_size_to_learn(x64, reward):
     """Of two steps a and b it is a / √((a² + b²)/2) that counts, in the update and in its derivative in γ."""
-    parts = actor_critic_learner(FAMILY, Config(**SIZES | dict(num_streams=2, normalize=True)))
+    parts = compiled_learner(FAMILY, Config(**SIZES | dict(num_streams=2, normalize=True)))
     meta = parts.init(jax.random.key(0), HYPER)
     agent = newborn(parts, meta)
     # Actions 1 from state 0 and 0 from state 1; each moves its own row and the bias.
@@ -154,15 +177,15 @@ def test_normalised_advantages_have_no_size_to_learn(x64, reward):
         a, b = reward + gamma * 1.5 - 0.5, 50.0 + gamma * 1.5 + 0.3
         return 0.1 * 0.7 / 2 * 0.5 * (2 * a - b) / np.sqrt((a**2 + b**2) / 2)
 
-    np.testing.assert_allclose(moved(meta.params), expected(0.8), rtol=1e-9)
+    np.testing.assert_allclose(jax.jit(moved)(meta.params), expected(0.8), rtol=1e-9)
     slope = (expected(0.8 + 1e-5) - expected(0.8 - 1e-5)) / 2e-5
-    gradient = jax.grad(moved)(meta.params)["discount"]
+    gradient = jax.jit(jax.grad(moved))(meta.params)["discount"]
     np.testing.assert_allclose(gradient, slope * 0.8 * 0.2, rtol=1e-6)
 
 
 def test_normalised_advantages_that_are_all_zero_stay_so(x64):
     """Values that predict everything leave nothing to scale, and no NaN in a derivative."""
-    parts = actor_critic_learner(FAMILY, Config(**SIZES | dict(normalize=True)))
+    parts = compiled_learner(FAMILY, Config(**SIZES | dict(normalize=True)))
     meta = parts.init(jax.random.key(0), HYPER)
     agent = newborn(parts, meta, values=(0.0, 0.0, 0.0))
 
@@ -172,8 +195,8 @@ def test_normalised_advantages_that_are_all_zero_stay_so(x64):
         )
         return parts.distribution(updated.params["policy"], one_step()).logits[0, 0, 1]
 
-    assert moved(meta.params) == 0.0
-    assert jax.grad(moved)(meta.params)["discount"] == 0.0
+    assert jax.jit(moved)(meta.params) == 0.0
+    assert jax.jit(jax.grad(moved))(meta.params)["discount"] == 0.0
 
 
 def test_leaving_one_out_changes_the_derivative_and_not_the_update(x64):
@@ -188,7 +211,7 @@ def test_leaving_one_out_changes_the_derivative_and_not_the_update(x64):
     both = jax.tree.map(lambda x, y: jnp.concatenate([x, y]), one, other)
     for leave_one_out in (False, True):
         config = Config(**SIZES | dict(num_streams=2, leave_one_out=leave_one_out))
-        parts = actor_critic_learner(FAMILY, config)
+        parts = compiled_learner(FAMILY, config)
         meta = parts.init(jax.random.key(0), HYPER)
         agent = newborn(parts, meta)
 
@@ -197,7 +220,7 @@ def test_leaving_one_out_changes_the_derivative_and_not_the_update(x64):
             after = parts.learner.update(jax.random.key(1), meta, agent, both)
             return parts.distribution(after.params["policy"], one).logits[0, 0, 1]
 
-        move, slope = jax.value_and_grad(moved)(meta.params)
+        move, slope = jax.jit(jax.value_and_grad(moved))(meta.params)
         moves.append(move)
         slopes.append(slope["discount"])
     # The successors' values 1.5 and 0.5 are the derivatives of a and b.
@@ -212,7 +235,7 @@ def test_leaving_one_out_takes_noise_and_nothing_else(x64):
     slopes = []
     for leave_one_out in (False, True):
         sizes = SIZES | dict(num_streams=8, num_steps=8, leave_one_out=leave_one_out)
-        parts = actor_critic_learner(FAMILY, Config(**sizes))
+        parts = compiled_learner(FAMILY, Config(**sizes))
         setup = rollouts.Setup(parts.learner, FAMILY.env, num_streams=8, num_steps=8)
         meta = parts.init(jax.random.key(0), HYPER._replace(gae_lambda=0.9))
         agent = newborn(parts, meta, values=(10.0, 9.0, 11.0))
@@ -225,7 +248,7 @@ def test_leaving_one_out_takes_noise_and_nothing_else(x64):
                 after = parts.learner.update(key, meta._replace(params=params), agent, data)
                 return parts.distribution(after.params["policy"], one_step()).logits[0, 0, 1]
 
-            return jax.grad(moved)(meta.params)["discount"]
+            return jax.jit(jax.grad(moved))(meta.params)["discount"]
 
         slopes.append(jax.jit(jax.vmap(slope))(jax.random.split(jax.random.key(3), 20_000)))
     plain, left_out = (np.asarray(x) for x in slopes)
@@ -236,7 +259,7 @@ def test_leaving_one_out_takes_noise_and_nothing_else(x64):
 
 
 def test_policy_and_values_are_drawn_apart():
-    parts = actor_critic_learner(FAMILY, Config(outer_value=True, hidden_sizes=(4,)))
+    parts = compiled_learner(FAMILY, Config(outer_value=True, hidden_sizes=(4,)))
     params = parts.learner.init(jax.random.key(0), parts.init(jax.random.key(0), HYPER)).params
     kernels = [
         next(x for x in jax.tree.leaves(params[name]) if x.shape == (3, 4))
@@ -252,7 +275,7 @@ def test_policy_and_values_are_drawn_apart():
 
 @pytest.mark.parametrize("outer_value", [False, True])
 def test_the_outer_loss_reads_its_own_value_as_data(x64, outer_value):
-    parts = actor_critic_learner(FAMILY, Config(learns=(), outer_value=outer_value, **SIZES))
+    parts = compiled_learner(FAMILY, Config(learns=(), outer_value=outer_value, **SIZES))
     meta = parts.init(jax.random.key(0), HYPER)
     agent = newborn(parts, meta)
     other = newborn(parts, meta, values=(7.0, 8.0, 9.0))
@@ -268,7 +291,7 @@ def test_the_outer_loss_reads_its_own_value_as_data(x64, outer_value):
 
 
 def test_each_value_learns_at_its_own_discount(x64):
-    parts = actor_critic_learner(FAMILY, Config(learns=(), outer_value=True, **SIZES))
+    parts = compiled_learner(FAMILY, Config(learns=(), outer_value=True, **SIZES))
     meta = parts.init(jax.random.key(0), HYPER)
     agent = newborn(parts, meta)
     after = parts.learner.update(jax.random.key(1), meta, agent, one_step())
@@ -283,7 +306,7 @@ def test_each_value_learns_at_its_own_discount(x64):
 @pytest.mark.parametrize("outer_value", [False, True])
 def test_only_a_value_of_the_outer_discount_sees_that_nothing_is_left_to_learn(x64, outer_value):
     """Rewards of 1 whatever is done, values exact: those of γ are no baseline of returns at γ'."""
-    parts = actor_critic_learner(FAMILY, Config(learns=(), outer_value=outer_value, **SIZES))
+    parts = compiled_learner(FAMILY, Config(learns=(), outer_value=outer_value, **SIZES))
     meta = parts.init(jax.random.key(0), HYPER)
     exact = {
         name: newborn(parts, meta, values=3 * (1 / (1 - discount),)).params
@@ -297,7 +320,7 @@ def test_only_a_value_of_the_outer_discount_sees_that_nothing_is_left_to_learn(x
 
 
 def test_a_learned_reward_is_bounded_and_adds_to_the_tasks(x64):
-    parts = actor_critic_learner(
+    parts = compiled_learner(
         FAMILY, Config(learns=(), outer_value=True, intrinsic_reward=True, **SIZES)
     )
     meta = parts.init(jax.random.key(0), HYPER._replace(intrinsic_scale=0.25))

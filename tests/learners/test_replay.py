@@ -41,12 +41,18 @@ def test_an_update_looks_at_the_last_batches_and_at_nothing_else(num_batches):
     agent = parts.learner.init(jax.random.key(0), meta)
     assert agent.batches.reward.shape == (num_batches, 3, 4)
     task = family.train(jax.random.key(2))
-    streams = rollouts.begin_streams(jax.random.key(1), meta, task, setup=parts.setup)
-    _, seen = rollouts.collect(jax.random.key(3), meta, task, agent, streams, setup=parts.setup)
+
+    @jax.jit
+    def collected():
+        streams = rollouts.begin_streams(jax.random.key(1), meta, task, setup=parts.setup)
+        return rollouts.collect(jax.random.key(3), meta, task, agent, streams, setup=parts.setup)
+
+    _, seen = collected()
     before, rewards = 0.0, [1.0, 10.0, 100.0, 1000.0]
+    update = jax.jit(parts.learner.update)
     for i in range(4):
         data = seen._replace(reward=jnp.full((3, 4), rewards[i]))
-        agent = parts.learner.update(jax.random.key(4), meta, agent, data)
+        agent = update(jax.random.key(4), meta, agent, data)
         wanted = np.mean(rewards[max(0, i + 1 - num_batches) : i + 1])
         np.testing.assert_allclose(agent.params["w"] - before, wanted, rtol=1e-6)
         before = agent.params["w"]
