@@ -212,7 +212,8 @@ def batch_expectation(
     def total(rows: tuple[jax.Array, jax.Array]) -> Any:
         return jax.tree.map(lambda x: jnp.sum(x, axis=0), jax.vmap(term)(*rows))
 
-    if len(rows[0]) == 1:  # no loop, in which an expectation of expectations would be traced again and again
+    # Without a loop, in which an expectation of expectations would be traced again and again.
+    if len(rows[0]) == 1:
         return total(jax.tree.map(lambda x: x[0], rows))
     # Without the checkpoint the reverse pass would keep what every batch computed.
     totals = jax.lax.map(jax.checkpoint(total), rows)

@@ -4,6 +4,7 @@ import ast
 import contextlib
 import csv
 import datetime
+import functools
 import hashlib
 import os
 import platform
@@ -84,6 +85,11 @@ def provenance() -> dict[str, object]:
     script = Path(sys.argv[0]).resolve()
     root = Path(__file__).parents[2]
     modules = [getattr(module, "__file__", None) for module in list(sys.modules.values())]
+
+    def beside(path: Path) -> bool:
+        # Not in the folder of all packages, where the launchers of notebooks are.
+        return path.is_relative_to(script.parent) and "site-packages" not in path.parts
+
     files = {script, *(Path(file).resolve() for file in modules if file)}
     return {
         "machine": machine(),
@@ -92,12 +98,12 @@ def provenance() -> dict[str, object]:
         "sources": {
             _within(path, root): digest(path.read_text(encoding="utf-8"))
             for path in sorted(files)
-            if path.suffix == ".py"
-            and (path.is_relative_to(root / "jaxmeta") or path.is_relative_to(script.parent))
+            if path.suffix == ".py" and (path.is_relative_to(root / "jaxmeta") or beside(path))
         },
     }
 
 
+@functools.cache
 def digest(source: str) -> str:
     """Hexadecimal digits that change with a Python source, but not with its comments, docstrings and layout."""
     tree = ast.parse(source)
