@@ -248,7 +248,7 @@ class Batches(NamedTuple):
         earned, slope = jax.value_and_grad(objective)(self.update(theta, indices))
         gradients = jax.jacrev(lambda theta: self.gains(theta, indices, "score"))(theta)  # [N, F]
         others = jax.vmap(surrogates.leave_one_out_mean, in_axes=1, out_axes=1)(gradients)
-        without = jax.vmap(objective)(theta + self.step_size * others)
+        without = jax.vmap(objective)(theta[None] + self.step_size * others)
 
         def through(name: str) -> jax.Array:
             _, pullback = jax.vjp(lambda theta: self.update(theta, indices, name), theta)

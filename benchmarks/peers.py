@@ -172,8 +172,8 @@ class Side:
         return self
 
     def __exit__(self, *_: Any) -> None:
-        self.process.kill()
-        self.process.wait()
+        with self.process:  # which closes its pipes
+            self.process.kill()
 
 
 def peer_python(folder: Path, requirements: tuple[str, ...]) -> Path:

@@ -9,10 +9,13 @@ import pytest
 os.environ.setdefault("MPLBACKEND", "Agg")
 # The suite's time is compilation: of small programs, which run quickly however they were compiled.
 # What runs long asks for `in_earnest`.
-WITHOUT_EMITTERS = "--xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters"
-IN_EARNEST = f"--xla_backend_optimization_level=2 {WITHOUT_EMITTERS}"
-"""Flags for programs that tests start and that run long; the new emitters take longer to compile."""
-os.environ.setdefault("XLA_FLAGS", f"--xla_backend_optimization_level=0 {WITHOUT_EMITTERS}")
+QUICKLY = (  # the new emitters take longer to compile, and so do many small modules
+    "--xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters "
+    "--xla_cpu_parallel_codegen_split_count=1"
+)
+IN_EARNEST = f"--xla_backend_optimization_level=2 {QUICKLY}"
+"""Flags for programs that tests start and that run long."""
+os.environ.setdefault("XLA_FLAGS", f"--xla_backend_optimization_level=0 {QUICKLY}")
 CACHE = os.environ.setdefault(
     "JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parent.parent / ".pytest_cache" / "jax")
 )

@@ -287,8 +287,10 @@ def test_what_does_not_fit_is_named(family):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("outer", "learning_rate"), [("meta_gradient", 3e-3), ("pes", 1e-2)])
-def test_a_rule_is_found(outer, learning_rate):
+@pytest.mark.parametrize(
+    ("outer", "learning_rate", "meta_updates"), [("meta_gradient", 3e-3, 100), ("pes", 1e-2, 300)]
+)
+def test_a_rule_is_found(outer, learning_rate, meta_updates):
     """Agents earn 1.0 a step without learning, whatever a rule does that does not look at rewards, and
     about 1.9 if told the task."""
     family = tasks.make("tabular", num_states=4, num_actions=4, horizon=20, reward_noise=0.1)
@@ -298,7 +300,9 @@ def test_a_rule_is_found(outer, learning_rate):
     algorithm = learned_objective(
         family, config, Hyper(step_size=20.0, learning_rate=learning_rate)
     )
-    run = training.train(algorithm, family, training.Config(meta_updates=300, num_tasks=32))
+    run = training.train(
+        algorithm, family, training.Config(meta_updates=meta_updates, num_tasks=32)
+    )
     held_out = tasks.sample_tasks(jax.random.key(1), family, 64, split="test")
     setup = rollouts.Setup(algorithm.learner, family.env, num_streams=4, num_steps=20)
 
