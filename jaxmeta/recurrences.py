@@ -31,7 +31,7 @@ KEPT = "kept"
 
 
 def _step(y: jax.Array, at: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-    # No closure: called outside `jax.jit`, too, the loop is then compiled once for each shape.
+    # No closure: where no program is around it, too, the loop is then compiled once for each shape.
     a, b = at
     y = a + b * y
     return y, y

@@ -49,8 +49,13 @@ class Mutant(NamedTuple):
 # fmt: off
 MUTANTS = (
     # Recurrences
-    Mutant("recurrences.py", "y = at[0] + at[1] * y", "y = at[1] * (at[0] + y)"),
+    Mutant("recurrences.py", "y = a + b * y", "y = b * (a + y)"),
     Mutant("recurrences.py", "solve(a, before(b, not reverse), not reverse)", "solve(a, b, not reverse)"),
+    # Conjugate gradients and the line search
+    Mutant("meta_updates/conjugate_gradients.py", "error - size * curved", "error + size * curved"),
+    Mutant("meta_updates/conjugate_gradients.py", "tree(target - error)", "tree(error)"),
+    Mutant("meta_updates/conjugate_gradients.py", "square / before * direction", "direction"),
+    Mutant("algorithms/maml_trpo.py", "jnp.asarray(-1, jnp.int32)", "jnp.asarray(0, jnp.int32)"),
     # Returns and advantages
     Mutant("estimators/returns.py", "return reward + discount * v_next - v", "return reward + discount * jax.lax.stop_gradient(v_next) - v"),
     Mutant("estimators/returns.py", "discount * lambda_ * unless(last, delta)", "discount * lambda_"),

@@ -22,8 +22,8 @@ def thorough(values, quick):
 
 
 QUICK_FAMILIES = (
-    *("bernoulli_bandit", "cartpole", "catch", "deep_sea", "gridnavi", "latent_tabular", "maze"),
-    *("mountain_car", "navigation", "t_maze", "tabular", "translation"),
+    *("bernoulli_bandit", "cartpole", "catch", "gridnavi", "latent_tabular", "maze"),
+    *("navigation", "tabular", "translation"),
 )
 """Families that compile and run quickly, of every kind: bandits, grids, MDPs, control, language."""
 EVERY_FAMILY = thorough(tasks.names(), QUICK_FAMILIES)

@@ -448,11 +448,11 @@ def test_learned_objective_study(tmp_path):
     small = "--meta-updates 2 --num-agents 2 --lifespan 25 --transfer-lifespan 25 --num-streams 2"
     small += " --num-steps 5 --tune-tasks 2 --eval-tasks 3 --transfer-agents 2 --window 5"
     small += " --gae-lambdas 0.9 --entropy-costs 0.01 --output out"
-    settings = ["--compare-on", "grid worlds", "Catch"]
+    settings = ["--compare-on", "Catch"]
     result = run("learned_objective.py", "train", *small.split(), *settings, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     report = json.loads((tmp_path / "out" / "results.json").read_text())
-    assert list(report["results"]) == ["grid worlds", "Catch"]
+    assert list(report["results"]) == ["Catch"]
     for entry in report["results"].values():
         assert entry["random"] < entry["best"]
         assert list(entry["contestants"]) == ["LPG", "A2C"]
@@ -600,10 +600,9 @@ def test_rollout_throughput(tmp_path, refusal):
 @pytest.mark.slow
 def test_update_throughput(tmp_path, refusal):
     ladder = "--scales 1 2 --repeats 2 --output out".split()
-    updates = "throughput.py", "updates", "--algorithms", "RL², linear"
-    result = started(
-        *updates, *ladder, cwd=tmp_path
-    )  # it sets the compilation cache, and its times
+    updates = ("throughput.py", "updates", "--algorithms", "RL², linear")
+    # It times its compilations, with a cache of its own; and it runs longer than it compiles.
+    result = started(*updates, *ladder, cwd=tmp_path, XLA_FLAGS=IN_EARNEST)
     assert result.returncode == 0, result.stderr
     row, larger = json.loads((tmp_path / "out" / "results.json").read_text())["rows"]
     assert row["env_steps"] == 256 * 100

@@ -427,7 +427,7 @@ def test_each_episode_follows_its_policy():
 def test_published_figures_of_psrl(num_episodes, published):
     family = tasks.make("tabular")
     totals = total_rewards(
-        references.psrl(), family, num_tasks=2000, num_updates=num_episodes - 1, num_steps=10
+        references.psrl(), family, num_tasks=500, num_updates=num_episodes - 1, num_steps=10
     )
     assert_mean(totals, published, exact=False)
 

@@ -8,6 +8,7 @@ import pytest
 from jaxmeta import learners, rollouts, tasks
 from jaxmeta.algorithms.imaml import Config, Hyper, imaml
 from jaxmeta.estimators.surrogates import SURROGATES
+from tests.probes import thorough
 
 CONFIG = Config(num_streams=3, hidden_sizes=(2,), solver_steps=2000, cg_steps=60)
 HYPER = Hyper(step_size=0.1, proximal=4.0)
@@ -53,7 +54,7 @@ class World:
         )
 
 
-@pytest.fixture(params=["lvc", "dice"])
+@pytest.fixture(params=thorough(["lvc", "dice"], ("dice",)))
 def world(x64, request):
     return world_of(request.param)
 

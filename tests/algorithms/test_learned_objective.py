@@ -116,7 +116,7 @@ def test_protocol(family, outer):
         assert jnp.array_equal(x, y)
 
 
-@pytest.mark.parametrize("outer", OUTERS)
+@pytest.mark.parametrize("outer", thorough(OUTERS, ("pes",)))
 def test_agents_live_on_and_are_born_again_in_what_comes_in(family, outer):
     """Ages are spread at first, so that each meta-update sees all of them."""
     state, step = programs(outer)
@@ -288,7 +288,7 @@ def test_what_does_not_fit_is_named(family):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("outer", "learning_rate", "meta_updates"), [("meta_gradient", 3e-3, 100), ("pes", 1e-2, 300)]
+    ("outer", "learning_rate", "meta_updates"), [("meta_gradient", 3e-3, 100), ("pes", 1e-2, 150)]
 )
 def test_a_rule_is_found(outer, learning_rate, meta_updates):
     """Agents earn 1.0 a step without learning, whatever a rule does that does not look at rewards, and

@@ -40,6 +40,7 @@ def assert_trees_close(a, b, **tolerance):
         np.testing.assert_allclose(x, y, **tolerance)
 
 
+@pytest.mark.slow
 def test_the_first_epoch_is_maml_with_the_likelihood_ratio_inside(x64, family):
     """Where θ = θ_o no ratio is clipped and the divergence has no slope."""
     one_epoch = promp(family, Config(num_epochs=1, **SMALL), Hyper(**RATES), optimizer=optax.sgd)

@@ -321,6 +321,7 @@ def check_table(table, measured):
     assert not wrong, wrong
 
 
+@pytest.mark.slow
 def test_every_estimator_on_policy(x64, large_world):
     rows = {name: terms for name, (terms, *_) in ON_POLICY.items()}
     check_table(ON_POLICY, biases(large_world, rows, large_world.theta))

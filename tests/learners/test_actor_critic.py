@@ -230,6 +230,7 @@ def test_leaving_one_out_changes_the_derivative_and_not_the_update(x64):
     np.testing.assert_allclose(slopes[1], scale * (2 * (1.5 - 0.5) - (0.5 - 1.5)), rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_leaving_one_out_takes_noise_and_nothing_else(x64):
     """The derivative of an update in γ, over many rounds of experience with values far from zero."""
     slopes = []

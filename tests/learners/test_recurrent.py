@@ -514,7 +514,10 @@ def test_minibatches_are_drawn_anew_in_every_pass(monkeypatch, family):
     assert len(halves | {frozenset(trials.tolist()) - half for half in halves}) > 2
 
 
-@pytest.mark.parametrize(("module", "where"), [(rl2, "observed"), (varibad, "only as a successor")])
+@pytest.mark.parametrize(
+    ("module", "where"),
+    [(rl2, "observed"), pytest.param(varibad, "only as a successor", marks=pytest.mark.slow)],
+)
 def test_a_broken_trial_does_not_count(family, module, where):
     """A step with a broken task is the step without it, whether the number that is not finite is seen by
     the policy or replaced by the next episode's first observation before it is."""

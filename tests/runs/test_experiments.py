@@ -15,7 +15,6 @@ from jaxmeta.algorithms import ALGORITHMS, maml
 from jaxmeta.runs import experiments, presets, training
 from jaxmeta.runs.checkpoints import CheckpointError
 from jaxmeta.runs.experiments import Experiment
-from tests.probes import thorough
 
 QUIET = Console(quiet=True)
 SMALL = Experiment(
@@ -200,7 +199,8 @@ def test_a_setting_of_another_version_is_said(trained, tmp_path):
         jaxmeta.load(tmp_path)
 
 
-@pytest.mark.parametrize("name", thorough(experiments.pretrained_names(), ("maml-navigation",)))
+@pytest.mark.slow
+@pytest.mark.parametrize("name", experiments.pretrained_names())
 def test_a_pretrained_run_is_as_good_as_it_was_measured(name):
     loaded = jaxmeta.load(jaxmeta.pretrained(name))
     assert int(loaded.run.num_updates) == loaded.experiment.plan.meta_updates
