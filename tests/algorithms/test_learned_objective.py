@@ -143,7 +143,6 @@ def test_agents_live_on_and_are_born_again_in_what_comes_in(family, outer):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("in_earnest")
 @pytest.mark.parametrize("outer", ["meta_gradient", "pes"])
 def test_no_agent_leaks_into_another(x64, family, outer):
     """The gradient is a sum of a term for each agent, and an agent that changes changes no other."""
@@ -287,6 +286,7 @@ def test_what_does_not_fit_is_named(family):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("in_earnest")
 @pytest.mark.parametrize(
     ("outer", "learning_rate", "meta_updates"), [("meta_gradient", 3e-3, 100), ("pes", 1e-2, 150)]
 )
