@@ -4,7 +4,7 @@
     python benchmarks/train.py --help               # every setting
     python benchmarks/train.py --family cartpole --output runs/cartpole
     python benchmarks/train.py --algorithm rl2 --family gridnavi --num-episodes 4 --num-tasks 256
-    python benchmarks/train.py --preset rl2-gridnavi     # settings whose figures are in the README
+    python benchmarks/train.py --preset rl2-gridnavi     # settings whose figures are in RESULTS.md
     python benchmarks/train.py --resume runs/cartpole    # goes on with the settings that are in the folder
 
 `jaxmeta.load` gives back what was learned. Leaves config.json, metrics.jsonl, evaluation.json, checkpoints/, adaptation.png and, for learners that

@@ -1,4 +1,99 @@
-"""jaxmeta: meta-reinforcement learning as pure functions in JAX."""
+r"""jaxmeta: meta-reinforcement learning as pure functions in JAX.
+
+A trained run is loaded from its folder by `jaxmeta.load`; `jaxmeta.pretrained` gives the folder of a run that comes with the
+library (both are functions of `jaxmeta.runs.experiments`).
+
+# A map
+
+Each room of the house imports only the rooms above it.
+
+| room of `jaxmeta/` | what lives there |
+|---|---|
+| `types.py`, `checks.py` | the vocabulary: `Learner` (one lifetime), `MetaAlgorithm` (the outer loop), `Trajectory`, ...; checks of arguments |
+| `tasks/` | families of tasks, each with train, test and out-of-distribution splits (the table is in `benchmarks/RESULTS.md`). `environments` checks the parts and spaces of an environment, `time_limit` cuts off its episodes, `signatures` checks once what its resets and steps return, and `door` resets and steps it. `promises` tries a family (`tasks.check`), `boxes` defines the bounds of a `Box`, `transform` makes a family of any gymnax environment, `informed` tells the agent the task, `keys` draws random numbers faster on a CPU |
+| `networks/` | softmax-linear π(a\|s) ∝ exp(φ(s,a)·θ), categorical and Gaussian policies (`policies`); values; recurrent networks, each as one step and as a whole sequence: GRU, LSTM, linear recurrence, transformer (`recurrent`); a network for finite MDPs that plans on the graph of what it has counted (`graph_actor_critic`); distributions; encodings of observations and actions |
+| `estimators/` | returns, advantages and off-policy targets (`returns`); surrogates: score function, LVC, TayPO of any order, Loaded DiCE, DiCE, importance sampling, doubly robust, V-trace, PPO clip (`surrogates`); the linear baseline (`baselines`); where episodes end (`episodes`), streams that count (`streams`), units of rewards (`units`); the oracle, which solves and enumerates finite MDPs (`exact`) |
+| `rollouts/` | acting in one stream (`rollout`), a lifetime of updates (`lifetime`), agents that outlive a meta-update (`lifelong`) |
+| `meta_updates/` | per-task meta-gradients and their mean over the tasks that are finite (`gradients`), the outer loop (`outer_loop`), evolution strategies (`evolution`), meta-gradients of a window of a lifetime (`windows`) |
+| `learners/` | the fast loops: policy-gradient steps of all parameters, the last layer or a context (`gradient`); a recurrent network's state (`recurrent`); off-policy steps on the last batches (`replay`); the actor-critic whose hyper-parameters meta-gradients learn (`actor_critic`); learned update rules (`update_rules`) |
+| `algorithms/` | one algorithm a file |
+| `references.py` | exact Bayes-optimal values of bandits and GridNavi; Gittins index, UCB1, Thompson and posterior sampling as learners |
+| `evaluation/` | adaptation curves, trials, returns of random, optimal and expert agents, statistics with intervals |
+| `plotting/` | figures |
+| `runs/` | the host's side: training of one run or a population, bit-exact checkpoints, folders that belong to one run at a time, several processes, metrics to TensorBoard or Weights & Biases, experiments as data, presets, tables, any terminal |
+
+# What the numbers mean
+
+- One stream is one episode: where an episode ends before `num_steps`, what its stream does next is not learned from. A sum
+  over however many episodes fit would be the rate of reward, which is highest for agents that fail soonest.
+- The baseline of each trajectory is fitted to the *other* trajectories of its task, so the baseline does not bias the
+  gradient. λ below 1 (0.95 is the default) trades some bias for variance, as ever.
+- Time limits are not terminations: trajectories carry the true successor and a discount that is 0 only where the task
+  ended. MAML's own objective is the return up to the time limit, as in the papers.
+- A stream with a reward, an observation or an action that is not finite is left out whole, and counted in
+  `skipped_streams` (by learners with memory its trial, in `skipped_tasks`); a task whose meta-gradient is not finite is left
+  out of that meta-update, and counted in `skipped_tasks`. With one step in a thousand broken MAML adapts to held-out goals
+  as well as with none (figures in `benchmarks/RESULTS.md`); `transform.faulty(family, rate=1e-3)` shows what
+  yours does. Evaluation does the same: `evaluation.adaptation_curve` counts the streams that it leaves out, `evaluation.summarize`
+  the tasks. A task or an episode without a return is NaN there, and never 0.
+- The unit of rewards does not matter to RL² and VariBAD, to MAML and ProMP with `normalize=True`, nor to A2C and LPO with
+  `rule_learner(..., scale_rewards=True)`: rewards times 1 000 and times 0.001 give the same returns in units
+  (`python benchmarks/units.py`). Nothing is claimed of the other algorithms:
+  give them rewards of about 1.
+- A run owns its folder from before it compiles: a second run into it is refused, and the claim of a process that has ended is taken
+  over. A run that was killed before its first checkpoint can be begun again. All files are strict JSON: `"Infinity"`
+  stands for an infinite setting, `null` for a metric that is not finite. What cannot be shown on a terminal ends no run.
+- jax's debug modes work with every algorithm: `jax.disable_jit`, `jax.debug_nans`, `jax.checking_leaks`, raw `PRNGKey`s, `rbg`
+  keys, and strict dtype promotion. That one does not look inside optimisers (optax's Adam raises in it), and the families whose
+  gymnax dynamics mix dtypes raise in it: classic control but for the pendulum, Catch, Deep Sea, the reacher and MinAtar.
+- Learners with memory are trained for whole trials: returns cross the ends of episodes, and the previous action and reward
+  are shown across them too, for the last reward of an episode says most. What follows a trial's last episode counts for nothing.
+  Several devices share acting, not yet learning.
+- The library calls no LAPACK: jaxlib 0.10's batched CPU kernels can wait for each other for ever where there are few
+  cores.
+
+# Several devices
+
+Several devices share the tasks of a meta-batch without a flag; their number must divide `--num-tasks` and, where it is
+set, `--tasks-per-chunk`. So do those of several processes that call `jax.distributed.initialize` before
+anything else: every process runs the same program, only process 0 prints and writes files, and all of them must see the folder.
+Notebook 08 shows it on simulated devices.
+
+# Names before 0.2.0
+
+The modules moved into packages; there are no shims for the old names.
+
+| 0.1 | 0.2 |
+|---|---|
+| `boxes`, `keys` | `tasks.boxes`, `tasks.keys` |
+| `networks`, `distributions`, `graph_actor_critic` | `networks` (`policies`, `values`, `mlp`), `networks.distributions`, `networks.graph_actor_critic` |
+| `memories` | `networks.recurrent` |
+| `rollout`, `adaptation`, `lifelong` | `rollouts` (`rollout`, `lifetime`), `rollouts.lifelong` |
+| `learner=, env=, num_streams=, num_steps=` of `adaptation` and `lifelong` | `setup=rollouts.Setup(learner, env, num_streams, num_steps)` |
+| `adaptation.experience` | `rollouts.collect`, and `rollouts.sample` for new streams |
+| `returns` | `estimators` (`returns`, `episodes`, `streams`, `units`, `baselines`) |
+| `objectives`, `exact` | `estimators.surrogates`, `estimators.exact` |
+| `meta_update`, `evolution`, `window_gradients` | `meta_updates` (`gradients`, `outer_loop`), `meta_updates.evolution`, `meta_updates.windows` |
+| `gradient_learner`, `memory_learner`, `replay_learner`, `tunable_learner`, `update_rules` | `learners.gradient`, `learners.recurrent`, `learners.replay`, `learners.actor_critic`, `learners.update_rules` |
+| `gradient_learner.learned`, `with_learned` | `learners.gradient.partition`, `combine` |
+| `gradient_learner.stepped`, `meta_update.known_if` | `learners.gradient.inner_step`, `meta_updates.nan_unless` |
+| `optimal` | `references` |
+| `memory_learner.memory_learner`, `tunable_learner.tunable_learner` | `learners.recurrent_learner`, `learners.actor_critic_learner` |
+| `memory_learner.action_features` | `networks.encode_action` |
+| `memories.gru(num_inputs=3, size=64)`, `init(key)` | `networks.recurrent.gru(64)`, `init(key, 3)` |
+| `rl2.recurrent_actor_critic(family, config)` | `rl2.network_of(family, config)`, `networks.recurrent_actor_critic(family, memory)` |
+| `learned_objective.rule(config)` | `learned_objective.rule_of(config)`, or an object: `learned_objective(family, rule=lpg(), estimator=persistent_evolution_strategy)` |
+| `window_gradients.evolution_strategy(..., persistent=True)` | `meta_updates.windows.persistent_evolution_strategy` |
+| `returns.linear_recurrence` | `recurrences.linear_recurrence` |
+| `tasks.door.TimeLimit`, `InvalidEnvironment` | `tasks.time_limit`, `tasks.environments` |
+| `processes.first`, `of_first`, `anywhere`, `wait` | `is_main_process`, `broadcast`, `any_process`, `barrier` |
+| `training`, `checkpoints`, `experiments`, `presets`, `sinks`, `reports`, ... | `runs.training`, ... |
+
+One meta-update of every algorithm gives the numbers of 0.1 (`tests/algorithms/test_numbers.py`), but for RL² and VariBAD, whose
+rewards have units of their own since. Functions of streams take `reward` and `discount` by place and all else by name. MAML's
+`outer_surrogate`, which changed nothing, is gone. A setting that the chosen policy, target or algorithm does not use is an error. Also new: environments are checked at one door, folders belong to one run at a time,
+broken streams are absent from every statistic, jax 0.10.2 is excluded.
+"""
 
 import warnings
 from importlib import metadata

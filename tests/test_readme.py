@@ -13,6 +13,7 @@ import pytest
 from markdown_it import MarkdownIt
 
 import jaxmeta
+from jaxmeta.algorithms import ALGORITHMS
 from tests.conftest import IN_EARNEST
 
 ROOT = Path(__file__).parent.parent
@@ -22,6 +23,12 @@ FENCES = [
 ]  # the blocks that a reader sees
 BLOCKS = [(fence.info, fence.content) for fence in FENCES]
 PYTHON = [text for kind, text in BLOCKS if kind == "python"]
+EXAMPLES = [  # of modules' pages in the reference
+    fence.content
+    for module in ALGORITHMS.values()
+    for fence in MarkdownIt().parse(module.__doc__)
+    if fence.type == "fence"
+]
 COMMANDS = [text for kind, text in BLOCKS if kind in ("bash", "sh")]
 DOCUMENTS = [ROOT / "README.md", ROOT / "benchmarks" / "RESULTS.md"]
 
@@ -40,11 +47,11 @@ def test_the_first_two_commands_are_those_that_ci_runs():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", range(len(PYTHON)))
+@pytest.mark.parametrize("number", range(len(PYTHON + EXAMPLES)))
 def test_code_runs(number, monkeypatch, tmp_path):
     monkeypatch.setenv("XLA_FLAGS", IN_EARNEST)
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "block.py").write_text(PYTHON[number], encoding="utf-8")
+    (tmp_path / "block.py").write_text((PYTHON + EXAMPLES)[number], encoding="utf-8")
     done = subprocess.run([sys.executable, "block.py"], capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
 
@@ -61,9 +68,9 @@ def test_commands_run(number, monkeypatch, tmp_path):
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("number", range(len(PYTHON)))
+@pytest.mark.parametrize("number", range(len(PYTHON + EXAMPLES)))
 def test_code_imports_what_there_is(number):
-    for node in ast.walk(ast.parse(PYTHON[number])):
+    for node in ast.walk(ast.parse((PYTHON + EXAMPLES)[number])):
         if isinstance(node, ast.Import | ast.ImportFrom):
             exec(ast.unparse(node), {})
 
@@ -96,6 +103,17 @@ def test_a_release_of_jax_that_compiles_wrongly_is_excluded(monkeypatch):
     monkeypatch.setattr(metadata, "version", lambda name: jaxmeta.MISCOMPILES)
     with pytest.warns(RuntimeWarning, match="compiles some programs wrongly"):
         importlib.reload(jaxmeta)
+
+
+def test_the_readme_is_short_and_its_figures_are_those_of_the_results():
+    assert README.count("\n") <= 170
+    results = (ROOT / "benchmarks" / "RESULTS.md").read_text(encoding="utf-8")
+    claims = README[README.index("| claim |") : README.index("## Words")]
+    figures = re.findall(r"-?\d+\.\d+ \([^)]+\)", claims)
+    assert len(figures) >= 10
+    for figure in figures:
+        mean, interval = figure.rstrip(")").split(" (")
+        assert figure in results or f"| {mean} | {interval} |" in results, figure
 
 
 def test_tables_are_those_that_were_measured():

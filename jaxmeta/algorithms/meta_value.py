@@ -14,6 +14,25 @@ are learned) goes through every step, also through the bootstrap values in the t
 Model-agnostic meta-learning (Finn, Abbeel & Levine 2017, algorithm 1) of temporal-difference learning
 (Sutton 1988) with the corrections of Precup, Sutton & Singh 2000, "Eligibility traces for off-policy policy
 evaluation", and Espeholt et al. 2018, "IMPALA".
+
+```python
+import jax
+from jaxmeta import tasks
+from jaxmeta.algorithms.meta_value import Config, Hyper, meta_value, meta_value_parts
+from jaxmeta.runs import training
+
+family = tasks.make("latent_tabular")  # random MDPs with structure in common
+config = Config(num_updates=3, policy="softmax_linear", hidden_sizes=(32,))
+algorithm = meta_value(family, config, Hyper(discount=0.9, policy_distance=0.2))
+run = training.train(algorithm, family, training.Config(meta_updates=200, num_tasks=20))
+
+parts = meta_value_parts(family, config)  # in one new task: ten trajectories of μ, three steps
+meta, task = run.state.meta, family.test(jax.random.key(1))
+agent = parts.learner.init(jax.random.key(2), meta)
+data = parts.experience(jax.random.key(3), meta, task, agent)
+weights = parts.adapt(meta, agent, data, num_updates=3)  # before and after each step
+print(parts.predict(jax.tree.map(lambda w: w[-1], weights), data.timestep.obs))
+```
 """
 
 import dataclasses

@@ -3,13 +3,32 @@
 Duan et al. 2016, "RL²: fast reinforcement learning via slow reinforcement learning", and Wang et al. 2016,
 "Learning to reinforcement learn". The network sees the observation, the previous action and reward and
 whether an episode begins. It is trained for the return of whole trials by PPO (Duan et al. used TRPO) or
-A2C (Wang et al.):
-
-    from jaxmeta.networks.recurrent import gru
-    algorithm = rl2(family, memory=gru(64))
-
-`networks.recurrent` holds the networks, and `learners.recurrent` the trials, the losses `ppo` and `a2c`, and
+A2C (Wang et al.). `networks.recurrent` holds the networks, and `learners.recurrent` the trials, the losses `ppo` and `a2c`, and
 the loop of training: act in trials, compute advantages over each trial, learn in epochs of minibatches.
+
+```python
+import jax
+from jaxmeta import evaluation, references, tasks
+from jaxmeta.algorithms.rl2 import Hyper, rl2
+from jaxmeta.networks.recurrent import gru
+from jaxmeta.runs import training
+
+family = tasks.make("bernoulli_bandit", num_arms=5, num_pulls=10)
+hyper = Hyper(learning_rate=3e-3, discount=1.0, gae_lambda=0.9, anneal_updates=200)
+algorithm = rl2(family, hyper=hyper, memory=gru(32))
+run = training.train(algorithm, family, training.Config(meta_updates=200, num_tasks=1024))
+
+held_out = tasks.sample_tasks(jax.random.key(1), family, 10_000, split="test")
+trials = evaluation.trials(
+    jax.random.key(2),
+    run.state.meta,
+    held_out,
+    learner=algorithm.learner,
+    env=family.env,
+    num_steps=family.horizon,
+)
+print(trials.reward.sum(axis=1).mean(), references.bayes_optimal_bandit(num_arms=5, num_pulls=10))
+```
 """
 
 import dataclasses

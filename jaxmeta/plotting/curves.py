@@ -30,7 +30,9 @@ def adaptation(
         low, high = np.asarray(summary["intervals"], float).T
         updates = np.arange(len(returns))
         for name, color, style in (("random", GREY, ":"), ("optimal", GREEN, "--")):
-            if summary[name] is not None:  # as after a run that diverged, or where no optimum is known
+            if (
+                summary[name] is not None
+            ):  # as after a run that diverged, or where no optimum is known
                 axes.axhline(summary[name], color=color, linestyle=style, label=f"{name} agent")
         axes.fill_between(updates, low, high, color=BLUE, alpha=0.25, linewidth=0)
         axes.plot(updates, returns, color=BLUE, marker="o", label="adapted, 95 % interval")

@@ -207,7 +207,7 @@ def load(
 def pretrained(name: str) -> Path:
     """The folder of a run that comes with the library, for `load`: ``load(pretrained("maml-navigation"))``.
 
-    Its figures are in the README. Raises ValueError, with the known names, if there is no such run.
+    Its figures are in `benchmarks/RESULTS.md`. Raises ValueError, with the known names, if there is no such run.
     """
     checks.choice("name", name, pretrained_names())
     return PRETRAINED / name

@@ -1,4 +1,4 @@
-"""Presets: experiments by name, with the settings behind the measured figures in the README.
+"""Presets: experiments by name, with the settings behind the measured figures in `benchmarks/RESULTS.md`.
 
     experiment = presets.PRESETS["rl2-gridnavi"]
     run = experiments.train(experiment, folder="runs/gridnavi")

@@ -2,8 +2,21 @@
 
 `make` returns a family by its name in `FAMILIES`. `TaskFamily` makes a family of your own
 environment, and `transform` makes one family from another. `check` tries a family before training.
-`door` has the rules for environments; an environment that breaks one raises an
-`InvalidEnvironment`, which names the part and what would be right.
+What an environment and its samplers must hand over is checked before anything compiles; an
+`InvalidEnvironment` names the part that is wrong and what would be right:
+
+| | |
+|---|---|
+| spaces | one `Discrete` or one `Box` each |
+| observation, reward, flags | one array of the observation space's shape; one number; one boolean each |
+| state | from step to step the same structure, shapes and kinds of numbers |
+| tasks | in every split the structure of `env.default_params`, and as many axes leaf by leaf |
+
+The environment gets actions clipped to the bounds of its `Box`; trajectories hold them as they were drawn. The
+family's `horizon` is the one time limit. Where an environment does not promise by `ends_by` that it keeps to it,
+`family.env` is a `TimeLimit` and `family.env.env` the environment that you gave. `check` also acts at random, and
+lists what is allowed and probably not meant: tasks that do not differ, observations outside of their space, a reset
+that draws what tells tasks apart.
 """
 
 import inspect
