@@ -136,7 +136,7 @@ MUTANTS = (
     Mutant("learners/actor_critic.py", "return -gain - entropy_cost *", "return -gain + entropy_cost *"),
     Mutant("learners/update_rules.py", "            return y[::-1]", "            return y"),
     Mutant("learners/update_rules.py", "targets.advantage - drift(", "targets.advantage + drift("),
-    Mutant("learners/update_rules.py", "return mean_over_streams(at_steps, good)", "return jnp.mean(at_steps)"),
+    Mutant("learners/update_rules.py", "return mean_over_streams(at_steps, good)", "return jnp.mean(at_steps)", "test_absence.py"),
     # The algorithms
     Mutant("algorithms/maml.py", "        weights[-1] = 1.0", "        weights[0] = 1.0"),
     Mutant("algorithms/maml.py", "return loss - sampling_term(", "return loss + sampling_term("),

@@ -112,6 +112,19 @@ def test_one_update_in_closed_form(x64, discount):
     np.testing.assert_allclose(v, [0.5 + 2 * 0.06 * delta, -0.3 + 0.06 * delta, 1.5 + 0.06 * delta])
 
 
+def test_the_loss_is_less_where_the_policy_is_more_random(x64):
+    """Without an advantage it is minus the entropy, times its cost."""
+    parts = compiled_learner(FAMILY, Config(learns=(), **SIZES))
+    agent = newborn(parts, parts.init(jax.random.key(0), HYPER))
+    policy = jax.tree.map(
+        lambda x: x + jnp.broadcast_to(jnp.arange(2.0), x.shape), agent.params["policy"]
+    )
+    p = jax.nn.softmax(jnp.asarray(logits(parts, policy)))
+    loss = parts.policy_loss(policy, one_step(), jnp.ones(1, bool), 0.0, 0.2)
+    np.testing.assert_allclose(loss, 0.2 * jnp.sum(p * jnp.log(p)), rtol=1e-9)
+    assert abs(p[0] - p[1]) > 0.1
+
+
 def test_the_update_is_differentiable_in_the_numbers_and_data_are_not(x64):
     """dθ/dη of one update: γ through V(s'), the costs and the step size by the chain rule of exp."""
     parts = compiled_learner(FAMILY, Config(learns=LEARNABLE, **SIZES))

@@ -247,6 +247,26 @@ def test_lpo_s_first_step_knows_no_drift_and_its_second_does():
     assert distance(policies(4)) > 1e-4
 
 
+def test_a_drift_is_a_cost(x64):
+    """Of each step, beside the same loss without it, where the policy is another than the one that acted."""
+    rule = lpo(hidden_size=8)
+    parts, (params, _), agent, data = newborn(rule, Values())
+    data = data._replace(log_prob=data.log_prob - 0.5)
+    silent = jax.tree.map(jnp.zeros_like, params)
+
+    @jax.jit
+    def charged():
+        outputs = parts.outputs(agent.params, data)
+        targets = rule.targets(params, outputs, data, EVERY, Values())
+        log_ratio = outputs.distribution.log_prob(data.action) - data.log_prob
+        losses = [rule.loss(p, outputs, data, targets, Values()) for p in (params, silent)]
+        return losses[0] - losses[1], drift(params, log_ratio, targets.advantage)
+
+    found, expected = charged()
+    assert jnp.max(expected) > 1e-2
+    np.testing.assert_allclose(found, expected, atol=1e-12)
+
+
 def test_a2c_is_the_policy_gradient_with_generalised_advantages(x64):
     rule, values = a2c(), Values(prediction_cost=0.3, entropy_cost=0.1)
     parts, meta, agent, data = newborn(rule, values)

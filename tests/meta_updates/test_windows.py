@@ -121,6 +121,8 @@ def test_an_agent_s_gradient_is_clipped_and_kept_in_its_direction(x64):
     whole, cut = gradient(1e6), gradient(0.01)
     assert abs(whole) > 0.01
     np.testing.assert_allclose(cut, 0.01 * np.sign(whole), rtol=1e-6)
+    short = np.array([0.3, -0.4])
+    np.testing.assert_allclose(clipped({"x": short}, 1.0)["x"], short, rtol=1e-9)
     unknown = clipped({"x": np.array([1.0, np.inf])}, 1.0)["x"]
     assert np.all(np.isnan(unknown))
     np.testing.assert_array_equal(clipped({"x": np.zeros(2)}, 1.0)["x"], 0.0)
