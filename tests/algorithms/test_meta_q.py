@@ -1,11 +1,12 @@
 """Action values that adapt: their updates by hand, and the derivative through them."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jaxmeta import networks, rollouts, tasks
-from jaxmeta.algorithms.meta_q import Config, Hyper, meta_q
+from jaxmeta.algorithms.meta_q import Config, Hyper, meta_q, trace_factor
 from tests.probes import recorded_lifetime, thorough
 
 NUM_STREAMS, HORIZON = 3, 4
@@ -107,6 +108,18 @@ def test_the_meta_gradient_goes_through_the_updates(trace, x64):
     gradient, values = map(np.asarray, derivatives(flat + np.concatenate([steps, -steps])))
     high, low = values.reshape(2, -1)
     np.testing.assert_allclose(gradient[moves], (high - low) / 2e-5, rtol=1e-5, atol=1e-7)
+
+
+def test_retrace_s_factors_are_data_and_tree_backup_s_are_not(x64):
+    log_prob, log_prob_mu = jnp.log(jnp.array([[0.2, 0.5, 0.9]])), jnp.log(jnp.array([[0.4] * 3]))
+
+    def factor(log_prob, trace):
+        return jnp.sum(trace_factor(log_prob, log_prob_mu, trace))
+
+    np.testing.assert_array_equal(jax.grad(factor)(log_prob, "retrace"), jnp.zeros((1, 3)))
+    np.testing.assert_allclose(jax.grad(factor)(log_prob, "tree_backup"), jnp.exp(log_prob))
+    cut = trace_factor(log_prob, log_prob_mu, "retrace")
+    np.testing.assert_allclose(cut, [[0.5, 1.0, 1.0]])
 
 
 def test_what_does_not_fit_is_refused():

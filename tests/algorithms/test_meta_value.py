@@ -268,6 +268,8 @@ def test_policies_are_drawn_at_birth_and_the_behaviour_acts():
     assert np.std(agents.behaviour["theta"] - agents.target["theta"]) == pytest.approx(
         1.5, rel=0.02
     )
+    apart = np.ravel(agents.behaviour["theta"] - agents.target["theta"])
+    assert abs(np.corrcoef(np.ravel(agents.target["theta"]), apart)[0, 1]) < 0.05
     # E_μ ρ = 1 where the recorded probabilities are those of the one that acted.
     rho = np.exp(log_ratio)
     spread = np.std(rho) / rho.size**0.5
