@@ -214,7 +214,7 @@ CONTENT = {
     "walker_params": ["5e159b38e5d345c1", "5e159b38e5d345c1", "1f1259a49038f9f6"],
     "xland": ["2efe364607f03dfb", "94a829b35ac82c4a", "ce025c69c8e235df"],
 }
-"""Of train, test and out of distribution: a figure of the README is for these tasks."""
+"""Of train, test and out of distribution: a measured figure is for these tasks."""
 
 
 WORDS = {"babel": "2.19.0", "num2words": "0.5.14"}

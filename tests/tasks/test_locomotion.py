@@ -249,7 +249,7 @@ def test_the_cheetah_s_expert_runs_both_ways():
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "least"), LEAST.items())
 def test_experts_do_what_is_asked_in_held_out_tasks(name, least):
-    """Means of whole episodes; random actions and standing still are far below, as the README's table says."""
+    """Means of whole episodes; random actions and standing still are far below, as the table of families says."""
     family = tasks.make(name)
     returns, size = lived_by(family.expert_action, family, 20)
     assert returns.mean() > least

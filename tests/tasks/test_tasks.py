@@ -54,6 +54,6 @@ def test_a_family_is_described_in_one_line(name):
 
 
 @pytest.mark.parametrize("name", tasks.names())
-def test_the_readme_s_table_has_every_family_as_the_code_describes_it(name):
-    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
-    assert f"| `{name}` | {tasks.describe(name)} |" in readme
+def test_the_table_of_families_has_each_as_the_code_describes_it(name):
+    results = Path(__file__).parents[2] / "benchmarks" / "RESULTS.md"
+    assert f"| `{name}` | {tasks.describe(name)} |" in results.read_text(encoding="utf-8")
