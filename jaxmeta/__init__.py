@@ -11,6 +11,7 @@ Each room of the house imports only the rooms above it.
 |---|---|
 | `types.py`, `checks.py` | the vocabulary: `Learner` (one lifetime), `MetaAlgorithm` (the outer loop), `Trajectory`, ...; checks of arguments |
 | `tasks/` | families of tasks, each with train, test and out-of-distribution splits (the table is in `benchmarks/RESULTS.md`). `environments` checks the parts and spaces of an environment, `time_limit` cuts off its episodes, `signatures` checks once what its resets and steps return, and `door` resets and steps it. `promises` tries a family (`tasks.check`), `boxes` defines the bounds of a `Box`, `transform` makes a family of any gymnax environment, `informed` tells the agent the task, `keys` draws random numbers faster on a CPU |
+| `recurrences.py` | the linear recurrence that returns, traces and a recurrent network share |
 | `networks/` | softmax-linear π(a\|s) ∝ exp(φ(s,a)·θ), categorical and Gaussian policies (`policies`); values; recurrent networks, each as one step and as a whole sequence: GRU, LSTM, linear recurrence, transformer (`recurrent`); a network for finite MDPs that plans on the graph of what it has counted (`graph_actor_critic`); distributions; encodings of observations and actions |
 | `estimators/` | returns, advantages and off-policy targets (`returns`); surrogates: score function, LVC, TayPO of any order, Loaded DiCE, DiCE, importance sampling, doubly robust, V-trace, PPO clip (`surrogates`); the linear baseline (`baselines`); where episodes end (`episodes`), streams that count (`streams`), units of rewards (`units`); the oracle, which solves and enumerates finite MDPs (`exact`) |
 | `rollouts/` | acting in one stream (`rollout`), a lifetime of updates (`lifetime`), agents that outlive a meta-update (`lifelong`) |
@@ -44,8 +45,8 @@ Each room of the house imports only the rooms above it.
   over. A run that was killed before its first checkpoint can be begun again. All files are strict JSON: `"Infinity"`
   stands for an infinite setting, `null` for a metric that is not finite. What cannot be shown on a terminal ends no run.
 - jax's debug modes work with every algorithm: `jax.disable_jit`, `jax.debug_nans`, `jax.checking_leaks`, raw `PRNGKey`s, `rbg`
-  keys, and strict dtype promotion. That one does not look inside optimisers (optax's Adam raises in it), and the families whose
-  gymnax dynamics mix dtypes raise in it: classic control but for the pendulum, Catch, Deep Sea, the reacher and MinAtar.
+  keys, and strict dtype promotion. Strict promotion does not cover optimisers (optax's Adam raises an error in it). The families whose
+  gymnax dynamics mix dtypes raise an error in it too: classic control but for the pendulum, Catch, Deep Sea, the reacher and MinAtar.
 - Learners with memory are trained for whole trials: returns cross the ends of episodes, and the previous action and reward
   are shown across them too, for the last reward of an episode says most. What follows a trial's last episode counts for nothing.
   Several devices share acting, not yet learning.
@@ -55,8 +56,8 @@ Each room of the house imports only the rooms above it.
 # Several devices
 
 Several devices share the tasks of a meta-batch without a flag; their number must divide `--num-tasks` and, where it is
-set, `--tasks-per-chunk`. So do those of several processes that call `jax.distributed.initialize` before
-anything else: every process runs the same program, only process 0 prints and writes files, and all of them must see the folder.
+set, `--tasks-per-chunk`. Several processes share them too, if each calls `jax.distributed.initialize` before anything else.
+Every process runs the same program; only process 0 prints and writes files, and all of them must see the folder.
 Notebook 08 shows it on simulated devices.
 
 # Names before 0.2.0

@@ -29,7 +29,7 @@ SMALL = (
 
 
 class Ended(NamedTuple):
-    """What a script left."""
+    """The exit status and the output of a script."""
 
     returncode: int
     stdout: str

@@ -14,9 +14,9 @@ What an environment and its samplers must hand over is checked before anything c
 
 The environment gets actions clipped to the bounds of its `Box`; trajectories hold them as they were drawn. The
 family's `horizon` is the one time limit. Where an environment does not promise by `ends_by` that it keeps to it,
-`family.env` is a `TimeLimit` and `family.env.env` the environment that you gave. `check` also acts at random, and
-lists what is allowed and probably not meant: tasks that do not differ, observations outside of their space, a reset
-that draws what tells tasks apart.
+`family.env` is a `TimeLimit` and `family.env.env` the environment that you gave. `check` also acts at random. It
+lists what is allowed but is probably a mistake: tasks that do not differ, observations outside of their space, a
+reset that draws the fields in which tasks differ.
 """
 
 import inspect
