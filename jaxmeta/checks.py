@@ -51,7 +51,7 @@ def at_least(name: str, value: int, minimum: int, maximum: int = 2**31 - 1) -> i
 
 def each_at_least(name: str, values: Iterable[int], minimum: int) -> tuple[int, ...]:
     """``values`` as a tuple of Python integers; raises unless they are a tuple or a list of integers from ``minimum`` on."""
-    if not isinstance(values, tuple | list):
+    if not isinstance(values, tuple | list | range):
         raise TypeError(f"{name}={values!r} must be a tuple of integers of at least {minimum}")
     return tuple(at_least(name, value, minimum) for value in values)
 

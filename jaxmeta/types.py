@@ -113,6 +113,20 @@ class Learner(NamedTuple):
     """``(key, meta, agent, trajectories [N, T]) -> agent``."""
 
 
+class Lifetime(NamedTuple):
+    """How a learner collects experience between two updates in meta-training."""
+
+    num_streams: int
+    """N, parallel streams of a task."""
+    num_steps: int
+    """T, the steps of a stream between two updates."""
+    restart: bool = False
+    """Whether each update is followed by new episodes with new memories. The learner then learns from the first episode
+    of a stream alone."""
+    trial: bool = False
+    """Whether a stream is a trial of T steps, in whose memory the learner learns."""
+
+
 class MetaAlgorithm(NamedTuple):
     """The slow loop: optimises ``meta``, the parameters that all learners start from."""
 
@@ -122,3 +136,5 @@ class MetaAlgorithm(NamedTuple):
     """``(key, state, tasks [M]) -> (state, metrics)``: one meta-update; metrics are scalars."""
     learner: Learner
     """The learner that is trained."""
+    lifetime: Lifetime | None = None
+    """How the learner collects experience in meta-training; `deployment.Session` does the same in one real task."""

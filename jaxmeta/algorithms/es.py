@@ -125,7 +125,7 @@ def es(
         }
         return after, metrics
 
-    return MetaAlgorithm(init, step, parts.learner)
+    return MetaAlgorithm(init, step, parts.learner, parts.setup.collects(restart=True))
 
 
 def adapted_returns(

@@ -230,7 +230,7 @@ def learned_objective(
             "env_steps": jnp.asarray(num_tasks * made.env_steps, jnp.int32),
         }
 
-    return MetaAlgorithm(init, step, parts.learner)
+    return MetaAlgorithm(init, step, parts.learner, setup.collects())
 
 
 def rule_of(config: Config) -> UpdateRule:

@@ -122,7 +122,7 @@ def maml_trpo(
         num_updates = state.num_updates + found.applied.astype(jnp.int32)
         return State(combine(state.meta, theta, config), (), num_updates), metrics
 
-    return MetaAlgorithm(init, step, parts.learner)
+    return MetaAlgorithm(init, step, parts.learner, parts.setup.collects(restart=True))
 
 
 @dataclasses.dataclass(frozen=True)

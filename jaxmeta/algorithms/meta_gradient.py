@@ -197,7 +197,7 @@ def meta_gradient(
             "env_steps": jnp.asarray(num_tasks * lives.env_steps, jnp.int32),
         }
 
-    return MetaAlgorithm(init, step, parts.learner)
+    return MetaAlgorithm(init, step, parts.learner, setup.collects())
 
 
 @dataclasses.dataclass(frozen=True)

@@ -105,7 +105,7 @@ def promp(
         num_updates = jnp.minimum(after.num_updates, state.num_updates + 1)
         return after._replace(num_updates=num_updates), metrics
 
-    return MetaAlgorithm(init, step, parts.learner)
+    return MetaAlgorithm(init, step, parts.learner, parts.setup.collects(restart=True))
 
 
 def promp_loss(

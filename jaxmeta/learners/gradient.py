@@ -456,7 +456,7 @@ def meta_learned(
     Args:
         task_loss: ``(meta, key, task) -> (loss [], report)``.
         parts: A `GradientLearner`, a `ReplayLearner`, or other parts with a ``learner``, an ``init``, a
-            ``config`` and ``env_steps``.
+            ``setup``, a ``config`` and ``env_steps``.
         hyper: The default of ``init(key, hyper)``.
         optimizer: ``learning_rate -> optax.GradientTransformation``.
     """
@@ -469,6 +469,7 @@ def meta_learned(
         optimizer,
         env_steps=parts.env_steps,
         tasks_per_chunk=parts.config.tasks_per_chunk,
+        lifetime=parts.setup.collects(restart=True),
     )
 
 

@@ -43,7 +43,7 @@ from jaxmeta.networks.policies import acting
 from jaxmeta.networks.recurrent import Memory
 from jaxmeta.tasks.family import TaskFamily
 from jaxmeta.tasks.keys import quick
-from jaxmeta.types import Learner, MetaAlgorithm, Params, Task, TimeStep, Trajectory
+from jaxmeta.types import Learner, Lifetime, MetaAlgorithm, Params, Task, TimeStep, Trajectory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,8 +135,8 @@ class RecurrentLearner(NamedTuple):
     """``(meta, data [T]) -> inputs [T]``."""
     trials: Callable[[jax.Array, Any, Task], Trajectory]
     """``(key, meta, tasks [M]) -> [M N, T]``: the trials of all streams of all tasks."""
-    num_steps: int
-    """Steps of a trial, T = E H."""
+    lifetime: Lifetime
+    """N trials of T = E H steps."""
 
 
 def memory_of(family: TaskFamily, config: Any, memory: Memory | None = None) -> Memory:
@@ -212,7 +212,7 @@ def recurrent_learner(family: TaskFamily, config: Config, network: ActorCritic) 
         data = jax.vmap(trial)(jax.random.split(key, num_tasks), tasks)
         return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), data)
 
-    return RecurrentLearner(learner, inputs, trials, num_steps)
+    return RecurrentLearner(learner, inputs, trials, setup.collects(trial=True))
 
 
 def values_to_come(v: jax.Array) -> jax.Array:
@@ -322,12 +322,12 @@ def learn_from_trials(
         metrics = jax.tree.map(lambda x: jnp.mean(x, where=applied), reports)
         metrics |= _trial_metrics(recorded, counted, config.num_episodes)
         metrics["skipped_updates"] = 1 - jnp.any(applied).astype(jnp.int32)
-        metrics["env_steps"] = jnp.asarray(len(counted) * parts.num_steps, jnp.int32)
+        metrics["env_steps"] = jnp.asarray(len(counted) * parts.lifetime.num_steps, jnp.int32)
         done = state.num_updates + 1 - metrics["skipped_updates"]
         params, optimizer_state = learned
         return State(meta._replace(params=params), optimizer_state, done), metrics
 
-    return MetaAlgorithm(init, step, parts.learner)
+    return MetaAlgorithm(init, step, parts.learner, parts.lifetime)
 
 
 def annealed(hyper: Any, num_updates: jax.Array) -> Any:

@@ -9,7 +9,7 @@ import optax
 
 from jaxmeta.meta_updates.gradients import State, guarded_update, meta_gradient
 from jaxmeta.tasks.keys import quick
-from jaxmeta.types import Learner, MetaAlgorithm, Task
+from jaxmeta.types import Learner, Lifetime, MetaAlgorithm, Task
 
 Optimizer = Callable[[Any], optax.GradientTransformation]
 """``learning_rate -> optax.GradientTransformation``."""
@@ -79,6 +79,7 @@ def follow_meta_gradient(
     *,
     env_steps: int,
     tasks_per_chunk: int | None,
+    lifetime: Lifetime | None = None,
 ) -> MetaAlgorithm:
     """The algorithm that learns a part of ``meta`` by the gradient of a loss, its mean over tasks.
 
@@ -91,6 +92,7 @@ def follow_meta_gradient(
         optimizer: ``learning_rate -> optax.GradientTransformation``.
         env_steps: Environment steps of one task in a meta-update.
         tasks_per_chunk: As in `meta_updates.map_tasks`.
+        lifetime: How the learner collects experience.
     """
 
     def init(key: jax.Array, hyper: Any = hyper) -> State:
@@ -114,4 +116,4 @@ def follow_meta_gradient(
             "env_steps": jnp.asarray(num_tasks * env_steps, jnp.int32),
         }
 
-    return MetaAlgorithm(init, step, learner)
+    return MetaAlgorithm(init, step, learner, lifetime)

@@ -1,12 +1,14 @@
 """Policies, values and recurrent networks: pure functions over nested dicts of arrays.
 
 They take observations, past actions and rewards, and return distributions, values or a new state.
-`recurrent` holds the recurrent networks, `encodings` the encodings of their inputs.
+`recurrent` holds the recurrent networks, `encodings` the encodings of their inputs, and `encoders` the networks that
+read images, observations of several parts, or whatever a flax module of your own reads.
 """
 
 from jaxmeta.networks import (
     actor_critic,
     distributions,
+    encoders,
     encodings,
     mlp,
     policies,
@@ -14,7 +16,13 @@ from jaxmeta.networks import (
     values,
 )
 from jaxmeta.networks.actor_critic import ActorCritic, Inputs, joined, recurrent_actor_critic
-from jaxmeta.networks.distributions import Categorical, DiagGaussian
+from jaxmeta.networks.distributions import (
+    Categorical,
+    DiagGaussian,
+    FactoredCategorical,
+    TanhGaussian,
+)
+from jaxmeta.networks.encoders import Encoder, cnn, encoder
 from jaxmeta.networks.encodings import encode_action, input_sizes
 from jaxmeta.networks.graph_actor_critic import Counts, graph_actor_critic
 from jaxmeta.networks.policies import (
@@ -26,22 +34,26 @@ from jaxmeta.networks.policies import (
     action_head,
     categorical_mlp,
     default_policy,
+    encoded_policy,
     feed_forward,
     gaussian_mlp,
     log_probs,
     policy_learner,
     softmax_linear,
 )
-from jaxmeta.networks.values import Value, value_mlp
+from jaxmeta.networks.values import Value, encoded_value, value_mlp
 
 __all__ = [
     "ActorCritic",
     "Categorical",
     "Counts",
     "DiagGaussian",
+    "Encoder",
+    "FactoredCategorical",
     "Head",
     "Inputs",
     "Policy",
+    "TanhGaussian",
     "Value",
     "acting",
     "action_distributions",
@@ -49,9 +61,14 @@ __all__ = [
     "action_head",
     "actor_critic",
     "categorical_mlp",
+    "cnn",
     "default_policy",
     "distributions",
     "encode_action",
+    "encoded_policy",
+    "encoded_value",
+    "encoder",
+    "encoders",
     "encodings",
     "feed_forward",
     "gaussian_mlp",

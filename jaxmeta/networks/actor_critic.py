@@ -8,8 +8,10 @@ import jax.numpy as jnp
 
 from jaxmeta import checks
 from jaxmeta.networks.distributions import Distribution
+from jaxmeta.networks.encoders import Module
+from jaxmeta.networks.encoders import encoder as encoder_of
 from jaxmeta.networks.encodings import input_sizes
-from jaxmeta.networks.policies import action_head
+from jaxmeta.networks.policies import Head, action_head
 from jaxmeta.networks.recurrent import Memory
 from jaxmeta.networks.values import value_mlp
 from jaxmeta.tasks.family import TaskFamily
@@ -57,6 +59,8 @@ def recurrent_actor_critic(
     *,
     encoder_sizes: Sequence[int] = (),
     hidden_sizes: Sequence[int] = (),
+    encoder: Module | None = None,
+    head: Callable[[int], Head] | None = None,
 ) -> ActorCritic:
     """A policy and a value on the outputs of a recurrent network that reads all inputs.
 
@@ -66,40 +70,88 @@ def recurrent_actor_critic(
         encoder_sizes: Widths of tanh layers before the memory. The policy and the value then read the
             last layer beside the memory, which helps if inputs mean something only together.
         hidden_sizes: Widths of the policy's and the value's hidden layers.
+        encoder: The network that reads the observation before all else, for example ``networks.cnn(family)`` or a flax
+            module of your own (`encoders.encoder`); None reads the flat observation. The policy and the value read its
+            features beside the memory.
+        head: ``(num_features) -> Head``, the policy's last part; None is `action_head`.
+
+    Raises:
+        ValueError: the encoder does not fit the observations, or the action space has no default head.
     """
-    widths = checks.each_at_least("encoder_sizes", encoder_sizes, 1)
-    num_inputs = sum(input_sizes(family))
-    num_encoded = widths[-1] if widths else num_inputs
-    num_features = memory.size + (num_encoded if widths else 0)
-    encoder = value_mlp((num_inputs,), widths[:-1], num_encoded) if widths else None
-    policy = action_head(num_features, family.action_space, hidden_sizes)
+    stem = _stem(family, checks.each_at_least("encoder_sizes", encoder_sizes, 1), encoder)
+    num_features = memory.size + (stem.size if stem.beside else 0)
+    if head is None:
+        policy = action_head(num_features, family.action_space, hidden_sizes)
+    else:
+        policy = head(num_features)
     value = value_mlp((num_features,), hidden_sizes)
 
     def init(key: jax.Array) -> Params:
-        memory_key, policy_key, value_key, *more = jax.random.split(key, 4 if encoder else 3)
+        memory_key, policy_key, value_key, *more = jax.random.split(key, 4 if stem.beside else 3)
         params = {
-            "memory": memory.init(memory_key, num_encoded),
+            "memory": memory.init(memory_key, stem.size),
             "policy": policy.init(policy_key),
             "value": value.init(value_key),
         }
-        return params | {"encoder": encoder.init(*more)} if encoder else params
-
-    def encoded(params: Params, inputs: Inputs) -> jax.Array:
-        x = joined(inputs)
-        return jnp.tanh(encoder.apply(params["encoder"], x)) if encoder else x
+        return params | stem.init(more[0] if stem.beside else None)
 
     def features(x: jax.Array, y: jax.Array) -> jax.Array:
-        return jnp.concatenate([x, y], axis=-1) if encoder else y
+        return jnp.concatenate([x, y], axis=-1) if stem.beside else y
 
     def step(params: Params, state: Any, inputs: Inputs) -> tuple[Distribution, Any]:
-        x = encoded(params, inputs)
+        x = stem.apply(params, inputs)
         y, state = memory.step(params["memory"], state, x, inputs.reset)
         return policy.apply(params["policy"], features(x, y)), state
 
     def unroll(params: Params, state: Any, inputs: Inputs) -> tuple[Distribution, jax.Array]:
-        x = encoded(params, inputs)
+        x = stem.apply(params, inputs)
         y, _ = memory.unroll(params["memory"], state, x, inputs.reset)
         z = features(x, y)
         return policy.apply(params["policy"], z), value.apply(params["value"], z)
 
     return ActorCritic(init, memory.initial, step, unroll)
+
+
+class _Stem(NamedTuple):
+    """The part of a network before the memory."""
+
+    init: Callable[[jax.Array | None], Params]
+    """``(key) -> params``, entries of the whole network's parameters; the key is None unless it is ``beside``."""
+    apply: Callable[[Params, Inputs], jax.Array]
+    """``(params of the whole network, inputs) -> [..., size]``."""
+    size: int
+    """Numbers that the memory reads."""
+    beside: bool
+    """Whether the policy and the value read them, too, beside the memory."""
+
+
+def _stem(family: TaskFamily, widths: tuple[int, ...], module: Module | None) -> _Stem:
+    """The encoder of observations, if there is one, and then tanh layers of ``widths``, if there are any."""
+    obs_size, *others = input_sizes(family)
+    shape = family.observation_shape
+    if module is None:
+        encode, num_inputs = None, obs_size + sum(others)
+    else:
+        encode = encoder_of(family, module)
+        num_inputs = encode.size + sum(others)
+    layers = value_mlp((num_inputs,), widths[:-1], widths[-1]) if widths else None
+
+    def init(key: jax.Array | None) -> Params:
+        if key is None:
+            return {}
+        if encode is None:
+            return {"encoder": layers.init(key)} if layers else {}
+        seen_key, layers_key = jax.random.split(key)
+        params = {"observation": encode.init(seen_key)}
+        return params | ({"encoder": layers.init(layers_key)} if layers else {})
+
+    def apply(params: Params, inputs: Inputs) -> jax.Array:
+        if encode is not None:
+            rows = inputs.obs.reshape(-1, *shape)
+            seen = jax.vmap(encode.apply, (None, 0))(params["observation"], rows)
+            inputs = inputs._replace(obs=seen.reshape(*inputs.obs.shape[:-1], -1))
+        x = joined(inputs)
+        return jnp.tanh(layers.apply(params["encoder"], x)) if layers else x
+
+    size = widths[-1] if widths else num_inputs
+    return _Stem(init, apply, size, beside=encode is not None or layers is not None)

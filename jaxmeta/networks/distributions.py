@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxmeta import checks
 
@@ -57,6 +58,37 @@ def _expected(log_p: jax.Array, x: jax.Array) -> jax.Array:
     return jnp.exp(log_p) * jnp.where(possible, x, 0.0)
 
 
+class FactoredCategorical(NamedTuple):
+    """Independent choices, one for each of D entries: entry i is ``low[i]`` plus a category of ``logits[i]``."""
+
+    logits: jax.Array
+    """``[..., D, A]``, unnormalised log-probabilities; -inf for the categories that an entry lacks."""
+    low: jax.Array
+    """``[..., D]``, int32: the lowest value of each entry."""
+
+    def sample(self, key: jax.Array) -> jax.Array:
+        """A draw, int32 ``[..., D]``."""
+        return self.low + Categorical(self.logits).sample(key)
+
+    def mode(self) -> jax.Array:
+        """The most probable value of each entry, int32 ``[..., D]``."""
+        return self.low + Categorical(self.logits).mode()
+
+    def log_prob(self, value: jax.Array) -> jax.Array:
+        """log p(value) for integers ``value [..., D]``, ``[...]``; -inf outside of the support."""
+        checks.shapes("...DA ...D ...D", logits=self.logits, low=self.low, value=value)
+        return jnp.sum(Categorical(self.logits).log_prob(value - self.low), axis=-1)
+
+    def entropy(self) -> jax.Array:
+        """The sum of the entries' entropies, in nats, ``[...]``."""
+        return jnp.sum(Categorical(self.logits).entropy(), axis=-1)
+
+    def kl(self, other: "FactoredCategorical") -> jax.Array:
+        """KL(self || other) of two with the same ``low``, in nats, ``[...]``."""
+        checks.shapes("...DA", logits=self.logits, other=other.logits)
+        return jnp.sum(Categorical(self.logits).kl(Categorical(other.logits)), axis=-1)
+
+
 class DiagGaussian(NamedTuple):
     """Independent normals with ``mean [..., D]`` and ``log_std [..., D]``."""
 
@@ -94,4 +126,69 @@ class DiagGaussian(NamedTuple):
         return jnp.sum(other.log_std - self.log_std + 0.5 * (variance_ratio + z**2 - 1.0), axis=-1)
 
 
-Distribution = Categorical | DiagGaussian
+class TanhGaussian(NamedTuple):
+    """``centre + half_width * tanh(u)`` of independent normals u: actions that never leave their bounds.
+
+    Haarnoja et al. 2018, "Soft actor-critic: off-policy maximum entropy deep reinforcement learning with a stochastic
+    actor", appendix C.
+    """
+
+    mean: jax.Array
+    """``[..., D]``, means of u."""
+    log_std: jax.Array
+    """``[..., D]``, logarithms of the standard deviations of u."""
+    centre: jax.Array
+    """``[..., D]``, middles of the ranges."""
+    half_width: jax.Array
+    """``[..., D]``, half the widths of the ranges."""
+
+    @property
+    def _normal(self) -> DiagGaussian:
+        return DiagGaussian(self.mean, self.log_std)
+
+    def sample(self, key: jax.Array) -> jax.Array:
+        """A draw ``[..., D]``, strictly inside of the range."""
+        return self._squashed(self._normal.sample(key))
+
+    def mode(self) -> jax.Array:
+        """The median ``[..., D]``, which is tanh of the mean."""
+        return self._squashed(self.mean)
+
+    def log_prob(self, value: jax.Array) -> jax.Array:
+        """Log-density at ``value [..., D]``, ``[...]``; of values on a bound or beyond, that of the nearest inside."""
+        checks.shapes("...D", mean=self.mean, log_std=self.log_std, value=value)
+        share = (value - self.centre) / self.half_width
+        limit = 1.0 - float(jnp.finfo(share.dtype).eps)
+        u = jnp.arctanh(jnp.clip(share, -limit, limit))
+        return self._normal.log_prob(u) - jnp.sum(self._log_slope(u), axis=-1)
+
+    def entropy(self) -> jax.Array:
+        """Differential entropy in nats, ``[...]``: the normals' plus the mean logarithm of the slope, by quadrature.
+
+        The mean is by Gauss-Hermite quadrature with `QUADRATURE_POINTS` points, exact to about 1e-3 nats an entry for
+        standard deviations up to 2.
+        """
+        nodes, weights = np.polynomial.hermite_e.hermegauss(QUADRATURE_POINTS)
+        z = jnp.asarray(nodes, self.mean.dtype).reshape(-1, *[1] * self.mean.ndim)
+        u = self.mean[None] + jnp.exp(self.log_std)[None] * z
+        slope = jax.vmap(self._log_slope)(u)
+        share = jnp.asarray(weights / weights.sum(), slope.dtype)
+        return self._normal.entropy() + jnp.sum(jnp.tensordot(share, slope, 1), axis=-1)
+
+    def kl(self, other: "TanhGaussian") -> jax.Array:
+        """KL(self || other) of two with the same range, in nats, ``[...]``: that of the normals."""
+        return self._normal.kl(other._normal)
+
+    def _squashed(self, u: jax.Array) -> jax.Array:
+        limit = 1.0 - float(jnp.finfo(u.dtype).eps)
+        return self.centre + self.half_width * jnp.clip(jnp.tanh(u), -limit, limit)
+
+    def _log_slope(self, u: jax.Array) -> jax.Array:
+        """log of the derivative of an action in ``u [..., D]``, ``[..., D]``; stable where tanh is flat."""
+        return jnp.log(self.half_width) + 2.0 * (math.log(2.0) - u - jax.nn.softplus(-2.0 * u))
+
+
+QUADRATURE_POINTS = 16
+"""Points of the quadrature in `TanhGaussian.entropy`."""
+
+Distribution = Categorical | FactoredCategorical | DiagGaussian | TanhGaussian

@@ -1,4 +1,4 @@
-"""The tanh network of policies and values. This is the only file that imports ``flax.linen``."""
+"""The tanh network of policies and values. Only this file and `encoders` import ``flax.linen``."""
 
 import math
 from collections.abc import Callable, Sequence

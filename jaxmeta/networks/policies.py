@@ -5,7 +5,7 @@ A policy is four functions, so feed-forward and recurrent policies have one inte
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, TypeGuard
+from typing import Any, Literal, NamedTuple, TypeGuard
 
 import jax
 import jax.numpy as jnp
@@ -13,9 +13,17 @@ import numpy as np
 from gymnax.environments import spaces
 
 from jaxmeta import checks
-from jaxmeta.networks.distributions import Categorical, DiagGaussian, Distribution
+from jaxmeta.networks.distributions import (
+    Categorical,
+    DiagGaussian,
+    Distribution,
+    FactoredCategorical,
+    TanhGaussian,
+)
+from jaxmeta.networks.encoders import Module, encoder
 from jaxmeta.networks.mlp import mlp, obs_size
 from jaxmeta.tasks import boxes
+from jaxmeta.tasks.family import TaskFamily
 from jaxmeta.types import Learner, Params, TimeStep, Trajectory
 
 
@@ -157,24 +165,63 @@ class Head(NamedTuple):
     """``(params, x [*batch, F]) -> distributions [*batch]``."""
 
 
+Std = Literal["parameter", "state"]
+"""The standard deviation of a Gaussian policy: a ``parameter``, alike in all states, or an output of the network."""
+
+LOG_STD_REACH = 4.0
+"""A standard deviation that depends on the state is at most this far from the initial one, in logarithms."""
+
+
 @checks.arguments
 def action_head(
     num_features: int,
     action_space: spaces.Space,
     hidden_sizes: Sequence[int] = (),
+    *,
+    initial_std: float = 1.0,
+    std: Std = "parameter",
+    squashed: bool = False,
 ) -> Head:
-    """A tanh network from features to actions: a `Categorical` or a `DiagGaussian`, as the space needs."""
+    """A tanh network from features to distributions of actions, of the kind that the space needs.
+
+    That is a `Categorical` for a `Discrete`, a `FactoredCategorical` for a `MultiDiscrete` or a `Box` of integers,
+    and for a `Box` of floats a `DiagGaussian`, or with ``squashed`` a `TanhGaussian`. The last three arguments are
+    those of `gaussian_mlp`.
+
+    Raises:
+        ValueError: the space has no bounds where they are needed, or more than one axis; ``std`` or ``squashed`` is
+            given for a space that is not a `Box` of floats.
+    """
     num_features = checks.at_least("num_features", num_features, 1)
-    if _is_discrete(action_space):
+    gaussian = dict(initial_std=initial_std, std=std, squashed=squashed)
+    if _has_categories(action_space):
+        if gaussian != dict(initial_std=1.0, std="parameter", squashed=False):
+            raise ValueError(
+                f"initial_std={initial_std}, std={std!r} and squashed={squashed} need a Box of floats, and the action "
+                f"space is {action_space!r}: leave them at their defaults"
+            )
         return _categorical_head(num_features, action_space, hidden_sizes)
-    return _gaussian_head("action_head", num_features, action_space, hidden_sizes, 1.0)
+    return _gaussian_head("action_head", num_features, action_space, hidden_sizes, **gaussian)  # type: ignore[arg-type]
 
 
 def _categorical_head(
-    num_features: int, action_space: spaces.Discrete, hidden_sizes: Sequence[int]
+    num_features: int, action_space: spaces.Discrete | spaces.Box, hidden_sizes: Sequence[int]
 ) -> Head:
-    network = mlp(num_features, hidden_sizes, action_space.n, 0.01)
-    return Head(network.init, lambda params, x: Categorical(network.apply(params, x)))
+    if _is_discrete(action_space):
+        network = mlp(num_features, hidden_sizes, action_space.n, 0.01)
+        return Head(network.init, lambda params, x: Categorical(network.apply(params, x)))
+    low, sizes = boxes.categories("action_space", action_space)
+    network = mlp(num_features, hidden_sizes, int(np.sum(sizes)), 0.01)
+    category = np.arange(np.max(sizes))
+    there = category[None, :] < sizes[:, None]  # [D, A]
+    place = np.where(there, (np.cumsum(sizes) - sizes)[:, None] + category[None, :], 0)
+
+    def apply(params: Params, x: jax.Array) -> FactoredCategorical:
+        outputs = network.apply(params, x)[..., place]
+        logits = jnp.where(jnp.broadcast_to(there, outputs.shape), outputs, -jnp.inf)
+        return FactoredCategorical(logits, jnp.broadcast_to(jnp.asarray(low), logits.shape[:-1]))
+
+    return Head(network.init, apply)
 
 
 def _gaussian_head(
@@ -182,37 +229,62 @@ def _gaussian_head(
     num_features: int,
     action_space: spaces.Space,
     hidden_sizes: Sequence[int],
-    initial_std: float,
+    initial_std: float = 1.0,
+    std: Std = "parameter",
+    squashed: bool = False,
 ) -> Head:
+    centre, scale = _range(user, action_space, squashed)
+    initial_std = checks.between("initial_std", initial_std, 1e-12, 1e6)
+    checks.choice("std", std, ("parameter", "state"))
+    size = len(scale)
+    network = mlp(num_features, hidden_sizes, size if std == "parameter" else 2 * size, 0.01)
+
+    def init(key: jax.Array) -> Params:
+        params = network.init(key)
+        if std == "state":
+            return params
+        log_std = jnp.full(size, math.log(initial_std), float)
+        return {"body": params["body"], "head": {"mean": params["head"], "log_std": log_std}}
+
+    def outputs(params: Params, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Mean and log standard deviation, in half widths."""
+        if std == "state":
+            mean, raw = jnp.split(network.apply(params, x), 2, axis=-1)
+            return mean, math.log(initial_std) + LOG_STD_REACH * jnp.tanh(raw / LOG_STD_REACH)
+        mean = network.apply({"body": params["body"], "head": params["head"]["mean"]}, x)
+        return mean, jnp.broadcast_to(params["head"]["log_std"], mean.shape)
+
+    def apply(params: Params, x: jax.Array) -> DiagGaussian | TanhGaussian:
+        mean, log_std = outputs(params, x)
+        at, width, log_width = (
+            jnp.broadcast_to(jnp.asarray(x, mean.dtype), mean.shape)
+            for x in (centre, scale, np.log(scale))
+        )
+        if squashed:
+            return TanhGaussian(mean, log_std, at, width)
+        return DiagGaussian(at + width * mean, log_std + log_width)
+
+    return Head(init, apply)
+
+
+def _range(user: str, action_space: spaces.Space, squashed: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Middles and half widths of the nominal range of a `Box` of floats, ``[D]`` each; ``squashed`` needs bounds."""
     if _is_discrete(action_space):
         raise ValueError(
             f"{user} needs a continuous action space (Box), not {action_space!r}; "
             "use categorical_mlp or softmax_linear"
         )
-    initial_std = checks.between("initial_std", initial_std, 1e-12, 1e6)
     shape = tuple(action_space.shape)
     if len(shape) != 1:
         raise ValueError(
             f"{user} needs actions of one axis, not of shape {shape}; flatten the action space"
         )
     nominal = boxes.scaled("action_space", action_space)
-    centre, scale = nominal.middle, nominal.half_width
-    network = mlp(num_features, hidden_sizes, math.prod(shape), 0.01)
-
-    def init(key: jax.Array) -> Params:
-        params = network.init(key)
-        log_std = jnp.full(shape, math.log(initial_std), float)
-        return {"body": params["body"], "head": {"mean": params["head"], "log_std": log_std}}
-
-    def apply(params: Params, x: jax.Array) -> DiagGaussian:
-        mean = network.apply({"body": params["body"], "head": params["head"]["mean"]}, x)
-        log_std = params["head"]["log_std"] + jnp.asarray(np.log(scale), mean.dtype)
-        at, width = (
-            jnp.broadcast_to(jnp.asarray(x, mean.dtype), mean.shape) for x in (centre, scale)
+    if squashed and not all(np.all(np.isfinite(x)) for x in boxes.bounds(action_space)):
+        raise ValueError(
+            f"squashed=True needs bounds on both sides of all entries of {action_space!r}; leave it off"
         )
-        return DiagGaussian(at + width * mean, jnp.broadcast_to(log_std, mean.shape))
-
-    return Head(init, apply)
+    return nominal.middle, nominal.half_width
 
 
 @checks.arguments
@@ -222,12 +294,16 @@ def categorical_mlp(
     hidden_sizes: Sequence[int] = (64, 64),
     context_size: int = 0,
 ) -> Policy:
-    """A tanh network from the observation to the logits of a `Discrete` action space; nearly uniform at first.
+    """A tanh network from the observation to the logits of actions; nearly uniform at first.
 
+    The action space is a `Discrete`, a `MultiDiscrete` or a `Box` of integers (see `FactoredCategorical`).
     Parameters are ``{"body": ..., "head": ...}``. With ``context_size`` C > 0 there is ``"context"
     [C]``, too: inputs beside the observation, zero at first (Zintgraf et al. 2019, CAVIA).
     """
-    _num_actions("categorical_mlp", action_space)
+    if not _has_categories(action_space):
+        raise ValueError(
+            f"categorical_mlp needs a discrete action space, not {action_space!r}; use gaussian_mlp"
+        )
     context_size = checks.at_least("context_size", context_size, 0)
     head = _categorical_head(obs_size(obs_shape) + context_size, action_space, hidden_sizes)
     return _with_context(head, context_size)
@@ -240,20 +316,73 @@ def gaussian_mlp(
     hidden_sizes: Sequence[int] = (64, 64),
     initial_std: float = 1.0,
     context_size: int = 0,
+    *,
+    std: Std = "parameter",
+    squashed: bool = False,
 ) -> Policy:
     """A tanh network from the observation to the mean of a diagonal Gaussian over a `Box` action space.
 
-    The log standard deviation is a parameter that does not depend on the observation. Mean and
-    standard deviation are in units of the half width of the space's nominal range (see `boxes`),
-    and a new policy is centred in that range. So ``initial_std`` means the same for torques and for
-    metres. The policy does not clip its draws, because a clipped action has another
+    Mean and standard deviation are in units of the half width of the space's nominal range (see
+    `boxes`), and a new policy is centred in that range. So ``initial_std`` means the same for torques
+    and for metres. The policy does not clip its draws, because a clipped action has another
     log-probability. The rollout clips the action for the environment and records the draw.
     Parameters are as in `categorical_mlp`; the head holds ``"mean"`` and ``"log_std"``.
+
+    Args:
+        obs_shape: Shape of an observation.
+        action_space: A `Box` of floats of one axis.
+        hidden_sizes: Widths of the hidden layers.
+        initial_std: The standard deviation of a new policy, in half widths.
+        context_size: As in `categorical_mlp`.
+        std: ``"parameter"`` is alike in all states; ``"state"`` is an output of the network, within a factor
+            of e⁴ of ``initial_std``.
+        squashed: Pass the draw through tanh, so that it never leaves the bounds (`TanhGaussian`), instead of
+            clipping. It needs bounds on both sides.
     """
     context_size = checks.at_least("context_size", context_size, 0)
     num_features = obs_size(obs_shape) + context_size
-    head = _gaussian_head("gaussian_mlp", num_features, action_space, hidden_sizes, initial_std)
+    head = _gaussian_head(
+        "gaussian_mlp", num_features, action_space, hidden_sizes, initial_std, std, squashed
+    )
     return _with_context(head, context_size)
+
+
+@checks.arguments
+def encoded_policy(
+    family: TaskFamily,
+    module: Module,
+    hidden_sizes: Sequence[int] = (),
+    *,
+    head: Callable[[int], Head] | None = None,
+) -> Policy:
+    """The policy on the features of an encoder, for example ``networks.cnn(family)`` or a flax module of your own.
+
+    Parameters are ``{"encoder": ..., "body": ..., "head": ...}``.
+
+    Args:
+        family: Tasks with the observations and the actions.
+        module: An `Encoder`, or a flax module, as in `encoders.encoder`.
+        hidden_sizes: Widths of tanh layers between the features and the actions.
+        head: ``(num_features) -> Head``; None is `action_head`.
+
+    Raises:
+        ValueError: the module does not fit the observations, as in `encoders.encoder`, or the action space has no
+            default head.
+    """
+    encode = encoder(family, module)
+    if head is None:
+        chosen = action_head(encode.size, family.action_space, hidden_sizes)
+    else:
+        chosen = head(encode.size)
+
+    def init(key: jax.Array) -> Params:
+        encoder_key, head_key = jax.random.split(key)
+        return {"encoder": encode.init(encoder_key)} | chosen.init(head_key)
+
+    def apply(params: Params, obs: jax.Array) -> Distribution:
+        return chosen.apply(params, encode.apply(params["encoder"], obs))
+
+    return feed_forward(init, apply)
 
 
 def _with_context(head: Head, context_size: int) -> Policy:
@@ -285,16 +414,15 @@ def default_policy(
 ) -> Policy:
     """The policy of a kind: ``"mlp"``, ``"gaussian"``, ``"categorical"`` or ``"softmax_linear"``.
 
-    ``"mlp"`` is ``"categorical"`` for discrete actions and ``"gaussian"`` for a `Box`. ``features``
+    ``"mlp"`` is ``"gaussian"`` for a `Box` of floats and ``"categorical"`` for all others. ``features``
     are those of the softmax-linear policy, ``obs -> φ(s, ·) [A, F]``; None means `action_features`.
     Raises ValueError if the policy does not fit the action space, or if ``initial_std`` is given to
     a policy that is not Gaussian.
     """
     checks.choice("policy", kind, POLICIES)
     checks.between("initial_std", initial_std, 1e-12, 1e6)
-    is_discrete = _is_discrete(action_space)
     if kind == "mlp":
-        kind = "categorical" if is_discrete else "gaussian"
+        kind = "categorical" if _has_categories(action_space) else "gaussian"
     if kind != "gaussian" and initial_std != 1:
         raise ValueError(f"initial_std={initial_std} must be 1: only a Gaussian policy has one")
     if kind == "categorical":
@@ -328,3 +456,8 @@ def _is_discrete(action_space: spaces.Space) -> TypeGuard[spaces.Discrete]:
     if isinstance(action_space, spaces.Discrete) and action_space.n < 1:
         raise ValueError(f"action_space={action_space!r} must have at least one action")
     return isinstance(action_space, spaces.Discrete)
+
+
+def _has_categories(action_space: spaces.Space) -> bool:
+    """Whether actions are chosen from categories: a `Discrete`, a `MultiDiscrete` or a `Box` of integers."""
+    return _is_discrete(action_space) or boxes.is_integer(action_space)

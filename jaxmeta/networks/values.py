@@ -6,7 +6,9 @@ from typing import NamedTuple
 import jax
 
 from jaxmeta import checks
+from jaxmeta.networks.encoders import Module, encoder
 from jaxmeta.networks.mlp import mlp, obs_size
+from jaxmeta.tasks.family import TaskFamily
 from jaxmeta.types import Params
 
 
@@ -38,3 +40,28 @@ def value_mlp(
         return outputs[..., 0] if num_outputs is None else outputs
 
     return Value(network.init, apply)
+
+
+@checks.arguments
+def encoded_value(family: TaskFamily, module: Module, hidden_sizes: Sequence[int] = ()) -> Value:
+    """The value on the features of an encoder, as `policies.encoded_policy`.
+
+    Parameters are ``{"encoder": ..., "body": ..., "head": ...}``.
+    """
+    encode = encoder(family, module)
+    network = mlp(encode.size, hidden_sizes, 1, 1.0)
+    shape = family.observation_shape
+
+    def init(key: jax.Array) -> Params:
+        encoder_key, network_key = jax.random.split(key)
+        return {"encoder": encode.init(encoder_key)} | network.init(network_key)
+
+    def apply(params: Params, obs: jax.Array) -> jax.Array:
+        if obs.shape[obs.ndim - len(shape) :] != shape:
+            raise ValueError(f"obs has shape {obs.shape}; its last axes must be {shape}")
+        batch = obs.shape[: obs.ndim - len(shape)]
+        rows = obs.reshape(-1, *shape)
+        features = jax.vmap(encode.apply, (None, 0))(params["encoder"], rows)
+        return network.apply(params, features)[..., 0].reshape(batch)
+
+    return Value(init, apply)

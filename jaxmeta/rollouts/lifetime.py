@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxmeta import checks
 from jaxmeta.rollouts.rollout import begin_stream, rollout
 from jaxmeta.tasks import keys
-from jaxmeta.types import Environment, History, Learner, Stream, Task, Trajectory
+from jaxmeta.types import Environment, History, Learner, Lifetime, Stream, Task, Trajectory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +35,10 @@ class Setup:
         checks.instance("learner", self.learner, Learner)
         for name in ("num_streams", "num_steps", "unroll"):
             object.__setattr__(self, name, checks.at_least(name, getattr(self, name), 1))
+
+    def collects(self, *, restart: bool = False, trial: bool = False) -> Lifetime:
+        """The streams and steps of this setup, for `MetaAlgorithm.lifetime`."""
+        return Lifetime(self.num_streams, self.num_steps, restart, trial)
 
 
 @checks.arguments

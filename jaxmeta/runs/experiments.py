@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from jaxmeta import checks, tasks
 from jaxmeta.algorithms import ALGORITHMS
@@ -202,6 +203,70 @@ def load(
         ignore=training.MAY_CHANGE,
     )
     return Trained(experiment, algorithm, family, run)
+
+
+@checks.arguments
+def finetune(
+    trained: str | os.PathLike | Trained,
+    *,
+    hyper: Mapping[str, float] | None = None,
+    family: TaskFamily | None = None,
+    plan: training.Config = training.Config(),
+    **keywords: Any,
+) -> training.Run:
+    """A run that starts from what another one learned, with other numbers or on another family.
+
+    The learned parameters and all numbers that ``hyper`` does not name are those of ``trained``, learned step sizes
+    among them. The optimiser, agents that outlive a meta-update, and schedules begin anew. To go on with the same
+    settings, resume the run instead: `training.train` with ``resume=True``.
+
+    Args:
+        trained: The folder of a run, or a run as `load` returns it.
+        hyper: Entries of the algorithm's ``Hyper`` to change, by name.
+        family: Another family with the same observations and actions; None keeps the run's own.
+        plan: Length, tasks and seed of the new run.
+        keywords: ``folder``, ``resume``, ``sink`` and ``console`` of `training.train`.
+
+    Raises:
+        CheckpointError: as in `load`.
+        ValueError: ``hyper`` names no number of the algorithm; ``trained`` is a population, or a run of your own
+            algorithm on another family, for which the algorithm must be made anew.
+        TypeError: the family has other observations or actions than the run's.
+    """
+    if not isinstance(trained, Trained):
+        trained = load(trained)
+    if trained.run.num_updates.shape != ():
+        raise ValueError(
+            "trained is a population; choose a member: trained._replace(run=jax.tree.map(lambda x: x[0, 0], "
+            "trained.run))"
+        )
+    experiment, algorithm = trained.experiment, trained.algorithm
+    if family is not None:
+        if experiment is None:
+            raise ValueError(
+                "trained is a run of an algorithm of your own: make the algorithm on the other family, and give "
+                "training.train initial=trained.run.state"
+            )
+        algorithm = make_algorithm(experiment, family)
+    changed = {name: float(value) for name, value in (hyper or {}).items()}
+    meta = trained.meta
+    for name in changed:
+        checks.choice("hyper", name, meta.hyper._fields)
+    numbers = {name: jnp.full_like(getattr(meta.hyper, name), x) for name, x in changed.items()}
+    fresh = algorithm.init(jax.random.key(plan.seed))
+    initial = fresh._replace(meta=meta._replace(hyper=meta.hyper._replace(**numbers)))
+    description: dict[str, Any] | None = None
+    if experiment is not None and family is None:
+        told = dict(experiment.hyper) | changed
+        description = describe(dataclasses.replace(experiment, hyper=told, plan=plan))
+    return training.train(
+        algorithm,
+        trained.family if family is None else family,
+        plan,
+        initial=None if keywords.get("resume") else initial,
+        description=description,
+        **keywords,
+    )
 
 
 def pretrained(name: str) -> Path:

@@ -1,14 +1,16 @@
 """Families of tasks: distributions of environments that differ from one lifetime to the next.
 
-`make` returns a family by its name in `FAMILIES`. `TaskFamily` makes a family of your own
-environment, and `transform` makes one family from another. `check` tries a family before training.
+`make` returns a family by its name in `FAMILIES`. `from_functions` makes a family of two functions of your own,
+`TaskFamily` of a gymnax environment, `from_list` of a fixed list of tasks, and `transform` makes one family from
+another. `check` tries a family before training.
 What an environment and its samplers must hand over is checked before anything compiles; an
 `InvalidEnvironment` names the part that is wrong and what would be right:
 
 | | |
 |---|---|
-| spaces | one `Discrete` or one `Box` each |
-| observation, reward, flags | one array of the observation space's shape; one number; one boolean each |
+| observation space | `Discrete`, `Box`, or a `MultiDiscrete`, `Dict` or `Tuple`, which are flattened (see `composite`) |
+| action space | `Discrete`; `Box` of floats; `MultiDiscrete` or a bounded `Box` of integers, whose entries are chosen independently |
+| observation, reward, flags | what the observation space says; one number; one boolean each |
 | state | from step to step the same structure, shapes and kinds of numbers |
 | tasks | in every split the structure of `env.default_params`, and as many axes leaf by leaf |
 
@@ -44,8 +46,10 @@ from jaxmeta.tasks import (
     translation,
     xland,
 )
+from jaxmeta.tasks.composite import MultiDiscrete, unflatten
 from jaxmeta.tasks.environments import InvalidEnvironment
 from jaxmeta.tasks.family import SPLITS, TaskFamily, content_hash, sample_tasks
+from jaxmeta.tasks.functions import from_functions, from_list
 from jaxmeta.tasks.promises import Checked, check, check_promises
 
 FAMILIES: dict[str, Callable[..., TaskFamily]] = {
@@ -124,12 +128,16 @@ __all__ = [
     "SPLITS",
     "Checked",
     "InvalidEnvironment",
+    "MultiDiscrete",
     "TaskFamily",
     "check",
     "check_promises",
     "content_hash",
     "describe",
+    "from_functions",
+    "from_list",
     "make",
     "names",
     "sample_tasks",
+    "unflatten",
 ]

@@ -117,6 +117,33 @@ def is_integer(space: spaces.Space) -> bool:
     return bool(jnp.issubdtype(space.dtype, jnp.integer))
 
 
+MAX_CATEGORIES = 4096
+"""The most categories, over all entries, of a `Box` of integers from which policies choose."""
+
+
+def categories(name: str, space: spaces.Box) -> tuple[np.ndarray, np.ndarray]:
+    """Lowest values and numbers of values of a `Box` of integers ``[D]``, int32 ``[D]`` each.
+
+    Raises:
+        ValueError: the space is not of one axis, has no bounds, or has more than `MAX_CATEGORIES` values in all; the
+            message calls it ``name``.
+    """
+    low, high = bounds(space)
+    if low.ndim != 1:
+        raise ValueError(
+            f"{name}={space} must have one axis, not the shape {low.shape}: flatten the action space"
+        )
+    if not np.all(np.isfinite(low) & np.isfinite(high)):
+        raise ValueError(f"{name}={space} is of integers without bounds: give it low and high")
+    sizes = high - low + 1
+    if np.sum(sizes) > MAX_CATEGORIES:
+        raise ValueError(
+            f"{name}={space} has {int(np.sum(sizes))} values, of which a policy chooses; at most {MAX_CATEGORIES} are "
+            "feasible: use a Box of floats that the environment rounds"
+        )
+    return low.astype(np.int32), sizes.astype(np.int32)
+
+
 def sample(key: jax.Array, space: spaces.Box) -> jax.Array:
     """A uniform draw from the nominal range, ``[*shape]``; for integers both ends are included."""
     low, high = nominal(space)

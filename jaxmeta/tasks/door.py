@@ -1,7 +1,7 @@
 """Resetting and stepping an environment: every rollout acts through `reset` and `step`.
 
-* Observations are one array of the observation space's shape, of numbers or booleans, and become floats. A reward is
-  one such number, a flag one boolean.
+* Observations are one array of the observation space's shape, of numbers or booleans, and become floats; those of
+  several parts are flattened first (see `composite`). A reward is one such number, a flag one boolean.
 * A state keeps its structure, its shapes and the kinds of its numbers from step to step. If two steps return two
   widths of one kind, the state has the wider one from the start.
 * Actions have the action space's shape and kind. The environment gets actions clipped to the bounds of a `Box`;
@@ -22,6 +22,7 @@ from jaxmeta.tasks.environments import (
     InvalidEnvironment,
     action_space,
     check_action,
+    flat_observation,
     kind,
     summary,
 )
@@ -60,7 +61,8 @@ def reset(env: Any, key: jax.Array, task: Task) -> tuple[jax.Array, Any]:
     """
     signature = signature_of(env, task)
     key = key if signature.quick_keys else keys.plain(key)
-    obs, state = _conformed(_initial(without_limit(env), key, task), signature)
+    within = without_limit(env)
+    obs, state = _conformed(within, _initial(within, key, task), signature)
     return obs, TimedState(state, jnp.zeros((), jnp.int32)) if isinstance(env, TimeLimit) else state
 
 
@@ -98,13 +100,14 @@ def step(
         anew = _initial(within, reset_key, task)
         obs, after = jax.tree.map(
             lambda new, old: jnp.where(begins_anew, new, old),
-            *(_conformed(x, signature) for x in (anew, (obs, after))),
+            *(_conformed(within, x, signature) for x in (anew, (obs, after))),
         )
-    obs, after = _conformed((obs, after), signature)
+    else:
+        obs, after = _conformed(within, (obs, after), signature)
     if isinstance(env, TimeLimit):
         after = TimedState(after, jnp.where(last, 0, time))
     return Transition(
-        next_obs=_as_float(next_obs),
+        next_obs=_as_float(flat_observation(within, next_obs)),
         reward=_number(reward),
         terminated=terminated,
         last=last,
@@ -117,8 +120,10 @@ def _initial(env: Any, key: jax.Array, task: Task) -> tuple[Any, Any]:
     return (env.reset_env if steps_without_reset(env) else env.reset)(key, task)
 
 
-def _conformed(obs_and_state: tuple[Any, Any], signature: Signature) -> tuple[jax.Array, Any]:
-    """The observation as floats, and the state with the signature's dtypes and jax's own keys."""
+def _conformed(
+    env: Any, obs_and_state: tuple[Any, Any], signature: Signature
+) -> tuple[jax.Array, Any]:
+    """The observation as one array of floats, and the state with the signature's dtypes and jax's own keys."""
     obs, state = obs_and_state
     found, known = str(jax.tree.structure(state)), str(jax.tree.structure(signature.state))
     if found != known:
@@ -135,7 +140,8 @@ def _conformed(obs_and_state: tuple[Any, Any], signature: Signature) -> tuple[ja
             )
         return x.astype(like.dtype)
 
-    return _as_float(obs), jax.tree.map(cast, state, signature.state)
+    obs = _as_float(flat_observation(env, obs))
+    return obs, jax.tree.map(cast, state, signature.state)
 
 
 CHANGED = (

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from gymnax.environments import spaces
 
 from jaxmeta import checks
-from jaxmeta.tasks import boxes
+from jaxmeta.tasks import boxes, composite
 from jaxmeta.types import Task
 
 
@@ -57,20 +57,46 @@ def action_space(env: Any) -> spaces.Discrete | spaces.Box:
 
 
 def observation_space(env: Any) -> spaces.Discrete | spaces.Box:
-    """The observation space of the environment's default task; raises InvalidEnvironment as `action_space` does."""
+    """The space of one observation of the default task, flattened where it has several parts (see `composite`).
+
+    Raises InvalidEnvironment as `action_space` does.
+    """
     return _space(env, "observation_space")
 
 
-def _space(env: Any, what: str) -> spaces.Discrete | spaces.Box:
-    default, where = default_task(env), f"{name_of(env)}.{what}"
+def declared_observation_space(env: Any) -> spaces.Space:
+    """The observation space as the environment declares it, with its parts."""
+    return _declared(env, "observation_space")
+
+
+def flat_observation(env: Any, obs: Any) -> Any:
+    """An observation of ``env`` as one array: flattened where its space has several parts (see `composite`)."""
+    if is_one_array(obs) and kind(obs.dtype) != "int":  # a space may be costly to make
+        return obs
+    space = declared_observation_space(env)
+    return composite.flatten(space, obs) if composite.is_composite(space) else obs
+
+
+def _declared(env: Any, what: str) -> Any:
+    default = default_task(env)
     # Bounds must be concrete numbers, also inside a caller's trace.
     with jax.ensure_compile_time_eval():
-        space = call(where, getattr(env, what), default)
-        if isinstance(space, spaces.Discrete):
-            return _discrete(where, space)
+        return call(f"{name_of(env)}.{what}", getattr(env, what), default)
+
+
+def _space(env: Any, what: str) -> spaces.Discrete | spaces.Box:
+    space, where = _declared(env, what), f"{name_of(env)}.{what}"
+    if isinstance(space, spaces.Discrete):
+        return _discrete(where, space)
+    if composite.is_composite(space) and what == "observation_space":
+        try:
+            space = composite.flat_space(space)
+        except ValueError as error:
+            raise InvalidEnvironment(f"{where}: {error}") from error
     if isinstance(space, spaces.Dict | spaces.Tuple):
         raise InvalidEnvironment(
-            f"{where} is {space!r}; it must be one Discrete or one Box: let the environment flatten its parts"
+            f"{where} is {space!r}; it must be one Discrete or one Box. Several choices at once are a "
+            "tasks.MultiDiscrete"
         )
     if not isinstance(space, spaces.Box):
         raise InvalidEnvironment(
@@ -84,7 +110,7 @@ def _space(env: Any, what: str) -> spaces.Discrete | spaces.Box:
         ) from None
     if math.prod(shape) < 1:
         raise InvalidEnvironment(f"{where} has shape {shape}; it must hold a number")
-    if shape != space.shape:
+    if shape != space.shape and not isinstance(space, composite.MultiDiscrete):
         space = spaces.Box(space.low, space.high, shape, space.dtype)
     if what == "action_space" and kind(jnp.dtype(space.dtype)) not in ("float", "int"):
         raise InvalidEnvironment(

@@ -52,6 +52,8 @@ class TaskFamily:
     action_features: Callable[[jax.Array], jax.Array] | None = None
     """``obs -> φ(s, ·) [A, F]``, features of the A actions for softmax-linear policies, π(a|s) ∝
     exp(φ(s, a)·θ); None means the observation in a block of features for each action."""
+    disjoint: tuple[str, ...] = ()
+    """Splits that promise to have no task in common with any other split; `tasks.check` tries it."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str):
@@ -63,6 +65,9 @@ class TaskFamily:
         for name in ("optimal_action", "optimal_return", "expert_action", "action_features"):
             if not (getattr(self, name) is None or callable(getattr(self, name))):
                 raise TypeError(f"{name}={getattr(self, name)!r} must be a function, or None")
+        object.__setattr__(self, "disjoint", tuple(self.disjoint))
+        for split in self.disjoint:
+            checks.choice("disjoint", split, SPLITS)
         environments.check_is_environment(self.env)
         promised = time_limit.ends_by(self.env)
         if self.optimal_return is not None and promised not in (None, self.horizon):

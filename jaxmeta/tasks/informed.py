@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from gymnax.environments import environment, spaces
 
 from jaxmeta import checks
-from jaxmeta.tasks import time_limit
+from jaxmeta.tasks import environments, time_limit
 from jaxmeta.tasks.family import Controller, TaskFamily
 from jaxmeta.types import Task
 
@@ -42,13 +42,16 @@ class Informed(environment.Environment[Any, Any]):
 
     def reset_env(self, key: jax.Array, params: Task) -> tuple[jax.Array, Any]:
         obs, state = self.env.reset_env(key, params)
-        return _flat((obs, params)), state
+        return self._told(obs, params), state
 
     def step_env(
         self, key: jax.Array, state: Any, action: jax.Array, params: Task
     ) -> tuple[jax.Array, Any, jax.Array, jax.Array, dict]:
         obs, *rest = self.env.step_env(key, state, action, params)
-        return _flat((obs, params)), *rest
+        return self._told(obs, params), *rest
+
+    def _told(self, obs: Any, params: Task) -> jax.Array:
+        return _flat((environments.flat_observation(self.env, obs), params))
 
     def is_truncated(self, state: Any, params: Task) -> jax.Array:
         return self.env.is_truncated(state, params)
@@ -64,7 +67,7 @@ class Informed(environment.Environment[Any, Any]):
         # Sizes are computed from the default task: a batch of tasks would count as larger.
         default = self.default_params
         task_size = sum(math.prod(jnp.shape(leaf)) for leaf in jax.tree.leaves(default))
-        obs_size = math.prod(self.env.observation_space(default).shape)
+        obs_size = math.prod(environments.observation_space(self.env).shape)
         return spaces.Box(-jnp.inf, jnp.inf, (obs_size + task_size,), jnp.float32)
 
 

@@ -12,11 +12,12 @@ import jax
 import jax.numpy as jnp
 
 from jaxmeta import checks
-from jaxmeta.tasks import keys
+from jaxmeta.tasks import composite, keys
 from jaxmeta.tasks.environments import (
     InvalidEnvironment,
     action_space,
     call,
+    declared_observation_space,
     default_task,
     is_one_array,
     kind,
@@ -82,10 +83,11 @@ def _state_shapes(env: Any, task: Any, kind_of_key: Callable[[jax.Array], jax.Ar
         key,
         task,
     )
-    obs_shape = tuple(observation_space(env).shape)
-    _check_observation(f"{where}'s observation", obs, obs_shape)
+    observation_space(env)  # raises where it is none
+    space = declared_observation_space(env)
+    _check_observation(f"{where}'s observation", obs, space)
     _check_state(f"{where}'s state", state)
-    return _widest_state(env, methods, (key, _plain(state), action, task), obs_shape)
+    return _widest_state(env, methods, (key, _plain(state), action, task), space)
 
 
 class _Methods(NamedTuple):
@@ -146,7 +148,7 @@ def _step(env: Any, methods: _Methods, key: Any, state: Any, action: Any, task: 
 
 
 def _widest_state(
-    env: Any, methods: _Methods, inputs: tuple[Any, Any, Any, Any], obs_shape: tuple[int, ...]
+    env: Any, methods: _Methods, inputs: tuple[Any, Any, Any, Any], space: Any
 ) -> Any:
     """The state's shapes, with dtypes that steps keep; ``inputs`` are ``(key, state, action, task)`` of a step."""
     key, state, action, task = inputs
@@ -154,7 +156,7 @@ def _widest_state(
     where = f"{name}.{methods.step}"
     for _ in range(4):  # a wider leaf may widen another one in the next step
         after = shaped(where, functools.partial(_step, env, methods), key, state, action, task)
-        _check_step(name, methods, after, obs_shape)
+        _check_step(name, methods, after, space)
         wide = _widened(name, methods, state, _plain(after.state))
         if jax.tree.map(_dtype, wide) == jax.tree.map(_dtype, state):
             return wide
@@ -164,11 +166,11 @@ def _widest_state(
     )
 
 
-def _check_step(name: str, methods: _Methods, after: _Step, obs_shape: tuple[int, ...]) -> None:
+def _check_step(name: str, methods: _Methods, after: _Step, space: Any) -> None:
     """Raises InvalidEnvironment unless all that a step returns, the state apart, is as it must be."""
     where = f"{name}.{methods.step}"
-    _check_observation(f"{where}'s observation", after.obs, obs_shape)
-    _check_observation(f"{where}'s final_observation", after.final_obs, obs_shape)
+    _check_observation(f"{where}'s observation", after.obs, space)
+    _check_observation(f"{where}'s final_observation", after.final_obs, space)
     _check_number(f"{where}'s reward", after.reward)
     _check_flag(f"{where}'s terminated", after.terminated)
     is_step_env = methods.step == "step_env"
@@ -219,7 +221,14 @@ def _is_array(x: Any) -> bool:
     return True
 
 
-def _check_observation(what: str, obs: Any, shape: tuple[int, ...]) -> None:
+def _check_observation(what: str, obs: Any, space: Any) -> None:
+    if composite.is_composite(space):
+        try:
+            composite.check(what, space, obs)
+        except ValueError as error:
+            raise InvalidEnvironment(str(error)) from error
+        return
+    shape = tuple(space.shape)
     if not is_one_array(obs):
         raise InvalidEnvironment(f"{what} is {summary(obs)}; it must be one array of shape {shape}")
     _check_kind(what, obs)

@@ -106,7 +106,7 @@ def test_inputs_show_the_past_and_the_time(family):
     meta, data = trial(family, rl2.rl2(family, config))
     inputs = jax.jit(parts.inputs)(meta, data)
     num_steps = EPISODES * HORIZON
-    assert parts.num_steps == num_steps
+    assert parts.lifetime.num_steps == num_steps
     assert inputs.reset.tolist() == [True] + [False] * (num_steps - 1)
     inputs, data = jax.tree.map(np.asarray, (inputs, data))
     assert np.all(inputs.past[0] == 0)  # nothing was done before birth

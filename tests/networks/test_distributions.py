@@ -6,7 +6,12 @@ import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxmeta.networks.distributions import Categorical, DiagGaussian
+from jaxmeta.networks.distributions import (
+    Categorical,
+    DiagGaussian,
+    FactoredCategorical,
+    TanhGaussian,
+)
 
 finite = st.floats(-5, 5, width=32, allow_subnormal=False)  # which XLA rounds to zero
 logits = st.lists(finite, min_size=2, max_size=5)
@@ -82,3 +87,60 @@ def test_batch_axes_lead(batch):
     gaussian = DiagGaussian(jnp.zeros((*batch, 4)), jnp.zeros((*batch, 4)))
     assert gaussian.log_prob(jnp.zeros((*batch, 4))).shape == batch
     assert gaussian.kl(gaussian).shape == gaussian.entropy().shape == batch
+
+
+def test_independent_choices_are_a_product_of_categoricals():
+    logits = jnp.array([[0.5, -1.0, -jnp.inf], [0.1, 0.2, 2.0]])
+    low = jnp.array([-1, 4])
+    d = FactoredCategorical(logits, low)
+    parts = [Categorical(row) for row in logits]
+    value = jnp.array([0, 6])
+    expected = parts[0].log_prob(jnp.array(1)) + parts[1].log_prob(jnp.array(2))
+    np.testing.assert_allclose(d.log_prob(value), expected, rtol=1e-6)
+    np.testing.assert_allclose(d.entropy(), sum(x.entropy() for x in parts), rtol=1e-6)
+    other = FactoredCategorical(jnp.zeros((2, 3)), low)
+    expected = sum(x.kl(Categorical(jnp.zeros(3))) for x in parts)
+    np.testing.assert_allclose(d.kl(other), expected, rtol=1e-6)
+    np.testing.assert_array_equal(d.mode(), [-1, 6])
+    assert d.log_prob(jnp.array([1, 6])) == d.log_prob(jnp.array([0, 3])) == -jnp.inf
+    draws = np.asarray(jax.vmap(d.sample)(jax.random.split(jax.random.key(0), 4000)))
+    table = np.histogram2d(*draws.T, bins=[[-1, 0, 1, 2], [4, 5, 6, 7]])[0] / 4000
+    p = np.exp(parts[0].log_probs())[:, None] * np.exp(parts[1].log_probs())[None]
+    np.testing.assert_allclose(table, p, atol=0.03)
+    gradient = jax.grad(lambda x: FactoredCategorical(x, low).log_prob(value))(logits)
+    assert jnp.all(jnp.isfinite(gradient))
+
+
+def test_a_squashed_gaussian_has_the_density_of_its_draws():
+    """Against numerical integration over the range, and the histogram of draws."""
+    mean, log_std = jnp.array([0.4]), jnp.array([-0.3])
+    centre, half = jnp.array([1.0]), jnp.array([2.0])
+    d = TanhGaussian(mean, log_std, centre, half)
+    grid = np.linspace(-0.9999, 2.9999, 20_001)
+    p = np.exp(jax.vmap(d.log_prob)(jnp.asarray(grid)[:, None]))
+    width = grid[1] - grid[0]
+    np.testing.assert_allclose(p.sum() * width, 1.0, atol=2e-3)
+    np.testing.assert_allclose(d.entropy(), -np.sum(p * np.log(p)) * width, atol=2e-3)
+    draws = np.asarray(jax.vmap(d.sample)(jax.random.split(jax.random.key(0), 20_000)))[:, 0]
+    found, edges = np.histogram(draws, bins=8, range=(-1, 3))
+    cumulative = np.interp(edges, grid, np.cumsum(p) * width)
+    assert (
+        scipy.stats.chisquare(
+            found, 20_000 * np.diff(cumulative) / np.diff(cumulative).sum()
+        ).pvalue
+        > 1e-3
+    )
+    np.testing.assert_allclose(d.mode(), 1.0 + 2.0 * np.tanh(0.4), rtol=1e-6)
+    other = TanhGaussian(mean + 1, log_std, centre, half)
+    expected = DiagGaussian(mean, log_std).kl(DiagGaussian(mean + 1, log_std))
+    np.testing.assert_allclose(d.kl(other), expected, rtol=1e-6)
+
+
+def test_a_squashed_gaussian_far_out_stays_inside_and_finite():
+    d = TanhGaussian(jnp.array([30.0, -30.0]), jnp.zeros(2), jnp.zeros(2), jnp.ones(2))
+    action = d.sample(jax.random.key(0))
+    assert jnp.all(jnp.abs(action) < 1)
+    value, gradient = jax.value_and_grad(lambda m: d._replace(mean=m).log_prob(action))(d.mean)
+    assert jnp.isfinite(value)
+    assert jnp.all(jnp.isfinite(gradient))
+    assert jnp.isfinite(d.entropy())

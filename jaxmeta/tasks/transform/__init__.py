@@ -27,6 +27,7 @@ from jaxmeta.tasks.transform.faults import faulty
 from jaxmeta.tasks.transform.gymnax_environments import IDENTITY, UNSUPPORTED, from_gymnax
 from jaxmeta.tasks.transform.laws import factor
 from jaxmeta.tasks.transform.observations import (
+    hidden,
     masked_observations,
     permuted_observations,
     projected_observations,
@@ -53,6 +54,7 @@ __all__ = [
     "faulty",
     "flipped_actions",
     "from_gymnax",
+    "hidden",
     "masked_observations",
     "parameter_fields",
     "permuted_actions",

@@ -1,7 +1,8 @@
-"""Transformations of observations: permuted, masked, projected."""
+"""Transformations of observations: permuted, masked, projected, hidden."""
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -15,6 +16,7 @@ from jaxmeta.tasks.transform.laws import assignment
 from jaxmeta.tasks.transform.wrappers import (
     Transformed,
     TransformedParams,
+    Wrapper,
     box,
     carried,
     inner_return,
@@ -187,6 +189,68 @@ def projected_observations(family: TaskFamily, *, size: int) -> TaskFamily:
         optimal_action=carried(family.optimal_action, see=back) if whole else None,
         optimal_return=inner_return(family) if whole else None,
         expert_action=carried(family.expert_action, see=back) if whole else None,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class HiddenObservations(Wrapper):
+    """Observations without some of their entries."""
+
+    kept: tuple[int, ...]
+    """Indices of the entries, or the slices, that remain."""
+    axis: int | None
+    """The axis whose slices are hidden; None means entries of the flat observation."""
+
+    def see(self, obs: jax.Array, params: Task) -> jax.Array:
+        return jnp.take(obs, np.asarray(self.kept), axis=self.axis)
+
+    def observation_space(self, params: Task | None = None) -> spaces.Box:
+        space = super().observation_space()
+        low, high = (
+            np.take(np.broadcast_to(x, space.shape), self.kept, axis=self.axis)
+            for x in (space.low, space.high)
+        )
+        return spaces.Box(low, high, low.shape, space.dtype)
+
+
+@checks.arguments
+def hidden(family: TaskFamily, entries: Sequence[int], *, axis: int | None = None) -> TaskFamily:
+    """The family without some entries of its observations, in all tasks alike.
+
+    It hides what a learner must find out: the goal that FourRooms shows, the velocities of a pole. The tasks are those
+    of ``family``. Its optimal return is that of an agent that is told the task and sees everything, so it is kept;
+    controllers are not, for they need the entries.
+
+    Args:
+        family: A family with observations in a `Box`.
+        entries: Indices of the entries to remove from the flat observation, which becomes ``[O - len(entries)]``; or
+            of the slices along ``axis``.
+        axis: The axis whose slices are removed, for example the channels of an image.
+
+    Raises:
+        ValueError: there is no such entry, an entry is named twice, or none would be left.
+    """
+    shape = box(observations(family.env), family, "observations").shape
+    axis = checks.field("axis", axis, int | None)
+    size = _num_elements(family.env, axis)
+    entries = checks.each_at_least("entries", entries, 0)
+    checks.some("entries", entries)
+    checks.distinct("entries", entries)
+    for entry in entries:
+        if entry >= size:
+            raise ValueError(
+                f"entries={entries!r} must be below {size}, the number of entries of observations of shape {shape}"
+            )
+    if len(entries) == size:
+        raise ValueError(f"entries={entries!r} would leave nothing of observations of {size}")
+    kept = tuple(i for i in range(size) if i not in entries)
+    return dataclasses.replace(
+        family,
+        name=f"hidden_{family.name}",
+        env=HiddenObservations(family.env, kept, axis),
+        optimal_action=None,
+        expert_action=None,
+        action_features=None,
     )
 
 

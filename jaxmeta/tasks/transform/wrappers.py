@@ -12,7 +12,7 @@ import numpy as np
 from flax import struct
 from gymnax.environments import environment, spaces
 
-from jaxmeta.tasks import time_limit
+from jaxmeta.tasks import composite, environments, time_limit
 from jaxmeta.tasks.family import SPLITS, Controller, Sampler, TaskFamily
 from jaxmeta.types import Task
 
@@ -28,7 +28,7 @@ class Wrapper(environment.Environment[Any, Any]):
     """
 
     env: Any
-    """The environment within."""
+    """The environment within. Its observations are one array: those of several parts are `Flattened`."""
 
     def __post_init__(self) -> None:
         if not time_limit.steps_without_reset(self.env):
@@ -36,6 +36,8 @@ class Wrapper(environment.Environment[Any, Any]):
                 f"env={self.env!r} must have a step_env and a reset_env of its own: gymnax's wrappers have none and "
                 "cannot be wrapped"
             )
+        if not isinstance(self, Flattened):
+            object.__setattr__(self, "env", flattened(self.env))
 
     @property
     def ends_by(self) -> int | None:
@@ -103,6 +105,22 @@ class Wrapper(environment.Environment[Any, Any]):
 
     def observation_space(self, params: Task | None = None) -> spaces.Space:
         return observations(self.env)
+
+
+@dataclasses.dataclass(frozen=True)
+class Flattened(Wrapper):
+    """Observations of several parts as one array (see `composite`)."""
+
+    def see(self, obs: Any, params: Task) -> jax.Array:
+        return environments.flat_observation(self.env, obs)
+
+
+def flattened(env: Any) -> Any:
+    """``env``, or if its observations have several parts `Flattened` around it."""
+    if isinstance(env, Wrapper):
+        return env
+    declared = environments.declared_observation_space(env)
+    return Flattened(env) if composite.is_composite(declared) else env
 
 
 @struct.dataclass
@@ -244,6 +262,5 @@ def box(space: spaces.Space, family: TaskFamily, what: str) -> spaces.Box:
 
 
 def observations(env: Any) -> spaces.Space:
-    """The observation space of the environment's default task, with concrete bounds."""
-    with jax.ensure_compile_time_eval():
-        return env.observation_space(env.default_params)
+    """The observation space of the environment's default task, flattened, with concrete bounds."""
+    return environments.observation_space(env)

@@ -1,0 +1,188 @@
+"""Encoders: networks from one observation to features, for images, observations of several parts, or your own module.
+
+    policy = networks.encoded_policy(family, networks.cnn(family))                     # for MAML
+    network = networks.recurrent_actor_critic(family, gru(64), encoder=networks.cnn(family))  # for RL²
+
+In place of ``networks.cnn(family)`` both take a flax module of yours.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeAlias
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxmeta import checks
+from jaxmeta.networks.mlp import dense
+from jaxmeta.tasks import composite, environments
+from jaxmeta.tasks.family import TaskFamily
+from jaxmeta.types import Params
+
+
+class Encoder(NamedTuple):
+    """A network from one observation to features; callers ``vmap``."""
+
+    init: Callable[[jax.Array], Params]
+    """``(key) -> params``."""
+    apply: Callable[[Params, jax.Array], jax.Array]
+    """``(params, obs [*obs_shape]) -> features [F]``."""
+    size: int
+    """F."""
+
+
+Module: TypeAlias = Encoder | nn.Module | Callable[..., Any]
+"""An `Encoder`; a flax linen module; or for flax nnx a function ``rngs -> module``."""
+
+
+@checks.arguments
+def encoder(family: TaskFamily, module: Module) -> Encoder:
+    """The encoder of a flax module of your own.
+
+    The module is called with *one* observation, without a batch axis, and returns features ``[F]``. It gets
+    ``obs [*obs_shape]``, floats; if the environment's observation space has several parts, it gets the parts instead,
+    as `tasks.unflatten` gives them: a dictionary for a `Dict`, categories one-hot.
+
+    Args:
+        family: The family whose observations are read.
+        module: A linen module, ``Net()``; a function that makes an nnx module, ``lambda rngs: Net(rngs=rngs)``; an
+            `Encoder` is returned as it is.
+
+    Raises:
+        ValueError: the module's output is not of one axis; or the module has state beside parameters, like running
+            means: the library's functions are pure and would lose it.
+        TypeError: ``module`` is a class, or an nnx module that is already made.
+    """
+    if isinstance(module, Encoder):
+        return module
+    if isinstance(module, type):
+        raise TypeError(
+            f"module is the class {module.__name__}; it must be a linen module, {module.__name__}(), or for nnx a "
+            "function of rngs that makes one"
+        )
+    space = environments.declared_observation_space(family.env)
+    shape = family.observation_shape
+    init, apply = _linen(module) if isinstance(module, nn.Module) else _nnx(module)
+
+    def parts(obs: jax.Array) -> Any:
+        return composite.unflatten(space, obs)
+
+    def init_on_zeros(key: jax.Array) -> Params:
+        return init(key, parts(jnp.zeros(shape)))
+
+    def apply_to_parts(params: Params, obs: jax.Array) -> jax.Array:
+        return apply(params, parts(obs))
+
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    features = jax.eval_shape(
+        lambda key, obs: apply_to_parts(init_on_zeros(key), obs),
+        key,
+        jax.ShapeDtypeStruct(shape, jnp.result_type(float)),
+    )
+    if len(getattr(features, "shape", ())) != 1:
+        raise ValueError(
+            f"module returned {environments.summary(features)} for one observation; it must return features of shape [F]"
+        )
+    return Encoder(init_on_zeros, apply_to_parts, features.shape[0])
+
+
+def _linen(module: nn.Module) -> tuple[Callable, Callable]:
+    """``(key, obs) -> params`` and ``(params, obs) -> features`` of a linen module."""
+
+    def init(key: jax.Array, obs: Any) -> Params:
+        variables = dict(module.init(key, obs))
+        params = variables.pop("params", {})
+        if variables:
+            raise ValueError(
+                f"module has the collections {', '.join(variables)} beside parameters; it must have parameters alone"
+            )
+        return params
+
+    return init, lambda params, obs: module.apply({"params": params}, obs)
+
+
+def _nnx(make: Callable[..., Any]) -> tuple[Callable, Callable]:
+    """``(key, obs) -> params`` and ``(params, obs) -> features`` of the nnx module that ``make(rngs)`` makes."""
+    from flax import nnx  # slow to import, and few need it
+
+    if isinstance(make, nnx.Module):
+        raise TypeError(
+            f"module is a {type(make).__name__} that is already made, so that all seeds would start alike; it must be "
+            f"a function of rngs: lambda rngs: {type(make).__name__}(rngs=rngs)"
+        )
+
+    def split(key: jax.Array) -> tuple[Any, Any]:
+        module = make(nnx.Rngs(key))
+        if not isinstance(module, nnx.Module):
+            raise TypeError(f"module(rngs) is a {type(module).__name__}; it must be an nnx module")
+        graph, params, others = nnx.split(module, nnx.Param, ...)  # type: ignore[misc]
+        kept = [x for x in jax.tree.leaves(others) if not _is_random(x)]
+        if kept:
+            raise ValueError("module has state beside parameters; it must have parameters alone")
+        return (graph, others), params
+
+    def init(key: jax.Array, obs: Any) -> Params:
+        return nnx.to_pure_dict(split(key)[1])
+
+    def apply(params: Params, obs: Any) -> Any:
+        (graph, others), state = split(jax.random.key(0))
+        nnx.replace_by_pure_dict(state, params)
+        return nnx.merge(graph, state, others)(obs)
+
+    return init, apply
+
+
+def _is_random(leaf: Any) -> bool:
+    """Whether a leaf belongs to an nnx stream of random numbers, which evaluation does not use."""
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) or jnp.issubdtype(leaf.dtype, jnp.uint32)
+
+
+class _Convolutions(nn.Module):
+    channels: tuple[int, ...]
+    kernel: int
+    stride: int
+    size: int
+
+    @nn.compact
+    def __call__(self, image: jax.Array) -> jax.Array:
+        x = image if image.ndim == 3 else image[..., None]
+        for channels in self.channels:
+            window, steps = (self.kernel, self.kernel), (self.stride, self.stride)
+            x = nn.relu(nn.Conv(channels, window, steps, param_dtype=jnp.result_type(float))(x))
+        return nn.relu(dense(self.size, math.sqrt(2.0))(x.reshape(-1)))
+
+
+@checks.arguments
+def cnn(
+    family: TaskFamily,
+    *,
+    channels: Sequence[int] = (16,),
+    kernel: int = 3,
+    stride: int = 1,
+    size: int = 128,
+) -> Encoder:
+    """A convolutional network from an image ``[H, W]`` or ``[H, W, C]`` to features, ``[size]``.
+
+    The defaults are the network of Young & Tian 2019, "MinAtar: an Atari-inspired testbed for thorough and reproducible
+    reinforcement learning experiments": one layer of 16 3×3 filters and one of 128 units, with rectified outputs.
+
+    Args:
+        family: The family whose observations are images.
+        channels: Filters of each convolution.
+        kernel: Width and height of a filter.
+        stride: Step of a filter, in pixels.
+        size: Features, the outputs of a dense layer.
+
+    Raises:
+        ValueError: observations are no images, or a size is below 1.
+    """
+    shape = family.observation_shape
+    if len(shape) not in (2, 3):
+        raise ValueError(
+            f"family={family.name!r} has observations of shape {shape}, where images [H, W] or [H, W, C] are needed"
+        )
+    channels = checks.each_at_least("channels", channels, 1)
+    for name, value in dict(kernel=kernel, stride=stride, size=size).items():
+        checks.at_least(name, value, 1)
+    return encoder(family, _Convolutions(tuple(channels), kernel, stride, size))

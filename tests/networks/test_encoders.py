@@ -1,0 +1,142 @@
+"""Flax modules of one's own read observations, for policies, values and recurrent networks alike."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from jaxmeta import networks, tasks
+from jaxmeta.networks.recurrent import gru
+from jaxmeta.types import TimeStep
+
+
+class Linen(nn.Module):
+    size: int = 3
+
+    @nn.compact
+    def __call__(self, obs):
+        return nn.tanh(nn.Dense(self.size)(obs.reshape(-1)))
+
+
+class Running(nn.Module):
+    @nn.compact
+    def __call__(self, obs):
+        return nn.BatchNorm(use_running_average=True)(obs.reshape(-1))
+
+
+class Image(nn.Module):
+    @nn.compact
+    def __call__(self, obs):
+        return nn.Dense(3)(obs)
+
+
+class NNX(nnx.Module):
+    def __init__(self, rngs):
+        self.dense = nnx.Linear(50, 3, rngs=rngs)
+
+    def __call__(self, obs):
+        return jnp.tanh(self.dense(obs.reshape(-1)))
+
+
+class Dropping(NNX):
+    def __init__(self, rngs):
+        super().__init__(rngs)
+        self.counted = nnx.Variable(jnp.zeros(3))
+
+
+@pytest.fixture(scope="module")
+def family():
+    return tasks.make("catch")  # images [10, 5], three actions
+
+
+def flat(params):
+    return np.concatenate([np.ravel(x) for x in jax.tree.leaves(params)])
+
+
+@pytest.mark.parametrize("module", [Linen(), lambda rngs: NNX(rngs)], ids=["linen", "nnx"])
+def test_modules_of_both_kinds_are_pure_functions_of_their_parameters(family, module):
+    made = networks.encoder(family, module)
+    assert made.size == 3
+    params, other = (made.init(jax.random.key(i)) for i in (0, 1))
+    assert np.any(flat(params) != flat(other))
+    obs = jax.random.uniform(jax.random.key(2), (10, 5))
+    features = jax.jit(made.apply)(params, obs)
+    leaves = jax.tree.leaves(params)
+    kernel, bias = sorted(leaves, key=lambda x: -x.ndim)
+    np.testing.assert_allclose(features, np.tanh(obs.reshape(-1) @ kernel + bias), rtol=1e-4)
+    assert networks.encoder(family, made) is made
+
+
+@pytest.mark.parametrize(
+    ("module", "error", "message"),
+    [
+        (Linen, TypeError, "module is the class Linen"),
+        (Running(), ValueError, "batch_stats beside parameters"),
+        (Image(), ValueError, r"it must return features of shape \[F\]"),
+        (NNX(nnx.Rngs(0)), TypeError, "already made"),
+        (lambda rngs: Dropping(rngs), ValueError, "has state beside parameters"),
+        (lambda rngs: 3, TypeError, "must be an nnx module"),
+    ],
+)
+def test_modules_that_do_not_fit_are_refused(family, module, error, message):
+    with pytest.raises(error, match=message):
+        networks.encoder(family, module)
+
+
+def test_the_convolutions_are_those_of_the_definition(family):
+    made = networks.cnn(family, channels=(2,), size=4)
+    params = made.init(jax.random.key(0))
+    obs = jax.random.uniform(jax.random.key(1), (10, 5))
+    kernel, bias = params["Conv_0"]["kernel"], params["Conv_0"]["bias"]
+    padded = np.pad(obs, 1)
+    image = np.zeros((10, 5, 2))
+    for i in range(10):
+        for j in range(5):
+            window = padded[i : i + 3, j : j + 3, None]
+            image[i, j] = np.maximum(np.sum(window[..., None] * kernel, axis=(0, 1, 2)) + bias, 0)
+    dense = params["Dense_0"]
+    expected = np.maximum(image.reshape(-1) @ dense["kernel"] + dense["bias"], 0)
+    np.testing.assert_allclose(made.apply(params, obs), expected, rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match="where images"):
+        networks.cnn(tasks.make("navigation"))
+
+
+def test_policies_values_and_recurrent_networks_read_them(family):
+    obs = jax.random.uniform(jax.random.key(1), (2, 10, 5))
+    policy = networks.encoded_policy(family, Linen(), hidden_sizes=(4,))
+    params = policy.init(jax.random.key(0))
+    assert sorted(params) == ["body", "encoder", "head"]
+    zeros = jnp.zeros(2)
+    distribution = policy.unroll(params, (), TimeStep(obs, zeros.astype(int), zeros, zeros > 0))
+    assert distribution.logits.shape == (2, 3)
+    value = networks.encoded_value(family, Linen())
+    v = value.apply(value.init(jax.random.key(0)), obs)
+    assert v.shape == (2,)
+    network = networks.recurrent_actor_critic(family, gru(4), encoder_sizes=(5,), encoder=Linen())
+    params = network.init(jax.random.key(0))
+    assert sorted(params) == ["encoder", "memory", "observation", "policy", "value"]
+    rows = networks.Inputs(
+        obs.reshape(2, -1), jnp.ones((2, 4)), jnp.zeros((2, 2)), jnp.array([True, False])
+    )
+    state, stepped = network.initial(), []
+    for t in range(2):
+        one, state = network.step(params, state, jax.tree.map(lambda x, t=t: x[t], rows))
+        stepped.append(one.logits)
+    unrolled, v = network.unroll(params, network.initial(), rows)
+    np.testing.assert_allclose(unrolled.logits, jnp.stack(stepped), rtol=1e-5, atol=1e-6)
+    assert v.shape == (2,)
+
+
+def test_a_head_of_one_s_own():
+    family = tasks.make("pendulum")
+    chosen = lambda size: networks.action_head(size, family.action_space, squashed=True)  # noqa: E731
+    policy = networks.encoded_policy(family, Linen(), head=chosen)
+    params = policy.init(jax.random.key(0))
+    timestep = TimeStep(jnp.zeros(family.observation_shape), jnp.zeros(1), 0.0, True)
+    assert isinstance(policy.step(params, (), timestep)[0], networks.TanhGaussian)
+    network = networks.recurrent_actor_critic(family, gru(4), head=chosen)
+    inputs = networks.Inputs(jnp.zeros(3), jnp.zeros(2), jnp.zeros(2), jnp.array(True))
+    made, _ = network.step(network.init(jax.random.key(0)), network.initial(), inputs)
+    assert isinstance(made, networks.TanhGaussian)
