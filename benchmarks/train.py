@@ -1,14 +1,15 @@
 """Meta-trains an algorithm on a family of tasks and shows how it adapts to tasks it has not met.
 
-    python benchmarks/train.py                      # MAML on 2-D navigation
-    python benchmarks/train.py --help               # every setting
-    python benchmarks/train.py --family cartpole --output runs/cartpole
-    python benchmarks/train.py --algorithm rl2 --family gridnavi --num-episodes 4 --num-tasks 256
+    python benchmarks/train.py                           # MAML on 2-D navigation, in two minutes
+    python benchmarks/train.py --list                    # presets, algorithms, families
     python benchmarks/train.py --preset rl2-gridnavi     # settings whose figures are in RESULTS.md
-    python benchmarks/train.py --resume runs/cartpole    # goes on with the settings that are in the folder
+    python benchmarks/train.py --algorithm rl2 --family catch --num-episodes 2 --help
+    python benchmarks/train.py --resume runs/cartpole    # goes on with the settings in the folder
 
-`jaxmeta.load` gives back what was learned. Leaves config.json, metrics.jsonl, evaluation.json, checkpoints/, adaptation.png and, for learners that
-adapt by gradient steps, trajectories.png in the output folder.
+The output folder holds config.json, metrics.jsonl, evaluation.json, checkpoints/, adaptation.png and, for learners that
+adapt by gradient steps, trajectories.png. `jaxmeta.load` loads it.
+
+The groups "algorithm" and "task" of this help are those of --algorithm and --family: name both to see theirs.
 """
 
 import argparse
@@ -20,6 +21,7 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Annotated, Any
 
 import jax
@@ -52,11 +54,66 @@ class Evaluation:
         checks.at_least("eval_updates", self.eval_updates, 1)
 
 
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """What is trained on what. Without any of these: the preset maml-navigation-quick."""
+
+    preset: str | None = None
+    """Settings by name, whose figures are in RESULTS.md; others may be set beside it."""
+    algorithm: str = "maml"
+    """Its settings are in the group "algorithm"."""
+    family: str = "navigation"
+    """The tasks; their settings are in the group "task"."""
+    list: bool = False
+    """Show the names of all presets, algorithms and families with a line each, and end."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Output:
+    """Where results go."""
+
+    output: Path | None = None
+    """Folder; default runs/ALGORITHM-FAMILY or runs/PRESET."""
+    resume: Path | None = None
+    """Folder of a run to go on with, from its newest checkpoint and with its settings; without a folder the one of
+    --output. Nothing else is needed."""
+    tensorboard: Path | None = None
+    """Folder for TensorBoard's event files."""
+    wandb: str | None = None
+    """Project of Weights & Biases."""
+
+
+LIST = "python benchmarks/train.py --list"
+
+
+def listing() -> str:
+    """Names of presets, algorithms and families, with a line each."""
+    plans = {
+        name: f"{x.algorithm} on {x.family}, {x.plan.meta_updates} meta-updates of {x.plan.num_tasks} tasks"
+        for name, x in presets.PRESETS.items()
+    }
+    listed = {
+        "algorithms, for --algorithm": {x: _first_line(y) for x, y in sorted(ALGORITHMS.items())},
+        "families of tasks, for --family": {x: tasks.describe(x) for x in tasks.names()},
+        "presets, for --preset": plans,
+    }
+    lines = []
+    for title, entries in listed.items():
+        width = max(map(len, entries))
+        lines += [title, *(f"  {name:<{width}}  {what}" for name, what in entries.items()), ""]
+    return "\n".join(lines)
+
+
+def _first_line(module: ModuleType) -> str:
+    return (module.__doc__ or "").strip().splitlines()[0]
+
+
 def chooser() -> argparse.ArgumentParser:
     """The parser of those flags that decide which others there are."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for name in ("preset", "algorithm", "family"):
         parser.add_argument(f"--{name}")
+    parser.add_argument("--list", action="store_true")
     parser.add_argument("--output", type=Path)
     parser.add_argument("--resume", type=Path, nargs="?", const=Path())
     return parser
@@ -75,11 +132,12 @@ def beginning(chosen: argparse.Namespace) -> Experiment:
         raise ValueError(
             f"output={str(chosen.output)!r} must be left out, or be resume={str(chosen.resume)!r}"
         )
-    before = Experiment()
+    nothing = all(getattr(chosen, x) is None for x in ("preset", "algorithm", "family"))
+    before = presets.PRESETS["maml-navigation-quick"] if nothing else Experiment()
     told = {name: getattr(chosen, name) for name in ("algorithm", "family")}
     told = {name: value for name, value in told.items() if value is not None}
     if chosen.preset is not None:
-        checks.choice("preset", chosen.preset, presets.PRESETS)
+        checks.choice("preset", chosen.preset, presets.PRESETS, listed_by=LIST)
         before = presets.PRESETS[chosen.preset]
         for name, value in told.items():
             if value != getattr(before, name):
@@ -98,7 +156,7 @@ def beginning(chosen: argparse.Namespace) -> Experiment:
             "algorithm='meta_value' predicts returns and earns none: "
             "benchmarks/off_policy_evaluation.py trains and measures it"
         )
-    checks.choice("family", chosen.family, tasks.FAMILIES)
+    checks.choice("family", chosen.family, tasks.FAMILIES, listed_by=LIST)
     return before
 
 
@@ -113,37 +171,34 @@ def record(name: str, doc: str | None, fields: list[tuple[str, Any, Any]]) -> ty
 def settings(argv: list[str]) -> Any:
     """The command line as one object with the settings of the algorithm and of the family."""
     chosen, others = chooser().parse_known_args(argv)
+    if chosen.list:
+        terminal.say(listing())
+        sys.exit()
     before = beginning(chosen)
     module, constructor = ALGORITHMS[chosen.algorithm], tasks.FAMILIES[chosen.family]
     parameters = inspect.signature(constructor).parameters.items()
-    family_settings = record(
-        "FamilySettings",
+    task = record(
+        "Task",
         constructor.__doc__,
         [(k, x.annotation, before.family_settings.get(k, x.default)) for k, x in parameters],
     )
-
-    def told(kind: Any, help: str) -> Any:
-        return Annotated[kind, tyro.conf.arg(help=help)]
-
-    flat = tyro.conf.arg(name="")
-    output = "folder; default runs/ALGORITHM-FAMILY or runs/PRESET"
-    resume = (
-        "folder of a run to go on with, from its newest checkpoint and with its settings; without a "
-        "folder the one of --output"
+    flat, unnamed = tyro.conf.OmitArgPrefixes, tyro.conf.arg(name="")
+    algorithm = record(
+        "Algorithm",
+        None,
+        [
+            ("config", Annotated[module.Config, unnamed], module.Config(**before.config)),
+            ("hyper", Annotated[module.Hyper, unnamed], module.Hyper(**before.hyper)),
+        ],
     )
+    choice = Choice(chosen.preset, chosen.algorithm, chosen.family)
     fields = [
-        ("preset", told(str | None, ", ".join(presets.PRESETS)), chosen.preset),
-        ("algorithm", told(str, " | ".join(sorted(ALGORITHMS))), chosen.algorithm),
-        ("family", told(str, " | ".join(tasks.names())), chosen.family),
-        ("output", told(Path | None, output), chosen.output),
-        ("resume", told(Path | None, resume), chosen.resume),
+        ("experiment", Annotated[Choice, flat], choice),
         ("training", Annotated[training.Config, flat], before.plan),
-        ("config", Annotated[module.Config, flat], module.Config(**before.config)),
-        ("hyper", Annotated[module.Hyper, flat], module.Hyper(**before.hyper)),
-        ("tensorboard", told(Path | None, "folder for its event files"), None),
-        ("wandb", told(str | None, "project of Weights & Biases"), None),
+        ("algorithm", Annotated[algorithm, flat], algorithm()),
+        ("task", task, task()),
         ("evaluation", Annotated[Evaluation, flat], Evaluation()),
-        ("task", family_settings, family_settings()),
+        ("output", Annotated[Output, flat], Output(chosen.output, chosen.resume)),
     ]
     args = tyro.cli(record("Main", __doc__, fields), args=others)
     if chosen.resume is not None:
@@ -159,10 +214,10 @@ def default_output(preset: str | None, algorithm: str, family: str) -> Path:
 def experiment_of(args: Any) -> Experiment:
     """The experiment that the command line asks for."""
     return Experiment(
-        args.algorithm,
-        args.family,
-        config=dataclasses.asdict(args.config),
-        hyper=args.hyper._asdict(),
+        args.experiment.algorithm,
+        args.experiment.family,
+        config=dataclasses.asdict(args.algorithm.config),
+        hyper=args.algorithm.hyper._asdict(),
         family_settings=dataclasses.asdict(args.task),
         plan=args.training,
     )
@@ -185,18 +240,18 @@ def refuse_changes(before: Experiment, now: Experiment, folder: Path) -> None:
 
 def sink_of(args: Any) -> training.Sink | None:
     """The sink of metrics beside the folder."""
-    if args.tensorboard is not None and args.wandb is not None:
+    if args.output.tensorboard is not None and args.output.wandb is not None:
         raise ValueError(
-            f"wandb={args.wandb!r} and tensorboard={args.tensorboard}: name one of them"
+            f"wandb={args.output.wandb!r} and tensorboard={args.output.tensorboard}: name one of them"
         )
-    if args.tensorboard is not None:
-        return sinks.tensorboard(args.tensorboard)
-    return None if args.wandb is None else sinks.wandb(project=args.wandb)
+    if args.output.tensorboard is not None:
+        return sinks.tensorboard(args.output.tensorboard)
+    return None if args.output.wandb is None else sinks.wandb(project=args.output.wandb)
 
 
 def evaluate(key: jax.Array, trained: Trained, split: str, args: Any) -> dict[str, Any]:
     """The adaptation curve on tasks of a split, by update or, with memory, by episode of a trial."""
-    family, config, num_tasks = trained.family, args.config, args.evaluation.eval_tasks
+    family, config, num_tasks = trained.family, args.algorithm.config, args.evaluation.eval_tasks
     task_key, adapt_key, random_key, optimal_key = jax.random.split(key, 4)
     drawn = jax.jit(lambda key: sample_tasks(key, family, num_tasks, split=split))(task_key)
     acting: dict[str, Any] = dict(learner=trained.learner, env=family.env)
@@ -226,7 +281,7 @@ def draw_trajectories(path: Path, key: jax.Array, trained: Trained, args: Any) -
     family = trained.family
     task_key, key = jax.random.split(key)
     drawn = sample_tasks(task_key, family, 6, split="test")
-    setup = Setup(trained.learner, family.env, args.config.num_streams, family.horizon)
+    setup = Setup(trained.learner, family.env, args.algorithm.config.num_streams, family.horizon)
     told = dict(setup=setup, num_updates=args.evaluation.eval_updates, restart=True)
 
     def observations(key: jax.Array, task: Any) -> tuple[jax.Array, jax.Array]:
@@ -284,7 +339,7 @@ def train(args: Any, output: Path, console: Console) -> Trained:
     training.enable_compilation_cache()
     device = jax.devices()[0]
     console.print(
-        f"{args.algorithm} on {args.family}: {args.training.meta_updates} meta-updates on "
+        f"{args.experiment.algorithm} on {args.experiment.family}: {args.training.meta_updates} meta-updates on "
         f"{jax.device_count()} × {device.device_kind} ({device.platform}), into {output}",
         markup=False,
     )
@@ -294,7 +349,7 @@ def train(args: Any, output: Path, console: Console) -> Trained:
             family,
             args.training,
             folder=output,
-            resume=args.resume is not None,
+            resume=args.output.resume is not None,
             description=describe(experiment),
             console=console,
             sink=sink,
@@ -309,11 +364,11 @@ def report(trained: Trained, output: Path, args: Any, console: Console) -> None:
     # Training splits the seed's key in two, which are its folds with 0 and 1; 2 is neither.
     key = jax.random.fold_in(jax.random.key(args.training.seed), 2)
     test_key, far_key, path_key = jax.random.split(key, 3)
-    has_memory = isinstance(args.config, learners.recurrent.Config)
+    has_memory = isinstance(args.algorithm.config, learners.recurrent.Config)
     unit = "earlier episode" if has_memory else "gradient step"
     test = evaluate(test_key, trained, "test", args)
     far = evaluate(far_key, trained, "out_of_distribution", args)
-    streams = 1 if has_memory else args.config.num_streams
+    streams = 1 if has_memory else args.algorithm.config.num_streams
     found = test | {"out_of_distribution": far, "num_streams": streams}
     records.write(output / "evaluation.json", records.measured(found))
     path, there = output / "adaptation.png", output / "trajectories.png"
@@ -330,8 +385,9 @@ def main(argv: list[str]) -> None:
     console = terminal.console("stdout")
     with study.answered():
         args = settings(argv)
-        output = args.resume or args.output
-        output = output or default_output(args.preset, args.algorithm, args.family)
+        chosen, told = args.experiment, args.output
+        output = told.resume or told.output
+        output = output or default_output(chosen.preset, chosen.algorithm, chosen.family)
         report(train(args, output, console), output, args, console)
     console.print(f"{output}: done in {time.perf_counter() - began:.0f} s", markup=False)
 

@@ -27,14 +27,28 @@ def plain(value: Any) -> Any:
     return np.asarray(value).item() if number else value
 
 
-def choice(name: str, value: object, choices: Iterable[str] | Iterable[int]) -> None:
-    """Raises ValueError unless ``value`` is one of ``choices``; the message names the nearest of them."""
+def choice(
+    name: str,
+    value: object,
+    choices: Iterable[str] | Iterable[int],
+    *,
+    listed_by: str | None = None,
+) -> None:
+    """Raises ValueError unless ``value`` is one of ``choices``; the message names the nearest three, and all others.
+
+    Of a list too long to read, ``listed_by`` names the place instead, for example ``"tasks.names()"``.
+    """
     known, value = sorted(choices), plain(value)
     if any(isinstance(value, type(x)) and value == x for x in known):
         return
-    near = difflib.get_close_matches(str(value), map(str, known), n=3, cutoff=0.5)
+    cutoff = 0.5 if listed_by is None else 0.0
+    near = difflib.get_close_matches(str(value), map(str, known), n=3, cutoff=cutoff)
     hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
-    raise ValueError(f"{name}={value!r} is unknown: {hint}known are {', '.join(map(repr, known))}")
+    if listed_by is None:
+        rest = f"known are {', '.join(map(repr, known))}"
+    else:
+        rest = f"{listed_by} lists all {len(known)}"
+    raise ValueError(f"{name}={value!r} is unknown: {hint}{rest}")
 
 
 def at_least(name: str, value: int, minimum: int, maximum: int = 2**31 - 1) -> int:

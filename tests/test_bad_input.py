@@ -626,6 +626,7 @@ def test_a_family_is_of_the_numbers_of_numpy_and_jax():
 
 NEEDED = {
     "drawn_parameters": dict(ranges={}),
+    "hidden": dict(entries=(0,)),
     "masked_observations": dict(num_hidden=1),
     "projected_observations": dict(size=1),
     "remapped_actions": dict(num_buttons=2),

@@ -233,6 +233,7 @@ def _gaussian_head(
     std: Std = "parameter",
     squashed: bool = False,
 ) -> Head:
+    squashed = checks.field("squashed", squashed, bool)
     centre, scale = _range(user, action_space, squashed)
     initial_std = checks.between("initial_std", initial_std, 1e-12, 1e6)
     checks.choice("std", std, ("parameter", "state"))

@@ -55,7 +55,7 @@ class Experiment:
     def __post_init__(self) -> None:
         checks.fields(self)
         checks.choice("algorithm", self.algorithm, ALGORITHMS)
-        checks.choice("family", self.family, tasks.FAMILIES)
+        checks.choice("family", self.family, tasks.FAMILIES, listed_by="tasks.names()")
         module = ALGORITHMS[self.algorithm]
         known = {
             "config": [field.name for field in dataclasses.fields(module.Config)],

@@ -28,7 +28,7 @@ from orbax.checkpoint import CheckpointManager
 from rich.console import Console
 
 from jaxmeta import checks
-from jaxmeta.runs import checkpoints, claims, processes, records, sinks, terminal
+from jaxmeta.runs import checkpoints, claims, durations, processes, records, sinks, terminal
 from jaxmeta.runs.sinks import Sink
 from jaxmeta.tasks.family import TaskFamily, sample_tasks
 from jaxmeta.tasks.promises import check_promises
@@ -410,10 +410,11 @@ def _train(
         processes.barrier("before anything is written")
         if mesh is not None:
             run = processes.spread(run, NamedSharding(mesh, PartitionSpec()))
-        progress = terminal.progress(
-            console, done, config.meta_updates, "compiling (this can take a minute)"
-        )
-        line = stack.enter_context(progress)
+        program_key = durations.key_of(_program(described))
+        last_time = durations.recalled(program_key)
+        known = "this can take a minute" if last_time is None else f"{last_time:.0f} s last time"
+        status = f"compiling {_title(described)} ({known})"
+        line = stack.enter_context(terminal.progress(console, done, config.meta_updates, status))
         # The run is donated: its buffers are overwritten, and only the new run may be used
         # afterwards.
         traced = jax.jit(call, donate_argnums=0).lower(run, jnp.zeros((), jnp.int32))
@@ -421,7 +422,9 @@ def _train(
         if sink is not None and processes.is_main_process():
             write = stack.enter_context(sinks.opened(sink))
         program = traced.compile()
-        line.say(f"compiled in {time.perf_counter() - began:.0f} s")
+        seconds = time.perf_counter() - began
+        durations.remember(program_key, seconds)
+        line.say(f"compiled {_title(described)} in {seconds:.0f} s")
         files = None
         if output is not None:
             files = stack.enter_context(_opened_files(output, done, run, described))
@@ -429,6 +432,20 @@ def _train(
         return _updated(
             program, run, done, config, members=members, outputs=outputs, interrupted=interrupted
         )
+
+
+def _title(described: Mapping[str, Any]) -> str:
+    """What is compiled, in a few words."""
+    family, num_tasks = described.get("family"), described["training"]["num_tasks"]
+    what = f"{described['algorithm']} on {family}" if "algorithm" in described else f"{family}"
+    return f"{what}, {num_tasks} tasks"
+
+
+def _program(described: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a description that says which program is compiled."""
+    left_out = ("hyper", "initial", "training")
+    program = {name: x for name, x in described.items() if name not in left_out}
+    return program | {"num_tasks": described["training"]["num_tasks"]}
 
 
 def _checked_output(

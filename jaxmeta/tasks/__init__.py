@@ -98,7 +98,7 @@ def names() -> list[str]:
 
 def describe(name: str) -> str:
     """A line on the family called ``name``: the first line of its constructor's docstring."""
-    checks.choice("family", name, FAMILIES)
+    checks.choice("family", name, FAMILIES, listed_by="tasks.names()")
     return inspect.getdoc(FAMILIES[name]).splitlines()[0]  # type: ignore[union-attr]
 
 
@@ -109,7 +109,7 @@ def make(name: str, **settings: Any) -> TaskFamily:
         ValueError: the name or a setting's name is unknown, or a setting's value is out of range.
         TypeError: a setting is not of the type that the constructor annotates.
     """
-    checks.choice("family", name, FAMILIES)
+    checks.choice("family", name, FAMILIES, listed_by="tasks.names()")
     constructor = FAMILIES[name]
     known = inspect.signature(constructor).parameters
     kinds = typing.get_type_hints(constructor)

@@ -121,7 +121,7 @@ BROKEN = {
         "reset is not pure",
     ),
     "splits that share a task": (
-        lambda: dataclasses.replace(made(out_of_distribution=far), disjoint=["test"]),
+        lambda: dataclasses.replace(made(train=lambda key: jnp.ones(2)), disjoint=["test"]),
         "test and train have a task in common",
     ),
 }
@@ -160,6 +160,7 @@ def test_several_broken_promises_have_an_error_each():
     family = made(
         observation_space=spaces.Box(-0.1, 0.1, (2,)),
         step=lambda k, s, a, t: (s + a, s + a, jnp.nan, False),
+        train=lambda key: jnp.ones(2),
     )
     with pytest.raises(InvalidEnvironment) as error:
         tasks.check(dataclasses.replace(family, disjoint=("test",)), num_tasks=2)

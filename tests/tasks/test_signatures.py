@@ -44,7 +44,7 @@ from tests.tasks.acting import acted, counting
         ),
         (
             {"action_space": lambda self, params=None: spaces.Tuple((spaces.Discrete(2),))},
-            "it must be one Discrete or one Box: let the environment flatten its parts",
+            "it must be one Discrete or one Box. Several choices at once are a tasks.MultiDiscrete",
         ),
         ({"reset_env": None}, "Changed has no method reset_env, as gymnax's environments have"),
     ],
