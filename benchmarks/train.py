@@ -7,7 +7,7 @@
     python benchmarks/train.py --resume runs/cartpole    # goes on with the settings in the folder
 
 The output folder holds config.json, metrics.jsonl, evaluation.json, checkpoints/, adaptation.png and, for learners that
-adapt by gradient steps, trajectories.png. `jaxmeta.load` loads it.
+adapt by gradient steps and on GridNavi, trajectories.png. `jaxmeta.load` loads it.
 
 The groups "algorithm" and "task" of this help are those of --algorithm and --family: name both to see theirs.
 """
@@ -74,6 +74,8 @@ class Output:
 
     output: Path | None = None
     """Folder; default runs/ALGORITHM-FAMILY or runs/PRESET."""
+    film: bool = False
+    """Also draw adaptation.gif, the paths of trajectories.png step by step."""
     resume: Path | None = None
     """Folder of a run to go on with, from its newest checkpoint and with its settings; without a folder the one of
     --output. Nothing else is needed."""
@@ -277,7 +279,7 @@ def evaluate(key: jax.Array, trained: Trained, split: str, args: Any) -> dict[st
 
 
 def draw_trajectories(path: Path, key: jax.Array, trained: Trained, args: Any) -> None:
-    """Draws paths of up to five episodes before and after adaptation in six held-out tasks."""
+    """Draws paths before and after adaptation in six held-out tasks; with ``--film`` as a GIF, too."""
     family = trained.family
     task_key, key = jax.random.split(key)
     drawn = sample_tasks(task_key, family, 6, split="test")
@@ -286,12 +288,33 @@ def draw_trajectories(path: Path, key: jax.Array, trained: Trained, args: Any) -
 
     def observations(key: jax.Array, task: Any) -> tuple[jax.Array, jax.Array]:
         timestep = lifetime(key, trained.meta, task, **told).trajectories.timestep
-        return timestep.obs[:, :5], timestep.first[:, :5]
+        return timestep.obs[:, :3], timestep.first[:, :3]
 
     obs, first = jax.device_get(jax.jit(jax.vmap(observations))(jax.random.split(key, 6), drawn))
     goals = np.asarray(drawn.goal) if hasattr(drawn, "goal") else None
     labels = ("x", "y") if goals is not None else ("observation 0", "observation 1")
     plotting.trajectories(path, obs, first, goals=goals, labels=labels)
+    if args.output.film:
+        film = path.with_name("adaptation.gif")
+        plotting.adaptation_film(film, obs, first, goals=goals, labels=labels)
+
+
+def draw_walks(path: Path, key: jax.Array, trained: Trained, args: Any) -> None:
+    """Draws the episodes of a trial in four held-out tasks of GridNavi."""
+    family, num_episodes = trained.family, args.algorithm.config.num_episodes
+    task_key, key = jax.random.split(key)
+    drawn = sample_tasks(task_key, family, 4, split="test")
+    setup = Setup(trained.learner, family.env, 1, num_episodes * family.horizon)
+
+    def trial(key: jax.Array, task: Any) -> Any:
+        data = lifetime(key, trained.meta, task, setup=setup, num_updates=0).trajectories
+        return jax.tree.map(lambda x: x[0, 0], (data.timestep.obs, data.last, data.reward))
+
+    obs, last, reward = jax.device_get(jax.jit(jax.vmap(trial))(jax.random.split(key, 4), drawn))
+    size = args.task.size
+    returns = reward.reshape(4, num_episodes, -1).sum(-1)
+    cells, goals = plotting.cells_of(obs, size), np.asarray(drawn.goal)
+    plotting.walks(path, cells, last, size=size, goals=goals, returns=returns)
 
 
 def table(title: str, summary: dict[str, Any], unit: str) -> Table:
@@ -376,6 +399,8 @@ def report(trained: Trained, output: Path, args: Any, console: Console) -> None:
     draw(path, lambda: plotting.adaptation(path, curves, unit=unit))
     if not has_memory:
         draw(there, lambda: draw_trajectories(there, path_key, trained, args))
+    elif args.experiment.family == "gridnavi":
+        draw(there, lambda: draw_walks(there, path_key, trained, args))
     console.print(table("Held-out tasks", test, unit))
     console.print(table("Out of distribution", far, unit))
 

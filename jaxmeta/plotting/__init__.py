@@ -3,7 +3,8 @@
 from jaxmeta.plotting.bias import estimators, meta_gradients
 from jaxmeta.plotting.costs import lifetime_memory, roofline, second_order
 from jaxmeta.plotting.curves import adaptation, learning, lifetimes, lines, population
-from jaxmeta.plotting.rollouts import animation, rollout, trajectories
+from jaxmeta.plotting.paths import adaptation_film, cells_of, trajectories, walks
+from jaxmeta.plotting.rollouts import animation, rollout
 from jaxmeta.plotting.style import BLUE, CYCLE, GREEN, GREY, ORANGE, PALETTE
 
 __all__ = [
@@ -14,7 +15,9 @@ __all__ = [
     "ORANGE",
     "PALETTE",
     "adaptation",
+    "adaptation_film",
     "animation",
+    "cells_of",
     "estimators",
     "learning",
     "lifetime_memory",
@@ -26,4 +29,5 @@ __all__ = [
     "roofline",
     "second_order",
     "trajectories",
+    "walks",
 ]

@@ -2,11 +2,13 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+import scipy.stats
 from matplotlib.figure import Figure
 
+from jaxmeta import checks
 from jaxmeta.plotting.style import BLUE, GREEN, GREY, PALETTE, look, tidy
 
 
@@ -41,7 +43,7 @@ def adaptation(
         axes.set_ylabel("mean return")
         axes.set_title(f"{title} ({summary['num_tasks']} tasks)")
         tidy(axes)
-        axes.legend(frameon=False, fontsize=8)
+    _legend_below(figure, panels)
     figure.savefig(path, dpi=150)
 
 
@@ -89,15 +91,19 @@ def population(
     curves: Mapping[str, np.ndarray],
     *,
     y_label: str = "return after adaptation",
+    band: Literal["interval", "range"] = "interval",
 ) -> None:
-    """A metric against meta-updates, one line for each setting: the mean over seeds, with their range behind it.
+    """A metric against meta-updates, one line for each setting: the mean over seeds, with a band behind it.
 
     Args:
         path: The image to write.
         curves: Name of a setting to ``[S, U]``. Curves are smoothed over a twentieth of the
             updates.
         y_label: Label of the y-axis.
+        band: ``"interval"``, the 95 % interval of the mean by Student's t, or ``"range"``, from the lowest seed to the
+            highest. One seed has no band.
     """
+    checks.choice("band", band, ("interval", "range"))
     figure = Figure(figsize=(6.4, 4.0), layout="constrained")
     axes = figure.subplots()
     for i, (name, curve) in enumerate(curves.items()):
@@ -107,13 +113,13 @@ def population(
         updates = np.arange(width, curve.shape[1] + 1)
         shown = look(i)
         axes.plot(updates, smooth.mean(0), label=name, **shown)
-        axes.fill_between(
-            updates, smooth.min(0), smooth.max(0), alpha=0.15, linewidth=0, color=shown["color"]
-        )
+        if len(smooth) > 1:
+            low, high = _band(smooth, band)
+            axes.fill_between(updates, low, high, alpha=0.2, linewidth=0, color=shown["color"])
     axes.set_xlabel("meta-updates")
     axes.set_ylabel(y_label)
     tidy(axes)
-    axes.legend(frameon=False, fontsize=8)
+    _legend_below(figure, [axes])
     figure.savefig(path, dpi=150)
 
 
@@ -134,9 +140,8 @@ def lines(
             x.
     """
     figure = Figure(figsize=(5.2 * len(panels), 3.8), layout="constrained")
-    for axes, (label, named) in zip(
-        figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True
-    ):
+    every = figure.subplots(1, len(panels), squeeze=False)[0]
+    for axes, (label, named) in zip(every, panels.items(), strict=True):
         for i, (name, (x, y)) in enumerate(named.items()):
             axes.plot(x, y, marker="o" if logarithmic else None, label=name, **look(i))
         if logarithmic:
@@ -148,7 +153,7 @@ def lines(
         axes.set_xlabel(x_label)
         axes.set_ylabel(label)
         tidy(axes)
-        axes.legend(frameon=False, fontsize=8)
+    _legend_below(figure, every)
     figure.savefig(path, dpi=150)
 
 
@@ -189,7 +194,33 @@ def lifetimes(
             axes.set_xscale("log")
         axes.set_ylabel("normalised return")
         tidy(axes)
-        axes.legend(frameon=False, fontsize=8, loc="lower right")
     for axes in every[len(results) :]:
         axes.set_visible(False)
+    _legend_below(figure, every[: len(results)])
     figure.savefig(path, dpi=150)
+
+
+def _band(curves: np.ndarray, band: str) -> tuple[np.ndarray, np.ndarray]:
+    """Lower and upper ends ``[U]`` of the band of ``curves [S, U]``."""
+    if band == "range":
+        return curves.min(0), curves.max(0)
+    seeds = len(curves)
+    reach = scipy.stats.t.ppf(0.975, seeds - 1) * curves.std(0, ddof=1) / np.sqrt(seeds)
+    return curves.mean(0) - reach, curves.mean(0) + reach
+
+
+def _legend_below(figure: Figure, panels: Any) -> None:
+    """One legend below all panels, off their lines, in which each name stands once."""
+    named: dict[str, Any] = {}
+    for axes in panels:
+        for handle, name in zip(*axes.get_legend_handles_labels(), strict=True):
+            named.setdefault(name, handle)
+    columns = min(len(named), 2 + len(panels))
+    figure.legend(
+        named.values(),
+        named.keys(),
+        loc="outside lower center",
+        ncols=max(columns, 1),
+        frameon=False,
+        fontsize=8,
+    )

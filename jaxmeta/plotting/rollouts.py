@@ -1,5 +1,6 @@
-"""Figures of experience: paths through a plane, and observations, actions and rewards as an image or a GIF."""
+"""Figures of one stream of experience: observations, actions and rewards, as an image or a GIF."""
 
+import math
 import os
 
 import numpy as np
@@ -12,56 +13,6 @@ from matplotlib.ticker import MaxNLocator
 from jaxmeta.plotting.style import BLUE, GREY, ORANGE, PALETTE, look, tidy
 
 
-def trajectories(
-    path: str | os.PathLike,
-    observations: np.ndarray,
-    first: np.ndarray,
-    *,
-    goals: np.ndarray | None = None,
-    labels: tuple[str, str] = ("x", "y"),
-) -> None:
-    """Paths in the plane of the first two observations before and after adaptation, a panel a task.
-
-    Args:
-        path: The image to write.
-        observations: ``[M, K + 1, N, T, obs_size]`` of M tasks; the first and last rounds are
-            drawn.
-        first: ``[M, K + 1, N, T]``, bool: first steps of episodes.
-        goals: ``[M, 2]``, the tasks' goals; None if there are none.
-        labels: Labels of the two axes.
-    """
-    num_tasks = len(observations)
-    columns = min(num_tasks, 3)
-    rows = -(-num_tasks // columns)
-    figure = Figure(figsize=(3.2 * columns, 3.2 * rows + 0.8), layout="constrained")
-    panels = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).ravel()
-    last = observations.shape[1] - 1
-    rounds = ((0, ORANGE, "before adaptation"), (last, BLUE, f"after {last} gradient steps"))
-    for task, axes in enumerate(panels[:num_tasks]):
-        for which, colour, label in rounds:
-            for stream in range(observations.shape[2]):
-                xy = np.asarray(observations[task, which, stream, :, :2], float)
-                # An episode's end is no move: a NaN breaks the line before the next episode.
-                starts = np.flatnonzero(first[task, which, stream])
-                xy = np.insert(xy, starts, np.nan, axis=0)
-                label_once = label if stream == 0 else None
-                axes.plot(*xy.T, color=colour, alpha=0.45, linewidth=0.9, label=label_once)
-        if goals is not None:
-            axes.plot(*goals[task], marker="*", markersize=15, color="black", label="goal", ls="")
-        axes.set_xlabel(labels[0])
-        axes.set_ylabel(labels[1])
-        if goals is not None:
-            axes.set_aspect("equal")
-        tidy(axes)
-    for axes in panels[num_tasks:]:
-        axes.set_visible(False)
-    handles, names = panels[0].get_legend_handles_labels()
-    legend = figure.legend(handles, names, loc="outside upper center", ncols=columns, frameon=False)
-    for handle in filter(None, legend.legend_handles):
-        handle.set_alpha(1.0)
-    figure.savefig(path, dpi=150)
-
-
 def rollout(
     path: str | os.PathLike,
     observations: np.ndarray,
@@ -70,6 +21,7 @@ def rollout(
     last: np.ndarray,
     *,
     num_frames: int = 8,
+    shape: tuple[int, ...] | None = None,
 ) -> None:
     """One stream of experience: observations, actions and rewards, with lines between episodes.
 
@@ -84,18 +36,18 @@ def rollout(
         rewards: ``[T]``.
         last: ``[T]``, bool: last steps of episodes.
         num_frames: Number of images.
+        shape: ``(height, width)`` or ``(height, width, channels)`` of images that are observed flat, for example
+            ``(5, 5)`` for GridNavi; None leaves observations as they are.
     """
-    observations = np.asarray(observations, float)
+    observations = _reshaped(observations, shape)
     steps = len(observations)
     figure = Figure(figsize=(9.0, 5.2), layout="constrained")
     above, below = figure.subfigures(2, 1, squeeze=False, height_ratios=(1.2, 1.0))[:, 0]
     if observations.ndim >= 3:
         shown = np.unique(np.linspace(0, steps - 1, num_frames).round().astype(int))
         for axes, t in zip(np.atleast_1d(above.subplots(1, len(shown))), shown, strict=True):
-            axes.imshow(_coloured(observations[t]), interpolation="nearest")
+            _draw_image(axes, observations[t])
             axes.set_title(f"step {t}", fontsize=9)
-            axes.set_xticks([])
-            axes.set_yticks([])
     else:
         numbers = observations.reshape(steps, -1).T
         low, high = (f(numbers, axis=1, keepdims=True) for f in (np.min, np.max))
@@ -130,6 +82,7 @@ def animation(
     goal: np.ndarray | None = None,
     num_frames: int = 60,
     frames_per_second: int = 10,
+    shape: tuple[int, ...] | None = None,
 ) -> None:
     """One stream of experience as a GIF: the observation, and beside it the episode's return so far.
 
@@ -144,8 +97,9 @@ def animation(
         goal: ``[2]``, marked in the plane.
         num_frames: The most frames; a longer stream is shown at that many of its steps.
         frames_per_second: Frames per second of the GIF.
+        shape: As in `rollout`.
     """
-    observations, rewards = np.asarray(observations, float), np.asarray(rewards, float)
+    observations, rewards = _reshaped(observations, shape), np.asarray(rewards, float)
     steps = len(observations)
     shown = np.unique(np.linspace(0, steps - 1, num_frames).round().astype(int))
     episode = np.concatenate([[0], np.cumsum(np.asarray(last, bool))[:-1]])
@@ -170,8 +124,7 @@ def _draw_observation(
     """Draws the observation at step t of ``observations [T, *O]``; ``start`` is the episode's first step."""
     vectors = observations.reshape(len(observations), -1)
     if observations.ndim >= 3:
-        axes.imshow(_coloured(observations[t]), interpolation="nearest")
-        axes.set_axis_off()
+        _draw_image(axes, observations[t])
     elif vectors.shape[1] == 2:
         _draw_path(axes, vectors, start, t, goal)
     else:
@@ -217,6 +170,39 @@ def _draw_return(axes: Axes, earned: np.ndarray, t: int) -> None:
     axes.set_xlabel("step")
     axes.set_ylabel("return so far")
     tidy(axes)
+
+
+def _reshaped(observations: np.ndarray, shape: tuple[int, ...] | None) -> np.ndarray:
+    """``observations [T, *O]`` as floats, as images of ``shape`` if it is given.
+
+    Raises ValueError if the shape does not fit.
+    """
+    observations = np.asarray(observations, float)
+    if shape is None:
+        return observations
+    if len(shape) not in (2, 3) or math.prod(shape) != math.prod(observations.shape[1:]):
+        raise ValueError(
+            f"shape={shape} must be (height, width) or (height, width, channels) of observations of shape "
+            f"{observations.shape[1:]}"
+        )
+    return observations.reshape(len(observations), *shape)
+
+
+MAX_LINED = 24
+"""The most cells along a side of an image between which lines are drawn."""
+
+
+def _draw_image(axes: Axes, image: np.ndarray) -> None:
+    """Draws ``image [H, W]`` or ``[H, W, C]``; a small one as a grid, with lines between its cells."""
+    axes.imshow(_coloured(image), interpolation="nearest")
+    height, width = image.shape[:2]
+    axes.tick_params(which="both", length=0)
+    axes.set_xticks([])
+    axes.set_yticks([])
+    if max(height, width) <= MAX_LINED:
+        axes.set_xticks(np.arange(width + 1) - 0.5, minor=True)
+        axes.set_yticks(np.arange(height + 1) - 0.5, minor=True)
+        axes.grid(which="minor", color=GREY, linewidth=0.3, alpha=0.6)
 
 
 def _coloured(image: np.ndarray) -> np.ndarray:

@@ -1,4 +1,5 @@
 import numpy as np
+import pytest
 
 from jaxmeta import evaluation, plotting
 from tests.plotting.shared import colours
@@ -59,16 +60,21 @@ def test_lifetimes_draw_every_rule_in_every_setting(tmp_path):
     assert {plotting.BLUE, plotting.ORANGE} <= seen
 
 
-def test_a_population_is_a_line_a_setting_with_the_range_of_its_seeds(tmp_path):
+def test_a_population_is_a_line_a_setting_with_a_band_behind_it(tmp_path):
     rng = np.random.default_rng(0)
-    steady = np.cumsum(rng.uniform(size=(3, 60)), axis=1)
+    steady = np.cumsum(rng.uniform(size=(5, 60)), axis=1) * np.linspace(1, 1.5, 5)[:, None]
     plotting.population(tmp_path / "apart.png", {"a": steady, "b": 2 * steady})
-    plotting.population(tmp_path / "together.png", {"a": steady[:1], "b": 2 * steady[:1]})
-    (seen, apart), (_, together) = (colours(tmp_path / f"{x}.png") for x in ("apart", "together"))
-    assert {plotting.PALETTE[0], plotting.PALETTE[1]} <= seen
-    assert len(apart) > 10**5
-    white = [np.mean(np.all(x == 255, axis=-1)) for x in (apart, together)]
-    assert white[0] < white[1] - 0.02  # the range is shaded
+    plotting.population(tmp_path / "range.png", {"a": steady, "b": 2 * steady}, band="range")
+    plotting.population(tmp_path / "one.png", {"a": steady[:1], "b": 2 * steady[:1]})
+    white = []
+    for name in ("one.png", "apart.png", "range.png"):
+        seen, pixels = colours(tmp_path / name)
+        assert {plotting.PALETTE[0], plotting.PALETTE[1]} <= seen
+        white.append(np.mean(np.all(pixels == 255, axis=-1)))
+    assert white[0] > white[1] + 0.02  # the band is shaded
+    assert white[1] != white[2]
+    with pytest.raises(ValueError, match="band='all' is unknown"):
+        plotting.population(tmp_path / "x.png", {"a": steady}, band="all")
 
 
 def test_lines_in_panels(tmp_path):

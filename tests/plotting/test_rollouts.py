@@ -8,34 +8,6 @@ from jaxmeta import plotting
 from tests.plotting.shared import colours
 
 
-def test_trajectories_lift_the_pen_between_episodes(tmp_path):
-    """One path that jumps from right to left: drawn as one episode it crosses the middle, as two it does not."""
-    obs = np.zeros((1, 2, 1, 4, 2))
-    obs[..., 0] = [-2.0, -1.0, 1.0, 2.0]
-    first = np.zeros((1, 2, 1, 4), bool)
-    first[..., 0] = True
-    plotting.trajectories(tmp_path / "one.png", obs, first)
-    first[..., 2] = True
-    plotting.trajectories(tmp_path / "two.png", obs, first)
-    dark = []
-    for name in ("one.png", "two.png"):
-        image = matplotlib.image.imread(tmp_path / name)[..., :3]
-        height, width, _ = image.shape
-        column = image[height // 4 : -height // 5, int(0.66 * width)]  # x = 0.3: no grid line
-        dark.append(column.mean(axis=1).min() < 0.8)
-    assert dark == [True, False]
-
-
-def test_trajectories_draw_goals_and_any_number_of_tasks(tmp_path):
-    obs = np.random.default_rng(0).normal(size=(4, 3, 2, 6, 2))
-    first = np.zeros((4, 3, 2, 6), bool)
-    first[..., 0] = True
-    plotting.trajectories(tmp_path / "goals.png", obs, first, goals=np.zeros((4, 2)))
-    plotting.trajectories(tmp_path / "free.png", obs, first, labels=("a", "b"))
-    assert (tmp_path / "goals.png").stat().st_size > 10_000
-    assert (tmp_path / "free.png").stat().st_size > 10_000
-
-
 def test_a_rollout_of_images_shows_each_channel_in_its_colour(tmp_path):
     images = np.zeros((5, 4, 3, 2))
     images[:, 0, 0, 0] = images[:, 3, 2, 1] = 1.0
@@ -47,6 +19,18 @@ def test_a_rollout_of_images_shows_each_channel_in_its_colour(tmp_path):
     plotting.rollout(tmp_path / "empty.png", 0 * images[..., 0], np.arange(5), np.zeros(5), last)
     seen, _ = colours(tmp_path / "empty.png")
     assert plotting.ORANGE not in seen
+
+
+def test_a_flat_image_is_drawn_as_the_image(tmp_path):
+    image = np.zeros((3, 4, 3))
+    image[1, 2, 1] = 1.0
+    rest = np.arange(3), np.zeros(3), np.zeros(3, bool)
+    plotting.rollout(tmp_path / "image.png", image, *rest)
+    plotting.rollout(tmp_path / "flat.png", image.reshape(3, -1), *rest, shape=(4, 3))
+    same = [matplotlib.image.imread(tmp_path / f"{x}.png") for x in ("image", "flat")]
+    np.testing.assert_array_equal(*same)
+    with pytest.raises(ValueError, match=r"shape=\(5, 5\) must be"):
+        plotting.rollout(tmp_path / "x.png", image, *rest, shape=(5, 5))
 
 
 def test_a_rollout_of_vectors_shows_every_number_in_its_own_range(tmp_path):
