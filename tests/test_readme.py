@@ -23,12 +23,15 @@ FENCES = [
 ]  # the blocks that a reader sees
 BLOCKS = [(fence.info, fence.content) for fence in FENCES]
 PYTHON = [text for kind, text in BLOCKS if kind == "python"]
-EXAMPLES = [  # of modules' pages in the reference
-    fence.content
-    for module in ALGORITHMS.values()
+EXAMPLES = {  # on the pages of the reference
+    name: fence.content
+    for name, module in ALGORITHMS.items()
     for fence in MarkdownIt().parse(module.__doc__)
     if fence.type == "fence"
-]
+}
+LONG = ("rl2", "meta_value")
+"""Algorithms whose examples train to the end."""
+PROGRAMS = [*PYTHON, *(EXAMPLES[name] for name in LONG)]
 COMMANDS = [text for kind, text in BLOCKS if kind in ("bash", "sh")]
 DOCUMENTS = [ROOT / "README.md", ROOT / "benchmarks" / "RESULTS.md"]
 
@@ -47,11 +50,11 @@ def test_the_first_two_commands_are_those_that_ci_runs():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", range(len(PYTHON + EXAMPLES)))
+@pytest.mark.parametrize("number", range(len(PROGRAMS)))
 def test_code_runs(number, monkeypatch, tmp_path):
     monkeypatch.setenv("XLA_FLAGS", IN_EARNEST)
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "block.py").write_text((PYTHON + EXAMPLES)[number], encoding="utf-8")
+    (tmp_path / "block.py").write_text(PROGRAMS[number], encoding="utf-8")
     done = subprocess.run([sys.executable, "block.py"], capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
 
@@ -68,9 +71,21 @@ def test_commands_run(number, monkeypatch, tmp_path):
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("number", range(len(PYTHON + EXAMPLES)))
+def test_every_algorithm_has_an_example_and_says_when_to_use_it():
+    assert sorted(EXAMPLES) == sorted(ALGORITHMS)
+    for name, module in ALGORITHMS.items():
+        assert "\nUse it " in module.__doc__, name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [x for x in EXAMPLES if x not in LONG])
+def test_examples_of_the_reference_run(name):
+    exec(compile(EXAMPLES[name], name, "exec"), {})
+
+
+@pytest.mark.parametrize("number", range(len(PROGRAMS)))
 def test_code_imports_what_there_is(number):
-    for node in ast.walk(ast.parse((PYTHON + EXAMPLES)[number])):
+    for node in ast.walk(ast.parse(PROGRAMS[number])):
         if isinstance(node, ast.Import | ast.ImportFrom):
             exec(ast.unparse(node), {})
 

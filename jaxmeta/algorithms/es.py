@@ -6,6 +6,23 @@ differentiated, so no estimator of a derivative can be biased. The price is a po
 every task.
 The strategy is OpenAI's (Salimans et al. 2017: antithetic perturbations, fitness by centred ranks) as
 evosax implements it; all members live with the same tasks and random numbers.
+
+Use it as the reference without any meta-gradient, or where the adapted return has none. It takes many more environment steps.
+
+```python
+import jax
+from jaxmeta import tasks
+from jaxmeta.algorithms.es import Config, Hyper, es
+
+family = tasks.make("navigation", horizon=10)
+algorithm = es(family, Config(num_streams=4, population_size=4), Hyper(step_size=0.3))
+state, step = algorithm.init(jax.random.key(0)), jax.jit(algorithm.step)
+for key in jax.random.split(jax.random.key(1), 3):
+    tasks_key, step_key = jax.random.split(key)
+    drawn = tasks.sample_tasks(tasks_key, family, 4, split="train")
+    state, metrics = step(step_key, state, drawn)
+print(metrics["return/before"], metrics["return/after"])
+```
 """
 
 import contextlib

@@ -12,6 +12,24 @@ In reinforcement learning L is a surrogate on the experience of the policy befor
 that policy. A minimum exists if λ exceeds the most negative curvature of L. A task without a minimum, as
 far as conjugate gradients can tell, counts among the `skipped_tasks`. `inner_residual` tells how nearly
 the inner problems were solved.
+
+Use it where the inner loop has too many steps to differentiate through. Each task runs a solver and a linear system. Tasks whose
+loss is too concave at the solution are left out, and counted.
+
+```python
+import jax
+from jaxmeta import tasks
+from jaxmeta.algorithms.imaml import Config, Hyper, imaml
+
+family = tasks.make("navigation", horizon=10)
+algorithm = imaml(family, Config(num_streams=4), Hyper(step_size=0.1, proximal=4.0))
+state, step = algorithm.init(jax.random.key(0)), jax.jit(algorithm.step)
+for key in jax.random.split(jax.random.key(1), 3):
+    tasks_key, step_key = jax.random.split(key)
+    drawn = tasks.sample_tasks(tasks_key, family, 4, split="train")
+    state, metrics = step(step_key, state, drawn)
+print(metrics["return/before"], metrics["return/after"])
+```
 """
 
 import dataclasses

@@ -14,6 +14,23 @@ rule by
 
 Agents whose life is over are born again in the tasks of the next meta-update. Memory is that of a window,
 however long they live.
+
+Use it for an update rule that agents follow in other families. Meta-training takes many lifetimes.
+
+```python
+import jax
+from jaxmeta import tasks
+from jaxmeta.algorithms.learned_objective import Config, Hyper, learned_objective
+
+family = tasks.make("tabular")
+algorithm = learned_objective(family, Config(num_agents=4, objective="lpg"), Hyper())
+state, step = algorithm.init(jax.random.key(0)), jax.jit(algorithm.step)
+for key in jax.random.split(jax.random.key(1), 3):
+    tasks_key, step_key = jax.random.split(key)
+    drawn = tasks.sample_tasks(tasks_key, family, 4, split="train")
+    state, metrics = step(step_key, state, drawn)
+print(metrics)
+```
 """
 
 import dataclasses

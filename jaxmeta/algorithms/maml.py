@@ -12,6 +12,24 @@ same gradient, so the outer loss offers no choice of surrogate.) Settings make i
 * Meta-SGD (`step_sizes`: Li et al. 2017), ANIL and CAVIA (`adapts`: Raghu et al. 2020, Zintgraf et al.
   2019);
 * with K = 0, policy gradient on the mean task: a control that has learned everything but to adapt.
+
+Use it for a policy that adapts by a few gradient steps. It costs a backward pass through every inner step. It adapts only as far
+as its own experience shows the task, and explores little.
+
+```python
+import jax
+from jaxmeta import tasks
+from jaxmeta.algorithms.maml import Config, Hyper, maml
+
+family = tasks.make("navigation", horizon=10)
+algorithm = maml(family, Config(num_streams=4), Hyper(step_size=0.3))
+state, step = algorithm.init(jax.random.key(0)), jax.jit(algorithm.step)
+for key in jax.random.split(jax.random.key(1), 3):
+    tasks_key, step_key = jax.random.split(key)
+    drawn = tasks.sample_tasks(tasks_key, family, 4, split="train")
+    state, metrics = step(step_key, state, drawn)
+print(metrics["return/before"], metrics["return/after"])
+```
 """
 
 import dataclasses

@@ -10,6 +10,24 @@ for the first i at which the surrogate loss falls and D stays below δ. F is nev
 neither value nor slope at θ_o, its Hessian is exactly J^T M J, J the derivative of the adapted policy's
 distributions in θ (through the inner updates) and M the divergence's Hessian in the distributions: first
 derivatives of the adaptation suffice where the Hessian of D by automatic differentiation takes third.
+
+Use it where a meta-update must not change the adapted policy by more than a given divergence. Each meta-update solves a linear
+system by conjugate gradients, a product with the Fisher matrix for each of `cg_steps`.
+
+```python
+import jax
+from jaxmeta import tasks
+from jaxmeta.algorithms.maml_trpo import Config, Hyper, maml_trpo
+
+family = tasks.make("navigation", horizon=10)
+algorithm = maml_trpo(family, Config(num_streams=4, cg_steps=3), Hyper(step_size=0.3))
+state, step = algorithm.init(jax.random.key(0)), jax.jit(algorithm.step)
+for key in jax.random.split(jax.random.key(1), 3):
+    tasks_key, step_key = jax.random.split(key)
+    drawn = tasks.sample_tasks(tasks_key, family, 4, split="train")
+    state, metrics = step(step_key, state, drawn)
+print(metrics["return/before"], metrics["return/after"])
+```
 """
 
 import dataclasses

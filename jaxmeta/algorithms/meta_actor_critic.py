@@ -13,6 +13,24 @@ The meta-objective, on new experience of the adapted agent, is the return less `
 prediction error (`learners.replay.outer_loss`). Its derivative goes back through all updates to the first
 parameters of both, and through the values that the policy learned from: MAML (Finn, Abbeel & Levine 2017,
 algorithm 3) with the critic inside.
+
+Use it where policy and value should adapt together, on the last batches of experience and not on the newest alone. It costs as
+much as MAML, for every batch that is used again.
+
+```python
+import jax
+from jaxmeta import tasks
+from jaxmeta.algorithms.meta_actor_critic import Config, Hyper, meta_actor_critic
+
+family = tasks.make("pendulum", horizon=20)
+algorithm = meta_actor_critic(family, Config(num_streams=4, num_updates=2), Hyper(step_size=0.01))
+state, step = algorithm.init(jax.random.key(0)), jax.jit(algorithm.step)
+for key in jax.random.split(jax.random.key(1), 3):
+    tasks_key, step_key = jax.random.split(key)
+    drawn = tasks.sample_tasks(tasks_key, family, 4, split="train")
+    state, metrics = step(step_key, state, drawn)
+print(metrics["return/before"], metrics["return/after"])
+```
 """
 
 import dataclasses

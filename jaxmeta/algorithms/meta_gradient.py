@@ -24,6 +24,24 @@ update are in `actor_critic`. Settings make it
 * less noisy (`leave_one_out`): the derivative of an advantage in γ has a baseline, which the value, of the
   present η alone, is not (Xu et al. condition values on η instead);
 * with nothing to learn, the actor-critic itself.
+
+Use it to tune γ, λ, costs, a step size or an added reward while agents live. It costs a backward pass through the updates of a
+window, and short windows bias it.
+
+```python
+import jax
+from jaxmeta import tasks
+from jaxmeta.algorithms.meta_gradient import Config, Hyper, meta_gradient
+
+family = tasks.make("cartpole", horizon=50)
+algorithm = meta_gradient(family, Config(num_agents=4, learns=("discount", "step_size")), Hyper(discount=0.9))
+state, step = algorithm.init(jax.random.key(0)), jax.jit(algorithm.step)
+for key in jax.random.split(jax.random.key(1), 3):
+    tasks_key, step_key = jax.random.split(key)
+    drawn = tasks.sample_tasks(tasks_key, family, 4, split="train")
+    state, metrics = step(step_key, state, drawn)
+print(metrics)
+```
 """
 
 import dataclasses

@@ -9,6 +9,23 @@ on targets of the present π (Munos et al. 2016, "Safe and efficient off-policy 
 eq. 3). The policy after the updates is a differentiable function of the first parameters, so the
 meta-objective is the one of `meta_actor_critic`: the return on new experience, less ``value_cost`` times
 the error of the values (`learners.replay.outer_loss`).
+
+Use it for action values that adapt off-policy. Actions must be discrete.
+
+```python
+import jax
+from jaxmeta import tasks
+from jaxmeta.algorithms.meta_q import Config, Hyper, meta_q
+
+family = tasks.make("cartpole", horizon=20)
+algorithm = meta_q(family, Config(num_streams=4, num_updates=2), Hyper(step_size=0.01))
+state, step = algorithm.init(jax.random.key(0)), jax.jit(algorithm.step)
+for key in jax.random.split(jax.random.key(1), 3):
+    tasks_key, step_key = jax.random.split(key)
+    drawn = tasks.sample_tasks(tasks_key, family, 4, split="train")
+    state, metrics = step(step_key, state, drawn)
+print(metrics["return/before"], metrics["return/after"])
+```
 """
 
 import dataclasses

@@ -15,6 +15,9 @@ Model-agnostic meta-learning (Finn, Abbeel & Levine 2017, algorithm 1) of tempor
 (Sutton 1988) with the corrections of Precup, Sutton & Singh 2000, "Eligibility traces for off-policy policy
 evaluation", and Espeholt et al. 2018, "IMPALA".
 
+Use it to predict a policy's return in a new task after little experience of another policy. It earns no return itself, and costs as
+much as MAML.
+
 ```python
 import jax
 from jaxmeta import tasks

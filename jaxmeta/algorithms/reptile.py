@@ -10,6 +10,23 @@ formula and Adam a variant that the paper allows.
 
 The experience after the K updates makes one more update, because Reptile has no other use for it. With one
 update in all (K = 0) this is joint training; the second and later updates make it meta-learning.
+
+Use it where no derivative may go through the inner steps. It needs several of them to differ from training on the mean task.
+
+```python
+import jax
+from jaxmeta import tasks
+from jaxmeta.algorithms.reptile import Config, Hyper, reptile
+
+family = tasks.make("navigation", horizon=10)
+algorithm = reptile(family, Config(num_streams=4), Hyper(step_size=0.3))
+state, step = algorithm.init(jax.random.key(0)), jax.jit(algorithm.step)
+for key in jax.random.split(jax.random.key(1), 3):
+    tasks_key, step_key = jax.random.split(key)
+    drawn = tasks.sample_tasks(tasks_key, family, 4, split="train")
+    state, metrics = step(step_key, state, drawn)
+print(metrics["return/before"], metrics["return/after"])
+```
 """
 
 import dataclasses

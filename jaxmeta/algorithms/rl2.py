@@ -6,6 +6,9 @@ whether an episode begins. It is trained for the return of whole trials by PPO (
 A2C (Wang et al.). `networks.recurrent` holds the networks, and `learners.recurrent` the trials, the losses `ppo` and `a2c`, and
 the loop of training: act in trials, compute advantages over each trial, learn in epochs of minibatches.
 
+Use it for an agent that explores and remembers within a trial. Learning runs through whole trials, so long trials need many tasks an
+update. It takes no gradient step at test time.
+
 ```python
 import jax
 from jaxmeta import evaluation, references, tasks

@@ -14,6 +14,24 @@ optimiser, so PPO's ratio also holds changes of the belief.
 
     from jaxmeta.networks.recurrent import gru
     algorithm = varibad(family, memory=gru(64))
+
+Use it where an agent must explore and a belief about the task is wanted, too. It costs a decoder of all transitions from each
+step's belief. Long trials need many tasks an update.
+
+```python
+import jax
+from jaxmeta import tasks
+from jaxmeta.algorithms.varibad import Config, Hyper, varibad
+
+family = tasks.make("gridnavi")
+algorithm = varibad(family, Config(num_episodes=2, memory_size=16), Hyper(learning_rate=3e-3))
+state, step = algorithm.init(jax.random.key(0)), jax.jit(algorithm.step)
+for key in jax.random.split(jax.random.key(1), 3):
+    tasks_key, step_key = jax.random.split(key)
+    drawn = tasks.sample_tasks(tasks_key, family, 8, split="train")
+    state, metrics = step(step_key, state, drawn)
+print(metrics["return/before"], metrics["return/after"])
+```
 """
 
 import dataclasses

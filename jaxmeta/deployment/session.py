@@ -15,6 +15,7 @@ another here. With the same key, observations and rewards it draws the same acti
 
 import os
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from gymnax.environments import spaces
 from jaxmeta import checks
 from jaxmeta.runs.experiments import Trained
 from jaxmeta.tasks import boxes, composite, environments, keys
-from jaxmeta.types import TimeStep, Trajectory
+from jaxmeta.types import Learner, TimeStep, Trajectory
 
 MAGIC = b"jaxmeta session 1\n"
 """The first bytes of a saved session."""
@@ -74,8 +75,8 @@ class Session:
         self._lifetime = trained.algorithm.lifetime
         self._learner, self._meta = trained.learner, trained.meta
         self._declared = environments.declared_observation_space(self.family.env)
+        self._composite = self._declared if composite.is_composite(self._declared) else None
         self._space = self.family.action_space
-        self._act, self._update = jax.jit(self._acted), jax.jit(self._updated)
         if not isinstance(seed, jax.Array):
             seed = jax.random.key(checks.at_least("seed", seed, 0, 2**32 - 1))
         # The keys of `rollouts.lifetime` and of the functions that it calls.
@@ -114,13 +115,15 @@ class Session:
                 "for. Begin a new Session for a new trial",
                 stacklevel=2,
             )
-        drawn, self._memory = self._act(
+        drawn, self._memory = _act(
             self._stream_keys,
             np.array([self._stream, self._step], np.int32),
             self._meta,
             self._agent,
             self._memory,
             (obs, *self._previous, np.asarray(self._age == 0)),
+            learner=self._learner,
+            composite_space=self._composite,
         )
         self._drawn = jax.device_get(drawn)
         return self._outward(self._drawn[1])
@@ -282,37 +285,16 @@ class Session:
                 self._memory, self._previous = self._learner.memory(self._meta), self._nothing()
             self._memories[self._stream] = self._memory
             return
-        self._agent = self._update(
-            self._round_keys[1], self._meta, self._agent, self._records, self._memories
+        self._agent = _update(
+            self._round_keys[1],
+            self._meta,
+            self._agent,
+            self._records,
+            self._memories,
+            learner=self._learner,
         )
         self.num_updates += 1
         self._begin_round()
-
-    def _acted(
-        self,
-        stream_keys: jax.Array,
-        place: jax.Array,
-        meta: Any,
-        agent: Any,
-        memory: Any,
-        at: tuple,
-    ) -> tuple[tuple, Any]:
-        """``((obs, action, log_prob), memory)`` of one step, as `rollouts.rollout` computes them."""
-        obs, *others = at
-        stream, t = place
-        timestep = TimeStep(self._as_float(obs), *others)
-        act_key = jax.random.split(keys.quick(stream_keys[stream]), 3)[0]
-        action, log_prob, memory = self._learner.act(
-            keys.at_step(act_key, t), meta, agent, keys.all_quick(memory), timestep
-        )
-        return (timestep.obs, action, log_prob), keys.all_plain(memory)
-
-    def _updated(
-        self, key: jax.Array, meta: Any, agent: Any, records: Trajectory, memories: list
-    ) -> Any:
-        """The agent after an update on its streams ``[N, T]``."""
-        memory = jax.tree.map(lambda *x: jnp.stack(x), *memories)
-        return self._learner.update(key, meta, agent, records._replace(memory=memory))
 
     def _checked(self, name: str, observation: Any) -> Any:
         """The observation as NumPy arrays; raises ValueError unless it is of the family's space."""
@@ -323,16 +305,11 @@ class Session:
             raise ValueError(f"{error}; the family observes {self._declared!r}") from error
         return observation
 
-    def _as_float(self, observation: Any) -> jax.Array:
-        parts = composite.is_composite(self._declared)
-        flat = composite.flatten(self._declared, observation) if parts else observation
-        return jnp.asarray(flat, self._dtype)
-
     def _flat(self, observation: Any) -> Any:
         """One array ``[*obs_shape]`` of an observation of NumPy arrays."""
-        if composite.is_composite(self._declared):
-            return np.asarray(composite.flatten(self._declared, observation))
-        return observation
+        if self._composite is None:
+            return observation
+        return np.asarray(composite.flatten(self._composite, observation))
 
     def _outward(self, action: np.ndarray) -> Any:
         """The action for the task: within the bounds, as an environment gets it in training."""
@@ -342,6 +319,53 @@ class Session:
             return np.asarray(action)
         low, high = boxes.bounds(self._space)
         return np.clip(action, low.astype(action.dtype), high.astype(action.dtype))
+
+
+# Compiled once for a learner, whatever the number of its sessions.
+
+
+@partial(jax.jit, static_argnames=("learner", "composite_space"))
+def _act(
+    stream_keys: jax.Array,
+    place: jax.Array,
+    meta: Any,
+    agent: Any,
+    memory: Any,
+    at: tuple,
+    *,
+    learner: Learner,
+    composite_space: Any,
+) -> tuple[tuple, Any]:
+    """``((obs, action, log_prob), memory)`` of one step, as `rollouts.rollout` computes them.
+
+    ``place`` is the stream's number and its step; ``at`` is the observation, the previous action and reward, and whether
+    the episode begins.
+    """
+    obs, *others = at
+    stream, t = place
+    if composite_space is not None:
+        obs = composite.flatten(composite_space, obs)
+    timestep = TimeStep(jnp.asarray(obs, float), *others)
+    act_key = jax.random.split(keys.quick(stream_keys[stream]), 3)[0]
+    action, log_prob, memory = learner.act(
+        keys.at_step(act_key, t), meta, agent, keys.all_quick(memory), timestep
+    )
+    return (timestep.obs, action, log_prob), keys.all_plain(memory)
+
+
+@partial(jax.jit, static_argnames="learner")
+def _update(
+    key: jax.Array,
+    meta: Any,
+    agent: Any,
+    records: Trajectory,
+    memories: list,
+    *,
+    learner: Learner,
+) -> Any:
+    """The agent after an update on its streams ``[N, T]``."""
+    memory = jax.tree.map(lambda *x: jnp.stack(x), *memories)
+    return learner.update(key, meta, agent, records._replace(memory=memory))
 
 
 def _is_session(path: Path) -> bool:
