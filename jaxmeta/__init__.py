@@ -1,27 +1,29 @@
 r"""jaxmeta: meta-reinforcement learning as pure functions in JAX.
 
-A trained run is loaded from its folder by `jaxmeta.load`; `jaxmeta.pretrained` gives the folder of a run that comes with the
-library (both are functions of `jaxmeta.runs.experiments`).
+`jaxmeta.runs.experiments.load` loads a trained run from its folder, and `jaxmeta.runs.experiments.pretrained` gives the folder
+of a run that comes with the library. Both are names of `jaxmeta`, too: `jaxmeta.load(jaxmeta.pretrained("rl2-gridnavi"))`.
 
 # A map
 
 Each room of the house imports only the rooms above it.
 
-| room of `jaxmeta/` | what lives there |
+| room | what lives there |
 |---|---|
-| `types.py`, `checks.py` | the vocabulary: `Learner` (one lifetime), `MetaAlgorithm` (the outer loop), `Trajectory`, ...; checks of arguments |
-| `tasks/` | families of tasks, each with train, test and out-of-distribution splits (the table is in `benchmarks/RESULTS.md`). `environments` checks the parts and spaces of an environment, `time_limit` cuts off its episodes, `signatures` checks once what its resets and steps return, and `door` resets and steps it. `promises` tries a family (`tasks.check`), `boxes` defines the bounds of a `Box`, `transform` makes a family of any gymnax environment, `informed` tells the agent the task, `keys` draws random numbers faster on a CPU |
-| `recurrences.py` | the linear recurrence that returns, traces and a recurrent network share |
-| `networks/` | softmax-linear π(a\|s) ∝ exp(φ(s,a)·θ), categorical and Gaussian policies (`policies`); values; recurrent networks, each as one step and as a whole sequence: GRU, LSTM, linear recurrence, transformer (`recurrent`); a network for finite MDPs that plans on the graph of what it has counted (`graph_actor_critic`); distributions; encodings of observations and actions |
-| `estimators/` | returns, advantages and off-policy targets (`returns`); surrogates: score function, LVC, TayPO of any order, Loaded DiCE, DiCE, importance sampling, doubly robust, V-trace, PPO clip (`surrogates`); the linear baseline (`baselines`); where episodes end (`episodes`), streams that count (`streams`), units of rewards (`units`); the oracle, which solves and enumerates finite MDPs (`exact`) |
-| `rollouts/` | acting in one stream (`rollout`), a lifetime of updates (`lifetime`), agents that outlive a meta-update (`lifelong`) |
-| `meta_updates/` | per-task meta-gradients and their mean over the tasks that are finite (`gradients`), the outer loop (`outer_loop`), evolution strategies (`evolution`), meta-gradients of a window of a lifetime (`windows`) |
-| `learners/` | the fast loops: policy-gradient steps of all parameters, the last layer or a context (`gradient`); a recurrent network's state (`recurrent`); off-policy steps on the last batches (`replay`); the actor-critic whose hyper-parameters meta-gradients learn (`actor_critic`); learned update rules (`update_rules`) |
-| `algorithms/` | one algorithm a file |
-| `references.py` | exact Bayes-optimal values of bandits and GridNavi; Gittins index, UCB1, Thompson and posterior sampling as learners |
-| `evaluation/` | adaptation curves, trials, returns of random, optimal and expert agents, statistics with intervals |
-| `plotting/` | figures |
-| `runs/` | the host's side: training of one run or a population, bit-exact checkpoints, folders that belong to one run at a time, several processes, metrics to TensorBoard or Weights & Biases, experiments as data, presets, tables, any terminal |
+| `jaxmeta.types` | the vocabulary: `jaxmeta.types.Learner`, `jaxmeta.types.MetaAlgorithm`, `jaxmeta.types.Trajectory` |
+| `jaxmeta.checks` | checks of arguments |
+| `jaxmeta.recurrences` | the linear recurrence that returns, traces and a recurrent network share |
+| `jaxmeta.tasks` | families of tasks; your own by `jaxmeta.tasks.from_functions`, or by `jaxmeta.tasks.transform` from any gymnax environment |
+| `jaxmeta.networks` | policies, values, recurrent networks, encoders of images and of flax modules |
+| `jaxmeta.estimators` | returns, advantages, surrogates of the policy gradient, the exact oracle |
+| `jaxmeta.rollouts` | acting, and lifetimes of updates |
+| `jaxmeta.meta_updates` | meta-gradients, evolution strategies, the outer loop |
+| `jaxmeta.learners` | the fast loops: how an agent learns in one task |
+| `jaxmeta.algorithms` | one algorithm a file, with an example each |
+| `jaxmeta.references` | Bayes-optimal values, Gittins index, UCB1, Thompson and posterior sampling |
+| `jaxmeta.evaluation` | adaptation curves, trials, reference agents, statistics with intervals |
+| `jaxmeta.plotting` | figures |
+| `jaxmeta.runs` | the host's side: training, checkpoints, experiments, presets, metrics |
+| `jaxmeta.deployment` | a trained agent in one real task |
 
 # What the numbers mean
 
@@ -106,6 +108,25 @@ if TYPE_CHECKING:
 
 __version__ = "0.2.0"
 _FROM_EXPERIMENTS = ("load", "pretrained")
+__all__ = [
+    "algorithms",
+    "checks",
+    "deployment",
+    "estimators",
+    "evaluation",
+    "learners",
+    "load",
+    "meta_updates",
+    "networks",
+    "plotting",
+    "pretrained",
+    "recurrences",
+    "references",
+    "rollouts",
+    "runs",
+    "tasks",
+    "types",
+]
 MISCOMPILES = "0.10.2"
 """A release of jax that compiles some programs wrongly on CPUs."""
 
@@ -125,3 +146,7 @@ def __getattr__(name: str) -> Any:
 
         return getattr(experiments, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -173,6 +173,9 @@ def bayes_optimal_gridnavi(*, num_episodes: int, num_steps: int, size: int = 5) 
         num_episodes: Episodes of the trial, at least 1.
         num_steps: Steps of an episode, the environment's horizon, at least 1.
         size: Cells along a side, 3 to 7; a size of 7 may take a minute.
+
+    Raises:
+        ValueError: the grid is too large for its states to be counted in 64 bits.
     """
     checks.at_least("num_episodes", num_episodes, 1)
     checks.at_least("num_steps", num_steps, 1)
@@ -391,6 +394,9 @@ def gittins_indices(*, num_pulls: int, discount: float, resolution: int = 2000) 
         num_pulls: Pulls of the arm to tabulate, n, at least 1.
         discount: γ, in [0, 1).
         resolution: Intervals of the grid of λ in [0, 1].
+
+    Raises:
+        ValueError: ``discount`` is 1, where no index exists.
     """
     checks.at_least("num_pulls", num_pulls, 1)
     checks.between("discount", discount, 0.0, 1.0)

@@ -9,6 +9,9 @@ Docstrings give unbatched shapes (``[T]`` for one stream, ``[N, T]`` for one tas
 ``vmap``.
 """
 
+import ast
+import inspect
+import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
@@ -138,3 +141,19 @@ class MetaAlgorithm(NamedTuple):
     """The learner that is trained."""
     lifetime: Lifetime | None = None
     """How the learner collects experience in meta-training; `deployment.Session` does the same in one real task."""
+
+
+def _document_fields() -> None:
+    """Makes the strings below the fields above their docstrings, for `help`."""
+    module = sys.modules[__name__]
+    for node in ast.parse(inspect.getsource(module)).body:
+        fields = getattr(getattr(module, getattr(node, "name", ""), None), "_fields", ())
+        if isinstance(node, ast.ClassDef):
+            for field, text in zip(node.body, node.body[1:], strict=False):
+                if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr):
+                    name, doc = ast.unparse(field.target), ast.literal_eval(text.value)
+                    if name in fields:
+                        getattr(getattr(module, node.name), name).__doc__ = inspect.cleandoc(doc)
+
+
+_document_fields()

@@ -1,10 +1,12 @@
 """The API reference is made of docstrings: each says what it is, in which shapes, and after whom."""
 
+import ast
 import functools
 import importlib
 import inspect
 import pkgutil
 import re
+import textwrap
 import typing
 
 import jax
@@ -53,6 +55,45 @@ def test_functions_of_arrays_say_their_shapes(module):
             assert SHAPE.search(inspect.getdoc(x)), (
                 f"{module}.{name} does not say the shapes of {', '.join(arrays(x))}"
             )
+
+
+def raises(function):
+    """Whether a function's own lines raise an error."""
+
+    def found(node):
+        nodes = ast.iter_child_nodes(node)
+        nodes = [x for x in nodes if not isinstance(x, ast.FunctionDef | ast.Lambda)]
+        return any((isinstance(x, ast.Raise) and x.exc is not None) or found(x) for x in nodes)
+
+    return found(ast.parse(textwrap.dedent(inspect.getsource(inspect.unwrap(function)))).body[0])
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_functions_that_raise_say_so(module):
+    for name, x in public(module):
+        if inspect.isfunction(x) and raises(x):
+            text = inspect.getdoc(x).lower()
+            assert "raises" in text or "error" in text, (
+                f"{module}.{name} does not say what it raises"
+            )
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_fields_are_documented(module):
+    """Each field of a public NamedTuple or dataclass has a string below it."""
+    tree = ast.parse(inspect.getsource(importlib.import_module(module)))
+    for node in tree.body:
+        if not isinstance(node, ast.ClassDef) or node.name.startswith("_"):
+            continue
+        record = any("NamedTuple" in ast.unparse(x) for x in node.bases)
+        record |= any("dataclass" in ast.unparse(x) for x in node.decorator_list)
+        if record:
+            for field, after in zip(node.body, [*node.body[1:], None], strict=True):
+                if isinstance(field, ast.AnnAssign):
+                    documented = isinstance(after, ast.Expr) and isinstance(
+                        after.value, ast.Constant
+                    )
+                    assert documented, f"{module}.{node.name}.{ast.unparse(field.target)}"
 
 
 CITED = [x for x in MODULES if x.startswith("jaxmeta.algorithms.")]

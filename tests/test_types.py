@@ -18,4 +18,11 @@ def test_traced_types_are_pytrees_whose_every_field_is_a_leaf(name):
 
 def test_learner_and_algorithm_list_what_the_slow_loop_needs():
     assert types.Learner._fields == ("init", "memory", "act", "update")
-    assert types.MetaAlgorithm._fields == ("init", "step", "learner")
+    assert types.MetaAlgorithm._fields == ("init", "step", "learner", "lifetime")
+
+
+def test_help_says_what_fields_are():
+    for kind in (types.Learner, types.MetaAlgorithm, types.Trajectory, types.TimeStep):
+        for field in kind._fields:
+            assert "Alias for field" not in getattr(kind, field).__doc__
+    assert types.Learner.memory.__doc__ == "``(meta) -> memory``, once per stream."

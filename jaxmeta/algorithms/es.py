@@ -182,7 +182,9 @@ class Search(NamedTuple):
     """evosax's strategy and its state."""
 
     strategy: Open_ES
+    """evosax's strategy."""
     state: Any
+    """The strategy's state: mean and step size."""
 
     @classmethod
     def begin(cls, key: jax.Array, theta: dict, noise_std: jax.Array, config: Config) -> "Search":

@@ -2,7 +2,7 @@ r"""Implicit MAML: the meta-gradient of an adaptation that is solved, not unroll
 
 Rajeswaran, Finn, Kakade & Levine 2019, "Meta-learning with implicit gradients". An inner update solves
 
-$$φ = \arg\min L(φ; D) + \tfrac{λ}{2} |φ - θ|^2, \quad\text{so that}\quad ∇L(φ; D) + λ (φ - θ) = 0,$$
+$$φ = \mathrm{argmin}\; L(φ; D) + \tfrac{λ}{2} |φ - θ|^2, \quad\text{so that}\quad ∇L(φ; D) + λ (φ - θ) = 0,$$
 
 and by the implicit function theorem dφ/dθ = (I + ∇²L(φ; D) / λ)^-1 (eq. 6), whatever path the solver
 took and without memory for its steps. The meta-gradient applies that matrix to the outer gradient by

@@ -160,9 +160,11 @@ class State(NamedTuple):
     """The state of the slow loop: the rule and the agents that live by it."""
 
     meta: Meta
+    """The rule's parameters and numbers: the input of the agents."""
     members: Member
     """``[M]``."""
     optimizer: Any
+    """The optimiser's state."""
     num_updates: jax.Array
     """``[]``, int32: meta-updates that were applied."""
 

@@ -148,7 +148,9 @@ class MetaBatch:
     """A meta-batch's experience under θ_o, and functions of θ on it. θ is the learned part of ``meta``."""
 
     parts: GradientLearner
+    """The learner and its functions."""
     config: Config
+    """Sizes, counts and choices."""
     meta: Meta
     """θ_o and all that is not learned."""
     keys: jax.Array

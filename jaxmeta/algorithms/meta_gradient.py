@@ -108,11 +108,13 @@ class State(NamedTuple):
     """The state of the slow loop: meta-parameters, lives and their scores."""
 
     meta: Meta
+    """The learned numbers η: the input of the agents."""
     lives: Life
     """``[M]``."""
     scores: Score
     """``[M, N]``."""
     optimizer: Any
+    """The optimiser's state."""
     num_updates: jax.Array
     """``[]``, int32: meta-updates that were applied."""
 
@@ -223,8 +225,11 @@ class Lives:
     """One life in a window, and the meta-objective of it."""
 
     parts: ActorCriticLearner
+    """The learner and its functions."""
     window: Window
+    """The part of a lifetime that a meta-update sees."""
     config: Config
+    """Sizes, counts and choices."""
 
     @property
     def env_steps(self) -> int:

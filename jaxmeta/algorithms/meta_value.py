@@ -159,6 +159,7 @@ class MetaValue(NamedTuple):
     """A learner of values, with the functions that losses and evaluations need. All are for one task."""
 
     learner: Learner
+    """The learner."""
     init: Callable[[jax.Array, Any], Meta]
     """``(key, hyper) -> meta``."""
     experience: Callable[[jax.Array, Meta, Task, Agent], Trajectory]
@@ -170,9 +171,11 @@ class MetaValue(NamedTuple):
     log_ratio: Callable[[Agent, Trajectory], jax.Array]
     """``(agent, data [N, T]) -> log π(a_t|s_t) - log μ(a_t|s_t)``, ``[N, T]``."""
     policy: Policy
+    """The policy that acts."""
     setup: rollouts.Setup
     """The learner in its environment, N streams of T steps."""
     config: Config
+    """Sizes, counts and choices."""
 
     @property
     def env_steps(self) -> int:

@@ -135,7 +135,11 @@ def network_of(
     memory: Memory | None = None,
     network: ActorCritic | None = None,
 ) -> ActorCritic:
-    """``network``, or a policy and a value on ``memory``, or on the memory that ``config`` names."""
+    """``network``, or a policy and a value on ``memory``, or on the memory that ``config`` names.
+
+    Raises:
+        ValueError: ``memory`` or a setting of ``config`` has no effect beside ``network``.
+    """
     if network is not None:
         if memory is not None:
             raise ValueError(

@@ -151,10 +151,10 @@ class Meta(NamedTuple):
     ``hyper``, and read `learned_hyper`. (``hyper.value_cost`` is also the outer value's, which no η changes.)
     """
 
-    params: dict[
-        str, Any
-    ]  # η: unconstrained numbers [], by name; "reward" is a network's parameters
+    params: dict[str, Any]
+    """η, unconstrained numbers ``[]`` by name; ``"reward"`` holds a network's parameters."""
     hyper: Hyper
+    """The numbers that are not learned, and where the learned ones began."""
 
 
 class Agent(NamedTuple):
@@ -163,6 +163,7 @@ class Agent(NamedTuple):
     params: dict[str, Params]
     """"policy", "value" and, where there is one, "outer_value"."""
     optimizer: Any
+    """The optimiser's state."""
 
 
 @checks.arguments

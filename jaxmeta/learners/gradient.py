@@ -184,6 +184,7 @@ class GradientLearner(NamedTuple):
     """A learner that adapts by gradient steps, with the functions that outer losses need. All are for one task."""
 
     learner: Learner
+    """The learner."""
     init: Callable[[jax.Array, Any], Meta]
     """``(key, hyper) -> meta``."""
     distribution: Callable[[Params, Trajectory], Distribution]
@@ -195,6 +196,7 @@ class GradientLearner(NamedTuple):
     setup: rollouts.Setup
     """The learner in its environment, N streams of T steps."""
     config: Config
+    """Sizes, counts and choices."""
 
     @property
     def env_steps(self) -> int:

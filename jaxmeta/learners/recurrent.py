@@ -110,6 +110,7 @@ class Meta(NamedTuple):
     """
 
     params: Params
+    """The network's parameters."""
     value_scale: jax.Array
     """``[2]``, running mean and standard deviation of the returns to come."""
     reward_scale: jax.Array
@@ -131,6 +132,7 @@ class RecurrentLearner(NamedTuple):
     """The learner and the functions of it that the outer loop needs."""
 
     learner: Learner
+    """The learner."""
     inputs: Callable[[Meta, Trajectory], Inputs]
     """``(meta, data [T]) -> inputs [T]``."""
     trials: Callable[[jax.Array, Any, Task], Trajectory]

@@ -51,6 +51,7 @@ class Agent(NamedTuple):
     """The parameters of one task and its last batches of experience."""
 
     params: Params
+    """The parameters that updates change."""
     batches: Trajectory
     """``[R, N, T]``, the newest first."""
     num_batches: jax.Array
@@ -61,11 +62,13 @@ class ReplayLearner(NamedTuple):
     """A learner that uses its last batches again, with the functions that outer losses need. All are for one task."""
 
     learner: Learner
+    """The learner."""
     init: Callable[[jax.Array, Any], Meta]
     """``(key, hyper) -> meta``."""
     setup: rollouts.Setup
     """The learner in its environment, N streams of T steps."""
     config: Config
+    """Sizes, counts and choices."""
 
     @property
     def env_steps(self) -> int:

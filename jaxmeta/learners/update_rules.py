@@ -52,6 +52,7 @@ class Agent(NamedTuple):
     params: Params
     """{"policy": ..., "prediction": ...}."""
     optimizer: Any
+    """The optimiser's state."""
     reward_scale: Any = ()
     """``[]``, the scale of its rewards so far, where it learns in units of that."""
 
@@ -134,13 +135,19 @@ class RuleLearner:
     """Agents of one family that follow a rule; `rule_learner` explains the fields."""
 
     rule: UpdateRule
+    """The rule that the agents follow."""
     policy: Policy
+    """The policy that acts."""
     prediction: Value
     """``obs [..., *obs_shape] -> [...]``, or ``[..., m]``."""
     optimizer: AgentOptimizer
+    """``step_size -> optax.GradientTransformation`` of the agents."""
     num_epochs: int
+    """Passes over each batch of experience."""
     rematerialize: bool
+    """Whether the backward pass computes intermediate values again."""
     scale_rewards: bool
+    """Whether agents see rewards in units of a running scale."""
 
     @functools.cached_property
     def learner(self) -> Learner:
@@ -370,9 +377,10 @@ def a2c() -> UpdateRule:
 
 
 class ValueTargets(NamedTuple):
-    """Values of observations and of their successors, ``[N, T]`` each."""
+    """Advantages, and the targets of values, ``[N, T]`` each."""
 
     advantage: jax.Array
+    """``[N, T]``, advantages."""
     value: jax.Array
     """Returns of λ."""
 

@@ -22,6 +22,7 @@ class State(NamedTuple):
     meta: Any
     """The part that the learner reads."""
     optimizer: Any
+    """The optimiser's state."""
     num_updates: jax.Array
     """``[]``, int32: meta-updates that were applied."""
 

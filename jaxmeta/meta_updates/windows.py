@@ -90,7 +90,9 @@ class Critic(NamedTuple):
     """The baseline of a policy gradient: a value of an agent's observations."""
 
     params: Params
+    """Parameters of the value."""
     optimizer: Any
+    """The optimiser's state."""
 
 
 def policy_gradient(window: Window, objective: Objective) -> Estimator:

@@ -300,6 +300,9 @@ def categorical_mlp(
     The action space is a `Discrete`, a `MultiDiscrete` or a `Box` of integers (see `FactoredCategorical`).
     Parameters are ``{"body": ..., "head": ...}``. With ``context_size`` C > 0 there is ``"context"
     [C]``, too: inputs beside the observation, zero at first (Zintgraf et al. 2019, CAVIA).
+
+    Raises:
+        ValueError: the actions are continuous.
     """
     if not _has_categories(action_space):
         raise ValueError(

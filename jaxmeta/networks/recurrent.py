@@ -293,6 +293,9 @@ def transformer(
         num_layers: Pairs of attention and feed-forward sub-layers.
         num_heads: Attention heads.
         precision: Precision of products with weights, one of `PRECISIONS`.
+
+    Raises:
+        ValueError: a size is out of range, or ``size`` is no multiple of ``2 * num_heads``.
     """
     checks.at_least("size", size, 1)
     checks.choice("precision", precision, PRECISIONS)

@@ -61,7 +61,11 @@ def begin_streams(key: jax.Array, meta: Any, task: Task, *, setup: Setup) -> Str
 def collect(
     key: jax.Array, meta: Any, task: Task, agent: Any, streams: Stream, *, setup: Setup
 ) -> tuple[Stream, Trajectory]:
-    """``(streams [N], trajectories [N, T])`` after the agent has acted for T steps in each stream."""
+    """``(streams [N], trajectories [N, T])`` after the agent has acted for T steps in each stream.
+
+    Raises:
+        ValueError: ``streams`` are not as many as ``setup`` says.
+    """
 
     def act(key: jax.Array, stream: Stream) -> tuple[Stream, Trajectory]:
         return rollout(

@@ -103,6 +103,9 @@ def opened(sink: Sink) -> Iterator[Write]:
     """The sink's function of a line; the sink is closed at the end.
 
     An exception while closing becomes a warning, because the run is already saved.
+
+    Raises:
+        TypeError: the sink cannot be opened.
     """
     context = sink.open() if isinstance(sink, PerRun) else sink
     if not isinstance(context, AbstractContextManager):

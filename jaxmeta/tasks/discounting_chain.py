@@ -123,6 +123,9 @@ def discounting_chain(*, horizon: int = 100, best_chain: int | None = None) -> T
     Args:
         horizon: Steps of an episode, at least 1; a chain that would pay later pays nothing.
         best_chain: The chain that pays more, as for one ``mapping_seed`` of bsuite; None draws it.
+
+    Raises:
+        ValueError: ``best_chain`` names no chain, or a number is out of range.
     """
     checks.at_least("horizon", horizon, 1)
     num_chains = len(REWARD_STEPS)

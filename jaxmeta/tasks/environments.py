@@ -149,7 +149,11 @@ def num_tasks(name: str, tasks: Task, env: Any) -> int:
 
 
 def call(where: str, function: Callable[..., Any], *args: Any) -> Any:
-    """``function(*args)``; an exception becomes an InvalidEnvironment that names ``where``, with the cause behind it."""
+    """``function(*args)``; an exception becomes an InvalidEnvironment that names ``where``, with the cause behind it.
+
+    Raises:
+        InvalidEnvironment: the function raised an exception, unless it was an ImportError.
+    """
     try:
         return function(*args)
     except (InvalidEnvironment, ImportError):

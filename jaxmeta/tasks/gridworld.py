@@ -121,6 +121,9 @@ def gridworld(*, size: int = 5, horizon: int = 20, num_objects: int = 4) -> Task
         size: Cells along a side, at least 2.
         horizon: Time limit of an episode, in steps.
         num_objects: Objects in a task, at most half the number of cells.
+
+    Raises:
+        ValueError: objects fill more than half of the cells, or a number is out of range.
     """
     checks.at_least("size", size, 2)
     checks.at_least("horizon", horizon, 1)

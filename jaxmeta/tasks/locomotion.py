@@ -541,6 +541,10 @@ def walker_params(
         scale: Scale of the factors, above 1. Rothfuss et al. 2019 use 1.5³, at which the most
             uneven bodies become NaN in `generalized`.
         backend: Brax's physics, see `Backend`.
+
+    Raises:
+        ValueError: ``scale`` is not above 1.
+        ImportError: Brax is not installed.
     """
     checks.between("scale", scale, 1, 1e6)
     if scale == 1:

@@ -174,6 +174,9 @@ def maze(
         horizon: Time limit of an episode, in steps.
         observation: ``"view"``, the walls around the agent, or ``"position"``, the agent's cell.
         radius: Cells that the agent sees in each direction.
+
+    Raises:
+        ValueError: ``size`` is even, or a number is out of range.
     """
     checks.at_least("size", size, 3)
     checks.at_least("horizon", horizon, 1)

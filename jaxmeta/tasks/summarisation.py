@@ -220,6 +220,9 @@ def summarisation(*, num_sentences: int = 8, num_topics: int = 6, horizon: int =
         num_topics: m, at least 1.
         horizon: k, picks in an episode; at most ``num_sentences``. The optimum is known only if
             there are at most `MOST_SUBSETS` sets of up to k sentences.
+
+    Raises:
+        ValueError: ``horizon`` exceeds ``num_sentences``, or a number is out of range.
     """
     sizes = dict(num_sentences=num_sentences, num_topics=num_topics, horizon=horizon)
     for name, size in sizes.items():

@@ -400,6 +400,10 @@ def xland(
         num_distractors: Objects without use.
         num_rulesets: Rulesets of each split, drawn uniformly.
         seed: Seed of the rulesets.
+
+    Raises:
+        ValueError: ``view_size`` is even, or there are too few objects for the distractors.
+        ImportError: XLand-MiniGrid is not installed.
     """
     checks.at_least("horizon", horizon, 1)
     checks.at_least("view_size", view_size, 3)

@@ -32,6 +32,7 @@ class RemappedActions(Transformed):
     """Actions are buttons; ``drawn[button]``, int32 ``[num_buttons]``, is the action of a button."""
 
     num_buttons: int
+    """The number of buttons."""
 
     @property
     def nothing(self) -> jax.Array:
@@ -174,6 +175,9 @@ def rotated_actions(family: TaskFamily, *, max_angle: float = math.pi / 2) -> Ta
         family: A family with at least two continuous actions ``[A]``.
         max_angle: Largest angle in radians, above 0 and at most 2 π / 3, so that other rotations
             remain out of distribution.
+
+    Raises:
+        ValueError: actions are not in a `Box` of at least two numbers.
     """
     max_angle = checks.between("max_angle", max_angle, 1e-6, 2 * math.pi / 3)
     space = box(family.action_space, family, "actions")
@@ -255,6 +259,9 @@ def sticky_actions(
         low: The smallest probability in train and test.
         high: The largest probability in train and test, and the smallest out of distribution.
         outside: The largest probability out of distribution.
+
+    Raises:
+        ValueError: the probabilities are not in the order ``low <= high <= outside``.
     """
     high = checks.between("high", high, 0.0, 1.0)
     low = checks.between("low", low, 0.0, high)

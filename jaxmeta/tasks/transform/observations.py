@@ -109,6 +109,9 @@ def masked_observations(family: TaskFamily, *, num_hidden: int) -> TaskFamily:
     Args:
         family: A family with observations in a `Box`.
         num_hidden: Elements to hide, at least 1 and at most half of them.
+
+    Raises:
+        ValueError: observations are not in a `Box`, or more than half would be hidden.
     """
     shape = box(observations(family.env), family, "observations").shape
     size = math.prod(shape)

@@ -38,6 +38,9 @@ def scaled_rewards(family: TaskFamily, *, scale: float = 10.0) -> TaskFamily:
     """The family with its rewards multiplied by a factor, log-uniform in ``[1 / scale, scale]``.
 
     Out of distribution the factor lies outside, on either side, by up to a factor of sqrt(scale).
+
+    Raises:
+        ValueError: ``scale`` is not above 1.
     """
     scale = checks.between("scale", scale, 1, 1e6)
     if scale == 1:
