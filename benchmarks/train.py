@@ -200,7 +200,7 @@ def settings(argv: list[str]) -> Any:
         ("algorithm", Annotated[algorithm, flat], algorithm()),
         ("task", task, task()),
         ("evaluation", Annotated[Evaluation, flat], Evaluation()),
-        ("output", Annotated[Output, flat], Output(chosen.output, chosen.resume)),
+        ("output", Annotated[Output, flat], Output(output=chosen.output, resume=chosen.resume)),
     ]
     args = tyro.cli(record("Main", __doc__, fields), args=others)
     if chosen.resume is not None:
@@ -325,8 +325,10 @@ def table(title: str, summary: dict[str, Any], unit: str) -> Table:
         if summary.get(name)
     ]
     caption = ", ".join([f"{summary['num_tasks']} tasks", *skipped])
+    if summary["gap_closed"] is not None:
+        caption += "; gap: from unadapted to optimal"
     shown = Table(title=title, caption=caption)
-    for heading in (f"{unit}s", "mean return", "95 % interval", "share of the gap closed"):
+    for heading in (f"{unit}s", "mean return", "95 % interval", "gap closed"):
         shown.add_column(heading, justify="right")
     shares = summary["gap_closed"] or [None] * len(summary["returns"])
     rows = zip(summary["returns"], summary["intervals"], shares, strict=True)

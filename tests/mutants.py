@@ -48,6 +48,20 @@ class Mutant(NamedTuple):
 
 # fmt: off
 MUTANTS = (
+    # Observations of several parts, several choices, environments of two functions
+    Mutant("tasks/composite.py", "for name in sorted(space.spaces)]", "for name in space.spaces]"),
+    Mutant("tasks/composite.py", "start += size", "start += 1"),
+    Mutant("tasks/functions.py", "jax.random.randint(key, (), 0, size)", "jax.random.randint(key, (), 0, size - 1)"),
+    Mutant("networks/distributions.py", "self.low + Categorical(self.logits).sample(key)", "Categorical(self.logits).sample(key)"),
+    Mutant("networks/distributions.py", "- jnp.sum(self._log_slope(u), axis=-1)", "+ jnp.sum(self._log_slope(u), axis=-1)"),
+    Mutant("networks/encodings.py", "action[:, i] - int(low)", "action[:, i]"),
+    Mutant("tasks/transform/observations.py", "if i not in entries", "if i in entries"),
+    # Sessions
+    Mutant("deployment/session.py", "last = terminated or truncated or self._age >= self.family.horizon", "last = terminated or truncated"),
+    Mutant("deployment/session.py", "np.asarray(1.0 - terminated)", "np.asarray(1.0 - last)"),
+    Mutant("deployment/session.py", "self._memories[self._stream] = self._memory", "pass"),
+    Mutant("deployment/session.py", "kept[place] = x", "kept[place] = 0 * x"),
+    Mutant("deployment/session.py", "keys.at_step(act_key, t)", "act_key"),
     # Recurrences
     Mutant("recurrences.py", "y = a + b * y", "y = b * (a + y)"),
     Mutant("recurrences.py", "solve(a, before(b, not reverse), not reverse)", "solve(a, b, not reverse)"),
@@ -170,7 +184,7 @@ MUTANTS = (
     Mutant("networks/recurrent.py", "new.at[0].add(decay[0] * h), decay", "new, decay"),
     Mutant("networks/recurrent.py", "oldest = jnp.maximum(start, time - self.context + 1)", "oldest = jnp.maximum(start, time - self.context)"),
     Mutant("networks/recurrent.py", "& (key_times <= time)", "& (key_times <= time + 1)"),
-    Mutant("networks/policies.py", '["log_std"] + jnp.asarray(np.log(scale), mean.dtype)', '["log_std"]'),
+    Mutant("networks/policies.py", "DiagGaussian(at + width * mean, log_std + log_width)", "DiagGaussian(at + width * mean, log_std)"),
     # The tasks
     Mutant("tasks/keys.py", "(17, 29, 16, 24)", "(17, 29, 16, 25)"),
     Mutant("tasks/keys.py", "data.at[-1].add(t.astype(data.dtype))", "data.at[-1].add(0 * t.astype(data.dtype))", "tasks/test_keys.py rollouts/test_rollout.py"),

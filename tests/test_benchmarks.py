@@ -18,7 +18,9 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from jaxmeta.runs import training
+from jaxmeta import tasks
+from jaxmeta.algorithms import ALGORITHMS
+from jaxmeta.runs import presets, training
 from tests.conftest import IN_EARNEST
 
 ROOT = Path(__file__).parent.parent
@@ -243,6 +245,43 @@ def test_help_names_every_setting(script, capsys):
     for option in ("meta-updates", "seed", "output", "resume", "inner-surrogate", "step-size"):
         assert f"--{option}" in text
     assert "--task.radius" in said(script, capsys, "--family", "sparse_navigation", "--help")
+
+
+def test_help_is_in_groups_that_say_what_they_depend_on(script, capsys):
+    text = said(script, capsys, "--algorithm", "rl2", "--family", "catch", "--help")
+    titles = [x for x in re.findall(r"(\w+) options", text) if x != "OPTIONS"]
+    assert titles == ["experiment", "training", "algorithm", "task", "evaluation", "output"]
+    assert "are those of --algorithm and --family" in text
+    assert "--memory-size" in text.split("algorithm options")[1].split("task options")[0]
+    assert "--task.permuted-actions" in text.split("task options")[1]
+
+
+def test_the_list_names_everything_with_a_line_each(script, capsys):
+    text = said(script, capsys, "--list")
+    for names in (ALGORITHMS, tasks.FAMILIES, presets.PRESETS):
+        for name in names:
+            assert re.search(rf"^  {re.escape(name)} +\S", text, re.MULTILINE), name
+    assert "rl2 on gridnavi, 400 meta-updates of 256 tasks" in text
+
+
+def test_a_wrong_name_is_told_the_nearest_three_and_where_the_list_is(script, capsys):
+    for flag, wrong, right in (
+        ("--preset", "rl2-gridnvai", "rl2-gridnavi"),
+        ("--family", "gridnvai", "gridnavi"),
+    ):
+        text = said(script, capsys, flag, wrong)
+        assert f"did you mean '{right}' or " in text
+        assert text.count(" or '") == 2
+        assert "train.py --list lists all" in text
+
+
+def test_without_flags_it_is_the_quick_preset(script):
+    args = script.settings([])
+    assert script.experiment_of(args).plan.meta_updates == 200
+    assert args.algorithm.hyper.learning_rate == 1e-2
+    named = script.settings(["--family", "navigation"])
+    assert named.training.meta_updates == 500
+    assert named.algorithm.hyper.learning_rate == 5e-3
 
 
 @pytest.mark.slow

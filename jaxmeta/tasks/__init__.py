@@ -2,7 +2,7 @@
 
 `make` returns a family by its name in `FAMILIES`. `from_functions` makes a family of two functions of your own,
 `TaskFamily` of a gymnax environment, `from_list` of a fixed list of tasks, and `transform` makes one family from
-another. `check` tries a family before training.
+another. `check` tries a family before training. `craftax.craftax` makes Craftax's worlds tasks; it has no name in `FAMILIES`.
 What an environment and its samplers must hand over is checked before anything compiles; an
 `InvalidEnvironment` names the part that is wrong and what would be right:
 
@@ -33,6 +33,7 @@ from jaxmeta.tasks import (
     catch,
     composite,
     control,
+    craftax,
     deep_sea,
     discounting_chain,
     gridnavi,
@@ -141,6 +142,7 @@ __all__ = [
     "composite",
     "content_hash",
     "control",
+    "craftax",
     "deep_sea",
     "describe",
     "discounting_chain",

@@ -50,8 +50,9 @@ class FunctionEnvironment(environment.Environment[Any, Any]):
 
     @functools.cached_property
     def default_params(self) -> Task:
-        with jax.ensure_compile_time_eval():
-            return self.first_task(jax.random.key(0))
+        with jax.ensure_compile_time_eval():  # in a loop of one round, which is compiled as a whole
+            tasks = jax.lax.map(self.first_task, jax.random.key(0)[None])
+            return jax.tree.map(lambda x: x[0], tasks)
 
     @property
     def name(self) -> str:

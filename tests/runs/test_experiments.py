@@ -92,6 +92,50 @@ def test_a_population_is_given_back_whole(hypers, tmp_path):
     assert loaded.run.num_updates.shape == (len(hypers or [None]), 3)
 
 
+def test_finetuning_begins_with_what_was_learned_and_other_numbers(trained, tmp_path):
+    folder, run = trained
+    plan = training.Config(meta_updates=1, num_tasks=2, seed=3)
+    lines = []
+    tuned = experiments.finetune(
+        folder,
+        hyper=dict(learning_rate=0.0, step_size=0.2),
+        plan=plan,
+        folder=tmp_path / "tuned",
+        console=QUIET,
+        sink=lines.append,
+    )
+    # Without a learning rate nothing moves: the parameters are those of the run.
+    chex.assert_trees_all_equal(tuned.state.meta.params, run.state.meta.params)
+    assert tuned.state.meta.hyper.step_size == np.float32(0.2)
+    assert tuned.state.meta.hyper.discount == run.state.meta.hyper.discount
+    assert [line["update"] for line in lines] == [1]
+    loaded = jaxmeta.load(tmp_path / "tuned")
+    assert loaded.experiment.hyper["step_size"] == 0.2
+    assert loaded.experiment.plan == plan
+    other = experiments.finetune(
+        jaxmeta.load(folder),
+        hyper=dict(learning_rate=0.0),
+        family=tasks.make("navigation", horizon=6),
+        plan=plan,
+        console=QUIET,
+    )
+    chex.assert_trees_all_equal(other.state.meta.params, run.state.meta.params)
+    with pytest.raises(ValueError, match="hyper='stepsize' is unknown: did you mean 'step_size'"):
+        experiments.finetune(folder, hyper=dict(stepsize=1.0), console=QUIET)
+
+
+def test_runs_that_cannot_be_finetuned(own):
+    folder, algorithm, family, _ = own
+    loaded = jaxmeta.load(folder / "run", algorithm=algorithm, family=family)
+    with pytest.raises(ValueError, match="make the algorithm on the other family"):
+        experiments.finetune(loaded, family=tasks.make("navigation", horizon=3))
+    many = jax.tree.map(lambda x: x[None], loaded.run)
+    with pytest.raises(ValueError, match="trained is a population; choose a member"):
+        experiments.finetune(loaded._replace(run=many))
+    with pytest.raises(TypeError, match="trained is"):
+        experiments.finetune(3)
+
+
 OWN = maml.Config(num_streams=2, hidden_sizes=(4,))
 
 

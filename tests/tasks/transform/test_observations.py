@@ -80,3 +80,40 @@ def test_projections_are_orthonormal_and_controllers_see_through_them(size):
         if size >= 50:
             assert family.optimal_action(task, seen) == inner.optimal_action(task.inner, obs)
     assert (family.optimal_action is None) == (size < 50)
+
+
+def test_hidden_entries_are_gone_in_every_task():
+    inner = tasks.make("gridnavi")
+    family = transform.hidden(inner, [0, 7])
+    task = family.train(KEY)
+    kept = [i for i in range(25) if i not in (0, 7)]
+    for cell in (0, 7, 8):
+        obs = jnp.eye(25)[cell]
+        np.testing.assert_array_equal(family.env.see(obs, task), obs[np.array(kept)])
+    assert family.observation_shape == (23,)
+    assert family.name == "hidden_gridnavi"
+    assert family.optimal_action is None
+    assert family.optimal_return(task) == inner.optimal_return(task)
+    tasks.check_promises(family)
+
+
+def test_slices_may_be_hidden():
+    family = transform.hidden(tasks.make("breakout", horizon=4), (1, 2), axis=2)
+    assert family.observation_shape == (10, 10, 2)
+    tasks.check_promises(family)
+
+
+@pytest.mark.parametrize(
+    ("entries", "options", "message"),
+    [
+        ((25,), {}, r"entries=\(25,\) must be below 25"),
+        ((1, 1), {}, "must name 1 once"),
+        ((), {}, "must hold at least one"),
+        (range(25), {}, "would leave nothing"),
+        ((0,), dict(axis=1), "axis=1 must be one of the 1"),
+        (3, {}, "entries=3 must be a tuple"),
+    ],
+)
+def test_entries_that_are_not_there(entries, options, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        transform.hidden(tasks.make("gridnavi"), entries, **options)
