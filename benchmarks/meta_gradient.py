@@ -351,15 +351,20 @@ MEMORY_COLUMNS = """
 """
 
 
+KEPT: dict[str, tuple[int | None, dict[str, Any]]] = {
+    "through one update, all lifetime": (1, {}),
+    "through the lifetime": (None, {}),
+    "through the lifetime, values kept": (None, dict(rematerialize=False)),
+}
+"""The updates that a meta-gradient goes through, None for all of them, and its options."""
+
+
 def run_memory(main: Memory) -> None:
     results = []
-    programs: dict[str, Callable[[int], Callable]] = {
-        "through one update, all lifetime": lambda x: lived(main, x, 1),
-        "through the lifetime": lambda x: lived(main, x, x - 1),
-        "through the lifetime, values kept": lambda x: lived(main, x, x - 1, rematerialize=False),
-    }
-    for name, lifetime in itertools.product(programs, main.lifetimes):
-        compiled = study.compiled(programs[name](lifetime), jax.random.key(0))
+    for name, lifetime in itertools.product(KEPT, main.lifetimes):
+        seen, options = KEPT[name]
+        program = lived(main, lifetime, seen or lifetime - 1, **options)
+        compiled = study.compiled(program, jax.random.key(0))
         (_, metrics), seconds = study.timed(partial(compiled.call, jax.random.key(0)))
         results.append(
             {

@@ -26,8 +26,15 @@ QUICK_FAMILIES = (
     *("navigation", "tabular", "translation"),
 )
 """Families that compile and run quickly, of every kind: bandits, grids, MDPs, control, language."""
-EVERY_FAMILY = thorough(tasks.names(), QUICK_FAMILIES)
-"""The families' names, for tests that compile an episode of each."""
+LIKE_OTHERS = {
+    *("acrobot", "freeway", "gaussian_bandit", "mountain_car", "seaquest", "space_invaders"),
+    "sparse_navigation",
+}
+"""Families that are made as others are: of control, of bandits, of MinAtar, of navigation."""
+EVERY_FAMILY = thorough([x for x in tasks.names() if x not in LIKE_OTHERS], QUICK_FAMILIES)
+"""Names of families of every kind, for tests that compile an episode of each."""
+ALL_FAMILIES = thorough(tasks.names(), QUICK_FAMILIES)
+"""The names of all families."""
 
 
 def made(name, **settings):

@@ -13,7 +13,7 @@ from jaxmeta import evaluation, rollouts, tasks
 from jaxmeta.algorithms.rl2 import Config, rl2
 from jaxmeta.estimators.streams import finite_streams
 from jaxmeta.tasks.time_limit import steps_without_reset
-from tests.probes import EVERY_FAMILY, made
+from tests.probes import ALL_FAMILIES, EVERY_FAMILY, made
 
 FEW = {
     "ant_direction",
@@ -40,6 +40,7 @@ ONE = {"catch"}
 
 of_each_family = pytest.mark.parametrize("name", EVERY_FAMILY, scope="module")
 """All tests of one family, then all of the next: they share what they compile."""
+of_all_families = pytest.mark.parametrize("name", ALL_FAMILIES, scope="module")
 
 
 @functools.cache
@@ -49,7 +50,7 @@ def drawn(name, split):
     return jax.jit(lambda: tasks.sample_tasks(jax.random.key(0), family, 40, split=split))()
 
 
-@of_each_family
+@of_all_families
 def test_samplers_make_batches_of_typed_leaves(name):
     for split in tasks.SPLITS:
         many = drawn(name, split)
@@ -220,7 +221,7 @@ CONTENT = {
 WORDS = {"babel": "2.19.0", "num2words": "0.5.14"}
 
 
-@of_each_family
+@of_all_families
 def test_splits_are_what_figures_were_measured_on(name, monkeypatch):
     family = made(name)
     monkeypatch.setattr(  # the first of many draws are those that it makes
