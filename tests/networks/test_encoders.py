@@ -85,22 +85,21 @@ def test_modules_that_do_not_fit_are_refused(family, module, error, message):
         networks.encoder(family, module)
 
 
-def test_the_convolutions_are_those_of_the_definition(family):
-    made = networks.cnn(family, channels=(2,), size=4)
-    params = made.init(jax.random.key(0))
-    obs = jax.random.uniform(jax.random.key(1), (10, 5))
-    kernel, bias = params["Conv_0"]["kernel"], params["Conv_0"]["bias"]
-    padded = np.pad(obs, 1)
-    image = np.zeros((10, 5, 2))
-    for i in range(10):
-        for j in range(5):
-            window = padded[i : i + 3, j : j + 3, None]
-            image[i, j] = np.maximum(np.sum(window[..., None] * kernel, axis=(0, 1, 2)) + bias, 0)
-    dense = params["Dense_0"]
-    expected = np.maximum(image.reshape(-1) @ dense["kernel"] + dense["bias"], 0)
-    np.testing.assert_allclose(made.apply(params, obs), expected, rtol=1e-4, atol=1e-5)
+def test_images_are_needed():
     with pytest.raises(ValueError, match="where images"):
         networks.cnn(tasks.make("navigation"))
+
+
+@pytest.mark.parametrize(("kernel", "stride"), [(3, 1), (3, 2), (2, 2), (4, 3), (5, 1)])
+def test_convolutions_are_flax_s(family, kernel, stride):
+    made = networks.cnn(family, channels=(3,), kernel=kernel, stride=stride, size=4)
+    params = made.init(jax.random.key(0))
+    obs = jax.random.uniform(jax.random.key(1), (10, 5))
+    layer = nn.Conv(3, (kernel, kernel), (stride, stride))
+    image = nn.relu(layer.apply({"params": params["Conv_0"]}, obs[..., None]))
+    dense = params["Dense_0"]
+    expected = nn.relu(image.reshape(-1) @ dense["kernel"] + dense["bias"])
+    np.testing.assert_allclose(made.apply(params, obs), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_policies_values_and_recurrent_networks_read_them(family):
