@@ -13,8 +13,10 @@ The groups "algorithm" and "task" of this help are those of --algorithm and --fa
 """
 
 import argparse
+import contextlib
 import dataclasses
 import inspect
+import json
 import shlex
 import sys
 import time
@@ -199,13 +201,22 @@ def settings(argv: list[str]) -> Any:
         ("training", Annotated[training.Config, flat], before.plan),
         ("algorithm", Annotated[algorithm, flat], algorithm()),
         ("task", task, task()),
-        ("evaluation", Annotated[Evaluation, flat], Evaluation()),
+        ("evaluation", Annotated[Evaluation, flat], evaluation_of(chosen.resume)),
         ("output", Annotated[Output, flat], Output(output=chosen.output, resume=chosen.resume)),
     ]
     args = tyro.cli(record("Main", __doc__, fields), args=others)
     if chosen.resume is not None:
         refuse_changes(before, experiment_of(args), chosen.resume)
     return args
+
+
+def evaluation_of(resumed: Path | None) -> Evaluation:
+    """How the resumed run was measured, if it was; else the default."""
+    if resumed is not None:
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            told = json.loads((resumed / "evaluation.json").read_text(encoding="utf-8"))["settings"]
+            return Evaluation(**told)
+    return Evaluation()
 
 
 def default_output(preset: str | None, algorithm: str, family: str) -> Path:
@@ -394,7 +405,7 @@ def report(trained: Trained, output: Path, args: Any, console: Console) -> None:
     test = evaluate(test_key, trained, "test", args)
     far = evaluate(far_key, trained, "out_of_distribution", args)
     streams = 1 if has_memory else args.algorithm.config.num_streams
-    found = test | {"out_of_distribution": far, "num_streams": streams}
+    found = test | {"out_of_distribution": far, "num_streams": streams, "settings": args.evaluation}
     records.write(output / "evaluation.json", records.measured(found))
     path, there = output / "adaptation.png", output / "trajectories.png"
     curves = {"held-out tasks": test, "out of distribution": far}

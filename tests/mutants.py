@@ -55,7 +55,7 @@ MUTANTS = (
     Mutant("networks/distributions.py", "self.low + Categorical(self.logits).sample(key)", "Categorical(self.logits).sample(key)"),
     Mutant("networks/distributions.py", "- jnp.sum(self._log_slope(u), axis=-1)", "+ jnp.sum(self._log_slope(u), axis=-1)"),
     Mutant("networks/encodings.py", "action[:, i] - int(low)", "action[:, i]"),
-    Mutant("tasks/transform/observations.py", "if i not in entries", "if i in entries"),
+    Mutant("tasks/transform/observations.py", "if i not in numbers", "if i in numbers"),
     # Sessions
     Mutant("deployment/session.py", "last = terminated or truncated or self._age >= self.family.horizon", "last = terminated or truncated"),
     Mutant("deployment/session.py", "np.asarray(1.0 - terminated)", "np.asarray(1.0 - last)"),

@@ -43,7 +43,11 @@ import optax
 from jaxmeta import checks, learners
 from jaxmeta.learners.recurrent import MEMORY_SETTINGS, Hyper, Loss, PolicyLoss, a2c, memory_of, ppo
 from jaxmeta.networks import recurrent
-from jaxmeta.networks.actor_critic import ActorCritic, recurrent_actor_critic
+from jaxmeta.networks.actor_critic import (
+    ActorCritic,
+    check_network_fits,
+    recurrent_actor_critic,
+)
 from jaxmeta.networks.graph_actor_critic import graph_actor_critic
 from jaxmeta.networks.recurrent import Memory
 from jaxmeta.tasks.family import TaskFamily
@@ -146,6 +150,7 @@ def network_of(
                 "memory= has no effect with the argument network=, which has a memory: leave one out"
             )
         checks.ignored(config, NETWORK_SETTINGS, "with the argument network=")
+        check_network_fits(family, network)
         return network
     if memory is None and config.memory == "counts":
         return graph_actor_critic(family)

@@ -28,7 +28,8 @@ from gymnax.environments import spaces
 from jaxmeta import checks
 from jaxmeta.runs.experiments import Trained
 from jaxmeta.tasks import boxes, composite, environments, keys
-from jaxmeta.types import Learner, TimeStep, Trajectory
+from jaxmeta.tasks.family import TaskFamily
+from jaxmeta.types import Learner, MetaAlgorithm, TimeStep, Trajectory
 
 MAGIC = b"jaxmeta session 1\n"
 """The first bytes of a saved session."""
@@ -54,7 +55,12 @@ class Session:
         Raises:
             ValueError: ``trained`` is a population, or its algorithm does not say how it collects experience.
         """
-        checks.instance("trained", trained, Trained)
+        if not isinstance(trained, Trained):
+            raise TypeError(
+                f"trained={trained!r} must be a run, as jaxmeta.load(folder) returns it"
+            )
+        checks.instance("trained.algorithm", trained.algorithm, MetaAlgorithm)
+        checks.instance("trained.family", trained.family, TaskFamily)
         if np.shape(trained.run.num_updates) != ():
             raise ValueError(
                 "trained is a population; choose a member: trained._replace(run=jax.tree.map(lambda x: x[0, 0], "
@@ -144,9 +150,9 @@ class Session:
             raise ValueError(
                 "observe was called before act: there is no action whose result this is"
             )
-        reward = checks.between("reward", np.asarray(reward).item(), -np.inf, np.inf)
-        terminated = checks.field("terminated", np.asarray(terminated).item(), bool)
-        truncated = checks.field("truncated", np.asarray(truncated).item(), bool)
+        reward = _one("reward", reward, int | float)
+        terminated = _one("terminated", terminated, bool)
+        truncated = _one("truncated", truncated, bool)
         successor = self._flat(self._checked("observation", observation))
         obs, action, log_prob = self._drawn
         first: Any = self._age == 0
@@ -179,6 +185,7 @@ class Session:
 
         Raises:
             FileExistsError: ``path`` is a file that is no saved session.
+            FileNotFoundError: its folder does not exist.
             ValueError: the result of the last action has not been observed.
         """
         path = checks.path("path", path)
@@ -191,6 +198,8 @@ class Session:
         content = flax.serialization.msgpack_serialize(
             {str(i): np.asarray(_data(x)) for i, x in enumerate(jax.tree.leaves(self._state()))}
         )
+        if not path.absolute().parent.is_dir():
+            raise FileNotFoundError(f"path={str(path)!r}: its folder does not exist")
         temporary = path.with_name(path.name + ".tmp")
         temporary.write_bytes(MAGIC + content)
         temporary.replace(path)
@@ -203,6 +212,8 @@ class Session:
             ValueError: the file is no saved session, or is of another run's agent.
         """
         path = checks.path("path", path)
+        if not path.exists():
+            raise FileNotFoundError(f"path={str(path)!r} does not exist")
         if not _is_session(path):
             raise ValueError(f"path={str(path)!r} is no saved session")
         try:
@@ -368,7 +379,21 @@ def _update(
     return learner.update(key, meta, agent, records._replace(memory=memory))
 
 
+def _one(name: str, value: Any, kind: Any) -> Any:
+    """``value`` as one Python number of ``kind``; NaN is one, and leaves its stream out of the update."""
+    array = np.asarray(value)
+    number = array.item() if array.size == 1 else value
+    right = "a boolean" if kind is bool else "a number"
+    if not isinstance(number, kind) or (kind is not bool and isinstance(number, bool)):
+        raise ValueError(
+            f"{name}={value!r} must be {right}: observe(reward, terminated, truncated, observation)"
+        )
+    return number
+
+
 def _is_session(path: Path) -> bool:
+    if not path.is_file():
+        return False
     with path.open("rb") as file:
         return file.read(len(MAGIC)) == MAGIC
 

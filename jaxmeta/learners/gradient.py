@@ -32,6 +32,7 @@ from jaxmeta.networks.distributions import Distribution
 from jaxmeta.networks.policies import (
     Policy,
     action_distributions,
+    check_policy_fits,
     default_policy,
     log_probs,
     policy_learner,
@@ -269,6 +270,7 @@ def configured_policy(family: TaskFamily, config: Config, policy: Policy | None)
     if policy is not None:
         names = ("policy", "hidden_sizes", "context_size", "initial_std")
         checks.ignored(config, names, "beside a policy= of your own")
+        check_policy_fits(family, policy)
         return policy
     if config.policy == "softmax_linear":
         checks.ignored(config, ("hidden_sizes",), "with policy='softmax_linear'")
@@ -301,6 +303,7 @@ def policy_and_value(
     """
     if policy is not None:
         checks.ignored(config, ("policy",), "beside a policy= of your own")
+        check_policy_fits(family, policy)
     no_network = policy is not None or config.policy == "softmax_linear"
     if value is not None and no_network and not more_networks:
         checks.ignored(config, ("hidden_sizes",), "where no network is built")

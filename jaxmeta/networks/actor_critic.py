@@ -11,7 +11,7 @@ from jaxmeta.networks.distributions import Distribution
 from jaxmeta.networks.encoders import Module
 from jaxmeta.networks.encoders import encoder as encoder_of
 from jaxmeta.networks.encodings import input_sizes
-from jaxmeta.networks.policies import Head, action_head
+from jaxmeta.networks.policies import Head, action_head, check_fits
 from jaxmeta.networks.recurrent import Memory
 from jaxmeta.networks.values import value_mlp
 from jaxmeta.tasks.family import TaskFamily
@@ -50,6 +50,19 @@ class ActorCritic(NamedTuple):
     unroll: Callable[[Params, Any, Inputs], tuple[Distribution, jax.Array]]
     """``(params, state, inputs [T]) -> (distributions [T], v [T])``; ``v`` is in units of
     `Meta.value_scale`."""
+
+
+def check_network_fits(family: TaskFamily, network: ActorCritic) -> None:
+    """Raises ValueError unless ``network`` takes the family's observations and its actions are the family's."""
+    obs_size, past_size, time_size = input_sizes(family)
+
+    def distribution_of(key: jax.Array) -> Distribution:
+        inputs = Inputs(
+            jnp.zeros(obs_size), jnp.zeros(past_size), jnp.zeros(time_size), jnp.ones((), bool)
+        )
+        return network.step(network.init(key), network.initial(), inputs)[0]
+
+    check_fits("network", family, distribution_of)
 
 
 @checks.arguments

@@ -50,8 +50,8 @@ def encoder(family: TaskFamily, module: Module) -> Encoder:
             `Encoder` is returned as it is.
 
     Raises:
-        ValueError: the module's output is not of one axis; or the module has state beside parameters, like running
-            means: the library's functions are pure and would lose it.
+        ValueError: the module raises an error on one observation; its output is not of one axis; or it has state beside
+            parameters, like running means: the library's functions are pure and would lose it.
         TypeError: ``module`` is a class, or an nnx module that is already made.
     """
     if isinstance(module, Encoder):
@@ -75,11 +75,23 @@ def encoder(family: TaskFamily, module: Module) -> Encoder:
         return apply(params, parts(obs))
 
     key = jax.eval_shape(lambda: jax.random.key(0))
-    features = jax.eval_shape(
-        lambda key, obs: apply_to_parts(init_on_zeros(key), obs),
-        key,
-        jax.ShapeDtypeStruct(shape, jnp.result_type(float)),
-    )
+    try:
+        features = jax.eval_shape(
+            lambda key, obs: apply_to_parts(init_on_zeros(key), obs),
+            key,
+            jax.ShapeDtypeStruct(shape, jnp.result_type(float)),
+        )
+    except Exception as error:
+        if isinstance(error, ValueError | TypeError) and str(error).startswith("module"):
+            raise
+        shapes = jax.tree.map(
+            jnp.shape, parts(jnp.zeros(shape)), is_leaf=lambda x: hasattr(x, "ndim")
+        )
+        first_line = (str(error).strip().splitlines() or [""])[0]
+        raise ValueError(
+            f"module failed on one observation, {'the parts' if isinstance(shapes, dict) else 'an array'} of shape "
+            f"{shapes}, without a batch axis: {type(error).__name__}: {first_line}"
+        ) from error
     if len(getattr(features, "shape", ())) != 1:
         raise ValueError(
             f"module returned {environments.summary(features)} for one observation; it must return features of shape [F]"
@@ -214,7 +226,8 @@ def cnn(
     shape = family.observation_shape
     if len(shape) not in (2, 3):
         raise ValueError(
-            f"family={family.name!r} has observations of shape {shape}, where images [H, W] or [H, W, C] are needed"
+            f"family={family.name!r} has observations of shape {shape}, where images [H, W] or [H, W, C] are needed: "
+            "an image that is a part of a dictionary needs a module of your own, which gets the parts"
         )
     channels = checks.each_at_least("channels", channels, 1)
     for name, value in dict(kernel=kernel, stride=stride, size=size).items():

@@ -22,7 +22,7 @@ from jaxmeta.networks.distributions import (
 )
 from jaxmeta.networks.encoders import Module, encoder
 from jaxmeta.networks.mlp import mlp, obs_size
-from jaxmeta.tasks import boxes
+from jaxmeta.tasks import boxes, environments
 from jaxmeta.tasks.family import TaskFamily
 from jaxmeta.types import Learner, Params, TimeStep, Trajectory
 
@@ -84,6 +84,63 @@ def policy_learner(
     """
     learner = Learner(init, lambda meta: policy.memory(), acting(policy.step, params), update)
     return checks.reading(learner, reads)
+
+
+def check_fits(
+    name: str, family: TaskFamily, distribution_of: Callable[[jax.Array], Distribution]
+) -> None:
+    """Raises ValueError unless a policy takes the family's observations and its actions are the family's.
+
+    Args:
+        name: The argument that the message names.
+        family: The family.
+        distribution_of: ``key -> distribution`` of one action on zeros in the shape of the family's observations. It is
+            traced, not run.
+    """
+    made_for = f"{name} does not fit family {family.name!r}"
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    try:
+        distribution = jax.eval_shape(distribution_of, key)
+        action = jax.eval_shape(lambda key: distribution_of(key).sample(key), key)
+    except Exception as error:
+        first_line = (str(error).strip().splitlines() or [""])[0]
+        raise ValueError(
+            f"{made_for}, whose observations have shape {family.observation_shape}: {type(error).__name__}: {first_line}"
+        ) from error
+    space = family.action_space
+    try:
+        environments.check_action(f"{made_for}: its action", action, space)
+    except environments.InvalidEnvironment as error:
+        raise ValueError(str(error)) from error
+    if isinstance(distribution, Categorical) and isinstance(space, spaces.Discrete):
+        chosen, there = distribution.logits.shape[-1], space.n
+        if chosen != there:
+            raise ValueError(
+                f"{made_for}: it chooses among {chosen} actions, and there are {there}"
+            )
+    if isinstance(distribution, FactoredCategorical):
+        sizes = boxes.categories("action_space", space)[1]
+        if distribution.logits.shape[-1] != max(sizes):
+            raise ValueError(
+                f"{made_for}: it chooses among {distribution.logits.shape[-1]} values, and there are {max(sizes)}"
+            )
+
+
+def check_policy_fits(family: TaskFamily, policy: Policy) -> None:
+    """Raises ValueError unless ``policy`` takes the family's observations and its actions are the family's."""
+    space, dtype = family.action_space, jnp.result_type(float)
+    kind = dtype if jnp.issubdtype(space.dtype, jnp.floating) else space.dtype
+
+    def distribution_of(key: jax.Array) -> Distribution:
+        timestep = TimeStep(
+            jnp.zeros(family.observation_shape),
+            jnp.zeros(space.shape, kind),
+            jnp.zeros(()),
+            jnp.ones((), bool),
+        )
+        return policy.step(policy.init(key), policy.memory(), timestep)[0]
+
+    check_fits("policy", family, distribution_of)
 
 
 def action_distributions(policy: Policy, params: Params, data: Trajectory) -> Distribution:

@@ -102,8 +102,20 @@ def population(
         y_label: Label of the y-axis.
         band: ``"interval"``, the 95 % interval of the mean by Student's t, or ``"range"``, from the lowest seed to the
             highest. One seed has no band.
+
+    Raises:
+        TypeError, ValueError: a curve is not as above; the message names it.
     """
     checks.choice("band", band, ("interval", "range"))
+    if not isinstance(curves, Mapping) or not curves:
+        raise TypeError(
+            f"curves is {type(curves).__name__}; it must be a dictionary of [S, U] by name"
+        )
+    (*tables,) = (checks.numbers("SU", **{f"curves[{name!r}]": x})[0] for name, x in curves.items())
+    curves = dict(zip(curves, tables, strict=True))
+    for name, table in curves.items():
+        if table.size == 0:
+            raise ValueError(f"curves[{name!r}] has shape {table.shape}; it must hold a number")
     figure = Figure(figsize=(6.4, 4.0), layout="constrained")
     axes = figure.subplots()
     for i, (name, curve) in enumerate(curves.items()):

@@ -2,6 +2,7 @@
 
 import math
 import os
+from collections.abc import Mapping
 
 import numpy as np
 from matplotlib.animation import PillowWriter
@@ -10,6 +11,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from jaxmeta import checks
 from jaxmeta.plotting.style import BLUE, GREY, ORANGE, PALETTE, look, tidy
 
 
@@ -91,15 +93,22 @@ def animation(
 
     Args:
         path: The GIF to write.
-        observations: ``[T, *O]``.
+        observations: ``[T, *O]``. Of observations of several parts, one: `tasks.unflatten` gives the parts.
         rewards: ``[T]``.
         last: ``[T]``, bool: last steps of episodes.
         goal: ``[2]``, marked in the plane.
         num_frames: The most frames; a longer stream is shown at that many of its steps.
         frames_per_second: Frames per second of the GIF.
         shape: As in `rollout`.
+
+    Raises:
+        TypeError, ValueError: an argument is not as above; the message names it.
     """
-    observations, rewards = _reshaped(observations, shape), np.asarray(rewards, float)
+    observations = _reshaped(observations, shape)
+    observations, rewards = checks.numbers("T... T", observations=observations, rewards=rewards)
+    checks.shapes("T", rewards=rewards, last=np.asarray(last))
+    checks.at_least("num_frames", num_frames, 1)
+    checks.at_least("frames_per_second", frames_per_second, 1)
     steps = len(observations)
     shown = np.unique(np.linspace(0, steps - 1, num_frames).round().astype(int))
     episode = np.concatenate([[0], np.cumsum(np.asarray(last, bool))[:-1]])
@@ -175,9 +184,14 @@ def _draw_return(axes: Axes, earned: np.ndarray, t: int) -> None:
 def _reshaped(observations: np.ndarray, shape: tuple[int, ...] | None) -> np.ndarray:
     """``observations [T, *O]`` as floats, as images of ``shape`` if it is given.
 
-    Raises ValueError if the shape does not fit.
+    Raises TypeError if they are no array of numbers, and ValueError if the shape does not fit.
     """
-    observations = np.asarray(observations, float)
+    if isinstance(observations, Mapping | tuple):
+        raise TypeError(
+            "observations has several parts; draw one of them: "
+            "tasks.unflatten(space, observations)['image'], for example"
+        )
+    (observations,) = checks.numbers("...", observations=observations)
     if shape is None:
         return observations
     if len(shape) not in (2, 3) or math.prod(shape) != math.prod(observations.shape[1:]):

@@ -15,6 +15,7 @@ algorithm=..., family=...)``.
 import dataclasses
 import inspect
 import json
+import math
 import os
 from collections.abc import Mapping
 from functools import partial
@@ -209,7 +210,7 @@ def load(
 def finetune(
     trained: str | os.PathLike | Trained,
     *,
-    hyper: Mapping[str, float] | None = None,
+    hyper: Any = None,
     family: TaskFamily | None = None,
     plan: training.Config = training.Config(),
     **keywords: Any,
@@ -222,7 +223,7 @@ def finetune(
 
     Args:
         trained: The folder of a run, or a run as `load` returns it.
-        hyper: Entries of the algorithm's ``Hyper`` to change, by name.
+        hyper: Entries of the algorithm's ``Hyper`` to change, a dictionary of numbers by name.
         family: Another family with the same observations and actions; None keeps the run's own.
         plan: Length, tasks and seed of the new run.
         keywords: ``folder``, ``resume``, ``sink`` and ``console`` of `training.train`.
@@ -233,6 +234,8 @@ def finetune(
             algorithm on another family, for which the algorithm must be made anew.
         TypeError: the family has other observations or actions than the run's.
     """
+    if hyper is not None and not isinstance(hyper, Mapping):
+        raise TypeError(f"hyper={hyper!r} must be a dictionary of numbers by name")
     if not isinstance(trained, Trained):
         trained = load(trained)
     if trained.run.num_updates.shape != ():
@@ -248,10 +251,14 @@ def finetune(
                 "training.train initial=trained.run.state"
             )
         algorithm = make_algorithm(experiment, family)
-    changed = {name: float(value) for name, value in (hyper or {}).items()}
     meta = trained.meta
-    for name in changed:
+    changed = dict(hyper or {})
+    for name, value in changed.items():
         checks.choice("hyper", name, meta.hyper._fields)
+        changed[name] = checks.between(f"hyper[{name!r}]", value, -math.inf, math.inf)
+    jax.eval_shape(
+        lambda key: algorithm.init(key, type(meta.hyper)(**changed)), jax.random.key(0)
+    )  # raises where a number is out of its range
     numbers = {name: jnp.full_like(getattr(meta.hyper, name), x) for name, x in changed.items()}
     fresh = algorithm.init(jax.random.key(plan.seed))
     initial = fresh._replace(meta=meta._replace(hyper=meta.hyper._replace(**numbers)))
@@ -299,6 +306,11 @@ def _description(folder: Path) -> dict[str, Any]:
 
 def _experiment(description: Mapping[str, Any], folder: Path) -> Experiment:
     """The experiment of a description; raises CheckpointError if this version does not know it."""
+    if "algorithm" not in description:
+        raise CheckpointError(
+            f"{folder / training.CONFIG_FILE} is not of an experiment that this version knows: it names no algorithm, "
+            "as the file of a run of your own parts"
+        )
     try:
         return Experiment(
             description["algorithm"],

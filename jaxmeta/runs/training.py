@@ -324,7 +324,7 @@ def train_population(
         ValueError: there are no seeds or no settings. Errors of `train` are raised too.
     """
     checks.at_least("num_seeds", num_seeds, 1)
-    _check_hypers(hypers)
+    _check_hypers(hypers, algorithm)
     seeds = [config.seed + i for i in range(num_seeds)]
     checks.between("seed", seeds[-1], 0, 2**32 - 1)
     check_promises(family)
@@ -592,8 +592,8 @@ def _lines(
     ]
 
 
-def _check_hypers(hypers: Any) -> None:
-    """Raises unless ``hypers`` is None or a list of settings of one structure whose leaves are numbers."""
+def _check_hypers(hypers: Any, algorithm: MetaAlgorithm) -> None:
+    """Raises unless ``hypers`` is None or a list of settings of one structure that ``algorithm.init`` takes."""
     if hypers is None:
         return
     if not isinstance(hypers, list | tuple) or hasattr(hypers, "_fields"):
@@ -604,6 +604,11 @@ def _check_hypers(hypers: Any) -> None:
     for i, hyper in enumerate(hypers):
         for path, x in jax.tree_util.tree_leaves_with_path(hyper):
             checks.between(f"hypers[{i}]{jax.tree_util.keystr(path)}", x, -math.inf, math.inf)
+        # One by one, for later they are traced together, and their values are not seen.
+        try:
+            jax.eval_shape(lambda key, hyper=hyper: algorithm.init(key, hyper), jax.random.key(0))
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"hypers[{i}]: {error}") from error
 
 
 def _described(description: Mapping[str, Any] | None, family: TaskFamily) -> dict[str, Any]:

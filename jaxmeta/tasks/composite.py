@@ -96,6 +96,23 @@ def _unflatten(space: Any, flat: jax.Array) -> Any:
     return flat if one_hot else flat.reshape(*flat.shape[:-1], *space.shape)
 
 
+def entries_of(space: Any, name: str) -> range:
+    """The entries of flattened observations of a `Dict` that belong to the part ``name``.
+
+    Raises:
+        ValueError: ``space`` is no `Dict`, or has no part of that name.
+    """
+    if not isinstance(space, spaces.Dict):
+        raise ValueError(f"{name!r} names a part, and {space!r} has no parts with names")
+    checks.choice("part", name, space.spaces)
+    start = 0
+    for child, part in _children(space):
+        if child == name:
+            break
+        start += _size(part)
+    return range(start, start + _size(space.spaces[name]))
+
+
 def check(what: str, space: Any, value: Any) -> None:
     """Raises ValueError unless ``value``, or its shapes and dtypes, is an observation of ``space``; names the part."""
     if isinstance(space, spaces.Dict):

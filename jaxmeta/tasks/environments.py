@@ -160,7 +160,16 @@ def call(where: str, function: Callable[..., Any], *args: Any) -> Any:
         raise
     except Exception as error:
         first_line = (str(error).strip().splitlines() or [""])[0]
-        raise InvalidEnvironment(f"{where} raised {type(error).__name__}: {first_line}") from error
+        hint = ""
+        if isinstance(
+            error, jax.errors.ConcretizationTypeError | jax.errors.TracerBoolConversionError
+        ):
+            hint = (
+                " (Python's if and while cannot see traced values: use jnp.where, or jax.lax.cond)"
+            )
+        raise InvalidEnvironment(
+            f"{where} raised {type(error).__name__}: {first_line}{hint}"
+        ) from error
 
 
 def kind(dtype: Any) -> str:

@@ -77,6 +77,10 @@ class FunctionEnvironment(environment.Environment[Any, Any]):
         obs, state, reward, terminated = made
         return obs, state, reward, jnp.asarray(terminated), {}
 
+    def told_as(self, method: str) -> str:
+        """The name under which the user wrote a method, for messages."""
+        return method.removesuffix("_env")
+
     def is_truncated(self, state: Any, params: Task) -> jax.Array:
         return jnp.zeros((), bool)
 
@@ -187,8 +191,25 @@ def from_list(
 
 
 def _drawn_from(split: str, many: Task, family: TaskFamily) -> Sampler:
+    if isinstance(many, list):
+        raise ValueError(
+            f"{split} is a list of {len(many)}; it must be one pytree with a leading axis: "
+            "jax.tree.map(lambda *x: jnp.stack(x), *tasks)"
+        )
     size = environments.num_tasks(split, many, family.env)
     many = jax.tree.map(jnp.asarray, many)
+    one = jax.eval_shape(family.train, jax.random.key(0))
+    for (path, x), like in zip(
+        jax.tree_util.tree_leaves_with_path(many), jax.tree.leaves(one), strict=True
+    ):
+        where = f"{split}{jax.tree_util.keystr(path)}"
+        right = environments.kind(x.dtype) == environments.kind(like.dtype)
+        if x.shape[1:] != like.shape or not right:
+            raise ValueError(
+                f"{where} is {environments.summary(x)}; a task of the family has {like.dtype} of shape {like.shape}"
+            )
+        if environments.kind(x.dtype) == "float" and bool(jnp.any(jnp.isnan(x))):
+            raise ValueError(f"{where} has a NaN; tasks are numbers")
 
     def sample(key: jax.Array) -> Task:
         chosen = jax.random.randint(key, (), 0, size)

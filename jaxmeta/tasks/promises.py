@@ -121,6 +121,15 @@ def check(family: TaskFamily, *, num_tasks: int = 16, seed: int = 0, show: bool 
         split: sample_tasks(key, family, num_tasks, split=split)
         for key, split in zip(keys[1:], SPLITS, strict=True)
     }
+    for split, some in drawn.items():
+        for (path, x), like in zip(
+            jax.tree_util.tree_leaves_with_path(some), jax.tree.leaves(drawn["train"]), strict=True
+        ):
+            if (x.shape, x.dtype) != (like.shape, like.dtype):
+                raise InvalidEnvironment(
+                    f"family={family.name!r}: a task of {split}{jax.tree_util.keystr(path)} is {x.dtype} of shape "
+                    f"{x.shape[1:]}; in train it is {like.dtype} of shape {like.shape[1:]}"
+                )
     every = jax.tree.map(lambda *x: jnp.concatenate(x), *drawn.values())
     episode_keys = jax.random.split(keys[0], len(SPLITS) * num_tasks)
     # One program for the tasks of all splits, run twice to time it.
@@ -138,7 +147,7 @@ def check(family: TaskFamily, *, num_tasks: int = 16, seed: int = 0, show: bool 
         longest = max(longest, int(np.max(np.sum(lived, axis=1))))
         for what in _broken(family, seen, lived):
             broken.setdefault(what, []).append(split)
-        for what in _problems(seen, len(_distinct(drawn[split]))):
+        for what in _problems(family, seen, len(_distinct(drawn[split]))):
             problems.setdefault(what, []).append(split)
     faults = [*_sentences(broken), *_in_common(family, drawn)]
     if faults:
@@ -293,18 +302,20 @@ def _broken(family: TaskFamily, seen: _Seen, lived: np.ndarray) -> list[str]:
     return found
 
 
-def _problems(seen: _Seen, num_distinct: int) -> list[str]:
+def _problems(family: TaskFamily, seen: _Seen, num_distinct: int) -> list[str]:
     """The problems of the tasks of one split."""
     found = []
+    timed = isinstance(family.env, time_limit.TimeLimit)  # whose state has the environment's within
     if num_distinct == 1:
         found.append("all tasks are the same")
     for (path, still), redrawn in zip(
         jax.tree_util.tree_leaves_with_path(seen.still), jax.tree.leaves(seen.redrawn), strict=True
     ):
         if np.all(still) and np.any(redrawn):
+            name = jax.tree_util.keystr(path).removeprefix(".inner" if timed else "")
             found.append(
-                f"state{jax.tree_util.keystr(path)} never changes within an episode and every reset draws it anew: if "
-                "it tells one task from another, make it part of the task (transform.pinned)"
+                f"state{name} never changes within an episode and every reset draws it anew: if it tells one task from "
+                "another, make it part of the task (transform.pinned, where the state is a dataclass)"
             )
     return found
 

@@ -76,7 +76,7 @@ def _state_shapes(env: Any, task: Any, kind_of_key: Callable[[jax.Array], jax.Ar
     key = jax.eval_shape(lambda: kind_of_key(jax.random.key(0)))
     methods = _methods(env)
     action = _action_shape(env)
-    where = f"{name}.{methods.reset}"
+    where = _where(env, methods.reset)
     obs, state = shaped(
         where,
         lambda key, task: _parts(where, getattr(env, methods.reset)(key, task), ("obs", "state")),
@@ -130,7 +130,7 @@ class _Step(NamedTuple):
 
 def _step(env: Any, methods: _Methods, key: Any, state: Any, action: Any, task: Task) -> _Step:
     """One step by the environment's own method, its values told apart."""
-    where = f"{name_of(env)}.{methods.step}"
+    where = _where(env, methods.step)
     if methods.step == "step_env":
         obs, after, reward, terminated, _ = _parts(
             where, env.step_env(key, state, action, task), STEP_ENV
@@ -152,11 +152,10 @@ def _widest_state(
 ) -> Any:
     """The state's shapes, with dtypes that steps keep; ``inputs`` are ``(key, state, action, task)`` of a step."""
     key, state, action, task = inputs
-    name = name_of(env)
-    where = f"{name}.{methods.step}"
+    name, where = name_of(env), _where(env, methods.step)
     for _ in range(4):  # a wider leaf may widen another one in the next step
         after = shaped(where, functools.partial(_step, env, methods), key, state, action, task)
-        _check_step(name, methods, after, space)
+        _check_step(env, methods, after, space)
         wide = _widened(name, methods, state, _plain(after.state))
         if jax.tree.map(_dtype, wide) == jax.tree.map(_dtype, state):
             return wide
@@ -166,15 +165,23 @@ def _widest_state(
     )
 
 
-def _check_step(name: str, methods: _Methods, after: _Step, space: Any) -> None:
+def _where(env: Any, method: str) -> str:
+    """A method of an environment, for messages, under the name that the user gave it."""
+    told_as = getattr(env, "told_as", None)
+    return f"{name_of(env)}.{told_as(method) if callable(told_as) else method}"
+
+
+def _check_step(env: Any, methods: _Methods, after: _Step, space: Any) -> None:
     """Raises InvalidEnvironment unless all that a step returns, the state apart, is as it must be."""
-    where = f"{name}.{methods.step}"
+    where = _where(env, methods.step)
     _check_observation(f"{where}'s observation", after.obs, space)
     _check_observation(f"{where}'s final_observation", after.final_obs, space)
     _check_number(f"{where}'s reward", after.reward)
     _check_flag(f"{where}'s terminated", after.terminated)
     is_step_env = methods.step == "step_env"
-    _check_flag(f"{name}.is_truncated" if is_step_env else f"{where}'s truncated", after.truncated)
+    _check_flag(
+        f"{name_of(env)}.is_truncated" if is_step_env else f"{where}'s truncated", after.truncated
+    )
 
 
 STEP_ENV = ("obs", "state", "reward", "terminated", "info")

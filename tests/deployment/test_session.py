@@ -117,7 +117,8 @@ def test_bad_input_is_named(agent, tmp_path):
     with pytest.raises(ValueError, match="act was called twice"):
         session.act(obs)
     for wrong, message in (
-        (dict(reward=None), "reward"),
+        (dict(reward=None), "reward=None must be a number"),
+        (dict(reward=obs), r"observe\(reward, terminated, truncated, observation\)"),
         (dict(terminated=0.5), "terminated"),
         (dict(observation=np.zeros((1, 4))), "observation"),
     ):
@@ -138,8 +139,14 @@ def test_bad_input_is_named(agent, tmp_path):
     other = trained("maml", tasks.make("cartpole", horizon=8), num_streams=2, hidden_sizes=(5,))
     with pytest.raises(ValueError, match="of another run's agent"):
         Session(other).restore(tmp_path / "x")
-    with pytest.raises(TypeError, match="trained is"):
+    with pytest.raises(ValueError, match="is no saved session"):
+        session.restore(tmp_path)
+    with pytest.raises(FileNotFoundError, match="its folder does not exist"):
+        session.save(tmp_path / "no" / "such")
+    with pytest.raises(TypeError, match=r"as jaxmeta.load\(folder\) returns it"):
         Session("runs/mine")
+    with pytest.raises(TypeError, match="trained.algorithm is"):
+        Session(agent._replace(algorithm=agent.family))
     with pytest.raises(ValueError, match="has no lifetime"):
         Session(agent._replace(algorithm=agent.algorithm._replace(lifetime=None)))
     many = jax.tree.map(lambda x: jnp.stack([x]), agent.run)

@@ -78,6 +78,12 @@ def test_modules_of_both_kinds_are_pure_functions_of_their_parameters(family, mo
         (NNX(nnx.Rngs(0)), TypeError, "already made"),
         (lambda rngs: Dropping(rngs), ValueError, "has state beside parameters"),
         (lambda rngs: 3, TypeError, "must be an nnx module"),
+        (
+            nn.Dropout(0.5),
+            ValueError,
+            r"module failed on one observation, an array of shape \(10, 5\)",
+        ),
+        (nn.LSTMCell(3), ValueError, "module failed on one observation"),
     ],
 )
 def test_modules_that_do_not_fit_are_refused(family, module, error, message):
@@ -139,3 +145,21 @@ def test_a_head_of_one_s_own():
     inputs = networks.Inputs(jnp.zeros(3), jnp.zeros(2), jnp.zeros(2), jnp.array(True))
     made, _ = network.step(network.init(jax.random.key(0)), network.initial(), inputs)
     assert isinstance(made, networks.TanhGaussian)
+
+
+def test_a_network_of_another_family_is_refused_by_name(family):
+    """Before anything compiles, and where its shapes would fit by chance, too."""
+    from jaxmeta.algorithms import maml, rl2
+    from jaxmeta.tasks import transform
+
+    fewer = transform.remapped_actions(family, num_buttons=4)
+    policy = networks.encoded_policy(family, Linen())
+    for other, message in (
+        (tasks.make("navigation"), "policy does not fit family 'navigation'"),
+        (fewer, "it chooses among 3 actions, and there are 4"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            maml.maml(other, policy=policy)
+    network = networks.recurrent_actor_critic(family, gru(4))
+    with pytest.raises(ValueError, match="network does not fit family 'deep_sea'"):
+        rl2.rl2(tasks.make("deep_sea"), network=network)

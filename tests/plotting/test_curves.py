@@ -73,8 +73,14 @@ def test_a_population_is_a_line_a_setting_with_a_band_behind_it(tmp_path):
         white.append(np.mean(np.all(pixels == 255, axis=-1)))
     assert white[0] > white[1] + 0.02  # the band is shaded
     assert white[1] != white[2]
-    with pytest.raises(ValueError, match="band='all' is unknown"):
-        plotting.population(tmp_path / "x.png", {"a": steady}, band="all")
+    for curves, options, message in (
+        ({"a": steady}, dict(band="all"), "band='all' is unknown"),
+        (steady, {}, "curves is ndarray; it must be a dictionary"),
+        ({"a": steady[0]}, {}, r"curves\['a'\] has shape \(60,\); it must be"),
+        ({"a": np.zeros((2, 0))}, {}, "it must hold a number"),
+    ):
+        with pytest.raises((TypeError, ValueError), match=message):
+            plotting.population(tmp_path / "x.png", curves, **options)
 
 
 def test_lines_in_panels(tmp_path):

@@ -72,3 +72,16 @@ def test_an_animation_shows_the_return_of_the_episode_so_far(tmp_path):
             frames.append([np.asarray(f.convert("L")) for f in PIL.ImageSequence.Iterator(image)])
     same = [np.array_equal(a, b) for a, b in zip(*frames, strict=True)]
     assert same == [True] * 4 + [False] * 2
+
+
+def test_arguments_of_an_animation_are_checked_by_name(tmp_path):
+    obs, zeros, last = np.zeros((4, 2)), np.zeros(4), np.zeros(4, bool)
+    for stream, options, message in (
+        ((dict(image=obs), zeros, last), {}, "observations has several parts; draw one"),
+        ((obs, zeros[:3], last), {}, "rewards has shape"),
+        ((obs, zeros, last[:2]), {}, "last has shape"),
+        ((obs, zeros, last), dict(num_frames=0), "num_frames=0 must be at least 1"),
+        ((obs, zeros, last), dict(frames_per_second=0), "frames_per_second=0 must be at least 1"),
+    ):
+        with pytest.raises((TypeError, ValueError), match=message):
+            plotting.animation(tmp_path / "x.gif", *stream, **options)

@@ -120,8 +120,14 @@ def test_finetuning_begins_with_what_was_learned_and_other_numbers(trained, tmp_
         console=QUIET,
     )
     chex.assert_trees_all_equal(other.state.meta.params, run.state.meta.params)
-    with pytest.raises(ValueError, match="hyper='stepsize' is unknown: did you mean 'step_size'"):
-        experiments.finetune(folder, hyper=dict(stepsize=1.0), console=QUIET)
+    for hyper, message in (
+        (dict(stepsize=1.0), "hyper='stepsize' is unknown: did you mean 'step_size'"),
+        (dict(learning_rate=-1.0), "learning_rate=-1.0 must lie between 0"),
+        (dict(learning_rate="1e-4"), r"hyper\['learning_rate'\]='1e-4' must be a number"),
+        (maml.Hyper(), "must be a dictionary of numbers by name"),
+    ):
+        with pytest.raises((TypeError, ValueError), match=message):
+            experiments.finetune(folder, hyper=hyper, console=QUIET)
 
 
 def test_runs_that_cannot_be_finetuned(own):

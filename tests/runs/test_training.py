@@ -21,7 +21,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from rich.console import Console
 
 from jaxmeta import tasks
-from jaxmeta.algorithms.maml import Config, maml
+from jaxmeta.algorithms.maml import Config, Hyper, maml
 from jaxmeta.runs import checkpoints, claims, sinks, training
 from jaxmeta.runs.checkpoints import CheckpointError
 from jaxmeta.types import MetaAlgorithm
@@ -909,3 +909,18 @@ def test_what_a_sink_raises_costs_nothing_that_was_learned(algorithm, family, tm
     with pytest.raises(SystemExit):
         training.train(algorithm, family, config(), folder=tmp_path, sink=leaves, **QUIET)
     assert max(steps(tmp_path)) == 1
+
+
+def test_settings_of_a_population_are_checked_one_by_one():
+    family = tasks.make("navigation", horizon=3)
+    algorithm = maml(family, Config(num_streams=2))
+    plan = training.Config(meta_updates=1, num_tasks=2)
+    for hypers, message in (
+        (
+            [Hyper(), Hyper(step_size=-1.0)],
+            r"hypers\[1\]: step_size=-1.0 must lie between",
+        ),
+        ([dict(step_size=0.1)], r"hypers\[0\]: hyper is dict"),
+    ):
+        with pytest.raises((TypeError, ValueError), match=message):
+            training.train_population(algorithm, family, plan, hypers=hypers)

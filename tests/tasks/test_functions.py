@@ -77,6 +77,12 @@ def test_it_is_checked_and_transformed_like_any_other(family, capsys):
     assert "steps a second" in str(found)
     seen = transform.hidden(family, range(5))
     assert seen.observation_shape == (2,)
+    assert transform.hidden(family, ["where"]).observation_shape == (5,)
+    assert transform.hidden(family, ["time"]).env.kept == (5, 6)
+    with pytest.raises(ValueError, match="part='tim' is unknown: did you mean 'time'"):
+        transform.hidden(family, ["tim"])
+    with pytest.raises(ValueError, match="has a state of type tuple; a flax dataclass"):
+        transform.pinned(family, "inner")
     late = transform.sticky_actions(family)
     tasks.check_promises(late)
     assert transform.permuted_observations(family).observation_shape == (7,)
@@ -166,6 +172,17 @@ def test_a_list_of_tasks(family):
     assert listed.name == "from_functions_of_2"
     returns = evaluation.random_returns(jax.random.key(0), drawn, family=listed, num_streams=1)
     assert returns.shape == (50,)
-    for wrong in ({"goal": jnp.zeros(2)}, {"place": jnp.zeros((3, 2))}, jnp.zeros((3, 2))):
-        with pytest.raises(ValueError, match="train"):
+    for wrong, message in (
+        ({"goal": jnp.zeros(2)}, "train"),
+        ({"place": jnp.zeros((3, 2))}, "train"),
+        (jnp.zeros((3, 2)), "train"),
+        (
+            {"goal": jnp.zeros((3, 3))},
+            r"train\['goal'\] is float32 of shape \(3, 3\); a task of the",
+        ),
+        ({"goal": jnp.zeros((3, 2), int)}, r"train\['goal'\] is int32"),
+        ({"goal": jnp.full((3, 2), jnp.nan)}, "has a NaN"),
+        ([{"goal": jnp.zeros(2)}] * 3, "train is a list of 3; it must be one pytree"),
+    ):
+        with pytest.raises(ValueError, match=message):
             tasks.from_list(family, wrong)

@@ -24,7 +24,7 @@ def test_a_reset_that_draws_the_task_is_found_and_pinning_mends_it():
     found = tasks.check(family, num_tasks=3)
     same, drawn = found.problems
     assert same == "train, test, out_of_distribution: all tasks are the same"
-    assert "state.inner.goal never changes within an episode" in drawn
+    assert "state.goal never changes within an episode" in drawn
     mended = tasks.check(transform.pinned(family, "goal"), num_tasks=3)
     assert mended.problems == ()
     assert (mended.distinct_tasks, mended.longest_episode) == (3, 4)
@@ -79,7 +79,7 @@ def made(**change):
 BROKEN = {
     "observations of another shape": (
         lambda: made(reset=lambda key, task: (jnp.zeros(3), jnp.zeros(2))),
-        "reset_env's observation has shape (3,)",
+        "reset's observation has shape (3,)",
     ),
     "a state of another kind": (
         lambda: made(step=lambda k, s, a, t: (s, s > 0, 0.0, False)),
@@ -103,7 +103,7 @@ BROKEN = {
     ),
     "Python's if": (
         lambda: made(step=lambda k, s, a, t: (s, s, 0.0 if s[0] > 0 else 1.0, False)),
-        "step_env raised TracerBoolConversionError",
+        "use jnp.where, or jax.lax.cond",
     ),
     "observations outside of their space": (
         lambda: made(observation_space=spaces.Box(-0.5, 0.5, (2,))),
@@ -119,6 +119,10 @@ BROKEN = {
             reset=lambda key, task: (jnp.asarray(GENERATOR.uniform(size=2)), jnp.zeros(2))
         ),
         "reset is not pure",
+    ),
+    "tasks of another shape": (
+        lambda: made(test=lambda key: jnp.zeros(3)),
+        "a task of test is float32 of shape (3,); in train it is float32 of shape (2,)",
     ),
     "splits that share a task": (
         lambda: dataclasses.replace(made(train=lambda key: jnp.ones(2)), disjoint=["test"]),
@@ -144,7 +148,7 @@ PROBABLY = {
             step=lambda k, s, a, t: (s[0], (s[0] + a, s[1]), -jnp.sum((s[0] - s[1]) ** 2), False),
             observation_space=spaces.Box(-9.0, 9.0, (2,)),
         ),
-        "state.inner[1] never changes within an episode",
+        "state[1] never changes within an episode",
     ),
 }
 

@@ -11,6 +11,7 @@ import numpy as np
 from gymnax.environments import spaces
 
 from jaxmeta import checks
+from jaxmeta.tasks import composite, environments, time_limit
 from jaxmeta.tasks.family import TaskFamily
 from jaxmeta.tasks.transform.laws import assignment
 from jaxmeta.tasks.transform.wrappers import (
@@ -217,7 +218,9 @@ class HiddenObservations(Wrapper):
 
 
 @checks.arguments
-def hidden(family: TaskFamily, entries: Sequence[int], *, axis: int | None = None) -> TaskFamily:
+def hidden(
+    family: TaskFamily, entries: Sequence[int | str], *, axis: int | None = None
+) -> TaskFamily:
     """The family without some entries of its observations, in all tasks alike.
 
     It hides what a learner must find out: the goal that FourRooms shows, the velocities of a pole. The tasks are those
@@ -225,9 +228,10 @@ def hidden(family: TaskFamily, entries: Sequence[int], *, axis: int | None = Non
     controllers are not, for they need the entries.
 
     Args:
-        family: A family with observations in a `Box`.
+        family: A family with observations in a `Box`, or of several parts. What remains of several parts is one flat
+            array (see `composite`): a network sees no parts any more.
         entries: Indices of the entries to remove from the flat observation, which becomes ``[O - len(entries)]``; or
-            of the slices along ``axis``.
+            of the slices along ``axis``; or names of the parts of a dictionary.
         axis: The axis whose slices are removed, for example the channels of an image.
 
     Raises:
@@ -236,17 +240,22 @@ def hidden(family: TaskFamily, entries: Sequence[int], *, axis: int | None = Non
     shape = box(observations(family.env), family, "observations").shape
     axis = checks.field("axis", axis, int | None)
     size = _num_elements(family.env, axis)
-    entries = checks.each_at_least("entries", entries, 0)
-    checks.some("entries", entries)
-    checks.distinct("entries", entries)
-    for entry in entries:
+    if isinstance(entries, tuple | list) and any(isinstance(x, str) for x in entries):
+        inner = time_limit.without_limit(family.env)
+        declared = environments.declared_observation_space(inner)
+        named = [composite.entries_of(declared, x) if isinstance(x, str) else [x] for x in entries]
+        entries = [i for part in named for i in part]
+    numbers = checks.each_at_least("entries", entries, 0)  # type: ignore[arg-type]
+    checks.some("entries", numbers)
+    checks.distinct("entries", numbers)
+    for entry in numbers:
         if entry >= size:
             raise ValueError(
-                f"entries={entries!r} must be below {size}, the number of entries of observations of shape {shape}"
+                f"entries={numbers!r} must be below {size}, the number of entries of observations of shape {shape}"
             )
-    if len(entries) == size:
-        raise ValueError(f"entries={entries!r} would leave nothing of observations of {size}")
-    kept = tuple(i for i in range(size) if i not in entries)
+    if len(numbers) == size:
+        raise ValueError(f"entries={numbers!r} would leave nothing of observations of {size}")
+    kept = tuple(i for i in range(size) if i not in numbers)
     return dataclasses.replace(
         family,
         name=f"hidden_{family.name}",

@@ -245,6 +245,11 @@ def pinned(
     state = jax.eval_shape(
         lambda: innermost(env.env.reset_env(jax.random.key(0), env.env.default_params)[1])
     )
+    if not dataclasses.is_dataclass(state):
+        raise ValueError(
+            f"family={family.name!r} has a state of type {type(state).__name__}; a flax dataclass with the field "
+            f"{leaves[0]!r} is needed: else let the sampler draw what the reset draws"
+        )
     for name in leaves:
         checks.choice("leaf", name, [field.name for field in dataclasses.fields(state)])
 
