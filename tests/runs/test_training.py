@@ -21,7 +21,8 @@ from jax.experimental.compilation_cache import compilation_cache
 from rich.console import Console
 
 from jaxmeta import tasks
-from jaxmeta.algorithms.maml import Config, Hyper, maml
+from jaxmeta.algorithms.maml import Config, maml
+from jaxmeta.algorithms.maml import Hyper as MamlHyper
 from jaxmeta.runs import checkpoints, claims, sinks, training
 from jaxmeta.runs.checkpoints import CheckpointError
 from jaxmeta.types import MetaAlgorithm
@@ -917,7 +918,7 @@ def test_settings_of_a_population_are_checked_one_by_one():
     plan = training.Config(meta_updates=1, num_tasks=2)
     for hypers, message in (
         (
-            [Hyper(), Hyper(step_size=-1.0)],
+            [MamlHyper(), MamlHyper(step_size=-1.0)],
             r"hypers\[1\]: step_size=-1.0 must lie between",
         ),
         ([dict(step_size=0.1)], r"hypers\[0\]: hyper is dict"),
