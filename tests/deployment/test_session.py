@@ -1,5 +1,7 @@
 """A session does in one task what a lifetime does in training, and goes on after it was saved."""
 
+from types import SimpleNamespace
+
 import gymnasium
 import jax
 import jax.numpy as jnp
@@ -10,7 +12,8 @@ from jaxmeta import rollouts, tasks
 from jaxmeta.algorithms import ALGORITHMS
 from jaxmeta.deployment import Session
 from jaxmeta.runs import experiments, training
-from jaxmeta.types import Lifetime
+from jaxmeta.types import Lifetime, MetaAlgorithm
+from tests.probes import constant_learner
 
 
 def trained(name, family, **settings):
@@ -177,3 +180,18 @@ def test_continuous_actions_are_within_their_bounds():
         assert np.all(np.abs(action) <= 0.1)
         session.observe(0.0, False, False, np.zeros(2))
     assert session.num_updates == 2
+
+
+def test_each_stream_is_learned_from_with_the_memory_that_it_began_with():
+    """Streams that go on one after another: of three steps each, by a learner whose memory counts them."""
+    learner = constant_learner()._replace(
+        update=lambda key, meta, agent, trajectories: trajectories.memory
+    )
+    algorithm = MetaAlgorithm(lambda key: None, lambda *x: None, learner, Lifetime(2, 3))
+    run = training.Run(jax.random.key(0), SimpleNamespace(meta=0.0), jnp.zeros((), jnp.int32))
+    session = Session(experiments.Trained(None, algorithm, tasks.make("catch"), run))
+    for _ in range(12):
+        session.act(np.zeros((10, 5)))
+        session.observe(0.0, False, False, np.zeros((10, 5)))
+    assert session.num_updates == 2
+    np.testing.assert_array_equal(session._agent, [6, 9])

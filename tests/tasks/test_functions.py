@@ -165,7 +165,7 @@ def test_a_list_of_tasks(family):
     listed = tasks.from_list(family, many, test={"goal": jnp.ones((1, 2))})
     drawn = tasks.sample_tasks(jax.random.key(0), listed, 50, split="train")
     counts = np.bincount(np.asarray(drawn["goal"][:, 0] == 2))
-    assert counts.sum() == 50
+    assert len(counts) == 2
     assert counts.min() > 10
     assert jnp.all(listed.test(jax.random.key(1))["goal"] == 1)
     assert listed.out_of_distribution is family.out_of_distribution
