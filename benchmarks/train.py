@@ -405,7 +405,8 @@ def report(trained: Trained, output: Path, args: Any, console: Console) -> None:
     test = evaluate(test_key, trained, "test", args)
     far = evaluate(far_key, trained, "out_of_distribution", args)
     streams = 1 if has_memory else args.algorithm.config.num_streams
-    found = test | {"out_of_distribution": far, "num_streams": streams, "settings": args.evaluation}
+    settings = dataclasses.asdict(args.evaluation)
+    found = test | {"out_of_distribution": far, "num_streams": streams, "settings": settings}
     records.write(output / "evaluation.json", records.measured(found))
     path, there = output / "adaptation.png", output / "trajectories.png"
     curves = {"held-out tasks": test, "out of distribution": far}

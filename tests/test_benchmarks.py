@@ -238,6 +238,15 @@ def test_a_figure_that_cannot_be_drawn_is_said(script):
         script.draw("a.png", lambda: 1 / 0)
 
 
+def test_a_resumed_run_is_measured_as_before(script, tmp_path):
+    assert script.evaluation_of(tmp_path) == script.evaluation_of(None) == script.Evaluation()
+    told = dict(eval_tasks=4, eval_updates=2)
+    (tmp_path / "evaluation.json").write_text(json.dumps({"settings": told}))
+    assert script.evaluation_of(tmp_path) == script.Evaluation(**told)
+    (tmp_path / "evaluation.json").write_text("{")
+    assert script.evaluation_of(tmp_path) == script.Evaluation()
+
+
 def test_help_names_every_setting(script, capsys):
     text = said(script, capsys, "--help")
     for option in ("algorithm", "family", "num-tasks", "num-streams", "num-steps", "num-updates"):
