@@ -9,7 +9,7 @@
 The output folder holds config.json, metrics.jsonl, evaluation.json, checkpoints/, adaptation.png and, for learners that
 adapt by gradient steps and on GridNavi, trajectories.png. `jaxmeta.load` loads it.
 
-The groups "algorithm" and "task" of this help are those of --algorithm and --family: name both to see theirs.
+The groups "algorithm" and "task" depend on --algorithm and --family. Give both flags to see the settings of your choice.
 """
 
 import argparse
@@ -58,7 +58,7 @@ class Evaluation:
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """What is trained on what. Without any of these: the preset maml-navigation-quick."""
+    """The algorithm and its tasks. Without any of these flags the preset is maml-navigation-quick."""
 
     preset: str | None = None
     """Settings by name, whose figures are in RESULTS.md; others may be set beside it."""

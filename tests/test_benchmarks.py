@@ -260,7 +260,7 @@ def test_help_is_in_groups_that_say_what_they_depend_on(script, capsys):
     text = said(script, capsys, "--algorithm", "rl2", "--family", "catch", "--help")
     titles = [x for x in re.findall(r"(\w+) options", text) if x != "OPTIONS"]
     assert titles == ["experiment", "training", "algorithm", "task", "evaluation", "output"]
-    assert "are those of --algorithm and --family" in text
+    assert "depend on --algorithm and --family" in text
     assert "--memory-size" in text
     assert "--task.permuted-actions" in text
 

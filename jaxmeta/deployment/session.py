@@ -50,7 +50,7 @@ class Session:
         Args:
             trained: A run, as `jaxmeta.load` returns it; a run in memory is
                 ``experiments.Trained(None, algorithm, family, run)``.
-            seed: Seed of all that the agent draws, or a random key: that of `rollouts.lifetime` gives its draws.
+            seed: Seed of all random draws, or a random key. With the key of a `rollouts.lifetime` the session repeats its draws.
 
         Raises:
             ValueError: ``trained`` is a population, or its algorithm does not say how it collects experience.
@@ -141,7 +141,7 @@ class Session:
             reward: The reward.
             terminated: Whether the task ended the episode.
             truncated: Whether the episode was cut off, as by a time limit.
-            observation: The observation after the action: the true successor, not that of a reset.
+            observation: The observation after the action, before any reset.
 
         Raises:
             ValueError: there is no action to observe the result of, or a value is not as described.

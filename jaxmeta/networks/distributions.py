@@ -155,7 +155,7 @@ class TanhGaussian(NamedTuple):
         return self._squashed(self.mean)
 
     def log_prob(self, value: jax.Array) -> jax.Array:
-        """Log-density at ``value [..., D]``, ``[...]``; of values on a bound or beyond, that of the nearest inside."""
+        """Log-density at ``value [..., D]``, ``[...]``. A value on a bound or beyond it counts as the nearest value inside."""
         checks.shapes("...D", mean=self.mean, log_std=self.log_std, value=value)
         share = (value - self.centre) / self.half_width
         limit = 1.0 - float(jnp.finfo(share.dtype).eps)
@@ -176,7 +176,7 @@ class TanhGaussian(NamedTuple):
         return self._normal.entropy() + jnp.sum(jnp.tensordot(share, slope, 1), axis=-1)
 
     def kl(self, other: "TanhGaussian") -> jax.Array:
-        """KL(self || other) of two with the same range, in nats, ``[...]``: that of the normals."""
+        """KL(self || other) in nats, ``[...]``, for two with the same range. It equals the KL of the two normals."""
         return self._normal.kl(other._normal)
 
     def _squashed(self, u: jax.Array) -> jax.Array:

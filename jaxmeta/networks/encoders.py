@@ -128,26 +128,21 @@ def _nnx(make: Callable[..., Any]) -> tuple[Callable, Callable]:
         module = make(nnx.Rngs(key))
         if not isinstance(module, nnx.Module):
             raise TypeError(f"module(rngs) is a {type(module).__name__}; it must be an nnx module")
-        graph, params, others = nnx.split(module, nnx.Param, ...)  # type: ignore[misc]
-        kept = [x for x in jax.tree.leaves(others) if not _is_random(x)]
-        if kept:
+        # Evaluation draws nothing, so the streams of random numbers are only carried along.
+        graph, params, streams, others = nnx.split(module, nnx.Param, nnx.RngState, ...)  # type: ignore[misc]
+        if jax.tree.leaves(others):
             raise ValueError("module has state beside parameters; it must have parameters alone")
-        return (graph, others), params
+        return (graph, streams), params
 
     def init(key: jax.Array, obs: Any) -> Params:
         return nnx.to_pure_dict(split(key)[1])
 
     def apply(params: Params, obs: Any) -> Any:
-        (graph, others), state = split(jax.random.key(0))
+        (graph, streams), state = split(jax.random.key(0))
         nnx.replace_by_pure_dict(state, params)
-        return nnx.merge(graph, state, others)(obs)
+        return nnx.merge(graph, state, streams)(obs)
 
     return init, apply
-
-
-def _is_random(leaf: Any) -> bool:
-    """Whether a leaf belongs to an nnx stream of random numbers, which evaluation does not use."""
-    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) or jnp.issubdtype(leaf.dtype, jnp.uint32)
 
 
 class _Convolution(nn.Module):

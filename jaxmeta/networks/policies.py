@@ -242,8 +242,8 @@ def action_head(
     """A tanh network from features to distributions of actions, of the kind that the space needs.
 
     That is a `Categorical` for a `Discrete`, a `FactoredCategorical` for a `MultiDiscrete` or a `Box` of integers,
-    and for a `Box` of floats a `DiagGaussian`, or with ``squashed`` a `TanhGaussian`. The last three arguments are
-    those of `gaussian_mlp`.
+    and for a `Box` of floats a `DiagGaussian`, or with ``squashed`` a `TanhGaussian`. `gaussian_mlp` explains the
+    last three arguments.
 
     Raises:
         ValueError: the space has no bounds where they are needed, or more than one axis; ``std`` or ``squashed`` is

@@ -16,7 +16,7 @@ MAX_ENTRIES = 500
 
 
 def key_of(description: Mapping[str, Any]) -> str:
-    """Digits that tell programs apart, by what they compute and what they run on."""
+    """A hash of the settings, the jax version and the device: different programs have different hashes."""
     device = jax.devices()[0]
     told = {
         **description,

@@ -217,8 +217,8 @@ def finetune(
 ) -> training.Run:
     """A run that starts from what another one learned, with other numbers or on another family.
 
-    The learned parameters and all numbers that ``hyper`` does not name are those of ``trained``, learned step sizes
-    among them. The optimiser, agents that outlive a meta-update, and schedules begin anew. To go on with the same
+    The new run takes the learned parameters of ``trained``, and all numbers that ``hyper`` does not name; learned step
+    sizes are among them. The optimiser, agents that outlive a meta-update, and schedules begin anew. To go on with the same
     settings, resume the run instead: `training.train` with ``resume=True``.
 
     Args:
