@@ -106,8 +106,12 @@ def goals(size: int) -> np.ndarray:
 
 def optimal_action(task: GridNaviParams, obs: jax.Array, *, size: int) -> jax.Array:
     """A step towards the goal, first along x, then along y; on the goal the action is to stay; int32 ``[]``."""
-    cell = jnp.argmax(obs)
-    across, along = task.goal[0] - cell % size, task.goal[1] - cell // size
+    return towards(task.goal, jnp.argmax(obs), size=size)
+
+
+def towards(goal: jax.Array, cell: jax.Array, *, size: int) -> jax.Array:
+    """The step from the cell of index ``cell []`` towards ``goal [2]``, first along x, then along y; int32 ``[]``."""
+    across, along = goal[0] - cell % size, goal[1] - cell // size
     stay, up, right, down, left = range(len(MOVES))
     moves = [across > 0, across < 0, along > 0, along < 0]
     return jnp.select(moves, [right, left, up, down], stay).astype(jnp.int32)

@@ -1,0 +1,80 @@
+"""Exact posteriors: what an agent that knows the prior believes after what it has seen.
+
+They are the targets that a network trained to predict optimal actions approaches (Lee et al. 2023,
+"Supervised pretraining can learn in-context reinforcement learning").
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxmeta import checks
+
+
+@checks.arguments
+def posterior_best_arm(
+    reward: jax.Array,
+    pulls: jax.Array,
+    *,
+    reward_noise: float | None = None,
+    num_nodes: int = 128,
+) -> jax.Array:
+    """Posterior probability that each arm is the best one, ``[A]``; the means are U(0, 1) before any pull.
+
+    ``P(i) = ∫ f_i(x) Π_{j≠i} F_j(x) dx`` with the posterior density f and distribution function F
+    of each arm's mean. The integrals are exact for polynomials of degree below ``num_nodes``. So for
+    Bernoulli arms the result is exact to rounding as long as all pulls together are at most
+    ``num_nodes - A``. A prior Beta(α, β) is α - 1 more reward and α + β - 2 more pulls.
+
+    Args:
+        reward: ``[A]``, total reward of each arm.
+        pulls: ``[A]``, pulls of each arm.
+        reward_noise: None for Bernoulli arms; else the standard deviation of Gaussian rewards
+            around the mean, positive.
+        num_nodes: Points of the quadrature, at least 2.
+    """
+    checks.at_least("num_nodes", num_nodes, 2)
+    x, integral, total = (jnp.asarray(part, float) for part in _quadrature(num_nodes))
+    s, n = jnp.asarray(reward, float)[:, None], jnp.asarray(pulls, float)[:, None]
+    if reward_noise is None:
+        log_density = s * jnp.log(x) + (n - s) * jnp.log1p(-x)
+    else:
+        checks.between("reward_noise", reward_noise, 1e-6, 1e6)
+        log_density = (s * x - n * x**2 / 2) / reward_noise**2
+    density = jax.nn.softmax(log_density + jnp.log(total), axis=1) / total
+    below = jnp.einsum("ax,yx->ay", density, integral, precision="highest")
+    ones = jnp.ones_like(below[:1])
+    # The other arms' distribution functions: those of the arms before it, times those after it.
+    before = jnp.cumprod(jnp.concatenate([ones, below[:-1]]), axis=0)
+    after = jnp.cumprod(jnp.concatenate([ones, below[:0:-1]]), axis=0)[::-1]
+    best = jnp.maximum(jnp.sum(total * density * before * after, axis=1), 0.0)
+    return best / jnp.sum(best)
+
+
+@functools.cache
+def _quadrature(num_nodes: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Chebyshev points in (0, 1), ``[n]``, and weights of integrals up to each, ``[n, n]``, and up to 1, ``[n]``.
+
+    A function is replaced by the polynomial of degree n - 1 through its values at the points, which
+    is a sum of Chebyshev polynomials, and these are integrated in closed form. Up to 1 it is Fejér's
+    first rule, whose weights are positive.
+    """
+    angle = (np.arange(num_nodes) + 0.5) * np.pi / num_nodes
+    order = np.arange(num_nodes)
+    coefficients = 2 * np.cos(np.outer(order, angle)) / num_nodes  # [order, point]
+    coefficients[0] /= 2
+
+    def primitives(angle: np.ndarray) -> np.ndarray:
+        """Of each Chebyshev polynomial, at ``cos(angle) [m]``, ``[m, order]``."""
+        raised = np.cos(np.outer(angle, order + 1)) / (2 * (order + 1))
+        lowered = np.cos(np.outer(angle, order - 1)) / (2 * np.where(order == 1, np.inf, order - 1))
+        primitive = raised - lowered
+        primitive[:, 0] = np.cos(angle)
+        return primitive
+
+    # The angle falls from π at 0 to 0 at 1; lengths are halved.
+    from_zero = primitives(np.append(angle, 0.0)) - primitives(np.array([np.pi]))
+    weights = from_zero @ coefficients / 2
+    return (1 + np.cos(angle)) / 2, weights[:-1], weights[-1]
