@@ -340,11 +340,14 @@ def arguments(function: Function) -> Function:
     return call  # type: ignore[return-value]
 
 
-def constructor(**ranges: tuple[float, float]) -> Callable[[Function], Function]:
+def constructor(
+    *, windows: bool = False, **ranges: tuple[float, float]
+) -> Callable[[Function], Function]:
     """A decorator of ``algorithm(family, config, hyper, ...)`` that adds checks.
 
     It checks the `arguments`, the hyper-parameters (by `hyper` with ``ranges``), also those of
-    ``init(key, hyper)``, and that the tasks of a ``step`` are a `batch` of the family's tasks.
+    ``init(key, hyper)``, and that the tasks of a ``step`` are a `batch` of the family's tasks, unless it takes
+    ``windows`` of experience, which it checks itself.
     """
 
     def decorate(function: Function) -> Function:
@@ -365,9 +368,10 @@ def constructor(**ranges: tuple[float, float]) -> Callable[[Function], Function]
                 return algorithm.init(key, *values, **named)
 
             def step(key: jax.Array, state: Any, tasks: Any) -> Any:
-                with jax.ensure_compile_time_eval():
-                    one = family.env.default_params
-                batch("tasks", tasks, one, f"a task of family {family.name!r}")
+                if not windows:
+                    with jax.ensure_compile_time_eval():
+                        one = family.env.default_params
+                    batch("tasks", tasks, one, f"a task of family {family.name!r}")
                 if not hasattr(state, "meta"):
                     raise TypeError(
                         f"state is {_type_name(type(state))} {_cut(state)}; it must be what init, or the last step, returned"

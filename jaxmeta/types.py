@@ -12,7 +12,7 @@ Docstrings give unbatched shapes (``[T]`` for one stream, ``[N, T]`` for one tas
 import ast
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -136,11 +136,24 @@ class MetaAlgorithm(NamedTuple):
     init: Callable[..., Any]
     """``(key) -> state``; ``state.meta`` is the learner's ``meta``."""
     step: Callable[[jax.Array, Any, Task], tuple[Any, dict[str, jax.Array]]]
-    """``(key, state, tasks [M]) -> (state, metrics)``: one meta-update; metrics are scalars."""
+    """``(key, state, tasks [M]) -> (state, metrics)``: one meta-update; metrics are scalars. Algorithms that learn from a
+    dataset take windows of it, ``Trajectory [M, T]``, instead of tasks."""
     learner: Learner
     """The learner that is trained."""
     lifetime: Lifetime | None = None
     """How the learner collects experience in meta-training; `deployment.Session` does the same in one real task."""
+
+
+class Source(NamedTuple):
+    """Where the batches of meta-updates come from, if not from a family's training tasks: see `datasets.windows`."""
+
+    sample: Callable[[jax.Array, Any, int], Any]
+    """``(key, data, num) -> batch [num]``: what ``step`` gets in place of tasks. It is pure and compiled."""
+    load: Callable[[int], tuple[Any, int]]
+    """``(update) -> (data, end)``: the arrays that meta-updates ``update .. end - 1`` sample from. It runs on the host and
+    depends on ``update`` alone, so that a resumed run gets the same batches."""
+    description: Mapping[str, Any]
+    """What identifies the data; ``config.json`` holds it, and a resumed run compares it."""
 
 
 def _document_fields() -> None:

@@ -133,7 +133,7 @@ class RecurrentLearner(NamedTuple):
 
     learner: Learner
     """The learner."""
-    inputs: Callable[[Meta, Trajectory], Inputs]
+    inputs: Callable[[Any, Trajectory], Inputs]
     """``(meta, data [T]) -> inputs [T]``."""
     trials: Callable[[jax.Array, Any, Task], Trajectory]
     """``(key, meta, tasks [M]) -> [M N, T]``: the trials of all streams of all tasks."""
@@ -165,11 +165,26 @@ MEMORY_SETTINGS = ("memory", "memory_size", "precision")
 
 
 @checks.arguments
-def recurrent_learner(family: TaskFamily, config: Config, network: ActorCritic) -> RecurrentLearner:
-    """The learner that acts by ``network`` on tasks of ``family``."""
+def recurrent_learner(
+    family: TaskFamily,
+    config: Config,
+    network: ActorCritic,
+    *,
+    reads: type = Meta,
+    greedy: bool = False,
+) -> RecurrentLearner:
+    """The learner that acts by ``network`` on tasks of ``family``.
+
+    Args:
+        family: The tasks' family.
+        config: Episodes, streams, and what the network sees.
+        network: The policy with its memory.
+        reads: The type of the learner's ``meta``, which has ``params`` and ``reward_scale``.
+        greedy: Take the most probable action instead of a draw.
+    """
     num_steps = config.num_episodes * family.horizon
 
-    def look(meta: Meta, timestep: TimeStep, time: jax.Array) -> Inputs:
+    def look(meta: Any, timestep: TimeStep, time: jax.Array) -> Inputs:
         """The inputs of the network at one step."""
         reset = time == 0
         if config.remembers == "episode":
@@ -185,36 +200,40 @@ def recurrent_learner(family: TaskFamily, config: Config, network: ActorCritic) 
         )
 
     def policy_step(
-        meta: Meta, memory: TrialMemory, timestep: TimeStep
+        meta: Any, memory: TrialMemory, timestep: TimeStep
     ) -> tuple[Distribution, TrialMemory]:
         shown = look(meta, timestep, memory.time)
         distribution, state = network.step(meta.params, memory.state, shown)
         return distribution, TrialMemory(state, memory.time + 1)
 
-    def inputs(meta: Meta, data: Trajectory) -> Inputs:
+    def inputs(meta: Any, data: Trajectory) -> Inputs:
         time = data.memory.time + jnp.arange(data.reward.shape[0], dtype=jnp.int32)
         return jax.vmap(look, (None, 0, 0))(meta, data.timestep, time)
 
     learner = Learner(
         init=lambda key, meta: (),
         memory=lambda meta: TrialMemory(network.initial(), jnp.zeros((), jnp.int32)),
-        act=acting(policy_step, lambda meta, agent: meta),
+        act=acting(policy_step, lambda meta, agent: meta, greedy=greedy),
         update=lambda key, meta, agent, trajectories: agent,
     )
 
-    learner = checks.reading(learner, Meta)
+    learner = checks.reading(learner, reads)
     setup = rollouts.Setup(learner, family.env, config.num_streams, num_steps, config.unroll)
 
-    def trials(key: jax.Array, meta: Meta, tasks: Task) -> Trajectory:
-        def trial(key: jax.Array, task: Task) -> Trajectory:
-            history = rollouts.lifetime(key, meta, task, setup=setup, num_updates=0)
-            return jax.tree.map(lambda x: x[0], history.trajectories)
-
-        num_tasks = jax.tree.leaves(tasks)[0].shape[0]
-        data = jax.vmap(trial)(jax.random.split(key, num_tasks), tasks)
-        return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), data)
-
+    trials = partial(trials_of, setup=setup)
     return RecurrentLearner(learner, inputs, trials, setup.collects(trial=True))
+
+
+def trials_of(key: jax.Array, meta: Any, tasks: Task, *, setup: rollouts.Setup) -> Trajectory:
+    """The trials of all streams of all tasks ``[M]``, each a whole rollout of ``setup``: ``[M N, T]``."""
+
+    def trial(key: jax.Array, task: Task) -> Trajectory:
+        history = rollouts.lifetime(key, meta, task, setup=setup, num_updates=0)
+        return jax.tree.map(lambda x: x[0], history.trajectories)
+
+    num_tasks = jax.tree.leaves(tasks)[0].shape[0]
+    data = jax.vmap(trial)(jax.random.split(key, num_tasks), tasks)
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), data)
 
 
 def values_to_come(v: jax.Array) -> jax.Array:
@@ -322,7 +341,7 @@ def learn_from_trials(
             config=config,
         )
         metrics = jax.tree.map(lambda x: jnp.mean(x, where=applied), reports)
-        metrics |= _trial_metrics(recorded, counted, config.num_episodes)
+        metrics |= trial_metrics(recorded, counted, config.num_episodes)
         metrics["skipped_updates"] = 1 - jnp.any(applied).astype(jnp.int32)
         metrics["env_steps"] = jnp.asarray(len(counted) * parts.lifetime.num_steps, jnp.int32)
         done = state.num_updates + 1 - metrics["skipped_updates"]
@@ -336,9 +355,8 @@ def annealed(hyper: Any, num_updates: jax.Array) -> Any:
     """``hyper`` with the step size and the weight of the entropy after ``num_updates []`` meta-updates."""
     done = num_updates.astype(float) / hyper.anneal_updates
     left = jnp.maximum(1.0 - done, 0.0)
-    return hyper._replace(
-        learning_rate=left * hyper.learning_rate, entropy_cost=left * hyper.entropy_cost
-    )
+    falling = [x for x in ("learning_rate", "entropy_cost") if x in hyper._fields]
+    return hyper._replace(**{name: left * getattr(hyper, name) for name in falling})
 
 
 def counted_steps(recorded: Trajectory, num_episodes: int) -> tuple[Trajectory, jax.Array]:
@@ -347,7 +365,7 @@ def counted_steps(recorded: Trajectory, num_episodes: int) -> tuple[Trajectory, 
     Steps count up to the end of a trial's last episode, unless a number of the trial is not finite.
     """
     counted = jax.vmap(episode_index)(recorded.last) < num_episodes
-    data, good = without_broken_streams(_blank(recorded, counted))
+    data, good = without_broken_streams(blank(recorded, counted))
     return data, good[:, None] & counted
 
 
@@ -426,14 +444,16 @@ def minibatch_loss(
 def learn_in_epochs(
     key: jax.Array,
     learned: tuple[Params, Any],
-    batch: Batch,
+    batch: Any,
     hyper: Any,
     *,
     losses: Callable[..., tuple[jax.Array, dict]],
     optimizer: optax.GradientTransformation,
-    config: Config,
+    config: Any,
 ) -> tuple[tuple[Params, Any], dict[str, jax.Array], jax.Array]:
     """``learned``, the parameters and the optimiser's state, after epochs of minibatches of ``batch``.
+
+    ``batch`` is a `Batch`, or any NamedTuple of arrays ``[B, ...]`` with such a ``counted``.
 
     Returns:
         ``(learned, reports, applied)``: the reports of all minibatches and whether each changed
@@ -468,7 +488,7 @@ def learn_in_epochs(
     return learned, reports, applied
 
 
-def _blank(data: Trajectory, counted: jax.Array) -> Trajectory:
+def blank(data: Trajectory, counted: jax.Array) -> Trajectory:
     """``data [B, T]`` with zeros at the steps that are not ``counted``. Masking a NaN later is not enough: it
     comes back through a derivative and through attention."""
 
@@ -492,7 +512,7 @@ def _moved_value_scale(scale: jax.Array, returns: jax.Array, counted: jax.Array)
     return jnp.stack([mean, jnp.where(spread > rounding, spread, 0.0)])
 
 
-def _trial_metrics(data: Trajectory, counted: jax.Array, num_episodes: int) -> dict[str, jax.Array]:
+def trial_metrics(data: Trajectory, counted: jax.Array, num_episodes: int) -> dict[str, jax.Array]:
     """Mean undiscounted returns of the first and the last episode and of the trial; the number of broken trials."""
     good = jnp.any(counted, axis=1)
     episode = jax.vmap(episode_index)(data.last)
@@ -508,7 +528,7 @@ def _trial_metrics(data: Trajectory, counted: jax.Array, num_episodes: int) -> d
     }
 
 
-def _check_minibatches(num_trials: int, config: Config) -> None:
+def _check_minibatches(num_trials: int, config: Any) -> None:
     if num_trials % config.num_minibatches:
         raise ValueError(
             f"num_minibatches={config.num_minibatches} must divide the number of trials, "

@@ -47,18 +47,24 @@ Act = Callable[[jax.Array, Any, Any, Any, TimeStep], tuple[jax.Array, jax.Array,
 def acting(
     step: Callable[[Any, Any, TimeStep], tuple[Distribution, Any]],
     params: Callable[[Any, Any], Any],
+    *,
+    greedy: bool = False,
 ) -> Act:
     """`Learner.act` that draws from a policy.
 
     Args:
         step: `Policy.step`, or what does the same.
         params: ``(meta, agent) -> the parameters that step is given``.
+        greedy: Take the most probable action instead of a draw. Its log-probability is recorded as 0, that of a
+            deterministic policy.
     """
 
     def act(
         key: jax.Array, meta: Any, agent: Any, memory: Any, timestep: TimeStep
     ) -> tuple[jax.Array, jax.Array, Any]:
         distribution, memory = step(params(meta, agent), memory, timestep)
+        if greedy:
+            return distribution.mode(), jnp.zeros(()), memory
         action = distribution.sample(key)
         return action, distribution.log_prob(action), memory
 

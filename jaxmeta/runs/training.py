@@ -32,7 +32,7 @@ from jaxmeta.runs import checkpoints, claims, durations, processes, records, sin
 from jaxmeta.runs.sinks import Sink
 from jaxmeta.tasks.family import TaskFamily, sample_tasks
 from jaxmeta.tasks.promises import check_promises
-from jaxmeta.types import MetaAlgorithm
+from jaxmeta.types import MetaAlgorithm, Source
 
 METRICS_FILE = "metrics.jsonl"
 CONFIG_FILE = "config.json"
@@ -67,6 +67,7 @@ MAY_CHANGE = ("training.meta_updates", "training.checkpoint_every", "training.re
 
 
 MAX_UPDATES_PER_CALL = 100
+MAX_UPDATES = 2**31 - 1
 
 
 PLACE = ("update", "seconds", "setting", "seed")
@@ -109,14 +110,18 @@ def begin_population(seeds: Any, hypers: Sequence[Any] | None, *, algorithm: Met
 def advance(
     run: Run,
     num_updates: jax.Array,
+    data: Any = (),
     *,
     algorithm: MetaAlgorithm,
     family: TaskFamily,
     num_tasks: int,
+    source: Source | None = None,
     max_updates: int = MAX_UPDATES_PER_CALL,
     mesh: Mesh | None = None,
 ) -> tuple[Run, dict[str, jax.Array]]:
     """``(run, metrics [max_updates])`` after ``num_updates []`` meta-updates on fresh training tasks.
+
+    With a ``source`` the batches are drawn from its ``data`` instead.
 
     The function is pure: ``jit`` it, and ``vmap`` it over runs for seeds or hyper-parameters.
     ``num_updates`` is traced and at most ``max_updates``; rows of the metrics beyond
@@ -129,7 +134,10 @@ def advance(
 
     def update(run: Run) -> tuple[Run, dict[str, jax.Array]]:
         key, task_key, step_key = jax.random.split(run.key, 3)
-        tasks = sample_tasks(task_key, family, num_tasks, split="train")
+        if source is None:
+            tasks = sample_tasks(task_key, family, num_tasks, split="train")
+        else:
+            tasks = source.sample(task_key, data, num_tasks)
         if mesh is not None:
             spread = NamedSharding(mesh, PartitionSpec("tasks"))
             tasks = jax.lax.with_sharding_constraint(tasks, spread)
@@ -203,6 +211,7 @@ def train(
     family: TaskFamily,
     config: Config = Config(),
     *,
+    source: Source | None = None,
     initial: Any = None,
     folder: str | os.PathLike | None = None,
     resume: bool = False,
@@ -216,6 +225,8 @@ def train(
         algorithm: The meta-algorithm to train.
         family: The family whose training tasks are drawn.
         config: The run's length, its tasks and its seed.
+        source: Where batches come from, for algorithms that learn from a dataset: `datasets.windows`. Then ``num_tasks`` is
+            the number of windows in a batch. None draws training tasks of the family.
         initial: A `Run`, or the state of one, to start from instead of ``algorithm.init``; for
             example to continue another run with other settings. Keys still come from the seed, and
             meta-updates count from 0. ``config.json`` holds the SHA-256 of ``initial``.
@@ -250,7 +261,7 @@ def train(
     """
     check_promises(family)
     mesh = device_mesh(config.num_tasks)
-    description = _described(description, family)
+    description = _described(description, family, source)
     begun = jax.jit(begin, static_argnames="algorithm")
     key = jax.random.key(config.seed)
 
@@ -276,8 +287,9 @@ def train(
 
     return _train(
         newborn,
-        _meta_updates(algorithm, family, config, mesh),
+        _meta_updates(algorithm, family, source, config, mesh),
         config,
+        load=_loader(source),
         members=[{}],
         mesh=mesh,
         folder=folder,
@@ -296,6 +308,7 @@ def train_population(
     *,
     num_seeds: int = 1,
     hypers: Sequence[Any] | None = None,
+    source: Source | None = None,
     folder: str | os.PathLike | None = None,
     resume: bool = False,
     description: Mapping[str, Any] | None = None,
@@ -313,6 +326,7 @@ def train_population(
         num_seeds: S, the number of consecutive seeds of each setting.
         hypers: H settings, as ``algorithm.init(key, hyper)`` takes them; None means the algorithm's
             own.
+        source: As in `train`.
         folder: As in `train`. A line of ``metrics.jsonl`` is one member's meta-update and names its
             ``setting`` (the place in ``hypers``) and ``seed``.
         resume: As in `train`.
@@ -337,14 +351,15 @@ def train_population(
             numbers, hypers, algorithm=algorithm
         )
 
-    description = _described(description, family)
+    description = _described(description, family, source)
     settings = [] if hypers is None else [jax.tree.map(float, _named(hyper)) for hyper in hypers]
     description = {**description, "population": {"num_seeds": num_seeds, "hypers": settings}}
-    one = _meta_updates(algorithm, family, config, mesh)
+    one = _meta_updates(algorithm, family, source, config, mesh)
     return _train(
         newborn,
-        jax.vmap(jax.vmap(one, (0, None)), (0, None)),
+        jax.vmap(jax.vmap(one, (0, None, None)), (0, None, None)),
         config,
+        load=_loader(source),
         members=[{"setting": i, "seed": seed} for i in range(num_settings) for seed in seeds],
         mesh=mesh,
         folder=folder,
@@ -355,16 +370,45 @@ def train_population(
     )
 
 
-Call = Callable[[Run, jax.Array], tuple[Run, dict[str, jax.Array]]]
-"""``(run, num_updates []) -> (run, metrics)``."""
+Call = Callable[[Run, jax.Array, Any], tuple[Run, dict[str, jax.Array]]]
+"""``(run, num_updates [], data) -> (run, metrics)``."""
+Load = Callable[[int], tuple[Any, int]]
+"""`Source.load`."""
 
 
 def _meta_updates(
-    algorithm: MetaAlgorithm, family: TaskFamily, config: Config, mesh: Mesh | None
+    algorithm: MetaAlgorithm,
+    family: TaskFamily,
+    source: Source | None,
+    config: Config,
+    mesh: Mesh | None,
 ) -> Call:
     return partial(
-        advance, algorithm=algorithm, family=family, num_tasks=config.num_tasks, mesh=mesh
+        advance,
+        algorithm=algorithm,
+        family=family,
+        num_tasks=config.num_tasks,
+        source=source,
+        mesh=mesh,
     )
+
+
+def _loader(source: Source | None) -> Load:
+    """The source's ``load``; it keeps the arrays of the last call, which serve many meta-updates."""
+    if source is None:
+        return lambda update: ((), MAX_UPDATES)
+    data, begin, end = None, 0, 0
+
+    def load(update: int) -> tuple[Any, int]:
+        nonlocal data, begin, end
+        if not begin <= update < end:
+            data = None  # before the next arrays come, so that both are never in memory
+            begin, (data, end) = update, source.load(update)
+            if end <= update:
+                raise ValueError(f"source.load({update}) ends at {end}; it must end later")
+        return data, end
+
+    return load
 
 
 def _named(hyper: Any) -> Any:
@@ -377,6 +421,7 @@ def _train(
     call: Call,
     config: Config,
     *,
+    load: Load,
     members: Sequence[dict[str, Any]],
     mesh: Mesh | None,
     folder: str | os.PathLike | None,
@@ -417,7 +462,8 @@ def _train(
         line = stack.enter_context(terminal.progress(console, done, config.meta_updates, status))
         # The run is donated: its buffers are overwritten, and only the new run may be used
         # afterwards.
-        traced = jax.jit(call, donate_argnums=0).lower(run, jnp.zeros((), jnp.int32))
+        data, _ = load(done)
+        traced = jax.jit(call, donate_argnums=0).lower(run, jnp.zeros((), jnp.int32), data)
         write: sinks.Write | None = None
         if sink is not None and processes.is_main_process():
             write = stack.enter_context(sinks.opened(sink))
@@ -430,7 +476,14 @@ def _train(
             files = stack.enter_context(_opened_files(output, done, run, described))
         outputs = _Outputs(line, console.encoding, write, files)
         return _updated(
-            program, run, done, config, members=members, outputs=outputs, interrupted=interrupted
+            program,
+            run,
+            done,
+            config,
+            load=load,
+            members=members,
+            outputs=outputs,
+            interrupted=interrupted,
         )
 
 
@@ -539,6 +592,7 @@ def _updated(
     done: int,
     config: Config,
     *,
+    load: Load,
     members: Sequence[dict[str, Any]],
     outputs: _Outputs,
     interrupted: Callable[[], bool],
@@ -548,9 +602,10 @@ def _updated(
     while done < config.meta_updates:
         next_checkpoint = (done // config.checkpoint_every + 1) * config.checkpoint_every
         limit = min(config.meta_updates, next_checkpoint)
-        count = _num_updates(config, limit - done, seconds_per_update)
+        data, end = load(done)
+        count = _num_updates(config, min(limit, end) - done, seconds_per_update)
         began = time.perf_counter()
-        run, rows = program(run, jnp.asarray(count, jnp.int32))
+        run, rows = program(run, jnp.asarray(count, jnp.int32), data)
         rows = {name: x.reshape(len(members), -1) for name, x in jax.device_get(rows).items()}
         seconds = time.perf_counter() - began
         seconds_per_update = seconds / count
@@ -611,18 +666,21 @@ def _check_hypers(hypers: Any, algorithm: MetaAlgorithm) -> None:
             raise type(error)(f"hypers[{i}]: {error}") from error
 
 
-def _described(description: Mapping[str, Any] | None, family: TaskFamily) -> dict[str, Any]:
-    """The description as a dictionary; without one, the family's name and horizon."""
+def _described(
+    description: Mapping[str, Any] | None, family: TaskFamily, source: Source | None
+) -> dict[str, Any]:
+    """The description as a dictionary, with the source's; without one, the family's name and horizon."""
+    data = {} if source is None else {"data": dict(source.description)}
     if description is None:
-        return {"family": family.name, "horizon": family.horizon}
+        return {"family": family.name, "horizon": family.horizon} | data
     if not isinstance(description, Mapping):
         raise TypeError(f"description={description!r} must be a dictionary of settings by name")
-    for name in ("training", "population", "initial"):
+    for name in ("training", "population", "initial", "data"):
         if name in description:
             raise ValueError(
                 f"description has {name!r}, which the run itself writes: use another name"
             )
-    return dict(description)
+    return dict(description) | data
 
 
 def _with_its_beginning(description: dict[str, Any], folder: Path) -> dict[str, Any]:

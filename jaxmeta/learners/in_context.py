@@ -1,0 +1,234 @@
+"""Learners in context, trained without rewards: a recurrent network learns to predict actions.
+
+The network reads what a recurrent learner reads: observations, the previous actions and rewards, and where episodes
+begin. Its weights are frozen at test time, so all that it learns in a task is in its memory (its context).
+Algorithm distillation and decision-pretrained transformers share this module. They differ in the actions that the network
+predicts: another learner's, or an expert's who knows the task.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxmeta import checks
+from jaxmeta.estimators.streams import count
+from jaxmeta.estimators.units import running_reward_scale
+from jaxmeta.learners import recurrent
+from jaxmeta.meta_updates.gradients import State
+from jaxmeta.meta_updates.outer_loop import Optimizer, outer_optimizer
+from jaxmeta.networks import recurrent as networks
+from jaxmeta.networks.actor_critic import (
+    ActorCritic,
+    Inputs,
+    check_network_fits,
+    recurrent_actor_critic,
+)
+from jaxmeta.networks.distributions import Categorical
+from jaxmeta.networks.recurrent import Memory
+from jaxmeta.tasks.family import TaskFamily
+from jaxmeta.types import Params, Trajectory
+
+NETWORK_SETTINGS = ("memory", "memory_size", "precision", "context", "encoder_sizes", "hidden_sizes")
+"""The settings that name a network."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Settings of learners in context; algorithms add their own."""
+
+    num_episodes: int = 4
+    """Episodes in a trial (E), with one memory."""
+    memory: Literal["transformer", "gru", "lstm", "linear"] = "transformer"
+    """The recurrent network."""
+    memory_size: int = 64
+    """Width of the recurrent network; a multiple of 8 for a transformer."""
+    precision: Literal["full", "bfloat16"] = "full"
+    """The precision of the recurrent network's matrix products."""
+    context: int | None = None
+    """Steps that each layer of a transformer attends to; None is a whole trial. Other networks have no such limit."""
+    encoder_sizes: tuple[int, ...] = ()
+    """Widths of tanh layers before the memory; the policy reads their output, too, beside the memory."""
+    hidden_sizes: tuple[int, ...] = ()
+    """Widths of the policy's hidden layers."""
+    num_minibatches: int = 1
+    """Gradient steps on a batch; the number of its streams must be a multiple of it."""
+    acts: Literal["sample", "mode"] = "sample"
+    """The learner draws its actions, or takes the most probable ones. It reads the same ``meta`` in both cases."""
+
+    def __post_init__(self) -> None:
+        checks.fields(self)
+        for name in ("num_episodes", "num_minibatches"):
+            checks.at_least(name, getattr(self, name), 1)
+        networks.check(self.memory, self.memory_size, self.precision)
+        if self.context is not None:
+            checks.at_least("context", self.context, 1)
+        if self.context is not None and self.memory != "transformer":
+            raise ValueError(
+                f"context={self.context} has no effect with memory={self.memory!r}: only a transformer's memory has a length"
+            )
+        for name in ("encoder_sizes", "hidden_sizes"):
+            for size in getattr(self, name):
+                checks.at_least(name, size, 1)
+
+
+class Hyper(NamedTuple):
+    """Numbers of learners in context, each a float or an array ``[]``; a run can sweep them."""
+
+    learning_rate: float = 1e-3
+    """Step size of the optimiser, a minibatch."""
+    anneal_updates: float = math.inf
+    """Meta-updates in which the step size falls to zero in a straight line; infinite keeps it."""
+    max_grad_norm: float = 1.0
+    """Clips the norm of the gradient of all parameters together."""
+
+
+class Meta(NamedTuple):
+    """The network's parameters and the running scale of rewards."""
+
+    params: Params
+    """The network's parameters."""
+    reward_scale: jax.Array
+    """``[]``, running mean of the batches' largest rewards; 0 is not known yet."""
+    hyper: Hyper
+    """The numbers of this run."""
+
+
+class Batch(NamedTuple):
+    """Streams to learn from, ``[B, T]``."""
+
+    inputs: Inputs
+    """The network's inputs."""
+    action: jax.Array
+    """The actions to predict."""
+    counted: jax.Array
+    """bool: the steps to learn from."""
+
+
+class InContextLearner(NamedTuple):
+    """The learner, and the two functions that its algorithms share."""
+
+    recurrent: recurrent.RecurrentLearner
+    """The learner, its inputs and its trials."""
+    init: Callable[..., State]
+    """`MetaAlgorithm.init`."""
+    imitate: Callable[..., tuple[State, dict[str, jax.Array]]]
+    """``(key, state, data, action, counted, all [B, T]) -> (state, metrics)``: learns to predict ``action`` where ``counted``."""
+
+
+def in_context_learner(
+    family: TaskFamily,
+    config: Config,
+    hyper: Hyper,
+    *,
+    num_streams: int,
+    memory: Memory | None,
+    network: ActorCritic | None,
+    optimizer: Optimizer,
+) -> InContextLearner:
+    """The learner that acts by its network, and how it learns to predict actions."""
+    network = network_of(family, config, memory, network)
+    trials = recurrent.Config(
+        num_episodes=config.num_episodes, num_streams=num_streams, sees_time=False
+    )
+    parts = recurrent.recurrent_learner(
+        family, trials, network, reads=Meta, greedy=config.acts == "mode"
+    )
+    learning = dataclasses.replace(trials, num_epochs=1, num_minibatches=config.num_minibatches)
+    losses = partial(prediction_loss, network=network)
+
+    def init(key: jax.Array, hyper: Hyper = hyper) -> State:
+        hyper = jax.tree.map(lambda x: jnp.asarray(x, float), hyper)
+        params = network.init(key)
+        optimizer_state = outer_optimizer(optimizer, hyper).init(params)
+        return State(Meta(params, jnp.zeros(()), hyper), optimizer_state, jnp.zeros((), jnp.int32))
+
+    def imitate(
+        key: jax.Array, state: State, data: Trajectory, action: jax.Array, counted: jax.Array
+    ) -> tuple[State, dict[str, jax.Array]]:
+        meta = state.meta
+        scale = running_reward_scale(meta.reward_scale, data.reward, counted)
+        meta = meta._replace(reward_scale=scale)
+        # The learner reads all streams from their first step, with an empty memory.
+        begun = recurrent.TrialMemory((), jnp.zeros(counted.shape[0], jnp.int32))
+        data = data._replace(memory=begun)
+        hyper = recurrent.annealed(meta.hyper, state.num_updates)
+        inputs = jax.vmap(parts.inputs, (None, 0))(meta, data)
+        learned, reports, applied = recurrent.learn_in_epochs(
+            key,
+            (meta.params, state.optimizer),
+            Batch(inputs, action, counted),
+            hyper,
+            losses=losses,
+            optimizer=outer_optimizer(optimizer, hyper),
+            config=learning,
+        )
+        skipped = 1 - jnp.any(applied).astype(jnp.int32)
+        metrics = jax.tree.map(lambda x: jnp.mean(x, where=applied), reports)
+        metrics["skipped_tasks"] = jnp.sum(~jnp.any(counted, axis=1), dtype=jnp.int32)
+        metrics["skipped_updates"] = skipped
+        params, optimizer_state = learned
+        done = state.num_updates + 1 - skipped
+        return State(meta._replace(params=params), optimizer_state, done), metrics
+
+    return InContextLearner(parts, init, imitate)
+
+
+def without_broken(data: Trajectory, counted: jax.Array) -> Trajectory:
+    """``data [B, T]`` with zeros at the steps that are not ``counted``."""
+    return recurrent.blank(data._replace(memory=()), counted)
+
+
+def prediction_loss(
+    params: Params, keys: jax.Array, batch: Batch, hyper: Hyper, *, network: ActorCritic
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """``(loss [], report)``: the mean of ``-log π(action | what came before)`` over the counted steps, in nats a step."""
+    del keys, hyper
+
+    def predicted(inputs: Inputs) -> Any:
+        return network.unroll(params, network.initial(), inputs)[0]
+
+    distribution = jax.vmap(predicted)(batch.inputs)
+    number = count(batch.counted, batch.inputs.obs)
+    log_prob = jnp.where(batch.counted, distribution.log_prob(batch.action), 0.0)
+    loss = -jnp.sum(log_prob) / number
+    report = {"loss": loss}
+    if isinstance(distribution, Categorical):
+        right = batch.counted & (distribution.mode() == batch.action)
+        report["accuracy"] = jnp.sum(right) / number
+    return loss, report
+
+
+def network_of(
+    family: TaskFamily, config: Config, memory: Memory | None, network: ActorCritic | None
+) -> ActorCritic:
+    """``network``, or a policy on ``memory``, or on the memory that ``config`` names.
+
+    Raises:
+        ValueError: ``memory`` or a setting of ``config`` has no effect beside the others; ``network`` does not fit the
+            family.
+    """
+    if network is not None:
+        if memory is not None:
+            raise ValueError(
+                "memory= has no effect with the argument network=, which has a memory: leave one out"
+            )
+        checks.ignored(config, NETWORK_SETTINGS, "with the argument network=")
+        check_network_fits(family, network)
+        return network
+    if memory is not None:
+        checks.ignored(config, NETWORK_SETTINGS[:4], "with the argument memory=")
+    else:
+        memory = networks.make(
+            config.memory,
+            size=config.memory_size,
+            precision=config.precision,
+            context=config.context or config.num_episodes * family.horizon,
+        )
+    return recurrent_actor_critic(
+        family, memory, encoder_sizes=config.encoder_sizes, hidden_sizes=config.hidden_sizes
+    )
