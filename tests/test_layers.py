@@ -25,6 +25,7 @@ ROOMS = [
     "evaluation",
     "plotting",
     "runs",
+    "datasets",
     "deployment",
 ]
 ROOT = Path(jaxmeta.__file__).parent

@@ -45,14 +45,14 @@ def open_manager(folder: Path, *, keep: int = 3) -> Iterator[ocp.CheckpointManag
         max_to_keep=keep, enable_async_checkpointing=False, create=True
     )
     with (
-        _plainly_named(folder.absolute()) as path,
+        plainly_named(folder.absolute()) as path,
         ocp.CheckpointManager(path, options=options) as manager,
     ):
         yield manager
 
 
 @contextlib.contextmanager
-def _plainly_named(folder: Path) -> Iterator[Path]:
+def plainly_named(folder: Path) -> Iterator[Path]:
     """A path to ``folder`` of letters, digits, dots and dashes: its own, or a temporary link to it."""
     if PLAIN_PATH.fullmatch(str(folder)):
         yield folder
@@ -67,7 +67,7 @@ def _plainly_named(folder: Path) -> Iterator[Path]:
     )
     try:
         around = Path(tempfile.mkdtemp(prefix="jaxmeta-", dir=there))
-        link = around / "checkpoints"
+        link = around / "folder"
         link.symlink_to(folder, target_is_directory=True)
         if not PLAIN_PATH.fullmatch(str(link)):
             raise OSError(f"{around} is no plain name")

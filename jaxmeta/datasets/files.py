@@ -1,0 +1,372 @@
+"""Datasets on disk: histories in shards, written one by one and read lazily.
+
+A dataset is a folder. Arrays are in the Zarr format, version 3, written by TensorStore, so other programs can read them.
+
+    dataset.json    the format, the family, the description, and the shape and type of each array
+    shards.jsonl    a line for each whole shard: its number and the SHA-256 of its part of each array
+    arrays/NAME     a Zarr array [S m, N, T, ...]; a shard of m tasks is one chunk, with a CRC-32C
+
+``NAME`` is the path of an array in `Histories`: ``data.timestep.obs``, ``tasks.goal``, ``length``.
+
+A shard counts once its line is in ``shards.jsonl``, which is written last. So whatever interrupts a write, a full disk or a
+kill, the shards before it are whole, and ``create(..., resume=True)`` goes on after them. Reading compares each part's
+SHA-256. The error names a damaged shard.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+import jaxmeta
+from jaxmeta import checks
+from jaxmeta.datasets.histories import Histories
+from jaxmeta.runs import checkpoints, claims, records
+from jaxmeta.tasks.family import TaskFamily
+from jaxmeta.types import TimeStep, Trajectory
+
+FORMAT = 1
+HEADER_FILE = "dataset.json"
+SHARDS_FILE = "shards.jsonl"
+ARRAYS_FOLDER = "arrays"
+
+
+class DatasetError(ValueError):
+    """A dataset cannot be used; the message names the place and says what to do."""
+
+
+@dataclasses.dataclass
+class Writer:
+    """An open dataset that takes shards; `create` makes one."""
+
+    folder: Path
+    """The dataset's folder."""
+    family: TaskFamily
+    """The family of the tasks."""
+    description: Mapping[str, Any]
+    """What the header says of the histories."""
+    num_shards: int
+    """Whole shards so far. A write that resumes begins with this number."""
+    header: dict[str, Any] | None
+    """The header, once the first shard is written."""
+
+    def append(self, histories: Histories) -> None:
+        """Writes one shard. All shards have the shapes and types of the first.
+
+        Raises:
+            DatasetError: the shard cannot be written, or differs in shape or type. The shards before it stay whole.
+        """
+        checks.instance("histories", histories, Histories)
+        arrays = _named(histories)
+        header = self.header or self._header(arrays)
+        _check_like(arrays, header)
+        try:
+            for name, array in arrays.items():
+                _write(self.folder, name, array, self.num_shards)
+            if self.header is None:
+                records.write(self.folder / HEADER_FILE, header)
+            line = {"shard": self.num_shards, "sha256": {x: _sha(y) for x, y in arrays.items()}}
+            _append_line(self.folder / SHARDS_FILE, json.dumps(line))
+        except Exception as error:
+            raise DatasetError(
+                f"shard {self.num_shards} of {self.folder} could not be written ({_first_line(error)}); the shards before "
+                "it are whole: make room, then go on with resume=True"
+            ) from error
+        self.header = header
+        self.num_shards += 1
+
+    def _header(self, arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        return {
+            "format": FORMAT,
+            "family": {"name": self.family.name, "horizon": self.family.horizon},
+            "description": records.plain(self.description),
+            "made_by": f"jaxmeta {jaxmeta.__version__}",
+            "arrays": {
+                name: {"shape": list(x.shape), "dtype": x.dtype.name} for name, x in arrays.items()
+            },
+        }
+
+
+@contextlib.contextmanager
+def create(
+    folder: str | os.PathLike,
+    family: TaskFamily,
+    *,
+    description: Mapping[str, Any] | None = None,
+    resume: bool = False,
+) -> Iterator[Writer]:
+    """A new dataset in ``folder``, open for shards of histories of ``family``; the folder is its own until it is closed.
+
+        with datasets.create("histories", family, resume=True) as writer:
+            for shard in range(writer.num_shards, 10):
+                writer.append(datasets.record(jax.random.fold_in(key, shard), ...))
+
+    Args:
+        folder: A folder that is empty or does not exist, or, with ``resume``, one with a dataset.
+        family: The family of the tasks.
+        description: How the histories were made: the learner, its settings, seeds. The header keeps it, and a write that
+            resumes must give the same.
+        resume: Go on after the last whole shard, if there is any.
+
+    Raises:
+        FileExistsError: ``folder`` is not empty and ``resume`` is off, or another process writes to it.
+        DatasetError: with ``resume``, the dataset in the folder has another family or description, or is damaged.
+    """
+    path = checks.path("folder", folder)
+    checks.instance("family", family, TaskFamily)
+    checks.field("resume", resume, bool)
+    described = records.plain(dict(description or {}))
+    checks.folder("folder", path)
+    with claims.claimed(path):
+        others = [x.name for x in path.iterdir() if x.name != claims.CLAIM_FILE]
+        if others and not resume:
+            raise FileExistsError(
+                f"{path} is not empty: name another folder, or go on with the dataset in it by resume=True"
+            )
+        writer = Writer(path, family, described, 0, None)
+        if (path / HEADER_FILE).exists():
+            writer.header = _read_header(path)
+            _check_same(path, writer.header, writer._header({}))
+            writer.num_shards = len(_read_shards(path, mend=True))
+        elif set(others) - {ARRAYS_FOLDER, SHARDS_FILE}:
+            raise DatasetError(f"{path} holds no dataset to go on with: name another folder")
+        yield writer
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """A dataset on disk; `load` opens one. Nothing is in memory until it is read."""
+
+    folder: Path
+    """Its folder."""
+    family: TaskFamily
+    """The family of its tasks."""
+    header: Mapping[str, Any]
+    """``dataset.json``."""
+    shards: tuple[Mapping[str, str], ...]
+    """The SHA-256 of each array's part, for each whole shard."""
+
+    @property
+    def num_shards(self) -> int:
+        """Whole shards."""
+        return len(self.shards)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of one shard in memory."""
+        sizes = (
+            np.prod(x["shape"]) * np.dtype(x["dtype"]).itemsize
+            for x in self.header["arrays"].values()
+        )
+        return int(sum(sizes))
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """What identifies the data: the description, the family, and a digest of all shards."""
+        digest = hashlib.sha256(json.dumps(self.shards, sort_keys=True).encode()).hexdigest()
+        return {x: self.header[x] for x in ("family", "description")} | {"sha256": digest}
+
+    def read(self, shards: Sequence[int] | None = None) -> Histories:
+        """The histories of some shards, one after the other; None is all. Arrays are NumPy's.
+
+        Raises:
+            DatasetError: a shard is damaged; the message names it.
+            ValueError: there is no shard of such a number.
+        """
+        numbers = range(self.num_shards) if shards is None else shards
+        for number in numbers:
+            if not 0 <= checks.at_least("shards", number, 0) < self.num_shards:
+                raise ValueError(f"shards holds {number}; there are {self.num_shards} shards")
+        if not len(numbers):
+            raise ValueError("shards=[] must name at least one shard")
+        names = self.header["arrays"]
+        parts = {x: np.concatenate([self._part(x, i) for i in numbers]) for x in names}
+        return _tree(parts, self.family, self.folder)
+
+    def verify(self) -> None:
+        """Reads every shard; raises DatasetError at the first one that is damaged."""
+        for number in range(self.num_shards):
+            for name in self.header["arrays"]:
+                self._part(name, number)
+
+    def _part(self, name: str, shard: int) -> np.ndarray:
+        """One array of one shard, compared with its SHA-256."""
+        size = self.header["arrays"][name]["shape"][0]
+        try:
+            with _opened(self.folder, name) as store:
+                part = store[shard * size : (shard + 1) * size].read().result()
+            if _sha(part) != self.shards[shard][name]:
+                raise ValueError("its contents do not match their SHA-256")
+        except Exception as error:
+            raise DatasetError(
+                f"shard {shard} of {self.folder} is damaged: {name} cannot be read ({_first_line(error)}); read other "
+                "shards, or write the dataset again"
+            ) from error
+        return part
+
+
+def load(folder: str | os.PathLike, family: TaskFamily) -> Dataset:
+    """The dataset in ``folder``, opened for reading. ``family`` gives the tasks their type.
+
+    Raises:
+        DatasetError: there is no dataset, it is damaged, or it is of another family.
+    """
+    path = checks.path("folder", folder)
+    checks.instance("family", family, TaskFamily)
+    header = _read_header(path)
+    ours, theirs = {"name": family.name, "horizon": family.horizon}, header["family"]
+    if ours != theirs:
+        raise DatasetError(f"{path} holds histories of the family {theirs}; family is {ours}")
+    return Dataset(path, family, header, tuple(_read_shards(path)))
+
+
+def _named(histories: Histories) -> dict[str, np.ndarray]:
+    """The arrays of histories by their names in the dataset."""
+    leaves = jax.tree_util.tree_leaves_with_path(jax.device_get(histories))
+    return {_name(path): np.ascontiguousarray(x) for path, x in leaves}
+
+
+def _name(path: Any) -> str:
+    """``data.timestep.obs`` for the path of an array."""
+    return jax.tree_util.keystr(path, simple=True, separator=".")
+
+
+def _tree(arrays: Mapping[str, np.ndarray], family: TaskFamily, folder: Path) -> Histories:
+    """The histories of arrays by name."""
+    def field(name: str) -> np.ndarray:
+        return arrays[f"data.{name}"]
+
+    leaves, structure = jax.tree_util.tree_flatten_with_path(family.env.default_params)
+    names = [".".join(filter(None, ("tasks", _name(path)))) for path, _ in leaves]
+    missing = [x for x in names if x not in arrays]
+    if missing:
+        raise DatasetError(f"{folder} has no array {missing[0]!r}, which tasks of the family have")
+    timestep = TimeStep(**{x: field(f"timestep.{x}") for x in TimeStep._fields})
+    others = {x: field(x) for x in Trajectory._fields if x not in ("timestep", "memory")}
+    return Histories(
+        tasks=jax.tree.unflatten(structure, [arrays[x] for x in names]),
+        data=Trajectory(timestep=timestep, memory=(), **others),
+        length=arrays["length"],
+    )
+
+
+@contextlib.contextmanager
+def _opened(folder: Path, name: str, metadata: dict[str, Any] | None = None) -> Iterator[Any]:
+    """The array of a name, open for reading and writing; with ``metadata`` a new one."""
+    import tensorstore
+
+    # TensorStore reads some characters of a path as patterns.
+    with checkpoints.plainly_named(folder.absolute()) as place:
+        path = f"{place / ARRAYS_FOLDER / name}/"
+        spec: dict[str, Any] = {"driver": "zarr3", "kvstore": {"driver": "file", "path": path}}
+        if metadata is not None:  # an interrupted write may have left one
+            new = spec | {"metadata": metadata}
+            yield tensorstore.open(new, create=True, delete_existing=True).result()
+        else:
+            yield tensorstore.open(spec, open=True).result()
+
+
+def _write(folder: Path, name: str, array: np.ndarray, shard: int) -> None:
+    """Writes ``array`` as chunk ``shard``; the Zarr array is made, or grows."""
+    size, *rest = array.shape
+    metadata = {
+        "shape": [size, *rest],
+        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": list(array.shape)}},
+        "chunk_key_encoding": {"name": "default"},
+        "data_type": array.dtype.name,
+        "codecs": [
+            {"name": "bytes", "configuration": {"endian": "little"}},
+            {"name": "zstd", "configuration": {"level": 1}},
+            {"name": "crc32c"},
+        ],
+    }
+    with _opened(folder, name, metadata if shard == 0 else None) as store:
+        store = store.resize(exclusive_max=[(shard + 1) * size, *rest]).result()
+        store[shard * size : (shard + 1) * size].write(array).result()
+
+
+def _check_like(arrays: Mapping[str, np.ndarray], header: Mapping[str, Any]) -> None:
+    """Raises DatasetError unless arrays have the shapes and types of the header."""
+    ours = {x: {"shape": list(y.shape), "dtype": y.dtype.name} for x, y in arrays.items()}
+    for name in sorted({*ours, *header["arrays"]}):
+        here, there = ours.get(name), header["arrays"].get(name)
+        if here != there:
+            raise DatasetError(
+                f"histories.{name} is {here}; in the shards before it is {there}: all shards are alike"
+            )
+    odd = [x for x, y in arrays.items() if y.dtype.kind not in "biuf"]
+    if odd:
+        raise DatasetError(f"histories.{odd[0]} is {arrays[odd[0]].dtype}; it must hold numbers")
+
+
+def _check_same(path: Path, header: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
+    """Raises DatasetError unless the dataset there has our family and description."""
+    for name in ("family", "description"):
+        if header[name] != ours[name]:
+            raise DatasetError(
+                f"{path} holds a dataset of another {name}: {header[name]}, and not {ours[name]}; name another folder"
+            )
+
+
+def _read_header(path: Path) -> dict[str, Any]:
+    """``dataset.json``; raises DatasetError unless it is whole and of this format."""
+    try:
+        header = json.loads((path / HEADER_FILE).read_text(encoding="utf-8"))
+        for name in ("family", "description", "arrays"):
+            header[name]
+    except FileNotFoundError as error:
+        raise DatasetError(f"{path} holds no dataset: it has no {HEADER_FILE}") from error
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise DatasetError(f"{path / HEADER_FILE} is damaged ({_first_line(error)})") from error
+    if header.get("format") != FORMAT:
+        raise DatasetError(
+            f"{path} has format {header.get('format')!r}; this version reads {FORMAT}"
+        )
+    return header
+
+
+def _read_shards(path: Path, *, mend: bool = False) -> list[dict[str, str]]:
+    """The hashes of the whole shards. A last line without an end is of an interrupted write, and does not count.
+
+    ``mend`` removes such a line from the file.
+    """
+    file = path / SHARDS_FILE
+    text = file.read_text(encoding="utf-8", errors="replace") if file.exists() else ""
+    *lines, broken = text.split("\n")
+    found = []
+    for number, line in enumerate(lines):
+        try:
+            record = json.loads(line)
+            if record["shard"] != number:
+                raise ValueError(f"it is of shard {record['shard']}")
+            found.append(record["sha256"])
+        except (ValueError, LookupError, TypeError) as error:
+            raise DatasetError(
+                f"line {number + 1} of {file} is damaged ({_first_line(error)})"
+            ) from error
+    if mend and broken:
+        records.replace(file, "".join(f"{line}\n" for line in lines))
+    return found
+
+
+def _append_line(path: Path, line: str) -> None:
+    """Appends a line and waits until it is on the disk."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(line + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sha(array: np.ndarray) -> str:
+    return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

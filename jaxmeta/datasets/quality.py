@@ -1,0 +1,97 @@
+"""How good a dataset is: what its learners earn as they learn, and how much of the tasks they see."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxmeta import checks, evaluation
+from jaxmeta.datasets.histories import Histories
+from jaxmeta.estimators.episodes import episode_index
+from jaxmeta.tasks.family import TaskFamily
+
+
+class Quality(NamedTuple):
+    """Figures of a dataset, means over its histories."""
+
+    returns: np.ndarray
+    """``[E]``, the return of each episode, in the order in which they were lived."""
+    random: float
+    """The return of random actions in the same tasks."""
+    reference: float
+    """The return that counts as 1: the optimal return, or the expert's."""
+    coverage: float
+    """The share of the observations found by any learner of a task that a single history holds, from 0 to 1."""
+
+    @property
+    def normalized(self) -> np.ndarray:
+        """``[E]``, the returns on a scale on which random actions are 0 and the reference is 1."""
+        return (self.returns - self.random) / (self.reference - self.random)
+
+    def table(self) -> str:
+        """The figures as a Markdown table."""
+        tenth = max(len(self.returns) // 10, 1)
+        first, last = self.returns[:tenth].mean(), self.returns[-tenth:].mean()
+        scaled = self.normalized[:tenth].mean(), self.normalized[-tenth:].mean()
+        rows = [
+            ("first tenth of the episodes", f"{first:.3f}", f"{scaled[0]:.2f}"),
+            ("last tenth", f"{last:.3f}", f"{scaled[1]:.2f}"),
+            ("random", f"{self.random:.3f}", "0"),
+            ("reference", f"{self.reference:.3f}", "1"),
+            ("coverage", f"{self.coverage:.2f}", ""),
+        ]
+        lines = ["| | return | normalised |", "|---|---|---|"]
+        return "\n".join(lines + [f"| {' | '.join(row)} |" for row in rows])
+
+
+@checks.arguments
+def quality(key: jax.Array, histories: Histories, *, family: TaskFamily) -> Quality:
+    """The returns by episode, their scale, and the coverage of ``histories``.
+
+    Episodes that end in fewer than half of the histories are left out of ``returns``. Observations count as equal if they
+    agree to four decimals.
+
+    Raises:
+        ValueError: the family has no reference return; no episode ends.
+    """
+    random_key, reference_key = jax.random.split(key)
+    given = histories.tasks, jax.tree.map(jnp.asarray, histories.data), histories.length
+    tasks, data, length = given
+    returns = _returns_by_episode(data, jnp.asarray(length))
+    return Quality(
+        returns=returns,
+        random=_mean(evaluation.random_returns(random_key, tasks, family=family)),
+        reference=_mean(evaluation.reference_returns(reference_key, tasks, family=family)),
+        coverage=_coverage(np.asarray(data.timestep.obs), np.asarray(length)),
+    )
+
+
+def _mean(returns: Any) -> float:
+    return float(np.nanmean(np.asarray(returns)))
+
+
+def _returns_by_episode(data: Any, length: jax.Array) -> np.ndarray:
+    """The mean return of each episode that ends in at least half of the histories, ``[E]``."""
+    reward, last = (np.asarray(x).reshape(-1, x.shape[-1]) for x in (data.reward, data.last))
+    counted = np.arange(reward.shape[1]) < np.asarray(length).reshape(-1, 1)
+    last = last & counted
+    index = np.asarray(jax.vmap(episode_index)(jnp.asarray(last)))
+    ended = last.sum(axis=1)
+    number = int(np.sum(np.sort(ended)[(len(ended) - 1) // 2]))
+    if not number:
+        raise ValueError("histories holds no episode that ends: give longer ones")
+    sums = np.zeros((len(reward), index.max() + 1))
+    np.add.at(sums, (np.arange(len(reward))[:, None], index), np.where(counted, reward, 0.0))
+    means = [sums[ended > e, e].mean() for e in range(number)]
+    return np.asarray(means)
+
+
+def _coverage(obs: np.ndarray, length: np.ndarray) -> float:
+    """The mean share of a task's distinct observations that one of its histories holds."""
+    shares = []
+    for rows, ends in zip(obs.reshape(*obs.shape[:3], -1), length, strict=True):
+        each = [np.unique(np.round(x[:end], 4), axis=0) for x, end in zip(rows, ends, strict=True)]
+        every = np.unique(np.concatenate(each), axis=0)
+        shares += [len(x) / len(every) for x in each]
+    return float(np.mean(shares))
