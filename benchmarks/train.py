@@ -88,6 +88,11 @@ class Output:
 
 
 LIST = "python benchmarks/train.py --list"
+ELSEWHERE = {
+    "meta_value": "predicts returns and earns none: benchmarks/off_policy_evaluation.py trains and measures it",
+    "algorithm_distillation": "learns from histories, not from tasks: benchmarks/in_context.py makes them and trains on them",
+}
+"""Algorithms that other scripts train, with the reason."""
 
 
 def listing() -> str:
@@ -155,11 +160,8 @@ def beginning(chosen: argparse.Namespace) -> Experiment:
     chosen.algorithm = chosen.algorithm or before.algorithm
     chosen.family = chosen.family or before.family
     checks.choice("algorithm", chosen.algorithm, ALGORITHMS)
-    if chosen.algorithm == "meta_value":
-        raise ValueError(
-            "algorithm='meta_value' predicts returns and earns none: "
-            "benchmarks/off_policy_evaluation.py trains and measures it"
-        )
+    if chosen.algorithm in ELSEWHERE:
+        raise ValueError(f"algorithm={chosen.algorithm!r} {ELSEWHERE[chosen.algorithm]}")
     checks.choice("family", chosen.family, tasks.FAMILIES, listed_by=LIST)
     return before
 

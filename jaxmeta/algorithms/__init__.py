@@ -30,6 +30,18 @@ predict rewards and successors. Both take the network as an object of `networks.
 its loss, `loss=learners.recurrent.a2c`, or a whole policy, `network=graph_actor_critic(family)`. Presets and the command line
 name them: `Config(memory="lstm", memory_size=64)`. A setting that has no effect is an error.
 
+# Learners in context, without rewards
+
+These learners, too, have all that they know of a task in a recurrent network, but they are trained to predict actions. They take no
+part in exploring while they are trained from data, so training is supervised learning. At test time they act as RL² does.
+
+| algorithm | predicts | from | source |
+|---|---|---|---|
+| algorithm distillation | what another learner did next | its histories: `datasets.record`, `datasets.mixtures`, `datasets.windows` | Laskin et al. 2023, Zisman et al. 2024 |
+| decision-pretrained networks (DPT) | the best action of the task, which is known in training | contexts that it collects itself | Lee et al. 2023 |
+
+`algorithm_distillation` takes windows of a dataset: `training.train(..., source=datasets.windows(histories, 80))`.
+
 # Meta-learned values, and agents that learn how to learn
 
 | algorithm | what is learned | how | source |
@@ -48,6 +60,8 @@ name them: `Config(memory="lstm", memory_size=64)`. A setting that has no effect
 from types import ModuleType
 
 from jaxmeta.algorithms import (
+    algorithm_distillation,
+    decision_pretrained,
     es,
     imaml,
     learned_objective,
@@ -64,6 +78,8 @@ from jaxmeta.algorithms import (
 )
 
 ALGORITHMS: dict[str, ModuleType] = {
+    "algorithm_distillation": algorithm_distillation,
+    "decision_pretrained": decision_pretrained,
     "es": es,
     "imaml": imaml,
     "learned_objective": learned_objective,
@@ -82,6 +98,8 @@ ALGORITHMS: dict[str, ModuleType] = {
 
 __all__ = [
     "ALGORITHMS",
+    "algorithm_distillation",
+    "decision_pretrained",
     "es",
     "imaml",
     "learned_objective",

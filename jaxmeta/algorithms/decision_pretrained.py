@@ -129,9 +129,7 @@ def decision_pretrained(
         metrics["env_steps"] = jnp.asarray(counted.size, jnp.int32)
         return state, metrics
 
-    return MetaAlgorithm(
-        parts.init, step, parts.recurrent.learner, parts.recurrent.lifetime
-    )
+    return MetaAlgorithm(parts.init, step, parts.recurrent.learner, parts.recurrent.lifetime)
 
 
 def roll_in(learner: Learner, family: TaskFamily, random_share: float) -> Learner:

@@ -240,6 +240,7 @@ def _name(path: Any) -> str:
 
 def _tree(arrays: Mapping[str, np.ndarray], family: TaskFamily, folder: Path) -> Histories:
     """The histories of arrays by name."""
+
     def field(name: str) -> np.ndarray:
         return arrays[f"data.{name}"]
 

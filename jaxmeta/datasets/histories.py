@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 
 from jaxmeta import checks, rollouts
-from jaxmeta.estimators.episodes import episode_index
 from jaxmeta.tasks import environments
 from jaxmeta.tasks.family import Controller, TaskFamily
 from jaxmeta.types import Learner, Task, TimeStep, Trajectory
@@ -158,7 +157,8 @@ def thin(histories: Histories, every: int) -> Histories:
 def _thinned(data: Trajectory, length: jax.Array, *, every: int) -> tuple[Trajectory, jax.Array]:
     """One history ``[T]`` with the steps of every k-th episode in front."""
     steps = jnp.arange(data.reward.shape[0])
-    kept = (episode_index(data.last) % every == 0) & (steps < length)
+    episode = jnp.cumsum(data.last) - data.last
+    kept = (episode % every == 0) & (steps < length)
     order = jnp.argsort(~kept, stable=True)
     data = jax.tree.map(lambda x: x[order], data)
 

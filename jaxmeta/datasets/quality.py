@@ -8,8 +8,8 @@ import numpy as np
 
 from jaxmeta import checks, evaluation
 from jaxmeta.datasets.histories import Histories
-from jaxmeta.estimators.episodes import episode_index
 from jaxmeta.tasks.family import TaskFamily
+from jaxmeta.types import Trajectory
 
 
 class Quality(NamedTuple):
@@ -71,20 +71,16 @@ def _mean(returns: Any) -> float:
     return float(np.nanmean(np.asarray(returns)))
 
 
-def _returns_by_episode(data: Any, length: jax.Array) -> np.ndarray:
+def _returns_by_episode(data: Trajectory, length: jax.Array) -> np.ndarray:
     """The mean return of each episode that ends in at least half of the histories, ``[E]``."""
-    reward, last = (np.asarray(x).reshape(-1, x.shape[-1]) for x in (data.reward, data.last))
+    reward = data.reward.reshape(-1, data.reward.shape[-1])
     counted = np.arange(reward.shape[1]) < np.asarray(length).reshape(-1, 1)
-    last = last & counted
-    index = np.asarray(jax.vmap(episode_index)(jnp.asarray(last)))
-    ended = last.sum(axis=1)
-    number = int(np.sum(np.sort(ended)[(len(ended) - 1) // 2]))
+    last = data.last.reshape(reward.shape) & counted
+    number = int(jnp.sort(jnp.sum(last, axis=1))[len(last) // 2])
     if not number:
         raise ValueError("histories holds no episode that ends: give longer ones")
-    sums = np.zeros((len(reward), index.max() + 1))
-    np.add.at(sums, (np.arange(len(reward))[:, None], index), np.where(counted, reward, 0.0))
-    means = [sums[ended > e, e].mean() for e in range(number)]
-    return np.asarray(means)
+    every = evaluation.Trials(data.action, reward, last, jnp.ones(len(reward), bool))
+    return np.nanmean(evaluation.episode_returns(every, number), axis=0)
 
 
 def _coverage(obs: np.ndarray, length: np.ndarray) -> float:

@@ -33,7 +33,14 @@ from jaxmeta.networks.recurrent import Memory
 from jaxmeta.tasks.family import TaskFamily
 from jaxmeta.types import Params, Trajectory
 
-NETWORK_SETTINGS = ("memory", "memory_size", "precision", "context", "encoder_sizes", "hidden_sizes")
+NETWORK_SETTINGS = (
+    "memory",
+    "memory_size",
+    "precision",
+    "context",
+    "encoder_sizes",
+    "hidden_sizes",
+)
 """The settings that name a network."""
 
 

@@ -456,9 +456,7 @@ def _train(
         if mesh is not None:
             run = processes.spread(run, NamedSharding(mesh, PartitionSpec()))
         program_key = durations.key_of(_program(described))
-        last_time = durations.recalled(program_key)
-        known = "this can take a minute" if last_time is None else f"{last_time:.0f} s last time"
-        status = f"compiling {_title(described)} ({known})"
+        status = _compiling(described, durations.recalled(program_key))
         line = stack.enter_context(terminal.progress(console, done, config.meta_updates, status))
         # The run is donated: its buffers are overwritten, and only the new run may be used
         # afterwards.
@@ -475,16 +473,14 @@ def _train(
         if output is not None:
             files = stack.enter_context(_opened_files(output, done, run, described))
         outputs = _Outputs(line, console.encoding, write, files)
-        return _updated(
-            program,
-            run,
-            done,
-            config,
-            load=load,
-            members=members,
-            outputs=outputs,
-            interrupted=interrupted,
-        )
+        told = {"members": members, "outputs": outputs, "interrupted": interrupted}
+        return _updated(program, run, done, config, load, **told)
+
+
+def _compiling(described: Mapping[str, Any], last_time: float | None) -> str:
+    """What is compiled, and how long that took ``last_time``, if that is known."""
+    known = "this can take a minute" if last_time is None else f"{last_time:.0f} s last time"
+    return f"compiling {_title(described)} ({known})"
 
 
 def _title(described: Mapping[str, Any]) -> str:
@@ -591,8 +587,8 @@ def _updated(
     run: Run,
     done: int,
     config: Config,
-    *,
     load: Load,
+    *,
     members: Sequence[dict[str, Any]],
     outputs: _Outputs,
     interrupted: Callable[[], bool],

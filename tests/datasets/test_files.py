@@ -84,7 +84,9 @@ def test_a_damaged_shard_is_named(tmp_path, family, shards, harm):
     dataset = datasets.load(folder, family)
     assert_equal(dataset.read([0, 2]), [shards[0], shards[2]])
     for read in (dataset.read, dataset.verify):
-        with pytest.raises(files.DatasetError, match=r"shard 1 of .* is damaged: data.timestep.obs"):
+        with pytest.raises(
+            files.DatasetError, match=r"shard 1 of .* is damaged: data.timestep.obs"
+        ):
             read()
 
 
@@ -99,7 +101,9 @@ def test_a_full_disk_loses_nothing_written(tmp_path, family, shards, monkeypatch
         real(folder, name, array, shard)
 
     monkeypatch.setattr(files, "_write", full)
-    with pytest.raises(files.DatasetError, match=r"shard 2 of .* could not be written .*resume=True"):
+    with pytest.raises(
+        files.DatasetError, match=r"shard 2 of .* could not be written .*resume=True"
+    ):
         write(folder, family, shards)
     assert calls
     assert_equal(datasets.load(folder, family).read(), shards[:2])
@@ -162,7 +166,9 @@ def test_bad_input(tmp_path, family, shards):
     folder = tmp_path / "d"
     write(folder, family, shards[:1], description={"seed": 0})
     other = tasks.make("dark_room", size=3, horizon=5)
-    with pytest.raises(files.DatasetError, match=r"family is \{'name': 'dark_room', 'horizon': 5\}"):
+    with pytest.raises(
+        files.DatasetError, match=r"family is \{'name': 'dark_room', 'horizon': 5\}"
+    ):
         datasets.load(folder, other)
     with pytest.raises(files.DatasetError, match="another description"):
         write(folder, family, shards, resume=True, description={"seed": 1})
@@ -179,8 +185,9 @@ def test_bad_input(tmp_path, family, shards):
         datasets.create(folder, family, resume=True, description={"seed": 0}) as writer,
     ):
         writer.append(longer)
-    with datasets.create(folder, family, resume=True, description={"seed": 0}), pytest.raises(
-        FileExistsError, match="held by another run"
+    with (
+        datasets.create(folder, family, resume=True, description={"seed": 0}),
+        pytest.raises(FileExistsError, match="held by another run"),
     ):
         write(folder, family, shards, resume=True, description={"seed": 0})
     (folder / "dataset.json").write_text(json.dumps(dataset.header | {"format": 7}))

@@ -40,8 +40,12 @@ def test_record_is_the_lifetime_round_by_round():
     for stream in range(2):
         for k in range(3):
             piece = slice(5 * k, 5 * k + 5)
-            np.testing.assert_array_equal(got.data.action[2, stream, piece], lived.action[k, stream])
-            np.testing.assert_array_equal(got.data.reward[2, stream, piece], lived.reward[k, stream])
+            np.testing.assert_array_equal(
+                got.data.action[2, stream, piece], lived.action[k, stream]
+            )
+            np.testing.assert_array_equal(
+                got.data.reward[2, stream, piece], lived.reward[k, stream]
+            )
 
 
 def test_mixtures_fall_from_random_to_the_expert(mixed, drawn, family):

@@ -32,7 +32,9 @@ def test_figures_by_hand():
     np.testing.assert_allclose(got.returns, [2.0, 2.5])
     # Of the cells {0, 1, 3, 4, 5}, one history saw 2 and the other 4.
     assert got.coverage == pytest.approx((2 / 5 + 4 / 5) / 2)
-    assert got.reference == float(family.optimal_return(jax.tree.map(lambda x: x[0], histories.tasks)))
+    assert got.reference == float(
+        family.optimal_return(jax.tree.map(lambda x: x[0], histories.tasks))
+    )
     np.testing.assert_allclose(
         got.normalized, (got.returns - got.random) / (got.reference - got.random)
     )

@@ -63,7 +63,10 @@ def test_all_arrays_are_cut_at_the_same_place():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda h: datasets.windows(h, 21), "length=21 must be at most 12: history 1 of task 0 has 12 steps"),
+        (
+            lambda h: datasets.windows(h, 21),
+            "length=21 must be at most 12: history 1 of task 0 has 12 steps",
+        ),
         (lambda h: datasets.windows(h, 0), "length=0 must be at least 1"),
         (lambda h: datasets.windows(h, 3, starts="episodes"), "starts='episodes' is unknown"),
     ],

@@ -1,0 +1,122 @@
+"""Learners in context predict actions, and act by what they predict."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxmeta import learners, rollouts, tasks
+from jaxmeta.algorithms.decision_pretrained import Config, decision_pretrained
+from jaxmeta.learners import in_context
+from jaxmeta.networks.actor_critic import ActorCritic, Inputs
+from jaxmeta.networks.distributions import Categorical
+from jaxmeta.networks.recurrent import gru
+
+
+def test_the_loss_by_hand_on_three_steps():
+    logits = np.array([[1.0, 0.0, -1.0], [0.0, 2.0, 0.0], [0.5, 0.5, 3.0]])
+    table = ActorCritic(
+        init=lambda key: jnp.asarray(logits),
+        initial=lambda: (),
+        step=lambda params, state, inputs: None,
+        unroll=lambda params, state, inputs: (Categorical(params), jnp.zeros(3)),
+    )
+    action = np.array([[0, 1, 0], [2, 1, 1]])
+    counted = np.array([[True, True, True], [False, True, True]])
+    inputs = Inputs(jnp.zeros((2, 3, 1)), jnp.zeros((2, 3, 1)), jnp.zeros((2, 3, 2)), counted)
+    batch = in_context.Batch(inputs, jnp.asarray(action), jnp.asarray(counted))
+    loss, report = in_context.prediction_loss(
+        jnp.asarray(logits), jax.random.split(jax.random.key(0)), batch, None, network=table
+    )
+    log_p = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    wanted = -np.mean([log_p[0, 0], log_p[1, 1], log_p[2, 0], log_p[1, 1], log_p[2, 1]])
+    np.testing.assert_allclose(loss, wanted, rtol=1e-6)
+    np.testing.assert_allclose(report["accuracy"], 3 / 5)
+
+
+@pytest.fixture(scope="module")
+def family():
+    return tasks.make("dark_room", size=3, horizon=4)
+
+
+@pytest.fixture(scope="module")
+def acted(family):
+    """``(meta, trial [1, T])`` of a learner that has seen a reward of 0.5 units."""
+    algorithm = decision_pretrained(family, Config(num_episodes=3), memory=gru(4))
+    setup = rollouts.Setup(algorithm.learner, family.env, 1, 12)
+
+    @jax.jit
+    def act(key):
+        meta = algorithm.init(jax.random.key(0)).meta
+        meta = meta._replace(params=jax.tree.map(lambda x: 30 * x, meta.params))
+        meta = meta._replace(reward_scale=jnp.asarray(0.5))
+        task = family.train(jax.random.key(1))
+        return meta, learners.recurrent.trials_of(
+            key, meta, jax.tree.map(lambda x: x[None], task), setup=setup
+        )
+
+    return act(jax.random.key(2))
+
+
+def test_what_is_trained_is_what_acted(family, acted):
+    """The loss on what the learner did is minus the mean of the log-probabilities with which it did it."""
+    meta, data = acted
+    config = Config(num_episodes=3)
+    network = in_context.network_of(family, config, gru(4), None)
+    parts = in_context.in_context_learner(
+        family,
+        config,
+        in_context.Hyper(),
+        num_streams=1,
+        memory=gru(4),
+        network=None,
+        optimizer=optax.sgd,
+    )
+    inputs = jax.vmap(parts.recurrent.inputs, (None, 0))(meta, data)
+    batch = in_context.Batch(inputs, data.action, jnp.ones((1, 12), bool))
+    loss, _ = in_context.prediction_loss(
+        meta.params, jax.random.split(jax.random.key(0), 1), batch, None, network=network
+    )
+    np.testing.assert_allclose(loss, -jnp.mean(data.log_prob), rtol=1e-5)
+
+
+def test_the_mode_is_the_most_probable_action(family, acted):
+    meta, data = acted
+    learner = decision_pretrained(
+        family, Config(num_episodes=3, acts="mode"), memory=gru(4)
+    ).learner
+    other = decision_pretrained(family, Config(num_episodes=3), memory=gru(4)).learner
+    timestep = jax.tree.map(lambda x: x[0, 0], data.timestep)
+    draws, _, _ = jax.vmap(lambda key: other.act(key, meta, (), other.memory(meta), timestep))(
+        jax.random.split(jax.random.key(0), 2000)
+    )
+    mode, log_prob, _ = learner.act(jax.random.key(1), meta, (), learner.memory(meta), timestep)
+    assert mode == np.bincount(draws).argmax()
+    assert log_prob == 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "objects", "message"),
+    [
+        (dict(memory="gur"), {}, "memory='gur' is unknown"),
+        (dict(context=0), {}, "context=0 must be at least 1"),
+        (dict(memory="gru", context=8), {}, "context=8 has no effect with memory='gru'"),
+        (dict(acts="greedy"), {}, "acts='greedy' is unknown"),
+        (dict(num_minibatches=0), {}, "num_minibatches=0 must be at least 1"),
+        (dict(hidden_sizes=(0,)), {}, "hidden_sizes=0 must be at least 1"),
+        (dict(memory_size=8), dict(memory=gru(4)), "memory_size=8 has no effect with the argument memory="),
+        (dict(context=8), dict(memory=gru(4)), "context=8 has no effect with the argument memory="),
+        (dict(random_share=1.5), {}, "random_share=1.5 must lie between 0"),
+    ],
+)  # fmt: skip
+def test_bad_settings_are_named(family, settings, objects, message):
+    with pytest.raises(ValueError, match=message):
+        decision_pretrained(family, Config(**settings), **objects)
+
+
+def test_a_transformer_attends_to_its_context_or_to_the_trial(family):
+    for settings, context in (({}, 12), (dict(context=5), 5)):
+        config = Config(num_episodes=3, memory_size=8, **settings)
+        network = in_context.network_of(family, config, None, None)
+        assert network.initial().keys.shape[1] == context
