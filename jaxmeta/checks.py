@@ -341,13 +341,13 @@ def arguments(function: Function) -> Function:
 
 
 def constructor(
-    *, windows: bool = False, **ranges: tuple[float, float]
+    takes: Literal["tasks", "windows"] = "tasks", /, **ranges: tuple[float, float]
 ) -> Callable[[Function], Function]:
     """A decorator of ``algorithm(family, config, hyper, ...)`` that adds checks.
 
     It checks the `arguments`, the hyper-parameters (by `hyper` with ``ranges``), also those of
     ``init(key, hyper)``, and that the tasks of a ``step`` are a `batch` of the family's tasks, unless it takes
-    ``windows`` of experience, which it checks itself.
+    windows of experience, which it checks itself.
     """
 
     def decorate(function: Function) -> Function:
@@ -368,7 +368,7 @@ def constructor(
                 return algorithm.init(key, *values, **named)
 
             def step(key: jax.Array, state: Any, tasks: Any) -> Any:
-                if not windows:
+                if takes == "tasks":
                     with jax.ensure_compile_time_eval():
                         one = family.env.default_params
                     batch("tasks", tasks, one, f"a task of family {family.name!r}")

@@ -59,7 +59,7 @@ class Config(in_context.Config):
     """Settings of algorithm distillation that are fixed when the program is compiled: sizes, counts and choices."""
 
 
-@checks.constructor(windows=True)
+@checks.constructor("windows")
 def algorithm_distillation(
     family: TaskFamily,
     config: Config = Config(),

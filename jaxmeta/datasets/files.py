@@ -238,10 +238,10 @@ def _name(path: Any) -> str:
     return jax.tree_util.keystr(path, simple=True, separator=".")
 
 
-def _tree(arrays: Mapping[str, np.ndarray], family: TaskFamily, folder: Path) -> Histories:
+def _tree(arrays: Mapping[str, Any], family: TaskFamily, folder: Path) -> Histories:
     """The histories of arrays by name."""
 
-    def field(name: str) -> np.ndarray:
+    def field(name: str) -> Any:
         return arrays[f"data.{name}"]
 
     leaves, structure = jax.tree_util.tree_flatten_with_path(family.env.default_params)

@@ -115,7 +115,7 @@ def _sampler(length: int, starts: str) -> Any:
             start = jnp.max(jnp.where(first & (steps <= start), steps, 0))
 
         def cut(x: jax.Array) -> jax.Array:
-            begin = (m, n, start, *[0] * (x.ndim - 3))
+            begin: Any = (m, n, start, *[0] * (x.ndim - 3))
             return jax.lax.dynamic_slice(x, begin, (1, 1, length, *x.shape[3:]))[0, 0]
 
         return jax.tree.map(cut, data)

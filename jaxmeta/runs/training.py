@@ -473,7 +473,7 @@ def _train(
         if output is not None:
             files = stack.enter_context(_opened_files(output, done, run, described))
         outputs = _Outputs(line, console.encoding, write, files)
-        told = {"members": members, "outputs": outputs, "interrupted": interrupted}
+        told: dict[str, Any] = dict(members=members, outputs=outputs, interrupted=interrupted)
         return _updated(program, run, done, config, load, **told)
 
 
@@ -798,7 +798,9 @@ def _deferred_interrupts() -> Iterator[Callable[[], bool]]:
 
 
 def _status(lines: list[dict], seconds: float) -> str:
-    """Mean returns and speed of some meta-updates, for the progress line."""
+    """Mean returns and speed of some meta-updates, for the progress line; the mean loss of what acts in no task."""
+    if lines and "return/before" not in lines[0] and "loss" in lines[0]:
+        return f"loss {_mean(lines, 'loss')} {len(lines) / seconds:,.1f} meta-updates/s"
     before, after = (_mean(lines, f"return/{when}") for when in ("before", "after"))
     steps = sum(line.get("env_steps") or 0 for line in lines)
     return f"return {before} → {after} {steps / seconds / 1000:,.0f}k env steps/s"
