@@ -51,18 +51,15 @@ def dark_room_sampling(
         prior: Goals that the agent expects, uniformly: ``"train"``, the training goals of
             `tasks.dark_room`, or ``"all"`` cells.
         split_seed: The family's, which tells training goals from held-out ones.
-        draw: When a goal is drawn: ``"episode"``, at the start of each; ``"refuted"``, as soon as
-            the last one has probability 0; ``"step"``, at each step.
+        draw: When a goal is drawn: ``"episode"``, at the start of each; ``"refuted"``, also as
+            soon as the last one has probability 0; ``"step"``, at each step.
         within_episode: Whether draws use what the current episode has shown, or earlier episodes
             alone. It makes no difference to ``draw="episode"``.
     """
-    checks.at_least("size", size, 2)
-    checks.choice("prior", prior, PRIORS)
-    checks.at_least("split_seed", split_seed, 0)
     checks.choice("draw", draw, DRAWS)
     checks.field("within_episode", within_episode, bool)
-    after = jnp.asarray(gridworld.successors(size))
     expected = room_prior(size=size, prior=prior, split_seed=split_seed)
+    after = jnp.asarray(gridworld.successors(size))
 
     def memory(meta: tuple) -> Searched:
         zeros = jnp.zeros(size**2)
@@ -82,7 +79,7 @@ def dark_room_sampling(
         drawn = jax.random.categorical(key, jnp.log(belief)).astype(jnp.int32)
         again = {
             "episode": timestep.first,
-            "refuted": ~begun | (belief[seen.goal] == 0),
+            "refuted": timestep.first | (belief[seen.goal] == 0),
             "step": jnp.ones((), bool),
         }
         goal = jnp.where(again[draw], drawn, seen.goal)
@@ -106,6 +103,7 @@ def room_prior(
     """The probability of each cell to be the goal before any step, ``[C]``; arguments as in `dark_room_sampling`."""
     checks.at_least("size", size, 2)
     checks.choice("prior", prior, PRIORS)
+    checks.at_least("split_seed", split_seed, 0)
     if prior == "all":
         return jnp.full(size**2, 1 / size**2)
     x, y = dark_room.goals(size=size, split="train", split_seed=split_seed).T

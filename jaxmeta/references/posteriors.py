@@ -39,6 +39,7 @@ def posterior_best_arm(
     checks.at_least("num_nodes", num_nodes, 2)
     checks.shapes("A A", reward=reward, pulls=pulls)
     x, integral, total = (jnp.asarray(part, float) for part in _quadrature(num_nodes))
+    x, total = x[None], total[None]
     s, n = jnp.asarray(reward, float)[:, None], jnp.asarray(pulls, float)[:, None]
     if reward_noise is None:
         log_density = s * jnp.log(x) + (n - s) * jnp.log1p(-x)

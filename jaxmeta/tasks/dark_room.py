@@ -186,7 +186,9 @@ def goals(*, size: int = 9, split: Literal["train", "test"], split_seed: int = 0
 
     Train and test have no goal in common and together have all cells.
     """
+    checks.at_least("size", size, 2)
     checks.choice("split", split, ("train", "test"))
+    checks.at_least("split_seed", split_seed, 0)
     return _cells(size)[_part(size**2, split, split_seed)]
 
 
@@ -195,7 +197,9 @@ def pairs(*, size: int = 9, split: Literal["train", "test"], split_seed: int = 0
 
     Train and test have no pair in common and together have all pairs of two different cells.
     """
+    checks.at_least("size", size, 2)
     checks.choice("split", split, ("train", "test"))
+    checks.at_least("split_seed", split_seed, 0)
     first, second = np.nonzero(~np.eye(size**2, dtype=bool))
     part = _part(len(first), split, split_seed)
     cells = _cells(size)
@@ -224,7 +228,7 @@ def key_to_door_optimal_return(task: KeyToDoorParams, *, size: int, horizon: int
     way. The policy depends on whether the key is held, so it is no function of the observation.
     """
     cells = jnp.asarray(_cells(size))
-    to_key = jnp.sum(jnp.abs(cells - task.key), axis=1)
+    to_key = jnp.sum(jnp.abs(cells - task.key[None]), axis=1)
     to_door = to_key + jnp.sum(jnp.abs(task.key - task.door))
     earned = (to_key <= horizon).astype(float) + (to_door <= horizon)
     return jnp.mean(earned, where=to_key > 0)
@@ -254,7 +258,6 @@ def dark_room(
     checks.at_least("size", size, 2)
     checks.at_least("horizon", horizon, 1)
     checks.choice("start", start, STARTS)
-    checks.at_least("split_seed", split_seed, 0)
     first = np.full(2, size // 2 if start == "centre" else 0, np.int32)
     cells = _cells(size)
 
@@ -295,7 +298,6 @@ def dark_key_to_door(*, size: int = 9, horizon: int = 40, split_seed: int = 0) -
     """
     checks.at_least("size", size, 2)
     checks.at_least("horizon", horizon, 1)
-    checks.at_least("split_seed", split_seed, 0)
     cells = _cells(size)
 
     def sampler(candidates: np.ndarray) -> Sampler:

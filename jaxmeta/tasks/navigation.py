@@ -175,26 +175,27 @@ def half_circle(
     checks.at_least("split_seed", split_seed, 0)
     order = np.random.default_rng(split_seed).permutation(num_goals)
     angles = np.linspace(0.0, np.pi, num_goals)[order]
+    goals = np.stack([np.cos(angles), np.sin(angles)], axis=1)
     num_train = round(TRAIN_SHARE * num_goals)
 
     def sampler(candidates: np.ndarray) -> Sampler:
-        return lambda key: _on_circle(jax.random.choice(key, jnp.asarray(candidates, float)))
+        return lambda key: NavigationParams(
+            goal=jax.random.choice(key, jnp.asarray(candidates, float))
+        )
 
     def lower_half(key: jax.Array) -> NavigationParams:
-        return _on_circle(-jnp.pi * jax.random.uniform(key, minval=1e-3, maxval=1 - 1e-3))
+        # Neither end, where train and test may have goals.
+        angle = -jnp.pi * jax.random.uniform(key, minval=1e-3, maxval=1 - 1e-3)
+        return NavigationParams(goal=jnp.stack([jnp.cos(angle), jnp.sin(angle)]))
 
     env = Navigation(horizon, "near" if reward == "sparse" else reward, radius)
     return dataclasses.replace(
         _family("half_circle", env),
-        train=sampler(angles[:num_train]),
-        test=sampler(angles[num_train:]),
+        train=sampler(goals[:num_train]),
+        test=sampler(goals[num_train:]),
         out_of_distribution=lower_half,
         disjoint=("train", "test", "out_of_distribution"),
     )
-
-
-def _on_circle(angle: jax.Array) -> NavigationParams:
-    return NavigationParams(goal=jnp.stack([jnp.cos(angle), jnp.sin(angle)]))
 
 
 def _family(name: str, env: Navigation) -> TaskFamily:

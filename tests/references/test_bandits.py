@@ -1,5 +1,6 @@
 """Agents for bandits against published figures and exact values."""
 
+import collections
 import functools
 
 import jax

@@ -123,18 +123,15 @@ def test_an_action_a_step_is_drawn_from_its_posterior():
     assert scipy.stats.chisquare(counts[likely], 8000 * shares).pvalue > 1e-4
 
 
-def test_a_goal_is_kept_until_it_is_refuted():
-    """So it is found once as many cells were visited as there are, and then each episode earns the optimum."""
+def test_a_goal_is_sought_until_it_is_refuted():
+    """Each episode refutes a cell at least, so after nine the goal is found, and episodes earn the optimum."""
+    family = tasks.make("dark_room", size=SIZE, horizon=5, start="corner")
     learner = references.dark_room_sampling(size=SIZE, prior="all", draw="refuted")
-    played = jax.tree.map(lambda x: x[:6], EVERY)  # within reach of an episode of three steps
-    best = np.asarray(jax.vmap(FAMILY.optimal_return)(played))
-    found = returns(learner, FAMILY, played, 10, copies=20)
-    reachable = best.repeat(20) > 0
-    np.testing.assert_array_equal(found[reachable, -1], best.repeat(20)[reachable])
-    by_episode = returns(
-        references.dark_room_sampling(size=SIZE, prior="all"), FAMILY, played, 3, copies=20
-    )
-    assert found[:, 1].mean() > by_episode[:, 1].mean()
+    found = returns(learner, family, EVERY, 10, copies=20)
+    best = np.asarray(jax.vmap(family.optimal_return)(EVERY)).repeat(20)
+    np.testing.assert_array_equal(found[:, -1], best)
+    patient = references.dark_room_sampling(size=SIZE, prior="all")
+    assert found[:, 1].mean() > returns(patient, family, EVERY, 2, copies=20)[:, 1].mean() + 0.5
 
 
 def test_held_out_goals_are_searched_for_when_no_training_goal_is_left():
@@ -143,7 +140,7 @@ def test_held_out_goals_are_searched_for_when_no_training_goal_is_left():
     learner = references.dark_room_sampling(size=SIZE, draw="refuted")
     found = returns(learner, family, played, 6)
     np.testing.assert_array_equal(found[:, -1], jax.vmap(family.optimal_return)(played))
-    assert found[:, 0].mean() < 0.5 * found[:, -1].mean()
+    assert found[:, 0].mean() < 0.8 * found[:, -1].mean()
 
 
 @pytest.mark.slow
@@ -163,16 +160,15 @@ def test_the_fourth_episode_of_ten_by_ten(draw, fourth):
 
 
 def test_one_who_is_told_of_key_and_door_earns_two_in_every_episode():
-    family = tasks.make("dark_key_to_door", size=5, horizon=20)
-    for split in tasks.SPLITS:
-        played = tasks.sample_tasks(jax.random.key(0), family, 30, split=split)
-        setup = Setup(references.told_key_to_door(size=5), family.env, num_streams=1, num_steps=120)
-        run = jax.jit(
-            jax.vmap(lambda key, task: lifetime(key, task, task, setup=setup, num_updates=0))
-        )
-        data = run(jax.random.split(jax.random.key(1), 30), played).trajectories
-        reward, last = np.asarray(data.reward[:, 0, 0]), np.asarray(data.last[:, 0, 0])
-        for r, ends in zip(reward, last, strict=True):
-            whole = np.split(r, np.flatnonzero(ends) + 1)[:-1]
-            assert len(whole) >= 6
-            assert all(x.sum() == 2 for x in whole)
+    family = tasks.make("dark_key_to_door", size=4, horizon=20)
+    few = [tasks.sample_tasks(jax.random.key(0), family, 20, split=split) for split in tasks.SPLITS]
+    played = jax.tree.map(lambda *x: jnp.concatenate(x), *few)
+    learner = references.told_key_to_door(size=4)
+    setup = Setup(learner, family.env, num_streams=1, num_steps=80)
+    run = jax.jit(jax.vmap(lambda key, task: lifetime(key, task, task, setup=setup, num_updates=0)))
+    data = run(jax.random.split(jax.random.key(1), 60), played).trajectories
+    reward, last = np.asarray(data.reward[:, 0, 0]), np.asarray(data.last[:, 0, 0])
+    for r, ends in zip(reward, last, strict=True):
+        whole = np.split(r, np.flatnonzero(ends) + 1)[:-1]
+        assert len(whole) >= 4
+        assert all(x.sum() == 2 for x in whole)

@@ -55,7 +55,7 @@ def test_every_action_in_every_cell(size):
             assert reward[c, a] == float(there == goal)
 
 
-@pytest.mark.parametrize(("settings", "first"), zip(PUBLISHED, [(4, 4), (0, 0)], strict=True))
+@pytest.mark.parametrize(("settings", "first"), [(PUBLISHED[0], (4, 4)), (PUBLISHED[1], (0, 0))])
 def test_an_episode_begins_in_its_cell_and_ends_at_the_horizon(settings, first):
     family = tasks.make("dark_room", **settings)
     task = family.test(jax.random.key(0))
