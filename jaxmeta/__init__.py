@@ -19,7 +19,7 @@ Each room of the house imports only the rooms above it.
 | `jaxmeta.meta_updates` | meta-gradients, evolution strategies, the outer loop |
 | `jaxmeta.learners` | the fast loops: how an agent learns in one task |
 | `jaxmeta.algorithms` | one algorithm a file, with an example each |
-| `jaxmeta.references` | Bayes-optimal values, Gittins index, UCB1, Thompson and posterior sampling |
+| `jaxmeta.references` | Bayes-optimal values, exact posteriors, Gittins index, UCB1, Thompson and posterior sampling |
 | `jaxmeta.evaluation` | adaptation curves, trials, reference agents, statistics with intervals |
 | `jaxmeta.plotting` | figures |
 | `jaxmeta.runs` | the host's side: training, checkpoints, experiments, presets, metrics |

@@ -22,12 +22,13 @@ def thorough(values, quick):
 
 
 QUICK_FAMILIES = (
-    *("bernoulli_bandit", "cartpole", "catch", "gridnavi", "latent_tabular", "maze"),
-    *("navigation", "tabular", "translation"),
+    *("bernoulli_bandit", "cartpole", "catch", "dark_key_to_door", "dark_room", "gridnavi"),
+    *("latent_tabular", "maze", "navigation", "tabular", "translation"),
 )
 """Families that compile and run quickly, of every kind: bandits, grids, MDPs, control, language."""
 LIKE_OTHERS = {
     *("acrobot", "freeway", "gaussian_bandit", "mountain_car", "seaquest", "space_invaders"),
+    "half_circle",
     "sparse_navigation",
 }
 """Families that are made as others are: of control, of bandits, of MinAtar, of navigation."""

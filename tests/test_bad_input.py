@@ -69,6 +69,8 @@ def assert_names(error, *names):
 
 
 ARRAYS = {
+    "references.posterior_best_arm": "reward=A pulls=A -> A",
+    "references.posterior_goal": "reward=C visits=C prior=C -> C",
     "recurrences.linear_recurrence": "a=T... b=T... -> T...",
     "estimators.returns.td_errors": "reward=... discount=...? v=... v_next=... -> ...",
     "estimators.returns.gae": "delta=T discount=T last=T lambda_=T? -> T",
@@ -478,6 +480,14 @@ SETTINGS = {
     "references.gittins": dict(num_arms=2, num_pulls=2, discount=0.5),
     "references.gittins_indices": dict(num_pulls=2, discount=0.5, resolution=20),
     "references.psrl": {},
+    "references.posterior_sampling": dict(num_arms=2),
+    "references.posterior_best_arm": dict(reward=jnp.zeros(2), pulls=jnp.zeros(2), num_nodes=4),
+    "references.posterior_action": dict(goal=jnp.ones(4), cell=jnp.array(0), size=2),
+    "references.dark_room_sampling": dict(size=2),
+    "references.room_prior": dict(size=2),
+    "references.told_key_to_door": dict(size=2),
+    "tasks.dark_room.goals": dict(size=2, split="train"),
+    "tasks.dark_room.pairs": dict(size=2, split="train"),
     "runs.presets.compared": dict(variant="maml", family="navigation"),
     "runs.presets.lasting": dict(experiment=experiments.Experiment(), meta_updates=3),
     "rollouts.rollout.rollout": in_task

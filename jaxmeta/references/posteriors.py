@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmeta import checks
+from jaxmeta.tasks import gridnavi
 
 
 @checks.arguments
@@ -36,7 +37,9 @@ def posterior_best_arm(
         num_nodes: Points of the quadrature, at least 2.
     """
     checks.at_least("num_nodes", num_nodes, 2)
+    checks.shapes("A A", reward=reward, pulls=pulls)
     x, integral, total = (jnp.asarray(part, float) for part in _quadrature(num_nodes))
+    x, total = x[None], total[None]
     s, n = jnp.asarray(reward, float)[:, None], jnp.asarray(pulls, float)[:, None]
     if reward_noise is None:
         log_density = s * jnp.log(x) + (n - s) * jnp.log1p(-x)
@@ -51,6 +54,46 @@ def posterior_best_arm(
     after = jnp.cumprod(jnp.concatenate([ones, below[:0:-1]]), axis=0)[::-1]
     best = jnp.maximum(jnp.sum(total * density * before * after, axis=1), 0.0)
     return best / jnp.sum(best)
+
+
+@checks.arguments
+def posterior_goal(reward: jax.Array, visits: jax.Array, prior: jax.Array) -> jax.Array:
+    """Posterior probability of each cell to be Dark Room's goal, ``[C]``.
+
+    Where a step has been rewarded, that cell is the goal. Else it is one of the prior's cells in
+    which no step has ended. If there is none, the prior was wrong, and the goal is uniform over all
+    cells in which no step has ended.
+
+    Args:
+        reward: ``[C]``, total reward of the steps that ended in each cell.
+        visits: ``[C]``, the number of steps that ended in each cell.
+        prior: ``[C]``, probability of each cell before any step.
+    """
+    checks.shapes("C C C", reward=reward, visits=visits, prior=prior)
+    unseen = jnp.asarray(visits) == 0
+    candidates = [jnp.asarray(reward) > 0, jnp.where(unseen, prior, 0.0), unseen]
+    weights = jnp.stack([jnp.asarray(x, float) for x in candidates])
+    first = jnp.argmax(jnp.any(weights > 0, axis=1))  # of those that leave a cell
+    chosen = weights[first]
+    return chosen / jnp.sum(chosen)
+
+
+@checks.arguments
+def posterior_action(goal: jax.Array, cell: jax.Array, *, size: int) -> jax.Array:
+    """Probability that each action is Dark Room's optimal one in a cell, ``P(a|s) = Σ_g P(g) 1[a*(s; g) = a]``, ``[5]``.
+
+    The optimal action a* is that of the family: along x first, then along y, then stay.
+
+    Args:
+        goal: ``[C]``, probability of each cell to be the goal.
+        cell: ``[]``, the agent's cell; (x, y) has index ``x + size * y``.
+        size: Cells along a side, at least 2.
+    """
+    checks.at_least("size", size, 2)
+    index = jnp.arange(size**2)
+    places = jnp.stack([index % size, index // size], axis=1)
+    best = jax.vmap(lambda place: gridnavi.towards(place, cell, size=size))(places)
+    return jnp.zeros(len(gridnavi.MOVES), goal.dtype).at[best].add(goal)
 
 
 @functools.cache

@@ -60,6 +60,7 @@ from jaxmeta.tasks.promises import Checked, check, check_promises
 FAMILIES: dict[str, Callable[..., TaskFamily]] = {
     "navigation": navigation.navigation,
     "sparse_navigation": navigation.sparse_navigation,
+    "half_circle": navigation.half_circle,
     "cartpole": control.cartpole,
     "pendulum": control.pendulum,
     "mountain_car": control.mountain_car,

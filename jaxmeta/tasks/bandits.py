@@ -116,33 +116,40 @@ def bernoulli_bandit(*, num_arms: int = 5, num_pulls: int = 10) -> TaskFamily:
         num_arms: A, at least 1.
         num_pulls: Time limit of an episode, in pulls.
     """
-
-    def sampler(highest: float) -> Sampler:
-        return lambda key: BanditParams(mean=jax.random.uniform(key, (num_arms,), maxval=highest))
-
     env = Bandit(num_arms, num_pulls, "bernoulli")
-    return _family("bernoulli_bandit", env, sampler(1.0), sampler(0.5))
+    return _family("bernoulli_bandit", env, _uniform(num_arms, 1.0), _uniform(num_arms, 0.5))
 
 
 def gaussian_bandit(
-    *, num_arms: int = 5, num_pulls: int = 10, reward_noise: float = 1.0
+    *,
+    num_arms: int = 5,
+    num_pulls: int = 10,
+    reward_noise: float = 1.0,
+    means: Literal["normal", "uniform"] = "normal",
 ) -> TaskFamily:
     """Independent Gaussian arms: means N(0, 1) for train and test, rewards N(mean, reward_noise²).
 
     Out of distribution, means are N(2, 1). To an agent that expects the means of training every arm
-    looks good, and it settles too soon. The support is everything in both cases.
+    looks good, and it settles too soon. The support is everything in both cases. Lee et al. 2023,
+    "Supervised pretraining can learn in-context reinforcement learning", draw means uniformly from
+    [0, 1] with a reward noise of 0.3; then means are uniform in [0, 0.5] out of distribution.
 
     Args:
         num_arms: A, at least 1.
         num_pulls: Time limit of an episode, in pulls.
         reward_noise: Standard deviation of a reward around its mean, 0 or positive.
+        means: How the means are drawn for train and test: ``"normal"``, N(0, 1), or ``"uniform"``,
+            in [0, 1].
     """
     checks.between("reward_noise", reward_noise, 0, 1e6)
+    checks.choice("means", means, ("normal", "uniform"))
 
     def sampler(centre: float) -> Sampler:
         return lambda key: BanditParams(mean=centre + jax.random.normal(key, (num_arms,)))
 
     env = Bandit(num_arms, num_pulls, "gaussian", reward_noise)
+    if means == "uniform":
+        return _family("gaussian_bandit", env, _uniform(num_arms, 1.0), _uniform(num_arms, 0.5))
     return _family("gaussian_bandit", env, sampler(0.0), sampler(2.0))
 
 
@@ -165,6 +172,10 @@ def dependent_bandit(
     shifted = "easy" if kind == "hard" else "hard"
     samplers = (functools.partial(_dependent_means, kind=name) for name in (kind, shifted))
     return _family("dependent_bandit", Bandit(2, num_pulls, "bernoulli"), *samplers)
+
+
+def _uniform(num_arms: int, highest: float) -> Sampler:
+    return lambda key: BanditParams(mean=jax.random.uniform(key, (num_arms,), maxval=highest))
 
 
 def _dependent_means(key: jax.Array, *, kind: str) -> BanditParams:

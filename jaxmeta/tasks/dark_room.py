@@ -50,43 +50,18 @@ class DarkRoomState:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Room(environment.Environment[Any, Any]):
-    """A square of cells, observed one-hot, ``[size * size]``; (x, y) has index ``x + size * y``."""
-
-    size: int = 9
-    """Cells along a side."""
-    horizon: int = 20
-    """Time limit of an episode, in steps."""
-
-    def is_truncated(self, state: Any, params: Any) -> jax.Array:
-        return state.time >= self.horizon
-
-    @property
-    def ends_by(self) -> int:
-        """The step by which every episode has ended."""
-        return self.horizon
-
-    def action_space(self, params: Any = None) -> spaces.Discrete:
-        return spaces.Discrete(len(MOVES))
-
-    def observation_space(self, params: Any) -> spaces.Box:
-        return spaces.Box(0.0, 1.0, (self.size**2,), jnp.float32)
-
-    def _seen(self, position: jax.Array) -> jax.Array:
-        return jax.nn.one_hot(position[0] + self.size * position[1], self.size**2)
-
-    def _moved(self, position: jax.Array, action: jax.Array) -> jax.Array:
-        return jnp.clip(position + jnp.asarray(MOVES)[action], 0, self.size - 1)
-
-
-@dataclasses.dataclass(frozen=True)
-class DarkRoom(_Room):
+class DarkRoom(environment.Environment[Any, Any]):
     """The environment of Dark Room. Environments with equal settings are equal and share compiled programs.
 
     The cell is observed one-hot, ``[size * size]``; (x, y) has index ``x + size * y``. Every step
     that ends on the goal earns 1, every other step 0. An episode never terminates: it is cut off at
     the horizon.
     """
+
+    size: int = 9
+    """Cells along a side."""
+    horizon: int = 20
+    """Time limit of an episode, in steps."""
 
     @property
     def default_params(self) -> DarkRoomParams:
@@ -95,19 +70,33 @@ class DarkRoom(_Room):
 
     def reset_env(self, key: jax.Array, params: DarkRoomParams) -> tuple[jax.Array, Any]:
         state = DarkRoomState(position=params.start, time=jnp.zeros((), jnp.int32))
-        return self._seen(state.position), state
+        return _seen(state.position, self.size), state
 
     def step_env(
         self, key: jax.Array, state: DarkRoomState, action: jax.Array, params: DarkRoomParams
     ) -> tuple[jax.Array, DarkRoomState, jax.Array, jax.Array, dict]:
-        position = self._moved(state.position, action)
+        position = _moved(state.position, action, self.size)
         reward = jnp.all(position == params.goal).astype(float)
         state = DarkRoomState(position=position, time=state.time + 1)
-        return self._seen(position), state, reward, jnp.zeros((), bool), {}
+        return _seen(position, self.size), state, reward, jnp.zeros((), bool), {}
+
+    def is_truncated(self, state: DarkRoomState, params: DarkRoomParams) -> jax.Array:
+        return state.time >= self.horizon
+
+    @property
+    def ends_by(self) -> int:
+        """The step by which every episode has ended."""
+        return self.horizon
 
     @property
     def name(self) -> str:
         return "DarkRoom"
+
+    def action_space(self, params: DarkRoomParams | None = None) -> spaces.Discrete:
+        return spaces.Discrete(len(MOVES))
+
+    def observation_space(self, params: DarkRoomParams) -> spaces.Box:
+        return spaces.Box(0.0, 1.0, (self.size**2,), jnp.float32)
 
 
 @struct.dataclass
@@ -133,7 +122,7 @@ class KeyToDoorState:
 
 
 @dataclasses.dataclass(frozen=True)
-class KeyToDoor(_Room):
+class KeyToDoor(environment.Environment[Any, Any]):
     """The environment of Dark Key-to-Door. Environments with equal settings are equal and share compiled programs.
 
     The cell is observed one-hot, ``[size * size]``; (x, y) has index ``x + size * y``. Whether the
@@ -142,6 +131,8 @@ class KeyToDoor(_Room):
     on the door earns 1 and terminates the episode.
     """
 
+    size: int = 9
+    """Cells along a side."""
     horizon: int = 40
     """Time limit of an episode, in steps."""
 
@@ -159,21 +150,35 @@ class KeyToDoor(_Room):
             held=jnp.zeros((), bool),
             time=jnp.zeros((), jnp.int32),
         )
-        return self._seen(state.position), state
+        return _seen(state.position, self.size), state
 
     def step_env(
         self, key: jax.Array, state: KeyToDoorState, action: jax.Array, params: KeyToDoorParams
     ) -> tuple[jax.Array, KeyToDoorState, jax.Array, jax.Array, dict]:
-        position = self._moved(state.position, action)
+        position = _moved(state.position, action, self.size)
         takes = ~state.held & jnp.all(position == params.key)
         held = state.held | takes
         opens = held & jnp.all(position == params.door)
         state = KeyToDoorState(position=position, held=held, time=state.time + 1)
-        return self._seen(position), state, takes.astype(float) + opens, opens, {}
+        return _seen(position, self.size), state, takes.astype(float) + opens, opens, {}
+
+    def is_truncated(self, state: KeyToDoorState, params: KeyToDoorParams) -> jax.Array:
+        return state.time >= self.horizon
+
+    @property
+    def ends_by(self) -> int:
+        """The step by which every episode has ended."""
+        return self.horizon
 
     @property
     def name(self) -> str:
         return "KeyToDoor"
+
+    def action_space(self, params: KeyToDoorParams | None = None) -> spaces.Discrete:
+        return spaces.Discrete(len(MOVES))
+
+    def observation_space(self, params: KeyToDoorParams) -> spaces.Box:
+        return spaces.Box(0.0, 1.0, (self.size**2,), jnp.float32)
 
 
 def goals(*, size: int = 9, split: Literal["train", "test"], split_seed: int = 0) -> np.ndarray:
@@ -181,7 +186,9 @@ def goals(*, size: int = 9, split: Literal["train", "test"], split_seed: int = 0
 
     Train and test have no goal in common and together have all cells.
     """
+    checks.at_least("size", size, 2)
     checks.choice("split", split, ("train", "test"))
+    checks.at_least("split_seed", split_seed, 0)
     return _cells(size)[_part(size**2, split, split_seed)]
 
 
@@ -190,7 +197,9 @@ def pairs(*, size: int = 9, split: Literal["train", "test"], split_seed: int = 0
 
     Train and test have no pair in common and together have all pairs of two different cells.
     """
+    checks.at_least("size", size, 2)
     checks.choice("split", split, ("train", "test"))
+    checks.at_least("split_seed", split_seed, 0)
     first, second = np.nonzero(~np.eye(size**2, dtype=bool))
     part = _part(len(first), split, split_seed)
     cells = _cells(size)
@@ -219,7 +228,7 @@ def key_to_door_optimal_return(task: KeyToDoorParams, *, size: int, horizon: int
     way. The policy depends on whether the key is held, so it is no function of the observation.
     """
     cells = jnp.asarray(_cells(size))
-    to_key = jnp.sum(jnp.abs(cells - task.key), axis=1)
+    to_key = jnp.sum(jnp.abs(cells - task.key[None]), axis=1)
     to_door = to_key + jnp.sum(jnp.abs(task.key - task.door))
     earned = (to_key <= horizon).astype(float) + (to_door <= horizon)
     return jnp.mean(earned, where=to_key > 0)
@@ -249,7 +258,6 @@ def dark_room(
     checks.at_least("size", size, 2)
     checks.at_least("horizon", horizon, 1)
     checks.choice("start", start, STARTS)
-    checks.at_least("split_seed", split_seed, 0)
     first = np.full(2, size // 2 if start == "centre" else 0, np.int32)
     cells = _cells(size)
 
@@ -277,9 +285,9 @@ def dark_room(
 
 
 def dark_key_to_door(*, size: int = 9, horizon: int = 40, split_seed: int = 0) -> TaskFamily:
-    """Dark Key-to-Door: uniform over four fifths of the pairs of different cells for train, over the others for test.
+    """Dark Key-to-Door: a key's and a door's cell, four fifths of the pairs for train, the others for test.
 
-    Out of distribution, the key lies in the door's cell, so that one step earns 2 and ends the
+    The two cells are different. Out of distribution, the key lies in the door's cell, so that one step earns 2 and ends the
     episode.
 
     Args:
@@ -290,7 +298,6 @@ def dark_key_to_door(*, size: int = 9, horizon: int = 40, split_seed: int = 0) -
     """
     checks.at_least("size", size, 2)
     checks.at_least("horizon", horizon, 1)
-    checks.at_least("split_seed", split_seed, 0)
     cells = _cells(size)
 
     def sampler(candidates: np.ndarray) -> Sampler:
@@ -316,6 +323,16 @@ def _cells(size: int) -> np.ndarray:
     """Every cell (x, y) in the observation's order, int32 ``[size * size, 2]``."""
     index = np.arange(size**2, dtype=np.int32)
     return np.stack([index % size, index // size], axis=1)
+
+
+def _seen(position: jax.Array, size: int) -> jax.Array:
+    """The observation in the cell ``position [2]``, ``[size * size]``."""
+    return jax.nn.one_hot(position[0] + size * position[1], size**2)
+
+
+def _moved(position: jax.Array, action: jax.Array, size: int) -> jax.Array:
+    """The cell after an action, ``[2]``."""
+    return jnp.clip(position + jnp.asarray(MOVES)[action], 0, size - 1)
 
 
 def _part(count: int, split: str, split_seed: int) -> np.ndarray:

@@ -4,7 +4,8 @@ Finn et al. 2017, "Model-agnostic meta-learning", appendix A.2: goals uniform in
 agent starts at the origin, observes its position, moves by an action clipped to ±0.1 per axis and
 earns minus the squared distance to the goal; episodes last 100 steps. The released code differs
 between versions (squared distance or distance; some end an episode within 0.01 of the goal): both
-are settings.
+are settings. `half_circle` is the point robot of Rakelly et al. 2019, "Efficient off-policy
+meta-reinforcement learning via probabilistic context variables".
 """
 
 import dataclasses
@@ -12,17 +13,20 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 from gymnax.environments import environment, spaces
 
 from jaxmeta import checks
-from jaxmeta.tasks.family import TaskFamily
+from jaxmeta.tasks.family import Sampler, TaskFamily
 
 MAX_MOVE = 0.1
 GOAL_RANGE = 0.5
 OUT_OF_DISTRIBUTION_RANGE = 0.8
 
-REWARDS = ("squared_distance", "distance", "sparse")
+REWARDS = ("squared_distance", "distance", "sparse", "near")
+TRAIN_SHARE = 0.8
+"""The share of the goals on the half circle that are training tasks."""
 
 
 @struct.dataclass
@@ -53,9 +57,10 @@ class Navigation(environment.Environment[Any, Any]):
     """``"squared_distance"`` and ``"distance"`` are minus the (squared) distance to the goal after
     the move; ``"sparse"`` is ``1 - distance / radius`` within ``radius`` of the goal and 0
     elsewhere (the shape of Gupta et al. 2018's sparse point task), so standing on the goal earns
-    1."""
+    1; ``"near"`` is ``1 - distance`` within ``radius``, that distance included, and 0 elsewhere
+    (Rakelly et al. 2019)."""
     radius: float = 0.2
-    """Distance from the goal within which the sparse reward is positive."""
+    """Distance from the goal within which the sparse rewards are positive."""
     goal_tolerance: float = 0.0
     """An episode terminates within this distance of the goal, per axis; with 0 it never does."""
 
@@ -77,6 +82,9 @@ class Navigation(environment.Environment[Any, Any]):
             reward = -squared_distance
         elif self.reward == "distance":
             reward = -jnp.sqrt(squared_distance)
+        elif self.reward == "near":
+            distance = jnp.sqrt(squared_distance)
+            reward = jnp.where(distance <= self.radius, 1.0 - distance, 0.0)
         else:
             reward = jnp.maximum(1.0 - jnp.sqrt(squared_distance) / self.radius, 0.0)
         terminated = jnp.all(jnp.abs(offset) < self.goal_tolerance)
@@ -136,6 +144,58 @@ def sparse_navigation(*, horizon: int = 100, radius: float = 0.2) -> TaskFamily:
     """2-D navigation with a reward only within ``radius`` of the goal; splits as in `navigation`."""
     checks.between("radius", radius, 1e-6, 1e6)
     return _family("sparse_navigation", Navigation(horizon, "sparse", radius))
+
+
+def half_circle(
+    *,
+    horizon: int = 20,
+    reward: Literal["distance", "sparse"] = "distance",
+    radius: float = 0.2,
+    num_goals: int = 100,
+    split_seed: int = 0,
+) -> TaskFamily:
+    """The point robot of PEARL: goals on the upper half of the unit circle, four fifths of them for train.
+
+    The other goals are for test. The goals have equal distances along the half circle. The agent
+    starts at the centre and moves by at most 0.1 per axis and step. Out of distribution, goals are
+    uniform on the lower half of the circle.
+
+    Args:
+        horizon: Time limit of an episode, in steps.
+        reward: ``"distance"``, negated, or ``"sparse"``: ``1 - distance`` within ``radius`` of the
+            goal and 0 elsewhere.
+        radius: Distance from the goal within which the sparse reward is paid, positive.
+        num_goals: Goals of train and test together, at least 5.
+        split_seed: Seed of the permutation of the goals that tells training goals from held-out
+            ones.
+    """
+    checks.choice("reward", reward, ("distance", "sparse"))
+    checks.between("radius", radius, 1e-6, 1e6)
+    checks.at_least("num_goals", num_goals, 5)
+    checks.at_least("split_seed", split_seed, 0)
+    order = np.random.default_rng(split_seed).permutation(num_goals)
+    angles = np.linspace(0.0, np.pi, num_goals)[order]
+    goals = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    num_train = round(TRAIN_SHARE * num_goals)
+
+    def sampler(candidates: np.ndarray) -> Sampler:
+        return lambda key: NavigationParams(
+            goal=jax.random.choice(key, jnp.asarray(candidates, float))
+        )
+
+    def lower_half(key: jax.Array) -> NavigationParams:
+        # Neither end, where train and test may have goals.
+        angle = -jnp.pi * jax.random.uniform(key, minval=1e-3, maxval=1 - 1e-3)
+        return NavigationParams(goal=jnp.stack([jnp.cos(angle), jnp.sin(angle)]))
+
+    env = Navigation(horizon, "near" if reward == "sparse" else reward, radius)
+    return dataclasses.replace(
+        _family("half_circle", env),
+        train=sampler(goals[:num_train]),
+        test=sampler(goals[num_train:]),
+        out_of_distribution=lower_half,
+        disjoint=("train", "test", "out_of_distribution"),
+    )
 
 
 def _family(name: str, env: Navigation) -> TaskFamily:
