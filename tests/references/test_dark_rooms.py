@@ -11,6 +11,7 @@ import scipy.stats
 from jaxmeta import evaluation, references, tasks
 from jaxmeta.references.posteriors import posterior_action, posterior_goal
 from jaxmeta.rollouts.lifetime import Setup, lifetime
+from jaxmeta.tasks import dark_room
 from jaxmeta.tasks.dark_room import DarkRoomParams
 from jaxmeta.types import TimeStep
 from tests.references.living import assert_mean
@@ -144,19 +145,17 @@ def test_held_out_goals_are_searched_for_when_no_training_goal_is_left():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("draw", "fourth"), [("episode", 21.1), ("step", 59.3), ("refuted", 92.0)])
+@pytest.mark.usefixtures("in_earnest")
+@pytest.mark.parametrize(("draw", "fourth"), [("episode", 21.7), ("step", 58.9)])
 def test_the_fourth_episode_of_ten_by_ten(draw, fourth):
-    """Of 100 steps, on training goals: what posterior sampling earns there (each within a twentieth)."""
+    """Of 100 steps, on training goals: what was measured in 2000 trials, 25 for each goal."""
     family = tasks.make("dark_room", size=10, horizon=100, start="corner")
-    x, y = tasks.dark_room.goals(size=10, split="train").T
-    played = DarkRoomParams(
-        goal=jnp.stack([jnp.asarray(x), jnp.asarray(y)], axis=1),
-        start=jnp.zeros((80, 2), jnp.int32),
-    )
+    goal = jnp.asarray(dark_room.goals(size=10, split="train"))
+    played = DarkRoomParams(goal=goal, start=jnp.zeros_like(goal))
     learner = references.dark_room_sampling(size=10, draw=draw)
-    found = returns(learner, family, played, 4, copies=10)[:, -1]
-    error = found.std() / len(found) ** 0.5
-    assert abs(found.mean() - fourth) < 0.05 * 92 + 3 * error
+    assert_mean(
+        returns(learner, family, played, 4, copies=5)[:, -1], fourth, exact=False, rounding=0.05
+    )
 
 
 def test_one_who_is_told_of_key_and_door_earns_two_in_every_episode():
