@@ -83,7 +83,7 @@ def dark_room_sampling(
             "step": jnp.ones((), bool),
         }
         goal = jnp.where(again[draw], drawn, seen.goal)
-        cell = jnp.argmax(timestep.obs).astype(jnp.int32)
+        cell = dark_room.cell_of(timestep.obs, size=size)
         place = jnp.stack([goal % size, goal // size])
         action = gridnavi.towards(place, cell, size=size)
         after_act = Searched(reward, visits, belief, goal, cell)

@@ -25,6 +25,7 @@ MOVES = gridnavi.MOVES
 """``[A, 2]``, (x, y) of each action: stay, up, right, down, left."""
 
 STARTS = ("centre", "corner")
+OBSERVES = ("cell", "coordinates")
 TRAIN_SHARE = 0.8
 """The share of the goals, or of the pairs of a key and a door, that are training tasks."""
 
@@ -53,8 +54,8 @@ class DarkRoomState:
 class DarkRoom(environment.Environment[Any, Any]):
     """The environment of Dark Room. Environments with equal settings are equal and share compiled programs.
 
-    The cell is observed one-hot, ``[size * size]``; (x, y) has index ``x + size * y``. Every step
-    that ends on the goal earns 1, every other step 0. An episode never terminates: it is cut off at
+    The cell is observed one-hot, ``[size * size]``; (x, y) has index ``x + size * y``. With ``observes="coordinates"`` x and y
+    are observed one-hot, each by itself, ``[2 size]``. Every step that ends on the goal earns 1, every other step 0. An episode never terminates: it is cut off at
     the horizon.
     """
 
@@ -62,6 +63,8 @@ class DarkRoom(environment.Environment[Any, Any]):
     """Cells along a side."""
     horizon: int = 20
     """Time limit of an episode, in steps."""
+    observes: str = "cell"
+    """One of `OBSERVES`."""
 
     @property
     def default_params(self) -> DarkRoomParams:
@@ -70,7 +73,7 @@ class DarkRoom(environment.Environment[Any, Any]):
 
     def reset_env(self, key: jax.Array, params: DarkRoomParams) -> tuple[jax.Array, Any]:
         state = DarkRoomState(position=params.start, time=jnp.zeros((), jnp.int32))
-        return _seen(state.position, self.size), state
+        return self._seen(state.position), state
 
     def step_env(
         self, key: jax.Array, state: DarkRoomState, action: jax.Array, params: DarkRoomParams
@@ -78,7 +81,12 @@ class DarkRoom(environment.Environment[Any, Any]):
         position = _moved(state.position, action, self.size)
         reward = jnp.all(position == params.goal).astype(float)
         state = DarkRoomState(position=position, time=state.time + 1)
-        return _seen(position, self.size), state, reward, jnp.zeros((), bool), {}
+        return self._seen(position), state, reward, jnp.zeros((), bool), {}
+
+    def _seen(self, position: jax.Array) -> jax.Array:
+        if self.observes == "cell":
+            return _seen(position, self.size)
+        return jax.nn.one_hot(position, self.size).reshape(-1)
 
     def is_truncated(self, state: DarkRoomState, params: DarkRoomParams) -> jax.Array:
         return state.time >= self.horizon
@@ -96,7 +104,8 @@ class DarkRoom(environment.Environment[Any, Any]):
         return spaces.Discrete(len(MOVES))
 
     def observation_space(self, params: DarkRoomParams) -> spaces.Box:
-        return spaces.Box(0.0, 1.0, (self.size**2,), jnp.float32)
+        number = self.size**2 if self.observes == "cell" else 2 * self.size
+        return spaces.Box(0.0, 1.0, (number,), jnp.float32)
 
 
 @struct.dataclass
@@ -208,7 +217,15 @@ def pairs(*, size: int = 9, split: Literal["train", "test"], split_seed: int = 0
 
 def optimal_action(task: DarkRoomParams, obs: jax.Array, *, size: int) -> jax.Array:
     """A step towards the goal, first along x, then along y; on the goal the action is to stay; int32 ``[]``."""
-    return gridnavi.towards(task.goal, jnp.argmax(obs), size=size)
+    return gridnavi.towards(task.goal, cell_of(obs, size=size), size=size)
+
+
+def cell_of(obs: jax.Array, *, size: int) -> jax.Array:
+    """The index ``x + size * y`` of the cell that is observed, of either kind of `OBSERVES`, int32 ``[]``."""
+    if obs.shape[-1] == size**2:
+        return jnp.argmax(obs).astype(jnp.int32)
+    x, y = jnp.argmax(obs.reshape(2, size), axis=1).astype(jnp.int32)
+    return x + size * y
 
 
 def optimal_return(task: DarkRoomParams, *, horizon: int) -> jax.Array:
@@ -239,6 +256,7 @@ def dark_room(
     size: int = 9,
     horizon: int = 20,
     start: Literal["centre", "corner"] = "centre",
+    observes: Literal["cell", "coordinates"] = "cell",
     split_seed: int = 0,
 ) -> TaskFamily:
     """Dark Room: goals uniform over four fifths of the cells for train, over the other cells for test.
@@ -252,12 +270,15 @@ def dark_room(
         horizon: Time limit of an episode, in steps.
         start: Where an episode starts in train and test: ``"centre"``, the cell (size // 2, size //
             2), or ``"corner"``, the cell (0, 0).
+        observes: ``"cell"``, one-hot, in which no cell is like another: what is learned with one goal says nothing of a
+            held-out one. ``"coordinates"``, x and y one-hot, each by itself.
         split_seed: Seed of the permutation of the cells that tells training goals from held-out
             ones.
     """
-    checks.at_least("size", size, 2)
+    checks.at_least("size", size, 2 if observes == "cell" else 3)
     checks.at_least("horizon", horizon, 1)
     checks.choice("start", start, STARTS)
+    checks.choice("observes", observes, OBSERVES)
     first = np.full(2, size // 2 if start == "centre" else 0, np.int32)
     cells = _cells(size)
 
@@ -273,7 +294,7 @@ def dark_room(
 
     return TaskFamily(
         name="dark_room",
-        env=DarkRoom(size, horizon),
+        env=DarkRoom(size, horizon, observes),
         horizon=horizon,
         train=sampler(goals(size=size, split="train", split_seed=split_seed), first[None]),
         test=sampler(goals(size=size, split="test", split_seed=split_seed), first[None]),

@@ -14,6 +14,7 @@ from jaxmeta.tasks.dark_room import (
     KeyToDoor,
     KeyToDoorParams,
     KeyToDoorState,
+    cell_of,
     goals,
     pairs,
 )
@@ -53,6 +54,18 @@ def test_every_action_in_every_cell(size):
             assert tuple(state.position[c, a].tolist()) == there
             assert obs[c, a].tolist() == [float(x == there) for x in cells]
             assert reward[c, a] == float(there == goal)
+
+
+@pytest.mark.parametrize("observes", ["cell", "coordinates"])
+def test_an_observation_tells_the_cell(observes):
+    env = DarkRoom(4, observes=observes)
+    for index, (x, y) in enumerate(every_cell(4)):
+        task = DarkRoomParams(goal=jnp.zeros(2, jnp.int32), start=jnp.array([x, y]))
+        obs, _ = env.reset_env(jax.random.key(0), task)
+        assert obs.shape == env.observation_space(task).shape
+        assert cell_of(obs, size=4) == index
+        if observes == "coordinates":
+            assert obs.tolist() == [*np.eye(4)[x], *np.eye(4)[y]]
 
 
 @pytest.mark.parametrize(("settings", "first"), [(PUBLISHED[0], (4, 4)), (PUBLISHED[1], (0, 0))])
@@ -136,7 +149,9 @@ def test_optimal_return_is_that_of_dynamic_programming(size, horizon, start, nam
 
 
 @pytest.mark.parametrize("split", ["test", "out_of_distribution"])
-@pytest.mark.parametrize("settings", [dict(size=5, horizon=12), PUBLISHED[1]])
+@pytest.mark.parametrize(
+    "settings", [dict(size=5, horizon=12, observes="coordinates"), PUBLISHED[1]]
+)
 def test_optimal_actions_earn_the_optimal_return(settings, split):
     family = tasks.make("dark_room", **settings)
     led = dataclasses.replace(family, expert_action=family.optimal_action)
@@ -248,6 +263,8 @@ def test_equal_settings_are_equal_environments():
     ("name", "settings", "message"),
     [
         ("dark_room", dict(size=1), "size=1 must be at least 2"),
+        ("dark_room", dict(size=2, observes="coordinates"), "size=2 must be at least 3"),
+        ("dark_room", dict(observes="xy"), "observes=.xy. is unknown"),
         ("dark_room", dict(start="center"), "start='center' .*'centre'"),
         ("dark_room", dict(split_seed=-1), "split_seed=-1 must be at least 0"),
         ("dark_key_to_door", dict(size=1), "size=1 must be at least 2"),
