@@ -184,7 +184,7 @@ MUTANTS = (
     Mutant("networks/recurrent.py", "new.at[0].add(decay[0] * h), decay", "new, decay"),
     Mutant("networks/recurrent.py", "oldest = jnp.maximum(start, time - self.context + 1)", "oldest = jnp.maximum(start, time - self.context)"),
     Mutant("networks/recurrent.py", "& (key_times <= time)", "& (key_times <= time + 1)"),
-    Mutant("networks/policies.py", "DiagGaussian(at + width * mean, log_std + log_width)", "DiagGaussian(at + width * mean, log_std)"),
+    Mutant("networks/heads.py", "DiagGaussian(at + width * mean, log_std + log_width)", "DiagGaussian(at + width * mean, log_std)"),
     # The tasks
     Mutant("tasks/keys.py", "(17, 29, 16, 24)", "(17, 29, 16, 25)"),
     Mutant("tasks/keys.py", "data.at[-1].add(t.astype(data.dtype))", "data.at[-1].add(0 * t.astype(data.dtype))", "tasks/test_keys.py rollouts/test_rollout.py"),

@@ -10,6 +10,7 @@ from jaxmeta.networks import (
     distributions,
     encoders,
     encodings,
+    heads,
     mlp,
     policies,
     recurrent,
@@ -25,13 +26,12 @@ from jaxmeta.networks.distributions import (
 from jaxmeta.networks.encoders import Encoder, cnn, encoder
 from jaxmeta.networks.encodings import encode_action, input_sizes
 from jaxmeta.networks.graph_actor_critic import Counts, graph_actor_critic
+from jaxmeta.networks.heads import Head, action_head
 from jaxmeta.networks.policies import (
-    Head,
     Policy,
     acting,
     action_distributions,
     action_features,
-    action_head,
     categorical_mlp,
     default_policy,
     encoded_policy,
@@ -73,6 +73,7 @@ __all__ = [
     "feed_forward",
     "gaussian_mlp",
     "graph_actor_critic",
+    "heads",
     "input_sizes",
     "joined",
     "log_probs",
