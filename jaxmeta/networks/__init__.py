@@ -7,6 +7,7 @@ read images, observations of several parts, or whatever a flax module of your ow
 
 from jaxmeta.networks import (
     actor_critic,
+    dense,
     distributions,
     encoders,
     encodings,
@@ -63,6 +64,7 @@ __all__ = [
     "categorical_mlp",
     "cnn",
     "default_policy",
+    "dense",
     "distributions",
     "encode_action",
     "encoded_policy",

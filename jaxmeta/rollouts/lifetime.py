@@ -201,7 +201,7 @@ def replay(key: jax.Array, meta: Any, trajectories: Trajectory, *, learner: Lear
 
 def _none_of(shape: jax.ShapeDtypeStruct) -> jax.Array:
     """An array with a leading axis of length 0."""
-    if jnp.issubdtype(shape.dtype, jax.dtypes.prng_key):
+    if keys.is_key(shape):
         return jnp.broadcast_to(jax.random.key(0), (0, *shape.shape))
     return jnp.zeros((0, *shape.shape), shape.dtype)
 

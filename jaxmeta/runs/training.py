@@ -30,6 +30,7 @@ from rich.console import Console
 from jaxmeta import checks
 from jaxmeta.runs import checkpoints, claims, durations, processes, records, sinks, terminal
 from jaxmeta.runs.sinks import Sink
+from jaxmeta.tasks import keys
 from jaxmeta.tasks.family import TaskFamily, sample_tasks
 from jaxmeta.tasks.promises import check_promises
 from jaxmeta.types import MetaAlgorithm
@@ -153,7 +154,7 @@ def _strong(tree: Any) -> Any:
     """The same numbers as arrays without weak types."""
 
     def strong(x: Any) -> Any:
-        if jnp.issubdtype(getattr(x, "dtype", bool), jax.dtypes.prng_key):
+        if keys.is_key(x):
             return x
         return jax.lax.convert_element_type(x, jnp.result_type(x))
 

@@ -12,7 +12,7 @@ import numpy as np
 from flax import struct
 from gymnax.environments import environment, spaces
 
-from jaxmeta.tasks import composite, environments, time_limit
+from jaxmeta.tasks import composite, environments, keys, time_limit
 from jaxmeta.tasks.family import SPLITS, Controller, Sampler, TaskFamily
 from jaxmeta.types import Task
 
@@ -195,11 +195,7 @@ def all_equal(draw: Callable[[jax.Array], Any], num_drawn: int = 16) -> bool:
 
     def drawn(seed: int) -> list[np.ndarray]:
         leaves = jax.tree.leaves(draw(jax.random.key(seed)))
-        is_key = [jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) for leaf in leaves]
-        return [
-            np.asarray(jax.random.key_data(leaf) if key else leaf)
-            for leaf, key in zip(leaves, is_key, strict=True)
-        ]
+        return [np.asarray(keys.words(leaf)) for leaf in leaves]
 
     with jax.ensure_compile_time_eval():
         first = drawn(0)
