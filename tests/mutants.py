@@ -197,7 +197,7 @@ MUTANTS = (
     Mutant("evaluation/trials.py", "index[-1] + last[-1].astype(index.dtype)", "index[-1]"),
     Mutant("evaluation/statistics.py", "gap = np.mean(optimal) - mean[0]", "gap = np.mean(optimal)"),
     Mutant("evaluation/statistics.py", "return (returns - zero) / (one - zero)", "return returns / one"),
-    Mutant("runs/training.py", '["update"] <= done:', '["update"] < done:'),
+    Mutant("runs/run_folder.py", '["update"] <= done:', '["update"] < done:'),
     Mutant("runs/checkpoints.py", 'sha.update(array.tobytes())', "pass"),
 )
 # fmt: on
