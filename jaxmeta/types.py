@@ -20,6 +20,12 @@ import jax
 Params = Any
 """Parameters of a network: nested dicts of arrays."""
 
+Meta = Any
+"""What the slow loop learns and every learner reads: an algorithm's own NamedTuple, mostly of ``params`` and ``hyper``."""
+
+Hyper = Any
+"""An algorithm's own NamedTuple ``Hyper``: numbers that a run may sweep, schedule or learn."""
+
 Task = Any
 """One MDP of a family: a gymnax ``EnvParams`` pytree. Its traced leaves differ from task to
 task."""
@@ -106,13 +112,13 @@ class History(NamedTuple):
 class Learner(NamedTuple):
     """The fast loop: how an agent acts and learns in one lifetime. ``meta`` is learned by the slow loop."""
 
-    init: Callable[[jax.Array, Any], Any]
+    init: Callable[[jax.Array, Meta], Any]
     """``(key, meta) -> agent``, once per task."""
-    memory: Callable[[Any], Any]
+    memory: Callable[[Meta], Any]
     """``(meta) -> memory``, once per stream."""
-    act: Callable[[jax.Array, Any, Any, Any, TimeStep], tuple[jax.Array, jax.Array, Any]]
+    act: Callable[[jax.Array, Meta, Any, Any, TimeStep], tuple[jax.Array, jax.Array, Any]]
     """``(key, meta, agent, memory, timestep) -> (action, log_prob, memory)``, at every step."""
-    update: Callable[[jax.Array, Any, Any, Trajectory], Any]
+    update: Callable[[jax.Array, Meta, Any, Trajectory], Any]
     """``(key, meta, agent, trajectories [N, T]) -> agent``."""
 
 

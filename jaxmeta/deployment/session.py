@@ -29,7 +29,7 @@ from jaxmeta import checks
 from jaxmeta.runs.experiments import Trained
 from jaxmeta.tasks import boxes, composite, environments, keys
 from jaxmeta.tasks.family import TaskFamily
-from jaxmeta.types import Learner, MetaAlgorithm, TimeStep, Trajectory
+from jaxmeta.types import Learner, Meta, MetaAlgorithm, TimeStep, Trajectory
 
 MAGIC = b"jaxmeta session 1\n"
 """The first bytes of a saved session."""
@@ -342,7 +342,7 @@ class Session:
 def _act(
     stream_keys: jax.Array,
     place: jax.Array,
-    meta: Any,
+    meta: Meta,
     agent: Any,
     memory: Any,
     at: tuple,
@@ -370,7 +370,7 @@ def _act(
 @partial(jax.jit, static_argnames="learner")
 def _update(
     key: jax.Array,
-    meta: Any,
+    meta: Meta,
     agent: Any,
     records: Trajectory,
     memories: list,

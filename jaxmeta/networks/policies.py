@@ -26,7 +26,7 @@ from jaxmeta.networks.heads import (
 from jaxmeta.networks.mlp import obs_size
 from jaxmeta.tasks import boxes, environments
 from jaxmeta.tasks.family import TaskFamily
-from jaxmeta.types import Learner, Params, TimeStep, Trajectory
+from jaxmeta.types import Learner, Meta, Params, TimeStep, Trajectory
 
 
 class Policy(NamedTuple):
@@ -42,7 +42,7 @@ class Policy(NamedTuple):
     """``(params, memory, timesteps [T]) -> distributions [T]``: the same for a whole stream."""
 
 
-Act = Callable[[jax.Array, Any, Any, Any, TimeStep], tuple[jax.Array, jax.Array, Any]]
+Act = Callable[[jax.Array, Meta, Any, Any, TimeStep], tuple[jax.Array, jax.Array, Any]]
 """The type of `Learner.act`."""
 
 
@@ -58,7 +58,7 @@ def acting(
     """
 
     def act(
-        key: jax.Array, meta: Any, agent: Any, memory: Any, timestep: TimeStep
+        key: jax.Array, meta: Meta, agent: Any, memory: Any, timestep: TimeStep
     ) -> tuple[jax.Array, jax.Array, Any]:
         distribution, memory = step(params(meta, agent), memory, timestep)
         action = distribution.sample(key)
