@@ -54,6 +54,22 @@ class Environment(Protocol):
         """A gymnax ``Discrete`` or ``Box``."""
 
 
+class SteppedEnvironment(Environment, Protocol):
+    """An environment with a step that does not reset where the episode ends, as gymnax's own have; wrappers of gymnax have none."""
+
+    def reset_env(self, key: jax.Array, params: Any) -> tuple[Any, Any]:
+        """``(obs, state)`` at the start of an episode."""
+
+    def step_env(self, key: jax.Array, state: Any, action: Any, params: Any) -> tuple:
+        """``(obs, state, reward, terminated, info)``."""
+
+    def is_truncated(self, state: Any, params: Any) -> Any:
+        """Whether the episode ends at this state, by a limit of time."""
+
+    def observe(self, key: jax.Array, state: Any, action: Any, params: Any) -> Any:
+        """The observation of a state."""
+
+
 class TimeStep(NamedTuple):
     """The inputs of a policy at one step."""
 
