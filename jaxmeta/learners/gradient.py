@@ -27,7 +27,13 @@ from jaxmeta.estimators.streams import finite_streams, mean_over_streams, withou
 from jaxmeta.estimators.surrogates import Surrogate
 from jaxmeta.estimators.units import advantage_scale
 from jaxmeta.meta_updates.gradients import map_tasks
-from jaxmeta.meta_updates.outer_loop import Learned, Optimizer, OuterHyper, follow_meta_gradient
+from jaxmeta.meta_updates.outer_loop import (
+    Learned,
+    Optimizer,
+    OuterHyper,
+    as_arrays,
+    follow_meta_gradient,
+)
 from jaxmeta.networks.distributions import Distribution
 from jaxmeta.networks.policies import (
     Policy,
@@ -408,7 +414,7 @@ def episode_steps(family: TaskFamily, config: Adaptation) -> int:
 def first_meta(params: Params, hyper: Hyper, config: Adaptation) -> Meta:
     """The `Meta` that training starts from: ``hyper`` as arrays, with a step size for each parameter if
     ``config.step_sizes`` is ``"parameter"``."""
-    hyper = jax.tree.map(lambda x: jnp.asarray(x, float), hyper)
+    hyper = as_arrays(hyper)
     if config.step_sizes == "parameter":
         sizes = {
             name: jax.tree.map(jnp.full_like, part, jax.tree.broadcast(size, part))

@@ -34,7 +34,7 @@ from jaxmeta.estimators.returns import advantages_and_targets
 from jaxmeta.estimators.streams import count, without_broken_streams
 from jaxmeta.estimators.units import advantage_scale, in_units, running, running_reward_scale
 from jaxmeta.meta_updates.gradients import State, guarded_update
-from jaxmeta.meta_updates.outer_loop import outer_optimizer
+from jaxmeta.meta_updates.outer_loop import PARAMS, as_arrays, first_state, outer_optimizer
 from jaxmeta.networks import recurrent
 from jaxmeta.networks.actor_critic import ActorCritic, Inputs
 from jaxmeta.networks.distributions import Distribution
@@ -303,10 +303,8 @@ def learn_from_trials(
     losses = partial(minibatch_loss, network=network, loss=loss, normalize=config.normalize)
 
     def init(key: jax.Array, hyper: TrialHyper = hyper) -> State:
-        hyper = jax.tree.map(lambda x: jnp.asarray(x, float), hyper)
-        params = network.init(key)
-        meta = Meta(params, jnp.zeros(2), jnp.zeros(()), hyper)
-        return State(meta, outer_optimizer(optimizer, hyper).init(params), jnp.zeros((), jnp.int32))
+        meta = Meta(network.init(key), jnp.zeros(2), jnp.zeros(()), as_arrays(hyper))
+        return first_state(meta, PARAMS, optimizer)
 
     def step(key: jax.Array, state: State, tasks: Task) -> tuple[State, dict]:
         key = quick(key)

@@ -40,6 +40,14 @@ PARAMS = Learned(lambda meta: meta.params, lambda meta, params: meta._replace(pa
 """``meta.params``, and nothing else of ``meta``."""
 
 
+AnyHyper = TypeVar("AnyHyper")
+
+
+def as_arrays(hyper: AnyHyper) -> AnyHyper:
+    """``hyper`` with its numbers as arrays of floats, so that runs over different values share a program."""
+    return jax.tree.map(lambda x: jnp.asarray(x, float), hyper)
+
+
 def outer_optimizer(optimizer: Optimizer, hyper: OuterHyper) -> optax.GradientTransformation:
     """``optimizer`` at ``hyper.learning_rate``; the gradient's norm is clipped to ``hyper.max_grad_norm`` first."""
     return optax.chain(
