@@ -30,7 +30,7 @@ from jaxmeta.algorithms import ALGORITHMS
 from jaxmeta.runs import checkpoints, records, run_folder, training
 from jaxmeta.runs.checkpoints import CheckpointError
 from jaxmeta.tasks.family import TaskFamily
-from jaxmeta.types import Learner, MetaAlgorithm
+from jaxmeta.types import Hyper, Learner, MetaAlgorithm
 
 PRETRAINED = Path(__file__).parent / "pretrained"
 """Folder of the runs that come with the library."""
@@ -210,7 +210,7 @@ def load(
 def finetune(
     trained: str | os.PathLike | Trained,
     *,
-    hyper: Any = None,
+    hyper: Hyper = None,
     family: TaskFamily | None = None,
     plan: training.Config = training.Config(),
     **keywords: Any,

@@ -35,7 +35,7 @@ from jaxmeta.runs.sinks import Sink
 from jaxmeta.tasks import keys
 from jaxmeta.tasks.family import TaskFamily, sample_tasks
 from jaxmeta.tasks.promises import check_promises
-from jaxmeta.types import MetaAlgorithm
+from jaxmeta.types import Hyper, MetaAlgorithm
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +79,7 @@ class Run(NamedTuple):
     """``[]``, int32: meta-updates so far."""
 
 
-def begin(key: jax.Array, *, algorithm: MetaAlgorithm, hyper: Any = None) -> Run:
+def begin(key: jax.Array, *, algorithm: MetaAlgorithm, hyper: Hyper | None = None) -> Run:
     """A run before its first meta-update. ``hyper=None`` means the algorithm's own hyper-parameters."""
     init_key, run_key = jax.random.split(key)
     given = () if hyper is None else (hyper,)
@@ -94,7 +94,7 @@ def begin_population(seeds: Any, hypers: Sequence[Any] | None, *, algorithm: Met
     settings = [None] if hypers is None else hypers
     stacked = jax.tree.map(lambda *x: jnp.asarray(x, float), *settings)
 
-    def first(seed: jax.Array, hyper: Any) -> Run:
+    def first(seed: jax.Array, hyper: Hyper | None) -> Run:
         return begin(jax.random.key(seed), algorithm=algorithm, hyper=hyper)
 
     every = jax.vmap(jax.vmap(first, (0, None)), (None, 0), axis_size=len(settings))
@@ -340,7 +340,7 @@ def _meta_updates(
     )
 
 
-def _named(hyper: Any) -> Any:
+def _named(hyper: Hyper) -> Any:
     """A NamedTuple as a dictionary; anything else as it is."""
     return hyper._asdict() if hasattr(hyper, "_asdict") else hyper
 
