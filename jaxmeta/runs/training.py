@@ -25,12 +25,8 @@ from rich.console import Console
 
 from jaxmeta import checks
 from jaxmeta.runs import checkpoints, durations, processes, records, sinks, terminal
-from jaxmeta.runs.metric_lines import Outputs as _Outputs
-from jaxmeta.runs.metric_lines import check_metrics as _check_metrics
-from jaxmeta.runs.metric_lines import lines_of as _lines
-from jaxmeta.runs.run_folder import CHECKPOINT_FOLDER, CONFIG_FILE
-from jaxmeta.runs.run_folder import opened as _opened_files
-from jaxmeta.runs.run_folder import owned as _owned
+from jaxmeta.runs.metric_lines import Outputs, check_metrics, lines_of
+from jaxmeta.runs.run_folder import CHECKPOINT_FOLDER, CONFIG_FILE, opened, owned
 from jaxmeta.runs.sinks import Sink
 from jaxmeta.tasks import keys
 from jaxmeta.tasks.family import TaskFamily, sample_tasks
@@ -129,7 +125,7 @@ def advance(
             spread = NamedSharding(mesh, PartitionSpec("tasks"))
             tasks = jax.lax.with_sharding_constraint(tasks, spread)
         state, metrics = algorithm.step(step_key, run.state, tasks)
-        _check_metrics(metrics)
+        check_metrics(metrics)
         state = _strong(state)
         _check_state("algorithm.step returns", state, "was given", run.state)
         return Run(key, state, run.num_updates + 1), metrics
@@ -368,7 +364,7 @@ def _train(
         interrupted = stack.enter_context(_deferred_interrupts())
         if output is not None:
             checks.folder("folder", output)
-            stack.enter_context(_owned(output, resume))
+            stack.enter_context(owned(output, resume))
         if console is None:
             console = terminal.console("stderr", quiet=not processes.is_main_process())
         began = time.perf_counter()
@@ -400,8 +396,8 @@ def _train(
         line.say(f"compiled {_title(described)} in {seconds:.0f} s")
         files = None
         if output is not None:
-            files = stack.enter_context(_opened_files(output, done, run, described))
-        outputs = _Outputs(line, console.encoding, write, files)
+            files = stack.enter_context(opened(output, done, run, described))
+        outputs = Outputs(line, console.encoding, write, files)
         return _updated(
             program, run, done, config, members=members, outputs=outputs, interrupted=interrupted
         )
@@ -455,7 +451,7 @@ def _updated(
     config: Config,
     *,
     members: Sequence[dict[str, Any]],
-    outputs: _Outputs,
+    outputs: Outputs,
     interrupted: Callable[[], bool],
 ) -> Run:
     """The run after ``config.meta_updates``: calls the program until then, with reports and checkpoints between calls."""
@@ -469,7 +465,7 @@ def _updated(
         rows = {name: x.reshape(len(members), -1) for name, x in jax.device_get(rows).items()}
         seconds = time.perf_counter() - began
         seconds_per_update = seconds / count
-        lines = _lines(rows, members, done, count, seconds_per_update)
+        lines = lines_of(rows, members, done, count, seconds_per_update)
         done += count
         failure = outputs.report(lines, done, seconds)
         stop = processes.any_process(interrupted() or failure is not None)
