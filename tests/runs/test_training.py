@@ -23,7 +23,7 @@ from rich.console import Console
 from jaxmeta import tasks
 from jaxmeta.algorithms.maml import Config, maml
 from jaxmeta.algorithms.maml import Hyper as MamlHyper
-from jaxmeta.runs import checkpoints, claims, run_folder, sinks, training
+from jaxmeta.runs import checkpoints, claims, metric_lines, run_folder, sinks, training
 from jaxmeta.runs.checkpoints import CheckpointError
 from jaxmeta.types import MetaAlgorithm
 from tests.probes import FAIL_AT_ONCE, exit_codes
@@ -216,7 +216,7 @@ def test_a_run_that_died_at_once_can_be_resumed(whole, family, algorithm, tmp_pa
         raise Died
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "_number", die)
+        patch.setattr(metric_lines, "_number", die)
         with pytest.raises(Died):
             training.train(algorithm, family, config(), folder=tmp_path, **QUIET)
     assert steps(tmp_path) == [0]
