@@ -2,7 +2,8 @@
 
 They take observations, past actions and rewards, and return distributions, values or a new state.
 `recurrent` holds the recurrent networks, `encodings` the encodings of their inputs, and `encoders` the networks that
-read images, observations of several parts, or whatever a flax module of your own reads.
+read images, observations of several parts, or whatever a flax module of your own reads. `heads` end in distributions of
+actions, and all dense layers are those of `dense`.
 """
 
 from jaxmeta.networks import (
