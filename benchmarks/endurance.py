@@ -29,7 +29,7 @@ from rich.console import Console
 
 from jaxmeta import evaluation, tasks
 from jaxmeta.algorithms import maml
-from jaxmeta.runs import checkpoints, experiments, training
+from jaxmeta.runs import checkpoints, experiments, run_folder, training
 from jaxmeta.runs.experiments import Experiment
 from jaxmeta.tasks import transform
 from jaxmeta.types import Task
@@ -80,13 +80,13 @@ def command(folder: Path, meta_updates: int, checkpoint_every: int, *, resume: b
 
 def lines(folder: Path) -> int:
     """Whole lines of a run's metrics."""
-    path = folder / training.METRICS_FILE
+    path = folder / run_folder.METRICS_FILE
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
 def newest(folder: Path) -> int | None:
     """The last finished checkpoint, as a resumed run will find it."""
-    path = folder / training.CHECKPOINT_FOLDER
+    path = folder / run_folder.CHECKPOINT_FOLDER
     if not path.exists():
         return None
     with checkpoints.open_manager(path) as manager:
@@ -177,7 +177,7 @@ def watched(args: Long, folder: Path) -> list[dict[str, float]]:
 def run_long(args: Long) -> None:
     folder = args.output / "run"
     looks = watched(args, folder)
-    text = (folder / training.METRICS_FILE).read_text(encoding="utf-8").splitlines()
+    text = (folder / run_folder.METRICS_FILE).read_text(encoding="utf-8").splitlines()
     updates = [json.loads(line)["update"] for line in text]
     # The first tenth warms up: allocators, caches.
     first, half, last = looks[len(looks) // 10], looks[len(looks) // 2], looks[-1]

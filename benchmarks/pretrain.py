@@ -15,7 +15,7 @@ import study
 import train
 import tyro
 
-from jaxmeta.runs import experiments, presets, training
+from jaxmeta.runs import experiments, presets, run_folder
 from jaxmeta.runs.experiments import PRETRAINED
 
 
@@ -29,12 +29,12 @@ class Main(study.Study, kw_only=True):
 def ship(run: Path, folder: Path) -> None:
     """Copies of a finished run what `experiments.load` needs, and its evaluation."""
     experiments.load(run)  # whole, and of this version
-    checkpoints = sorted((run / training.CHECKPOINT_FOLDER).iterdir(), key=lambda x: int(x.name))
+    checkpoints = sorted((run / run_folder.CHECKPOINT_FOLDER).iterdir(), key=lambda x: int(x.name))
     shutil.rmtree(folder, ignore_errors=True)
-    shutil.copytree(checkpoints[-1], folder / training.CHECKPOINT_FOLDER / checkpoints[-1].name)
+    shutil.copytree(checkpoints[-1], folder / run_folder.CHECKPOINT_FOLDER / checkpoints[-1].name)
     for path in folder.rglob("commit_success.txt"):  # says where it was written, on whose machine
         path.write_text("Checkpoint commit was successful\n", encoding="utf-8")
-    for name in (training.CONFIG_FILE, "evaluation.json"):
+    for name in (run_folder.CONFIG_FILE, "evaluation.json"):
         shutil.copy(run / name, folder / name)
 
 

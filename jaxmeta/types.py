@@ -20,6 +20,12 @@ import jax
 Params = Any
 """Parameters of a network: nested dicts of arrays."""
 
+Meta = Any
+"""What the slow loop learns and every learner reads: an algorithm's own NamedTuple, mostly of ``params`` and ``hyper``."""
+
+Hyper = Any
+"""An algorithm's own NamedTuple ``Hyper``: numbers that a run may sweep, schedule or learn."""
+
 Task = Any
 """One MDP of a family: a gymnax ``EnvParams`` pytree. Its traced leaves differ from task to
 task."""
@@ -46,6 +52,22 @@ class Environment(Protocol):
 
     def observation_space(self, params: Any) -> Any:
         """A gymnax ``Discrete`` or ``Box``."""
+
+
+class SteppedEnvironment(Environment, Protocol):
+    """An environment with a step that does not reset where the episode ends, as gymnax's own have; wrappers of gymnax have none."""
+
+    def reset_env(self, key: jax.Array, params: Any) -> tuple[Any, Any]:
+        """``(obs, state)`` at the start of an episode."""
+
+    def step_env(self, key: jax.Array, state: Any, action: Any, params: Any) -> tuple:
+        """``(obs, state, reward, terminated, info)``."""
+
+    def is_truncated(self, state: Any, params: Any) -> Any:
+        """Whether the episode ends at this state, by a limit of time."""
+
+    def observe(self, key: jax.Array, state: Any, action: Any, params: Any) -> Any:
+        """The observation of a state."""
 
 
 class TimeStep(NamedTuple):
@@ -106,13 +128,13 @@ class History(NamedTuple):
 class Learner(NamedTuple):
     """The fast loop: how an agent acts and learns in one lifetime. ``meta`` is learned by the slow loop."""
 
-    init: Callable[[jax.Array, Any], Any]
+    init: Callable[[jax.Array, Meta], Any]
     """``(key, meta) -> agent``, once per task."""
-    memory: Callable[[Any], Any]
+    memory: Callable[[Meta], Any]
     """``(meta) -> memory``, once per stream."""
-    act: Callable[[jax.Array, Any, Any, Any, TimeStep], tuple[jax.Array, jax.Array, Any]]
+    act: Callable[[jax.Array, Meta, Any, Any, TimeStep], tuple[jax.Array, jax.Array, Any]]
     """``(key, meta, agent, memory, timestep) -> (action, log_prob, memory)``, at every step."""
-    update: Callable[[jax.Array, Any, Any, Trajectory], Any]
+    update: Callable[[jax.Array, Meta, Any, Trajectory], Any]
     """``(key, meta, agent, trajectories [N, T]) -> agent``."""
 
 

@@ -184,7 +184,8 @@ MUTANTS = (
     Mutant("networks/recurrent.py", "new.at[0].add(decay[0] * h), decay", "new, decay"),
     Mutant("networks/recurrent.py", "oldest = jnp.maximum(start, time - self.context + 1)", "oldest = jnp.maximum(start, time - self.context)"),
     Mutant("networks/recurrent.py", "& (key_times <= time)", "& (key_times <= time + 1)"),
-    Mutant("networks/policies.py", "DiagGaussian(at + width * mean, log_std + log_width)", "DiagGaussian(at + width * mean, log_std)"),
+    Mutant("networks/dense.py", "2 * scale**2 / (num_inputs + size)", "2 * scale**2 / (num_inputs + num_parts * size)"),
+    Mutant("networks/heads.py", "DiagGaussian(at + width * mean, log_std + log_width)", "DiagGaussian(at + width * mean, log_std)"),
     # The tasks
     Mutant("tasks/keys.py", "(17, 29, 16, 24)", "(17, 29, 16, 25)"),
     Mutant("tasks/keys.py", "data.at[-1].add(t.astype(data.dtype))", "data.at[-1].add(0 * t.astype(data.dtype))", "tasks/test_keys.py rollouts/test_rollout.py"),
@@ -197,7 +198,8 @@ MUTANTS = (
     Mutant("evaluation/trials.py", "index[-1] + last[-1].astype(index.dtype)", "index[-1]"),
     Mutant("evaluation/statistics.py", "gap = np.mean(optimal) - mean[0]", "gap = np.mean(optimal)"),
     Mutant("evaluation/statistics.py", "return (returns - zero) / (one - zero)", "return returns / one"),
-    Mutant("runs/training.py", '["update"] <= done:', '["update"] < done:'),
+    Mutant("runs/metric_lines.py", '"update": done + i + 1', '"update": done + i'),
+    Mutant("runs/run_folder.py", '["update"] <= done:', '["update"] < done:'),
     Mutant("runs/checkpoints.py", 'sha.update(array.tobytes())', "pass"),
 )
 # fmt: on

@@ -455,7 +455,7 @@ SETTINGS = {
     "networks.recurrent.make": dict(kind="gru", size=8, context=2),
     "meta_updates.gradients.tasks_at_once": dict(num_tasks=2, tasks_per_chunk=None),
     "networks.policies.action_features": dict(obs_shape=(2,), num_actions=2),
-    "networks.policies.action_head": dict(num_features=2, action_space=BOX),
+    "networks.heads.action_head": dict(num_features=2, action_space=BOX),
     "networks.policies.softmax_linear": dict(
         features=lambda obs: obs, num_features=2, action_space=DISCRETE
     ),

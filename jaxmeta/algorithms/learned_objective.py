@@ -51,7 +51,7 @@ from jaxmeta.meta_updates.gradients import (
     masked_mean,
     nan_unless,
 )
-from jaxmeta.meta_updates.outer_loop import PARAMS, Optimizer, descend
+from jaxmeta.meta_updates.outer_loop import PARAMS, Optimizer, as_arrays, descend
 from jaxmeta.meta_updates.windows import Estimator, MakeEstimator, Member, Objective, Window
 from jaxmeta.networks.policies import Policy
 from jaxmeta.networks.values import Value, value_mlp
@@ -219,7 +219,7 @@ def learned_objective(
 
     def init(key: jax.Array, hyper: Hyper = hyper) -> State:
         rule_key, *keys = jax.random.split(key, 3)
-        hyper = jax.tree.map(lambda x: jnp.asarray(x, float), hyper)
+        hyper = as_arrays(hyper)
         meta = Meta(followed.init(rule_key), hyper)
         members = _first_members(keys, meta, family, made, config)
         optimizer_state = optimizer(hyper.learning_rate).init(meta.params)

@@ -154,7 +154,7 @@ def meta_loss(meta: Meta, history: History, parts: GradientLearner, config: Conf
     def outer_loss(agent: Params, data: Trajectory) -> jax.Array:
         return parts.loss(agent, data, meta.hyper, surrogates.SURROGATES["score"])
 
-    if config.outer_updates == "all" and config.num_updates > 0:
+    if _every_update_counts(config):
         adapted = jax.tree.map(lambda x: x[1:], history)
         loss = jnp.mean(jax.vmap(outer_loss)(*adapted))
     else:
@@ -164,10 +164,15 @@ def meta_loss(meta: Meta, history: History, parts: GradientLearner, config: Conf
     return loss - sampling_term(meta, history, parts, config)
 
 
+def _every_update_counts(config: Config) -> bool:
+    """Whether the meta-objective is the mean over the agents after each update; if not, the last agent's."""
+    return config.outer_updates == "all" and config.num_updates > 0
+
+
 def round_weights(config: Config) -> np.ndarray:
     """The weights of the K + 1 rounds in the meta-objective, ``[K + 1]``."""
     weights = np.zeros(config.num_updates + 1)
-    if config.outer_updates == "all" and config.num_updates > 0:
+    if _every_update_counts(config):
         weights[1:] = 1 / config.num_updates
     else:
         weights[-1] = 1.0

@@ -37,7 +37,7 @@ import dataclasses
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -199,7 +199,7 @@ def vtrace_errors(
     v: jax.Array,
     v_next: jax.Array,
     rho: jax.Array,
-    hyper: Any,
+    hyper: Hyper,
     config: Config,
 ) -> tuple[jax.Array, jax.Array]:
     """``r_t + γ v_{t+1} - V(s_t)`` for the policy and ``v_t - V(s_t)`` for the value, all ``[N, T]``."""

@@ -237,7 +237,7 @@ class Lives:
         rounds = self.config.num_updates + 1
         if self.config.outer == "bootstrap":
             rounds += self.config.num_target_updates - 1
-        return self.config.num_streams * self.config.num_steps * rounds
+        return self.window.setup.env_steps * rounds
 
     def seen(
         self,

@@ -30,7 +30,7 @@ print(metrics["return/before"], metrics["return/after"])
 
 import dataclasses
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -136,7 +136,7 @@ def meta_q(
 
 
 def mean_values(
-    params: Params, obs: jax.Array, hyper: Any, q: Value
+    params: Params, obs: jax.Array, hyper: Hyper, q: Value
 ) -> tuple[jax.Array, Categorical]:
     """The mean of Q under π, and π, for ``obs [N, T, *obs_shape]``."""
     every = q.apply(params, obs)

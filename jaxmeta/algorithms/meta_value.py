@@ -58,6 +58,7 @@ from jaxmeta.estimators.returns import (
 from jaxmeta.estimators.streams import count, mean_over_streams, without_broken_streams
 from jaxmeta.learners.gradient import (
     Adaptation,
+    AdaptiveLearner,
     Meta,
     adapted,
     check_adapts,
@@ -155,13 +156,12 @@ class Agent(NamedTuple):
     """Parameters of the behaviour policy μ, which acts."""
 
 
-class MetaValue(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class MetaValue(AdaptiveLearner):
     """A learner of values, with the functions that losses and evaluations need. All are for one task."""
 
-    learner: Learner
-    """The learner."""
-    init: Callable[[jax.Array, Any], Meta]
-    """``(key, hyper) -> meta``."""
+    config: Config
+    """Sizes, counts and choices."""
     experience: Callable[[jax.Array, Meta, Task, Agent], Trajectory]
     """``(key, meta, task, agent) -> data [N, T]``: episodes of μ from their first step."""
     adapt: Callable[..., Params]
@@ -172,15 +172,11 @@ class MetaValue(NamedTuple):
     """``(agent, data [N, T]) -> log π(a_t|s_t) - log μ(a_t|s_t)``, ``[N, T]``."""
     policy: Policy
     """The policy that acts."""
-    setup: rollouts.Setup
-    """The learner in its environment, N streams of T steps."""
-    config: Config
-    """Sizes, counts and choices."""
 
     @property
     def env_steps(self) -> int:
         """Steps of one task in a meta-update: 2 N T, a batch to learn from and a batch to predict."""
-        return 2 * self.setup.num_streams * self.setup.num_steps
+        return 2 * self.setup.env_steps
 
 
 @checks.arguments
@@ -206,7 +202,6 @@ def meta_value_parts(
     num_steps = config.num_steps or family.horizon  # values bootstrap where a stream is cut
     setup = rollouts.Setup(learner, family.env, config.num_streams, num_steps, config.unroll)
     return MetaValue(
-        learner=learner,
         init=lambda key, hyper: first_meta(value.init(key), hyper, config),
         experience=partial(rollouts.sample, setup=setup),
         adapt=partial(adapt, learner=learner),
@@ -337,7 +332,7 @@ def meta_value(
 
 
 def prediction_error(
-    parts: MetaValue, w: Params, agent: Agent, data: Trajectory, hyper: Any, config: Config
+    parts: MetaValue, w: Params, agent: Agent, data: Trajectory, hyper: Hyper, config: Config
 ) -> jax.Array:
     """``½ mean_t (V_w(s_t) - target_t)²`` on data ``[N, T]`` that w does not depend on, ``[]``.
 
@@ -357,7 +352,7 @@ def inner_targets(
     v: jax.Array,
     v_next: jax.Array,
     rho: jax.Array,
-    hyper: Any,
+    hyper: Hyper,
     config: Config,
 ) -> jax.Array:
     """The targets of the steps, all ``[N, T]``; streams that are not ``good [N]`` have no part in them."""
@@ -373,7 +368,7 @@ def inner_targets(
 
 
 def outer_targets(
-    data: Trajectory, v: jax.Array, v_next: jax.Array, rho: jax.Array, hyper: Any, config: Config
+    data: Trajectory, v: jax.Array, v_next: jax.Array, rho: jax.Array, hyper: Hyper, config: Config
 ) -> jax.Array:
     """The targets that predictions are measured against, all ``[N, T]``."""
     stream = _stream(data, v_next, rho, hyper)
@@ -385,7 +380,7 @@ def outer_targets(
     return jax.vmap(unbiased)(**stream, v=v)
 
 
-def _vtrace(hyper: Any, config: Config) -> Callable[..., jax.Array]:
+def _vtrace(hyper: Hyper, config: Config) -> Callable[..., jax.Array]:
     """`vtrace_targets` with the bars and λ that are configured."""
     return partial(
         vtrace_targets,
@@ -395,7 +390,7 @@ def _vtrace(hyper: Any, config: Config) -> Callable[..., jax.Array]:
     )
 
 
-def _stream(data: Trajectory, v_next: jax.Array, rho: jax.Array, hyper: Any) -> dict[str, Any]:
+def _stream(data: Trajectory, v_next: jax.Array, rho: jax.Array, hyper: Hyper) -> dict[str, Any]:
     """The arguments of all targets by name, ``[N, T]`` each."""
     discount = hyper.discount * data.discount
     return dict(reward=data.reward, discount=discount, v_next=v_next, rho=rho, last=data.last)

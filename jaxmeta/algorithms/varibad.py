@@ -49,7 +49,7 @@ from jaxmeta.learners.recurrent import Loss, memory_of
 from jaxmeta.networks import encodings, recurrent
 from jaxmeta.networks.actor_critic import ActorCritic, Inputs, joined
 from jaxmeta.networks.distributions import DiagGaussian, Distribution
-from jaxmeta.networks.policies import Head, action_head
+from jaxmeta.networks.heads import Head, action_head
 from jaxmeta.networks.recurrent import Memory
 from jaxmeta.networks.values import Value, value_mlp
 from jaxmeta.tasks.family import TaskFamily

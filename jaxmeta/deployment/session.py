@@ -29,7 +29,7 @@ from jaxmeta import checks
 from jaxmeta.runs.experiments import Trained
 from jaxmeta.tasks import boxes, composite, environments, keys
 from jaxmeta.tasks.family import TaskFamily
-from jaxmeta.types import Learner, MetaAlgorithm, TimeStep, Trajectory
+from jaxmeta.types import Learner, Meta, MetaAlgorithm, TimeStep, Trajectory
 
 MAGIC = b"jaxmeta session 1\n"
 """The first bytes of a saved session."""
@@ -196,7 +196,10 @@ class Session:
         if path.exists() and not _is_session(path):
             raise FileExistsError(f"path={str(path)!r} is a file that is no session: name another")
         content = flax.serialization.msgpack_serialize(
-            {str(i): np.asarray(_data(x)) for i, x in enumerate(jax.tree.leaves(self._state()))}
+            {
+                str(i): np.asarray(keys.words(x))
+                for i, x in enumerate(jax.tree.leaves(self._state()))
+            }
         )
         if not path.absolute().parent.is_dir():
             raise FileNotFoundError(f"path={str(path)!r}: its folder does not exist")
@@ -224,7 +227,7 @@ class Session:
         found = [saved.get(str(i)) for i in range(len(saved))]
         returns = len(leaves) - 1  # their number grows
         for i, leaf in enumerate(leaves):
-            here, there = np.asarray(_data(leaf)), found[i] if i < len(found) else ()
+            here, there = np.asarray(keys.words(leaf)), found[i] if i < len(found) else ()
             fits = isinstance(there, np.ndarray) and there.dtype == here.dtype
             if not fits or (i != returns and np.shape(there) != here.shape):
                 raise ValueError(f"path={str(path)!r} is a session of another run's agent")
@@ -339,7 +342,7 @@ class Session:
 def _act(
     stream_keys: jax.Array,
     place: jax.Array,
-    meta: Any,
+    meta: Meta,
     agent: Any,
     memory: Any,
     at: tuple,
@@ -367,7 +370,7 @@ def _act(
 @partial(jax.jit, static_argnames="learner")
 def _update(
     key: jax.Array,
-    meta: Any,
+    meta: Meta,
     agent: Any,
     records: Trajectory,
     memories: list,
@@ -398,14 +401,8 @@ def _is_session(path: Path) -> bool:
         return file.read(len(MAGIC)) == MAGIC
 
 
-def _data(leaf: Any) -> Any:
-    """A leaf as numbers: the words of a random key."""
-    is_key = jnp.issubdtype(getattr(leaf, "dtype", bool), jax.dtypes.prng_key)
-    return jax.random.key_data(leaf) if is_key else leaf
-
-
 def _like(leaf: np.ndarray, like: Any) -> Any:
     """Numbers as an array, or as a random key where ``like`` is one."""
-    if jnp.issubdtype(getattr(like, "dtype", bool), jax.dtypes.prng_key):
+    if keys.is_key(like):
         return jax.random.wrap_key_data(jnp.asarray(leaf), impl=jax.random.key_impl(like))
     return leaf if isinstance(like, np.ndarray) else jnp.asarray(leaf)

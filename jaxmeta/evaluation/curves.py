@@ -10,7 +10,7 @@ from jaxmeta.estimators.episodes import first_episode_return
 from jaxmeta.estimators.streams import finite_streams, mean_over_streams
 from jaxmeta.rollouts.lifetime import Setup, lifetime
 from jaxmeta.tasks import environments, time_limit
-from jaxmeta.types import Environment, Learner, Task
+from jaxmeta.types import Environment, Learner, Meta, Task
 
 
 class AdaptationCurve(NamedTuple):
@@ -26,7 +26,7 @@ class AdaptationCurve(NamedTuple):
 @checks.arguments
 def adaptation_curve(
     key: jax.Array,
-    meta: Any,
+    meta: Meta,
     tasks: Task,
     *,
     learner: Learner,
@@ -90,7 +90,7 @@ def adaptation_curve(
     )
 
 
-def adaptation_returns(key: jax.Array, meta: Any, tasks: Task, **how: Any) -> jax.Array:
+def adaptation_returns(key: jax.Array, meta: Meta, tasks: Task, **how: Any) -> jax.Array:
     """The ``returns [M, K + 1]`` of `adaptation_curve`, which has the same arguments.
 
     Broken streams are left out of the means. A task whose streams are all broken has NaN.

@@ -1,6 +1,6 @@
 """Trials: whole streams of experience of a learner with memory, and the returns of their episodes."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ from jaxmeta.estimators.episodes import episode_index
 from jaxmeta.estimators.streams import finite_streams
 from jaxmeta.rollouts.lifetime import Setup, lifetime
 from jaxmeta.tasks import environments
-from jaxmeta.types import Environment, Learner, Task
+from jaxmeta.types import Environment, Learner, Meta, Task
 
 
 class Trials(NamedTuple):
@@ -29,7 +29,7 @@ class Trials(NamedTuple):
 @checks.arguments
 def trials(
     key: jax.Array,
-    meta: Any,
+    meta: Meta,
     tasks: Task,
     *,
     learner: Learner,

@@ -23,7 +23,7 @@ from jaxmeta.estimators.surrogates import leave_one_out_mean
 from jaxmeta.estimators.units import advantage_scale
 from jaxmeta.learners.gradient import policy_and_value
 from jaxmeta.meta_updates.gradients import optimizer_step
-from jaxmeta.meta_updates.outer_loop import Optimizer
+from jaxmeta.meta_updates.outer_loop import Optimizer, as_arrays
 from jaxmeta.networks.distributions import Distribution
 from jaxmeta.networks.encodings import encode_action, input_sizes
 from jaxmeta.networks.policies import Policy, action_distributions, policy_learner
@@ -218,7 +218,7 @@ class ActorCriticLearner:
 
     def init(self, key: jax.Array, hyper: Hyper) -> Meta:
         """``(key, hyper) -> meta``: η where ``hyper`` says that it begins."""
-        hyper = jax.tree.map(lambda x: jnp.asarray(x, float), hyper)
+        hyper = as_arrays(hyper)
         params: dict[str, Any] = {name: _unconstrained(name, hyper) for name in self.config.learns}
         if self.config.intrinsic_reward:
             params["reward"] = _reward_network(self.family, self.config).init(key)

@@ -12,7 +12,7 @@ parameters only (ANIL, CAVIA) or learn the step sizes too (Meta-SGD).
 import dataclasses
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +27,13 @@ from jaxmeta.estimators.streams import finite_streams, mean_over_streams, withou
 from jaxmeta.estimators.surrogates import Surrogate
 from jaxmeta.estimators.units import advantage_scale
 from jaxmeta.meta_updates.gradients import map_tasks
-from jaxmeta.meta_updates.outer_loop import Learned, Optimizer, follow_meta_gradient
+from jaxmeta.meta_updates.outer_loop import (
+    Learned,
+    Optimizer,
+    OuterHyper,
+    as_arrays,
+    follow_meta_gradient,
+)
 from jaxmeta.networks.distributions import Distribution
 from jaxmeta.networks.policies import (
     Policy,
@@ -40,7 +46,7 @@ from jaxmeta.networks.policies import (
 from jaxmeta.networks.values import Value, value_mlp
 from jaxmeta.recurrences import KEPT
 from jaxmeta.tasks.family import TaskFamily
-from jaxmeta.types import History, Learner, MetaAlgorithm, Params, Task, Trajectory
+from jaxmeta.types import History, Hyper, Learner, MetaAlgorithm, Params, Task, Trajectory
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -123,16 +129,28 @@ class Config(Adaptation):
         checks.between("initial_std", self.initial_std, 1e-12, 1e6)
 
 
+class Discounting(Protocol):
+    """The part of an algorithm's `Hyper` that inner and outer losses read."""
+
+    @property
+    def discount(self) -> float:
+        """γ."""
+
+    @property
+    def gae_lambda(self) -> float:
+        """λ of the advantages."""
+
+
 class Meta(NamedTuple):
     """The parameters that adaptation starts from, and its numbers."""
 
     params: Params
     """θ, the parameters that adaptation starts from."""
-    hyper: Any
+    hyper: Hyper
     """The algorithm's Hyper, with at least discount, gae_lambda, step_size: see `step_sizes`."""
 
 
-InnerLoss = Callable[[Params, Trajectory, Any], jax.Array]
+InnerLoss = Callable[[Params, Trajectory, Discounting], jax.Array]
 """``(params, data [N, T], hyper) -> []``: the loss that inner steps descend."""
 
 InnerUpdate = Callable[..., Params]
@@ -181,34 +199,44 @@ def rematerialized(update: Function, config: Adaptation) -> Function:
     return jax.checkpoint(update, policy=keep)  # type: ignore[return-value]
 
 
-class GradientLearner(NamedTuple):
-    """A learner that adapts by gradient steps, with the functions that outer losses need. All are for one task."""
+@dataclasses.dataclass(frozen=True)
+class AdaptiveLearner:
+    """A learner whose rounds begin new episodes, and what outer loops need of it. All is for one task."""
 
-    learner: Learner
-    """The learner."""
-    init: Callable[[jax.Array, Any], Meta]
+    init: Callable[[jax.Array, Hyper], Meta]
     """``(key, hyper) -> meta``."""
-    distribution: Callable[[Params, Trajectory], Distribution]
-    """``(params, data [N, T]) -> the policy's action distributions [N, T]``."""
-    loss: Callable[[Params, Trajectory, Any, Surrogate], jax.Array]
-    """``(params, data [N, T], hyper, surrogate) -> []``: `policy_loss`."""
-    inner_loss: InnerLoss
-    """``(params, data [N, T], hyper) -> []``: the loss with ``config.inner_surrogate``."""
     setup: rollouts.Setup
     """The learner in its environment, N streams of T steps."""
-    config: Config
+    config: Adaptation
     """Sizes, counts and choices."""
+
+    @property
+    def learner(self) -> Learner:
+        """The learner."""
+        return self.setup.learner
 
     @property
     def env_steps(self) -> int:
         """Steps of one lifetime: N T (K + 1)."""
-        return self.setup.num_streams * self.setup.num_steps * (self.config.num_updates + 1)
+        return self.setup.env_steps * (self.config.num_updates + 1)
 
     def live(self, key: jax.Array, meta: Meta, task: Task) -> History:
         """A lifetime, ``[K + 1]``; each of its rounds begins new episodes."""
         return rollouts.lifetime(
             key, meta, task, setup=self.setup, num_updates=self.config.num_updates, restart=True
         )
+
+
+@dataclasses.dataclass(frozen=True)
+class GradientLearner(AdaptiveLearner):
+    """A learner that adapts by policy-gradient steps, with the functions that outer losses need."""
+
+    distribution: Callable[[Params, Trajectory], Distribution]
+    """``(params, data [N, T]) -> the policy's action distributions [N, T]``."""
+    loss: Callable[[Params, Trajectory, Discounting, Surrogate], jax.Array]
+    """``(params, data [N, T], hyper, surrogate) -> []``: `policy_loss`."""
+    inner_loss: InnerLoss
+    """``(params, data [N, T], hyper) -> []``: the loss with ``config.inner_surrogate``."""
 
 
 @checks.arguments
@@ -251,7 +279,6 @@ def gradient_learner(
         reads=Meta,
     )
     return GradientLearner(
-        learner=learner,
         init=lambda key, hyper: first_meta(policy.init(key), hyper, config),
         distribution=partial(action_distributions, policy),
         loss=loss,
@@ -320,7 +347,7 @@ def policy_and_value(
 def policy_loss(
     params: Params,
     data: Trajectory,
-    hyper: Any,
+    hyper: Discounting,
     surrogate: Surrogate,
     *,
     policy: Policy,
@@ -384,10 +411,10 @@ def episode_steps(family: TaskFamily, config: Adaptation) -> int:
     return config.num_steps
 
 
-def first_meta(params: Params, hyper: Any, config: Adaptation) -> Meta:
+def first_meta(params: Params, hyper: Hyper, config: Adaptation) -> Meta:
     """The `Meta` that training starts from: ``hyper`` as arrays, with a step size for each parameter if
     ``config.step_sizes`` is ``"parameter"``."""
-    hyper = jax.tree.map(lambda x: jnp.asarray(x, float), hyper)
+    hyper = as_arrays(hyper)
     if config.step_sizes == "parameter":
         sizes = {
             name: jax.tree.map(jnp.full_like, part, jax.tree.broadcast(size, part))
@@ -397,7 +424,7 @@ def first_meta(params: Params, hyper: Any, config: Adaptation) -> Meta:
     return Meta(params, hyper)
 
 
-def step_sizes(params: Params, hyper: Any) -> dict[str, tuple[Any, Params]]:
+def step_sizes(params: Params, hyper: Hyper) -> dict[str, tuple[Any, Params]]:
     """The inner step sizes in ``hyper`` by name, each with its parameters.
 
     A top-level ``part`` of the parameters may have its own ``{part}_step_size``; ``step_size`` belongs to
@@ -452,16 +479,15 @@ def combine(meta: Meta, learned: dict[str, Any], config: Adaptation) -> Meta:
 
 def meta_learned(
     task_loss: Callable[[Meta, jax.Array, Task], tuple[jax.Array, dict]],
-    parts: Any,
-    hyper: Any,
+    parts: AdaptiveLearner,
+    hyper: OuterHyper,
     optimizer: Optimizer,
 ) -> MetaAlgorithm:
     """The algorithm that learns the `learned_part` of ``meta`` by the gradient of ``task_loss``.
 
     Args:
         task_loss: ``(meta, key, task) -> (loss [], report)``.
-        parts: A `GradientLearner`, a `ReplayLearner`, or other parts with a ``learner``, an ``init``, a
-            ``setup``, a ``config`` and ``env_steps``.
+        parts: The learner.
         hyper: The default of ``init(key, hyper)``.
         optimizer: ``learning_rate -> optax.GradientTransformation``.
     """

@@ -20,7 +20,13 @@ from jaxmeta.estimators.streams import count
 from jaxmeta.estimators.units import running_reward_scale
 from jaxmeta.learners import recurrent
 from jaxmeta.meta_updates.gradients import State
-from jaxmeta.meta_updates.outer_loop import Optimizer, outer_optimizer
+from jaxmeta.meta_updates.outer_loop import (
+    PARAMS,
+    Optimizer,
+    as_arrays,
+    first_state,
+    outer_optimizer,
+)
 from jaxmeta.networks import recurrent as networks
 from jaxmeta.networks.actor_critic import (
     ActorCritic,
@@ -149,10 +155,8 @@ def in_context_learner(
     losses = partial(prediction_loss, network=network)
 
     def init(key: jax.Array, hyper: Hyper = hyper) -> State:
-        hyper = jax.tree.map(lambda x: jnp.asarray(x, float), hyper)
-        params = network.init(key)
-        optimizer_state = outer_optimizer(optimizer, hyper).init(params)
-        return State(Meta(params, jnp.zeros(()), hyper), optimizer_state, jnp.zeros((), jnp.int32))
+        meta = Meta(network.init(key), jnp.zeros(()), as_arrays(hyper))
+        return first_state(meta, PARAMS, optimizer)
 
     def imitate(
         key: jax.Array, state: State, data: Trajectory, action: jax.Array, counted: jax.Array

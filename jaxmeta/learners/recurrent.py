@@ -34,7 +34,7 @@ from jaxmeta.estimators.returns import advantages_and_targets
 from jaxmeta.estimators.streams import count, without_broken_streams
 from jaxmeta.estimators.units import advantage_scale, in_units, running, running_reward_scale
 from jaxmeta.meta_updates.gradients import State, guarded_update
-from jaxmeta.meta_updates.outer_loop import outer_optimizer
+from jaxmeta.meta_updates.outer_loop import PARAMS, as_arrays, first_state, outer_optimizer
 from jaxmeta.networks import recurrent
 from jaxmeta.networks.actor_critic import ActorCritic, Inputs
 from jaxmeta.networks.distributions import Distribution
@@ -103,6 +103,10 @@ class Hyper(NamedTuple):
     """Weight of the squared error of values, in units of the spread of returns."""
 
 
+TrialHyper = Any
+"""A `Hyper`, or an algorithm's own NamedTuple with the same fields and more, as VariBAD's."""
+
+
 class Meta(NamedTuple):
     """The network's parameters and the running scales of returns and rewards.
 
@@ -115,7 +119,7 @@ class Meta(NamedTuple):
     """``[2]``, running mean and standard deviation of the returns to come."""
     reward_scale: jax.Array
     """``[]``, running mean of the batches' largest rewards."""
-    hyper: Any
+    hyper: TrialHyper
     """The algorithm's Hyper."""
 
 
@@ -242,7 +246,7 @@ def values_to_come(v: jax.Array) -> jax.Array:
 
 
 def advantages_and_returns(
-    reward: jax.Array, v: jax.Array, hyper: Any
+    reward: jax.Array, v: jax.Array, hyper: TrialHyper
 ) -> tuple[jax.Array, jax.Array]:
     """Generalised advantages and λ-returns over one whole trial, across the ends of its episodes, ``[T]`` each.
 
@@ -263,12 +267,12 @@ PolicyLoss = Callable[[jax.Array, jax.Array, Any], jax.Array]
 """``(log_ratio [T], advantage [T], hyper) -> [T]``, the policy's objective at each step, to be maximised."""
 
 
-def ppo(log_ratio: jax.Array, advantage: jax.Array, hyper: Any) -> jax.Array:
+def ppo(log_ratio: jax.Array, advantage: jax.Array, hyper: TrialHyper) -> jax.Array:
     """PPO's clipped objective at each step (Schulman et al. 2017, eq. 7), ``[T]``."""
     return surrogates.clipped_ratio(log_ratio, advantage, hyper.clip)
 
 
-def a2c(log_ratio: jax.Array, advantage: jax.Array, hyper: Any) -> jax.Array:
+def a2c(log_ratio: jax.Array, advantage: jax.Array, hyper: TrialHyper) -> jax.Array:
     """The policy gradient at each step (Mnih et al. 2016), ``[T]``; for data of the policy itself."""
     return log_ratio * advantage
 
@@ -302,7 +306,7 @@ class Batch(NamedTuple):
 def learn_from_trials(
     family: TaskFamily,
     config: Config,
-    hyper: Any,
+    hyper: TrialHyper,
     network: ActorCritic,
     loss: Loss,
     optimizer: Callable[[Any], optax.GradientTransformation],
@@ -317,11 +321,9 @@ def learn_from_trials(
     parts = recurrent_learner(family, config, network)
     losses = partial(minibatch_loss, network=network, loss=loss, normalize=config.normalize)
 
-    def init(key: jax.Array, hyper: Any = hyper) -> State:
-        hyper = jax.tree.map(lambda x: jnp.asarray(x, float), hyper)
-        params = network.init(key)
-        meta = Meta(params, jnp.zeros(2), jnp.zeros(()), hyper)
-        return State(meta, outer_optimizer(optimizer, hyper).init(params), jnp.zeros((), jnp.int32))
+    def init(key: jax.Array, hyper: TrialHyper = hyper) -> State:
+        meta = Meta(network.init(key), jnp.zeros(2), jnp.zeros(()), as_arrays(hyper))
+        return first_state(meta, PARAMS, optimizer)
 
     def step(key: jax.Array, state: State, tasks: Task) -> tuple[State, dict]:
         key = quick(key)
@@ -351,7 +353,7 @@ def learn_from_trials(
     return MetaAlgorithm(init, step, parts.learner, parts.lifetime)
 
 
-def annealed(hyper: Any, num_updates: jax.Array) -> Any:
+def annealed(hyper: TrialHyper, num_updates: jax.Array) -> Any:
     """``hyper`` with the step size and the weight of the entropy after ``num_updates []`` meta-updates."""
     done = num_updates.astype(float) / hyper.anneal_updates
     left = jnp.maximum(1.0 - done, 0.0)
@@ -371,7 +373,7 @@ def counted_steps(recorded: Trajectory, num_episodes: int) -> tuple[Trajectory, 
 
 def with_advantages(
     meta: Meta,
-    hyper: Any,
+    hyper: TrialHyper,
     data: Trajectory,
     inputs: Inputs,
     counted: jax.Array,
@@ -400,7 +402,7 @@ def minibatch_loss(
     params: Params,
     keys: jax.Array,
     batch: Batch,
-    hyper: Any,
+    hyper: TrialHyper,
     *,
     network: ActorCritic,
     loss: Loss,

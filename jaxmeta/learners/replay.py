@@ -7,7 +7,7 @@ has the agent, the batches that it keeps, and the meta-objective that off-policy
 import dataclasses
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,7 @@ from jaxmeta.estimators.returns import advantages_and_targets, td_errors
 from jaxmeta.estimators.streams import count, mean_over_streams, without_broken_streams
 from jaxmeta.learners.gradient import (
     Adaptation,
+    AdaptiveLearner,
     Meta,
     adapted,
     check_adapts,
@@ -30,7 +31,7 @@ from jaxmeta.learners.gradient import (
 )
 from jaxmeta.networks.policies import Policy, policy_learner
 from jaxmeta.tasks.family import TaskFamily
-from jaxmeta.types import History, Learner, Params, Task, Trajectory
+from jaxmeta.types import Hyper, Params, Trajectory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,30 +59,6 @@ class Agent(NamedTuple):
     """``[]``, int32: the number of filled batches."""
 
 
-class ReplayLearner(NamedTuple):
-    """A learner that uses its last batches again, with the functions that outer losses need. All are for one task."""
-
-    learner: Learner
-    """The learner."""
-    init: Callable[[jax.Array, Any], Meta]
-    """``(key, hyper) -> meta``."""
-    setup: rollouts.Setup
-    """The learner in its environment, N streams of T steps."""
-    config: Config
-    """Sizes, counts and choices."""
-
-    @property
-    def env_steps(self) -> int:
-        """Steps of one lifetime: N T (K + 1)."""
-        return self.setup.num_streams * self.setup.num_steps * (self.config.num_updates + 1)
-
-    def live(self, key: jax.Array, meta: Meta, task: Task) -> History:
-        """A lifetime, ``[K + 1]``; each of its rounds begins new episodes."""
-        return rollouts.lifetime(
-            key, meta, task, setup=self.setup, num_updates=self.config.num_updates, restart=True
-        )
-
-
 Gradient = Callable[[Meta, Params, Trajectory, jax.Array], Params]
 """``(meta, params, data [N, T], good [N]) -> gradient``, a tree like params: the direction that an update descends, on
 the good streams of one batch; zero without any."""
@@ -96,7 +73,7 @@ def replay_learner(
     init: Callable[[jax.Array], Params],
     policy_params: Callable[[Meta, Params], Params],
     gradient: Gradient,
-) -> ReplayLearner:
+) -> AdaptiveLearner:
     """The learner of an agent's ``params`` on tasks of ``family``.
 
     Args:
@@ -134,10 +111,10 @@ def replay_learner(
     )
     setup = rollouts.Setup(learner, family.env, config.num_streams, num_steps, config.unroll)
 
-    def start(key: jax.Array, hyper: Any) -> Meta:
+    def start(key: jax.Array, hyper: Hyper) -> Meta:
         return first_meta(init(key), hyper, config)
 
-    return ReplayLearner(learner, start, setup, config)
+    return AdaptiveLearner(start, setup, config)
 
 
 def empty_batches(
@@ -184,13 +161,29 @@ def mean_gradient(meta: Meta, agent: Agent, gradient: Gradient) -> Params:
     return jax.tree.map(lambda g: jnp.tensordot(share, g, 1), gradients)
 
 
+class OuterHyper(Protocol):
+    """The part of an algorithm's `Hyper` that `outer_loss` reads."""
+
+    @property
+    def discount(self) -> float:
+        """γ."""
+
+    @property
+    def trace_lambda(self) -> float:
+        """λ of the advantages and of the values' targets."""
+
+    @property
+    def value_cost(self) -> float:
+        """Weight of the values' squared error."""
+
+
 def outer_loss(
     log_prob: jax.Array,
     data: Trajectory,
     good: jax.Array,
     v: jax.Array,
     v_next: jax.Array,
-    hyper: Any,
+    hyper: OuterHyper,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """The adapted agent on its own new experience, all ``[N, T]``: ``(loss [], report)``.
 

@@ -18,7 +18,7 @@ import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -34,7 +34,7 @@ from jaxmeta.networks.distributions import Categorical, Distribution
 from jaxmeta.networks.policies import Policy, action_distributions, default_policy, policy_learner
 from jaxmeta.networks.values import Value, value_mlp
 from jaxmeta.tasks.family import TaskFamily
-from jaxmeta.types import Learner, Params, Trajectory
+from jaxmeta.types import Hyper, Learner, Params, Trajectory
 
 
 class Meta(NamedTuple):
@@ -42,7 +42,7 @@ class Meta(NamedTuple):
 
     params: Params
     """The parameters of the rule."""
-    hyper: Any
+    hyper: Hyper
     """At least discount, gae_lambda, step_size, prediction_cost, entropy_cost."""
 
 
@@ -66,6 +66,42 @@ class Outputs(NamedTuple):
     """``[N, T]``, a value; or ``[N, T, m]``, logits of y."""
     next_prediction: jax.Array
     """The same of the true successors."""
+
+
+class RuleHyper(Protocol):
+    """The part of an algorithm's `Hyper` that the rules of this file read."""
+
+    @property
+    def discount(self) -> float:
+        """γ of the agents."""
+
+    @property
+    def gae_lambda(self) -> float:
+        """λ of their advantages."""
+
+    @property
+    def prediction_cost(self) -> float:
+        """Weight of the prediction's error."""
+
+    @property
+    def entropy_cost(self) -> float:
+        """Weight of the policy's entropy."""
+
+    @property
+    def policy_target_cost(self) -> float:
+        """A rule's charge for the squares of π̂."""
+
+    @property
+    def prediction_target_cost(self) -> float:
+        """A rule's charge for the squares of ŷ."""
+
+    @property
+    def policy_entropy_bonus(self) -> float:
+        """A rule's credit for the policy's entropy."""
+
+    @property
+    def prediction_entropy_bonus(self) -> float:
+        """A rule's credit for the prediction's entropy."""
 
 
 class UpdateRule(NamedTuple):
@@ -246,12 +282,12 @@ def lpg(*, num_predictions: int = 16, memory_size: int = 32) -> UpdateRule:
         }
 
     def targets(
-        params: Params, outputs: Outputs, data: Trajectory, good: jax.Array, hyper: Any
+        params: Params, outputs: Outputs, data: Trajectory, good: jax.Array, hyper: RuleHyper
     ) -> LPGTargets:
         del good  # each stream is read by itself
         return read(params, outputs, data, hyper)
 
-    def read(params: Params, outputs: Outputs, data: Trajectory, hyper: Any) -> LPGTargets:
+    def read(params: Params, outputs: Outputs, data: Trajectory, hyper: RuleHyper) -> LPGTargets:
         phi = partial(embedding.apply, params["embedding"])
         x = _lpg_inputs(outputs, data, hyper, phi)
 
@@ -266,13 +302,15 @@ def lpg(*, num_predictions: int = 16, memory_size: int = 32) -> UpdateRule:
         )
 
     def loss(
-        params: Params, outputs: Outputs, data: Trajectory, targets: LPGTargets, hyper: Any
+        params: Params, outputs: Outputs, data: Trajectory, targets: LPGTargets, hyper: RuleHyper
     ) -> jax.Array:
         log_prob = outputs.distribution.log_prob(data.action)
         divergence = Categorical(outputs.prediction).kl(targets.prediction)
         return hyper.prediction_cost * divergence - log_prob * targets.policy
 
-    def regularizer(params: Params, outputs: Outputs, data: Trajectory, hyper: Any) -> jax.Array:
+    def regularizer(
+        params: Params, outputs: Outputs, data: Trajectory, hyper: RuleHyper
+    ) -> jax.Array:
         pi_hat, y_hat = read(params, outputs, data, hyper)
         return (
             hyper.policy_target_cost * pi_hat**2
@@ -285,7 +323,7 @@ def lpg(*, num_predictions: int = 16, memory_size: int = 32) -> UpdateRule:
 
 
 def _lpg_inputs(
-    outputs: Outputs, data: Trajectory, hyper: Any, phi: Callable[[jax.Array], jax.Array]
+    outputs: Outputs, data: Trajectory, hyper: RuleHyper, phi: Callable[[jax.Array], jax.Array]
 ) -> jax.Array:
     """The inputs of LPG's network ``[N, T, 6]``; ``phi`` embeds the probabilities of a prediction."""
     inputs = [
@@ -319,20 +357,22 @@ def lpo(*, hidden_size: int = 32) -> UpdateRule:
         return {"hidden": hidden, "output": output}
 
     def targets(
-        params: Params, outputs: Outputs, data: Trajectory, good: jax.Array, hyper: Any
+        params: Params, outputs: Outputs, data: Trajectory, good: jax.Array, hyper: RuleHyper
     ) -> ValueTargets:
         advantage, target = value_targets(outputs, data, hyper)
         counted = jnp.broadcast_to(good[:, None], advantage.shape)
         return ValueTargets(advantage / advantage_scale(advantage, counted), target)
 
     def loss(
-        params: Params, outputs: Outputs, data: Trajectory, targets: ValueTargets, hyper: Any
+        params: Params, outputs: Outputs, data: Trajectory, targets: ValueTargets, hyper: RuleHyper
     ) -> jax.Array:
         log_ratio = outputs.distribution.log_prob(data.action) - data.log_prob
         gain = jnp.exp(log_ratio) * targets.advantage - drift(params, log_ratio, targets.advantage)
         return _value_and_entropy_cost(outputs, targets, hyper) - gain
 
-    def regularizer(params: Params, outputs: Outputs, data: Trajectory, hyper: Any) -> jax.Array:
+    def regularizer(
+        params: Params, outputs: Outputs, data: Trajectory, hyper: RuleHyper
+    ) -> jax.Array:
         return -hyper.policy_entropy_bonus * outputs.distribution.entropy()
 
     return UpdateRule(None, init, targets, loss, regularizer)
@@ -359,18 +399,20 @@ def a2c() -> UpdateRule:
     """Advantage actor-critic (Mnih et al. 2016) with advantages of Schulman et al. 2016; no parameters."""
 
     def targets(
-        params: Params, outputs: Outputs, data: Trajectory, good: jax.Array, hyper: Any
+        params: Params, outputs: Outputs, data: Trajectory, good: jax.Array, hyper: RuleHyper
     ) -> ValueTargets:
         del good  # each stream is read by itself
         return value_targets(outputs, data, hyper)
 
     def loss(
-        params: Params, outputs: Outputs, data: Trajectory, targets: ValueTargets, hyper: Any
+        params: Params, outputs: Outputs, data: Trajectory, targets: ValueTargets, hyper: RuleHyper
     ) -> jax.Array:
         gain = outputs.distribution.log_prob(data.action) * targets.advantage
         return _value_and_entropy_cost(outputs, targets, hyper) - gain
 
-    def regularizer(params: Params, outputs: Outputs, data: Trajectory, hyper: Any) -> jax.Array:
+    def regularizer(
+        params: Params, outputs: Outputs, data: Trajectory, hyper: RuleHyper
+    ) -> jax.Array:
         return jnp.zeros_like(data.reward)
 
     return UpdateRule(None, lambda key: {}, targets, loss, regularizer)
@@ -385,7 +427,7 @@ class ValueTargets(NamedTuple):
     """Returns of λ."""
 
 
-def value_targets(outputs: Outputs, data: Trajectory, hyper: Any) -> ValueTargets:
+def value_targets(outputs: Outputs, data: Trajectory, hyper: RuleHyper) -> ValueTargets:
     """Generalised advantages and λ-returns of an agent whose prediction is a value."""
     found = jax.vmap(partial(advantages_and_targets, lambda_=hyper.gae_lambda))(
         data.reward,
@@ -397,7 +439,7 @@ def value_targets(outputs: Outputs, data: Trajectory, hyper: Any) -> ValueTarget
     return ValueTargets(*found)
 
 
-def _value_and_entropy_cost(outputs: Outputs, targets: ValueTargets, hyper: Any) -> jax.Array:
+def _value_and_entropy_cost(outputs: Outputs, targets: ValueTargets, hyper: RuleHyper) -> jax.Array:
     """``[N, T]``."""
     error = outputs.prediction - targets.value
     return 0.5 * hyper.prediction_cost * error**2 - hyper.entropy_cost * (

@@ -10,6 +10,7 @@ import optax
 from jaxmeta import checks
 from jaxmeta.estimators.rows import all_finite, packing
 from jaxmeta.estimators.streams import count
+from jaxmeta.types import Meta
 
 TaskLoss = Callable[[Any, jax.Array, Any], tuple[jax.Array, dict[str, jax.Array]]]
 """``(learned, key, task) -> (loss [], report)``: the meta-objective in one task (or on experience recorded in
@@ -19,7 +20,7 @@ it), to be minimised. Only its gradient is used: the value of a surrogate on its
 class State(NamedTuple):
     """The state of the slow loop."""
 
-    meta: Any
+    meta: Meta
     """The part that the learner reads."""
     optimizer: Any
     """The optimiser's state."""

@@ -1,7 +1,7 @@
 """The outer loop that most algorithms share: follow the meta-gradient with an optax optimiser."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -9,18 +9,30 @@ import optax
 
 from jaxmeta.meta_updates.gradients import State, guarded_update, meta_gradient
 from jaxmeta.tasks.keys import quick
-from jaxmeta.types import Learner, Lifetime, MetaAlgorithm, Task
+from jaxmeta.types import Learner, Lifetime, Meta, MetaAlgorithm, Task
 
 Optimizer = Callable[[Any], optax.GradientTransformation]
 """``learning_rate -> optax.GradientTransformation``."""
 
 
+class OuterHyper(Protocol):
+    """The part of an algorithm's `Hyper` that the outer loop reads."""
+
+    @property
+    def learning_rate(self) -> float:
+        """Step size of the outer optimiser."""
+
+    @property
+    def max_grad_norm(self) -> float:
+        """Clips the norm of the meta-gradient."""
+
+
 class Learned(NamedTuple):
     """The part of a learner's ``meta`` that the outer loop learns."""
 
-    partition: Callable[[Any], Any]
+    partition: Callable[[Meta], Any]
     """``(meta) -> learned``, the part as a tree of arrays."""
-    combine: Callable[[Any, Any], Any]
+    combine: Callable[[Meta, Any], Meta]
     """``(meta, learned) -> meta`` with that part replaced."""
 
 
@@ -28,14 +40,22 @@ PARAMS = Learned(lambda meta: meta.params, lambda meta, params: meta._replace(pa
 """``meta.params``, and nothing else of ``meta``."""
 
 
-def outer_optimizer(optimizer: Optimizer, hyper: Any) -> optax.GradientTransformation:
+AnyHyper = TypeVar("AnyHyper")
+
+
+def as_arrays(hyper: AnyHyper) -> AnyHyper:
+    """``hyper`` with its numbers as arrays of floats, so that runs over different values share a program."""
+    return jax.tree.map(lambda x: jnp.asarray(x, float), hyper)
+
+
+def outer_optimizer(optimizer: Optimizer, hyper: OuterHyper) -> optax.GradientTransformation:
     """``optimizer`` at ``hyper.learning_rate``; the gradient's norm is clipped to ``hyper.max_grad_norm`` first."""
     return optax.chain(
         optax.clip_by_global_norm(hyper.max_grad_norm), optimizer(hyper.learning_rate)
     )
 
 
-def first_state(meta: Any, part: Learned, optimizer: Optimizer) -> State:
+def first_state(meta: Meta, part: Learned, optimizer: Optimizer) -> State:
     """The state before the first meta-update, for algorithms that follow a meta-gradient."""
     optimizer_state = outer_optimizer(optimizer, meta.hyper).init(part.partition(meta))
     return State(meta, optimizer_state, jnp.zeros((), jnp.int32))
@@ -70,11 +90,11 @@ def is_applicable(metrics: dict[str, jax.Array], num_tasks: int) -> jax.Array:
 
 
 def follow_meta_gradient(
-    task_loss: Callable[[Any, jax.Array, Task], tuple[jax.Array, dict]],
+    task_loss: Callable[[Meta, jax.Array, Task], tuple[jax.Array, dict]],
     learner: Learner,
-    first_meta: Callable[[jax.Array, Any], Any],
+    first_meta: Callable[[jax.Array, Any], Meta],
     part: Learned,
-    hyper: Any,
+    hyper: OuterHyper,
     optimizer: Optimizer,
     *,
     env_steps: int,
@@ -95,7 +115,7 @@ def follow_meta_gradient(
         lifetime: How the learner collects experience.
     """
 
-    def init(key: jax.Array, hyper: Any = hyper) -> State:
+    def init(key: jax.Array, hyper: OuterHyper = hyper) -> State:
         return first_state(first_meta(key, hyper), part, optimizer)
 
     def step(key: jax.Array, state: State, tasks: Task) -> tuple[State, dict]:

@@ -13,7 +13,7 @@ An estimator sees the K updates of a window and no further, so its memory does n
 import dataclasses
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, Self
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +29,20 @@ from jaxmeta.rollouts.lifelong import Life
 from jaxmeta.types import History, Params, Task, Trajectory
 
 
+class Meta(Protocol):
+    """The part of a learner's ``meta`` that estimators read: a NamedTuple with at least these fields."""
+
+    @property
+    def params(self) -> Params:
+        """The parameters that are learned."""
+
+    @property
+    def hyper(self) -> Any:
+        """The numbers of the estimator, which its constructor names."""
+
+    def _replace(self, *, params: Params) -> Self: ...
+
+
 class Window(NamedTuple):
     """The part of a life that a meta-update looks at."""
 
@@ -39,11 +53,11 @@ class Window(NamedTuple):
     num_updates: int
     """Updates (K) in the window."""
 
-    def birth(self, key: jax.Array, meta: Any, task: Task) -> Life:
+    def birth(self, key: jax.Array, meta: Meta, task: Task) -> Life:
         """A newborn agent in ``task``."""
         return lifelong.birth(key, meta, task, setup=self.setup)
 
-    def renewed(self, key: jax.Array, meta: Any, life: Life, task: Task) -> Life:
+    def renewed(self, key: jax.Array, meta: Meta, life: Life, task: Task) -> Life:
         """``life``, or a newborn agent in ``task`` if ``life`` has reached its lifespan."""
         return lifelong.renewed(key, meta, life, task, setup=self.setup, lifespan=self.lifespan)
 
@@ -110,7 +124,7 @@ def policy_gradient(window: Window, objective: Objective) -> Estimator:
     """
     parts = _PolicyGradient(window, objective)
     setup = window.setup
-    steps = setup.num_streams * setup.num_steps * (window.num_updates + 1)
+    steps = setup.env_steps * (window.num_updates + 1)
     return Estimator(parts.birth, parts.estimate, steps)
 
 
@@ -121,13 +135,13 @@ class _PolicyGradient:
     window: Window
     objective: Objective
 
-    def birth(self, key: jax.Array, meta: Any, task: Task) -> Member:
+    def birth(self, key: jax.Array, meta: Meta, task: Task) -> Member:
         life_key, critic_key = jax.random.split(key)
         life = self.window.birth(life_key, meta, task)
         return Member(life, self.new_critic(critic_key, meta), ())
 
     def estimate(
-        self, key: jax.Array, meta: Any, member: Member, task: Task
+        self, key: jax.Array, meta: Meta, member: Member, task: Task
     ) -> tuple[Params, dict[str, jax.Array], Member]:
         renew_key, critic_key, live_key, show_key = jax.random.split(key, 4)
         life = self.window.renewed(renew_key, meta, member.life, task)
@@ -157,7 +171,7 @@ class _PolicyGradient:
         return clipped(gradient, meta.hyper.max_grad_norm), report, Member(life, judge, ())
 
     def loss(
-        self, meta: Any, history: History, critic: Critic
+        self, meta: Meta, history: History, critic: Critic
     ) -> tuple[jax.Array, Critic, dict[str, jax.Array]]:
         """``(loss [], critic, report)`` of the agents after each update, with the experience of each, ``[K]``."""
         data, good = jax.vmap(without_broken_streams)(history.trajectories)
@@ -167,12 +181,12 @@ class _PolicyGradient:
         last = jax.tree.map(lambda x: x[-1], (history.agent, data, good))
         return self.objective.charge(meta, *last) - gain, critic, _report(data.reward, good)
 
-    def new_critic(self, key: jax.Array, meta: Any) -> Critic:
+    def new_critic(self, key: jax.Array, meta: Meta) -> Critic:
         params = self.objective.critic.init(key)
         return Critic(params, optax.adam(meta.hyper.critic_step_size).init(params))
 
     def advantages(
-        self, meta: Any, critic: Critic, data: Trajectory, good: jax.Array
+        self, meta: Meta, critic: Critic, data: Trajectory, good: jax.Array
     ) -> tuple[Critic, jax.Array]:
         """Advantages ``[K, N, T]``; each round's are by the critic that was fitted to the rounds before it."""
         value = self.objective.critic
@@ -188,7 +202,7 @@ class _PolicyGradient:
         return jax.lax.scan(round, critic, (data, good))
 
     def fitted(
-        self, meta: Any, critic: Critic, obs: Any, good: jax.Array, target: jax.Array
+        self, meta: Meta, critic: Critic, obs: Any, good: jax.Array, target: jax.Array
     ) -> Critic:
         """The critic after a step on one round ``[N, T]``, of its streams that are ``good [N]``."""
 
@@ -223,11 +237,11 @@ def evolution_strategy(window: Window, objective: Objective) -> Estimator:
     """
     parts = _EvolutionStrategy(window, objective)
 
-    def birth(key: jax.Array, meta: Any, task: Task) -> Member:
+    def birth(key: jax.Array, meta: Meta, task: Task) -> Member:
         return Member(window.birth(key, meta, task), (), ())
 
     def estimate(
-        key: jax.Array, meta: Any, member: Member, task: Task
+        key: jax.Array, meta: Meta, member: Member, task: Task
     ) -> tuple[Params, dict[str, jax.Array], Member]:
         renew_key, noise_key, pair_key, own_key = jax.random.split(key, 4)
         epsilon, pair = parts.pair(noise_key, meta)
@@ -247,12 +261,12 @@ def persistent_evolution_strategy(window: Window, objective: Objective) -> Estim
     """
     parts = _EvolutionStrategy(window, objective)
 
-    def birth(key: jax.Array, meta: Any, task: Task) -> Member:
+    def birth(key: jax.Array, meta: Meta, task: Task) -> Member:
         life = window.birth(key, meta, task)
         return Member(_twice(life), (), jax.tree.map(jnp.zeros_like, meta.params))
 
     def estimate(
-        key: jax.Array, meta: Any, member: Member, task: Task
+        key: jax.Array, meta: Meta, member: Member, task: Task
     ) -> tuple[Params, dict[str, jax.Array], Member]:
         renew_key, noise_key, pair_key, _ = jax.random.split(key, 4)
         epsilon, pair = parts.pair(noise_key, meta)
@@ -280,16 +294,15 @@ class _EvolutionStrategy:
     @property
     def steps(self) -> int:
         """Steps of one life in a window."""
-        setup = self.window.setup
-        return setup.num_streams * setup.num_steps * self.window.num_updates
+        return self.window.setup.env_steps * self.window.num_updates
 
-    def pair(self, key: jax.Array, meta: Any) -> tuple[Params, Any]:
+    def pair(self, key: jax.Array, meta: Meta) -> tuple[Params, Meta]:
         """``(ε, meta [2])`` with the parameters moved by ε and by -ε."""
         epsilon = evolution.perturbation(key, meta.params, meta.hyper.noise_std)
         params = evolution.antithetic(meta.params, epsilon)
         return epsilon, _twice(meta)._replace(params=params)
 
-    def live(self, key: jax.Array, meta: Any, life: Life) -> tuple[Life, jax.Array, dict]:
+    def live(self, key: jax.Array, meta: Meta, life: Life) -> tuple[Life, jax.Array, dict]:
         """``(life, fitness [], report)`` after the window."""
         life, history = lifelong.live(
             key, meta, life, setup=self.window.setup, num_updates=self.window.num_updates
@@ -299,7 +312,7 @@ class _EvolutionStrategy:
         fitness = mean_over_streams(data.reward, good) - self.objective.charge(meta, *last)
         return life, fitness, _report(data.reward, good)
 
-    def descent(self, meta: Any, xi: Params, fitness: jax.Array) -> Params:
+    def descent(self, meta: Meta, xi: Params, fitness: jax.Array) -> Params:
         """The gradient to descend, from the ``fitness [2]`` of a pair."""
         ascent = evolution.gradient(xi, fitness, meta.hyper.noise_std)
         return jax.tree.map(jnp.negative, ascent)

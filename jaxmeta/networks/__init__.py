@@ -2,14 +2,17 @@
 
 They take observations, past actions and rewards, and return distributions, values or a new state.
 `recurrent` holds the recurrent networks, `encodings` the encodings of their inputs, and `encoders` the networks that
-read images, observations of several parts, or whatever a flax module of your own reads.
+read images, observations of several parts, or whatever a flax module of your own reads. `heads` end in distributions of
+actions, and all dense layers are those of `dense`.
 """
 
 from jaxmeta.networks import (
     actor_critic,
+    dense,
     distributions,
     encoders,
     encodings,
+    heads,
     mlp,
     policies,
     recurrent,
@@ -25,13 +28,12 @@ from jaxmeta.networks.distributions import (
 from jaxmeta.networks.encoders import Encoder, cnn, encoder
 from jaxmeta.networks.encodings import encode_action, input_sizes
 from jaxmeta.networks.graph_actor_critic import Counts, graph_actor_critic
+from jaxmeta.networks.heads import Head, action_head
 from jaxmeta.networks.policies import (
-    Head,
     Policy,
     acting,
     action_distributions,
     action_features,
-    action_head,
     categorical_mlp,
     default_policy,
     encoded_policy,
@@ -63,6 +65,7 @@ __all__ = [
     "categorical_mlp",
     "cnn",
     "default_policy",
+    "dense",
     "distributions",
     "encode_action",
     "encoded_policy",
@@ -73,6 +76,7 @@ __all__ = [
     "feed_forward",
     "gaussian_mlp",
     "graph_actor_critic",
+    "heads",
     "input_sizes",
     "joined",
     "log_probs",

@@ -11,7 +11,8 @@ from jaxmeta.networks.distributions import Distribution
 from jaxmeta.networks.encoders import Module
 from jaxmeta.networks.encoders import encoder as encoder_of
 from jaxmeta.networks.encodings import input_sizes
-from jaxmeta.networks.policies import Head, action_head, check_fits
+from jaxmeta.networks.heads import Head, action_head
+from jaxmeta.networks.policies import check_fits
 from jaxmeta.networks.recurrent import Memory
 from jaxmeta.networks.values import value_mlp
 from jaxmeta.tasks.family import TaskFamily

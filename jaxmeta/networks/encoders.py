@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmeta import checks
-from jaxmeta.networks.mlp import dense
+from jaxmeta.networks.dense import Dense
 from jaxmeta.tasks import composite, environments
 from jaxmeta.tasks.family import TaskFamily
 from jaxmeta.types import Params
@@ -191,7 +191,7 @@ class _Convolutions(nn.Module):
         for i, channels in enumerate(self.channels):
             layer = _Convolution(channels, self.kernel, self.stride, name=f"Conv_{i}")
             x = nn.relu(layer(x))
-        return nn.relu(dense(self.size, math.sqrt(2.0))(x.reshape(-1)))
+        return nn.relu(Dense(self.size, math.sqrt(2.0))(x.reshape(-1)))
 
 
 @checks.arguments

@@ -124,6 +124,7 @@ class _GraphNetwork(NamedTuple):
 
     def init(self, key: jax.Array) -> Params:
         """New parameters."""
+        # A truncated normal, unlike `dense.glorot`: another draw would give another network.
         glorot = jax.nn.initializers.glorot_normal(dtype=jnp.result_type(float))
         keys = jax.random.split(key, 4)
         return {

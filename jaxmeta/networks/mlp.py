@@ -1,4 +1,4 @@
-"""The tanh network of policies and values. Only this file and `encoders` import ``flax.linen``."""
+"""The tanh network of policies and values. Only this file, `dense` and `encoders` import ``flax.linen``."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmeta import checks
+from jaxmeta.networks.dense import Dense
 from jaxmeta.types import Params
 
 
@@ -27,16 +28,8 @@ class _Body(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         for size in self.hidden_sizes:
-            x = jnp.tanh(dense(size, 1.0)(x))
+            x = jnp.tanh(Dense(size)(x))
         return x
-
-
-def dense(size: int, scale: float) -> nn.Dense:
-    """A dense layer with Glorot's initial weights times ``scale``."""
-    # Glorot & Bengio 2010, as in MAML's code. Orthogonal matrices would need a decomposition by
-    # LAPACK, which this library avoids (see `_solve_positive_definite`).
-    initial = nn.initializers.variance_scaling(scale**2, "fan_avg", "normal")
-    return nn.Dense(size, kernel_init=initial, param_dtype=jnp.result_type(float))
 
 
 def mlp(
@@ -44,7 +37,7 @@ def mlp(
 ) -> Network:
     """A tanh network whose last layer, the head, has its own entry in the parameters; some methods adapt the head alone."""
     hidden_sizes = checks.each_at_least("hidden_sizes", hidden_sizes, 1)
-    body, head = _Body(hidden_sizes), dense(num_outputs, output_scale)
+    body, head = _Body(hidden_sizes), Dense(num_outputs, output_scale)
 
     def init(key: jax.Array) -> Params:
         body_key, head_key = jax.random.split(key)

@@ -1,30 +1,32 @@
 """Policies: pure functions over nested dicts of arrays.
 
-A policy is four functions, so feed-forward and recurrent policies have one interface.
+A policy is four functions, so feed-forward and recurrent policies have one interface. Its last part, from features to
+distributions of actions, is a head of `heads`.
 """
 
-import math
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple, TypeGuard
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from gymnax.environments import spaces
 
 from jaxmeta import checks
-from jaxmeta.networks.distributions import (
-    Categorical,
-    DiagGaussian,
-    Distribution,
-    FactoredCategorical,
-    TanhGaussian,
-)
+from jaxmeta.networks.distributions import Categorical, Distribution, FactoredCategorical
 from jaxmeta.networks.encoders import Module, encoder
-from jaxmeta.networks.mlp import mlp, obs_size
+from jaxmeta.networks.heads import (
+    Head,
+    Std,
+    action_head,
+    categorical_head,
+    count_actions,
+    gaussian_head,
+    has_categories,
+)
+from jaxmeta.networks.mlp import obs_size
 from jaxmeta.tasks import boxes, environments
 from jaxmeta.tasks.family import TaskFamily
-from jaxmeta.types import Learner, Params, TimeStep, Trajectory
+from jaxmeta.types import Learner, Meta, Params, TimeStep, Trajectory
 
 
 class Policy(NamedTuple):
@@ -40,7 +42,7 @@ class Policy(NamedTuple):
     """``(params, memory, timesteps [T]) -> distributions [T]``: the same for a whole stream."""
 
 
-Act = Callable[[jax.Array, Any, Any, Any, TimeStep], tuple[jax.Array, jax.Array, Any]]
+Act = Callable[[jax.Array, Meta, Any, Any, TimeStep], tuple[jax.Array, jax.Array, Any]]
 """The type of `Learner.act`."""
 
 
@@ -60,7 +62,7 @@ def acting(
     """
 
     def act(
-        key: jax.Array, meta: Any, agent: Any, memory: Any, timestep: TimeStep
+        key: jax.Array, meta: Meta, agent: Any, memory: Any, timestep: TimeStep
     ) -> tuple[jax.Array, jax.Array, Any]:
         distribution, memory = step(params(meta, agent), memory, timestep)
         if greedy:
@@ -187,7 +189,7 @@ def softmax_linear(
         num_features: F.
         action_space: A `Discrete` space of A actions.
     """
-    num_actions = _num_actions("softmax_linear", action_space)
+    num_actions = count_actions("softmax_linear", action_space)
     checks.at_least("num_features", num_features, 1)
 
     def apply(params: Params, obs: jax.Array) -> Categorical:
@@ -219,138 +221,6 @@ def action_features(obs_shape: Sequence[int], num_actions: int) -> Callable[[jax
     return features
 
 
-class Head(NamedTuple):
-    """A policy that reads features instead of observations."""
-
-    init: Callable[[jax.Array], Params]
-    """``(key) -> params``, ``{"body": ..., "head": ...}``."""
-    apply: Callable[[Params, jax.Array], Distribution]
-    """``(params, x [*batch, F]) -> distributions [*batch]``."""
-
-
-Std = Literal["parameter", "state"]
-"""The standard deviation of a Gaussian policy: a ``parameter``, alike in all states, or an output of the network."""
-
-LOG_STD_REACH = 4.0
-"""A standard deviation that depends on the state is at most this far from the initial one, in logarithms."""
-
-
-@checks.arguments
-def action_head(
-    num_features: int,
-    action_space: spaces.Space,
-    hidden_sizes: Sequence[int] = (),
-    *,
-    initial_std: float = 1.0,
-    std: Std = "parameter",
-    squashed: bool = False,
-) -> Head:
-    """A tanh network from features to distributions of actions, of the kind that the space needs.
-
-    That is a `Categorical` for a `Discrete`, a `FactoredCategorical` for a `MultiDiscrete` or a `Box` of integers,
-    and for a `Box` of floats a `DiagGaussian`, or with ``squashed`` a `TanhGaussian`. `gaussian_mlp` explains the
-    last three arguments.
-
-    Raises:
-        ValueError: the space has no bounds where they are needed, or more than one axis; ``std`` or ``squashed`` is
-            given for a space that is not a `Box` of floats.
-    """
-    num_features = checks.at_least("num_features", num_features, 1)
-    gaussian = dict(initial_std=initial_std, std=std, squashed=squashed)
-    if _has_categories(action_space):
-        if gaussian != dict(initial_std=1.0, std="parameter", squashed=False):
-            raise ValueError(
-                f"initial_std={initial_std}, std={std!r} and squashed={squashed} need a Box of floats, and the action "
-                f"space is {action_space!r}: leave them at their defaults"
-            )
-        return _categorical_head(num_features, action_space, hidden_sizes)
-    return _gaussian_head("action_head", num_features, action_space, hidden_sizes, **gaussian)  # type: ignore[arg-type]
-
-
-def _categorical_head(
-    num_features: int, action_space: spaces.Discrete | spaces.Box, hidden_sizes: Sequence[int]
-) -> Head:
-    if _is_discrete(action_space):
-        network = mlp(num_features, hidden_sizes, action_space.n, 0.01)
-        return Head(network.init, lambda params, x: Categorical(network.apply(params, x)))
-    low, sizes = boxes.categories("action_space", action_space)
-    network = mlp(num_features, hidden_sizes, int(np.sum(sizes)), 0.01)
-    category = np.arange(np.max(sizes))
-    there = category[None, :] < sizes[:, None]  # [D, A]
-    place = np.where(there, (np.cumsum(sizes) - sizes)[:, None] + category[None, :], 0)
-
-    def apply(params: Params, x: jax.Array) -> FactoredCategorical:
-        outputs = network.apply(params, x)[..., place]
-        logits = jnp.where(jnp.broadcast_to(there, outputs.shape), outputs, -jnp.inf)
-        return FactoredCategorical(logits, jnp.broadcast_to(jnp.asarray(low), logits.shape[:-1]))
-
-    return Head(network.init, apply)
-
-
-def _gaussian_head(
-    user: str,
-    num_features: int,
-    action_space: spaces.Space,
-    hidden_sizes: Sequence[int],
-    initial_std: float = 1.0,
-    std: Std = "parameter",
-    squashed: bool = False,
-) -> Head:
-    squashed = checks.field("squashed", squashed, bool)
-    centre, scale = _range(user, action_space, squashed)
-    initial_std = checks.between("initial_std", initial_std, 1e-12, 1e6)
-    checks.choice("std", std, ("parameter", "state"))
-    size = len(scale)
-    network = mlp(num_features, hidden_sizes, size if std == "parameter" else 2 * size, 0.01)
-
-    def init(key: jax.Array) -> Params:
-        params = network.init(key)
-        if std == "state":
-            return params
-        log_std = jnp.full(size, math.log(initial_std), float)
-        return {"body": params["body"], "head": {"mean": params["head"], "log_std": log_std}}
-
-    def outputs(params: Params, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Mean and log standard deviation, in half widths."""
-        if std == "state":
-            mean, raw = jnp.split(network.apply(params, x), 2, axis=-1)
-            return mean, math.log(initial_std) + LOG_STD_REACH * jnp.tanh(raw / LOG_STD_REACH)
-        mean = network.apply({"body": params["body"], "head": params["head"]["mean"]}, x)
-        return mean, jnp.broadcast_to(params["head"]["log_std"], mean.shape)
-
-    def apply(params: Params, x: jax.Array) -> DiagGaussian | TanhGaussian:
-        mean, log_std = outputs(params, x)
-        at, width, log_width = (
-            jnp.broadcast_to(jnp.asarray(x, mean.dtype), mean.shape)
-            for x in (centre, scale, np.log(scale))
-        )
-        if squashed:
-            return TanhGaussian(mean, log_std, at, width)
-        return DiagGaussian(at + width * mean, log_std + log_width)
-
-    return Head(init, apply)
-
-
-def _range(user: str, action_space: spaces.Space, squashed: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Middles and half widths of the nominal range of a `Box` of floats, ``[D]`` each; ``squashed`` needs bounds."""
-    if _is_discrete(action_space):
-        raise ValueError(
-            f"{user} needs a continuous action space (Box), not {action_space!r}; "
-            "use categorical_mlp or softmax_linear"
-        )
-    shape = tuple(action_space.shape)
-    if len(shape) != 1:
-        raise ValueError(
-            f"{user} needs actions of one axis, not of shape {shape}; flatten the action space"
-        )
-    nominal = boxes.scaled("action_space", action_space)
-    if squashed and not all(np.all(np.isfinite(x)) for x in boxes.bounds(action_space)):
-        raise ValueError(
-            f"squashed=True needs bounds on both sides of all entries of {action_space!r}; leave it off"
-        )
-    return nominal.middle, nominal.half_width
-
-
 @checks.arguments
 def categorical_mlp(
     obs_shape: Sequence[int],
@@ -367,12 +237,12 @@ def categorical_mlp(
     Raises:
         ValueError: the actions are continuous.
     """
-    if not _has_categories(action_space):
+    if not has_categories(action_space):
         raise ValueError(
             f"categorical_mlp needs a discrete action space, not {action_space!r}; use gaussian_mlp"
         )
     context_size = checks.at_least("context_size", context_size, 0)
-    head = _categorical_head(obs_size(obs_shape) + context_size, action_space, hidden_sizes)
+    head = categorical_head(obs_size(obs_shape) + context_size, action_space, hidden_sizes)
     return _with_context(head, context_size)
 
 
@@ -408,7 +278,7 @@ def gaussian_mlp(
     """
     context_size = checks.at_least("context_size", context_size, 0)
     num_features = obs_size(obs_shape) + context_size
-    head = _gaussian_head(
+    head = gaussian_head(
         "gaussian_mlp", num_features, action_space, hidden_sizes, initial_std, std, squashed
     )
     return _with_context(head, context_size)
@@ -489,7 +359,7 @@ def default_policy(
     checks.choice("policy", kind, POLICIES)
     checks.between("initial_std", initial_std, 1e-12, 1e6)
     if kind == "mlp":
-        kind = "categorical" if _has_categories(action_space) else "gaussian"
+        kind = "categorical" if has_categories(action_space) else "gaussian"
     if kind != "gaussian" and initial_std != 1:
         raise ValueError(f"initial_std={initial_std} must be 1: only a Gaussian policy has one")
     if kind == "categorical":
@@ -500,31 +370,9 @@ def default_policy(
     if context_size != 0:
         raise ValueError(f"context_size={context_size} must be 0: softmax_linear takes no context")
     if features is None:
-        features = action_features(obs_shape, _num_actions(kind, action_space))
+        features = action_features(obs_shape, count_actions(kind, action_space))
     phi = jax.eval_shape(features, jnp.zeros(obs_shape))
     return softmax_linear(features, num_features=phi.shape[-1], action_space=action_space)
 
 
 POLICIES = ("mlp", "categorical", "gaussian", "softmax_linear")
-
-
-def _num_actions(user: str, action_space: spaces.Space) -> int:
-    if not _is_discrete(action_space):
-        raise ValueError(
-            f"{user} needs a discrete action space, not {action_space!r}; use gaussian_mlp"
-        )
-    return action_space.n
-
-
-def _is_discrete(action_space: spaces.Space) -> TypeGuard[spaces.Discrete]:
-    """Whether actions are discrete; raises ValueError unless the space is a `Discrete` with actions or a `Box`."""
-    if not isinstance(action_space, spaces.Discrete | spaces.Box):
-        raise ValueError(f"action_space={action_space!r} must be Discrete or Box")
-    if isinstance(action_space, spaces.Discrete) and action_space.n < 1:
-        raise ValueError(f"action_space={action_space!r} must have at least one action")
-    return isinstance(action_space, spaces.Discrete)
-
-
-def _has_categories(action_space: spaces.Space) -> bool:
-    """Whether actions are chosen from categories: a `Discrete`, a `MultiDiscrete` or a `Box` of integers."""
-    return _is_discrete(action_space) or boxes.is_integer(action_space)

@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmeta import checks, recurrences
+from jaxmeta.networks import dense
 from jaxmeta.types import Params
 
 
@@ -51,7 +52,7 @@ def feed_forward(size: int = 64, *, precision: str = "full") -> Memory:
         return jax.vmap(step, (None, None, 0, 0), (0, None))(params, state, x, reset)
 
     def init(key: jax.Array, num_inputs: int) -> Params:
-        return _dense(key, num_inputs, size)
+        return dense.init(key, num_inputs, size)
 
     return Memory(init, lambda: (), step, unroll, size)
 
@@ -116,9 +117,9 @@ def _gated(
 
     def init(key: jax.Array, num_inputs: int) -> Params:
         given_key, recalled_key = jax.random.split(key)
-        given = _dense(given_key, num_inputs, size, num_gates)
+        given = dense.init(given_key, num_inputs, size, num_gates)
         given["bias"] = given["bias"] + jnp.broadcast_to(bias, (num_gates, size)).reshape(-1)
-        return {"input": given, "recurrent": _glorot(recalled_key, size, size, num_gates)}
+        return {"input": given, "recurrent": dense.glorot(recalled_key, size, size, num_gates)}
 
     def initial() -> tuple:
         return tuple(jnp.zeros(size) for _ in range(num_states))
@@ -220,7 +221,7 @@ def linear_recurrence(
 
 def _init_linear_layer(key: jax.Array, num_inputs: int, size: int) -> Params:
     """Parameters of one layer, with time scales from 2 steps to `LONGEST_MEMORY`."""
-    params = _dense(key, num_inputs, size, 3)
+    params = dense.init(key, num_inputs, size, 3)
     scale = jnp.exp(jnp.linspace(math.log(2.0), math.log(LONGEST_MEMORY), size))
     params["bias"] = params["bias"].at[:size].set(jnp.log(scale - 1.0))  # a = 1 - 1/scale
     return params
@@ -312,7 +313,7 @@ def transformer(
     def init(key: jax.Array, num_inputs: int) -> Params:
         input_key, *keys = jax.random.split(key, num_layers + 1)
         return {
-            "input": _dense(input_key, num_inputs, size),
+            "input": dense.init(input_key, num_inputs, size),
             "norm": _init_norm(size),
             **{name: _init_block(k, size) for name, k in zip(layers.names, keys, strict=True)},
         }
@@ -334,11 +335,11 @@ def _init_block(key: jax.Array, size: int) -> Params:
     keys = jax.random.split(key, 4)
     return {
         "norm_1": _init_norm(size),
-        "attend": _dense(keys[0], size, size, 3),
-        "join": _dense(keys[1], size, size),
+        "attend": dense.init(keys[0], size, size, 3),
+        "join": dense.init(keys[1], size, size),
         "norm_2": _init_norm(size),
-        "up": _dense(keys[2], size, 4 * size),
-        "down": _dense(keys[3], 4 * size, size),
+        "up": dense.init(keys[2], size, 4 * size),
+        "down": dense.init(keys[3], 4 * size, size),
     }
 
 
@@ -457,22 +458,8 @@ def _product(precision: str) -> Callable[[jax.Array, jax.Array], jax.Array]:
 
 
 def _affine(precision: str) -> Callable[[Params, jax.Array], jax.Array]:
-    """The function ``(params, x) -> x W + b``."""
-    product = _product(precision)
-    return lambda params, x: product(x, params["kernel"]) + params["bias"]
-
-
-def _dense(key: jax.Array, num_inputs: int, size: int, num_parts: int = 1) -> Params:
-    """Parameters of ``num_parts`` dense layers side by side, biases zero."""
-    checks.at_least("num_inputs", num_inputs, 1)
-    kernel = _glorot(key, num_inputs, size, num_parts)
-    return {"kernel": kernel, "bias": jnp.zeros(num_parts * size)}
-
-
-def _glorot(key: jax.Array, num_inputs: int, size: int, num_parts: int) -> jax.Array:
-    """``num_parts`` matrices side by side, each initialised on its own as in Glorot & Bengio 2010."""
-    scale = math.sqrt(2.0 / (num_inputs + size))
-    return scale * jax.random.normal(key, (num_inputs, num_parts * size))
+    """The function ``(params, x) -> x W + b`` in a precision."""
+    return functools.partial(dense.apply, product=_product(precision))
 
 
 PRECISIONS = ("full", "bfloat16")

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jaxmeta.estimators.streams import count, unless
 from jaxmeta.recurrences import linear_recurrence
 from jaxmeta.rollouts.lifetime import Setup, adapt, append, begin, collect
-from jaxmeta.types import History, Stream, Task
+from jaxmeta.types import History, Meta, Stream, Task
 
 
 class Life(NamedTuple):
@@ -77,7 +77,7 @@ def mean_return(score: Score) -> tuple[jax.Array, jax.Array]:
     return total / count(score.counts, total), jnp.sum(score.counts, dtype=jnp.int32)
 
 
-def birth(key: jax.Array, meta: Any, task: Task, *, setup: Setup) -> Life:
+def birth(key: jax.Array, meta: Meta, task: Task, *, setup: Setup) -> Life:
     """A newborn agent in ``task``, of age 0."""
     agent, streams = begin(key, meta, task, setup=setup)
     return Life(task, agent, streams, jnp.zeros((), jnp.int32))
@@ -85,7 +85,7 @@ def birth(key: jax.Array, meta: Any, task: Task, *, setup: Setup) -> Life:
 
 def renewed(
     key: jax.Array,
-    meta: Any,
+    meta: Meta,
     life: Life,
     task: Task,
     *,
@@ -99,7 +99,7 @@ def renewed(
 
 
 def live(
-    key: jax.Array, meta: Any, life: Life, *, setup: Setup, num_updates: int
+    key: jax.Array, meta: Meta, life: Life, *, setup: Setup, num_updates: int
 ) -> tuple[Life, History]:
     """``(life, history [K])`` after K = ``num_updates`` more updates.
 
@@ -119,7 +119,7 @@ def live(
 
 def live_and_show(
     keys: tuple[jax.Array, jax.Array],
-    meta: Any,
+    meta: Meta,
     life: Life,
     *,
     setup: Setup,

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxmeta import checks
 from jaxmeta.rollouts.rollout import begin_stream, rollout
 from jaxmeta.tasks import keys
-from jaxmeta.types import Environment, History, Learner, Lifetime, Stream, Task, Trajectory
+from jaxmeta.types import Environment, History, Learner, Lifetime, Meta, Stream, Task, Trajectory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,13 +36,18 @@ class Setup:
         for name in ("num_streams", "num_steps", "unroll"):
             object.__setattr__(self, name, checks.at_least(name, getattr(self, name), 1))
 
+    @property
+    def env_steps(self) -> int:
+        """Environment steps of one task between two updates: N T."""
+        return self.num_streams * self.num_steps
+
     def collects(self, *, restart: bool = False, trial: bool = False) -> Lifetime:
         """The streams and steps of this setup, for `MetaAlgorithm.lifetime`."""
         return Lifetime(self.num_streams, self.num_steps, restart, trial)
 
 
 @checks.arguments
-def begin(key: jax.Array, meta: Any, task: Task, *, setup: Setup) -> tuple[Any, Stream]:
+def begin(key: jax.Array, meta: Meta, task: Task, *, setup: Setup) -> tuple[Any, Stream]:
     """A newborn agent, and its streams ``[N]`` at the start of their first episodes."""
     agent_key, stream_key = jax.random.split(key)
     agent = keys.all_plain(setup.learner.init(agent_key, meta))
@@ -50,7 +55,7 @@ def begin(key: jax.Array, meta: Any, task: Task, *, setup: Setup) -> tuple[Any, 
 
 
 @checks.arguments
-def begin_streams(key: jax.Array, meta: Any, task: Task, *, setup: Setup) -> Stream:
+def begin_streams(key: jax.Array, meta: Meta, task: Task, *, setup: Setup) -> Stream:
     """N streams at the start of an episode, with new memories."""
     return jax.vmap(
         lambda key: begin_stream(key, meta, task, learner=setup.learner, env=setup.env)
@@ -59,7 +64,7 @@ def begin_streams(key: jax.Array, meta: Any, task: Task, *, setup: Setup) -> Str
 
 @checks.arguments
 def collect(
-    key: jax.Array, meta: Any, task: Task, agent: Any, streams: Stream, *, setup: Setup
+    key: jax.Array, meta: Meta, task: Task, agent: Any, streams: Stream, *, setup: Setup
 ) -> tuple[Stream, Trajectory]:
     """``(streams [N], trajectories [N, T])`` after the agent has acted for T steps in each stream.
 
@@ -89,7 +94,7 @@ def collect(
 
 
 @checks.arguments
-def sample(key: jax.Array, meta: Any, task: Task, agent: Any, *, setup: Setup) -> Trajectory:
+def sample(key: jax.Array, meta: Meta, task: Task, agent: Any, *, setup: Setup) -> Trajectory:
     """Trajectories ``[N, T]`` of the agent in new streams."""
     begin_key, act_key = jax.random.split(key)
     streams = begin_streams(begin_key, meta, task, setup=setup)
@@ -99,7 +104,7 @@ def sample(key: jax.Array, meta: Any, task: Task, agent: Any, *, setup: Setup) -
 @checks.arguments
 def adapt(
     key: jax.Array,
-    meta: Any,
+    meta: Meta,
     task: Task,
     agent: Any,
     streams: Stream,
@@ -141,7 +146,7 @@ def adapt(
 @checks.arguments
 def lifetime(
     key: jax.Array,
-    meta: Any,
+    meta: Meta,
     task: Task,
     *,
     setup: Setup,
@@ -175,7 +180,7 @@ def lifetime(
 
 
 @checks.arguments
-def replay(key: jax.Array, meta: Any, trajectories: Trajectory, *, learner: Learner) -> History:
+def replay(key: jax.Array, meta: Meta, trajectories: Trajectory, *, learner: Learner) -> History:
     """The history of `lifetime` with the same key on recorded ``trajectories [K + 1, N, T]``.
 
     No environment is stepped. So a changed ``meta`` can be tried on recorded experience, as in
@@ -201,7 +206,7 @@ def replay(key: jax.Array, meta: Any, trajectories: Trajectory, *, learner: Lear
 
 def _none_of(shape: jax.ShapeDtypeStruct) -> jax.Array:
     """An array with a leading axis of length 0."""
-    if jnp.issubdtype(shape.dtype, jax.dtypes.prng_key):
+    if keys.is_key(shape):
         return jnp.broadcast_to(jax.random.key(0), (0, *shape.shape))
     return jnp.zeros((0, *shape.shape), shape.dtype)
 

@@ -12,12 +12,12 @@ import jax.numpy as jnp
 from jaxmeta import checks
 from jaxmeta.estimators import rows
 from jaxmeta.tasks import door, environments, keys
-from jaxmeta.types import Environment, Learner, Stream, Task, TimeStep, Trajectory
+from jaxmeta.types import Environment, Learner, Meta, Stream, Task, TimeStep, Trajectory
 
 
 @checks.arguments
 def begin_stream(
-    key: jax.Array, meta: Any, task: Task, *, learner: Learner, env: Environment
+    key: jax.Array, meta: Meta, task: Task, *, learner: Learner, env: Environment
 ) -> Stream:
     """A stream at the first step of an episode of ``task``, with a new memory."""
     obs, env_state = door.reset(env, keys.typed(key), task)
@@ -35,7 +35,7 @@ def begin_stream(
 @checks.arguments
 def rollout(
     key: jax.Array,
-    meta: Any,
+    meta: Meta,
     task: Task,
     agent: Any,
     stream: Stream,

@@ -21,6 +21,7 @@ import orbax.checkpoint as ocp
 from jax.sharding import SingleDeviceSharding
 
 from jaxmeta.runs import records
+from jaxmeta.tasks.keys import words
 
 FORMAT = 1
 
@@ -226,15 +227,10 @@ def digest(tree: Any) -> str:
     """SHA-256 over the paths, types and bytes of a pytree of arrays (typed keys included)."""
     sha = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        data = jax.random.key_data(leaf) if _is_key(leaf) else leaf
-        array = np.ascontiguousarray(np.asarray(data))
+        array = np.ascontiguousarray(np.asarray(words(leaf)))
         sha.update(f"{jax.tree_util.keystr(path)} {leaf.dtype} {array.shape}".encode())
         sha.update(array.tobytes())
     return sha.hexdigest()
-
-
-def _is_key(leaf: Any) -> bool:
-    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
 def arrays(tree: Any) -> dict[str, str]:

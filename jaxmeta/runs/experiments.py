@@ -27,10 +27,10 @@ import jax.numpy as jnp
 
 from jaxmeta import checks, tasks
 from jaxmeta.algorithms import ALGORITHMS
-from jaxmeta.runs import checkpoints, records, training
+from jaxmeta.runs import checkpoints, records, run_folder, training
 from jaxmeta.runs.checkpoints import CheckpointError
 from jaxmeta.tasks.family import TaskFamily
-from jaxmeta.types import Learner, MetaAlgorithm
+from jaxmeta.types import Hyper, Learner, MetaAlgorithm
 
 PRETRAINED = Path(__file__).parent / "pretrained"
 """Folder of the runs that come with the library."""
@@ -198,7 +198,7 @@ def load(
         population = description["population"]
         members = (max(1, len(population["hypers"])), population["num_seeds"])
     _, run = checkpoints.restore(
-        folder / training.CHECKPOINT_FOLDER,
+        folder / run_folder.CHECKPOINT_FOLDER,
         jax.tree.map(lambda x: jax.ShapeDtypeStruct((*members, *x.shape), x.dtype), one),
         records.plain(description),
         ignore=training.MAY_CHANGE,
@@ -210,7 +210,7 @@ def load(
 def finetune(
     trained: str | os.PathLike | Trained,
     *,
-    hyper: Any = None,
+    hyper: Hyper = None,
     family: TaskFamily | None = None,
     plan: training.Config = training.Config(),
     **keywords: Any,
@@ -292,7 +292,7 @@ def pretrained_names() -> list[str]:
 
 def _description(folder: Path) -> dict[str, Any]:
     """The description in ``config.json``; raises CheckpointError if it cannot be read."""
-    path = folder / training.CONFIG_FILE
+    path = folder / run_folder.CONFIG_FILE
     try:
         description = records.read(json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
@@ -308,7 +308,7 @@ def _experiment(description: Mapping[str, Any], folder: Path) -> Experiment:
     """The experiment of a description; raises CheckpointError if this version does not know it."""
     if "algorithm" not in description:
         raise CheckpointError(
-            f"{folder / training.CONFIG_FILE} is not of an experiment that this version knows: it names no algorithm, "
+            f"{folder / run_folder.CONFIG_FILE} is not of an experiment that this version knows: it names no algorithm, "
             "as the file of a run of your own parts"
         )
     try:
@@ -322,7 +322,7 @@ def _experiment(description: Mapping[str, Any], folder: Path) -> Experiment:
         )
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
-            f"{folder / training.CONFIG_FILE} is not of an experiment that this version knows ({error})"
+            f"{folder / run_folder.CONFIG_FILE} is not of an experiment that this version knows ({error})"
         ) from error
 
 

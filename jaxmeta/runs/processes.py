@@ -13,6 +13,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding
 
+from jaxmeta.tasks import keys
+
 
 def is_main_process() -> bool:
     """Whether this is process 0, the process that prints and writes files."""
@@ -69,7 +71,7 @@ def spread(x: Any, sharding: NamedSharding) -> Any:
         return jax.device_put(x, sharding)
 
     def put(leaf: jax.Array) -> jax.Array:
-        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        if keys.is_key(leaf):
             return jax.random.wrap_key_data(put(jax.random.key_data(leaf)))
         here = np.asarray(leaf)
         return jax.make_array_from_callback(here.shape, sharding, lambda index: here[index])

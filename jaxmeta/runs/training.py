@@ -10,33 +10,28 @@ import dataclasses
 import json
 import math
 import os
-import shutil
 import signal
 import threading
 import time
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, TextIO
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
-from orbax.checkpoint import CheckpointManager
 from rich.console import Console
 
 from jaxmeta import checks
-from jaxmeta.runs import checkpoints, claims, durations, processes, records, sinks, terminal
+from jaxmeta.runs import checkpoints, durations, processes, records, sinks, terminal
+from jaxmeta.runs.metric_lines import Outputs, check_metrics, lines_of
+from jaxmeta.runs.run_folder import CHECKPOINT_FOLDER, CONFIG_FILE, opened, owned
 from jaxmeta.runs.sinks import Sink
+from jaxmeta.tasks import keys
 from jaxmeta.tasks.family import TaskFamily, sample_tasks
 from jaxmeta.tasks.promises import check_promises
-from jaxmeta.types import MetaAlgorithm, Source
-
-METRICS_FILE = "metrics.jsonl"
-CONFIG_FILE = "config.json"
-CHECKPOINT_FOLDER = "checkpoints"
+from jaxmeta.types import Hyper, MetaAlgorithm, Source
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,10 +65,6 @@ MAX_UPDATES_PER_CALL = 100
 MAX_UPDATES = 2**31 - 1
 
 
-PLACE = ("update", "seconds", "setting", "seed")
-"""Entries of a line beside the metrics. No metric may have one of these names."""
-
-
 class Run(NamedTuple):
     """A training run between two meta-updates: everything needed to continue it."""
 
@@ -85,7 +76,7 @@ class Run(NamedTuple):
     """``[]``, int32: meta-updates so far."""
 
 
-def begin(key: jax.Array, *, algorithm: MetaAlgorithm, hyper: Any = None) -> Run:
+def begin(key: jax.Array, *, algorithm: MetaAlgorithm, hyper: Hyper | None = None) -> Run:
     """A run before its first meta-update. ``hyper=None`` means the algorithm's own hyper-parameters."""
     init_key, run_key = jax.random.split(key)
     given = () if hyper is None else (hyper,)
@@ -100,7 +91,7 @@ def begin_population(seeds: Any, hypers: Sequence[Any] | None, *, algorithm: Met
     settings = [None] if hypers is None else hypers
     stacked = jax.tree.map(lambda *x: jnp.asarray(x, float), *settings)
 
-    def first(seed: jax.Array, hyper: Any) -> Run:
+    def first(seed: jax.Array, hyper: Hyper | None) -> Run:
         return begin(jax.random.key(seed), algorithm=algorithm, hyper=hyper)
 
     every = jax.vmap(jax.vmap(first, (0, None)), (None, 0), axis_size=len(settings))
@@ -142,7 +133,7 @@ def advance(
             spread = NamedSharding(mesh, PartitionSpec("tasks"))
             tasks = jax.lax.with_sharding_constraint(tasks, spread)
         state, metrics = algorithm.step(step_key, run.state, tasks)
-        _check_metrics(metrics)
+        check_metrics(metrics)
         state = _strong(state)
         _check_state("algorithm.step returns", state, "was given", run.state)
         return Run(key, state, run.num_updates + 1), metrics
@@ -161,33 +152,11 @@ def _strong(tree: Any) -> Any:
     """The same numbers as arrays without weak types."""
 
     def strong(x: Any) -> Any:
-        if jnp.issubdtype(getattr(x, "dtype", bool), jax.dtypes.prng_key):
+        if keys.is_key(x):
             return x
         return jax.lax.convert_element_type(x, jnp.result_type(x))
 
     return jax.tree.map(strong, tree)
-
-
-def _check_metrics(metrics: Any) -> None:
-    """Raises unless ``metrics`` are real scalars or booleans by name."""
-    if not isinstance(metrics, Mapping):
-        raise TypeError(f"metrics={metrics!r} must be a dictionary of scalars by name")
-    for name, x in metrics.items():
-        if not isinstance(name, str):
-            raise TypeError(f"the metric {name!r} must have a string as its name")
-        if name in PLACE:
-            raise ValueError(
-                f"the metric {name!r} needs another name: a line of the metrics has an entry of that name"
-            )
-        if not isinstance(x, bool | int | float) and not hasattr(x, "dtype"):
-            raise TypeError(f"the metric {name!r} is {x!r}; it must be a scalar")
-        kind = jnp.result_type(x) if isinstance(x, bool | int | float) else x.dtype
-        real = any(jnp.issubdtype(kind, y) for y in (jnp.floating, jnp.integer, jnp.bool_))
-        if np.shape(x) != () or not real:
-            raise TypeError(
-                f"the metric {name!r} has shape {np.shape(x)} and type {kind}; it must be a scalar, a real number "
-                "or a boolean: take its mean, or one metric for each entry"
-            )
 
 
 def _check_state(what: str, state: Any, other: str, reference: Any) -> None:
@@ -411,7 +380,7 @@ def _loader(source: Source | None) -> Load:
     return load
 
 
-def _named(hyper: Any) -> Any:
+def _named(hyper: Hyper) -> Any:
     """A NamedTuple as a dictionary; anything else as it is."""
     return hyper._asdict() if hasattr(hyper, "_asdict") else hyper
 
@@ -440,7 +409,7 @@ def _train(
         interrupted = stack.enter_context(_deferred_interrupts())
         if output is not None:
             checks.folder("folder", output)
-            stack.enter_context(_owned(output, resume))
+            stack.enter_context(owned(output, resume))
         if console is None:
             console = terminal.console("stderr", quiet=not processes.is_main_process())
         began = time.perf_counter()
@@ -471,8 +440,8 @@ def _train(
         line.say(f"compiled {_title(described)} in {seconds:.0f} s")
         files = None
         if output is not None:
-            files = stack.enter_context(_opened_files(output, done, run, described))
-        outputs = _Outputs(line, console.encoding, write, files)
+            files = stack.enter_context(opened(output, done, run, described))
+        outputs = Outputs(line, console.encoding, write, files)
         told: dict[str, Any] = dict(members=members, outputs=outputs, interrupted=interrupted)
         return _updated(program, run, done, config, load, **told)
 
@@ -524,64 +493,6 @@ def _restored(
     return done, run
 
 
-class _Files(NamedTuple):
-    """The open files of a run's folder."""
-
-    manager: CheckpointManager
-    metrics: TextIO | None
-    """None in all processes but process 0."""
-    described: Mapping[str, Any]
-
-    def append(self, lines: list[dict]) -> None:
-        """Appends lines to ``metrics.jsonl``."""
-        if self.metrics is not None:
-            _append(self.metrics, "".join(records.dumps(x, sort_keys=True) + "\n" for x in lines))
-
-    def save(self, done: int, run: Run) -> None:
-        """Writes the checkpoint after ``done`` meta-updates."""
-        checkpoints.save(self.manager, done, run, self.described)
-
-
-@contextlib.contextmanager
-def _opened_files(
-    output: Path, done: int, run: Run, described: Mapping[str, Any]
-) -> Iterator[_Files]:
-    """The files of a run's folder, with ``config.json`` and the first checkpoint written."""
-    with contextlib.ExitStack() as stack:
-        if processes.is_main_process():
-            records.write(output / CONFIG_FILE, described)
-        manager = stack.enter_context(checkpoints.open_manager(output / CHECKPOINT_FOLDER))
-        checkpoints.save(manager, done, run, described)
-        metrics = None
-        if processes.is_main_process():
-            path = output / METRICS_FILE
-            _cut_metrics(path, done)
-            metrics = stack.enter_context(path.open("a", encoding="utf-8"))
-        yield _Files(manager, metrics, described)
-
-
-class _Outputs(NamedTuple):
-    """The places to which a run's lines go."""
-
-    line: terminal.Line
-    encoding: str
-    write: sinks.Write | None
-    files: _Files | None
-
-    def report(self, lines: list[dict], done: int, seconds: float) -> BaseException | None:
-        """Writes and shows the lines of one call; returns the exception that the sink raised, or None."""
-        if self.files is not None:
-            self.files.append(lines)
-        self.line.update(done, terminal.held(_status(lines, seconds), self.encoding))
-        if self.write is not None:
-            try:
-                for x in lines:
-                    self.write(x)
-            except BaseException as error:  # of any kind: the caller saves a checkpoint first
-                return error
-        return None
-
-
 def _updated(
     program: Call,
     run: Run,
@@ -590,7 +501,7 @@ def _updated(
     load: Load,
     *,
     members: Sequence[dict[str, Any]],
-    outputs: _Outputs,
+    outputs: Outputs,
     interrupted: Callable[[], bool],
 ) -> Run:
     """The run after ``config.meta_updates``: calls the program until then, with reports and checkpoints between calls."""
@@ -605,7 +516,7 @@ def _updated(
         rows = {name: x.reshape(len(members), -1) for name, x in jax.device_get(rows).items()}
         seconds = time.perf_counter() - began
         seconds_per_update = seconds / count
-        lines = _lines(rows, members, done, count, seconds_per_update)
+        lines = lines_of(rows, members, done, count, seconds_per_update)
         done += count
         failure = outputs.report(lines, done, seconds)
         stop = processes.any_process(interrupted() or failure is not None)
@@ -624,23 +535,6 @@ def _num_updates(config: Config, most: int, seconds_per_update: float | None) ->
     if seconds_per_update is not None:
         count = int(config.report_seconds / max(seconds_per_update, 1e-6))
     return processes.broadcast(max(1, min(count, MAX_UPDATES_PER_CALL, most)))
-
-
-def _lines(
-    rows: Mapping[str, Any],
-    members: Sequence[dict[str, Any]],
-    done: int,
-    count: int,
-    seconds_per_update: float,
-) -> list[dict[str, Any]]:
-    """One line for each of ``count`` meta-updates and each member, from ``rows [members, max_updates]``."""
-    return [
-        _numbers({name: column[place, i] for name, column in rows.items()})
-        | {"update": done + i + 1, "seconds": round(seconds_per_update, 6)}
-        | member
-        for i in range(count)
-        for place, member in enumerate(members)
-    ]
 
 
 def _check_hypers(hypers: Any, algorithm: MetaAlgorithm) -> None:
@@ -685,60 +579,6 @@ def _with_its_beginning(description: dict[str, Any], folder: Path) -> dict[str, 
         begun = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))["initial"]
         return {**description, "initial": begun}
     return description
-
-
-@contextlib.contextmanager
-def _owned(folder: Path, resume: bool) -> Iterator[None]:
-    """Holds the folder for this run: claimed, and empty unless the run resumes.
-
-    A run that ends before its first checkpoint leaves no files in the folder.
-    """
-    if resume and not folder.is_dir():  # nothing to claim; restoring raises the error
-        yield
-        return
-    with contextlib.ExitStack() as stack:
-
-        def refuse_if_full() -> None:
-            if any(x.name != claims.CLAIM_FILE for x in folder.iterdir()):
-                raise FileExistsError(
-                    f"{folder} is not empty: name another folder, or resume the run that is in it"
-                )
-
-        def claim() -> None:
-            # Before claiming, refuse a full folder without a claim: if this process were killed,
-            # its stale claim would mark a user's own files as a run's, and the next run would
-            # remove them.
-            if not resume and folder.is_dir() and not (folder / claims.CLAIM_FILE).exists():
-                refuse_if_full()
-            stale = stack.enter_context(claims.claimed(folder))
-            if stale is not None:
-                warnings.warn(
-                    f"{folder} was held by {claims.holder(stale)}, which has ended: this run takes it over",
-                    stacklevel=2,
-                )
-                if not resume:
-                    _clear(folder)
-            if not resume:
-                refuse_if_full()
-
-        processes.on_main_process(claim)
-        try:
-            yield
-        except BaseException:
-            if not resume and processes.is_main_process():
-                _clear(folder)
-            raise
-
-
-def _clear(folder: Path) -> None:
-    """Removes the files of a run that ended before its first checkpoint; keeps all files if there is a checkpoint."""
-    kept = folder / CHECKPOINT_FOLDER
-    if kept.is_dir() and any(x.name.isdigit() for x in kept.iterdir()):
-        return
-    shutil.rmtree(kept, ignore_errors=True)
-    for name in (CONFIG_FILE, METRICS_FILE):
-        for path in (folder / name, folder / f"{name}.tmp"):
-            path.unlink(missing_ok=True)
 
 
 def enable_compilation_cache(folder: str | os.PathLike | None = None) -> None:
@@ -795,60 +635,3 @@ def _deferred_interrupts() -> Iterator[Callable[[], bool]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _status(lines: list[dict], seconds: float) -> str:
-    """Mean returns and speed of some meta-updates, for the progress line; the mean loss of what acts in no task."""
-    if lines and "return/before" not in lines[0] and "loss" in lines[0]:
-        return f"loss {_mean(lines, 'loss')} {len(lines) / seconds:,.1f} meta-updates/s"
-    before, after = (_mean(lines, f"return/{when}") for when in ("before", "after"))
-    steps = sum(line.get("env_steps") or 0 for line in lines)
-    return f"return {before} → {after} {steps / seconds / 1000:,.0f}k env steps/s"
-
-
-def _mean(lines: list[dict], name: str) -> str:
-    """Mean of one metric over the lines that have it, as text."""
-    values = [line[name] for line in lines if line.get(name) is not None]
-    return f"{sum(values) / len(values):.2f}" if values else "none"
-
-
-def _numbers(metrics: dict[str, Any]) -> dict[str, float | int | bool | None]:
-    """JSON numbers; None for a number that is not finite and for a mean return over no episodes.
-
-    ``episodes/X``, if there is one, is the number of episodes behind the mean return ``return/X``.
-    """
-    numbers = {name: _number(x) for name, x in metrics.items()}
-    for name in numbers:
-        if name.startswith("return/") and numbers.get(f"episodes/{name[7:]}") == 0:
-            numbers[name] = None
-    return numbers
-
-
-def _number(x: Any) -> float | int | bool | None:
-    """A JSON number; None for a number that is not finite."""
-    value = x.item()
-    return value if math.isfinite(value) else None
-
-
-def _append(file: TextIO, text: str) -> None:
-    """Appends and flushes; an OSError says what to do."""
-    try:
-        file.write(text)
-        file.flush()
-    except OSError as error:
-        raise OSError(
-            error.errno,
-            f"{error.strerror}; make room, then resume from the last checkpoint, which is whole",
-            file.name,
-        ) from error
-
-
-def _cut_metrics(path: Path, done: int) -> None:
-    """Drops lines after meta-update ``done``, which are computed again, and lines that a crash left broken."""
-    kept = []
-    if path.exists():
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-            with contextlib.suppress(ValueError, LookupError, TypeError):
-                if json.loads(line)["update"] <= done:
-                    kept.append(line + "\n")
-    records.replace(path, "".join(kept))

@@ -55,7 +55,8 @@ from jaxmeta.tasks.composite import MultiDiscrete, unflatten
 from jaxmeta.tasks.environments import InvalidEnvironment
 from jaxmeta.tasks.family import SPLITS, TaskFamily, content_hash, sample_tasks
 from jaxmeta.tasks.functions import from_functions, from_list
-from jaxmeta.tasks.promises import Checked, check, check_promises
+from jaxmeta.tasks.inspection import Checked, check
+from jaxmeta.tasks.promises import check_promises
 
 FAMILIES: dict[str, Callable[..., TaskFamily]] = {
     "navigation": navigation.navigation,

@@ -33,7 +33,7 @@ from jaxmeta.tasks.time_limit import (
     steps_without_reset,
     without_limit,
 )
-from jaxmeta.types import Task
+from jaxmeta.types import Environment, Task
 
 
 class Transition(NamedTuple):
@@ -54,7 +54,7 @@ class Transition(NamedTuple):
     """The next state; after an end, the first of a new episode."""
 
 
-def reset(env: Any, key: jax.Array, task: Task) -> tuple[jax.Array, Any]:
+def reset(env: Environment, key: jax.Array, task: Task) -> tuple[jax.Array, Any]:
     """``(obs, state)`` at the start of an episode.
 
     Raises InvalidEnvironment where the environment breaks the rules of this module.
@@ -67,7 +67,12 @@ def reset(env: Any, key: jax.Array, task: Task) -> tuple[jax.Array, Any]:
 
 
 def step(
-    env: Any, step_key: jax.Array, reset_key: jax.Array, state: Any, action: jax.Array, task: Task
+    env: Environment,
+    step_key: jax.Array,
+    reset_key: jax.Array,
+    state: Any,
+    action: jax.Array,
+    task: Task,
 ) -> Transition:
     """One step; if it ends the episode, the environment is reset into the same task.
 
@@ -116,12 +121,12 @@ def step(
     )
 
 
-def _initial(env: Any, key: jax.Array, task: Task) -> tuple[Any, Any]:
+def _initial(env: Environment, key: jax.Array, task: Task) -> tuple[Any, Any]:
     return (env.reset_env if steps_without_reset(env) else env.reset)(key, task)
 
 
 def _conformed(
-    env: Any, obs_and_state: tuple[Any, Any], signature: Signature
+    env: Environment, obs_and_state: tuple[Any, Any], signature: Signature
 ) -> tuple[jax.Array, Any]:
     """The observation as one array of floats, and the state with the signature's dtypes and jax's own keys."""
     obs, state = obs_and_state

@@ -15,14 +15,14 @@ from gymnax.environments import spaces
 
 from jaxmeta import checks
 from jaxmeta.tasks import boxes, composite
-from jaxmeta.types import Task
+from jaxmeta.types import Environment, Task
 
 
 class InvalidEnvironment(ValueError):
     """An environment or a family breaks a rule of `TaskFamily`; the message names the part and what would be right."""
 
 
-def check_is_environment(env: Any) -> None:
+def check_is_environment(env: object) -> None:
     """Raises InvalidEnvironment unless ``env`` has the parts of a gymnax environment; calls none of them."""
     parts = ("default_params", "action_space", "observation_space")
     missing = [x for x in parts if not hasattr(type(env), x) and not hasattr(env, x)]
@@ -34,20 +34,20 @@ def check_is_environment(env: Any) -> None:
         )
 
 
-def default_task(env: Any) -> Task:
+def default_task(env: Environment) -> Task:
     """``env.default_params``; every task has its structure and shapes."""
     check_is_environment(env)
     with jax.ensure_compile_time_eval():
         return env.default_params
 
 
-def name_of(env: Any) -> str:
+def name_of(env: object) -> str:
     """The environment's name, for messages."""
     named = getattr(env, "name", None)
     return named if isinstance(named, str) else type(env).__name__
 
 
-def action_space(env: Any) -> spaces.Discrete | spaces.Box:
+def action_space(env: Environment) -> spaces.Discrete | spaces.Box:
     """The action space of the environment's default task.
 
     Raises InvalidEnvironment unless it is a `Discrete` of at least one action or a `Box` of at
@@ -56,7 +56,7 @@ def action_space(env: Any) -> spaces.Discrete | spaces.Box:
     return _space(env, "action_space")
 
 
-def observation_space(env: Any) -> spaces.Discrete | spaces.Box:
+def observation_space(env: Environment) -> spaces.Discrete | spaces.Box:
     """The space of one observation of the default task, flattened where it has several parts (see `composite`).
 
     Raises InvalidEnvironment as `action_space` does.
@@ -64,12 +64,12 @@ def observation_space(env: Any) -> spaces.Discrete | spaces.Box:
     return _space(env, "observation_space")
 
 
-def declared_observation_space(env: Any) -> spaces.Space:
+def declared_observation_space(env: Environment) -> spaces.Space:
     """The observation space as the environment declares it, with its parts."""
     return _declared(env, "observation_space")
 
 
-def flat_observation(env: Any, obs: Any) -> Any:
+def flat_observation(env: Environment, obs: Any) -> Any:
     """An observation of ``env`` as one array: flattened where its space has several parts (see `composite`)."""
     if is_one_array(obs) and kind(obs.dtype) != "int":  # a space may be costly to make
         return obs
@@ -77,14 +77,14 @@ def flat_observation(env: Any, obs: Any) -> Any:
     return composite.flatten(space, obs) if composite.is_composite(space) else obs
 
 
-def _declared(env: Any, what: str) -> Any:
+def _declared(env: Environment, what: str) -> Any:
     default = default_task(env)
     # Bounds must be concrete numbers, also inside a caller's trace.
     with jax.ensure_compile_time_eval():
         return call(f"{name_of(env)}.{what}", getattr(env, what), default)
 
 
-def _space(env: Any, what: str) -> spaces.Discrete | spaces.Box:
+def _space(env: Environment, what: str) -> spaces.Discrete | spaces.Box:
     space, where = _declared(env, what), f"{name_of(env)}.{what}"
     if isinstance(space, spaces.Discrete):
         return _discrete(where, space)
@@ -143,7 +143,7 @@ def check_action(what: str, action: Any, space: spaces.Discrete | spaces.Box) ->
         )
 
 
-def num_tasks(name: str, tasks: Task, env: Any) -> int:
+def num_tasks(name: str, tasks: Task, env: Environment) -> int:
     """The number M of ``tasks [M]``; raises ValueError unless they are a batch of tasks of ``env`` (`checks.batch`)."""
     return checks.batch(name, tasks, default_task(env), f"a task of {name_of(env)}")
 

@@ -16,7 +16,7 @@ from gymnax.environments import environment, spaces
 from jaxmeta import checks
 from jaxmeta.tasks import environments, time_limit
 from jaxmeta.tasks.family import Controller, TaskFamily
-from jaxmeta.types import Task
+from jaxmeta.types import SteppedEnvironment, Task
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Informed(environment.Environment[Any, Any]):
     are included.
     """
 
-    env: Any
+    env: SteppedEnvironment
     """The environment within."""
 
     @property
@@ -58,7 +58,7 @@ class Informed(environment.Environment[Any, Any]):
 
     @property
     def name(self) -> str:
-        return f"Informed{self.env.name}"
+        return f"Informed{environments.name_of(self.env)}"
 
     def action_space(self, params: Task | None = None) -> spaces.Space:
         return self.env.action_space(params)

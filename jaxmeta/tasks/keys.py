@@ -13,7 +13,17 @@ from jax.extend import random as extend_random
 
 def typed(key: jax.Array) -> jax.Array:
     """``key`` as an array of keys ``[...]``; words ``[..., 2]``, as of ``jax.random.PRNGKey``, are wrapped."""
-    return key if _is_key(key) else jax.random.wrap_key_data(key)
+    return key if is_key(key) else jax.random.wrap_key_data(key)
+
+
+def is_key(leaf: Any) -> bool:
+    """Whether ``leaf``, an array or the shape of one, holds random keys."""
+    return jnp.issubdtype(getattr(leaf, "dtype", bool), jax.dtypes.prng_key)
+
+
+def words(leaf: Any) -> Any:
+    """``leaf`` as numbers: the words of random keys, and anything else as it is."""
+    return jax.random.key_data(leaf) if is_key(leaf) else leaf
 
 
 def at_step(key: jax.Array, t: jax.Array) -> jax.Array:
@@ -54,27 +64,23 @@ def plain(key: jax.Array) -> jax.Array:
 
 def all_quick(tree: Any) -> Any:
     """``tree`` with every key made `quick`."""
-    return jax.tree.map(lambda leaf: quick(leaf) if _is_key(leaf) else leaf, tree)
+    return jax.tree.map(lambda leaf: quick(leaf) if is_key(leaf) else leaf, tree)
 
 
 def all_plain(tree: Any) -> Any:
     """``tree`` with every key made `plain`."""
-    return jax.tree.map(lambda leaf: plain(leaf) if _is_key(leaf) else leaf, tree)
+    return jax.tree.map(lambda leaf: plain(leaf) if is_key(leaf) else leaf, tree)
 
 
 def as_in(like: Any, tree: Any) -> Any:
     """``tree`` with the generators of the keys in ``like``."""
 
     def one(old: Any, new: Any) -> Any:
-        if not _is_key(old):
+        if not is_key(old):
             return new
         return jax.random.wrap_key_data(jax.random.key_data(new), impl=jax.random.key_impl(old))
 
     return jax.tree.map(one, like, tree)
-
-
-def _is_key(leaf: Any) -> bool:
-    return isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))

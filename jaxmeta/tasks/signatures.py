@@ -26,7 +26,7 @@ from jaxmeta.tasks.environments import (
     summary,
 )
 from jaxmeta.tasks.time_limit import steps_without_reset, without_limit
-from jaxmeta.types import Task
+from jaxmeta.types import Environment, Task
 
 
 class Signature(NamedTuple):
@@ -38,14 +38,19 @@ class Signature(NamedTuple):
     """Whether the environment takes `keys.quick` keys."""
 
 
-def signature_of(env: Any, task: Task) -> Signature:
+def signature_of(env: Environment, task: Task) -> Signature:
     """The signature of ``env`` on a task of these shapes; equal environments are checked once."""
     leaves, structure = jax.tree.flatten(task)
     shapes = tuple(
         jax.typeof(jnp.asarray(x) if not isinstance(x, jax.Array) else x) for x in leaves
     )
     shapes = tuple(jax.ShapeDtypeStruct(x.shape, x.dtype, weak_type=x.weak_type) for x in shapes)
-    args = (without_limit(env), structure, shapes, jax.config.read("jax_enable_x64"))
+    args: tuple[Any, ...] = (
+        without_limit(env),
+        structure,
+        shapes,
+        jax.config.read("jax_enable_x64"),
+    )
     try:
         hash(args)
     except TypeError:  # an environment that cannot be hashed is checked every time
@@ -53,7 +58,7 @@ def signature_of(env: Any, task: Task) -> Signature:
     return _checked_once(*args)
 
 
-def _checked(env: Any, structure: Any, shapes: tuple, x64: bool) -> Signature:
+def _checked(env: Environment, structure: Any, shapes: tuple, x64: bool) -> Signature:
     del x64
     task = jax.tree.unflatten(structure, shapes)
     try:
@@ -66,7 +71,9 @@ def _checked(env: Any, structure: Any, shapes: tuple, x64: bool) -> Signature:
 _checked_once = functools.lru_cache(maxsize=512)(_checked)
 
 
-def _state_shapes(env: Any, task: Any, kind_of_key: Callable[[jax.Array], jax.Array]) -> Any:
+def _state_shapes(
+    env: Environment, task: Any, kind_of_key: Callable[[jax.Array], jax.Array]
+) -> Any:
     """Shapes and dtypes of the environment's states, after all checks, for keys of one kind."""
     name = name_of(env)
     try:
@@ -97,7 +104,7 @@ class _Methods(NamedTuple):
     step: str
 
 
-def _methods(env: Any) -> _Methods:
+def _methods(env: Environment) -> _Methods:
     """The methods to call; raises InvalidEnvironment where the environment lacks one."""
     without_reset = steps_without_reset(env)
     methods = _Methods("reset_env", "step_env") if without_reset else _Methods("reset", "step")
@@ -109,7 +116,7 @@ def _methods(env: Any) -> _Methods:
     return methods
 
 
-def _action_shape(env: Any) -> jax.ShapeDtypeStruct:
+def _action_shape(env: Environment) -> jax.ShapeDtypeStruct:
     """Shape and dtype of one action."""
     space = action_space(env)
     dtype = space.dtype if kind(jnp.dtype(space.dtype)) == "int" else jnp.result_type(float)
@@ -148,7 +155,7 @@ def _step(env: Any, methods: _Methods, key: Any, state: Any, action: Any, task: 
 
 
 def _widest_state(
-    env: Any, methods: _Methods, inputs: tuple[Any, Any, Any, Any], space: Any
+    env: Environment, methods: _Methods, inputs: tuple[Any, Any, Any, Any], space: Any
 ) -> Any:
     """The state's shapes, with dtypes that steps keep; ``inputs`` are ``(key, state, action, task)`` of a step."""
     key, state, action, task = inputs
@@ -165,13 +172,13 @@ def _widest_state(
     )
 
 
-def _where(env: Any, method: str) -> str:
+def _where(env: object, method: str) -> str:
     """A method of an environment, for messages, under the name that the user gave it."""
     told_as = getattr(env, "told_as", None)
     return f"{name_of(env)}.{told_as(method) if callable(told_as) else method}"
 
 
-def _check_step(env: Any, methods: _Methods, after: _Step, space: Any) -> None:
+def _check_step(env: Environment, methods: _Methods, after: _Step, space: Any) -> None:
     """Raises InvalidEnvironment unless all that a step returns, the state apart, is as it must be."""
     where = _where(env, methods.step)
     _check_observation(f"{where}'s observation", after.obs, space)

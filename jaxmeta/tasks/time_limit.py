@@ -6,7 +6,7 @@ steps.
 """
 
 import dataclasses
-from typing import Any
+from typing import Any, TypeGuard
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ from flax import struct
 from gymnax.environments import environment, spaces
 
 from jaxmeta.tasks.environments import name_of
-from jaxmeta.types import Task
+from jaxmeta.types import Environment, SteppedEnvironment, Task
 
 
 @struct.dataclass
@@ -31,7 +31,7 @@ class TimedState:
 class TimeLimit(environment.Environment[Any, Any]):
     """An environment whose episodes are cut off after ``horizon`` steps, unless they end before."""
 
-    env: Any
+    env: SteppedEnvironment
     """The environment within."""
     horizon: int
     """Time limit of an episode, in steps."""
@@ -106,7 +106,7 @@ def ends_by(env: Any) -> int | None:
     return None
 
 
-def steps_without_reset(env: Any) -> bool:
+def steps_without_reset(env: Environment) -> TypeGuard[SteppedEnvironment]:
     """Whether an environment has a ``step_env`` and a ``reset_env`` of its own.
 
     gymnax's wrappers pass these two methods on from the environment that they wrap, and so bypass
@@ -117,6 +117,6 @@ def steps_without_reset(env: Any) -> bool:
     return hasattr(type(env), "step_env") and hasattr(type(env), "reset_env")
 
 
-def without_limit(env: Any) -> Any:
+def without_limit(env: Environment) -> Environment:
     """The environment inside a `TimeLimit`; any other environment as it is."""
     return env.env if isinstance(env, TimeLimit) else env

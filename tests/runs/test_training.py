@@ -23,7 +23,7 @@ from rich.console import Console
 from jaxmeta import tasks
 from jaxmeta.algorithms.maml import Config, maml
 from jaxmeta.algorithms.maml import Hyper as MamlHyper
-from jaxmeta.runs import checkpoints, claims, sinks, training
+from jaxmeta.runs import checkpoints, claims, metric_lines, run_folder, sinks, training
 from jaxmeta.runs.checkpoints import CheckpointError
 from jaxmeta.types import MetaAlgorithm
 from tests.probes import FAIL_AT_ONCE, exit_codes
@@ -98,12 +98,12 @@ def config(**changes):
 
 
 def lines(folder):
-    text = (folder / training.METRICS_FILE).read_text()
+    text = (folder / run_folder.METRICS_FILE).read_text()
     return [json.loads(line) for line in text.splitlines()]
 
 
 def steps(folder):
-    return sorted(int(p.name) for p in (folder / training.CHECKPOINT_FOLDER).iterdir())
+    return sorted(int(p.name) for p in (folder / run_folder.CHECKPOINT_FOLDER).iterdir())
 
 
 def assert_bit_equal(x, y):
@@ -127,7 +127,7 @@ def test_a_run_leaves_its_record(whole):
         assert row["env_steps"] == 2 * 2 * 4 * 2
         assert row["skipped_tasks"] == 0
     assert len({row["return/after"] for row in rows}) == 12
-    record = json.loads((folder / training.CONFIG_FILE).read_text())
+    record = json.loads((folder / run_folder.CONFIG_FILE).read_text())
     assert record["training"]["meta_updates"] == 12
     assert record["config"]["hidden_sizes"] == [4]
     assert steps(folder) == [5, 10, 12]  # the last three
@@ -176,14 +176,14 @@ def test_a_non_empty_folder_is_refused(family, algorithm, tmp_path):
 
 def test_resuming_another_run_is_refused_and_changes_nothing(whole, family, algorithm):
     folder, _ = whole
-    before = (folder / training.CONFIG_FILE).read_text()
+    before = (folder / run_folder.CONFIG_FILE).read_text()
     with pytest.raises(CheckpointError, match="training.seed is 5 and was 0"):
         training.train(algorithm, family, config(seed=5), folder=folder, resume=True, **QUIET)
     wider = seeking(size=5)
     description = {"algorithm": "maml", "config": {"hidden_sizes": (5,)}}
     with pytest.raises(CheckpointError, match=r"config.hidden_sizes is \[5\] and was \[4\]"):
         training.train(wider, family, config(), folder=folder, resume=True, description=description)
-    assert (folder / training.CONFIG_FILE).read_text() == before
+    assert (folder / run_folder.CONFIG_FILE).read_text() == before
     assert len(lines(folder)) == 12
 
 
@@ -201,7 +201,9 @@ def test_fewer_updates_than_done_are_refused(whole, family, algorithm):
         training.train(
             algorithm, family, config(meta_updates=3), folder=folder, resume=True, **QUIET
         )
-    assert json.loads((folder / training.CONFIG_FILE).read_text())["training"]["meta_updates"] == 12
+    assert (
+        json.loads((folder / run_folder.CONFIG_FILE).read_text())["training"]["meta_updates"] == 12
+    )
 
 
 def test_a_run_that_died_at_once_can_be_resumed(whole, family, algorithm, tmp_path):
@@ -214,7 +216,7 @@ def test_a_run_that_died_at_once_can_be_resumed(whole, family, algorithm, tmp_pa
         raise Died
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "_number", die)
+        patch.setattr(metric_lines, "_number", die)
         with pytest.raises(Died):
             training.train(algorithm, family, config(), folder=tmp_path, **QUIET)
     assert steps(tmp_path) == [0]
@@ -226,7 +228,7 @@ def test_an_interrupt_leaves_a_checkpoint_to_resume_from(whole, family, algorith
     before = signal.getsignal(signal.SIGINT)
 
     def interrupt():
-        file = tmp_path / training.METRICS_FILE
+        file = tmp_path / run_folder.METRICS_FILE
         while not file.exists() or "\n" not in file.read_text():
             time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGINT)
@@ -248,7 +250,7 @@ def test_an_interrupt_leaves_a_checkpoint_to_resume_from(whole, family, algorith
 def test_lines_after_the_checkpoint_are_computed_again(family, algorithm, tmp_path):
     """As after a kill: metrics went on past the checkpoint, the last line was cut."""
     training.train(algorithm, family, config(meta_updates=5), folder=tmp_path, **QUIET)
-    with open(tmp_path / training.METRICS_FILE, "a") as file:
+    with open(tmp_path / run_folder.METRICS_FILE, "a") as file:
         file.write('{"update": 6}\n{"upda')
     training.train(algorithm, family, config(meta_updates=8), folder=tmp_path, resume=True, **QUIET)
     rows = lines(tmp_path)
@@ -309,7 +311,7 @@ def test_a_full_disk_loses_nothing_that_was_saved(tmp_path):
 
 def steps_of(folder):
     """Finished checkpoints, whatever else is there."""
-    names = [path.name for path in (folder / training.CHECKPOINT_FOLDER).iterdir()]
+    names = [path.name for path in (folder / run_folder.CHECKPOINT_FOLDER).iterdir()]
     return sorted(int(name) for name in names if name.isdigit())
 
 
@@ -383,14 +385,6 @@ def test_advance_can_be_mapped_over_seeds(x64):
         np.testing.assert_allclose(x[1], y, rtol=1e-9, atol=1e-12)
 
 
-def test_what_a_crash_left_in_the_metrics_is_dropped(tmp_path):
-    path = tmp_path / training.METRICS_FILE
-    kept = b'{"update": 1}\n{"update": 2}\n'
-    path.write_bytes(kept + b'{"update": 3}\n\x00\xff\x00\n[1]\n{"other": 1}\n{"upda')
-    training._cut_metrics(path, 2)
-    assert path.read_bytes() == kept
-
-
 @pytest.fixture(scope="module")
 def population(family, algorithm, tmp_path_factory):
     """Two step sizes, two seeds; and its folder."""
@@ -420,7 +414,7 @@ def test_a_population_records_every_member(population):
     assert sorted(told) == [(u, h, s) for u in range(1, 13) for h in (0, 1) for s in (3, 4)]
     assert len({row["return/before"] for row in rows if row["update"] == 1}) == 2  # seeds
     assert len({row["return/after"] for row in rows if row["update"] == 1}) == 4
-    record = json.loads((members["folder"] / training.CONFIG_FILE).read_text())
+    record = json.loads((members["folder"] / run_folder.CONFIG_FILE).read_text())
     assert [x["step_size"] for x in record["population"]["hypers"]] == [0.05, 0.2]
 
 
@@ -552,12 +546,12 @@ def test_beginning_from_what_was_learned(whole, family, algorithm, tmp_path):
     assert begun.num_updates == 2
     np.testing.assert_allclose(begun.state["w"] - run.state["w"], newborn.state["w"], rtol=1e-5)
     assert_bit_equal(begun, training.train(adding, family, plan, initial=jax.device_get(run.state)))
-    record = json.loads((folder / training.CONFIG_FILE).read_text())
+    record = json.loads((folder / run_folder.CONFIG_FILE).read_text())
     assert record["initial"] == checkpoints.digest(run.state)
     longer = dataclasses.replace(plan, meta_updates=4)
     resumed = training.train(adding, family, longer, folder=folder, resume=True)
     assert_bit_equal(resumed, training.train(adding, family, longer, initial=run))
-    assert json.loads((folder / training.CONFIG_FILE).read_text())["initial"] == record["initial"]
+    assert json.loads((folder / run_folder.CONFIG_FILE).read_text())["initial"] == record["initial"]
     with pytest.raises(ValueError, match="initial must be None where resume=True"):
         training.train(adding, family, longer, initial=run, folder=folder, resume=True)
     wider = seeking(size=5)
@@ -580,7 +574,7 @@ def test_infinite_settings_survive_a_folder(family, tmp_path):
             path.read_text().splitlines() if path.suffix == ".jsonl" else [path.read_text()]
         ):
             json.loads(line, parse_constant=pytest.fail)
-    record = json.loads((tmp_path / "run" / training.CONFIG_FILE).read_text())
+    record = json.loads((tmp_path / "run" / run_folder.CONFIG_FILE).read_text())
     assert record["hyper"] == {"anneal": "Infinity", "low": "-Infinity"}
     assert record["at"] == str(tmp_path)
     path = next((tmp_path / "run").rglob("1/record/metadata"))

@@ -134,3 +134,13 @@ def test_an_environment_may_make_its_own_keys():
     assert data.last.tolist() == [0, 0, 0, 1] * 2
     np.testing.assert_array_equal(data.next_obs[:4], data.next_obs[4:])  # drawn from the same key
     assert len(np.unique(data.next_obs[:4])) == 4
+
+
+def test_keys_are_told_from_numbers():
+    key = jax.random.key(3)
+    for found in (key, keys.quick(key), jax.eval_shape(lambda: key)):
+        assert keys.is_key(found)
+    for number in (jax.random.key_data(key), np.zeros(2), 1.0, True):
+        assert not keys.is_key(number)
+        assert keys.words(number) is number
+    np.testing.assert_array_equal(keys.words(key), jax.random.key_data(key))

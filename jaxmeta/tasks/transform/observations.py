@@ -3,7 +3,6 @@
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +24,7 @@ from jaxmeta.tasks.transform.wrappers import (
     transformed,
     warn_of_no_variety,
 )
-from jaxmeta.types import Task
+from jaxmeta.types import Environment, Task
 
 
 @dataclasses.dataclass(frozen=True)
@@ -266,12 +265,12 @@ def hidden(
     )
 
 
-def _num_elements(env: Any, axis: int | None) -> int:
+def _num_elements(env: Environment, axis: int | None) -> int:
     """The number of elements to permute."""
     space = observations(env)
     if not isinstance(space, spaces.Box | spaces.Discrete):
         raise ValueError(
-            f"env={env.name!r} has observations in {space}, where a Box or Discrete is needed"
+            f"env={environments.name_of(env)!r} has observations in {space}, where a Box or Discrete is needed"
         )
     if axis is None:
         return space.n if isinstance(space, spaces.Discrete) else math.prod(space.shape)

@@ -12,9 +12,9 @@ import numpy as np
 from flax import struct
 from gymnax.environments import environment, spaces
 
-from jaxmeta.tasks import composite, environments, time_limit
+from jaxmeta.tasks import composite, environments, keys, time_limit
 from jaxmeta.tasks.family import SPLITS, Controller, Sampler, TaskFamily
-from jaxmeta.types import Task
+from jaxmeta.types import Environment, SteppedEnvironment, Task
 
 Draw = Callable[[jax.Array, Task, str], Any]
 """``(key, task within, split) -> part that the transformation adds to the task``."""
@@ -27,7 +27,7 @@ class Wrapper(environment.Environment[Any, Any]):
     Wrappers of equal environments are equal and share compiled programs.
     """
 
-    env: Any
+    env: SteppedEnvironment
     """The environment within. Its observations are one array: those of several parts are `Flattened`."""
 
     def __post_init__(self) -> None:
@@ -95,7 +95,7 @@ class Wrapper(environment.Environment[Any, Any]):
 
     @property
     def name(self) -> str:
-        return f"{type(self).__name__}{self.env.name}"
+        return f"{type(self).__name__}{environments.name_of(self.env)}"
 
     # Spaces are those of the default task: a batch of tasks would count as larger. They are made
     # concretely, also inside a trace, because their bounds are read.
@@ -115,7 +115,7 @@ class Flattened(Wrapper):
         return environments.flat_observation(self.env, obs)
 
 
-def flattened(env: Any) -> Any:
+def flattened(env: Environment) -> Environment:
     """``env``, or if its observations have several parts `Flattened` around it."""
     if isinstance(env, Wrapper):
         return env
@@ -195,11 +195,7 @@ def all_equal(draw: Callable[[jax.Array], Any], num_drawn: int = 16) -> bool:
 
     def drawn(seed: int) -> list[np.ndarray]:
         leaves = jax.tree.leaves(draw(jax.random.key(seed)))
-        is_key = [jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) for leaf in leaves]
-        return [
-            np.asarray(jax.random.key_data(leaf) if key else leaf)
-            for leaf, key in zip(leaves, is_key, strict=True)
-        ]
+        return [np.asarray(keys.words(leaf)) for leaf in leaves]
 
     with jax.ensure_compile_time_eval():
         first = drawn(0)
@@ -261,6 +257,6 @@ def box(space: spaces.Space, family: TaskFamily, what: str) -> spaces.Box:
     return space
 
 
-def observations(env: Any) -> spaces.Space:
+def observations(env: Environment) -> spaces.Space:
     """The observation space of the environment's default task, flattened, with concrete bounds."""
     return environments.observation_space(env)
