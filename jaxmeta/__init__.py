@@ -23,6 +23,7 @@ Each room of the house imports only the rooms above it.
 | `jaxmeta.evaluation` | adaptation curves, trials, reference agents, statistics with intervals |
 | `jaxmeta.plotting` | figures |
 | `jaxmeta.runs` | the host's side: training, checkpoints, experiments, presets, metrics |
+| `jaxmeta.datasets` | histories of learners, on disk and as windows to train on |
 | `jaxmeta.deployment` | a trained agent in one real task |
 
 # What the numbers mean
@@ -111,6 +112,7 @@ _FROM_EXPERIMENTS = ("load", "pretrained")
 __all__ = [
     "algorithms",
     "checks",
+    "datasets",
     "deployment",
     "estimators",
     "evaluation",

@@ -34,7 +34,7 @@ from jaxmeta.networks.actor_critic import (
     check_network_fits,
     recurrent_actor_critic,
 )
-from jaxmeta.networks.distributions import Categorical
+from jaxmeta.networks.distributions import Categorical, Distribution
 from jaxmeta.networks.recurrent import Memory
 from jaxmeta.tasks.family import TaskFamily
 from jaxmeta.types import Params, Trajectory
@@ -187,6 +187,31 @@ def in_context_learner(
         return State(meta._replace(params=params), optimizer_state, done), metrics
 
     return InContextLearner(parts, init, imitate)
+
+
+@checks.arguments
+def predictions(
+    family: TaskFamily,
+    config: Config,
+    *,
+    memory: Memory | None = None,
+    network: ActorCritic | None = None,
+) -> Callable[[Meta, Trajectory], Distribution]:
+    """``(meta, data [T]) -> distributions [T]``: what the network predicts at each step of a stream, after all that came before.
+
+    Arguments are those of the algorithm that learned ``meta``. The network reads the stream from its first step, with an
+    empty memory.
+    """
+    network = network_of(family, config, memory, network)
+    trials = recurrent.Config(num_episodes=config.num_episodes, sees_time=False)
+    parts = recurrent.recurrent_learner(family, trials, network, reads=Meta)
+
+    def predicted(meta: Meta, data: Trajectory) -> Distribution:
+        begun = recurrent.TrialMemory((), jnp.zeros((), jnp.int32))
+        inputs = parts.inputs(meta, data._replace(memory=begun))
+        return network.unroll(meta.params, network.initial(), inputs)[0]
+
+    return predicted
 
 
 def without_broken(data: Trajectory, counted: jax.Array) -> Trajectory:

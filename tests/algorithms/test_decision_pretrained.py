@@ -82,6 +82,27 @@ def test_a_step_descends_the_error_at_the_best_actions(bandit, drawn):
         np.testing.assert_allclose(x, p - 0.1 * g / norm, rtol=1e-4, atol=1e-7)
 
 
+def test_a_broken_task_is_left_out_and_counted():
+    """With one task broken the others are learned from; with all tasks broken nothing changes."""
+    family = tasks.make("gaussian_bandit", num_arms=3, num_pulls=4)
+    drawn = tasks.sample_tasks(jax.random.key(1), family, 6, split="train")
+    algorithm = decision_pretrained(family, Config(num_episodes=2), memory=gru(4))
+    step = jax.jit(algorithm.step)
+    state = algorithm.init(jax.random.key(0))
+    broken = jax.tree.map(lambda x: x.at[2].set(jnp.nan), drawn)
+    after, metrics = step(jax.random.key(5), state, broken)
+    assert metrics["skipped_tasks"] == 1
+    for x in jax.tree.leaves(after.meta.params):
+        assert jnp.all(jnp.isfinite(x))
+    assert after.num_updates == 1
+    same, metrics = step(
+        jax.random.key(5), state, jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), drawn)
+    )
+    assert metrics["skipped_updates"] == 1
+    for x, y in zip(jax.tree.leaves(same), jax.tree.leaves(state), strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
 def test_the_roll_in_acts_at_random_in_a_share_of_the_tasks(bandit):
     """The learner always takes arm 2: so does everyone but the random ones, a quarter of 2 000."""
     learner = decision_pretrained(bandit, Config(num_episodes=2), memory=gru(4)).learner
@@ -116,18 +137,12 @@ def posterior_gap(algorithm, family, meta, config, memory):
     """Mean KL of the exact posterior of the best arm to the network's, at each prefix of random contexts, ``[T]``."""
     held_out = tasks.sample_tasks(jax.random.key(7), family, 2000, split="test")
     setup = rollouts.Setup(roll_in(algorithm.learner, family, 1.0), family.env, 1, family.horizon)
-    network = in_context.network_of(family, config, memory, None)
-    parts = recurrent.recurrent_learner(
-        family, recurrent.Config(sees_time=False), network, reads=in_context.Meta
-    )
+    predict = in_context.predictions(family, config, memory=memory)
 
     @jax.jit
     def gap(key):
         data = recurrent.trials_of(key, meta, held_out, setup=setup)
-        inputs = jax.vmap(parts.inputs, (None, 0))(meta, data)
-        log_q = jax.vmap(
-            lambda x: network.unroll(meta.params, network.initial(), x)[0].log_probs()
-        )(inputs)
+        log_q = jax.vmap(predict, (None, 0))(meta, data).log_probs()
         chosen = jax.nn.one_hot(data.action, family.action_space.n)
         pulls = jnp.cumsum(chosen, axis=1) - chosen
         paid = chosen * data.reward[..., None]
