@@ -103,9 +103,7 @@ def _family(name: str, horizon: int, scale: float) -> TaskFamily:
     )
 
 
-def playground(
-    body: str = "CheetahRun", *, horizon: int = 200, scale: float = 1.5
-) -> TaskFamily:
+def playground(body: str = "CheetahRun", *, horizon: int = 200, scale: float = 1.5) -> TaskFamily:
     """A body of MuJoCo Playground's Control Suite: its physics and its start are drawn per task.
 
     ``CheetahRun``, ``HopperHop``, ``WalkerWalk`` and others are locomotion; ``FingerSpin`` and ``FingerTurnEasy`` are
