@@ -10,7 +10,6 @@ Needs MuJoCo Playground: ``pip install "jaxmeta[playground]"``.
 import copy
 import functools
 import math
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -21,6 +20,7 @@ from gymnax.environments import spaces
 from jaxmeta import checks
 from jaxmeta.tasks.family import Sampler, TaskFamily
 from jaxmeta.tasks.functions import from_functions
+from jaxmeta.tasks.transform import laws
 
 
 def _suite() -> Any:
@@ -58,23 +58,17 @@ def _family(name: str, horizon: int, scale: float) -> TaskFamily:
     with jax.numpy_rank_promotion("allow"):
         first = jax.eval_shape(env.reset, jax.random.PRNGKey(0))
     structure = jax.tree.structure(first)  # which two calls make unequal: it holds arrays
-    sizes = {"mass": (env.mjx_model.nbody,), "strength": (env.mjx_model.nu,)}
-    sizes |= {"friction": (), "gravity": ()}
+    num_bodies = env.mjx_model.nbody
+    num_factors = num_bodies + env.mjx_model.nu + 2
 
-    def within(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-        return jax.random.uniform(key, shape, minval=-1.0)
-
-    def outside(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-        size_key, sign_key = jax.random.split(key)
-        size = jax.random.uniform(size_key, shape, minval=1.0, maxval=1.5)
-        return size * jax.random.rademacher(sign_key, shape, size.dtype)
-
-    def sampler(exponents: Callable[[jax.Array, tuple[int, ...]], jax.Array]) -> Sampler:
+    def sampler(split: str) -> Sampler:
         def body(key: jax.Array) -> dict[str, Any]:
-            keys = dict(zip(["start", *sizes], jax.random.split(key, 1 + len(sizes)), strict=True))
-            physics = {x: scale ** exponents(keys[x], shape) for x, shape in sizes.items()}
+            start_key, *keys = jax.random.split(key, 1 + num_factors)
+            factors = jax.vmap(lambda key: laws.factor(key, scale, split))(jnp.stack(keys))
+            mass, strength = factors[:num_bodies], factors[num_bodies:-2]
+            physics = dict(mass=mass, strength=strength, friction=factors[-2], gravity=factors[-1])
             with jax.numpy_rank_promotion("allow"):
-                start = _with_physics(env, physics).reset(jax.random.key_data(keys["start"]))
+                start = _with_physics(env, physics).reset(jax.random.key_data(start_key))
             leaves = tuple(map(jnp.asarray, jax.tree.leaves(start)))
             return {"physics": physics, "obs": start.obs, "start": leaves}
 
@@ -97,8 +91,8 @@ def _family(name: str, horizon: int, scale: float) -> TaskFamily:
         observation_space=spaces.Box(-math.inf, math.inf, first.obs.shape, jnp.float32),
         action_space=spaces.Box(-1.0, 1.0, (env.action_size,), jnp.float32),
         horizon=horizon,
-        train=sampler(within),
-        out_of_distribution=sampler(outside),
+        train=sampler("train"),
+        out_of_distribution=sampler("out_of_distribution"),
         name="playground",
     )
 

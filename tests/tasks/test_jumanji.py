@@ -3,7 +3,6 @@
 import sys
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -83,17 +82,21 @@ def test_other_games_keep_theirs(name):
 
 @pytest.mark.slow
 def test_rl2_learns_in_it(in_earnest):
-    """LEVEL"""
+    """More squares than random actions open, and more in the second episode: the mines are where they were."""
     from jumanji.environments.logic.minesweeper.generator import UniformSamplingGenerator
 
     game = package.environments.Minesweeper(UniformSamplingGenerator(5, 5, 4))
     family = jumanji.jumanji(game, horizon=15)
     algorithm = rl2(family, Config(num_minibatches=2, num_epochs=2), Hyper(learning_rate=2e-3))
     log = []
-    plan = training.Config(meta_updates=40, num_tasks=64)
+    plan = training.Config(meta_updates=500, num_tasks=64)
     training.train(algorithm, family, plan, sink=log.append)
-    first, last = (np.mean([x["return/trial"] for x in part]) for part in (log[:5], log[-5:]))
-    assert last > first + 1
+
+    def mean(name, part):
+        return np.mean([x[f"return/{name}"] for x in part])
+
+    assert mean("trial", log[-50:]) > mean("trial", log[:5]) + 2
+    assert mean("after", log[-50:]) > mean("before", log[-50:]) + 0.5
 
 
 def test_settings(monkeypatch):

@@ -80,7 +80,9 @@ def test_steps_are_mujoco_s_and_the_task_outlasts_episodes():
         for t in range(3):
             simulated.ctrl[:] = action
             mujoco.mj_step(model, simulated, env.n_substeps)
-            np.testing.assert_allclose(data.next_obs[m, t, 4:7], simulated.qvel, rtol=5e-3, atol=5e-3)
+            np.testing.assert_allclose(
+                data.next_obs[m, t, 4:7], simulated.qvel, rtol=5e-3, atol=5e-3
+            )
             assert data.reward[m, t] == float(simulated.qvel[2] <= -15)
         assert np.abs(simulated.qvel).max() > 0.5
     for factors in drawn["physics"].values():
@@ -105,14 +107,14 @@ def test_bodies_keep_their_promises(name):
 
 @pytest.mark.slow
 def test_rl2_learns_to_run(in_earnest):
-    """LEVEL"""
+    """Two episodes of half a second earn 0.6 at the beginning, as random actions do, and more than 8 in the end."""
     family = playground.playground("CheetahRun", horizon=50)
     algorithm = rl2(family, Config(num_minibatches=2, num_epochs=2), Hyper(learning_rate=2e-3))
     log = []
     plan = training.Config(meta_updates=40, num_tasks=32)
     training.train(algorithm, family, plan, sink=log.append)
     first, last = (np.mean([x["return/trial"] for x in part]) for part in (log[:5], log[-5:]))
-    assert last > first + 1
+    assert last > first + 4
 
 
 def test_settings(monkeypatch):
@@ -122,7 +124,9 @@ def test_settings(monkeypatch):
         playground.playground(scale=1)
     with pytest.raises(ValueError, match="scale=0.5 must lie between 1 and 10"):
         playground.playground(scale=0.5)
-    with pytest.raises(ValueError, match="body='CheetahRuns' is unknown: did you mean 'CheetahRun'"):
+    with pytest.raises(
+        ValueError, match="body='CheetahRuns' is unknown: did you mean 'CheetahRun'"
+    ):
         playground.playground("CheetahRuns")
     monkeypatch.setitem(sys.modules, "mujoco_playground", None)
     with pytest.raises(ImportError, match=r'pip install "jaxmeta\[playground\]"'):
