@@ -9,7 +9,6 @@ Needs MuJoCo Playground: ``pip install "jaxmeta[playground]"``.
 
 import copy
 import functools
-import math
 from typing import Any
 
 import jax
@@ -88,7 +87,7 @@ def _family(name: str, horizon: int, scale: float) -> TaskFamily:
     return from_functions(
         reset,
         step,
-        observation_space=spaces.Box(-math.inf, math.inf, first.obs.shape, jnp.float32),
+        observation_space=spaces.Box(-jnp.inf, jnp.inf, first.obs.shape, jnp.float32),
         action_space=spaces.Box(-1.0, 1.0, (env.action_size,), jnp.float32),
         horizon=horizon,
         train=sampler("train"),

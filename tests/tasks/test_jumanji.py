@@ -87,7 +87,8 @@ def test_rl2_learns_in_it(in_earnest):
 
     game = package.environments.Minesweeper(UniformSamplingGenerator(5, 5, 4))
     family = jumanji.jumanji(game, horizon=15)
-    algorithm = rl2(family, Config(num_minibatches=2, num_epochs=2), Hyper(learning_rate=2e-3))
+    config = Config(num_episodes=2, num_minibatches=2, num_epochs=2)
+    algorithm = rl2(family, config, Hyper(learning_rate=2e-3))
     log = []
     plan = training.Config(meta_updates=500, num_tasks=64)
     training.train(algorithm, family, plan, sink=log.append)

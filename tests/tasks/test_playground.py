@@ -109,7 +109,8 @@ def test_bodies_keep_their_promises(name):
 def test_rl2_learns_to_run(in_earnest):
     """Two episodes of half a second earn 0.6 at the beginning, as random actions do, and more than 8 in the end."""
     family = playground.playground("CheetahRun", horizon=50)
-    algorithm = rl2(family, Config(num_minibatches=2, num_epochs=2), Hyper(learning_rate=2e-3))
+    config = Config(num_episodes=2, num_minibatches=2, num_epochs=2)
+    algorithm = rl2(family, config, Hyper(learning_rate=2e-3))
     log = []
     plan = training.Config(meta_updates=40, num_tasks=32)
     training.train(algorithm, family, plan, sink=log.append)
