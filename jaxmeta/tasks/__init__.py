@@ -2,7 +2,8 @@
 
 `make` returns a family by its name in `FAMILIES`. `from_functions` makes a family of two functions of your own,
 `TaskFamily` of a gymnax environment, `from_list` of a fixed list of tasks, and `transform` makes one family from
-another. `check` tries a family before training. `craftax.craftax` makes Craftax's worlds tasks; it has no name in `FAMILIES`.
+another. `check` tries a family before training. `craftax.craftax` makes Craftax's worlds tasks, `jumanji.jumanji`
+boards of Jumanji's games, and `playground.playground` bodies of MuJoCo Playground; they have no name in `FAMILIES`.
 What an environment and its samplers must hand over is checked before anything compiles; an
 `InvalidEnvironment` names the part that is wrong and what would be right:
 
@@ -40,10 +41,12 @@ from jaxmeta.tasks import (
     gridnavi,
     gridworld,
     informed,
+    jumanji,
     locomotion,
     maze,
     minatar,
     navigation,
+    playground,
     reaching,
     summarisation,
     t_maze,
@@ -158,6 +161,7 @@ __all__ = [
     "gridnavi",
     "gridworld",
     "informed",
+    "jumanji",
     "keys",
     "locomotion",
     "make",
@@ -165,6 +169,7 @@ __all__ = [
     "minatar",
     "names",
     "navigation",
+    "playground",
     "reaching",
     "sample_tasks",
     "summarisation",
