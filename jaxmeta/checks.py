@@ -17,6 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxmeta.types import Description
+
 
 def plain(value: Any) -> Any:
     """The Python number of a NumPy or jax scalar; anything else as it is."""
@@ -347,8 +349,9 @@ def constructor(
 
     It checks the `arguments`, the hyper-parameters (by `hyper` with ``ranges``), also those of
     ``init(key, hyper)``, and that the tasks of a ``step`` are a `batch` of the family's tasks, unless it takes
-    windows of experience, which it checks itself.
+    windows of experience, which it checks itself. The algorithm's ``description`` says what it was made of.
     """
+    standard = ("family", "config", "hyper")
 
     def decorate(function: Function) -> Function:
         checked = arguments(function)
@@ -378,12 +381,25 @@ def constructor(
                     )
                 return algorithm.step(key, state, tasks)
 
-            family = _given(function, args, kwargs)["family"]
-            return algorithm._replace(init=init, step=step)
+            bound = inspect.signature(function).bind(*args, **kwargs)
+            objects = {x: bound.arguments[x] for x in bound.arguments if x not in standard}
+            bound.apply_defaults()
+            family, config, numbers = (bound.arguments[x] for x in standard)
+            made = algorithm._replace(init=init, step=step)
+            parts = {x: y for x, y in made._asdict().items() if x != "description"}
+            return made._replace(
+                description=Description(
+                    function.__name__, family, config, numbers, _not_none(objects), parts
+                )
+            )
 
         return construct  # type: ignore[return-value]
 
     return decorate
+
+
+def _not_none(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def _given(function: Callable, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ Docstrings give unbatched shapes (``[T]`` for one stream, ``[N, T]`` for one tas
 """
 
 import ast
+import dataclasses
 import inspect
 import sys
 from collections.abc import Callable, Mapping
@@ -130,6 +131,24 @@ class Lifetime(NamedTuple):
     """Whether a stream is a trial of T steps, in whose memory the learner learns."""
 
 
+@dataclasses.dataclass(frozen=True, eq=False)  # hashed by identity: settings may be arrays
+class Description:
+    """The constructor of `algorithms` that made an algorithm, and what the constructor was given."""
+
+    name: str
+    """Name of the constructor, in `algorithms.ALGORITHMS`."""
+    family: Any
+    """The family that the algorithm was made for."""
+    config: Any
+    """The algorithm's ``Config``."""
+    hyper: Any
+    """The algorithm's ``Hyper``."""
+    arguments: Mapping[str, Any]
+    """Other arguments that the constructor was given, by name: a network, an optimiser."""
+    parts: Mapping[str, Any]
+    """The fields of the `MetaAlgorithm` as the constructor made them."""
+
+
 class MetaAlgorithm(NamedTuple):
     """The slow loop: optimises ``meta``, the parameters that all learners start from."""
 
@@ -142,6 +161,9 @@ class MetaAlgorithm(NamedTuple):
     """The learner that is trained."""
     lifetime: Lifetime | None = None
     """How the learner collects experience in meta-training; `deployment.Session` does the same in one real task."""
+    description: Description | None = None
+    """What the algorithm was made of; None for an algorithm of your own. `training.train` records it and compares it on
+    resuming."""
 
 
 class Source(NamedTuple):

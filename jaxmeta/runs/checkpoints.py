@@ -20,7 +20,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.sharding import SingleDeviceSharding
 
-from jaxmeta.runs import records
+from jaxmeta.runs import descriptions, records
 
 FORMAT = 1
 
@@ -186,9 +186,10 @@ def _check_same_run(
     path: Path, description: Mapping[str, Any], saved: Any, ignore: tuple[str, ...]
 ) -> None:
     """Raises CheckpointError unless the description equals the ``saved`` one, names in ``ignore`` apart."""
+    before = records.plain(records.read(saved))
     different = [
-        f"{name} is {ours!r} and was {theirs!r}"
-        for name, ours, theirs in differences(dict(description), records.plain(records.read(saved)))
+        descriptions.difference(name, ours, theirs)
+        for name, ours, theirs in differences(descriptions.comparable(description, before), before)
         if not name.startswith(ignore or ("\0",))
     ]
     if different:

@@ -28,7 +28,16 @@ from orbax.checkpoint import CheckpointManager
 from rich.console import Console
 
 from jaxmeta import checks
-from jaxmeta.runs import checkpoints, claims, durations, processes, records, sinks, terminal
+from jaxmeta.runs import (
+    checkpoints,
+    claims,
+    descriptions,
+    durations,
+    processes,
+    records,
+    sinks,
+    terminal,
+)
 from jaxmeta.runs.sinks import Sink
 from jaxmeta.tasks.family import TaskFamily, sample_tasks
 from jaxmeta.tasks.promises import check_promises
@@ -238,8 +247,9 @@ def train(
             result of a run without a stop.
         description: Settings that identify the algorithm and the family, as `records.plain` takes
             them. They are kept in ``config.json`` and in each checkpoint, and compared on resuming.
-            None means the family's name and horizon; `experiments.load` then needs the algorithm
-            and the family.
+            None means `descriptions.of`: the algorithm's name, ``config`` and ``hyper`` if a
+            constructor of `algorithms` made it, and the family's name, horizon and a hash of a few
+            of its tasks.
         console: Console for progress; None means standard error.
         sink: A second destination of the metrics: any function of a line, or a sink of `sinks`. An
             exception in the sink ends the run, after a checkpoint is saved in ``folder``. A resumed
@@ -254,14 +264,15 @@ def train(
         KeyboardInterrupt: after an interrupt (or SIGTERM), once a checkpoint is saved in
             ``folder``; without a folder the state is lost. A second interrupt stops at once.
         ValueError: the number of devices does not divide ``config.num_tasks``; ``initial`` while
-            resuming.
+            resuming; or ``algorithm`` was made for a family of another horizon or environment.
         TypeError: a metric is no scalar; or the arrays of ``initial``, or of the state after a
             meta-update, differ from those that ``algorithm.init`` makes.
         tasks.InvalidEnvironment: the family breaks a promise (see `tasks.check_promises`).
     """
     check_promises(family)
+    descriptions.check_made_for(algorithm, family)
     mesh = device_mesh(config.num_tasks)
-    description = _described(description, family, source)
+    description = _described(description, algorithm, family, source, folder)
     begun = jax.jit(begin, static_argnames="algorithm")
     key = jax.random.key(config.seed)
 
@@ -342,6 +353,7 @@ def train_population(
     seeds = [config.seed + i for i in range(num_seeds)]
     checks.between("seed", seeds[-1], 0, 2**32 - 1)
     check_promises(family)
+    descriptions.check_made_for(algorithm, family)
     mesh = device_mesh(config.num_tasks)
     num_settings = 1 if hypers is None else len(hypers)
 
@@ -351,7 +363,10 @@ def train_population(
             numbers, hypers, algorithm=algorithm
         )
 
-    description = _described(description, family, source)
+    no_own = description is not None or hypers is None
+    description = _described(description, algorithm, family, source, folder)
+    if not no_own:
+        description.pop("hyper", None)  # no member has the algorithm's own
     settings = [] if hypers is None else [jax.tree.map(float, _named(hyper)) for hyper in hypers]
     description = {**description, "population": {"num_seeds": num_seeds, "hypers": settings}}
     one = _meta_updates(algorithm, family, source, config, mesh)
@@ -663,12 +678,17 @@ def _check_hypers(hypers: Any, algorithm: MetaAlgorithm) -> None:
 
 
 def _described(
-    description: Mapping[str, Any] | None, family: TaskFamily, source: Source | None
+    description: Mapping[str, Any] | None,
+    algorithm: MetaAlgorithm,
+    family: TaskFamily,
+    source: Source | None,
+    folder: str | os.PathLike | None,
 ) -> dict[str, Any]:
-    """The description as a dictionary, with the source's; without one, the family's name and horizon."""
+    """The description as a dictionary, with the source's; without one, `descriptions.of` the algorithm and the family."""
     data = {} if source is None else {"data": dict(source.description)}
     if description is None:
-        return {"family": family.name, "horizon": family.horizon} | data
+        # Only files are compared with other runs, and drawing tasks can take long.
+        return descriptions.of(algorithm, family, with_tasks=folder is not None) | data
     if not isinstance(description, Mapping):
         raise TypeError(f"description={description!r} must be a dictionary of settings by name")
     for name in ("training", "population", "initial", "data"):
