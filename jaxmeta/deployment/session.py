@@ -109,8 +109,8 @@ class Session:
             observation: ``[*obs_shape]``, or a dictionary or a tuple for a space of several parts.
 
         Raises:
-            ValueError: the observation is not of the family's observation space, or the result of the last action has
-                not been observed.
+            ValueError: the observation is not of the family's observation space, or holds NaN or an infinity; or the
+                result of the last action has not been observed.
         """
         if self._drawn is not None:
             raise ValueError("act was called twice: observe the result of the last action first")
@@ -144,13 +144,15 @@ class Session:
             observation: The observation after the action, before any reset.
 
         Raises:
-            ValueError: there is no action to observe the result of, or a value is not as described.
+            ValueError: there is no action to observe the result of, or a value is not as described: NaN and infinities
+                are refused. Then nothing has changed, and ``observe`` may be called again.
         """
         if self._drawn is None:
             raise ValueError(
                 "observe was called before act: there is no action whose result this is"
             )
         reward = _one("reward", reward, int | float)
+        self._check_finite("reward", np.asarray(reward))
         terminated = _one("terminated", terminated, bool)
         truncated = _one("truncated", truncated, bool)
         successor = self._flat(self._checked("observation", observation))
@@ -314,7 +316,23 @@ class Session:
             composite.check(name, self._declared, observation)
         except (TypeError, ValueError) as error:
             raise ValueError(f"{error}; the family observes {self._declared!r}") from error
+        for path, x in jax.tree_util.tree_leaves_with_path(observation):
+            self._check_finite(f"{name}{jax.tree_util.keystr(path)}", x)
         return observation
+
+    def _check_finite(self, name: str, x: np.ndarray) -> None:
+        """Raises ValueError where a number is not finite, or is none that the network's precision holds.
+
+        One such number would stay in the memory for ever.
+        """
+        with np.errstate(over="ignore"):
+            broken = np.argwhere(~np.isfinite(x.astype(self._dtype)))
+        if len(broken):
+            place = tuple(int(i) for i in broken[0])
+            raise ValueError(
+                f"{name}{list(place) if place else ''} is {x[place]}; it must be a finite {self._dtype} number. Nothing was "
+                "changed: repair the value, for example by the one before"
+            )
 
     def _flat(self, observation: Any) -> Any:
         """One array ``[*obs_shape]`` of an observation of NumPy arrays."""
@@ -380,7 +398,7 @@ def _update(
 
 
 def _one(name: str, value: Any, kind: Any) -> Any:
-    """``value`` as one Python number of ``kind``; NaN is one, and leaves its stream out of the update."""
+    """``value`` as one Python number of ``kind``."""
     array = np.asarray(value)
     number = array.item() if array.size == 1 else value
     right = "a boolean" if kind is bool else "a number"

@@ -171,7 +171,8 @@ def from_list(
     """The family whose tasks are those of a list, each with equal probability.
 
     A batch of tasks is one pytree with a leading axis, as `sample_tasks` returns it. Stack a list of single tasks by
-    ``jax.tree.map(lambda *x: jnp.stack(x), *tasks)``.
+    ``jax.tree.map(lambda *x: jnp.stack(x), *tasks)``. A task that is made by ``default_params.replace`` must have all
+    parameters replaced that follow from others; `control.cartpole_task` does so for CartPole.
 
     Args:
         family: The family whose environment has these tasks.
