@@ -59,6 +59,7 @@ part in exploring while they are trained from data, so training is supervised le
 
 from types import ModuleType
 
+from jaxmeta import types
 from jaxmeta.algorithms import (
     algorithm_distillation,
     decision_pretrained,
@@ -114,3 +115,5 @@ __all__ = [
     "rl2",
     "varibad",
 ]
+
+types.document_fields()

@@ -44,6 +44,15 @@ class Session:
     `learned_objective`) are updated after N times T steps.
     """
 
+    family: TaskFamily
+    """The family that the agent was trained on."""
+    returns: list[float]
+    """Undiscounted returns of the finished episodes."""
+    num_steps: int
+    """Steps so far."""
+    num_updates: int
+    """Updates of the agent so far."""
+
     def __init__(self, trained: Trained, *, seed: int | jax.Array = 0) -> None:
         """A newborn agent of ``trained`` at the start of its first episode.
 
@@ -71,13 +80,8 @@ class Session:
                 "trained.algorithm has no lifetime: algorithm._replace(lifetime=types.Lifetime(num_streams, num_steps))"
             )
         self.family = trained.family
-        """The family that the agent was trained on."""
-        self.returns: list[float] = []
-        """Undiscounted returns of the finished episodes."""
-        self.num_steps = 0
-        """Steps so far."""
-        self.num_updates = 0
-        """Updates of the agent so far."""
+        self.returns = []
+        self.num_steps = self.num_updates = 0
         self._lifetime = trained.algorithm.lifetime
         self._learner, self._meta = trained.learner, trained.meta
         self._declared = environments.declared_observation_space(self.family.env)

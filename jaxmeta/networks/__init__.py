@@ -5,6 +5,7 @@ They take observations, past actions and rewards, and return distributions, valu
 read images, observations of several parts, or whatever a flax module of your own reads.
 """
 
+from jaxmeta import types
 from jaxmeta.networks import (
     actor_critic,
     distributions,
@@ -85,3 +86,5 @@ __all__ = [
     "value_mlp",
     "values",
 ]
+
+types.document_fields()

@@ -1,5 +1,6 @@
 """References for learners with memory."""
 
+from jaxmeta import types
 from jaxmeta.references.agents import (
     BEAM,
     MAX_SIZE,
@@ -43,3 +44,5 @@ __all__ = [
     "thompson",
     "ucb1",
 ]
+
+types.document_fields()

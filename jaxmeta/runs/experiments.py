@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxmeta import checks, tasks
+from jaxmeta import checks, tasks, types
 from jaxmeta.algorithms import ALGORITHMS
 from jaxmeta.runs import checkpoints, descriptions, records, training
 from jaxmeta.runs.checkpoints import CheckpointError
@@ -418,3 +418,6 @@ def _experiment(description: Mapping[str, Any], folder: Path) -> Experiment:
 def _settings(read: Mapping[str, Any]) -> dict[str, Any]:
     """Settings read from JSON, with tuples for its lists."""
     return {name: tuple(x) if isinstance(x, list) else x for name, x in read.items()}
+
+
+types.document_fields()

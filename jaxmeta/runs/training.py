@@ -27,7 +27,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from orbax.checkpoint import CheckpointManager
 from rich.console import Console
 
-from jaxmeta import checks
+from jaxmeta import checks, types
 from jaxmeta.runs import (
     checkpoints,
     claims,
@@ -872,3 +872,6 @@ def _cut_metrics(path: Path, done: int) -> None:
                 if json.loads(line)["update"] <= done:
                     kept.append(line + "\n")
     records.replace(path, "".join(kept))
+
+
+types.document_fields()
