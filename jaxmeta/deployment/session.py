@@ -27,6 +27,7 @@ from gymnax.environments import spaces
 
 from jaxmeta import checks
 from jaxmeta.runs.experiments import Trained
+from jaxmeta.runs.training import Run
 from jaxmeta.tasks import boxes, composite, environments, keys
 from jaxmeta.tasks.family import TaskFamily
 from jaxmeta.types import Learner, MetaAlgorithm, TimeStep, Trajectory
@@ -65,8 +66,13 @@ class Session:
             ValueError: ``trained`` is a population, or its algorithm does not say how it collects experience.
         """
         if not isinstance(trained, Trained):
+            how = (
+                "; of a run in memory it is experiments.Trained(None, algorithm, family, run)"
+                if isinstance(trained, Run)
+                else ""
+            )
             raise TypeError(
-                f"trained={trained!r} must be a run, as jaxmeta.load(folder) returns it"
+                f"trained is a {environments.summary(trained)}; it must be a run, as jaxmeta.load(folder) returns it{how}"
             )
         checks.instance("trained.algorithm", trained.algorithm, MetaAlgorithm)
         checks.instance("trained.family", trained.family, TaskFamily)

@@ -112,14 +112,18 @@ def _makers(functions: Iterable[Any], depth: int = 0) -> Iterator[str]:
         yield from _makers(filter(callable, used), depth + 1)
 
 
-def check_made_for(algorithm: MetaAlgorithm, family: TaskFamily) -> None:
-    """Raises ValueError if ``algorithm`` was made for a family of another horizon or another environment.
+def check_made_for(algorithm: MetaAlgorithm, family: TaskFamily, num_tasks: int) -> None:
+    """Raises ValueError if ``algorithm`` was made for a family of another horizon or environment, or does not take ``num_tasks``.
 
     An algorithm acts in the environment of the family that it was made for, for that family's horizon. The samplers of
     tasks may differ. Algorithms that no constructor of `algorithms` made are not checked.
     """
     made = algorithm.description
-    if made is None or made.family is family:
+    if made is None:
+        return
+    if hasattr(made.config, "check_num_tasks"):
+        made.config.check_num_tasks(num_tasks)
+    if made.family is family:
         return
     fault = ""
     if made.family.horizon != family.horizon:

@@ -305,6 +305,7 @@ def finetune(
     experiment, algorithm = trained.experiment, trained.algorithm
     if family is not None:
         algorithm = _on(family, trained)
+        _check_same_interface(trained, algorithm, family)
     meta = trained.meta
     changed = dict(hyper or {})
     for name, value in changed.items():
@@ -333,6 +334,20 @@ def finetune(
         initial=None if keywords.get("resume") else initial,
         description=description,
         **keywords,
+    )
+
+
+def _check_same_interface(trained: Trained, algorithm: MetaAlgorithm, family: TaskFamily) -> None:
+    """Raises TypeError if the parameters that ``algorithm`` starts from have other shapes on ``family``."""
+    there = jax.eval_shape(algorithm.init, jax.random.key(0)).meta
+    if not checkpoints.differences(checkpoints.arrays(there), checkpoints.arrays(trained.meta)):
+        return
+    ours, theirs = (
+        f"{x.name!r} with observations {x.observation_shape} and actions {x.action_space}"
+        for x in (family, trained.family)
+    )
+    raise TypeError(
+        f"family is {ours}; the run is of {theirs}: its parameters fit families of the same observations and actions alone"
     )
 
 

@@ -94,6 +94,7 @@ class Run(NamedTuple):
     """``[]``, int32: meta-updates so far."""
 
 
+@checks.arguments
 def begin(key: jax.Array, *, algorithm: MetaAlgorithm, hyper: Any = None) -> Run:
     """A run before its first meta-update. ``hyper=None`` means the algorithm's own hyper-parameters."""
     init_key, run_key = jax.random.split(key)
@@ -207,8 +208,8 @@ def _check_state(what: str, state: Any, other: str, reference: Any) -> None:
             checkpoints.arrays(state), checkpoints.arrays(reference)
         )
     ]
-    ours, theirs = (str(jax.tree.structure(x)) for x in (state, reference))
-    if not different and ours != theirs:
+    if not different and str(jax.tree.structure(state)) != str(jax.tree.structure(reference)):
+        ours, theirs = checks.structures(state, reference)
         different = [f"it is {ours}, and {other} {theirs}"]
     if different:
         raise TypeError(f"{what} another state: {'; '.join(different[:3])}")
@@ -270,7 +271,7 @@ def train(
         tasks.InvalidEnvironment: the family breaks a promise (see `tasks.check_promises`).
     """
     check_promises(family)
-    descriptions.check_made_for(algorithm, family)
+    descriptions.check_made_for(algorithm, family, config.num_tasks)
     mesh = device_mesh(config.num_tasks)
     description = _described(description, algorithm, family, source, folder)
     begun = jax.jit(begin, static_argnames="algorithm")
@@ -353,7 +354,7 @@ def train_population(
     seeds = [config.seed + i for i in range(num_seeds)]
     checks.between("seed", seeds[-1], 0, 2**32 - 1)
     check_promises(family)
-    descriptions.check_made_for(algorithm, family)
+    descriptions.check_made_for(algorithm, family, config.num_tasks)
     mesh = device_mesh(config.num_tasks)
     num_settings = 1 if hypers is None else len(hypers)
 
@@ -668,6 +669,9 @@ def _check_hypers(hypers: Any, algorithm: MetaAlgorithm) -> None:
         raise ValueError("hypers=[] must hold at least one setting, or be None")
     checks.same_structure(**{f"hypers[{i}]": hyper for i, hyper in enumerate(hypers)})
     for i, hyper in enumerate(hypers):
+        wanted = algorithm.description and type(algorithm.description.hyper)
+        if wanted:
+            checks.instance(f"hypers[{i}]", hyper, wanted)
         for path, x in jax.tree_util.tree_leaves_with_path(hyper):
             checks.between(f"hypers[{i}]{jax.tree_util.keystr(path)}", x, -math.inf, math.inf)
         # One by one, for later they are traced together, and their values are not seen.

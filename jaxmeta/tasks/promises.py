@@ -37,7 +37,8 @@ class Checked(NamedTuple):
         lines = [f"{name:<{width}}  {found}" for name, found in self.rows]
         return "\n".join([*lines, *(f"probably not meant: {x}" for x in self.problems)])
 
-    __repr__ = __str__
+    def __repr__(self) -> str:
+        return str(self)
 
 
 def check_promises(family: TaskFamily) -> None:
@@ -54,7 +55,7 @@ def check_promises(family: TaskFamily) -> None:
         raise TypeError(
             f"family={family!r} must be a TaskFamily, as tasks.make({family!r}) returns"
             if isinstance(family, str)
-            else f"family={family!r} must be a TaskFamily"
+            else f"family is a {environments.summary(family)}; it must be a TaskFamily"
         )
     family.action_space, family.observation_shape  # noqa: B018
     where = f"family={family.name!r}:"

@@ -148,6 +148,9 @@ def test_bad_input_is_named(agent, tmp_path):
         session.save(tmp_path / "no" / "such")
     with pytest.raises(TypeError, match=r"as jaxmeta.load\(folder\) returns it"):
         Session("runs/mine")
+    with pytest.raises(TypeError, match="it is experiments.Trained") as error:
+        Session(agent.run)
+    assert len(str(error.value)) < 250
     with pytest.raises(TypeError, match="trained.algorithm is"):
         Session(agent._replace(algorithm=agent.family))
     with pytest.raises(ValueError, match="has no lifetime"):

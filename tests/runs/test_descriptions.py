@@ -159,8 +159,25 @@ def test_an_algorithm_trains_on_the_family_that_it_was_made_for():
     # Other tasks, and the same family made anew, are no other environment.
     other = dataclasses.replace(FAMILY, train=FAMILY.out_of_distribution)
     for family in (other, tasks.make("navigation", horizon=3)):
-        descriptions.check_made_for(algorithm, family)
-    descriptions.check_made_for(algorithm._replace(description=None), tasks.make("cartpole"))
+        descriptions.check_made_for(algorithm, family, 2)
+    descriptions.check_made_for(algorithm._replace(description=None), tasks.make("cartpole"), 2)
+
+
+def test_trials_that_make_no_minibatches_are_refused_before_compiling(capsys):
+    family = tasks.make("bernoulli_bandit", num_arms=2, num_pulls=4)
+    algorithm = rl2.rl2(family, rl2.Config(num_streams=2))
+    message = "num_minibatches=4 must divide the number of trials, num_tasks=3 × num_streams=2 = 6"
+    for train in (training.train, training.train_population):
+        with pytest.raises(ValueError, match=message):
+            train(algorithm, family, training.Config(num_tasks=3))
+    assert capsys.readouterr() == ("", "")
+
+
+def test_settings_of_a_population_are_of_the_algorithm():
+    with pytest.raises(
+        TypeError, match=r"hypers\[0\] is algorithms.maml.Config .*; it must be .*maml.Hyper"
+    ):
+        training.train_population(maml.maml(FAMILY, CONFIG), FAMILY, PLAN, hypers=[CONFIG])
 
 
 class Sized:

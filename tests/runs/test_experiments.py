@@ -145,6 +145,9 @@ def test_runs_that_cannot_be_finetuned(own):
         experiments.finetune(loaded._replace(run=many))
     with pytest.raises(TypeError, match="trained is"):
         experiments.finetune(3)
+    message = r"family is 'cartpole' with observations \(4,\) and .*; the run is of 'mine' with observations \(2,\)"
+    with pytest.raises(TypeError, match=message):
+        experiments.finetune(loaded, family=tasks.make("cartpole"))
 
 
 OWN = maml.Config(num_streams=2, hidden_sizes=(4,))
