@@ -5,9 +5,8 @@ discount factor ``g_t = prod_{i<t} discount_i`` and TD errors ``δ_t``,
 
 $$L = \sum_k g_k w_k δ_k, \quad w_k = \sum_{t \le k} τ^{k-t} d_t$$
 
-on one stream ``[T]``. The weight w_k is a trace that carries the actions up to k to the TD error at k;
-an estimator is what an action adds to it, d_t. Traces restart where an episode starts. τ is the λ of
-generalised advantage estimation. (The literature's weights are these plus 1, which no derivative sees.)
+on one stream ``[T]``. w_k sums the contributions d_t of all actions up to k. An estimator is defined by
+its d_t. The sum starts anew where an episode starts. τ is the λ of generalised advantage estimation. (The literature's weights are these plus 1, which no derivative sees.)
 
 | estimator     | w_k + 1 at τ = 1                    | unbiased at τ = 1, any value function          |
 |---------------|-------------------------------------|------------------------------------------------|
@@ -226,8 +225,8 @@ def sampling_correction(log_prob: jax.Array, gain: jax.Array) -> jax.Array:
     derivative through the update on *fixed* D leaves that out. With ``gain_n`` = (what was earned after
     the update) - b_n, for any b_n that does not depend on stream n, the sum of the two derivatives is
     the gradient of ``E_D J(U(θ, D))`` without bias at every N (E-MAML: Stadie et al. 2018, "Some
-    considerations on learning to explore via meta-reinforcement learning", eq. 5). A sum over streams:
-    the mean is the same bug in many codes, and loses a factor N.
+    considerations on learning to explore via meta-reinforcement learning", eq. 5). It is a sum over
+    streams. Many implementations use the mean by mistake, which makes the term N times too small.
 
     Valid only beside an update whose derivative does not carry that dependence already: inner
     surrogate `score`, never `dice` or `lvc`. Callers stop the gradient of ``gain``.
