@@ -4,7 +4,8 @@ Finn, Abbeel & Levine 2017, "Model-agnostic meta-learning for fast adaptation of
 algorithm 3. The meta-parameters θ are an initialisation. In a task the agent φ starts there and takes K
 policy-gradient steps (see `learners.gradient`). θ climbs the return of φ_K on its own experience D_K; the
 derivative goes through the updates. (On a policy's own experience all surrogates of its return have the
-same gradient, so the outer loss offers no choice of surrogate.) Settings make it
+same gradient, so the outer loss offers no choice of surrogate. The inner one does: `estimators.surrogates`
+has a table of settings, of what they are unbiased for, and when to take them.) Settings make it
 
 * first-order MAML (`first_order`: eq. 1 with the Hessian dropped);
 * E-MAML (`sampling_correction`: Stadie et al. 2018), which also counts the effect of θ on the experience

@@ -20,6 +20,27 @@ its d_t. The sum starts anew where an episode starts. τ is the λ of generalise
 |               | (λ = 1)                             | and more variance with λ                       |
 | `vtrace`      | prod_{t<k} min(ρ_t, c̄) min(ρ_k, ρ̄)  | as `dice` where nothing is truncated           |
 
+# Which one for a meta-gradient?
+
+"Every derivative" in the table is about one estimate of a policy gradient on given experience. A meta-gradient
+differentiates an inner step on N streams, and there are two objectives. ∇F_N is the gradient of the expected return after
+a step on N streams. These are drawn by the policy that starts, so their distribution has a derivative too. ∇F_∞ is the
+gradient of the return after a step along the true policy gradient. DiCE's unbiased Hessian makes its error for both vanish
+as N grows, like 1/N. For N streams it is biased, as everything is that leaves the sampling out.
+
+| settings of `algorithms.maml` | ∇F_N | ∇F_∞ | take it |
+|---|---|---|---|
+| `inner_surrogate="score"`, `sampling_correction="leave_one_out"` | unbiased for every N | error of order 1/N | to be unbiased with many streams: noise falls with N; K = 1 |
+| `inner_surrogate="score"`, `sampling_correction="score"` | unbiased for every N | error of order 1/N | the same for K > 1; with few streams |
+| `inner_surrogate="dice"` | error of order 1/N | error of order 1/N | with many streams, where the correction is too noisy or too dear |
+| `inner_surrogate="lvc"`, the default | biased | biased | with few streams: less bias than `score`, less noise than `dice` |
+| `inner_surrogate="score"` | biased | biased | to repeat the original MAML |
+| `first_order=True` | biased | biased | where the backward pass through inner steps costs too much |
+
+All rows need ``gae_lambda=1``: below it, as at the default 0.95, the gradient itself is biased, unless the baseline is exact.
+``python benchmarks/estimators.py`` enumerates the biases and the noise on an MDP of your size; `benchmarks/RESULTS.md` has
+its default table, in which the noise of the second row grows with N.
+
 Nothing here stops a gradient; recorded log-probabilities are data already (see `rollout`).
 """
 
