@@ -53,7 +53,10 @@ def open_manager(folder: Path, *, keep: int = 3) -> Iterator[ocp.CheckpointManag
 
 @contextlib.contextmanager
 def plainly_named(folder: Path) -> Iterator[Path]:
-    """A path to ``folder`` of letters, digits, dots and dashes: its own, or a temporary link to it."""
+    """A path to ``folder`` of letters, digits, dots and dashes: its own, or a temporary link to it.
+
+    Raises CheckpointError if no such link can be made.
+    """
     if PLAIN_PATH.fullmatch(str(folder)):
         yield folder
         return
