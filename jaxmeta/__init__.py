@@ -5,7 +5,7 @@ of a run that comes with the library. Both are names of `jaxmeta`, too: `jaxmeta
 
 # A map
 
-Each room of the house imports only the rooms above it.
+The rooms are listed in the order of imports: each uses only earlier ones.
 
 | room | what lives there |
 |---|---|
@@ -28,8 +28,8 @@ Each room of the house imports only the rooms above it.
 
 # What the numbers mean
 
-- One stream is one episode: where an episode ends before `num_steps`, what its stream does next is not learned from. A sum
-  over however many episodes fit would be the rate of reward, which is highest for agents that fail soonest.
+- One stream is one episode: where an episode ends before `num_steps`, what its stream does next is not learned from. Summing
+  all episodes that fit would reward agents whose episodes end early.
 - The baseline of each trajectory is fitted to the *other* trajectories of its task, so the baseline does not bias the
   gradient. λ below 1 (0.95 is the default) trades some bias for variance, as ever.
 - Time limits are not terminations: trajectories carry the true successor and a discount that is 0 only where the task
@@ -44,8 +44,8 @@ Each room of the house imports only the rooms above it.
   `rule_learner(..., scale_rewards=True)`: rewards times 1 000 and times 0.001 give the same returns in units
   (`python benchmarks/units.py`). Nothing is claimed of the other algorithms:
   give them rewards of about 1.
-- A run owns its folder from before it compiles: a second run into it is refused, and the claim of a process that has ended is taken
-  over. A run that was killed before its first checkpoint can be begun again. All files are strict JSON: `"Infinity"`
+- A run owns its folder from before it compiles: a second run into it is refused. If the process that owned the folder has ended,
+  a new run may use it. A run that was killed before its first checkpoint can be begun again. All files are strict JSON: `"Infinity"`
   stands for an infinite setting, `null` for a metric that is not finite. What cannot be shown on a terminal ends no run.
 - jax's debug modes work with every algorithm: `jax.disable_jit`, `jax.debug_nans`, `jax.checking_leaks`, raw `PRNGKey`s, `rbg`
   keys, and strict dtype promotion. Strict promotion does not cover optimisers (optax's Adam raises an error in it). The families whose

@@ -17,6 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxmeta.types import Description
+
 
 def plain(value: Any) -> Any:
     """The Python number of a NumPy or jax scalar; anything else as it is."""
@@ -213,8 +215,8 @@ def same_structure(**trees: Any) -> None:
     """Raises ValueError unless all ``trees`` have the structure and the leaves' shapes of the first."""
     (first, tree), *others = trees.items()
     for name, other in others:
-        here, there = str(jax.tree.structure(tree)), str(jax.tree.structure(other))
-        if here != there:
+        if str(jax.tree.structure(tree)) != str(jax.tree.structure(other)):
+            here, there = structures(tree, other)
             raise ValueError(
                 f"{name} has the structure {there}; it must have the structure of {first}, {here}"
             )
@@ -226,6 +228,61 @@ def same_structure(**trees: Any) -> None:
                 )
 
 
+def structures(*trees: Any) -> tuple[str, ...]:
+    """The structures of pytrees in the names of their types and fields, or as jax writes them if those are the same."""
+    told = tuple(map(structure, trees))
+    alike = len(set(told)) < len(told)
+    return tuple(str(jax.tree.structure(x)) for x in trees) if alike else told
+
+
+def structure(tree: Any) -> str:
+    """The structure of a pytree in the names of its types and fields: ``tasks.navigation.NavigationParams(goal)``."""
+    if tree is None or jax.tree_util.all_leaves([tree]):
+        return "None" if tree is None else "an array" if hasattr(tree, "shape") else _cut(tree)
+    entries = _entries(tree)
+    if not entries:
+        whole = str(jax.tree.structure(tree))
+        return whole.removeprefix("PyTreeDef(").removesuffix(")")
+    parts = []
+    for name, x in entries.items():
+        leaf = jax.tree_util.all_leaves([x])
+        parts.append(
+            name if leaf else structure(x) if name.isdigit() else f"{name}: {structure(x)}"
+        )
+    return f"{_type_name(type(tree))}({', '.join(parts)})"
+
+
+def _entries(tree: Any) -> dict[str, Any]:
+    """The parts of a dictionary, a NamedTuple, a tuple, a list or a dataclass by name; of anything else none."""
+    if isinstance(tree, dict):
+        return {str(name): x for name, x in tree.items()}
+    if hasattr(tree, "_asdict"):
+        return tree._asdict()
+    if isinstance(tree, tuple | list):
+        return {str(i): x for i, x in enumerate(tree)}
+    if dataclasses.is_dataclass(tree) and not jax.tree_util.all_leaves([tree]):
+        return {x.name: getattr(tree, x.name) for x in dataclasses.fields(tree)}
+    return {}
+
+
+def random_key(name: str, value: Any) -> None:
+    """Raises TypeError unless ``value`` is one random key: a typed one, or the raw numbers of ``jax.random.PRNGKey``."""
+    dtype, shape = getattr(value, "dtype", None), getattr(value, "shape", None)
+    if dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key):
+        if shape == ():
+            return
+        raise TypeError(f"{name} holds random keys of shape {shape}; it must be one: map over them")
+    if dtype == np.uint32 and len(shape or ()) == 1:
+        return
+    told = (
+        f"an array of {dtype}{list(shape)}"
+        if shape is not None
+        else f"{_type_name(type(value))} {_cut(value)}"
+    )
+    seed = value if isinstance(value, int) and not isinstance(value, bool) else 0
+    raise TypeError(f"{name} is {told}; it must be a random key: use jax.random.key({seed})")
+
+
 def like(name: str, value: Any, one: Any, one_name: str, *, leading: int = 0) -> None:
     """Raises ValueError unless the pytree ``value`` has the structure of ``one`` and the number of
     axes in each leaf, with ``leading`` more axes in front. ``one_name`` describes ``one`` in the
@@ -234,9 +291,11 @@ def like(name: str, value: Any, one: Any, one_name: str, *, leading: int = 0) ->
     Sizes of axes may differ: a family's tasks may have other sizes than its environment's default
     task.
     """
-    given, right = str(jax.tree.structure(value)), str(jax.tree.structure(one))
-    if given != right:
-        raise ValueError(f"{name} has the structure {given}; {one_name} has {right}")
+    if str(jax.tree.structure(value)) != str(jax.tree.structure(one)):
+        given, right = structures(value, one)
+        missing = [x for x in _entries(one) if x not in _entries(value)]
+        lacks = f": {', '.join(missing)} is missing" if missing and _entries(value) else ""
+        raise ValueError(f"{name} has the structure {given}; {one_name} has {right}{lacks}")
     leaves = jax.tree_util.tree_leaves_with_path(value)
     for (path, leaf), single in zip(leaves, jax.tree.leaves(one), strict=True):
         shape, wanted = np.shape(leaf), np.shape(single)
@@ -326,13 +385,15 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 def arguments(function: Function) -> Function:
     """``function`` with a check of its arguments: TypeError unless they have the annotated types.
 
-    Objects are checked: a family, a Config, a policy, a function. Numbers, names and arrays have
-    other checks.
+    Objects are checked: a family, a Config, a policy, a function, and a random key that is named ``key``. Numbers, names
+    and other arrays have other checks.
     """
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
         for name, value in _given(function, args, kwargs).items():
+            if name == "key":
+                random_key(name, value)
             if name in _annotations(function):
                 instance(name, value, _annotations(function)[name])
         return function(*args, **kwargs)
@@ -347,14 +408,16 @@ def constructor(
 
     It checks the `arguments`, the hyper-parameters (by `hyper` with ``ranges``), also those of
     ``init(key, hyper)``, and that the tasks of a ``step`` are a `batch` of the family's tasks, unless it takes
-    windows of experience, which it checks itself.
+    windows of experience, which it checks itself. The algorithm's ``description`` says what it was made of.
     """
+    standard = ("family", "config", "hyper")
 
     def decorate(function: Function) -> Function:
         checked = arguments(function)
 
         @functools.wraps(function)
         def construct(*args: Any, **kwargs: Any) -> Any:
+            _known_arguments(function, kwargs)
             kind = _annotations(function)["hyper"]
             given = _given(function, args, kwargs).get("hyper")
             if isinstance(given, kind):  # else `arguments` raises
@@ -362,12 +425,14 @@ def constructor(
             algorithm = checked(*args, **kwargs)
 
             def init(key: jax.Array, *values: Any, **named: Any) -> Any:
+                random_key("key", key)
                 for value in (*values, *named.values()):
                     instance("hyper", value, kind)
                     hyper(value, **ranges)
                 return algorithm.init(key, *values, **named)
 
             def step(key: jax.Array, state: Any, tasks: Any) -> Any:
+                random_key("key", key)
                 if takes == "tasks":
                     with jax.ensure_compile_time_eval():
                         one = family.env.default_params
@@ -378,12 +443,51 @@ def constructor(
                     )
                 return algorithm.step(key, state, tasks)
 
-            family = _given(function, args, kwargs)["family"]
-            return algorithm._replace(init=init, step=step)
+            bound = inspect.signature(function).bind(*args, **kwargs)
+            objects = {x: bound.arguments[x] for x in bound.arguments if x not in standard}
+            bound.apply_defaults()
+            family, config, numbers = (bound.arguments[x] for x in standard)
+            made = algorithm._replace(init=init, step=step)
+            parts = {x: y for x, y in made._asdict().items() if x != "description"}
+            return made._replace(
+                description=Description(
+                    function.__name__, family, config, numbers, _not_none(objects), parts
+                )
+            )
 
         return construct  # type: ignore[return-value]
 
     return decorate
+
+
+def _known_arguments(function: Callable, given: dict[str, Any]) -> None:
+    """Raises TypeError if an algorithm's constructor has no argument of that name; the message says where it belongs."""
+    known = inspect.signature(function).parameters
+    kinds = {name: _annotations(function)[name] for name in ("config", "hyper")}
+    settings: dict[str, Iterable[str]] = {
+        name: [x.name for x in dataclasses.fields(kind)]
+        if dataclasses.is_dataclass(kind)
+        else kind._fields
+        for name, kind in kinds.items()
+    }
+    for name in given:
+        if name in known:
+            continue
+        called = f"{function.__name__} has no argument {name}="
+        for kind, fields in settings.items():
+            if name in fields:
+                where = f"{function.__name__}(family, {kind}={kind.title()}({name}=...))"
+                raise TypeError(f"{called}; it is a setting: {where}")
+        if name == "encoder" and "network" in known:
+            made = "network=networks.recurrent_actor_critic(family, memory, encoder=...)"
+            raise TypeError(f"{called}; give it {made}")
+        if name == "encoder" and "policy" in known:
+            raise TypeError(f"{called}; give it policy=networks.encoded_policy(family, encoder)")
+        raise TypeError(f"{called}; it has {', '.join(known)}")
+
+
+def _not_none(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def _given(function: Callable, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -442,6 +546,8 @@ def reading(learner: Any, kind: type) -> Any:
     def checked(function: Callable, position: int) -> Callable:
         @functools.wraps(function)
         def call(*args: Any) -> Any:
+            if position == 1:
+                random_key("key", args[0])
             instance("meta", args[position], kind)
             return function(*args)
 

@@ -10,7 +10,10 @@ Docstrings give unbatched shapes (``[T]`` for one stream, ``[N, T]`` for one tas
 """
 
 import ast
+import dataclasses
+import functools
 import inspect
+import itertools
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
@@ -152,6 +155,24 @@ class Lifetime(NamedTuple):
     """Whether a stream is a trial of T steps, in whose memory the learner learns."""
 
 
+@dataclasses.dataclass(frozen=True, eq=False)  # hashed by identity: settings may be arrays
+class Description:
+    """The constructor of `algorithms` that made an algorithm, and what the constructor was given."""
+
+    name: str
+    """Name of the constructor, in `algorithms.ALGORITHMS`."""
+    family: Any
+    """The family that the algorithm was made for."""
+    config: Any
+    """The algorithm's ``Config``."""
+    hyper: Any
+    """The algorithm's ``Hyper``."""
+    arguments: Mapping[str, Any]
+    """Other arguments that the constructor was given, by name: a network, an optimiser."""
+    parts: Mapping[str, Any]
+    """The fields of the `MetaAlgorithm` as the constructor made them."""
+
+
 class MetaAlgorithm(NamedTuple):
     """The slow loop: optimises ``meta``, the parameters that all learners start from."""
 
@@ -164,6 +185,9 @@ class MetaAlgorithm(NamedTuple):
     """The learner that is trained."""
     lifetime: Lifetime | None = None
     """How the learner collects experience in meta-training; `deployment.Session` does the same in one real task."""
+    description: Description | None = None
+    """What the algorithm was made of; None for an algorithm of your own. `training.train` records it and compares it on
+    resuming."""
 
 
 class Source(NamedTuple):
@@ -178,17 +202,70 @@ class Source(NamedTuple):
     """What identifies the data; ``config.json`` holds it, and a resumed run compares it."""
 
 
-def _document_fields() -> None:
-    """Makes the strings below the fields above their docstrings, for `help`."""
-    module = sys.modules[__name__]
-    for node in ast.parse(inspect.getsource(module)).body:
-        fields = getattr(getattr(module, getattr(node, "name", ""), None), "_fields", ())
-        if isinstance(node, ast.ClassDef):
-            for field, text in zip(node.body, node.body[1:], strict=False):
-                if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr):
-                    name, doc = ast.unparse(field.target), ast.literal_eval(text.value)
-                    if name in fields:
-                        getattr(getattr(module, node.name), name).__doc__ = inspect.cleandoc(doc)
+class _Documented:
+    """The ``__doc__`` of a class: its docstring, and the strings below its fields under ``Attributes:``.
+
+    The strings are read from the source when somebody asks, because reading them all would make every import slow.
+    """
+
+    def __init__(self, docstring: str) -> None:
+        self.docstring = docstring
+        self.whole: str | None = None
+
+    def __get__(self, instance: Any, owner: type) -> str:
+        if self.whole is None:
+            docs: dict[str, str] = {}
+            for kind in reversed(owner.__mro__):
+                docs |= _field_docs(kind)
+            parts = [f"    {name}: {doc.replace(NEWLINE, INDENTED)}" for name, doc in docs.items()]
+            lines = ["", "", "Attributes:", *parts] if parts else []
+            self.whole = inspect.cleandoc(self.docstring) + NEWLINE.join(lines)
+            for name in getattr(owner, "_fields", ()):
+                if name in docs:
+                    getattr(owner, name).__doc__ = docs[name]
+        return self.whole
 
 
-_document_fields()
+NEWLINE, INDENTED = "\n", "\n        "
+
+
+def _field_docs(kind: type) -> dict[str, str]:
+    """The strings below the fields of a class of this library, by the fields' names."""
+    if not kind.__module__.startswith("jaxmeta."):
+        return {}
+    try:
+        body = _class_bodies(kind.__module__)[kind.__name__]
+    except (KeyError, OSError):  # made by a function; or there is no source
+        return {}
+    found = {}
+    for field, below in itertools.pairwise(body):
+        text = getattr(getattr(below, "value", None), "value", None)
+        if (
+            isinstance(field, ast.AnnAssign)
+            and isinstance(below, ast.Expr)
+            and isinstance(text, str)
+        ):
+            found[ast.unparse(field.target)] = inspect.cleandoc(text)
+    return found
+
+
+@functools.cache
+def _class_bodies(module: str) -> dict[str, list[ast.stmt]]:
+    """The statements in the classes of a module, by the classes' names."""
+    parsed = ast.parse(inspect.getsource(sys.modules[module])).body
+    return {node.name: node.body for node in parsed if isinstance(node, ast.ClassDef)}
+
+
+def document_fields() -> None:
+    """Makes `help` show the strings below the fields of all classes of this library that are imported so far."""
+    for name, module in list(sys.modules.items()):
+        if not name.startswith("jaxmeta."):
+            continue
+        for kind in list(vars(module).values()):
+            if isinstance(kind, type) and kind.__module__ == name:
+                docstring = vars(kind).get("__doc__")
+                if isinstance(docstring, str) and not issubclass(kind, Exception):
+                    kind.__doc__ = _Documented(docstring)  # type: ignore[assignment]
+
+
+document_fields()

@@ -11,7 +11,10 @@ import numpy as np
 import optax
 import pytest
 
-from jaxmeta import checks
+from jaxmeta import checks, evaluation, rollouts, tasks
+from jaxmeta.algorithms import maml, rl2
+from jaxmeta.estimators import exact
+from jaxmeta.runs import training
 
 
 def test_choice_names_the_nearest():
@@ -126,8 +129,106 @@ def test_same_structure():
         ValueError, match=r"epsilon\['b'\] has shape \(1,\); in params it is \(3,\)"
     ):
         checks.same_structure(params=params, epsilon=params | {"b": jnp.ones(1)})
-    with pytest.raises(ValueError, match="epsilon has the structure .* the structure of params"):
+    with pytest.raises(
+        ValueError, match=r"epsilon has the structure dict\(w\); .* of params, dict\(w, b\)"
+    ):
         checks.same_structure(params=params, epsilon={"w": params["w"]})
+
+
+class Pair(NamedTuple):
+    first: object
+    second: object
+
+
+def test_structures_are_told_by_the_names_of_types_and_fields():
+    one = Pair(jnp.ones(2), {"a": jnp.ones(1), "b": (jnp.ones(1), None)})
+    there = "tests.test_checks.Pair(first, second: dict(a, b: tuple(0, None)))"
+    assert checks.structure(one) == there
+    assert checks.structure(jnp.ones(2)) == "an array"
+    message = re.escape(
+        f"tasks has the structure dict(first); the family has {there}: second is missing"
+    )
+    with pytest.raises(ValueError, match=message):
+        checks.like("tasks", {"first": jnp.ones(2)}, one, "the family")
+    task, other = (tasks.make(name).env.default_params for name in ("navigation", "cartpole"))
+    message = (
+        r"cartpole.EnvParams\(max_steps_in_episode, gravity, .*; the family has "
+        r"tasks.navigation.NavigationParams\(goal\): goal is missing"
+    )
+    with pytest.raises(ValueError, match=message):
+        checks.batch("tasks", other, task, "the family")
+    # Of two that have the same names, what jax says differs.
+    static = jax.tree_util.Partial(len, 1), jax.tree_util.Partial(max, 1)
+    assert len(set(checks.structures(*static))) == 2
+
+
+def test_a_random_key_is_one_key():
+    for key in (jax.random.key(0), jax.random.PRNGKey(0), np.asarray(jax.random.PRNGKey(0))):
+        checks.random_key("key", key)
+        jax.jit(lambda key: checks.random_key("key", key))(key)
+    checks.random_key("key", jax.random.key(0, impl="rbg"))
+    for wrong, message in (
+        (3, r"key is int '3'; it must be a random key: use jax.random.key\(3\)"),
+        (None, r"key is None 'None'; it must be a random key: use jax.random.key\(0\)"),
+        (jnp.zeros(2), "key is an array of float32"),
+        (jnp.int32(0), "key is an array of int32"),
+        (jax.random.split(jax.random.key(0)), r"random keys of shape \(2,\); it must be one"),
+    ):
+        with pytest.raises(TypeError, match=message):
+            checks.random_key("key", wrong)
+
+
+def test_public_functions_take_random_keys():
+    family = tasks.make("navigation", horizon=3)
+    algorithm = maml.maml(family, maml.Config(num_streams=2, hidden_sizes=(4,)))
+    state = jax.eval_shape(algorithm.init, jax.random.key(0))
+    for call in (
+        lambda: algorithm.init(0),
+        lambda: algorithm.step(0, state, None),
+        lambda: algorithm.learner.init(0, state.meta),
+        lambda: tasks.sample_tasks(0, family, 2, split="train"),
+        lambda: evaluation.adaptation_returns(
+            0,
+            state.meta,
+            None,
+            learner=algorithm.learner,
+            env=family.env,
+            num_streams=1,
+            num_updates=0,
+            num_steps=3,
+        ),
+        lambda: evaluation.random_returns(0, None, family=family),
+        lambda: exact.random_mdp(0, num_states=2, num_actions=2, discount=0.9),
+        lambda: training.begin(0, algorithm=algorithm),
+        lambda: rollouts.begin_stream(0, None, None, learner=algorithm.learner, env=family.env),
+    ):
+        with pytest.raises(TypeError, match=r"it must be a random key: use jax.random.key\(0\)"):
+            call()
+
+
+def test_an_argument_that_a_constructor_lacks_is_said_where_it_belongs():
+    family = tasks.make("navigation", horizon=3)
+    for call, message in (
+        (
+            lambda: rl2.rl2(family, encoder=1),
+            "no argument encoder=; give it network=networks.recurrent_actor",
+        ),
+        (lambda: maml.maml(family, encoder=1), "give it policy=networks.encoded_policy"),
+        (
+            lambda: maml.maml(family, num_streams=1),
+            r"setting: maml\(family, config=Config\(num_streams=...\)\)",
+        ),
+        (
+            lambda: maml.maml(family, step_size=1),
+            r"setting: maml\(family, hyper=Hyper\(step_size=...\)\)",
+        ),
+        (
+            lambda: maml.maml(family, polcy=1),
+            "no argument polcy=; it has family, config, hyper, policy, optimizer",
+        ),
+    ):
+        with pytest.raises(TypeError, match=message):
+            call()
 
 
 @dataclasses.dataclass(frozen=True)

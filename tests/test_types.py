@@ -1,8 +1,21 @@
+import ast
+import importlib
+import inspect
+import pathlib
+import pkgutil
+import pydoc
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import pytest
 
+import jaxmeta
 from jaxmeta import types
+from jaxmeta.algorithms import maml
+from jaxmeta.deployment import Session
+from jaxmeta.runs import training
 
 
 @pytest.mark.parametrize("name", ["TimeStep", "Stream", "Trajectory", "History"])
@@ -18,11 +31,56 @@ def test_traced_types_are_pytrees_whose_every_field_is_a_leaf(name):
 
 def test_learner_and_algorithm_list_what_the_slow_loop_needs():
     assert types.Learner._fields == ("init", "memory", "act", "update")
-    assert types.MetaAlgorithm._fields == ("init", "step", "learner", "lifetime")
+    assert types.MetaAlgorithm._fields == ("init", "step", "learner", "lifetime", "description")
+
+
+def helped(kind):
+    return pydoc.plain(pydoc.render_doc(kind))
 
 
 def test_help_says_what_fields_are():
-    for kind in (types.Learner, types.MetaAlgorithm, types.Trajectory, types.TimeStep):
-        for field in kind._fields:
-            assert "Alias for field" not in getattr(kind, field).__doc__
+    text = helped(types.Learner)
+    assert "Attributes:" in text
+    assert "memory: ``(meta) -> memory``, once per stream." in text
     assert types.Learner.memory.__doc__ == "``(meta) -> memory``, once per stream."
+    assert "Alias for field" not in text
+    text = helped(maml.Config)  # with the fields of the class that it extends
+    assert "first_order: Treat the inner gradient as a constant" in text
+    assert "num_streams: " in text
+    assert "returns: Undiscounted returns of the finished episodes." in helped(Session)
+    assert "num_tasks: Tasks in each meta-update (M)." in helped(training.Config)
+
+
+def fields_with_docs(path):
+    """Of each class in a file, its name and the names of the fields that have a string below them."""
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.ClassDef):
+            names = [
+                x.target.id
+                for x, text in zip(node.body, node.body[1:], strict=False)
+                if isinstance(x, ast.AnnAssign)
+                and isinstance(getattr(text, "value", None), ast.Constant)
+            ]
+            if names:
+                yield node.name, names
+
+
+def test_help_says_so_for_every_class():
+    found = 0
+    for name in sorted(x.name for x in pkgutil.walk_packages(jaxmeta.__path__, "jaxmeta.")):
+        module = importlib.import_module(name)
+        for kind, names in fields_with_docs(pathlib.Path(module.__file__)):
+            text = inspect.getdoc(getattr(module, kind))
+            for field in names:
+                assert f"\n    {field}: " in text, f"{name}.{kind}.{field}"
+                found += 1
+    assert found > 500
+
+
+def test_imports_read_no_source():
+    code = (
+        "import jaxmeta.deployment; from jaxmeta import types; from jaxmeta.algorithms.maml import Config; Config();"
+        "assert not types._class_bodies.cache_info().misses; Config.__doc__;"
+        "assert types._class_bodies.cache_info().misses"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -17,8 +17,9 @@ r"""Meta-learning algorithms, one a file, with their variants.
 | evolution strategies on the adapted return | `es`, through evosax | Song et al. 2020 |
 
 The tests list every lifetime of small MDPs in float64 and compare the expected meta-gradient with the derivative of what
-the agent really earns: E-MAML in both forms is unbiased to 1e-12 for 1, 2 and 5 streams (with `gae_lambda=1`), everything that leaves the
-sampling out is not, `dice` included. ProMP, MAML-TRPO, Reptile, iMAML and ES are compared with their papers' formulas
+the agent earns after a step on N streams: E-MAML in both forms is unbiased to 1e-12 for 1, 2 and 5 streams (with `gae_lambda=1`).
+Everything that leaves the sampling out is biased for N streams, `dice` included, whose error falls like 1/N: `estimators.surrogates`
+has a table of which settings to take when. ProMP, MAML-TRPO, Reptile, iMAML and ES are compared with their papers' formulas
 written out.
 
 # Learners with memory
@@ -59,6 +60,7 @@ part in exploring while they are trained from data, so training is supervised le
 
 from types import ModuleType
 
+from jaxmeta import types
 from jaxmeta.algorithms import (
     algorithm_distillation,
     decision_pretrained,
@@ -114,3 +116,5 @@ __all__ = [
     "rl2",
     "varibad",
 ]
+
+types.document_fields()

@@ -4,7 +4,8 @@ Finn, Abbeel & Levine 2017, "Model-agnostic meta-learning for fast adaptation of
 algorithm 3. The meta-parameters θ are an initialisation. In a task the agent φ starts there and takes K
 policy-gradient steps (see `learners.gradient`). θ climbs the return of φ_K on its own experience D_K; the
 derivative goes through the updates. (On a policy's own experience all surrogates of its return have the
-same gradient, so the outer loss offers no choice of surrogate.) Settings make it
+same gradient, so the outer loss offers no choice of surrogate. The inner one does: `estimators.surrogates`
+has a table of settings, of what they are unbiased for, and when to take them.) Settings make it
 
 * first-order MAML (`first_order`: eq. 1 with the Hessian dropped);
 * E-MAML (`sampling_correction`: Stadie et al. 2018), which also counts the effect of θ on the experience
@@ -13,8 +14,8 @@ same gradient, so the outer loss offers no choice of surrogate.) Settings make i
   2019);
 * with K = 0, policy gradient on the mean task: a control that has learned everything but to adapt.
 
-Use it for a policy that adapts by a few gradient steps. It costs a backward pass through every inner step. It adapts only as far
-as its own experience shows the task, and explores little.
+Use it for a policy that adapts by a few gradient steps. It costs a backward pass through every inner step. It can use
+only what its own episodes reveal about the task, and it does not explore on purpose.
 
 ```python
 import jax
@@ -66,10 +67,10 @@ class Config(learners.gradient.Config):
     first_order: bool = False
     """Treat the inner gradient as a constant (first-order MAML)."""
     sampling_correction: Literal["none", "score", "leave_one_out"] = "none"
-    """Count the effect of θ on the experience that the inner steps learn from (E-MAML): `score` against
-    the mean return of the other streams, `leave_one_out` against the policy adapted without the
-    stream, whose variance falls with N (K = 1 only; N more inner steps). With `gae_lambda=1` both
-    are unbiased for what N streams lead to. They need `inner_surrogate='score'`."""
+    """Count the effect of θ on the experience that the inner steps learn from (E-MAML). `score`: the baseline
+    is the mean return of the other streams. `leave_one_out`: the baseline is the policy adapted without
+    that stream. Its variance falls with N. Only for K = 1; costs N extra inner steps. With `gae_lambda=1`
+    both are unbiased for what N streams lead to. They need `inner_surrogate='score'`."""
     outer_updates: Literal["last", "all"] = "last"
     """The updates that enter the meta-objective: the policy after the last one, or the mean over all K
     (the multi-step loss of Antoniou et al. 2019, "How to train your MAML")."""

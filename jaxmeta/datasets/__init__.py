@@ -5,6 +5,7 @@ cuts pieces of histories for algorithms that learn from data. `create` writes hi
 `stream` trains on what is larger than the memory. `quality` says what the learners earned and saw.
 """
 
+from jaxmeta import types
 from jaxmeta.datasets import files, histories
 from jaxmeta.datasets.files import Dataset, DatasetError, Writer, create, load
 from jaxmeta.datasets.histories import Histories, mixtures, record, thin
@@ -28,3 +29,5 @@ __all__ = [
     "thin",
     "windows",
 ]
+
+types.document_fields()

@@ -27,6 +27,7 @@ from gymnax.environments import spaces
 
 from jaxmeta import checks
 from jaxmeta.runs.experiments import Trained
+from jaxmeta.runs.training import Run
 from jaxmeta.tasks import boxes, composite, environments, keys
 from jaxmeta.tasks.family import TaskFamily
 from jaxmeta.types import Learner, Meta, MetaAlgorithm, TimeStep, Trajectory
@@ -44,6 +45,15 @@ class Session:
     `learned_objective`) are updated after N times T steps.
     """
 
+    family: TaskFamily
+    """The family that the agent was trained on."""
+    returns: list[float]
+    """Undiscounted returns of the finished episodes."""
+    num_steps: int
+    """Steps so far."""
+    num_updates: int
+    """Updates of the agent so far."""
+
     def __init__(self, trained: Trained, *, seed: int | jax.Array = 0) -> None:
         """A newborn agent of ``trained`` at the start of its first episode.
 
@@ -56,8 +66,13 @@ class Session:
             ValueError: ``trained`` is a population, or its algorithm does not say how it collects experience.
         """
         if not isinstance(trained, Trained):
+            how = (
+                "; of a run in memory it is experiments.Trained(None, algorithm, family, run)"
+                if isinstance(trained, Run)
+                else ""
+            )
             raise TypeError(
-                f"trained={trained!r} must be a run, as jaxmeta.load(folder) returns it"
+                f"trained is a {environments.summary(trained)}; it must be a run, as jaxmeta.load(folder) returns it{how}"
             )
         checks.instance("trained.algorithm", trained.algorithm, MetaAlgorithm)
         checks.instance("trained.family", trained.family, TaskFamily)
@@ -71,13 +86,8 @@ class Session:
                 "trained.algorithm has no lifetime: algorithm._replace(lifetime=types.Lifetime(num_streams, num_steps))"
             )
         self.family = trained.family
-        """The family that the agent was trained on."""
-        self.returns: list[float] = []
-        """Undiscounted returns of the finished episodes."""
-        self.num_steps = 0
-        """Steps so far."""
-        self.num_updates = 0
-        """Updates of the agent so far."""
+        self.returns = []
+        self.num_steps = self.num_updates = 0
         self._lifetime = trained.algorithm.lifetime
         self._learner, self._meta = trained.learner, trained.meta
         self._declared = environments.declared_observation_space(self.family.env)
@@ -109,8 +119,8 @@ class Session:
             observation: ``[*obs_shape]``, or a dictionary or a tuple for a space of several parts.
 
         Raises:
-            ValueError: the observation is not of the family's observation space, or the result of the last action has
-                not been observed.
+            ValueError: the observation is not of the family's observation space, or holds NaN or an infinity; or the
+                result of the last action has not been observed.
         """
         if self._drawn is not None:
             raise ValueError("act was called twice: observe the result of the last action first")
@@ -144,13 +154,15 @@ class Session:
             observation: The observation after the action, before any reset.
 
         Raises:
-            ValueError: there is no action to observe the result of, or a value is not as described.
+            ValueError: there is no action to observe the result of, or a value is not as described: NaN and infinities
+                are refused. Then nothing has changed, and ``observe`` may be called again.
         """
         if self._drawn is None:
             raise ValueError(
                 "observe was called before act: there is no action whose result this is"
             )
         reward = _one("reward", reward, int | float)
+        self._check_finite("reward", np.asarray(reward))
         terminated = _one("terminated", terminated, bool)
         truncated = _one("truncated", truncated, bool)
         successor = self._flat(self._checked("observation", observation))
@@ -317,7 +329,23 @@ class Session:
             composite.check(name, self._declared, observation)
         except (TypeError, ValueError) as error:
             raise ValueError(f"{error}; the family observes {self._declared!r}") from error
+        for path, x in jax.tree_util.tree_leaves_with_path(observation):
+            self._check_finite(f"{name}{jax.tree_util.keystr(path)}", x)
         return observation
+
+    def _check_finite(self, name: str, x: np.ndarray) -> None:
+        """Raises ValueError where a number is not finite, or is none that the network's precision holds.
+
+        One such number would stay in the memory for ever.
+        """
+        with np.errstate(over="ignore"):
+            broken = np.argwhere(~np.isfinite(x.astype(self._dtype)))
+        if len(broken):
+            place = tuple(int(i) for i in broken[0])
+            raise ValueError(
+                f"{name}{list(place) if place else ''} is {x[place]}; it must be a finite {self._dtype} number. Nothing was "
+                "changed: repair the value, for example by the one before"
+            )
 
     def _flat(self, observation: Any) -> Any:
         """One array ``[*obs_shape]`` of an observation of NumPy arrays."""
@@ -383,7 +411,7 @@ def _update(
 
 
 def _one(name: str, value: Any, kind: Any) -> Any:
-    """``value`` as one Python number of ``kind``; NaN is one, and leaves its stream out of the update."""
+    """``value`` as one Python number of ``kind``."""
     array = np.asarray(value)
     number = array.item() if array.size == 1 else value
     right = "a boolean" if kind is bool else "a number"

@@ -3,6 +3,7 @@
 `exact` computes the same quantities by enumeration, for tests and for studies of bias.
 """
 
+from jaxmeta import types
 from jaxmeta.estimators import baselines, episodes, exact, returns, streams, surrogates, units
 from jaxmeta.estimators.baselines import (
     baseline_td_errors,
@@ -71,3 +72,5 @@ __all__ = [
     "weighted_importance_returns",
     "without_broken_streams",
 ]
+
+types.document_fields()

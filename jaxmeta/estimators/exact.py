@@ -37,6 +37,7 @@ class MDP(NamedTuple):
     """``[]``, γ."""
 
 
+@checks.arguments
 def random_mdp(key: jax.Array, *, num_states: int, num_actions: int, discount: float) -> MDP:
     """Flat-Dirichlet transitions and initial state, standard normal rewards."""
     checks.at_least("num_states", num_states, 1)

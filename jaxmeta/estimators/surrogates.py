@@ -5,9 +5,8 @@ discount factor ``g_t = prod_{i<t} discount_i`` and TD errors ``δ_t``,
 
 $$L = \sum_k g_k w_k δ_k, \quad w_k = \sum_{t \le k} τ^{k-t} d_t$$
 
-on one stream ``[T]``. The weight w_k is a trace that carries the actions up to k to the TD error at k;
-an estimator is what an action adds to it, d_t. Traces restart where an episode starts. τ is the λ of
-generalised advantage estimation. (The literature's weights are these plus 1, which no derivative sees.)
+on one stream ``[T]``. w_k sums the contributions d_t of all actions up to k. An estimator is defined by
+its d_t. The sum starts anew where an episode starts. τ is the λ of generalised advantage estimation. (The literature's weights are these plus 1, which no derivative sees.)
 
 | estimator     | w_k + 1 at τ = 1                    | unbiased at τ = 1, any value function          |
 |---------------|-------------------------------------|------------------------------------------------|
@@ -20,6 +19,27 @@ generalised advantage estimation. (The literature's weights are these plus 1, wh
 | `loaded_dice` | between `lvc` (λ = 0) and `dice`    | gradient on-policy; less bias in the Hessian   |
 |               | (λ = 1)                             | and more variance with λ                       |
 | `vtrace`      | prod_{t<k} min(ρ_t, c̄) min(ρ_k, ρ̄)  | as `dice` where nothing is truncated           |
+
+# Which one for a meta-gradient?
+
+"Every derivative" in the table is about one estimate of a policy gradient on given experience. A meta-gradient
+differentiates an inner step on N streams, and there are two objectives. ∇F_N is the gradient of the expected return after
+a step on N streams. These are drawn by the policy that starts, so their distribution has a derivative too. ∇F_∞ is the
+gradient of the return after a step along the true policy gradient. DiCE's unbiased Hessian makes its error for both vanish
+as N grows, like 1/N. For N streams it is biased, as everything is that leaves the sampling out.
+
+| settings of `algorithms.maml` | ∇F_N | ∇F_∞ | take it |
+|---|---|---|---|
+| `inner_surrogate="score"`, `sampling_correction="leave_one_out"` | unbiased for every N | error of order 1/N | to be unbiased with many streams: noise falls with N; K = 1 |
+| `inner_surrogate="score"`, `sampling_correction="score"` | unbiased for every N | error of order 1/N | the same for K > 1; with few streams |
+| `inner_surrogate="dice"` | error of order 1/N | error of order 1/N | with many streams, where the correction is too noisy or too dear |
+| `inner_surrogate="lvc"`, the default | biased | biased | with few streams: less bias than `score`, less noise than `dice` |
+| `inner_surrogate="score"` | biased | biased | to repeat the original MAML |
+| `first_order=True` | biased | biased | where the backward pass through inner steps costs too much |
+
+All rows need ``gae_lambda=1``: below it, as at the default 0.95, the gradient itself is biased, unless the baseline is exact.
+``python benchmarks/estimators.py`` enumerates the biases and the noise on an MDP of your size; `benchmarks/RESULTS.md` has
+its default table, in which the noise of the second row grows with N.
 
 Nothing here stops a gradient; recorded log-probabilities are data already (see `rollout`).
 """
@@ -226,8 +246,8 @@ def sampling_correction(log_prob: jax.Array, gain: jax.Array) -> jax.Array:
     derivative through the update on *fixed* D leaves that out. With ``gain_n`` = (what was earned after
     the update) - b_n, for any b_n that does not depend on stream n, the sum of the two derivatives is
     the gradient of ``E_D J(U(θ, D))`` without bias at every N (E-MAML: Stadie et al. 2018, "Some
-    considerations on learning to explore via meta-reinforcement learning", eq. 5). A sum over streams:
-    the mean is the same bug in many codes, and loses a factor N.
+    considerations on learning to explore via meta-reinforcement learning", eq. 5). It is a sum over
+    streams. Many implementations use the mean by mistake, which makes the term N times too small.
 
     Valid only beside an update whose derivative does not carry that dependence already: inner
     surrogate `score`, never `dice` or `lvc`. Callers stop the gradient of ``gain``.

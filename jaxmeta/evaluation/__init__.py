@@ -5,6 +5,7 @@ are left out and counted. A task or an episode without a return is NaN; `summari
 tasks and counts them.
 """
 
+from jaxmeta import types
 from jaxmeta.evaluation import agents, curves, statistics
 from jaxmeta.evaluation.agents import (
     controller_learner,
@@ -48,3 +49,5 @@ __all__ = [
     "summarize",
     "trials",
 ]
+
+types.document_fields()

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxmeta import checks
 from jaxmeta.estimators.episodes import first_episode_return
 from jaxmeta.estimators.streams import finite_streams, mean_over_streams
+from jaxmeta.rollouts.fits import check_fits
 from jaxmeta.rollouts.lifetime import Setup, lifetime
 from jaxmeta.tasks import environments, time_limit
 from jaxmeta.types import Environment, Learner, Meta, Task
@@ -41,8 +42,7 @@ def adaptation_curve(
 
     A return is undiscounted and of a stream's first episode. The mean is over those of the N
     streams whose first episode ended and whose numbers are all finite. The return after k updates
-    is measured on the experience of the agent before its next update, so the agent has not learned
-    from this experience.
+    comes from new episodes that the agent has not learned from yet.
 
     Args:
         key: Random key.
@@ -57,13 +57,15 @@ def adaptation_curve(
         tasks_per_chunk: Tasks evaluated at a time; bounds memory.
 
     Raises:
-        ValueError: tasks have no leading axis, or ``num_steps`` is less than the horizon.
+        ValueError: tasks have no leading axis; ``num_steps`` is less than the horizon; ``meta`` is of a population, or
+            the learner does not fit the environment.
     """
 
     checks.at_least("tasks_per_chunk", tasks_per_chunk, 1)
     checks.at_least("num_steps", num_steps, 1)
     _covers_an_episode(num_steps, env)
     num_tasks = environments.num_tasks("tasks", tasks, env)
+    check_fits(meta, tasks, learner=learner, env=env)
     setup = Setup(learner, env, num_streams, num_steps)
 
     def curve(key_and_task: tuple) -> AdaptationCurve:

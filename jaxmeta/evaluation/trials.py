@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxmeta import checks
 from jaxmeta.estimators.episodes import episode_index
 from jaxmeta.estimators.streams import finite_streams
+from jaxmeta.rollouts.fits import check_fits
 from jaxmeta.rollouts.lifetime import Setup, lifetime
 from jaxmeta.tasks import environments
 from jaxmeta.types import Environment, Learner, Meta, Task
@@ -44,10 +45,13 @@ def trials(
     episodes. With ``num_updates`` K > 0 a trial is K + 1 times as long, and the learner is updated
     every T steps (posterior sampling learns between episodes). ``tasks`` have a leading axis,
     ``[M]``.
+
+    Raises ValueError if ``meta`` is of a population, or the learner does not fit the environment.
     """
 
     checks.at_least("tasks_per_chunk", tasks_per_chunk, 1)
     num_tasks = environments.num_tasks("tasks", tasks, env)
+    check_fits(meta, tasks, learner=learner, env=env)
     setup = Setup(learner, env, num_streams=1, num_steps=num_steps)
 
     def trial(key_and_task: tuple) -> Trials:

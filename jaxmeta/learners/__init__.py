@@ -4,6 +4,7 @@
 off-policy experience, `actor_critic` has meta-learned hyper-parameters, `update_rules` learns by a learned rule.
 """
 
+from jaxmeta import types
 from jaxmeta.learners import actor_critic, gradient, recurrent, replay, update_rules
 from jaxmeta.learners.actor_critic import actor_critic_learner
 from jaxmeta.learners.gradient import gradient_learner
@@ -21,3 +22,5 @@ __all__ = [
     "replay_learner",
     "update_rules",
 ]
+
+types.document_fields()

@@ -103,8 +103,8 @@ class Config(Adaptation):
     al. 2020); the `context`, inputs that start at zero and are not meta-learned (CAVIA: Zintgraf et al.
     2019; set `context_size`); or another top-level entry of the policy's parameters."""
     inner_surrogate: str = "lvc"
-    """Surrogate of the inner step: `score`, `dice`, `lvc` or another name in `surrogates.SURROGATES`. On the
-    policy's own experience `ppo_clip` equals `lvc`."""
+    """Surrogate of the inner step: `score`, `dice`, `lvc` or another name in `surrogates.SURROGATES`, whose
+    docstring says which to take when. On the policy's own experience `ppo_clip` equals `lvc`."""
     normalize: bool = False
     """Divide each batch's advantages by their root mean square, in inner and outer losses, so that learning
     does not depend on the unit of rewards. Steps then do not shrink near the optimum either."""

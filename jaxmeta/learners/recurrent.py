@@ -80,6 +80,14 @@ class Config:
         for size in self.hidden_sizes:
             checks.at_least("hidden_sizes", size, 1)
 
+    def check_num_tasks(self, num_tasks: int) -> None:
+        """Raises ValueError unless the trials of a meta-update with M = ``num_tasks`` can be cut into minibatches."""
+        if num_tasks * self.num_streams % self.num_minibatches:
+            raise ValueError(
+                f"num_minibatches={self.num_minibatches} must divide the number of trials, "
+                f"num_tasks={num_tasks} × num_streams={self.num_streams} = {num_tasks * self.num_streams}"
+            )
+
 
 class Hyper(NamedTuple):
     """Numbers of learners with memory, each a float or an array ``[]``; a run can sweep or learn them."""
@@ -515,7 +523,10 @@ def _moved_value_scale(scale: jax.Array, returns: jax.Array, counted: jax.Array)
 
 
 def trial_metrics(data: Trajectory, counted: jax.Array, num_episodes: int) -> dict[str, jax.Array]:
-    """Mean undiscounted returns of the first and the last episode and of the trial; the number of broken trials."""
+    """Mean undiscounted returns of the first and the last episode and of the trial; the number of broken trials.
+
+    ``data [B, T]`` are B trials, and ``counted [B, T]`` marks their steps that count: none of a broken trial.
+    """
     good = jnp.any(counted, axis=1)
     episode = jax.vmap(episode_index)(data.last)
 

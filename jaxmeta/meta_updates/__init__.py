@@ -1,5 +1,6 @@
 """The slow loop: gradients task by task and their guarded mean, the outer optimiser, evolution, truncated windows."""
 
+from jaxmeta import types
 from jaxmeta.meta_updates import evolution, gradients, outer_loop, windows
 from jaxmeta.meta_updates.gradients import (
     State,
@@ -48,3 +49,5 @@ __all__ = [
     "tasks_at_once",
     "windows",
 ]
+
+types.document_fields()

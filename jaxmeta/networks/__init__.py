@@ -6,6 +6,7 @@ read images, observations of several parts, or whatever a flax module of your ow
 actions, and all dense layers are those of `dense`.
 """
 
+from jaxmeta import types
 from jaxmeta.networks import (
     actor_critic,
     dense,
@@ -89,3 +90,5 @@ __all__ = [
     "value_mlp",
     "values",
 ]
+
+types.document_fields()

@@ -7,9 +7,11 @@ In place of ``networks.cnn(family)`` both take a flax module of yours.
 """
 
 import math
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
+import flax.errors
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -51,16 +53,14 @@ def encoder(family: TaskFamily, module: Module) -> Encoder:
 
     Raises:
         ValueError: the module raises an error on one observation; its output is not of one axis; or it has state beside
-            parameters, like running means: the library's functions are pure and would lose it.
+            parameters, like running means, or draws random numbers, like Dropout: the library's functions are pure and
+            would lose the one and repeat the other.
         TypeError: ``module`` is a class, or an nnx module that is already made.
     """
     if isinstance(module, Encoder):
         return module
     if isinstance(module, type):
-        raise TypeError(
-            f"module is the class {module.__name__}; it must be a linen module, {module.__name__}(), or for nnx a "
-            "function of rngs that makes one"
-        )
+        raise TypeError(f"module is the class {module.__name__}; {_instead_of(module)}")
     space = environments.declared_observation_space(family.env)
     shape = family.observation_shape
     init, apply = _linen(module) if isinstance(module, nn.Module) else _nnx(module)
@@ -99,11 +99,27 @@ def encoder(family: TaskFamily, module: Module) -> Encoder:
     return Encoder(init_on_zeros, apply_to_parts, features.shape[0])
 
 
+def _instead_of(module: type) -> str:
+    """What to give instead of a class."""
+    nnx = sys.modules.get("flax.nnx")  # who has a class of its own has imported it
+    if nnx is not None and issubclass(module, nnx.Module):
+        return f"it must be a function of rngs that makes one: lambda rngs: {module.__name__}(..., rngs=rngs)"
+    if issubclass(module, nn.Module):
+        return f"it must be a linen module: {module.__name__}(...)"
+    return "it must be a linen module, Net(), or for nnx a function of rngs that makes one"
+
+
+DRAWS = (
+    "module draws random numbers when it is called, as Dropout does; it must be a function of the observation alone: leave "
+    "such layers out, or make them deterministic (deterministic=True)"
+)
+
+
 def _linen(module: nn.Module) -> tuple[Callable, Callable]:
     """``(key, obs) -> params`` and ``(params, obs) -> features`` of a linen module."""
 
     def init(key: jax.Array, obs: Any) -> Params:
-        variables = dict(module.init(key, obs))
+        variables = dict(drawing_nothing(module.init, key, obs))
         params = variables.pop("params", {})
         if variables:
             raise ValueError(
@@ -111,7 +127,16 @@ def _linen(module: nn.Module) -> tuple[Callable, Callable]:
             )
         return params
 
-    return init, lambda params, obs: module.apply({"params": params}, obs)
+    def apply(params: Params, obs: Any) -> Any:
+        return drawing_nothing(module.apply, {"params": params}, obs)
+
+    def drawing_nothing(function: Callable, *args: Any) -> Any:
+        try:
+            return function(*args)
+        except flax.errors.InvalidRngError as error:
+            raise ValueError(DRAWS) from error
+
+    return init, apply
 
 
 def _nnx(make: Callable[..., Any]) -> tuple[Callable, Callable]:
@@ -128,7 +153,7 @@ def _nnx(make: Callable[..., Any]) -> tuple[Callable, Callable]:
         module = make(nnx.Rngs(key))
         if not isinstance(module, nnx.Module):
             raise TypeError(f"module(rngs) is a {type(module).__name__}; it must be an nnx module")
-        # Evaluation draws nothing, so the streams of random numbers are only carried along.
+        # `apply` checks that nothing is drawn, so the streams of random numbers are only carried along.
         graph, params, streams, others = nnx.split(module, nnx.Param, nnx.RngState, ...)  # type: ignore[misc]
         if jax.tree.leaves(others):
             raise ValueError("module has state beside parameters; it must have parameters alone")
@@ -140,7 +165,16 @@ def _nnx(make: Callable[..., Any]) -> tuple[Callable, Callable]:
     def apply(params: Params, obs: Any) -> Any:
         (graph, streams), state = split(jax.random.key(0))
         nnx.replace_by_pure_dict(state, params)
-        return nnx.merge(graph, state, streams)(obs)
+        module = nnx.merge(graph, state, streams)
+
+        def counts() -> list:
+            return jax.tree.leaves(nnx.state(module, nnx.RngCount))
+
+        before = counts()
+        features = module(obs)
+        if any(x is not y for x, y in zip(before, counts(), strict=True)):
+            raise ValueError(DRAWS)
+        return features
 
     return init, apply
 

@@ -24,7 +24,16 @@ def adaptation(
         path: The image to write.
         summaries: Title of a panel to the result of `evaluation.summarize`.
         unit: The unit of adaptation, in the singular.
+
+    Raises TypeError if a panel is not the result of `evaluation.summarize`.
     """
+    _check_panels("summaries", summaries, "summaries")
+    for title, summary in summaries.items():
+        if not isinstance(summary, Mapping) or "intervals" not in summary:
+            raise TypeError(
+                f"summaries[{title!r}] is a {_kind_of(summary)}; it must be the result of "
+                "evaluation.summarize(returns, random=..., optimal=...)"
+            )
     figure = Figure(figsize=(0.6 + 4.2 * len(summaries), 3.6), layout="constrained")
     panels = figure.subplots(1, len(summaries), squeeze=False)[0]
     for axes, (title, summary) in zip(panels, summaries.items(), strict=True):
@@ -56,8 +65,21 @@ def learning(
         path: The image to write.
         panels: Title of a panel to algorithm to a cell: ``curve["after"] [S, U]`` (returns of S
             seeds over U meta-updates), ``env_steps`` of all U meta-updates, ``random`` and
-            ``reference`` returns. Lines are means over seeds, smoothed over a tenth of the updates.
+            ``reference`` returns, a number each. Lines are means over seeds, smoothed over a tenth of the updates.
+
+    Raises TypeError or ValueError if a cell is not so.
     """
+    _check_panels("panels", panels, "cells by algorithm")
+    for title, cells in panels.items():
+        for name, cell in cells.items():
+            where = f"panels[{title!r}][{name!r}]"
+            checks.numbers("SU", **{f"{where}['curve']['after']": cell["curve"]["after"]})
+            for entry in ("random", "reference", "env_steps"):
+                if np.ndim(cell[entry]):
+                    raise ValueError(
+                        f"{where}[{entry!r}] has shape {np.shape(cell[entry])}; it must be one number"
+                        + ("" if entry == "env_steps" else ": the mean over tasks")
+                    )
     columns = min(len(panels), 3)
     rows = -(-len(panels) // columns)
     figure = Figure(figsize=(4.2 * columns, 3.1 * rows + 1.0), layout="constrained")
@@ -210,6 +232,20 @@ def lifetimes(
         axes.set_visible(False)
     _legend_below(figure, every[: len(results)])
     figure.savefig(path, dpi=150)
+
+
+def _check_panels(name: str, panels: Any, what: str) -> None:
+    """Raises TypeError unless ``panels`` is a dictionary with something in it."""
+    if not isinstance(panels, Mapping) or not panels:
+        raise TypeError(
+            f"{name} is a {_kind_of(panels)}; it must be a dictionary, title of a panel to {what}"
+        )
+
+
+def _kind_of(x: Any) -> str:
+    """A few words on ``x`` for messages: its type, and its shape if it has one."""
+    shape = getattr(x, "shape", None)
+    return type(x).__name__ + (f" of shape {tuple(shape)}" if shape is not None else "")
 
 
 def _band(curves: np.ndarray, band: str) -> tuple[np.ndarray, np.ndarray]:

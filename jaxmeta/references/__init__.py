@@ -7,6 +7,7 @@ the same environments; `rollouts.lifetime` and `evaluation.trials` run them. The
 differentiated, so the log-probability that they report is 0.
 """
 
+from jaxmeta import types
 from jaxmeta.references.bandits import (
     Counts,
     dependent_greedy,
@@ -77,3 +78,5 @@ __all__ = [
     "told_key_to_door",
     "ucb1",
 ]
+
+types.document_fields()

@@ -1,5 +1,6 @@
 """Acting in environments: one stream, a lifetime of updates, and agents that live across meta-updates."""
 
+from jaxmeta import types
 from jaxmeta.rollouts import lifelong
 from jaxmeta.rollouts.lifetime import (
     Setup,
@@ -26,3 +27,5 @@ __all__ = [
     "rollout",
     "sample",
 ]
+
+types.document_fields()

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxmeta import checks
 from jaxmeta.estimators.streams import count, unless
 from jaxmeta.recurrences import linear_recurrence
 from jaxmeta.rollouts.lifetime import Setup, adapt, append, begin, collect
@@ -77,12 +78,14 @@ def mean_return(score: Score) -> tuple[jax.Array, jax.Array]:
     return total / count(score.counts, total), jnp.sum(score.counts, dtype=jnp.int32)
 
 
+@checks.arguments
 def birth(key: jax.Array, meta: Meta, task: Task, *, setup: Setup) -> Life:
     """A newborn agent in ``task``, of age 0."""
     agent, streams = begin(key, meta, task, setup=setup)
     return Life(task, agent, streams, jnp.zeros((), jnp.int32))
 
 
+@checks.arguments
 def renewed(
     key: jax.Array,
     meta: Meta,
@@ -98,6 +101,7 @@ def renewed(
     return jax.tree.map(lambda new, old: jnp.where(over, new, old), successor, life)
 
 
+@checks.arguments
 def live(
     key: jax.Array, meta: Meta, life: Life, *, setup: Setup, num_updates: int
 ) -> tuple[Life, History]:

@@ -20,7 +20,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.sharding import SingleDeviceSharding
 
-from jaxmeta.runs import records
+from jaxmeta.runs import descriptions, records
 from jaxmeta.tasks.keys import words
 
 FORMAT = 1
@@ -54,7 +54,10 @@ def open_manager(folder: Path, *, keep: int = 3) -> Iterator[ocp.CheckpointManag
 
 @contextlib.contextmanager
 def plainly_named(folder: Path) -> Iterator[Path]:
-    """A path to ``folder`` of letters, digits, dots and dashes: its own, or a temporary link to it."""
+    """A path to ``folder`` of letters, digits, dots and dashes: its own, or a temporary link to it.
+
+    Raises CheckpointError if no such link can be made.
+    """
     if PLAIN_PATH.fullmatch(str(folder)):
         yield folder
         return
@@ -187,9 +190,10 @@ def _check_same_run(
     path: Path, description: Mapping[str, Any], saved: Any, ignore: tuple[str, ...]
 ) -> None:
     """Raises CheckpointError unless the description equals the ``saved`` one, names in ``ignore`` apart."""
+    before = records.plain(records.read(saved))
     different = [
-        f"{name} is {ours!r} and was {theirs!r}"
-        for name, ours, theirs in differences(dict(description), records.plain(records.read(saved)))
+        descriptions.difference(name, ours, theirs)
+        for name, ours, theirs in differences(descriptions.comparable(description, before), before)
         if not name.startswith(ignore or ("\0",))
     ]
     if different:

@@ -6,8 +6,10 @@ An `Experiment` holds all settings of a training run, and the run's folder keeps
     trained = jaxmeta.load("runs/maml-navigation")
     trained.learner, trained.meta, trained.family
 
-A run of an algorithm or a family of your own is loaded with both: ``jaxmeta.load(folder,
-algorithm=..., family=...)``.
+The folder of `training.train` keeps the algorithm's name and settings, too, and a hash of the
+family's tasks. A run on a family of your own is loaded with it, ``jaxmeta.load(folder,
+family=...)``; a run of an algorithm, a policy or a network of your own with the algorithm, too:
+``jaxmeta.load(folder, algorithm=..., family=...)``.
 
 `presets.PRESETS` holds the experiments with measured figures.
 """
@@ -25,9 +27,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxmeta import checks, tasks
+from jaxmeta import checks, tasks, types
 from jaxmeta.algorithms import ALGORITHMS
-from jaxmeta.runs import checkpoints, records, run_folder, training
+from jaxmeta.runs import checkpoints, descriptions, records, run_folder, training
 from jaxmeta.runs.checkpoints import CheckpointError
 from jaxmeta.tasks.family import TaskFamily
 from jaxmeta.types import Hyper, Learner, MetaAlgorithm
@@ -161,12 +163,12 @@ def load(
 
     Args:
         folder: Folder of a run of `training.train` or `training.train_population`.
-        algorithm: The trained algorithm; None makes it from the experiment in ``config.json``,
-            which `train` and ``benchmarks/train.py`` write. A run with your own policy, network or
-            family needs both ``algorithm`` and ``family``. The algorithm's state must have the
-            shapes and types of the checkpoint's arrays.
-        family: The family; None makes it from the experiment. It may be another family than the
-            experiment's, for example a transformed one.
+        algorithm: The trained algorithm; None makes it from the name and the settings in ``config.json``. It is needed if
+            it is your own, or was made with an object such as a policy, a network or an optimiser. Its state must have
+            the shapes and types of the checkpoint's arrays.
+        family: The family; None makes it from ``config.json``. It is needed if it is your own, or was made with other
+            settings than the horizon by code that is no `Experiment`. Instead of an experiment's family it may be
+            another one, for example a transformed one.
 
     Raises:
         CheckpointError: there is no run in the folder; its newest checkpoint is damaged; or it
@@ -175,23 +177,7 @@ def load(
     """
     folder = checks.path("folder", folder)
     description = _description(folder)
-    experiment = None
-    if "algorithm" in description or algorithm is None or family is None:
-        try:
-            experiment = _experiment(description, folder)
-        except CheckpointError as error:
-            if algorithm is None or family is None:
-                raise CheckpointError(f"{error}: give load its algorithm= and family=") from error
-    elif (family.name, family.horizon) != (description.get("family"), description.get("horizon")):
-        raise CheckpointError(
-            f"{folder} is of family {description.get('family')!r} with horizon {description.get('horizon')}, and "
-            f"family={family.name!r} with horizon {family.horizon} is given"
-        )
-    if experiment is not None:
-        family = family or tasks.make(experiment.family, **experiment.family_settings)
-        algorithm = algorithm or make_algorithm(experiment, family)
-    assert algorithm is not None
-    assert family is not None
+    experiment, algorithm, family = _parts(description, folder, algorithm, family)
     one = jax.eval_shape(partial(training.begin, algorithm=algorithm), jax.random.key(0))
     members: tuple[int, ...] = ()
     if "population" in description:
@@ -204,6 +190,79 @@ def load(
         ignore=training.MAY_CHANGE,
     )
     return Trained(experiment, algorithm, family, run)
+
+
+def _parts(
+    description: Mapping[str, Any],
+    folder: Path,
+    algorithm: MetaAlgorithm | None,
+    family: TaskFamily | None,
+) -> tuple[Experiment | None, MetaAlgorithm, TaskFamily]:
+    """The experiment, if the run is one, the algorithm and the family: those that are given, or made from the description."""
+    experiment, fault = None, ""
+    if "family_settings" in description or family is None:
+        try:
+            experiment = _experiment(description, folder)
+        except CheckpointError as error:
+            fault = str(error)
+    elif (family.name, family.horizon) != (description.get("family"), description.get("horizon")):
+        raise CheckpointError(
+            f"{folder} is of family {description.get('family')!r} with horizon {description.get('horizon')}, and "
+            f"family={family.name!r} with horizon {family.horizon} is given"
+        )
+    if experiment is not None:
+        family = family or tasks.make(experiment.family, **experiment.family_settings)
+        return experiment, algorithm or make_algorithm(experiment, family), family
+    if family is None or algorithm is None:
+        known = None if family is None else _known_algorithm(description, folder, family)
+        if family is None or known is None:
+            needed = "family=" if _is_made_by_name(description) else "algorithm= and family="
+            fault = (
+                fault or f"{folder / run_folder.CONFIG_FILE} does not say how to make the algorithm"
+            )
+            raise CheckpointError(f"{fault}. Pass {needed} to load")
+        algorithm = known
+    return None, algorithm, family
+
+
+def _is_made_by_name(description: Mapping[str, Any]) -> bool:
+    """Whether the algorithm is the library's, made of nothing but ``config`` and ``hyper``."""
+    name = description.get("algorithm")
+    known = isinstance(name, str) and name in ALGORITHMS
+    return known and not (description.get("arguments") or description.get("replaced"))
+
+
+def _known_algorithm(
+    description: Mapping[str, Any], folder: Path, family: TaskFamily
+) -> MetaAlgorithm | None:
+    """The algorithm of a description on ``family``; None if a description does not suffice to make it."""
+    if not _is_made_by_name(description):
+        return None
+    module = ALGORITHMS[description["algorithm"]]
+    try:
+        config = module.Config(**_settings(description["config"]))
+        hyper = module.Hyper(**_settings(description.get("hyper", {})))
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{folder / run_folder.CONFIG_FILE} has settings that this version does not know ({error}). Pass algorithm= "
+            "and family= to load"
+        ) from error
+    return getattr(module, description["algorithm"])(family, config, hyper)
+
+
+def _library_settings(description: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Settings with which `tasks.make` makes the family of a description, none or the horizon; None if it is another."""
+    name, horizon = description.get("family"), description.get("horizon")
+    if name not in tasks.FAMILIES or "tasks" not in description:
+        return None
+    takes_horizon = "horizon" in inspect.signature(tasks.FAMILIES[name]).parameters
+    settings = {"horizon": horizon} if takes_horizon else {}
+    try:
+        family = tasks.make(name, **settings)
+    except (ImportError, TypeError, ValueError):
+        return None
+    same = family.horizon == horizon and descriptions.hashes(family) == description["tasks"]
+    return settings if same else None
 
 
 @checks.arguments
@@ -245,12 +304,8 @@ def finetune(
         )
     experiment, algorithm = trained.experiment, trained.algorithm
     if family is not None:
-        if experiment is None:
-            raise ValueError(
-                "trained is a run of an algorithm of your own: make the algorithm on the other family, and give "
-                "training.train initial=trained.run.state"
-            )
-        algorithm = make_algorithm(experiment, family)
+        algorithm = _on(family, trained)
+        _check_same_interface(trained, algorithm, family)
     meta = trained.meta
     changed = dict(hyper or {})
     for name, value in changed.items():
@@ -262,10 +317,16 @@ def finetune(
     numbers = {name: jnp.full_like(getattr(meta.hyper, name), x) for name, x in changed.items()}
     fresh = algorithm.init(jax.random.key(plan.seed))
     initial = fresh._replace(meta=meta._replace(hyper=meta.hyper._replace(**numbers)))
+    if algorithm.description is not None:
+        told = algorithm.description.hyper._replace(**changed)
+        algorithm = algorithm._replace(
+            description=dataclasses.replace(algorithm.description, hyper=told)
+        )
     description: dict[str, Any] | None = None
     if experiment is not None and family is None:
-        told = dict(experiment.hyper) | changed
-        description = describe(dataclasses.replace(experiment, hyper=told, plan=plan))
+        description = describe(
+            dataclasses.replace(experiment, hyper=dict(experiment.hyper) | changed, plan=plan)
+        )
     return training.train(
         algorithm,
         trained.family if family is None else family,
@@ -273,6 +334,36 @@ def finetune(
         initial=None if keywords.get("resume") else initial,
         description=description,
         **keywords,
+    )
+
+
+def _check_same_interface(trained: Trained, algorithm: MetaAlgorithm, family: TaskFamily) -> None:
+    """Raises TypeError if the parameters that ``algorithm`` starts from have other shapes on ``family``."""
+    there = jax.eval_shape(algorithm.init, jax.random.key(0)).meta
+    if not checkpoints.differences(checkpoints.arrays(there), checkpoints.arrays(trained.meta)):
+        return
+    ours, theirs = (
+        f"{x.name!r} with observations {x.observation_shape} and actions {x.action_space}"
+        for x in (family, trained.family)
+    )
+    raise TypeError(
+        f"family is {ours}; the run is of {theirs}: its parameters fit families of the same observations and actions alone"
+    )
+
+
+def _on(family: TaskFamily, trained: Trained) -> MetaAlgorithm:
+    """The algorithm of a run, made with the same settings and objects on another family."""
+    made = trained.algorithm.description
+    if (
+        made is not None
+        and made.name in ALGORITHMS
+        and not descriptions.replaced(trained.algorithm)
+    ):
+        constructor = getattr(ALGORITHMS[made.name], made.name)
+        return constructor(family, made.config, made.hyper, **made.arguments)
+    raise ValueError(
+        "trained is a run of an algorithm of your own: make the algorithm on the other family, and give "
+        "training.train initial=trained.run.state"
     )
 
 
@@ -306,26 +397,42 @@ def _description(folder: Path) -> dict[str, Any]:
 
 def _experiment(description: Mapping[str, Any], folder: Path) -> Experiment:
     """The experiment of a description; raises CheckpointError if this version does not know it."""
+    path = folder / run_folder.CONFIG_FILE
     if "algorithm" not in description:
-        raise CheckpointError(
-            f"{folder / run_folder.CONFIG_FILE} is not of an experiment that this version knows: it names no algorithm, "
-            "as the file of a run of your own parts"
-        )
+        raise CheckpointError(f"{path} names no algorithm")
+    settings = description.get("family_settings")
+    if settings is None:
+        if not _is_made_by_name(description):
+            objects = ", ".join(
+                [*description.get("arguments", {}), *description.get("replaced", [])]
+            )
+            raise CheckpointError(
+                f"{path} does not say how the algorithm {description['algorithm']!r} was made"
+                + (f": it has parts of your own ({objects})" if objects else "")
+            )
+        settings = _library_settings(description)
+        if settings is None:
+            raise CheckpointError(
+                f"{path} does not say how the family {description.get('family')!r} was made"
+            )
     try:
         return Experiment(
             description["algorithm"],
             description["family"],
             config=_settings(description["config"]),
-            hyper=_settings(description["hyper"]),
-            family_settings=_settings(description["family_settings"]),
+            hyper=_settings(description.get("hyper", {})),
+            family_settings=_settings(settings),
             plan=training.Config(**_settings(description["training"])),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
-            f"{folder / run_folder.CONFIG_FILE} is not of an experiment that this version knows ({error})"
+            f"{path} is not of an experiment that this version knows ({error})"
         ) from error
 
 
 def _settings(read: Mapping[str, Any]) -> dict[str, Any]:
     """Settings read from JSON, with tuples for its lists."""
     return {name: tuple(x) if isinstance(x, list) else x for name, x in read.items()}
+
+
+types.document_fields()

@@ -13,7 +13,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from jaxmeta import checks
+from jaxmeta import checks, types
 from jaxmeta.algorithms import ALGORITHMS
 from jaxmeta.runs import training
 from jaxmeta.runs.experiments import Experiment
@@ -306,3 +306,6 @@ PRESETS: dict[str, Experiment] = {
 """Experiments by name: an algorithm (or a variant) and a family. No figures are measured for
 bandits of more than five arms or 100 pulls, for three kinds of dependent bandits, and for random
 MDPs with a GRU: they are for accelerators."""
+
+
+types.document_fields()

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, TypeAlias
 
-from jaxmeta import checks
+from jaxmeta import checks, types
 
 Write: TypeAlias = Callable[[Mapping[str, Any]], Any]
 """A function that is called with each line."""
@@ -138,3 +138,6 @@ def _values(line: Mapping[str, Any]) -> dict[str, float]:
     member = "".join(f"{name} {line[name]}/" for name in ("setting", "seed") if name in line)
     place = ("update", "setting", "seed")
     return {f"{member}{name}": x for name, x in line.items() if name not in place and x is not None}
+
+
+types.document_fields()

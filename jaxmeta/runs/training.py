@@ -23,8 +23,8 @@ import jax.numpy as jnp
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from rich.console import Console
 
-from jaxmeta import checks
-from jaxmeta.runs import checkpoints, durations, processes, records, sinks, terminal
+from jaxmeta import checks, types
+from jaxmeta.runs import checkpoints, descriptions, durations, processes, records, sinks, terminal
 from jaxmeta.runs.metric_lines import Outputs, check_metrics, lines_of
 from jaxmeta.runs.run_folder import CHECKPOINT_FOLDER, CONFIG_FILE, opened, owned
 from jaxmeta.runs.sinks import Sink
@@ -76,6 +76,7 @@ class Run(NamedTuple):
     """``[]``, int32: meta-updates so far."""
 
 
+@checks.arguments
 def begin(key: jax.Array, *, algorithm: MetaAlgorithm, hyper: Hyper | None = None) -> Run:
     """A run before its first meta-update. ``hyper=None`` means the algorithm's own hyper-parameters."""
     init_key, run_key = jax.random.split(key)
@@ -167,8 +168,8 @@ def _check_state(what: str, state: Any, other: str, reference: Any) -> None:
             checkpoints.arrays(state), checkpoints.arrays(reference)
         )
     ]
-    ours, theirs = (str(jax.tree.structure(x)) for x in (state, reference))
-    if not different and ours != theirs:
+    if not different and str(jax.tree.structure(state)) != str(jax.tree.structure(reference)):
+        ours, theirs = checks.structures(state, reference)
         different = [f"it is {ours}, and {other} {theirs}"]
     if different:
         raise TypeError(f"{what} another state: {'; '.join(different[:3])}")
@@ -207,8 +208,9 @@ def train(
             result of a run without a stop.
         description: Settings that identify the algorithm and the family, as `records.plain` takes
             them. They are kept in ``config.json`` and in each checkpoint, and compared on resuming.
-            None means the family's name and horizon; `experiments.load` then needs the algorithm
-            and the family.
+            None means `descriptions.of`: the algorithm's name, ``config`` and ``hyper`` if a
+            constructor of `algorithms` made it, and the family's name, horizon and a hash of a few
+            of its tasks.
         console: Console for progress; None means standard error.
         sink: A second destination of the metrics: any function of a line, or a sink of `sinks`. An
             exception in the sink ends the run, after a checkpoint is saved in ``folder``. A resumed
@@ -223,14 +225,15 @@ def train(
         KeyboardInterrupt: after an interrupt (or SIGTERM), once a checkpoint is saved in
             ``folder``; without a folder the state is lost. A second interrupt stops at once.
         ValueError: the number of devices does not divide ``config.num_tasks``; ``initial`` while
-            resuming.
+            resuming; or ``algorithm`` was made for a family of another horizon or environment.
         TypeError: a metric is no scalar; or the arrays of ``initial``, or of the state after a
             meta-update, differ from those that ``algorithm.init`` makes.
         tasks.InvalidEnvironment: the family breaks a promise (see `tasks.check_promises`).
     """
     check_promises(family)
+    descriptions.check_made_for(algorithm, family, config.num_tasks)
     mesh = device_mesh(config.num_tasks)
-    description = _described(description, family, source)
+    description = _described(description, algorithm, family, source, folder)
     begun = jax.jit(begin, static_argnames="algorithm")
     key = jax.random.key(config.seed)
 
@@ -311,6 +314,7 @@ def train_population(
     seeds = [config.seed + i for i in range(num_seeds)]
     checks.between("seed", seeds[-1], 0, 2**32 - 1)
     check_promises(family)
+    descriptions.check_made_for(algorithm, family, config.num_tasks)
     mesh = device_mesh(config.num_tasks)
     num_settings = 1 if hypers is None else len(hypers)
 
@@ -320,7 +324,10 @@ def train_population(
             numbers, hypers, algorithm=algorithm
         )
 
-    description = _described(description, family, source)
+    no_own = description is not None or hypers is None
+    description = _described(description, algorithm, family, source, folder)
+    if not no_own:
+        description.pop("hyper", None)  # no member has the algorithm's own
     settings = [] if hypers is None else [jax.tree.map(float, _named(hyper)) for hyper in hypers]
     description = {**description, "population": {"num_seeds": num_seeds, "hypers": settings}}
     one = _meta_updates(algorithm, family, source, config, mesh)
@@ -547,6 +554,9 @@ def _check_hypers(hypers: Any, algorithm: MetaAlgorithm) -> None:
         raise ValueError("hypers=[] must hold at least one setting, or be None")
     checks.same_structure(**{f"hypers[{i}]": hyper for i, hyper in enumerate(hypers)})
     for i, hyper in enumerate(hypers):
+        wanted = algorithm.description and type(algorithm.description.hyper)
+        if wanted:
+            checks.instance(f"hypers[{i}]", hyper, wanted)
         for path, x in jax.tree_util.tree_leaves_with_path(hyper):
             checks.between(f"hypers[{i}]{jax.tree_util.keystr(path)}", x, -math.inf, math.inf)
         # One by one, for later they are traced together, and their values are not seen.
@@ -557,12 +567,17 @@ def _check_hypers(hypers: Any, algorithm: MetaAlgorithm) -> None:
 
 
 def _described(
-    description: Mapping[str, Any] | None, family: TaskFamily, source: Source | None
+    description: Mapping[str, Any] | None,
+    algorithm: MetaAlgorithm,
+    family: TaskFamily,
+    source: Source | None,
+    folder: str | os.PathLike | None,
 ) -> dict[str, Any]:
-    """The description as a dictionary, with the source's; without one, the family's name and horizon."""
+    """The description as a dictionary, with the source's; without one, `descriptions.of` the algorithm and the family."""
     data = {} if source is None else {"data": dict(source.description)}
     if description is None:
-        return {"family": family.name, "horizon": family.horizon} | data
+        # Only files are compared with other runs, and drawing tasks can take long.
+        return descriptions.of(algorithm, family, with_tasks=folder is not None) | data
     if not isinstance(description, Mapping):
         raise TypeError(f"description={description!r} must be a dictionary of settings by name")
     for name in ("training", "population", "initial", "data"):
@@ -635,3 +650,6 @@ def _deferred_interrupts() -> Iterator[Callable[[], bool]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+types.document_fields()

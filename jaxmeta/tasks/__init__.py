@@ -27,7 +27,7 @@ import typing
 from collections.abc import Callable
 from typing import Any
 
-from jaxmeta import checks
+from jaxmeta import checks, types
 from jaxmeta.tasks import (
     bandits,
     boxes,
@@ -180,3 +180,5 @@ __all__ = [
     "unflatten",
     "xland",
 ]
+
+types.document_fields()

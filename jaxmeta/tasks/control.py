@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmeta import checks
+from jaxmeta.tasks.derived import with_derived
 from jaxmeta.tasks.family import Controller, TaskFamily
 
 
@@ -47,7 +48,6 @@ def _family(
     expert_action: Controller,
     horizon: int,
     scale: float,
-    derive: Callable[[Any], Any] = lambda params: params,
 ) -> TaskFamily:
     checks.at_least("horizon", horizon, 1)
     checks.between("scale", scale, 1, 1e6)  # 1 is the one standard task
@@ -61,7 +61,7 @@ def _family(
         def sample(key: jax.Array) -> Any:
             factors = _factors(key, fields, scale, outside)
             drawn = {field: getattr(defaults, field) * factors[i] for i, field in enumerate(fields)}
-            return derive(defaults.replace(**drawn))
+            return with_derived(defaults.replace(**drawn), fields)
 
         return sample
 
@@ -73,21 +73,6 @@ def _family(
         test=sampler(False),
         out_of_distribution=sampler(True),
         expert_action=expert_action,
-    )
-
-
-def _cartpole_derived(params: Any) -> Any:
-    # gymnax reads these two products instead of their factors, so they must follow them.
-    return params.replace(
-        total_mass=params.masscart + params.masspole,
-        polemass_length=params.masspole * params.length,
-    )
-
-
-def _acrobot_derived(params: Any) -> Any:
-    # A uniform rod's centre of mass is at its middle.
-    return params.replace(
-        link_com_pos_1=0.5 * params.link_length_1, link_com_pos_2=0.5 * params.link_length_2
     )
 
 
@@ -142,6 +127,51 @@ def pump(task: Any, obs: jax.Array) -> jax.Array:
     return 2 * (obs[4] < 0).astype(jnp.int32)
 
 
+def cartpole_task(
+    *,
+    gravity: float = 9.8,
+    masscart: float = 1.0,
+    masspole: float = 0.1,
+    length: float = 0.5,
+    force_mag: float = 10.0,
+    horizon: int = 200,
+) -> Any:
+    """One CartPole with the given physics: a task of ``cartpole(horizon=horizon)``.
+
+    gymnax's parameters hold ``total_mass`` and ``polemass_length`` beside their factors, so
+    ``default_params.replace(length=...)`` alone gives another physics than the length says. Here both follow. The
+    numbers may be traced: ``jax.vmap(lambda x: cartpole_task(length=x))(lengths)`` are tasks ``[M]``, for example for
+    `tasks.from_list`.
+
+    Args:
+        gravity: In m/s².
+        masscart: In kg.
+        masspole: In kg.
+        length: Half of the pole's length, in m.
+        force_mag: The push of an action, in N.
+        horizon: Time limit of an episode, in steps.
+
+    Raises:
+        ValueError: a number is not positive, or the horizon below 1.
+        TypeError: a number is none.
+    """
+    checks.at_least("horizon", horizon, 1)
+    physics = dict(
+        gravity=gravity, masscart=masscart, masspole=masspole, length=length, force_mag=force_mag
+    )
+    for name, value in physics.items():
+        if not isinstance(value, jax.core.Tracer):
+            checks.between(name, value, 1e-6, 1e6)
+    params = _environment("CartPole-v1").default_params
+    params = params.replace(**physics, max_steps_in_episode=horizon)
+    return jax.tree.map(
+        lambda x: jnp.asarray(
+            x, jnp.result_type(float) if isinstance(x, float) else jnp.asarray(x).dtype
+        ),
+        with_derived(params, physics),
+    )
+
+
 def cartpole(*, horizon: int = 200, scale: float = 2.0) -> TaskFamily:
     """CartPole with gravity, both masses, the pole's length and the force drawn per task."""
     fields = ("gravity", "masscart", "masspole", "length", "force_mag")
@@ -152,7 +182,6 @@ def cartpole(*, horizon: int = 200, scale: float = 2.0) -> TaskFamily:
         expert_action=balance,
         horizon=horizon,
         scale=scale,
-        derive=_cartpole_derived,
     )
 
 
@@ -190,5 +219,4 @@ def acrobot(*, horizon: int = 500, scale: float = 1.3) -> TaskFamily:
         expert_action=pump,
         horizon=horizon,
         scale=scale,
-        derive=_acrobot_derived,
     )

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from gymnax.environments import spaces
 
+from jaxmeta import checks
 from jaxmeta.tasks import boxes, keys
 from jaxmeta.tasks.environments import (
     InvalidEnvironment,
@@ -130,8 +131,8 @@ def _conformed(
 ) -> tuple[jax.Array, Any]:
     """The observation as one array of floats, and the state with the signature's dtypes and jax's own keys."""
     obs, state = obs_and_state
-    found, known = str(jax.tree.structure(state)), str(jax.tree.structure(signature.state))
-    if found != known:
+    if str(jax.tree.structure(state)) != str(jax.tree.structure(signature.state)):
+        found, known = checks.structures(state, signature.state)
         raise InvalidEnvironment(f"the state has the structure {found}, and had {known}; {CHANGED}")
 
     def cast(x: Any, like: Any) -> jax.Array:

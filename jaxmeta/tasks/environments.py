@@ -27,10 +27,15 @@ def check_is_environment(env: object) -> None:
     parts = ("default_params", "action_space", "observation_space")
     missing = [x for x in parts if not hasattr(type(env), x) and not hasattr(env, x)]
     if missing or isinstance(env, type):
+        if hasattr(env, "env") and hasattr(env, "horizon"):
+            raise InvalidEnvironment(
+                f"env is a {type(env).__name__}; it must be its environment: family.env"
+            )
+        given = f"the class {env.__name__}" if isinstance(env, type) else f"a {summary(env)}"
         raise InvalidEnvironment(
-            f"env={env!r} must be a gymnax environment: an object with default_params, action_space, observation_space, "
-            "and reset_env, step_env and is_truncated (or reset and step); of a family it is family.env, and of what "
-            "gymnax.make returns the first"
+            f"env is {given}; it must be a gymnax environment: an object with default_params, action_space, "
+            "observation_space, and reset_env, step_env and is_truncated (or reset and step); of what gymnax.make returns "
+            "it is the first"
         )
 
 

@@ -14,6 +14,7 @@ family = tasks.from_functions(
 
 import dataclasses
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -91,6 +92,21 @@ class FunctionEnvironment(environment.Environment[Any, Any]):
         return self.declared[1]
 
 
+KEYS = ("key", "rng", "rng_key", "prng_key")
+"""Names by which a random key is known in an argument list."""
+ORDERS = {"reset": "(key, task)", "step": "(key, state, action, task)", "train": "(key)"}
+
+
+def _check_key_is_first(argument: str, function: Callable) -> None:
+    """Raises TypeError if a function names a random key after its first argument, as ``reset(task, key)`` does."""
+    try:
+        names = list(inspect.signature(function).parameters)
+    except (TypeError, ValueError):  # it has none
+        return
+    if any(name in KEYS for name in names[1:]) and names[0] not in KEYS:
+        raise TypeError(f"{argument} takes ({', '.join(names)}); it must take {ORDERS[argument]}")
+
+
 def _told(made: Any) -> str:
     return f"{len(made)} values" if isinstance(made, tuple) else type(made).__name__
 
@@ -129,7 +145,7 @@ def from_functions(
             `TaskFamily`; they are given flat observations.
 
     Raises:
-        TypeError: a function is none.
+        TypeError: a function is none, or takes its random key in another place than the first.
         ValueError: the horizon is below 1, or a controller's name is unknown.
         InvalidEnvironment: the spaces or what the functions return are not as above. Some of these errors are
             raised when the family is first used; `check_promises` tries all.
@@ -137,6 +153,7 @@ def from_functions(
     for argument, function in {"reset": reset, "step": step, "train": train}.items():
         if not callable(function):
             raise TypeError(f"{argument}={function!r} must be a function")
+        _check_key_is_first(argument, function)
     known = ("optimal_action", "optimal_return", "expert_action", "action_features")
     for controller in controllers:
         checks.choice("argument of from_functions", controller, known)
@@ -171,7 +188,8 @@ def from_list(
     """The family whose tasks are those of a list, each with equal probability.
 
     A batch of tasks is one pytree with a leading axis, as `sample_tasks` returns it. Stack a list of single tasks by
-    ``jax.tree.map(lambda *x: jnp.stack(x), *tasks)``.
+    ``jax.tree.map(lambda *x: jnp.stack(x), *tasks)``. A task that is made by ``default_params.replace`` must have all
+    parameters replaced that follow from others; `control.cartpole_task` does so for CartPole.
 
     Args:
         family: The family whose environment has these tasks.

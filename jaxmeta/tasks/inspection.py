@@ -18,7 +18,7 @@ from jaxmeta.tasks.promises import check_promises, check_pure, keys_used_twice
 
 
 class Checked(NamedTuple):
-    """Findings of `check` on a family, over all splits; as text, a table."""
+    """Findings of `check` on a family, over all splits; as text, and at a prompt or in a notebook, a table."""
 
     num_tasks: int
     """Tasks drawn from each split."""
@@ -32,13 +32,16 @@ class Checked(NamedTuple):
     rows: tuple[tuple[str, str], ...] = ()
     """The table: what was looked at, and what was found."""
 
+    def __repr__(self) -> str:
+        return str(self)
+
     def __str__(self) -> str:
         width = max((len(name) for name, _ in self.rows), default=0)
         lines = [f"{name:<{width}}  {found}" for name, found in self.rows]
         return "\n".join([*lines, *(f"probably not meant: {x}" for x in self.problems)])
 
 
-def check(family: TaskFamily, *, num_tasks: int = 16, seed: int = 0, show: bool = True) -> Checked:
+def check(family: TaskFamily, *, num_tasks: int = 16, seed: int = 0, show: bool = False) -> Checked:
     """Findings on a family: `check_promises`, then an episode of random actions in ``num_tasks`` tasks of each split.
 
     ``problems`` says whether all tasks are the same, whether a random key is used twice, and which leaves of the state
@@ -49,7 +52,7 @@ def check(family: TaskFamily, *, num_tasks: int = 16, seed: int = 0, show: bool 
         family: The family to try.
         num_tasks: Tasks of each split, at least 2.
         seed: Seed of the tasks and of the actions.
-        show: Print the findings as a table.
+        show: Print the findings as a table, as ``print(check(family))`` does.
 
     Raises:
         TypeError: ``family`` is no TaskFamily.
@@ -118,6 +121,8 @@ def _sentences(found: dict[str, list[str]]) -> tuple[str, ...]:
 class _Seen(NamedTuple):
     """An episode of random actions in one task."""
 
+    resets: jax.Array
+    """``[2, *obs_shape]``, observations of two resets."""
     obs: jax.Array
     """``[T, *obs_shape]``, the true successors."""
     reward: jax.Array
@@ -134,8 +139,8 @@ def _episode(family: TaskFamily, key: jax.Array, task: Any) -> _Seen:
     """``horizon`` steps of random actions in ``task``."""
     reset_key, other_key, key = jax.random.split(key, 3)
     env = family.env
-    _, first = door.reset(env, reset_key, task)
-    _, other = door.reset(env, other_key, task)
+    first_obs, first = door.reset(env, reset_key, task)
+    other_obs, other = door.reset(env, other_key, task)
 
     def same(x: jax.Array, y: jax.Array) -> jax.Array:
         if is_key(x):
@@ -156,7 +161,7 @@ def _episode(family: TaskFamily, key: jax.Array, task: Any) -> _Seen:
     )
     (_, still, _), (obs, reward, last) = walked
     redrawn = jax.tree.map(lambda x, y: ~same(x, y), first, other)
-    return _Seen(obs, reward, last, still, redrawn)
+    return _Seen(jnp.stack([first_obs, other_obs]), obs, reward, last, still, redrawn)
 
 
 def _broken(family: TaskFamily, seen: _Seen, lived: np.ndarray) -> list[str]:
@@ -167,22 +172,24 @@ def _broken(family: TaskFamily, seen: _Seen, lived: np.ndarray) -> list[str]:
             f"an episode had not ended after horizon={family.horizon} steps, although "
             f"{environments.name_of(family.env)} promises it by ends_by={time_limit.ends_by(family.env)}"
         )
-    obs = seen.obs[lived]
-    finite = np.isfinite(obs.reshape(len(obs), -1)).all(1) & np.isfinite(seen.reward[lived])
-    if not np.all(finite):
+    if not np.all(np.isfinite(seen.obs[lived])) or not np.all(np.isfinite(seen.reward[lived])):
         found.append("numbers of observations or rewards are not finite")
+    if not np.all(np.isfinite(seen.resets)):
+        found.append("numbers of a reset's observation are not finite")
     space = environments.observation_space(family.env)
     if isinstance(space, spaces.Discrete):
         low, high = np.zeros(()), np.asarray(space.n - 1.0)
     else:
         low, high = boxes.bounds(space)
     slack = 1e-5 * np.maximum(1.0, np.where(np.isfinite(high - low), high - low, 1.0))
-    outside = (obs < low - slack) | (obs > high + slack)
-    if np.any(outside):
-        place = tuple(int(i) for i in np.argwhere(outside)[0])
-        found.append(
-            f"observations lie outside of the observation space {space}, for example entry {list(place[1:])}"
-        )
+    resets = seen.resets.reshape(-1, *family.observation_shape)
+    for what, obs in (("observations", seen.obs[lived]), ("a reset's observations", resets)):
+        outside = (obs < low - slack) | (obs > high + slack)
+        if np.any(outside):
+            place = [int(i) for i in np.argwhere(outside)[0]][1:]
+            found.append(
+                f"{what} lie outside of the observation space {space}, for example entry {place}"
+            )
     return found
 
 

@@ -28,7 +28,7 @@ def check_promises(family: TaskFamily) -> None:
         raise TypeError(
             f"family={family!r} must be a TaskFamily, as tasks.make({family!r}) returns"
             if isinstance(family, str)
-            else f"family={family!r} must be a TaskFamily"
+            else f"family is a {environments.summary(family)}; it must be a TaskFamily"
         )
     family.action_space, family.observation_shape  # noqa: B018
     where = f"family={family.name!r}:"

@@ -280,8 +280,8 @@ def _widened(name: str, methods: _Methods, before: Any, after: Any) -> Any:
     """The state's shapes with the wider of two dtypes of a kind; raises InvalidEnvironment where
     the two differ in structure, shape or kind."""
     _check_state(f"{name}.{methods.step}'s state", after)
-    first, later = str(jax.tree.structure(before)), str(jax.tree.structure(after))
-    if first != later:
+    if str(jax.tree.structure(before)) != str(jax.tree.structure(after)):
+        first, later = checks.structures(before, after)
         raise InvalidEnvironment(
             f"{name}.{methods.step}'s state has the structure {later}; {methods.reset} gives {first}, and it must stay that"
         )

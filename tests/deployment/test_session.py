@@ -148,6 +148,9 @@ def test_bad_input_is_named(agent, tmp_path):
         session.save(tmp_path / "no" / "such")
     with pytest.raises(TypeError, match=r"as jaxmeta.load\(folder\) returns it"):
         Session("runs/mine")
+    with pytest.raises(TypeError, match="it is experiments.Trained") as error:
+        Session(agent.run)
+    assert len(str(error.value)) < 250
     with pytest.raises(TypeError, match="trained.algorithm is"):
         Session(agent._replace(algorithm=agent.family))
     with pytest.raises(ValueError, match="has no lifetime"):
@@ -155,6 +158,26 @@ def test_bad_input_is_named(agent, tmp_path):
     many = jax.tree.map(lambda x: jnp.stack([x]), agent.run)
     with pytest.raises(ValueError, match="is a population"):
         Session(agent._replace(run=many))
+
+
+@pytest.mark.parametrize("broken", [np.nan, np.inf, -np.inf, 1e300])
+def test_numbers_that_are_not_finite_are_refused_and_change_nothing(agent, broken):
+    session, other = Session(agent), Session(agent)
+    obs = np.array([0.01, 0.02, 0.03, 0.04])
+    wrong = np.array([0.0, 0.0, broken, 0.0])
+    message = r"observation\[2\] is .*; it must be a finite float32 number"
+    with pytest.raises(ValueError, match=message):
+        session.act(wrong)
+    assert session.act(obs) == other.act(obs)
+    with pytest.raises(ValueError, match="reward is .*; it must be a finite float32 number"):
+        session.observe(broken, False, False, obs)
+    with pytest.raises(ValueError, match=message):
+        session.observe(1.0, False, False, wrong)
+    for _ in range(20):
+        for one in (session, other):
+            one.observe(1.0, False, False, obs)
+        assert session.act(obs) == other.act(obs)
+    assert session.returns == other.returns
 
 
 def test_a_trial_that_is_over_is_said_and_a_lifetime_says_what_it_was():

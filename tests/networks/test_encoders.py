@@ -46,6 +46,29 @@ class Dropping(NNX):
         self.counted = nnx.Variable(jnp.zeros(3))
 
 
+class Masked(NNX):
+    def __init__(self, rngs, deterministic=False):
+        super().__init__(rngs)
+        self.dropout = nnx.Dropout(0.5, deterministic=deterministic, rngs=rngs)
+
+    def __call__(self, obs):
+        return self.dropout(super().__call__(obs))
+
+
+class LinenMasked(nn.Module):
+    deterministic: bool = False
+
+    @nn.compact
+    def __call__(self, obs):
+        return nn.Dropout(0.5, deterministic=self.deterministic)(nn.Dense(3)(obs.reshape(-1)))
+
+
+class LinenNoise(nn.Module):
+    @nn.compact
+    def __call__(self, obs):
+        return nn.Dense(3)(obs.reshape(-1)) + jax.random.normal(self.make_rng("noise"), (3,))
+
+
 @pytest.fixture(scope="module")
 def family():
     return tasks.make("catch")  # images [10, 5], three actions
@@ -72,7 +95,13 @@ def test_modules_of_both_kinds_are_pure_functions_of_their_parameters(family, mo
 @pytest.mark.parametrize(
     ("module", "error", "message"),
     [
-        (Linen, TypeError, "module is the class Linen"),
+        (Linen, TypeError, r"module is the class Linen; it must be a linen module: Linen\("),
+        (NNX, TypeError, r"module is the class NNX; it must be a function .*: lambda rngs: NNX\("),
+        (dict, TypeError, "module is the class dict; it must be a linen module"),
+        (lambda rngs: Masked(rngs), ValueError, "module draws random numbers when it is called"),
+        (LinenMasked(), ValueError, "module draws random numbers when it is called"),
+        (LinenNoise(), ValueError, "module draws random numbers when it is called"),
+        (nn.Dropout(0.5, deterministic=False), ValueError, "module draws random numbers"),
         (Running(), ValueError, "batch_stats beside parameters"),
         (Image(), ValueError, r"it must return features of shape \[F\]"),
         (NNX(nnx.Rngs(0)), TypeError, "already made"),
@@ -89,6 +118,13 @@ def test_modules_of_both_kinds_are_pure_functions_of_their_parameters(family, mo
 def test_modules_that_do_not_fit_are_refused(family, module, error, message):
     with pytest.raises(error, match=message):
         networks.encoder(family, module)
+
+
+def test_modules_that_draw_nothing_may_be_able_to(family):
+    for module in (lambda rngs: Masked(rngs, deterministic=True), LinenMasked(deterministic=True)):
+        made = networks.encoder(family, module)
+        obs = jax.random.uniform(jax.random.key(2), (10, 5))
+        assert np.all(made.apply(made.init(jax.random.key(0)), obs) != 0)
 
 
 def test_images_are_needed():

@@ -43,6 +43,35 @@ def test_learning_curves_of_any_number_of_families(tmp_path):
     assert plotting.ORANGE not in seen
 
 
+def test_what_is_no_summary_is_said(tmp_path):
+    path = tmp_path / "none.png"
+    for wrong, message in (
+        (np.zeros((3, 2)), r"summaries is a ndarray of shape \(3, 2\); it must be a dictionary"),
+        ({}, "summaries is a dict; it must be a dictionary, title of a panel to summaries"),
+        (
+            {"test": np.zeros((3, 2))},
+            r"summaries\['test'\] is a ndarray of shape \(3, 2\); .* of evaluation.summarize",
+        ),
+    ):
+        with pytest.raises(TypeError, match=message):
+            plotting.adaptation(path, wrong)
+    right = dict(curve={"after": np.zeros((2, 20))}, env_steps=1, random=-1.0, reference=0.0)
+    for wrong, message in (
+        (
+            dict(random=np.zeros(5)),
+            r"\['random'\] has shape \(5,\); .* one number: the mean over tasks",
+        ),
+        (dict(reference=np.zeros(5)), r"\['reference'\] has shape \(5,\); it must be one number"),
+        (
+            dict(curve={"after": np.zeros(20)}),
+            r"\['after'\] has shape \(20,\); it must be \[S, U\]",
+        ),
+    ):
+        with pytest.raises(ValueError, match=message):
+            plotting.learning(path, {"one": {"maml": right | wrong}})
+    assert not path.exists()
+
+
 def test_lifetimes_draw_every_rule_in_every_setting(tmp_path):
     def line(height):
         return {

@@ -5,7 +5,9 @@ import json
 
 import chex
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from rich.console import Console
 
@@ -134,12 +136,18 @@ def test_runs_that_cannot_be_finetuned(own):
     folder, algorithm, family, _ = own
     loaded = jaxmeta.load(folder / "run", algorithm=algorithm, family=family)
     with pytest.raises(ValueError, match="make the algorithm on the other family"):
-        experiments.finetune(loaded, family=tasks.make("navigation", horizon=3))
+        experiments.finetune(
+            loaded._replace(algorithm=algorithm._replace(description=None)),
+            family=tasks.make("navigation", horizon=3),
+        )
     many = jax.tree.map(lambda x: x[None], loaded.run)
     with pytest.raises(ValueError, match="trained is a population; choose a member"):
         experiments.finetune(loaded._replace(run=many))
     with pytest.raises(TypeError, match="trained is"):
         experiments.finetune(3)
+    message = r"family is 'cartpole' with observations \(4,\) and .*; the run is of 'mine' with observations \(2,\)"
+    with pytest.raises(TypeError, match=message):
+        experiments.finetune(loaded, family=tasks.make("cartpole"))
 
 
 OWN = maml.Config(num_streams=2, hidden_sizes=(4,))
@@ -164,7 +172,10 @@ def test_parts_of_one_s_own_are_loaded_with_them(own):
     assert loaded.learner is algorithm.learner
     assert loaded.family is family
     for parts in ({}, dict(algorithm=algorithm), dict(family=family)):
-        with pytest.raises(CheckpointError, match="give load its algorithm= and family="):
+        if "family" in parts:  # the algorithm is the library's, so its name and settings suffice
+            chex.assert_trees_all_equal(jaxmeta.load(folder / "run", **parts).run.state, run.state)
+            continue
+        with pytest.raises(CheckpointError, match="how the family 'mine' was made. Pass family="):
             jaxmeta.load(folder / "run", **parts)
     wider = maml.maml(family, dataclasses.replace(OWN, hidden_sizes=(5,)))
     with pytest.raises(CheckpointError, match=r"is float32\[2, 5\] and was float32\[2, 4\]"):
@@ -172,6 +183,46 @@ def test_parts_of_one_s_own_are_loaded_with_them(own):
     other = dataclasses.replace(family, name="other")
     with pytest.raises(CheckpointError, match="is of family 'mine' .* family='other' .* is given"):
         jaxmeta.load(folder / "run", algorithm=algorithm, family=other)
+
+
+def test_a_run_that_was_finetuned_on_another_family_is_loaded(trained, tmp_path):
+    folder, run = trained
+    how = dict(plan=training.Config(meta_updates=1, num_tasks=2), console=QUIET)
+    other = tasks.make("navigation", horizon=6)
+    experiments.finetune(
+        folder, family=other, hyper=dict(learning_rate=0.0), folder=tmp_path / "library", **how
+    )
+    loaded = jaxmeta.load(tmp_path / "library")
+    chex.assert_trees_all_equal(loaded.meta.params, run.state.meta.params)
+    assert loaded.family.horizon == 6
+    assert loaded.experiment.family_settings == {"horizon": 6}
+    assert loaded.experiment.config == dict(loaded.experiment.config) | dict(SMALL.config)
+    assert loaded.experiment.hyper["learning_rate"] == 0.0
+    # A family of one's own is needed again; the algorithm is not.
+    mine = dataclasses.replace(other, train=lambda key: other.train(key).replace(goal=jnp.zeros(2)))
+    experiments.finetune(folder, family=mine, folder=tmp_path / "mine", **how)
+    with pytest.raises(CheckpointError, match="how the family 'navigation' was made. Pass family="):
+        jaxmeta.load(tmp_path / "mine")
+    loaded = jaxmeta.load(tmp_path / "mine", family=mine)
+    assert loaded.family is mine
+    again = experiments.finetune(loaded, family=other, hyper=dict(learning_rate=0.0), **how)
+    chex.assert_trees_all_equal(again.state.meta.params, loaded.meta.params)
+
+
+def test_objects_of_one_s_own_go_along(tmp_path):
+    """What was made with an object is loaded with the algorithm, and finetuned with the object."""
+    family = tasks.make("navigation", horizon=3)
+    algorithm = maml.maml(family, OWN, optimizer=optax.sgd)
+    plan = training.Config(meta_updates=1, num_tasks=2)
+    training.train(algorithm, family, plan, folder=tmp_path / "run", console=QUIET)
+    with pytest.raises(
+        CheckpointError, match=r"\(optimizer\). Pass algorithm= and family= to load"
+    ):
+        jaxmeta.load(tmp_path / "run")
+    loaded = jaxmeta.load(tmp_path / "run", algorithm=algorithm, family=family)
+    other = tasks.make("navigation", horizon=4)
+    tuned = experiments.finetune(loaded, family=other, plan=plan, console=QUIET)
+    assert jax.tree.structure(tuned.state) == jax.tree.structure(loaded.run.state)
 
 
 def test_a_described_run_takes_other_parts(trained):
@@ -230,7 +281,7 @@ def test_what_is_not_known_is_said(changes, message):
         (None, "config.json does not exist: .* is no run's folder"),
         ("{", "config.json cannot be read as JSON"),
         ("[]", "holds no description of a run"),
-        ("{}", "is not of an experiment that this version knows"),
+        ("{}", "config.json names no algorithm. Pass algorithm= and family= to load"),
     ],
 )
 def test_a_folder_that_is_none_is_said(text, message, tmp_path):

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 from jaxmeta.rollouts.rollout import begin_stream, rollout
-from jaxmeta.tasks import InvalidEnvironment, environments
+from jaxmeta.tasks import InvalidEnvironment, environments, make
 from jaxmeta.types import Learner
 from tests.probes import Counter, CounterParams
 
@@ -43,3 +43,15 @@ def test_actions_are_of_the_space(action, message):
     with pytest.raises(InvalidEnvironment) as error:
         rollout(jax.random.key(0), None, task, (), stream, learner=learner, env=env, num_steps=1)
     assert message in str(error.value)
+
+
+def test_what_is_no_environment_is_told_in_a_few_words():
+    for wrong, message in (
+        (make("navigation"), "env is a TaskFamily; it must be its environment: family.env"),
+        (Counter, "env is the class Counter; it must be a gymnax environment"),
+        (list(range(100)), "env is a list [0, 1, 2"),
+    ):
+        with pytest.raises(InvalidEnvironment) as error:
+            environments.check_is_environment(wrong)
+        assert message in str(error.value)
+        assert len(str(error.value)) < 350

@@ -167,15 +167,38 @@ def test_several_broken_promises_have_an_error_each():
     assert [x in str(error.value) for x in ("not finite", "outside", "in common")] == [True] * 3
 
 
+@pytest.mark.parametrize(
+    ("first", "message"),
+    [
+        (jnp.array([7.0, 0.0]), r"a reset's observations lie outside .*, for example entry \[0\]"),
+        (jnp.array([0.0, jnp.nan]), "numbers of a reset's observation are not finite"),
+    ],
+)
+def test_a_reset_outside_of_its_space_is_found(first, message):
+    """Steps return zeros, which are inside."""
+    family = made(
+        observation_space=spaces.Box(-1.0, 1.0, (2,)),
+        reset=lambda k, t: (first, jnp.zeros(2)),
+        step=lambda k, s, a, t: (jnp.zeros(2), s, 0.0, False),
+    )
+    with pytest.raises(InvalidEnvironment, match=message):
+        tasks.check(family, num_tasks=2)
+
+
 def test_a_sound_family_has_a_table(capsys):
     family = dataclasses.replace(made(out_of_distribution=far), disjoint=("out_of_distribution",))
     found = tasks.check(family, num_tasks=2)
+    assert capsys.readouterr().out == ""
+    print(found)
     assert found.problems == ()
     assert (found.distinct_tasks, found.longest_episode) == (2, 4)
     printed = capsys.readouterr().out
     assert [line.split("  ")[0] for line in printed.splitlines()] == [
         *("family", "observations", "actions", "training tasks", "random actions", "cost"),
     ]
+    assert repr(found) == str(found) == printed.removesuffix("\n")  # once, in a notebook too
+    tasks.check(family, num_tasks=2, show=True)
+    assert len(capsys.readouterr().out.splitlines()) == 6
     assert "8 bytes of state" not in printed  # the time limit counts in four more
     assert "12 bytes of state" in printed
 

@@ -43,6 +43,8 @@ def _environment(name: str, settings: tuple[tuple[str, Any], ...]) -> Any:
 def from_gymnax(name: str, *, horizon: int, **settings: Any) -> TaskFamily:
     """The family of a registered gymnax environment: its default task in every split.
 
+    `drawn_parameters` draws its physics per task.
+
     Args:
         name: A name for ``gymnax.make``, also of your own environment after ``gymnax.register``.
         horizon: Time limit of an episode, in steps. An environment may end its episodes sooner.

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmeta import checks
+from jaxmeta.tasks import derived
 from jaxmeta.tasks.family import Sampler, TaskFamily
 from jaxmeta.tasks.transform.laws import integer, number
 from jaxmeta.tasks.transform.wrappers import (
@@ -32,14 +33,15 @@ from jaxmeta.types import Task
 def parameter_fields(family: TaskFamily) -> tuple[str, ...]:
     """Names of the environment's parameters that `drawn_parameters` can draw: the scalar numbers.
 
-    The time limit is left out. An environment need not read all of its parameters: CartPole reads
-    ``total_mass`` and ignores ``masscart``.
+    The time limit is left out, and parameters that follow from others (see `tasks.derived`), like CartPole's
+    ``total_mass``. An environment need not read all of its parameters.
     """
     params = _parameters(family)
+    left_out = ("max_steps_in_episode", *derived.fixed_by_others(params))
     return tuple(
         field.name
         for field in dataclasses.fields(params)
-        if field.name != "max_steps_in_episode" and _is_number(getattr(params, field.name))
+        if field.name not in left_out and _is_number(getattr(params, field.name))
     )
 
 
@@ -48,10 +50,11 @@ def with_parameters(family: TaskFamily, **values: Any) -> TaskFamily:
     """The family with some parameters of the environment set in every task.
 
     A value has the shape and the kind of its parameter: boolean, integer or real. An integer may
-    stand for a real number. Casts change numbers only by rounding.
+    stand for a real number. Casts change numbers only by rounding. Parameters of gymnax's CartPole and Acrobot that
+    follow from others are derived anew (see `tasks.derived`); those of your own environment are not.
 
     Raises:
-        ValueError: a parameter is unknown, a value of another shape, not finite, or too large for
+        ValueError: a parameter is unknown, or follows from others; a value is of another shape, not finite, or too large for
             the parameter.
         TypeError: a value is of another kind.
     """
@@ -59,11 +62,12 @@ def with_parameters(family: TaskFamily, **values: Any) -> TaskFamily:
     params = _parameters(family)
     for name in values:
         checks.choice("parameter", name, [field.name for field in dataclasses.fields(params)])
+    derived.refuse_derived(params, values)
     fixed = {name: _fitting(name, x, getattr(params, name)) for name, x in values.items()}
 
     def sampler(split: str) -> Sampler:
         sample = getattr(family, split)
-        return lambda key: replaced(sample(key), jax.tree.map(jnp.asarray, fixed))
+        return lambda key: _with_physics(sample(key), jax.tree.map(jnp.asarray, fixed))
 
     return dataclasses.replace(family, **for_each_split(sampler))
 
@@ -79,8 +83,9 @@ def drawn_parameters(
 
     Train and test draw within the ranges. Out of distribution all parameters lie outside, on either
     side, by up to a quarter of the range's width (on the law's scale) and never with another sign.
-    Integers are uniform under either law. The task gets no new part, because the parameters are
-    already there.
+    Integers are uniform under either law. The task's structure does not change. Parameters of gymnax's CartPole and
+    Acrobot that follow from others are derived anew (see `tasks.derived`): with ``{"length": (0.3, 1.0)}`` CartPole's
+    ``polemass_length`` follows. Those of your own environment are not.
 
     Args:
         family: A family of a gymnax environment, transformed or not.
@@ -88,13 +93,14 @@ def drawn_parameters(
         law: ``"log_uniform"``, for positive numbers, or ``"uniform"``.
 
     Raises:
-        ValueError: no name is given, or a name is unknown; a range is empty, or not positive for a
+        ValueError: no name is given, a name is unknown, or its parameter follows from others; a range is empty, or not positive for a
             log-uniform law; an end is not finite, or too large for the parameter.
         TypeError: an end is no number, or no integer although the parameter is one.
     """
     checks.choice("law", law, ("log_uniform", "uniform"))
     checks.some("ranges", ranges)
     known, params = parameter_fields(family), _parameters(family)
+    derived.refuse_derived(params, ranges)
     ends, dtypes = {}, {}
     for name, drawn_from in ranges.items():
         checks.choice("parameter", name, known)
@@ -120,7 +126,7 @@ def drawn_parameters(
         def sample(key: jax.Array) -> Task:
             key, *keys = jax.random.split(key, len(ranges) + 1)
             drawn = {name: draw(k, name, split) for name, k in zip(ranges, keys, strict=True)}
-            return replaced(getattr(family, split)(key), drawn)
+            return _with_physics(getattr(family, split)(key), drawn)
 
         return sample
 
@@ -137,6 +143,13 @@ def drawn_parameters(
 def _parameters(family: TaskFamily) -> Any:
     """Shapes of the environment's parameters; static parameters have their values."""
     return jax.eval_shape(lambda: innermost(family.train(jax.random.key(0))))
+
+
+def _with_physics(task: Task, fields: dict[str, Any]) -> Task:
+    """The task with parameters replaced, and with those that follow from them."""
+    params = derived.with_derived(innermost(task).replace(**fields), fields)
+    new = {x.name: getattr(params, x.name) for x in dataclasses.fields(params)}
+    return replaced(task, new)
 
 
 def _is_number(x: Any) -> bool:
