@@ -23,7 +23,7 @@ from jaxmeta.algorithms import algorithm_distillation as distillation
 from jaxmeta.algorithms import decision_pretrained as dpt
 from jaxmeta.algorithms.learned_objective import Hyper as RuleHyper
 from jaxmeta.learners import in_context, recurrent, update_rules
-from jaxmeta.networks.recurrent import gru
+from jaxmeta.networks.recurrent import gru, linear_recurrence
 from jaxmeta.runs import training
 from jaxmeta.tasks import TaskFamily, dark_room
 from jaxmeta.types import Learner, Task
@@ -65,12 +65,12 @@ class Distillation(study.Study):
 
     histories: Annotated[study.Names, study.known(HISTORIES)] = HISTORIES
     """Who made the histories: an expert that acts at random less and less, or A2C."""
-    num_histories: int = 40  # Histories in each of the 65 training tasks.
-    num_episodes: int = 20  # Episodes of a history.
-    meta_updates: int = 1500  # Meta-updates.
-    num_tasks: int = 32  # Windows in a meta-update.
+    num_histories: int = 16  # Histories in each of the 65 training tasks.
+    num_episodes: int = 40  # Episodes of a history, and of a trial.
+    meta_updates: int = 3000  # Meta-updates.
+    num_tasks: int = 16  # Windows in a meta-update.
     num_seeds: int = 1  # Seeds.
-    memory_size: int = 96  # Width of the GRU.
+    memory_size: int = 128  # Width of the two layers of the linear recurrence.
     eval_tasks: int = 500  # Held-out tasks.
 
 
@@ -248,15 +248,10 @@ def histories_of(kind: str, family: TaskFamily, told: Distillation) -> datasets.
         update_rules.a2c(), family, hidden_sizes=(32,), optimizer=optax.adam
     ).learner
     meta = update_rules.Meta({}, RuleHyper(discount=0.95, step_size=0.02, entropy_cost=0.02))
-    setup = rollouts.Setup(learner, family.env, 16, family.horizon)
-    # 16 streams learn together; an episode of each follows every update.
-    every = max(60 // told.num_episodes, 1)
-    lived = jax.jit(
-        lambda key: datasets.record(
-            key, meta, drawn, setup=setup, num_updates=every * told.num_episodes - 1, restart=True
-        )
-    )(key)
-    return datasets.thin(lived, every)
+    setup = rollouts.Setup(learner, family.env, told.num_histories, family.horizon)
+    # All histories of a task are streams of one agent, which learns after an episode of each.
+    how = dict(setup=setup, num_updates=told.num_episodes - 1, restart=True)
+    return jax.jit(lambda key: datasets.record(key, meta, drawn, **how))(key)
 
 
 def distilled(told: Distillation) -> None:
@@ -264,7 +259,7 @@ def distilled(told: Distillation) -> None:
     family = tasks.make("dark_room", observes="coordinates")
     drawn = study.held_out(family, told.eval_tasks)
     best = float(jax.vmap(family.optimal_return)(drawn).mean())
-    memory = gru(told.memory_size)
+    memory = linear_recurrence(told.memory_size, num_layers=2)
     config = distillation.Config(
         num_episodes=told.num_episodes, encoder_sizes=(64,), hidden_sizes=(128,)
     )

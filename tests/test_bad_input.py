@@ -354,7 +354,10 @@ def test_a_number_is_an_array_of_it(name):
 
 
 SIMPLE = (int, float, bool, str)
-FAMILY = tasks.make("tabular", num_states=2, num_actions=2, horizon=3)
+FAMILY = dataclasses.replace(
+    tasks.make("tabular", num_states=2, num_actions=2, horizon=3),
+    expert_action=lambda task, obs: jnp.zeros((), jnp.int32),
+)
 DISCRETE, BOX = spaces.Discrete(2), spaces.Box(-1.0, 1.0, (2,))
 
 VALUES = [

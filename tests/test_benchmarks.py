@@ -854,3 +854,29 @@ def test_endurance_study(tmp_path):
     assert 0.5 < rates["0.01"]["skipped"]["streams"] / (3 * 4 * 20 * 2) < 0.75
     assert rates["0.01"]["skipped"]["updates"] == 0
     assert all(np.isfinite(x["returns"]).all() for x in rates.values())
+
+
+SMALL_CONTEXTS = {
+    "bandits": "--num-arms=2 --num-pulls=6 --meta-updates=3 --num-tasks=8 --num-seeds=2 --memory-size=4 --eval-tasks=20",
+    "rooms": "--meta-updates=2 --num-tasks=2 --num-episodes=2 --memory-size=4 --eval-tasks=3",
+    "distillation": "--num-histories=2 --num-episodes=3 --meta-updates=2 --num-tasks=2 --memory-size=4 --eval-tasks=4",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", SMALL_CONTEXTS)
+def test_in_context(kind, tmp_path):
+    result = run("in_context.py", kind, *SMALL_CONTEXTS[kind].split(), cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    folder = tmp_path / "runs" / f"in-context-{kind}"
+    found = json.loads((folder / "results.json").read_text())
+    table = (folder / "table.md").read_text()
+    if kind == "bandits":
+        exact = {name: x[1] for name, x in found["beliefs"].items()}
+        assert exact["3 wins and a loss; a win and a loss"] == pytest.approx(5 / 7, abs=1e-4)
+        assert np.shape(found["kl"]["random"]) == (2, 7)
+    if kind == "rooms":
+        assert table.count("exact posterior") == 2
+    if kind == "distillation":
+        assert sorted(found["curves"]) == ["a2c", "mixtures"]
+        assert matplotlib.image.imread(folder / "distillation.png").ndim == 3
