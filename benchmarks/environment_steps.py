@@ -12,7 +12,6 @@ Each learner is kept in learners/*.json as soon as it is measured; `--resume` ke
 """
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from functools import partial
 from typing import Annotated, Any
@@ -103,7 +102,11 @@ def row(name: str, contest: Contest, part: dict[str, Any], against: dict[str, An
         return None if at is None else part["env_steps"][at]
 
     def shown(count: int | None) -> str:
-        return f"more than {study.spaced(part['env_steps'][-1])}" if count is None else study.spaced(count)
+        return (
+            f"more than {study.spaced(part['env_steps'][-1])}"
+            if count is None
+            else study.spaced(count)
+        )
 
     mean = np.mean(part["returns"], axis=0)
     mine, its = steps(part, mean), steps(against, np.mean(against["returns"], axis=0))

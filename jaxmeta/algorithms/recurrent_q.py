@@ -171,7 +171,6 @@ class Batch(NamedTuple):
 
 
 @checks.constructor(
-    trace_lambda=(0.0, 1.0),
     first_epsilon=(0.0, 1.0),
     last_epsilon=(0.0, 1.0),
     epsilon_updates=(1e-6, math.inf),
@@ -392,7 +391,8 @@ def remembered(
 
 def kept(data: Trajectory, counted: jax.Array) -> tuple[Trajectory, jax.Array]:
     """The parts of trials that a buffer keeps, as ``(data, counted)``."""
-    return data._replace(log_prob=(), discount=(), last=(), next_obs=(), memory=()), counted
+    unused: Any = dict.fromkeys(("log_prob", "discount", "last", "next_obs", "memory"), ())
+    return data._replace(**unused), counted
 
 
 def kept_trial(

@@ -456,7 +456,7 @@ def minibatch_loss(
 def learn_in_epochs(
     key: jax.Array,
     learned: tuple[Params, Any],
-    batch: Batch,
+    batch: Any,
     hyper: Any,
     *,
     losses: Callable[..., tuple[jax.Array, dict]],
