@@ -157,6 +157,18 @@ VALUES = {
             "meta_grad_norm": 0.02545759705804568,
         },
     ),
+    "recurrent_q": (
+        BANDIT,
+        dict(num_streams=2, replay_trials=8, replayed_trials=2),
+        {
+            "norm": 5.97410378988158,
+            "sum": 5.935069841631152,
+            "moved": 0.007358962112186737,
+            "return/trial": 4.0,
+            "value_loss": 0.7632793121758603,
+            "meta_grad_norm": 0.8640261148341674,
+        },
+    ),
     "rl2": (
         BANDIT,
         dict(num_streams=2),

@@ -1,6 +1,9 @@
 import dataclasses
 import functools
 import json
+import os
+import subprocess
+import sys
 
 import chex
 import jax
@@ -20,7 +23,7 @@ from jaxmeta.networks.recurrent import gru, lstm
 from jaxmeta.runs import training
 from jaxmeta.tasks.family import TaskFamily
 from jaxmeta.types import TimeStep, Trajectory
-from tests.probes import Counter, CounterParams, Paid, thorough
+from tests.probes import FAIL_AT_ONCE, Counter, CounterParams, Paid, exit_codes, thorough
 
 pytest.importorskip("flashbax")
 HORIZON = 4
@@ -398,6 +401,34 @@ def test_a_run_with_a_buffer_resumes_bit_for_bit(family, tmp_path):
         return [{k: x for k, x in json.loads(line).items() if k != "seconds"} for line in text]
 
     assert lines("parts") == lines("whole")
+
+
+SHARED_RUN = """
+import sys, jax, numpy as np
+from jaxmeta import tasks
+from jaxmeta.algorithms.recurrent_q import Config, recurrent_q
+from jaxmeta.runs import training
+path, devices = sys.argv[1:]
+assert jax.device_count() == int(devices)
+family = tasks.make("gridnavi", horizon=4)
+config = Config(num_episodes=2, memory_size=4, num_minibatches=2, replay_trials=12, replayed_trials=4)
+run = training.train(recurrent_q(family, config), family, training.Config(meta_updates=3, num_tasks=8))
+np.save(path, np.concatenate([np.ravel(x) for x in jax.tree.leaves(run.state)]))
+"""
+
+
+@pytest.mark.slow
+def test_devices_share_the_acting_and_change_no_result(tmp_path):
+    """Two simulated devices against one, with a buffer: the same state, to rounding."""
+    states = []
+    for devices in (1, 2):
+        flags = os.environ["XLA_FLAGS"] + f" --xla_force_host_platform_device_count={devices}"
+        env = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "JAX_ENABLE_X64": "1"}
+        path = tmp_path / f"{devices}.npy"
+        arguments = [sys.executable, "-c", FAIL_AT_ONCE + SHARED_RUN, str(path), str(devices)]
+        assert exit_codes([subprocess.Popen(arguments, env=env)]) == [0]
+        states.append(np.load(path))
+    np.testing.assert_allclose(states[1], states[0], rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.slow
