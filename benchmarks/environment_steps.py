@@ -48,12 +48,16 @@ class Main(study.Study):
     learners: study.Names = ()  # Presets to measure; none is all of the contests.
     num_seeds: int = 3  # Seeds, trained one after the other.
     looks: int = 40  # Looks at each learner in training.
+    budget: Annotated[float, study.within(1e-6, 1e6)] = 1.0
+    """Meta-updates, in units of each preset's own."""
     eval_tasks: int = 2100  # Held-out tasks; GridNavi has 21 goals.
 
 
 def measure(name: str, main: Main) -> dict[str, Any]:
     """Held-out returns of a preset's learner at every look, ``[S, looks]``, and what they cost."""
     experiment = presets.PRESETS[name]
+    planned = experiment.plan.meta_updates
+    experiment = presets.lasting(experiment, max(1, round(main.budget * planned)))
     algorithm, family = experiments.make(experiment)
     plan = experiment.plan
     chunk = max(1, plan.meta_updates // main.looks)

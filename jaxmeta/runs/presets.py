@@ -130,6 +130,8 @@ def lasting(experiment: Experiment, meta_updates: int) -> Experiment:
     hyper = dict(experiment.hyper)
     if "anneal_updates" in ALGORITHMS[experiment.algorithm].Hyper._fields:
         hyper["anneal_updates"] = meta_updates
+    if "epsilon_updates" in hyper:
+        hyper["epsilon_updates"] *= meta_updates / experiment.plan.meta_updates
     return dataclasses.replace(
         experiment,
         hyper=hyper,

@@ -299,6 +299,19 @@ def test_training_acts_by_its_own_epsilon_and_evaluation_by_the_best_action(fami
         np.testing.assert_allclose(log_prob, np.log(1 / every), rtol=1e-6)
 
 
+def test_trials_of_training_are_acted_by_training_s_epsilon(family):
+    """The first actions of sixteen trials in one task: all alike at ε = 0, and not at ε = 1."""
+    config = Config(**SETTINGS, replay_trials=16, replayed_trials=1)
+    for epsilon, distinct in ((0.0, 1), (1.0, 3)):
+        hyper = Hyper(first_epsilon=epsilon, last_epsilon=epsilon, epsilon=1.0 - epsilon)
+        algorithm = recurrent_q(family, config, hyper)
+        state, drawn = begun_with(algorithm, family, 16)
+        same = jax.tree.map(lambda x: jnp.repeat(x[:1], 16, axis=0), drawn)
+        state, _ = jax.jit(algorithm.step)(jax.random.key(2), state, same)
+        data, _ = state.replay.experience
+        assert len(set(np.asarray(data.action)[0, :, 0].tolist())) == distinct
+
+
 PROTOCOL = {
     "on-policy": {},
     "with replay": REPLAY,
