@@ -1,12 +1,12 @@
 """How many environment steps does a return take? Off-policy learners with memory beside RL² by PPO.
 
     OMP_NUM_THREADS=1 taskset -c 1 python benchmarks/environment_steps.py
-    python benchmarks/environment_steps.py --contests gridnavi --num-seeds 1 --looks 10
+    python benchmarks/environment_steps.py --learners recurrent_q-gridnavi
 
 Each learner of a contest is trained by its preset, one seed after the other, and is looked at so many times in
-training, on the same held-out tasks. Its *steps* are the environment steps of training before the first look at
-which the mean of all seeds is at the contest's level, and the range is over seeds. Seconds are of training up to
-there, without compiling and without the looks.
+training, on the same held-out tasks. *Steps to it* are the environment steps of training before the first look at
+which the mean of all seeds is at the contest's level; seconds are of training up to there, of one seed, without
+compiling and without the looks.
 
 Each learner is kept in learners/*.json as soon as it is measured; `--resume` keeps those that are there.
 """
@@ -29,15 +29,22 @@ from jaxmeta.runs import experiments, presets, reports
 class Contest:
     """Learners on one family, and the return of a trial that they are to reach."""
 
-    presets: tuple[str, ...]  # The first is the one that the others are measured against.
+    presets: tuple[str, ...]
     level: float
     optimum: float
+    steps: int  # Environment steps of RL² by PPO to the level, which others are measured against.
 
 
 CONTESTS = {
-    # What RL² by PPO earns at the end of its preset, and the Bayes-optimal agent's return.
-    "gridnavi": Contest(("rl2-gridnavi",), level=36.3, optimum=37.214),
+    # The level is what RL² by PPO earned at the end of its preset (reproduce/gridnavi.py), after 400 meta-updates of 256
+    # trials of 60 steps; the optimum is the Bayes-optimal agent's.
+    "gridnavi": Contest(
+        ("rl2-gridnavi", "recurrent_q-gridnavi"), level=36.3, optimum=37.214, steps=400 * 256 * 60
+    ),
 }
+
+
+LEARNERS = [name for contest in CONTESTS.values() for name in contest.presets]
 
 
 class Main(study.Study):
@@ -45,7 +52,8 @@ class Main(study.Study):
 
     resume: bool = False  # Keep the learners that are in the folder and measure the others.
     contests: Annotated[study.Names, study.known(CONTESTS)] = tuple(CONTESTS)
-    learners: study.Names = ()  # Presets to measure; none is all of the contests.
+    learners: Annotated[study.Names, study.known(LEARNERS)] = ()
+    """Presets to measure; none is all of the contests."""
     num_seeds: int = 3  # Seeds, trained one after the other.
     looks: int = 40  # Looks at each learner in training.
     budget: Annotated[float, study.within(1e-6, 1e6)] = 1.0
@@ -98,10 +106,10 @@ def reached(curve: Sequence[float], level: float) -> int | None:
     return next((i for i, x in enumerate(curve) if x >= level), None)
 
 
-def row(name: str, contest: Contest, part: dict[str, Any], against: dict[str, Any]) -> dict:
-    """A learner's row of the table, beside the contest's first."""
+def row(name: str, contest: Contest, part: dict[str, Any]) -> dict[str, str]:
+    """A learner's row of the table."""
 
-    def steps(part: dict[str, Any], curve: Sequence[float]) -> int | None:
+    def steps(curve: Sequence[float]) -> int | None:
         at = reached(curve, contest.level)
         return None if at is None else part["env_steps"][at]
 
@@ -113,17 +121,15 @@ def row(name: str, contest: Contest, part: dict[str, Any], against: dict[str, An
         )
 
     mean = np.mean(part["returns"], axis=0)
-    mine, its = steps(part, mean), steps(against, np.mean(against["returns"], axis=0))
-    at = reached(mean, contest.level)
-    every = [steps(part, curve) for curve in part["returns"]]
-    seeds = ", ".join(shown(x) for x in every)
+    mine, at = steps(mean), reached(mean, contest.level)
+    seeds = ", ".join(shown(steps(curve)) for curve in part["returns"])
     last = [curve[-1] for curve in part["returns"]]
     return {
         "learner": name,
         "level": f"{contest.level:g} of {contest.optimum:g}",
         "steps to it": shown(mine),
         "each seed": seeds,
-        "share": "" if mine is None or its is None else f"{mine / its:.2f}",
+        "share of PPO's": "" if mine is None else f"{mine / contest.steps:.2f}",
         "training to it, s": "" if at is None else f"{np.mean(part['seconds'], axis=0)[at]:.0f}",
         "return at the end": f"{np.mean(last):.2f} ({min(last):.2f} to {max(last):.2f})",
         "after steps": study.spaced(part["env_steps"][-1]),
@@ -143,8 +149,7 @@ def run(main: Main) -> None:
             for name in contest.presets
             if not main.learners or name in main.learners
         }
-        first = next(iter(parts.values()))
-        table += [row(name, contest, part, first) for name, part in parts.items()]
+        table += [row(name, contest, part) for name, part in parts.items()]
         rows |= parts
         panels[family] = {
             name: (part["env_steps"], np.mean(part["returns"], axis=0).tolist())

@@ -137,7 +137,7 @@ MUTANTS = (
     Mutant("learners/recurrent.py", "total = hyper.value_cost * error", "total = 0.5 * hyper.value_cost * error"),
     Mutant("learners/recurrent.py", "entropy_cost=left * hyper.entropy_cost", "entropy_cost=hyper.entropy_cost"),
     Mutant("learners/recurrent.py", "order = jax.random.permutation(order_key, num_trials)", "order = jnp.arange(num_trials)"),
-    Mutant("learners/recurrent.py", "mean, spread = value_scale = _moved", "value_scale = _moved"),
+    Mutant("learners/recurrent.py", "mean, spread = value_scale = moved", "value_scale = moved"),
     Mutant("learners/recurrent.py", 'if config.remembers == "episode":', 'if config.remembers == "trial":'),
     Mutant("learners/recurrent.py", "return jnp.append(v[1:], jnp.zeros_like(v[:1]))", "return jnp.append(v[1:], v[-1:])"),
     Mutant("learners/recurrent.py", "(recorded.last) < num_episodes", "(recorded.last) <= num_episodes"),

@@ -390,7 +390,7 @@ def remembered(
 
 
 def kept(data: Trajectory, counted: jax.Array) -> tuple[Trajectory, jax.Array]:
-    """The parts of trials that a buffer keeps, as ``(data, counted)``."""
+    """The parts of trials ``[B, T]`` that a buffer keeps, as ``(data, counted)``."""
     unused: Any = dict.fromkeys(("log_prob", "discount", "last", "next_obs", "memory"), ())
     return data._replace(**unused), counted
 

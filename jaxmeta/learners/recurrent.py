@@ -548,7 +548,7 @@ def moved_value_scale(scale: jax.Array, returns: jax.Array, counted: jax.Array) 
 
 
 def trial_metrics(data: Trajectory, counted: jax.Array, num_episodes: int) -> dict[str, jax.Array]:
-    """Mean undiscounted returns of the first and the last episode and of the trial; the number of broken trials."""
+    """Mean undiscounted returns of the first and the last episode and of trials ``[B, T]``; the number of broken trials."""
     good = jnp.any(counted, axis=1)
     episode = jax.vmap(episode_index)(data.last)
 
