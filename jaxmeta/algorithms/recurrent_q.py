@@ -19,7 +19,7 @@ the best today, its λ-return is of another policy: ``trace="watkins"`` cuts it 
 ``trace="peng"``, the equation above, does not (Peng & Williams 1996).
 
 Use it for an agent that explores and remembers within a trial where environment steps are dear and actions are discrete.
-Learning from old trials takes memory and more gradient steps a trial than `rl2` takes.
+Learning from old trials takes memory (`replay_bytes`) and, as a rule, more gradient steps a trial than `rl2` takes.
 
 ```python
 import jax
@@ -50,7 +50,7 @@ from jaxmeta import checks, learners
 from jaxmeta.estimators.returns import advantages_and_targets
 from jaxmeta.estimators.streams import count
 from jaxmeta.estimators.units import in_units, running_reward_scale
-from jaxmeta.learners.buffers import Buffer, item_buffer
+from jaxmeta.learners.buffers import Buffer, item_buffer, predicted_bytes
 from jaxmeta.learners.recurrent import (
     MEMORY_SETTINGS,
     Meta,
@@ -208,7 +208,7 @@ def recurrent_q(
             multiple of ``config.num_minibatches`` or greater than ``config.replay_trials``.
     """
     network = network_of(family, config, memory, network)
-    parts = trial_learner(family, config, network.initial, partial(_choose, network))
+    parts = _learner_of(family, config, network)
     buffer = None
     if config.replay_trials:
         buffer = item_buffer(
@@ -285,6 +285,19 @@ def network_of(
         encoder_sizes=config.encoder_sizes,
         hidden_sizes=config.hidden_sizes,
     )
+
+
+def replay_bytes(
+    family: TaskFamily,
+    config: Config,
+    *,
+    memory: Memory | None = None,
+    network: ActionValues | None = None,
+) -> int:
+    """The bytes that the buffer of ``config.replay_trials`` trials takes, before it is made. It grows with observations and steps."""
+    network = network_of(family, config, memory, network)
+    item = kept_trial(family, network, _learner_of(family, config, network), Hyper())
+    return predicted_bytes(item, config.replay_trials)
 
 
 def first_meta(key: jax.Array, network: ActionValues, hyper: Hyper) -> Meta:
@@ -407,6 +420,10 @@ def kept_trial(
         return jax.tree.map(lambda x: x[0], kept(*counted_steps(recorded, 1)))
 
     return jax.eval_shape(trial, jax.eval_shape(lambda: jax.random.key(0)))
+
+
+def _learner_of(family: TaskFamily, config: Config, network: ActionValues) -> RecurrentLearner:
+    return trial_learner(family, config, network.initial, partial(_choose, network))
 
 
 def _choose(

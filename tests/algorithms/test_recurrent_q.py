@@ -96,6 +96,18 @@ def test_what_does_not_fit_is_named(family, monkeypatch):
         recurrent_q(family, Config(replay_trials=100_000))
 
 
+def test_the_bytes_of_a_buffer_are_known_before_it_is_made():
+    """GridNavi: 25 cells, two actions, two rewards and two flags a step."""
+    family = tasks.make("gridnavi", horizon=15)
+    config = Config(num_episodes=4, replay_trials=100)
+    predicted = module.replay_bytes(family, config)
+    assert predicted == 100 * 60 * (25 * 4 + 2 * 4 + 2 * 4 + 2)
+    state = jax.eval_shape(recurrent_q(family, config).init, jax.random.key(0))
+    taken = jax.tree.leaves(state.replay.experience)
+    assert predicted == sum(x.size * x.dtype.itemsize for x in taken)
+    assert module.replay_bytes(family, Config()) == 0
+
+
 def begun_with(algorithm, family, num_tasks):
     """A state and tasks, compiled as one."""
 
@@ -238,8 +250,7 @@ def test_an_old_trial_is_replayed_as_it_was_lived(x64, family):
     algorithm = recurrent_q(family, Config(num_episodes=2, **SETTINGS))
     config = Config(num_episodes=2, **SETTINGS, replay_trials=4, replayed_trials=4)
     network = module.network_of(family, config)
-    choose = functools.partial(module._choose, network)
-    parts = module.trial_learner(family, config, network.initial, choose)
+    parts = module._learner_of(family, config, network)
     item = module.kept_trial(family, network, parts, Hyper())
     buffer = module.item_buffer(item, 4, 4)
     state, drawn = begun_with(algorithm, family, 1)
