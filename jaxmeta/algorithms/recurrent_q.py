@@ -143,10 +143,17 @@ class Hyper(NamedTuple):
     """ε in the first meta-update: the probability of a random action in training."""
     last_epsilon: float = 0.05
     """ε after `epsilon_updates`."""
+    first_temperature: float = 0.0
+    """τ in the first meta-update, in units of the returns' spread: where no random action is taken, actions are drawn from
+    softmax(Q / τ), so that those that are nearly as good as the best are tried most. 0 takes the best."""
+    last_temperature: float = 0.0
+    """τ after `epsilon_updates`."""
     epsilon_updates: float = 100.0
-    """Meta-updates in which ε falls from the first to the last in a straight line."""
+    """Meta-updates in which ε and τ fall from the first to the last in a straight line."""
     epsilon: float = 0.0
     """ε outside of training, in evaluation and deployment: 0 takes the best action always."""
+    temperature: float = 0.0
+    """τ outside of training."""
 
 
 class State(NamedTuple):
@@ -180,6 +187,9 @@ class Batch(NamedTuple):
     last_epsilon=(0.0, 1.0),
     epsilon_updates=(1e-6, math.inf),
     epsilon=(0.0, 1.0),
+    first_temperature=(0.0, 1e6),
+    last_temperature=(0.0, 1e6),
+    temperature=(0.0, 1e6),
 )
 def recurrent_q(
     family: TaskFamily,
@@ -316,8 +326,10 @@ def scheduled(hyper: Any, num_updates: jax.Array) -> Any:
     done = num_updates.astype(float)
     left = jnp.maximum(1.0 - done / hyper.epsilon_updates, 0.0)
     epsilon = hyper.last_epsilon + left * (hyper.first_epsilon - hyper.last_epsilon)
+    cooling = hyper.first_temperature - hyper.last_temperature
+    temperature = hyper.last_temperature + left * cooling
     rate = jnp.maximum(1.0 - done / hyper.anneal_updates, 0.0) * hyper.learning_rate
-    return hyper._replace(learning_rate=rate, epsilon=epsilon)
+    return hyper._replace(learning_rate=rate, epsilon=epsilon, temperature=temperature)
 
 
 def value_loss(
@@ -435,7 +447,7 @@ def _choose(
     network: ActionValues, meta: Meta, state: Any, inputs: Inputs
 ) -> tuple[Categorical, Any]:
     q, state = network.step(meta.params, state, inputs)
-    return epsilon_greedy(q, meta.hyper.epsilon), state
+    return epsilon_greedy(q, meta.hyper.epsilon, meta.hyper.temperature), state
 
 
 def _unrolled(params: Params, batch: Batch, network: ActionValues) -> jax.Array:

@@ -104,12 +104,18 @@ def recurrent_action_values(
     return ActionValues(init, memory.initial, step, unroll)
 
 
-def epsilon_greedy(q: jax.Array, epsilon: jax.Array | float) -> Categorical:
+def epsilon_greedy(
+    q: jax.Array, epsilon: jax.Array | float, temperature: jax.Array | float = 0.0
+) -> Categorical:
     """The policy that takes a uniformly random action with probability ε and the best by ``q [..., A]`` else.
 
     The probability of the best action is 1 - ε + ε/A, and of every other ε/A: with ε = 0 the log-probability of the
-    best action is 0 and of every other -inf. Of equal values the first is the best.
+    best action is 0 and of every other -inf. Of equal values the first is the best. With a ``temperature`` τ > 0 the draw
+    from ``softmax(q / τ)`` stands for the best action: it tries actions that are nearly as good.
     """
     num_actions = q.shape[-1]
     best = jax.nn.one_hot(jnp.argmax(q, axis=-1), num_actions, dtype=q.dtype)
+    temperature = jnp.asarray(temperature, q.dtype)
+    soft = jax.nn.softmax(q / jnp.where(temperature > 0, temperature, 1.0))
+    best = jnp.where(temperature > 0, soft, best)
     return Categorical(jnp.log(epsilon / num_actions + (1.0 - epsilon) * best))

@@ -66,6 +66,7 @@ def test_bad_settings_are_named(settings, message):
         (dict(first_epsilon=2.0), "first_epsilon=2.0 must lie between 0.0 and 1.0"),
         (dict(last_epsilon=-0.1), "last_epsilon=-0.1 must lie between"),
         (dict(epsilon=1.1), "epsilon=1.1 must lie between"),
+        (dict(first_temperature=-1.0), "first_temperature=-1.0 must lie between"),
         (dict(epsilon_updates=0.0), "epsilon_updates=0.0 must lie between"),
         (dict(anneal_updates=0), "anneal_updates=0 must lie between 1"),
     ],
@@ -285,10 +286,16 @@ def test_a_minibatch_learns_from_old_trials_too(family):
 
 
 def test_training_acts_by_its_own_epsilon_and_evaluation_by_the_best_action(family):
-    hyper = Hyper(first_epsilon=0.9, last_epsilon=0.1, epsilon_updates=4.0, anneal_updates=2.0)
+    hyper = Hyper(
+        first_epsilon=0.9, last_epsilon=0.1, epsilon_updates=4.0, anneal_updates=2.0,
+        first_temperature=1.0, last_temperature=0.2,
+    )  # fmt: skip
     learned = functools.partial(module.scheduled, jax.tree.map(jnp.asarray, hyper))
     found = [learned(jnp.asarray(i, jnp.int32)) for i in range(6)]
     np.testing.assert_allclose([x.epsilon for x in found], [0.9, 0.7, 0.5, 0.3, 0.1, 0.1])
+    np.testing.assert_allclose(
+        [x.temperature for x in found], [1.0, 0.8, 0.6, 0.4, 0.2, 0.2], rtol=1e-6
+    )
     np.testing.assert_allclose([x.learning_rate for x in found], [1e-3, 5e-4, 0, 0, 0, 0])
     algorithm = recurrent_q(family, Config(num_episodes=2, **SETTINGS), hyper)
     state, drawn = begun_with(algorithm, family, 4)

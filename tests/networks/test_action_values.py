@@ -64,6 +64,8 @@ def test_epsilon_greedy_acts_at_random_as_often_as_it_says():
     found = jnp.exp(epsilon_greedy(q, 0.2).log_probs())
     expected = [[0.05, 0.85, 0.05, 0.05], [0.85, 0.05, 0.05, 0.05]]  # the first of equals
     np.testing.assert_allclose(found, expected, rtol=1e-6)
+    soft = jnp.exp(epsilon_greedy(q, 0.2, 0.5).log_probs())
+    np.testing.assert_allclose(soft, 0.05 + 0.8 * jax.nn.softmax(2.0 * q), rtol=1e-5)
     greedy = epsilon_greedy(q, 0.0)
     action = greedy.sample(jax.random.key(0))
     assert action.tolist() == [1, 0]
