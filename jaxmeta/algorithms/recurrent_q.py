@@ -2,7 +2,7 @@ r"""Recurrent Q-learning: action values on a memory that lasts through all episo
 
 The learner learns a task in its memory, as in `rl2`: a recurrent network reads observations, previous actions
 and rewards, and the values Q(history, action) of a trial's return are a linear function of its features. The learner acts
-by the best action, in training with probability ε by a random one. Values are learned by PQN (Gallici et al. 2024,
+by the best action, in training with probability ε by a random one, and at a temperature τ > 0 by draws from softmax(Q / τ). Values are learned by PQN (Gallici et al. 2024,
 "Simplifying deep temporal difference learning"): the error to λ-returns
 
 $$G_t = r_t + γ [(1 - λ) \max_a Q_{t+1}(a) + λ G_{t+1}], \quad G_{T-1} = r_{T-1},$$
