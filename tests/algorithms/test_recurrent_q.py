@@ -470,7 +470,8 @@ def test_it_learns_to_explore(replay):
     """Five arms, ten pulls: 0.93 of what the Bayes-optimal agent earns (6.66); Thompson sampling earns 5.84."""
     family = tasks.make("bernoulli_bandit", num_arms=5, num_pulls=10)
     updates = 200 if replay else 300
-    hyper = Hyper(discount=1.0, learning_rate=3e-3, epsilon_updates=50, anneal_updates=updates)
+    swept = dict(epsilon_updates=50) if replay else dict(epsilon_updates=100, trace_lambda=0.9)
+    hyper = Hyper(discount=1.0, learning_rate=3e-3, anneal_updates=updates, **swept)
     more = dict(replay_trials=4096, replayed_trials=128) if replay else {}
     algorithm = recurrent_q(family, Config(memory_size=32, **more), hyper)
     run = training.train(algorithm, family, training.Config(meta_updates=updates, num_tasks=512))
