@@ -158,6 +158,7 @@ def update_of(
 
 BANDITS = dict(num_arms=2, num_pulls=100)
 RL2 = dict(memory_size=128, num_epochs=4, num_minibatches=4)
+REPLAY = dict(replay_trials=4096, replayed_trials=64)
 GRADIENT = dict(num_streams=20, hidden_sizes=(64, 64))
 MDPS = dict(num_states=8, num_actions=4, horizon=20)
 UPDATES = {
@@ -165,11 +166,15 @@ UPDATES = {
     "ProMP": update_of("promp", "navigation", 20, GRADIENT),
     "RL², GRU": update_of("rl2", "bernoulli_bandit", 256, RL2 | {"memory": "gru"}, **BANDITS),
     "RL², linear": update_of("rl2", "bernoulli_bandit", 256, RL2 | {"memory": "linear"}, **BANDITS),
+    "recurrent Q, GRU": update_of("recurrent_q", "bernoulli_bandit", 256, RL2, **BANDITS),
+    "recurrent Q, GRU, replay": update_of(
+        "recurrent_q", "bernoulli_bandit", 256, RL2 | REPLAY, **BANDITS
+    ),
     "meta-gradient": update_of("meta_gradient", "cartpole", 20, dict(num_agents=20)),
     "LPG": update_of("learned_objective", "tabular", 32, dict(num_agents=32), **MDPS),
 }
 """MAML and ProMP: 20 tasks of 20 episodes of 100 steps, one inner step. RL²: 256 trials of 100 pulls of two arms,
-width 128, 4 passes of 4 minibatches. Meta-gradient: 20 lives of 16 streams of 20 steps. LPG: 32 lives of 8 streams of
+width 128, 4 passes of 4 minibatches. Recurrent Q: the same; with replay each minibatch of 64 has 64 old trials beside it. Meta-gradient: 20 lives of 16 streams of 20 steps. LPG: 32 lives of 8 streams of
 20 steps, 5 updates."""
 
 

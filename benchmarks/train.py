@@ -273,7 +273,7 @@ def evaluate(key: jax.Array, trained: Trained, split: str, args: Any) -> dict[st
 
     def adapted(key: jax.Array, meta: Any, drawn: Any) -> tuple[jax.Array, jax.Array]:
         """Returns, and how many streams did not count."""
-        if isinstance(config, learners.recurrent.Config):
+        if isinstance(config, learners.recurrent.TrialConfig):
             num_steps = config.num_episodes * family.horizon
             trials = evaluation.trials(key, meta, drawn, **acting, num_steps=num_steps)
             return evaluation.episode_returns(trials, config.num_episodes), jnp.sum(~trials.good)
@@ -402,7 +402,7 @@ def report(trained: Trained, output: Path, args: Any, console: Console) -> None:
     # Training splits the seed's key in two, which are its folds with 0 and 1; 2 is neither.
     key = jax.random.fold_in(jax.random.key(args.training.seed), 2)
     test_key, far_key, path_key = jax.random.split(key, 3)
-    has_memory = isinstance(args.algorithm.config, learners.recurrent.Config)
+    has_memory = isinstance(args.algorithm.config, learners.recurrent.TrialConfig)
     unit = "earlier episode" if has_memory else "gradient step"
     test = evaluate(test_key, trained, "test", args)
     far = evaluate(far_key, trained, "out_of_distribution", args)

@@ -353,6 +353,25 @@ def test_navigation_study(tmp_path, refusal):
 
 
 @pytest.mark.slow
+def test_environment_steps_study(tmp_path, refusal):
+    small = "--learners rl2-gridnavi --num-seeds 2 --budget 0.01 --looks 2 --eval-tasks 21".split()
+    result = run("environment_steps.py", *small, "--output", "out", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    learner = json.loads((tmp_path / "out" / "results.json").read_text())["learners"][
+        "rl2-gridnavi"
+    ]
+    assert learner["env_steps"] == [2 * 256 * 60, 4 * 256 * 60]
+    assert np.shape(learner["returns"]) == np.shape(learner["seconds"]) == (2, 2)
+    assert (
+        "| rl2-gridnavi | 36.3 of 37.214 | more than" in (tmp_path / "out" / "table.md").read_text()
+    )
+    assert (tmp_path / "out" / "steps.png").exists()
+    assert "is not empty" in refusal("environment_steps.py", *small, "--output", "out")
+    again = run("environment_steps.py", *small, "--resume", "--output", "out", cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+
+
+@pytest.mark.slow
 def test_algorithms_study(tmp_path, refusal):
     small = "--num-seeds 2 --meta-updates 2 --num-tasks 2 --num-streams 2 --eval-tasks 3 --eval-updates 1"
     cells = ["--algorithms", "MAML", "ES", "--families", "navigation"]

@@ -24,6 +24,7 @@ SETTINGS = {
     "meta_gradient": WINDOW,
     "promp": LIFETIME | dict(num_epochs=1),
     "rl2": TRIAL,
+    "recurrent_q": TRIAL | dict(replay_trials=4, replayed_trials=2),
     "varibad": TRIAL,
 }
 """Each algorithm at its smallest, where that is not `LIFETIME`."""

@@ -26,8 +26,9 @@ written out.
 
 A trial is several episodes in one task. These learners learn a task in the state of a recurrent network. RL² (`rl2`; Duan et al.
 2016, Wang et al. 2016) is trained by PPO or A2C. VariBAD (`varibad`; Zintgraf et al. 2020) acts on a belief, which is trained to
-predict rewards and successors. Both take the network as an object of `networks.recurrent`: `memory=gru(64)`, `lstm(64)`,
-`linear_recurrence(64)`, `transformer(64, context=...)`, or for RL² `feed_forward(64)`, the control without memory. RL² also takes
+predict rewards and successors. Recurrent Q (`recurrent_q`; PQN, Gallici et al. 2024) learns action values by λ-returns, from new trials alone
+or also from old ones: `Config(replay_trials=4096)`, which needs flashbax. All take the network as an object of `networks.recurrent`: `memory=gru(64)`, `lstm(64)`,
+`linear_recurrence(64)`, `transformer(64, context=...)`, or for RL² and recurrent Q `feed_forward(64)`, the control without memory. RL² also takes
 its loss, `loss=learners.recurrent.a2c`, or a whole policy, `network=graph_actor_critic(family)`. Presets and the command line
 name them: `Config(memory="lstm", memory_size=64)`. A setting that has no effect is an error.
 
@@ -74,6 +75,7 @@ from jaxmeta.algorithms import (
     meta_q,
     meta_value,
     promp,
+    recurrent_q,
     reptile,
     rl2,
     varibad,
@@ -92,6 +94,7 @@ ALGORITHMS: dict[str, ModuleType] = {
     "meta_q": meta_q,
     "meta_value": meta_value,
     "promp": promp,
+    "recurrent_q": recurrent_q,
     "reptile": reptile,
     "rl2": rl2,
     "varibad": varibad,
@@ -112,6 +115,7 @@ __all__ = [
     "meta_q",
     "meta_value",
     "promp",
+    "recurrent_q",
     "reptile",
     "rl2",
     "varibad",

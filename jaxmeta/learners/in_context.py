@@ -145,7 +145,7 @@ def in_context_learner(
 ) -> InContextLearner:
     """The learner that acts by its network, and how it learns to predict actions."""
     network = network_of(family, config, memory, network)
-    trials = recurrent.Config(
+    trials = recurrent.TrialConfig(
         num_episodes=config.num_episodes, num_streams=num_streams, sees_time=False
     )
     parts = recurrent.recurrent_learner(
@@ -203,7 +203,7 @@ def predictions(
     empty memory.
     """
     network = network_of(family, config, memory, network)
-    trials = recurrent.Config(num_episodes=config.num_episodes, sees_time=False)
+    trials = recurrent.TrialConfig(num_episodes=config.num_episodes, sees_time=False)
     parts = recurrent.recurrent_learner(family, trials, network, reads=Meta)
 
     def predicted(meta: Meta, data: Trajectory) -> Distribution:

@@ -14,7 +14,7 @@ the policies with the shortest episodes would earn most.
 The unit of rewards changes nothing. The network sees rewards in units of a running scale (`Meta`), and it
 learns values and advantages in such units. Rewards times 1 000 give the same parameters.
 
-RL² and VariBAD share this module and differ in the network.
+RL² and VariBAD share this module and differ in the network. `recurrent_q` shares its trials and its passes over them.
 """
 
 import dataclasses
@@ -47,8 +47,8 @@ from jaxmeta.types import Learner, Lifetime, MetaAlgorithm, Params, Task, TimeSt
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
-    """Settings of learners with memory; algorithms add their own."""
+class TrialConfig:
+    """Settings of all learners with memory: their trials, and the passes over them; algorithms add their own."""
 
     num_episodes: int = 1
     """Episodes in a trial (E), with one memory."""
@@ -66,9 +66,6 @@ class Config:
     """Passes over a batch of trials."""
     num_minibatches: int = 4
     """Gradient steps in a pass; the number of trials must be a multiple of it."""
-    normalize: bool = True
-    """Scale each minibatch's advantages to mean 0 and standard deviation 1; without it they are in units of
-    the spread of returns."""
     unroll: int = 1
     """Steps a rollout's loop is unrolled by."""
 
@@ -87,6 +84,15 @@ class Config:
                 f"num_minibatches={self.num_minibatches} must divide the number of trials, "
                 f"num_tasks={num_tasks} × num_streams={self.num_streams} = {num_tasks * self.num_streams}"
             )
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(TrialConfig):
+    """Settings of learners with memory that follow a policy gradient; algorithms add their own."""
+
+    normalize: bool = True
+    """Scale each minibatch's advantages to mean 0 and standard deviation 1; without it they are in units of
+    the spread of returns."""
 
 
 class Hyper(NamedTuple):
@@ -179,18 +185,44 @@ MEMORY_SETTINGS = ("memory", "memory_size", "precision")
 @checks.arguments
 def recurrent_learner(
     family: TaskFamily,
-    config: Config,
+    config: TrialConfig,
     network: ActorCritic,
     *,
     reads: type = Meta,
     greedy: bool = False,
 ) -> RecurrentLearner:
-    """The learner that acts by ``network`` on tasks of ``family``.
+    """The learner that acts by the policy of ``network`` on tasks of ``family``; the other arguments are those of `trial_learner`."""
+    return trial_learner(
+        family,
+        config,
+        network.initial,
+        lambda meta, state, inputs: network.step(meta.params, state, inputs),
+        reads=reads,
+        greedy=greedy,
+    )
+
+
+Choose = Callable[[Any, Any, Inputs], tuple[Distribution, Any]]
+"""``(meta, state, inputs) -> (distribution, state)``: how a network with a memory acts at one step."""
+
+
+@checks.arguments
+def trial_learner(
+    family: TaskFamily,
+    config: TrialConfig,
+    initial: Callable[[], Any],
+    choose: Choose,
+    *,
+    reads: type = Meta,
+    greedy: bool = False,
+) -> RecurrentLearner:
+    """The learner that acts by ``choose`` on tasks of ``family``.
 
     Args:
         family: The tasks' family.
-        config: Episodes, streams, and what the network sees.
-        network: The policy with its memory.
+        config: The trials' settings.
+        initial: ``() -> state`` of the network at the start of a trial.
+        choose: ``(meta, state, inputs) -> (distribution, state)``, one step.
         reads: The type of the learner's ``meta``, which has ``params`` and ``reward_scale``.
         greedy: Take the most probable action instead of a draw.
     """
@@ -215,7 +247,7 @@ def recurrent_learner(
         meta: Any, memory: TrialMemory, timestep: TimeStep
     ) -> tuple[Distribution, TrialMemory]:
         shown = look(meta, timestep, memory.time)
-        distribution, state = network.step(meta.params, memory.state, shown)
+        distribution, state = choose(meta, memory.state, shown)
         return distribution, TrialMemory(state, memory.time + 1)
 
     def inputs(meta: Any, data: Trajectory) -> Inputs:
@@ -224,7 +256,7 @@ def recurrent_learner(
 
     learner = Learner(
         init=lambda key, meta: (),
-        memory=lambda meta: TrialMemory(network.initial(), jnp.zeros((), jnp.int32)),
+        memory=lambda meta: TrialMemory(initial(), jnp.zeros((), jnp.int32)),
         act=acting(policy_step, lambda meta, agent: meta, greedy=greedy),
         update=lambda key, meta, agent, trajectories: agent,
     )
@@ -394,7 +426,7 @@ def with_advantages(
     v = jnp.where(counted, mean + spread * v, 0.0)
     reward = jnp.where(counted, data.reward, 0.0)
     advantage, returns = jax.vmap(advantages_and_returns, (0, 0, None))(reward, v, hyper)
-    mean, spread = value_scale = _moved_value_scale(meta.value_scale, returns, counted)
+    mean, spread = value_scale = moved_value_scale(meta.value_scale, returns, counted)
     batch = Batch(
         data=data._replace(reward=in_units(reward, meta.reward_scale)),
         inputs=inputs,
@@ -460,10 +492,19 @@ def learn_in_epochs(
     losses: Callable[..., tuple[jax.Array, dict]],
     optimizer: optax.GradientTransformation,
     config: Any,
+    replayed: Callable[[jax.Array], Any] | None = None,
 ) -> tuple[tuple[Params, Any], dict[str, jax.Array], jax.Array]:
     """``learned``, the parameters and the optimiser's state, after epochs of minibatches of ``batch``.
 
-    ``batch`` is a `Batch`, or any NamedTuple of arrays ``[B, ...]`` with such a ``counted``.
+    Args:
+        key: A key.
+        learned: The parameters and the optimiser's state.
+        batch: Trials ``[B, T]``, a `Batch` or another tuple with ``counted``.
+        hyper: The last argument of ``losses``.
+        losses: ``(params, keys, batch, hyper) -> (loss [], report)`` of a minibatch, with a key for each trial.
+        optimizer: The optimiser.
+        config: The numbers of epochs and minibatches.
+        replayed: ``(key) -> batch`` of older trials, drawn anew for each minibatch and learned from beside it.
 
     Returns:
         ``(learned, reports, applied)``: the reports of all minibatches and whether each changed
@@ -478,9 +519,12 @@ def learn_in_epochs(
         # A trial's key depends on its number, not on its place among the good trials.
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, rows)
         some = jax.tree.map(lambda x: x[rows], batch)
+        any_new = jnp.any(some.counted)
+        if replayed is not None:
+            some, keys = _joined(some, keys, replayed, key, num_trials)
         (_, report), gradient = jax.value_and_grad(losses, has_aux=True)(params, keys, some, hyper)
         norm = optax.tree.norm(gradient)
-        applied = jnp.isfinite(norm) & jnp.any(some.counted)
+        applied = jnp.isfinite(norm) & any_new
         learned = guarded_update(optimizer, gradient, optimizer_state, params, apply=applied)
         return learned, (report | {"meta_grad_norm": norm}, applied)
 
@@ -498,6 +542,17 @@ def learn_in_epochs(
     return learned, reports, applied
 
 
+def _joined(
+    some: Any, keys: jax.Array, replayed: Callable, key: jax.Array, num_trials: int
+) -> tuple[Any, jax.Array]:
+    """A minibatch and its keys with replayed trials behind it. No trial of the ``num_trials`` has their keys."""
+    drawn = replayed(jax.random.fold_in(key, num_trials))
+    places = num_trials + 1 + jnp.arange(drawn.counted.shape[0])
+    more = jax.vmap(jax.random.fold_in, (None, 0))(key, places)
+    some = jax.tree.map(lambda x, y: jnp.concatenate([x, y]), some, drawn)
+    return some, jnp.concatenate([keys, more])
+
+
 def blank(data: Trajectory, counted: jax.Array) -> Trajectory:
     """``data [B, T]`` with zeros at the steps that are not ``counted``. Masking a NaN later is not enough: it
     comes back through a derivative and through attention."""
@@ -509,7 +564,7 @@ def blank(data: Trajectory, counted: jax.Array) -> Trajectory:
     return jax.tree.map(blank, data._replace(memory=()))._replace(memory=data.memory)
 
 
-def _moved_value_scale(scale: jax.Array, returns: jax.Array, counted: jax.Array) -> jax.Array:
+def moved_value_scale(scale: jax.Array, returns: jax.Array, counted: jax.Array) -> jax.Array:
     """Running mean and standard deviation of the returns to come ``[B, T]`` at ``counted`` steps, ``[2]``.
 
     A spread that may be rounding error becomes 0, which means unknown. In its units the network would

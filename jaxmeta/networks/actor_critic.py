@@ -92,7 +92,7 @@ def recurrent_actor_critic(
     Raises:
         ValueError: the encoder does not fit the observations, or the action space has no default head.
     """
-    stem = _stem(family, checks.each_at_least("encoder_sizes", encoder_sizes, 1), encoder)
+    stem = stem_of(family, checks.each_at_least("encoder_sizes", encoder_sizes, 1), encoder)
     num_features = memory.size + (stem.size if stem.beside else 0)
     if head is None:
         policy = action_head(num_features, family.action_space, hidden_sizes)
@@ -126,8 +126,8 @@ def recurrent_actor_critic(
     return ActorCritic(init, memory.initial, step, unroll)
 
 
-class _Stem(NamedTuple):
-    """The part of a network before the memory."""
+class Stem(NamedTuple):
+    """The part of a network before the memory, which reads the inputs."""
 
     init: Callable[[jax.Array | None], Params]
     """``(key) -> params``, entries of the whole network's parameters; the key is None unless it is ``beside``."""
@@ -136,10 +136,10 @@ class _Stem(NamedTuple):
     size: int
     """Numbers that the memory reads."""
     beside: bool
-    """Whether the policy and the value read them, too, beside the memory."""
+    """Whether what stands on the memory, such as a policy, reads them, too, beside the memory."""
 
 
-def _stem(family: TaskFamily, widths: tuple[int, ...], module: Module | None) -> _Stem:
+def stem_of(family: TaskFamily, widths: tuple[int, ...], module: Module | None) -> Stem:
     """The encoder of observations, if there is one, and then tanh layers of ``widths``, if there are any."""
     obs_size, *others = input_sizes(family)
     shape = family.observation_shape
@@ -168,4 +168,4 @@ def _stem(family: TaskFamily, widths: tuple[int, ...], module: Module | None) ->
         return jnp.tanh(layers.apply(params["encoder"], x)) if layers else x
 
     size = widths[-1] if widths else num_inputs
-    return _Stem(init, apply, size, beside=encode is not None or layers is not None)
+    return Stem(init, apply, size, beside=encode is not None or layers is not None)

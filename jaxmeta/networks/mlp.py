@@ -1,4 +1,4 @@
-"""The tanh network of policies and values. Only this file, `dense` and `encoders` import ``flax.linen``."""
+"""The feed-forward networks of policies and values. Only this file, `dense` and `encoders` import ``flax.linen``."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -32,12 +32,38 @@ class _Body(nn.Module):
         return x
 
 
+class _NormalizedBody(nn.Module):
+    hidden_sizes: tuple[int, ...]
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        for size in self.hidden_sizes:
+            x = nn.relu(nn.LayerNorm(param_dtype=jnp.result_type(float))(Dense(size, 1.0)(x)))
+        return x
+
+
 def mlp(
     num_inputs: int, hidden_sizes: Sequence[int], num_outputs: int, output_scale: float
 ) -> Network:
     """A tanh network whose last layer, the head, has its own entry in the parameters; some methods adapt the head alone."""
     hidden_sizes = checks.each_at_least("hidden_sizes", hidden_sizes, 1)
-    body, head = _Body(hidden_sizes), Dense(num_outputs, output_scale)
+    return _network(_Body(hidden_sizes), num_inputs, Dense(num_outputs, output_scale))
+
+
+def normalized_mlp(
+    num_inputs: int, hidden_sizes: Sequence[int], num_outputs: int, output_scale: float
+) -> Network:
+    """As `mlp`, of layers with layer normalisation (Ba et al. 2016) before a ReLU, for action values without a target network.
+
+    Gallici et al. 2024, "Simplifying deep temporal difference learning", show that the normalisation keeps
+    temporal differences stable.
+    """
+    hidden_sizes = checks.each_at_least("hidden_sizes", hidden_sizes, 1)
+    return _network(_NormalizedBody(hidden_sizes), num_inputs, Dense(num_outputs, output_scale))
+
+
+def _network(body: nn.Module, num_inputs: int, head: nn.Module) -> Network:
+    """The network of a body and a head."""
 
     def init(key: jax.Array) -> Params:
         body_key, head_key = jax.random.split(key)

@@ -63,7 +63,10 @@ def test_a_step_descends_the_error_at_the_best_actions(bandit, drawn):
 
     network = in_context.network_of(bandit, config, gru(4), None)
     parts = recurrent.recurrent_learner(
-        bandit, recurrent.Config(num_episodes=2, sees_time=False), network, reads=in_context.Meta
+        bandit,
+        recurrent.TrialConfig(num_episodes=2, sees_time=False),
+        network,
+        reads=in_context.Meta,
     )
 
     def policy_step(meta, memory, timestep):

@@ -157,6 +157,18 @@ VALUES = {
             "meta_grad_norm": 0.02545759705804568,
         },
     ),
+    "recurrent_q": (
+        BANDIT,
+        dict(num_streams=2, replay_trials=8, replayed_trials=2),
+        {
+            "norm": 5.974084515516487,
+            "sum": 5.929948467569112,
+            "moved": 0.006987367804330115,
+            "return/trial": 4.0,
+            "value_loss": 0.6098365332761553,
+            "meta_grad_norm": 0.7299216225374261,
+        },
+    ),
     "rl2": (
         BANDIT,
         dict(num_streams=2),

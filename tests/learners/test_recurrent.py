@@ -227,7 +227,7 @@ def test_a_step_climbs_the_return_of_the_whole_trial(objective):
 
 
 def test_the_scale_of_values_is_the_first_batch_s_and_then_moves_slowly():
-    move = learners.recurrent._moved_value_scale
+    move = learners.recurrent.moved_value_scale
     returns = jnp.array([[1.0, 3.0], [5.0, 7.0], [1e6, -1e6]])
     steps = jnp.array([[True, True], [True, True], [False, False]])
     born, old = jnp.zeros(2), jnp.array([2.0, 1.0])

@@ -309,7 +309,7 @@ def test_a_pretrained_run_is_as_good_as_it_was_measured(name):
     family, config = loaded.family, loaded.experiment.config
     held_out = tasks.sample_tasks(jax.random.key(0), family, 100, split="test")
     acting = dict(learner=loaded.learner, env=family.env)
-    if loaded.experiment.algorithm in ("rl2", "varibad"):
+    if loaded.experiment.algorithm in ("recurrent_q", "rl2", "varibad"):
         num_steps = config["num_episodes"] * family.horizon
         trials = evaluation.trials(
             jax.random.key(1), loaded.meta, held_out, **acting, num_steps=num_steps

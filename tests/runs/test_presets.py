@@ -58,5 +58,5 @@ def test_lasting_stretches_what_falls():
 
 def test_learners_with_memory_are_annealed_to_the_end():
     for name, experiment in presets.PRESETS.items():
-        if experiment.algorithm in ("rl2", "varibad"):
+        if experiment.algorithm in ("recurrent_q", "rl2", "varibad"):
             assert experiment.hyper["anneal_updates"] == experiment.plan.meta_updates, name
