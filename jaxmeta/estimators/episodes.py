@@ -26,6 +26,13 @@ def episode_step(first: jax.Array) -> jax.Array:
     return linear_recurrence(ones, unless(first, ones)) - 1.0
 
 
+def sum_so_far(x: jax.Array, last: jax.Array, start: jax.Array) -> jax.Array:
+    """Sums of ``x [T]`` over the steps of an episode up to each step, ``[T]``; ``start []`` is the sum before the first step."""
+    checks.shapes("T T ?", x=x, last=last, start=start)
+    keep = unless(jnp.concatenate([jnp.zeros_like(last[:1]), last[:-1]]), x)
+    return linear_recurrence(x.at[0].add(start), keep)
+
+
 def first_episode_return(reward: jax.Array, last: jax.Array) -> jax.Array:
     """Undiscounted return of the stream's first episode, ``[T] -> []``.
 

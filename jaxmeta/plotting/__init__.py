@@ -1,6 +1,5 @@
 """Figures. Each function writes an image file and needs no display."""
 
-from jaxmeta import types
 from jaxmeta.plotting.bias import estimators, meta_gradients
 from jaxmeta.plotting.costs import lifetime_memory, roofline, second_order
 from jaxmeta.plotting.curves import adaptation, learning, lifetimes, lines, population
@@ -32,5 +31,3 @@ __all__ = [
     "trajectories",
     "walks",
 ]
-
-types.document_fields()

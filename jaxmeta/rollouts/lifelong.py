@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxmeta import checks
-from jaxmeta.estimators.streams import count, unless
-from jaxmeta.recurrences import linear_recurrence
+from jaxmeta.estimators.episodes import sum_so_far
+from jaxmeta.estimators.streams import count
 from jaxmeta.rollouts.lifetime import Setup, adapt, append, begin, collect
 from jaxmeta.types import History, Meta, Stream, Task
 
@@ -58,11 +58,10 @@ def tally(score: Score, reward: jax.Array, last: jax.Array) -> Score:
     The mean of ``finished`` takes each stream once; a mean over all episodes that ended would
     favour short episodes. An episode with a reward that is not finite has no return.
     """
-    keep = unless(jnp.concatenate([jnp.zeros_like(last[:1]), last[:-1]]), reward)
     finite = jnp.isfinite(reward)
-    total = linear_recurrence(jnp.where(finite, reward, 0.0).at[0].add(score.so_far), keep)
-    faults = (~finite).at[0].max(score.broken).astype(reward.dtype)
-    broken = linear_recurrence(faults, keep) > 0
+    total = sum_so_far(jnp.where(finite, reward, 0.0), last, score.so_far)
+    faults = (~finite).astype(reward.dtype)
+    broken = sum_so_far(faults, last, score.broken.astype(reward.dtype)) > 0
     ended, latest = jnp.any(last), last.shape[0] - 1 - jnp.argmax(last[::-1])
     return Score(
         so_far=jnp.where(last[-1], 0.0, total[-1]),

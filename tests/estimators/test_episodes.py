@@ -33,3 +33,10 @@ def test_only_the_first_episode_is_counted():
 def test_episodes_are_numbered():
     last = jnp.array([0, 0, 1, 0, 1, 0], bool)
     assert episodes.episode_index(last).tolist() == [0, 0, 0, 1, 1, 2]
+
+
+def test_sums_so_far_restart_behind_the_end_of_an_episode():
+    x = jnp.array([1.0, 2.0, 4.0, 8.0, 16.0])
+    last = jnp.array([False, True, False, False, True])
+    got = episodes.sum_so_far(x, last, jnp.array(100.0))
+    assert got.tolist() == [101.0, 103.0, 4.0, 12.0, 28.0]
