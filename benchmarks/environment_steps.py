@@ -32,7 +32,9 @@ class Contest:
     presets: tuple[str, ...]
     level: float
     optimum: float
-    steps: int  # Environment steps of RL² by PPO to the level, which others are measured against.
+    steps: (
+        int  # Environment steps of the whole preset of RL² by PPO; it may be at the level sooner.
+    )
 
 
 CONTESTS = {
@@ -129,7 +131,7 @@ def row(name: str, contest: Contest, part: dict[str, Any]) -> dict[str, str]:
         "level": f"{contest.level:g} of {contest.optimum:g}",
         "steps to it": shown(mine),
         "each seed": seeds,
-        "share of PPO's": "" if mine is None else f"{mine / contest.steps:.2f}",
+        "share of PPO's whole preset": "" if mine is None else f"{mine / contest.steps:.2f}",
         "training to it, s": "" if at is None else f"{np.mean(part['seconds'], axis=0)[at]:.0f}",
         "return at the end": f"{np.mean(last):.2f} ({min(last):.2f} to {max(last):.2f})",
         "after steps": study.spaced(part["env_steps"][-1]),
