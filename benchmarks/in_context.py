@@ -223,7 +223,7 @@ def rooms(told: Rooms) -> None:
         other = returns(exact, (), drawn, family, told.num_episodes)[None]
         for name, found in (
             (f"DPT, {split} goals", scores),
-            ("exact posterior, a draw a step", other),
+            (f"posterior sampling a step, prior of the training goals, {split} goals", other),
         ):
             each = [mean(found[..., e], 1) for e in range(told.num_episodes)]
             lines.append((name, *each, f"{best:.1f}"))

@@ -34,7 +34,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from jaxmeta import checks, evaluation, learners, plotting, tasks
+from jaxmeta import checks, evaluation, plotting, tasks
 from jaxmeta.algorithms import ALGORITHMS
 from jaxmeta.rollouts.lifetime import Setup, lifetime
 from jaxmeta.runs import experiments, presets, records, sinks, terminal, training
@@ -264,6 +264,12 @@ def sink_of(args: Any) -> training.Sink | None:
     return None if args.output.wandb is None else sinks.wandb(project=args.output.wandb)
 
 
+def has_memory(trained: Trained) -> bool:
+    """Whether the learner learns in its memory, within a trial."""
+    lifetime = trained.algorithm.lifetime
+    return lifetime is not None and lifetime.trial
+
+
 def evaluate(key: jax.Array, trained: Trained, split: str, args: Any) -> dict[str, Any]:
     """The adaptation curve on tasks of a split, by update or, with memory, by episode of a trial."""
     family, config, num_tasks = trained.family, args.algorithm.config, args.evaluation.eval_tasks
@@ -273,7 +279,7 @@ def evaluate(key: jax.Array, trained: Trained, split: str, args: Any) -> dict[st
 
     def adapted(key: jax.Array, meta: Any, drawn: Any) -> tuple[jax.Array, jax.Array]:
         """Returns, and how many streams did not count."""
-        if isinstance(config, learners.recurrent.TrialConfig):
+        if has_memory(trained):
             num_steps = config.num_episodes * family.horizon
             trials = evaluation.trials(key, meta, drawn, **acting, num_steps=num_steps)
             return evaluation.episode_returns(trials, config.num_episodes), jnp.sum(~trials.good)
@@ -402,18 +408,18 @@ def report(trained: Trained, output: Path, args: Any, console: Console) -> None:
     # Training splits the seed's key in two, which are its folds with 0 and 1; 2 is neither.
     key = jax.random.fold_in(jax.random.key(args.training.seed), 2)
     test_key, far_key, path_key = jax.random.split(key, 3)
-    has_memory = isinstance(args.algorithm.config, learners.recurrent.TrialConfig)
-    unit = "earlier episode" if has_memory else "gradient step"
+    remembers = has_memory(trained)
+    unit = "earlier episode" if remembers else "gradient step"
     test = evaluate(test_key, trained, "test", args)
     far = evaluate(far_key, trained, "out_of_distribution", args)
-    streams = 1 if has_memory else args.algorithm.config.num_streams
+    streams = 1 if remembers else args.algorithm.config.num_streams
     settings = dataclasses.asdict(args.evaluation)
     found = test | {"out_of_distribution": far, "num_streams": streams, "settings": settings}
     records.write(output / "evaluation.json", records.measured(found))
     path, there = output / "adaptation.png", output / "trajectories.png"
     curves = {"held-out tasks": test, "out of distribution": far}
     draw(path, lambda: plotting.adaptation(path, curves, unit=unit))
-    if not has_memory:
+    if not remembers:
         draw(there, lambda: draw_trajectories(there, path_key, trained, args))
     elif args.experiment.family == "gridnavi":
         draw(there, lambda: draw_walks(there, path_key, trained, args))

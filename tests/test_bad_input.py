@@ -681,10 +681,12 @@ def test_a_wrong_setting_of_a_plan_is_refused_by_name(name):
 COMMANDS = {
     "algorithms": ["Main"],
     "endurance": ["Kill", "Long"],
+    "environment_steps": ["Main"],
     "estimators": ["Main"],
     "experts": ["Main"],
     "families": ["Main"],
     "fields": ["Main"],
+    "in_context": ["Bandits", "Rooms", "Distillation"],
     "learned_objective": ["Train", "Memory"],
     "ledger": ["Show", "Write", "Add"],
     "meta_gradient": ["Chain", "Physics", "Memory"],

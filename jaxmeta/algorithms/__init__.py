@@ -32,10 +32,10 @@ or also from old ones: `Config(replay_trials=4096)`, which needs flashbax. All t
 its loss, `loss=learners.recurrent.a2c`, or a whole policy, `network=graph_actor_critic(family)`. Presets and the command line
 name them: `Config(memory="lstm", memory_size=64)`. A setting that has no effect is an error.
 
-# Learners in context, without rewards
+# Learners in context, by prediction
 
-These learners, too, have all that they know of a task in a recurrent network, but they are trained to predict actions. They take no
-part in exploring while they are trained from data, so training is supervised learning. At test time they act as RL² does.
+These learners, too, have all that they know of a task in a recurrent network, but they are trained to predict actions: that
+is supervised learning. Rewards are inputs, and nothing is learned from their sum. At test time they act as RL² does.
 
 | algorithm | predicts | from | source |
 |---|---|---|---|

@@ -4,14 +4,14 @@ Laskin et al. 2023, "In-context reinforcement learning with algorithm distillati
 task, in the order in which it learned: poor episodes first, good ones last. The network predicts each action from all that
 came before it in a window of the history. A window of several episodes shows how actions improve, and the
 network learns to improve them, too. At test time its weights are frozen, its memory starts empty, and returns rise from
-episode to episode. Windows of a single episode do not show improvement, and nothing is learned from them.
+episode to episode. Windows of a single episode do not show improvement, and the network does not learn to improve from them.
 
-$$L = -\\mean_t \\log π(a_t | o_t, \\text{and all earlier } (o, a, r) \\text{ of the window})$$
+$$L = -\\mathrm{mean}_t \\log π(a_t | o_t, \\text{and all earlier } (o, a, r) \\text{ of the window})$$
 
 Use it where you have histories of a learner that is slow or cannot be trained further, or an expert that you can make worse:
 `datasets.record` writes the histories of any learner of the library, `datasets.mixtures` of an expert that acts at random less and less (Zisman et
-al. 2024, "Emergence of in-context reinforcement learning from noise distillation"). It needs no rewards or environment in training.
-It learns no better policy than its histories end with, and it learns it no sooner than their windows show.
+al. 2024, "Emergence of in-context reinforcement learning from noise distillation"). Training needs no environment. Rewards are inputs
+alone: nothing is learned from their sum. Do not count on a better policy than the one that the histories end with.
 
 ```python
 import jax
@@ -86,7 +86,8 @@ def algorithm_distillation(
 
     Raises:
         ValueError: a value of ``hyper`` is out of range; a setting has no effect beside the others; in ``step``, the
-            windows are not of the family, or their number is no multiple of ``config.num_minibatches``.
+            windows are not of the family or shorter than the context of a transformer that ``config`` names, or their number
+            is no multiple of ``config.num_minibatches``.
     """
     parts = in_context.in_context_learner(
         family,
@@ -98,8 +99,16 @@ def algorithm_distillation(
         optimizer=optimizer,
     )
 
+    named = memory is None and network is None and config.memory == "transformer"
+    context = (config.context or config.num_episodes * family.horizon) if named else 1
+
     def step(key: jax.Array, state: State, windows: Trajectory) -> tuple[State, dict]:
         check_windows(windows, family)
+        if windows.reward.shape[1] < context:
+            raise ValueError(
+                f"windows of {windows.reward.shape[1]} steps are shorter than the transformer's context={context}, so it would "
+                "look further back at test time than in training: set context to the windows' length"
+            )
         good = finite_streams(windows)
         counted = jnp.broadcast_to(good[:, None], windows.reward.shape)
         data = in_context.without_broken(windows, counted)

@@ -3,9 +3,9 @@
 Lee et al. 2023, "Supervised pretraining can learn in-context reinforcement learning". In training the task is known, and so is
 its best action $a^*$ at every observation. The network sees only a context D: what some behaviour did and got in that task. It learns
 
-$$L = -\\sum_{j=0}^{T} \\log π(a^*(s_j; τ) | s_j, D_{1:j})$$
+$$L = -\\mathrm{mean}_{j=0}^{T-1} \\log π(a^*(s_j; τ) | s_j, D_{1:j})$$
 
-on every prefix of the context, the empty one too. The minimum is the posterior distribution of the best action,
+on every prefix of the context of T steps, from the empty one to all steps but the last. The minimum is the posterior distribution of the best action,
 $P(a^* | s, D)$, if the behaviour chose its actions without knowing the task. Drawing from it is posterior (Thompson)
 sampling; taking its mode is greedy.
 
@@ -61,7 +61,8 @@ class Config(in_context.Config):
     num_streams: int = 1
     """Contexts of a task in a meta-update (N)."""
     random_share: float = 0.5
-    """Share of the tasks whose contexts are of random actions, from 0 to 1; in the rest the learner acts."""
+    """Share of the tasks whose contexts are of random actions, from 0 to 1; in the rest the learner acts. The returns among the
+    metrics are of all contexts."""
     unroll: int = 1
     """Steps a rollout's loop is unrolled by."""
 

@@ -18,7 +18,7 @@ minibatch learns from some of them beside the new ones (`learners.buffers`). Whe
 the best today, its λ-return is of another policy: ``trace="watkins"`` cuts it there (Watkins 1989), and
 ``trace="peng"``, the equation above, does not (Peng & Williams 1996).
 
-Use it for an agent that explores and remembers within a trial where environment steps are dear and actions are discrete.
+Use it for an agent that explores and remembers within a trial, with discrete actions, and to learn from old trials again.
 Learning from old trials takes memory (`replay_bytes`) and, as a rule, more gradient steps a trial than `rl2` takes.
 
 ```python

@@ -23,12 +23,13 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 import jaxmeta
 from jaxmeta import checks
 from jaxmeta.datasets.histories import Histories
-from jaxmeta.runs import checkpoints, claims, records
+from jaxmeta.runs import checkpoints, claims, descriptions, records
 from jaxmeta.tasks.family import TaskFamily
 from jaxmeta.types import TimeStep, Trajectory
 
@@ -61,7 +62,9 @@ class Writer:
         """Writes one shard. All shards have the shapes and types of the first.
 
         Raises:
-            DatasetError: the shard cannot be written, or differs in shape or type. The shards before it stay whole.
+            DatasetError: the shard cannot be written, does not hold numbers, or differs in shape or type. The shards before
+                it stay whole.
+            TypeError: ``histories`` are no `Histories`.
         """
         checks.instance("histories", histories, Histories)
         arrays = _named(histories)
@@ -85,7 +88,7 @@ class Writer:
     def _header(self, arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
         return {
             "format": FORMAT,
-            "family": {"name": self.family.name, "horizon": self.family.horizon},
+            "family": _identity(self.family),
             "description": records.plain(self.description),
             "made_by": f"jaxmeta {jaxmeta.__version__}",
             "arrays": {
@@ -159,7 +162,7 @@ class Dataset:
         return len(self.shards)
 
     @property
-    def num_bytes(self) -> int:
+    def shard_bytes(self) -> int:
         """Bytes of one shard in memory."""
         sizes = (
             np.prod(x["shape"]) * np.dtype(x["dtype"]).itemsize
@@ -216,21 +219,37 @@ def load(folder: str | os.PathLike, family: TaskFamily) -> Dataset:
     """The dataset in ``folder``, opened for reading. ``family`` gives the tasks their type.
 
     Raises:
-        DatasetError: there is no dataset, it is damaged, or it is of another family.
+        DatasetError: there is no dataset with a whole shard, it is damaged, or it is of another family.
     """
     path = checks.path("folder", folder)
     checks.instance("family", family, TaskFamily)
     header = _read_header(path)
-    ours, theirs = {"name": family.name, "horizon": family.horizon}, header["family"]
-    if ours != theirs:
-        raise DatasetError(f"{path} holds histories of the family {theirs}; family is {ours}")
-    return Dataset(path, family, header, tuple(_read_shards(path)))
+    if header["family"] != (ours := _identity(family)):
+        raise DatasetError(
+            f"{path} holds histories of the family {header['family']}; family is {ours}"
+        )
+    shards = tuple(_read_shards(path))
+    if not shards:
+        raise DatasetError(f"{path} holds no whole shard: go on with create(..., resume=True)")
+    return Dataset(path, family, header, shards)
+
+
+def _identity(family: TaskFamily) -> dict[str, Any]:
+    """What tells a family from others: its name, its horizon, and hashes of its tasks."""
+    return {
+        "name": family.name,
+        "horizon": family.horizon,
+        "tasks": descriptions.hashes(family),
+    }
 
 
 def _named(histories: Histories) -> dict[str, np.ndarray]:
     """The arrays of histories by their names in the dataset."""
-    leaves = jax.tree_util.tree_leaves_with_path(jax.device_get(histories))
-    return {_name(path): np.ascontiguousarray(x) for path, x in leaves}
+    leaves = jax.tree_util.tree_leaves_with_path(histories)
+    for path, x in leaves:
+        if not jnp.issubdtype(x.dtype, np.number) and x.dtype != bool:
+            raise DatasetError(f"histories.{_name(path)} is {x.dtype}; it must hold numbers")
+    return {_name(path): np.ascontiguousarray(jax.device_get(x)) for path, x in leaves}
 
 
 def _name(path: Any) -> str:
@@ -302,9 +321,6 @@ def _check_like(arrays: Mapping[str, np.ndarray], header: Mapping[str, Any]) -> 
             raise DatasetError(
                 f"histories.{name} is {here}; in the shards before it is {there}: all shards are alike"
             )
-    odd = [x for x, y in arrays.items() if y.dtype.kind not in "biuf"]
-    if odd:
-        raise DatasetError(f"histories.{odd[0]} is {arrays[odd[0]].dtype}; it must hold numbers")
 
 
 def _check_same(path: Path, header: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
@@ -358,11 +374,16 @@ def _read_shards(path: Path, *, mend: bool = False) -> list[dict[str, str]]:
 
 
 def _append_line(path: Path, line: str) -> None:
-    """Appends a line and waits until it is on the disk."""
-    with path.open("a", encoding="utf-8") as file:
-        file.write(line + "\n")
-        file.flush()
-        os.fsync(file.fileno())
+    """Appends a line and waits until it is on the disk; a failure leaves the file as it was."""
+    with path.open("ab") as file:
+        end = file.tell()
+        try:
+            file.write(line.encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+        except BaseException:
+            file.truncate(end)
+            raise
 
 
 def _sha(array: np.ndarray) -> str:

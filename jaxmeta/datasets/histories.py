@@ -40,6 +40,8 @@ def record(
 ) -> Histories:
     """The lifetimes of a learner in ``tasks [M]``: N histories of ``(K + 1) T`` steps in each task.
 
+    Where an episode starts, the previous action and reward are those of the step before it, also after a restart.
+
     Args:
         key: A random key.
         meta: What the learner reads.
@@ -63,8 +65,11 @@ def record(
         )  # [N, K + 1, T]
         return jax.tree.map(lambda x: x.reshape(x.shape[0], -1, *x.shape[3:]), rounds)
 
+    def whole(key_and_task: tuple) -> Trajectory:
+        return jax.vmap(_joined)(history(key_and_task))
+
     keys = jax.random.split(key, num_tasks)
-    data = jax.lax.map(history, (keys, tasks), batch_size=min(tasks_per_chunk, num_tasks))
+    data = jax.lax.map(whole, (keys, tasks), batch_size=min(tasks_per_chunk, num_tasks))
     return Histories(tasks, data, _full(data))
 
 
@@ -143,7 +148,7 @@ def _mixture(family: TaskFamily, best: Controller, random_steps: float) -> Learn
 def thin(histories: Histories, every: int) -> Histories:
     """The histories with only every k-th episode, k = ``every``: the same progress in fewer steps.
 
-    The first episode is kept. The previous action and reward of an episode's first step are those of the episode that is
+    It cannot be compiled, because the arrays become as short as the longest history. The first episode is kept. The previous action and reward of an episode's first step are those of the episode that is
     kept before it.
     """
     checks.at_least("every", every, 1)
@@ -157,10 +162,15 @@ def thin(histories: Histories, every: int) -> Histories:
 def _thinned(data: Trajectory, length: jax.Array, *, every: int) -> tuple[Trajectory, jax.Array]:
     """One history ``[T]`` with the steps of every k-th episode in front."""
     steps = jnp.arange(data.reward.shape[0])
-    episode = jnp.cumsum(data.last) - data.last
+    # By its first step, for a restart may cut an episode off before its last.
+    episode = jnp.cumsum(data.timestep.first) - 1
     kept = (episode % every == 0) & (steps < length)
     order = jnp.argsort(~kept, stable=True)
-    data = jax.tree.map(lambda x: x[order], data)
+    return _joined(jax.tree.map(lambda x: x[order], data)), jnp.sum(kept, dtype=jnp.int32)
+
+
+def _joined(data: Trajectory) -> Trajectory:
+    """One history ``[T]`` with the previous action and reward of each episode's first step from the step before it."""
 
     def before(x: jax.Array) -> jax.Array:
         return jnp.concatenate([jnp.zeros_like(x[:1]), x[:-1]])
@@ -171,7 +181,7 @@ def _thinned(data: Trajectory, length: jax.Array, *, every: int) -> tuple[Trajec
         action=jnp.where(first, before(data.action).astype(action.dtype), action),
         reward=jnp.where(data.timestep.first, before(data.reward), reward),
     )
-    return data._replace(timestep=timestep), jnp.sum(kept, dtype=jnp.int32)
+    return data._replace(timestep=timestep)
 
 
 def _full(data: Trajectory) -> jax.Array:

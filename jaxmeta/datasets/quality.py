@@ -49,7 +49,8 @@ class Quality(NamedTuple):
 def quality(key: jax.Array, histories: Histories, *, family: TaskFamily) -> Quality:
     """The returns by episode, their scale, and the coverage of ``histories``.
 
-    Episodes that end in fewer than half of the histories are left out of ``returns``. Observations count as equal if they
+    Episodes that end in fewer than half of the histories, and episodes that a restart cut off, are left out of
+    ``returns``. Observations count as equal if they
     agree to four decimals.
 
     Raises:
@@ -73,14 +74,17 @@ def _mean(returns: Any) -> float:
 
 def _returns_by_episode(data: Trajectory, length: jax.Array) -> np.ndarray:
     """The mean return of each episode that ends in at least half of the histories, ``[E]``."""
-    reward = data.reward.reshape(-1, data.reward.shape[-1])
-    counted = np.arange(reward.shape[1]) < np.asarray(length).reshape(-1, 1)
-    last = data.last.reshape(reward.shape) & counted
-    number = int(jnp.sort(jnp.sum(last, axis=1))[len(last) // 2])
+    given = (data.reward, data.last, data.timestep.first)
+    arrays = [np.asarray(x).reshape(-1, x.shape[-1]) for x in given]
+    every = []
+    for reward, last, first, end in zip(*arrays, np.asarray(length).reshape(-1), strict=True):
+        pieces = np.split(np.arange(end), np.flatnonzero(first[:end])[1:])
+        # A restart cuts an episode off: it has no last step, and no return.
+        every.append([reward[piece].sum() for piece in pieces if last[piece[-1]]])
+    number = sorted(map(len, every))[len(every) // 2]
     if not number:
         raise ValueError("histories holds no episode that ends: give longer ones")
-    every = evaluation.Trials(data.action, reward, last, jnp.ones(len(reward), bool))
-    return np.nanmean(evaluation.episode_returns(every, number), axis=0)
+    return np.asarray([np.mean([x[e] for x in every if len(x) > e]) for e in range(number)])
 
 
 def _coverage(obs: np.ndarray, length: np.ndarray) -> float:

@@ -14,6 +14,7 @@ import numpy as np
 from jaxmeta import checks
 from jaxmeta.datasets.files import Dataset
 from jaxmeta.datasets.histories import Histories
+from jaxmeta.runs import checkpoints
 from jaxmeta.types import Source, Trajectory
 
 STARTS = ("step", "episode")
@@ -28,23 +29,22 @@ def windows(
     """A source of windows of T = ``length`` steps, ``Trajectory [M, T]``.
 
     Each window lies within one history, so it never mixes tasks or learners. All histories are equally probable, and so are
-    all places in one.
+    all places of one where a window can start.
 
     Args:
-        histories: The histories. They stay in the device's memory.
+        histories: The histories. All of them are in the device's memory while a run trains on them.
         length: T.
         starts: The windows start at any ``"step"``, or only at the first step of an ``"episode"``.
         description: What ``config.json`` says of the data, as `runs.records.plain` takes it.
 
     Raises:
-        ValueError: a history is shorter than ``length``.
+        ValueError: a history is shorter than ``length``, or ``histories.length`` is not of the data's shape.
     """
     checks.at_least("length", length, 1)
     checks.choice("starts", starts, STARTS)
-    _check_long_enough(np.asarray(histories.length), length)
-    shape = tuple(histories.data.reward.shape)
-    told = {"windows": length, "starts": starts, "histories": list(shape)}
+    _check(histories, length)
     data = histories.data, histories.length
+    told = {"windows": length, "starts": starts, "sha256": checkpoints.digest(data)}
     return Source(
         sample=_sampler(length, starts),
         load=lambda update: (data, FOREVER),
@@ -64,7 +64,7 @@ def stream(
 ) -> Source:
     """A source of windows, as `windows`, that holds ``num_shards`` shards of a dataset in memory at a time.
 
-    Every ``updates_per_load`` meta-updates the next shards are read. The shards come in a random order that depends on
+    Every ``updates_per_load`` meta-updates training waits while the next shards are read. The shards come in a random order that depends on
     ``seed`` and on the number of the pass alone, so a resumed run reads the same ones.
 
     Raises:
@@ -85,7 +85,7 @@ def stream(
         # The last load of a pass is filled with the pass's first shards, for arrays keep their shapes.
         chosen = np.resize(order, loads_per_pass * num_shards)
         histories = dataset.read(chosen[place * num_shards : (place + 1) * num_shards].tolist())
-        _check_long_enough(np.asarray(histories.length), length)
+        _check(histories, length)
         return (histories.data, histories.length), (number + 1) * updates_per_load
 
     told = {"windows": length, "starts": starts, "shards_at_a_time": num_shards, "seed": seed}
@@ -93,7 +93,11 @@ def stream(
     return Source(_sampler(length, starts), load, told)
 
 
-def _check_long_enough(lengths: np.ndarray, length: int) -> None:
+def _check(histories: Histories, length: int) -> None:
+    """Raises ValueError unless every history has at least ``length`` steps."""
+    given = {"histories.data.reward": histories.data.reward, "histories.length": histories.length}
+    checks.shapes("MNT MN", **given)
+    lengths = np.asarray(histories.length)
     m, n = np.unravel_index(np.argmin(lengths), lengths.shape)
     if lengths[m, n] < length:
         raise ValueError(
@@ -108,11 +112,11 @@ def _sampler(length: int, starts: str) -> Any:
         task_key, stream_key, start_key = jax.random.split(key, 3)
         m = jax.random.randint(task_key, (), 0, lengths.shape[0])
         n = jax.random.randint(stream_key, (), 0, lengths.shape[1])
-        start = jax.random.randint(start_key, (), 0, lengths[m, n] - length + 1)
+        steps = jnp.arange(data.reward.shape[2])
+        possible = steps <= lengths[m, n] - length
         if starts == "episode":
-            first = data.timestep.first[m, n]
-            steps = jnp.arange(first.shape[0])
-            start = jnp.max(jnp.where(first & (steps <= start), steps, 0))
+            possible &= data.timestep.first[m, n]
+        start = jax.random.categorical(start_key, jnp.where(possible, 0.0, -jnp.inf))
 
         def cut(x: jax.Array) -> jax.Array:
             begin: Any = (m, n, start, *[0] * (x.ndim - 3))

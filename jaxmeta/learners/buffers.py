@@ -106,7 +106,7 @@ def check_memory(item: Any, capacity: int, *, name: str = "capacity") -> None:
         most = int(capacity * there / takes)
         raise ValueError(
             f"{name}={capacity} takes {takes / 1e9:.1f} GB, {takes / capacity / 1e6:.3g} MB for each, and the device "
-            f"has {there / 1e9:.1f} GB: set it to less than {most}"
+            f"has {there / 1e9:.1f} GB: set it to at most {most}"
         )
 
 

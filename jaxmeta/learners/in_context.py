@@ -1,4 +1,4 @@
-"""Learners in context, trained without rewards: a recurrent network learns to predict actions.
+"""Learners in context: a recurrent network learns to predict actions. Rewards are inputs, and nothing is learned from their sum.
 
 The network reads what a recurrent learner reads: observations, the previous actions and rewards, and where episodes
 begin. Its weights are frozen at test time, so all that it learns in a task is in its memory (its context).

@@ -1,5 +1,6 @@
 """Whether a learner fits an environment, before anything compiles."""
 
+import functools
 from typing import Any
 
 import jax
@@ -27,19 +28,17 @@ def check_fits(meta: Any, tasks: Task, *, learner: Learner, env: Environment) ->
         )
     key = jax.eval_shape(lambda: jax.random.key(0))
     task = jax.eval_shape(lambda tasks: jax.tree.map(lambda x: x[0], tasks), tasks)
-    stream = jax.eval_shape(
-        lambda key, meta, task: begin_stream(key, meta, task, learner=learner, env=env),
-        key,
-        meta,
-        task,
-    )
-    agent = jax.eval_shape(learner.init, key, meta)
+    begun = functools.partial(begin_stream, learner=learner, env=env)
     try:
+        stream = jax.eval_shape(begun, key, meta, task)
+        agent = jax.eval_shape(learner.init, key, meta)
         action, _, _ = jax.eval_shape(learner.act, key, meta, agent, stream.memory, stream.timestep)
     except Exception as error:
+        if isinstance(error, environments.InvalidEnvironment) or str(error).startswith("meta is "):
+            raise  # it says what is wrong
         first_line = (str(error).strip().splitlines() or [""])[0]
         raise ValueError(
-            f"learner does not fit {environments.name_of(env)}, whose observations have shape {stream.timestep.obs.shape}: "
+            f"learner does not fit {environments.name_of(env)}, whose observations have shape {environments.observation_space(env).shape}: "
             f"it was made for another family, or meta is of another learner ({type(error).__name__}: {first_line})"
         ) from error
     what = f"learner does not fit {environments.name_of(env)}: its action"

@@ -148,11 +148,13 @@ def different(ours: Any, theirs: Any, name: str = "env", depth: int = 0) -> str:
     if isinstance(ours, _ARRAY) and isinstance(theirs, _ARRAY):
         if any(jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key) for x in (ours, theirs)):
             return ""
-        return "" if np.array_equal(ours, theirs) else f"{name} is another array"
+        real = all(jax.dtypes.issubdtype(x.dtype, np.inexact) for x in (ours, theirs))
+        return "" if np.array_equal(ours, theirs, equal_nan=real) else f"{name} is another array"
     if type(ours) is not type(theirs):
         return f"{name} is a {type(theirs).__name__}, and was a {type(ours).__name__}"
     if isinstance(ours, bool | int | float | complex | str | bytes | type(None)):
-        return "" if ours == theirs else f"{name} is {theirs!r}, and was {ours!r}"
+        nan = ours != ours and theirs != theirs
+        return "" if ours == theirs or nan else f"{name} is {theirs!r}, and was {ours!r}"
     if isinstance(ours, tuple | list) and len(ours) != len(theirs):
         return f"{name} has {len(theirs)} entries, and had {len(ours)}"
     return next(

@@ -261,7 +261,7 @@ def train(
         newborn,
         _meta_updates(algorithm, family, source, config, mesh),
         config,
-        load=_loader(source),
+        load=_loader(source, mesh),
         members=[{}],
         mesh=mesh,
         folder=folder,
@@ -335,7 +335,7 @@ def train_population(
         newborn,
         jax.vmap(jax.vmap(one, (0, None, None)), (0, None, None)),
         config,
-        load=_loader(source),
+        load=_loader(source, mesh),
         members=[{"setting": i, "seed": seed} for i in range(num_settings) for seed in seeds],
         mesh=mesh,
         folder=folder,
@@ -369,8 +369,8 @@ def _meta_updates(
     )
 
 
-def _loader(source: Source | None) -> Load:
-    """The source's ``load``; it keeps the arrays of the last call, which serve many meta-updates."""
+def _loader(source: Source | None, mesh: Mesh | None) -> Load:
+    """The source's ``load`` with its arrays on the devices; it keeps those of the last call, which serve many meta-updates."""
     if source is None:
         return lambda update: ((), MAX_UPDATES)
     data, begin, end = None, 0, 0
@@ -380,6 +380,10 @@ def _loader(source: Source | None) -> Load:
         if not begin <= update < end:
             data = None  # before the next arrays come, so that both are never in memory
             begin, (data, end) = update, source.load(update)
+            if mesh is None:
+                data = jax.device_put(data)
+            else:
+                data = processes.spread(data, NamedSharding(mesh, PartitionSpec()))
             if end <= update:
                 raise ValueError(f"source.load({update}) ends at {end}; it must end later")
         return data, end
@@ -436,8 +440,8 @@ def _train(
         line = stack.enter_context(terminal.progress(console, done, config.meta_updates, status))
         # The run is donated: its buffers are overwritten, and only the new run may be used
         # afterwards.
-        data, _ = load(done)
-        traced = jax.jit(call, donate_argnums=0).lower(run, jnp.zeros((), jnp.int32), data)
+        jitted = jax.jit(call, donate_argnums=0)
+        traced = jitted.lower(run, jnp.zeros((), jnp.int32), load(done)[0])
         write: sinks.Write | None = None
         if sink is not None and processes.is_main_process():
             write = stack.enter_context(sinks.opened(sink))
@@ -520,6 +524,7 @@ def _updated(
         count = _num_updates(config, min(limit, end) - done, seconds_per_update)
         began = time.perf_counter()
         run, rows = program(run, jnp.asarray(count, jnp.int32), data)
+        del data  # `load` drops what it holds before it reads on
         rows = {name: x.reshape(len(members), -1) for name, x in jax.device_get(rows).items()}
         seconds = time.perf_counter() - began
         seconds_per_update = seconds / count

@@ -82,7 +82,8 @@ def _family(name: str, horizon: int, scale: float) -> TaskFamily:
             after = _with_physics(env, task["physics"]).step(state, action)
         # Physics that diverge end the episode; their numbers must not reach a learner.
         obs, reward = (jnp.where(jnp.isfinite(x), x, 0.0) for x in (after.obs, after.reward))
-        return obs, tuple(jax.tree.leaves(after)), reward, after.done > 0
+        diverged = ~(jnp.all(jnp.isfinite(after.obs)) & jnp.isfinite(after.reward))
+        return obs, tuple(jax.tree.leaves(after)), reward, (after.done > 0) | diverged
 
     return from_functions(
         reset,

@@ -124,6 +124,9 @@ def test_other_windows_are_refused(family, algorithm, batch):
         ValueError, match=r"windows.timestep.obs has shape \(6, 7, 4\); with family"
     ):
         algorithm.step(jax.random.key(4), state, narrow)
+    far = algorithm_distillation(family, Config(num_episodes=4, memory_size=8))
+    with pytest.raises(ValueError, match="windows of 7 steps are shorter than .* context=16"):
+        far.step(jax.random.key(4), far.init(jax.random.key(3)), batch)
     one = jax.tree.map(lambda x: x[0], batch)
     with pytest.raises(ValueError, match=r"windows.reward has shape \(7,\); it must be \[M, T\]"):
         algorithm.step(jax.random.key(4), state, one)

@@ -1,5 +1,6 @@
 """The meta-learned value against enumeration, linear algebra and exact values."""
 
+import dataclasses
 from functools import partial
 
 import jax
@@ -292,7 +293,7 @@ def test_predictions_are_measured_on_experience_that_they_were_not_made_of(monke
             jax.debug.callback(lambda x: keys.append(tuple(x.tolist())), jax.random.key_data(key))
             return parts.experience(key, meta, task, agent)
 
-        return parts._replace(experience=experience)
+        return dataclasses.replace(parts, experience=experience)
 
     monkeypatch.setattr(module, "meta_value_parts", with_a_spy)
     family = tasks.make("tabular", num_states=3, num_actions=2)

@@ -52,7 +52,7 @@ def test_read_is_what_was_written(tmp_path, family, shards, name):
     write(tmp_path / name, family, shards, description={"seed": 3})
     dataset = datasets.load(tmp_path / name, family)
     assert dataset.num_shards == 3
-    assert dataset.num_bytes == sum(x.nbytes for x in jax.tree.leaves(shards[0]))
+    assert dataset.shard_bytes == sum(x.nbytes for x in jax.tree.leaves(shards[0]))
     assert dataset.header["description"] == {"seed": 3}
     assert_equal(dataset.read(), shards)
     assert_equal(dataset.read([2, 0]), [shards[2], shards[0]])
@@ -114,6 +114,25 @@ def test_a_full_disk_loses_nothing_written(tmp_path, family, shards, monkeypatch
     assert_equal(datasets.load(folder, family).read(), shards)
 
 
+def test_a_line_that_could_not_be_written_leaves_nothing(tmp_path, family, shards, monkeypatch):
+    folder, real, calls = tmp_path / "d", os.fsync, []
+
+    def full(number):
+        calls.append(number)
+        if len(calls) == 1:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(number)
+
+    with datasets.create(folder, family) as writer:
+        writer.append(shards[0])
+        monkeypatch.setattr(files.os, "fsync", full)
+        with pytest.raises(files.DatasetError, match="shard 1 of .* could not be written"):
+            writer.append(shards[1])
+        writer.append(shards[1])
+        writer.append(shards[2])
+    assert_equal(datasets.load(folder, family).read(), shards)
+
+
 def test_a_broken_last_line_does_not_count(tmp_path, family, shards):
     folder = tmp_path / "d"
     write(folder, family, shards[:2])
@@ -166,10 +185,11 @@ def test_bad_input(tmp_path, family, shards):
     folder = tmp_path / "d"
     write(folder, family, shards[:1], description={"seed": 0})
     other = tasks.make("dark_room", size=3, horizon=5)
-    with pytest.raises(
-        files.DatasetError, match=r"family is \{'name': 'dark_room', 'horizon': 5\}"
-    ):
-        datasets.load(folder, other)
+    for unlike in (other, tasks.make("dark_room", size=3, horizon=4, split_seed=1)):
+        with pytest.raises(files.DatasetError, match="holds histories of the family .*; family is"):
+            datasets.load(folder, unlike)
+        with pytest.raises(files.DatasetError, match="another family"):
+            write(folder, unlike, shards, resume=True, description={"seed": 0})
     with pytest.raises(files.DatasetError, match="another description"):
         write(folder, family, shards, resume=True, description={"seed": 1})
     with pytest.raises(files.DatasetError, match="holds no dataset"):
@@ -190,6 +210,17 @@ def test_bad_input(tmp_path, family, shards):
         pytest.raises(FileExistsError, match="held by another run"),
     ):
         write(folder, family, shards, resume=True, description={"seed": 0})
+    keyed = shards[0]._replace(length=jax.random.split(jax.random.key(0), (2, 2)))
+    with (
+        pytest.raises(
+            files.DatasetError, match="histories.length is key<fry>; it must hold numbers"
+        ),
+        datasets.create(folder, family, resume=True, description={"seed": 0}) as writer,
+    ):
+        writer.append(keyed)
+    (folder / "shards.jsonl").unlink()
+    with pytest.raises(files.DatasetError, match="holds no whole shard"):
+        datasets.load(folder, family)
     (folder / "dataset.json").write_text(json.dumps(dataset.header | {"format": 7}))
     with pytest.raises(files.DatasetError, match="format 7"):
         datasets.load(folder, family)

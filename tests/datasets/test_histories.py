@@ -1,5 +1,7 @@
 """Histories are what learners lived through, in order."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -48,6 +50,26 @@ def test_record_is_the_lifetime_round_by_round():
             )
 
 
+def test_a_restart_hides_no_reward(family, drawn):
+    """What was done and paid before a restart is shown after it, and a cut episode stays apart from the next."""
+    learner = references.random_agent(num_actions=5)
+    setup = rollouts.Setup(learner, family.env, num_streams=3, num_steps=6)  # the horizon is 4
+    got = datasets.record(jax.random.key(3), (), drawn, setup=setup, num_updates=2, restart=True)
+    data = got.data
+    first = np.zeros(18, bool)
+    first[[0, 4, 6, 10, 12, 16]] = True
+    assert np.all(np.asarray(data.timestep.first) == first)
+    np.testing.assert_array_equal(data.timestep.reward[..., 1:], data.reward[..., :-1])
+    np.testing.assert_array_equal(data.timestep.action[..., 1:], data.action[..., :-1])
+    assert np.any(data.reward[..., [5, 11]])
+    thinned = datasets.thin(got, 2)
+    kept = [0, 1, 2, 3, 6, 7, 8, 9, 12, 13, 14, 15]
+    np.testing.assert_array_equal(thinned.data.reward, data.reward[:, :, kept])
+    found = datasets.quality(jax.random.key(4), got, family=family)
+    whole = np.asarray(data.reward).reshape(6, 3, 3, 6)[..., :4].sum(-1).mean((0, 1))
+    np.testing.assert_allclose(found.returns, whole, rtol=1e-6)
+
+
 def test_mixtures_fall_from_random_to_the_expert(mixed, drawn, family):
     """ε is 1 - t / (0.9 T): the share of expert actions at step t is 1 - ε + ε (share of random ones)."""
     best = jax.vmap(jax.vmap(jax.vmap(family.optimal_action, (None, 0)), (None, 0)))
@@ -59,8 +81,6 @@ def test_mixtures_fall_from_random_to_the_expert(mixed, drawn, family):
 
 
 def test_mixtures_need_an_expert(family, drawn):
-    import dataclasses
-
     blind = dataclasses.replace(family, optimal_action=None)
     with pytest.raises(ValueError, match="give expert="):
         datasets.mixtures(jax.random.key(0), drawn, family=blind, num_streams=1, num_episodes=1)

@@ -13,7 +13,8 @@ from jaxmeta.types import TimeStep, Trajectory
 def hand_made(rewards, lasts, cells, lengths):
     reward, last = jnp.asarray(rewards, float)[None], jnp.asarray(lasts, bool)[None]
     obs = jax.nn.one_hot(jnp.asarray(cells), 9)[None]
-    timestep = TimeStep(obs, jnp.zeros(reward.shape, jnp.int32), reward, last)
+    first = jnp.concatenate([jnp.ones_like(last[..., :1]), last[..., :-1]], axis=-1)
+    timestep = TimeStep(obs, jnp.zeros(reward.shape, jnp.int32), reward, first)
     data = Trajectory(timestep, timestep.action, reward, reward, reward, last, obs, ())
     family = tasks.make("dark_room", size=3, horizon=3)
     one = tasks.sample_tasks(jax.random.key(0), family, 1, split="train")

@@ -1,5 +1,7 @@
 """Windows lie within one history, and a run on them resumes bit for bit."""
 
+import weakref
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -47,10 +49,22 @@ def test_windows_never_cross_histories_and_are_uniform():
 
 
 def test_windows_of_whole_episodes_begin_with_one():
-    seen = np.asarray(drawn(datasets.windows(numbered(2, 2, 20), 7, starts="episode"), 500).reward)
-    starts = seen[:, 0] % 10_000
-    assert set(starts) == {0, 5, 10}
+    seen = np.asarray(drawn(datasets.windows(numbered(2, 2, 20), 7, starts="episode"), 3000).reward)
+    starts, count = np.unique(seen[:, 0] % 10_000, return_counts=True)
+    assert starts.tolist() == [0, 5, 10]
+    np.testing.assert_allclose(count, 1000, atol=130)  # five standard deviations
     np.testing.assert_array_equal(np.diff(seen, axis=1), 1)
+
+
+def test_other_histories_are_other_data():
+    """A run that resumes is refused on histories of the same shape."""
+    one, same, other = (
+        datasets.windows(numbered(2, 2, 20)._replace(tasks=i), 3).description for i in (0, 0, 1)
+    )
+    assert one == same == other  # the tasks are not read
+    changed = numbered(2, 2, 20)
+    changed = changed._replace(data=changed.data._replace(reward=changed.data.reward + 1))
+    assert datasets.windows(changed, 3).description != one
 
 
 def test_all_arrays_are_cut_at_the_same_place():
@@ -68,6 +82,10 @@ def test_all_arrays_are_cut_at_the_same_place():
             "length=21 must be at most 12: history 1 of task 0 has 12 steps",
         ),
         (lambda h: datasets.windows(h, 0), "length=0 must be at least 1"),
+        (
+            lambda h: datasets.windows(h._replace(length=h.length[:, :1]), 3),
+            r"histories.length has shape \(1, 1\); it must be \[M, N\]",
+        ),
         (lambda h: datasets.windows(h, 3, starts="episodes"), "starts='episodes' is unknown"),
     ],
 )
@@ -132,3 +150,34 @@ def test_training_on_a_stream_resumes_bit_for_bit(dataset, family, tmp_path):
         training.train(
             algorithm, family, config, source=other, folder=tmp_path / "parts", resume=True
         )
+
+
+def test_a_population_trains_on_a_source(dataset, family):
+    """Each member equals the run of its seed, up to rounding."""
+    algorithm = algorithm_distillation(family, Config(num_episodes=2), memory=gru(4))
+    source = datasets.windows(dataset.read(), 6)
+    config = training.Config(meta_updates=2, num_tasks=4)
+    both = training.train_population(algorithm, family, config, num_seeds=2, source=source)
+    alone = training.train(
+        algorithm, family, training.Config(meta_updates=2, num_tasks=4, seed=1), source=source
+    )
+    for x, y in zip(jax.tree.leaves(both.state), jax.tree.leaves(alone.state), strict=True):
+        np.testing.assert_allclose(x[0, 1], y, rtol=1e-4, atol=1e-6)
+
+
+def test_one_load_is_in_memory_at_a_time(dataset, family):
+    """What was loaded before is gone when the next load begins."""
+    algorithm = algorithm_distillation(family, Config(num_episodes=2), memory=gru(4))
+    source = datasets.stream(dataset, 6, num_shards=1, updates_per_load=1)
+    before, alive = [], []
+
+    def load(update):
+        alive.append(sum(ref() is not None for ref in before))
+        (data, lengths), end = source.load(update)
+        data = jax.tree.map(jnp.asarray, data)
+        before.extend(weakref.ref(x) for x in jax.tree.leaves(data))
+        return (data, lengths), end
+
+    config = training.Config(meta_updates=4, num_tasks=2)
+    training.train(algorithm, family, config, source=source._replace(load=load))
+    assert alive == [0, 0, 0, 0]

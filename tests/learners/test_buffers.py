@@ -69,7 +69,7 @@ def test_its_bytes_are_predicted(monkeypatch):
     assert predicted_bytes(ITEM, 100) == taken == 100 * (2 * 4 + 4)
     monkeypatch.setattr(buffers, "device_memory", lambda: 1200)
     item_buffer(ITEM, 100, 1)
-    with pytest.raises(ValueError, match="kept=101 takes .* GB, .* set it to less than 100"):
+    with pytest.raises(ValueError, match="kept=101 takes .* GB, .* set it to at most 100"):
         item_buffer(ITEM, 101, 1, name="kept")
     monkeypatch.setattr(buffers, "device_memory", lambda: None)  # where nobody knows
     item_buffer(ITEM, 101, 1)
