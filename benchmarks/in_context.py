@@ -97,9 +97,8 @@ def returns(
 
 
 def mean(scores: np.ndarray, digits: int = 2) -> str:
-    """The mean over seeds and tasks ``[S, M]``, with an interval over tasks."""
-    by_task = scores.mean(axis=0)
-    return study.with_interval(by_task.mean(), *evaluation.mean_interval(by_task), digits=digits)
+    """The mean over seeds and tasks ``[S, M]``, with its interval."""
+    return study.with_interval(scores.mean(), *evaluation.mean_interval(scores), digits=digits)
 
 
 # Bandits
@@ -296,15 +295,14 @@ def distilled(told: Distillation) -> None:
 
 def share_of(scores: np.ndarray) -> Mapping[str, Any]:
     """A line of `plotting.lifetimes` from shares of the optimum ``[S, M, E]``."""
-    by_task = scores.mean(axis=0)
-    number = by_task.shape[1]
-    if len(by_task) > 1:
-        intervals = [evaluation.mean_interval(by_task[:, e]) for e in range(number)]
+    number, means = scores.shape[2], scores.mean(axis=(0, 1))
+    if scores.shape[1] > 1:
+        intervals = [evaluation.mean_interval(scores[..., e]) for e in range(number)]
     else:
-        intervals = [(x, x) for x in by_task[0]]
+        intervals = [(x, x) for x in means]
     return {
         "x": list(range(1, number + 1)),
-        "mean": by_task.mean(axis=0).tolist(),
+        "mean": means.tolist(),
         "intervals": [[float(x) for x in y] for y in intervals],
     }
 
