@@ -67,7 +67,7 @@ class Distillation(study.Study):
     """Who made the histories: an expert that acts at random less and less, or A2C."""
     num_histories: int = 16  # Histories in each of the 65 training tasks.
     num_episodes: int = 40  # Episodes of a history, and of a trial.
-    meta_updates: int = 3000  # Meta-updates.
+    meta_updates: int = 1000  # Meta-updates.
     num_tasks: int = 16  # Windows in a meta-update.
     num_seeds: int = 1  # Seeds.
     memory_size: int = 128  # Width of the two layers of the linear recurrence.
@@ -290,7 +290,8 @@ def distilled(told: Distillation) -> None:
         panels[kind] = {"contestants": shown}
     names = "histories", "trained on", "episode 1", "last five episodes", f"share of {best:.2f}"
     study.leave(told, study.markdown(names, lines), seconds=seconds, curves=panels)
-    plotting.lifetimes(told.output / "distillation.png", panels, x_label="episodes")
+    labels = {"x_label": "episodes", "y_label": "share of the optimum"}
+    plotting.lifetimes(told.output / "distillation.png", panels, **labels)
 
 
 def share_of(scores: np.ndarray) -> Mapping[str, Any]:

@@ -196,15 +196,17 @@ def lifetimes(
     results: Mapping[str, Mapping[str, Any]],
     *,
     x_label: str = "updates since birth",
+    y_label: str = "normalised return",
     logarithmic: bool = False,
 ) -> None:
-    """Normalised return through a lifetime with its interval; a panel for each setting, a line for each learner.
+    """Return through a lifetime with its interval; a panel for each setting, a line for each learner.
 
     Args:
         path: The image to write.
         results: Title of a panel to ``contestants``: name to ``x [C]``, ``mean [C]`` and
             ``intervals [C, 2]``.
         x_label: Label of x.
+        y_label: Label of y, on which 1 is the best.
         logarithmic: Draw x on a logarithmic scale.
     """
     columns = min(len(results), 4)
@@ -226,7 +228,7 @@ def lifetimes(
         axes.set_xlabel(x_label)
         if logarithmic:
             axes.set_xscale("log")
-        axes.set_ylabel("normalised return")
+        axes.set_ylabel(y_label)
         tidy(axes)
     for axes in every[len(results) :]:
         axes.set_visible(False)
