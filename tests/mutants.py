@@ -57,7 +57,7 @@ MUTANTS = (
     Mutant("networks/encodings.py", "action[:, i] - int(low)", "action[:, i]"),
     Mutant("tasks/transform/observations.py", "if i not in numbers", "if i in numbers"),
     # Histories, windows, learners in context
-    Mutant("datasets/histories.py", "time < random_steps, 1.0 - time", "time < random_steps, time"),
+    Mutant("datasets/histories.py", "past < random_steps, 1.0 - past", "past < random_steps, past"),
     Mutant("datasets/histories.py", "lambda x: jnp.moveaxis(x, 0, 1)", "lambda x: x"),
     Mutant("datasets/histories.py", "reward=jnp.where(data.timestep.first, before(data.reward), reward)", "reward=reward"),
     Mutant("datasets/windows.py", "steps <= lengths[m, n] - length", "steps <= steps[-1] + 1 - length"),

@@ -1,12 +1,14 @@
 """jax's ways of debugging work for every algorithm: on a healthy problem none of them finds anything."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from gymnax.environments import environment, spaces
 
-from jaxmeta import evaluation, tasks
+from jaxmeta import datasets, evaluation, tasks
 from jaxmeta.algorithms import ALGORITHMS
 from jaxmeta.rollouts.rollout import begin_stream, rollout
 from tests.probes import thorough
@@ -17,6 +19,8 @@ LIFETIME = SMALL | dict(num_streams=2, num_updates=1)
 TRIAL = SMALL | dict(num_streams=1, num_epochs=1, num_minibatches=1, memory_size=2)
 WINDOW = SMALL | dict(num_streams=2, num_steps=2, num_agents=NUM_TASKS)
 SETTINGS = {
+    "algorithm_distillation": SMALL | dict(memory="gru", memory_size=2, num_episodes=1),
+    "decision_pretrained": SMALL | dict(memory="gru", memory_size=2, num_episodes=1),
     "es": LIFETIME | dict(population_size=2),
     "imaml": LIFETIME | dict(solver_steps=1, cg_steps=1),
     "learned_objective": WINDOW | dict(num_updates=1, lifespan=2),
@@ -33,7 +37,10 @@ SETTINGS = {
 def made(name, **more):
     """``key -> (metrics, rewards)`` of an algorithm: ``init``, a ``step`` and a little acting."""
     module = ALGORITHMS[name]
-    family = tasks.make("tabular", num_states=2, num_actions=2, horizon=2)
+    family = dataclasses.replace(
+        tasks.make("tabular", num_states=2, num_actions=2, horizon=2),
+        expert_action=lambda task, obs: jnp.zeros((), jnp.int32),
+    )
     config = module.Config(**SETTINGS.get(name, LIFETIME) | more)
     algorithm = getattr(module, name)(family, config)
     world = dict(learner=algorithm.learner, env=family.env)
@@ -41,7 +48,13 @@ def made(name, **more):
     def run(key):
         init_key, task_key, step_key, act_key, agent_key, stream_key = jax.random.split(key, 6)
         drawn = tasks.sample_tasks(task_key, family, NUM_TASKS, split="train")
-        state, metrics = algorithm.step(step_key, algorithm.init(init_key), drawn)
+        batch = drawn
+        if name == "algorithm_distillation":
+            lived = datasets.mixtures(
+                jax.random.fold_in(step_key, 1), drawn, family=family, num_streams=1, num_episodes=2
+            )
+            batch = jax.tree.map(lambda x: x[:, 0], lived.data)
+        state, metrics = algorithm.step(step_key, algorithm.init(init_key), batch)
         task, meta = jax.tree.map(lambda x: x[0], drawn), state.meta
         agent = algorithm.learner.init(agent_key, meta)
         stream = begin_stream(stream_key, meta, task, **world)

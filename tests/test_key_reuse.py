@@ -1,5 +1,7 @@
 """No random key is used twice, but where it is said: by ``jax.random.clone``."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -7,7 +9,7 @@ import pytest
 # The checker of `jax.debug_key_reuse`, which would compile and run what it looks at.
 from jax.experimental.key_reuse import _core as key_reuse
 
-from jaxmeta import evaluation, tasks
+from jaxmeta import datasets, evaluation, tasks
 from jaxmeta.algorithms import ALGORITHMS
 from jaxmeta.runs import training
 from jaxmeta.types import TimeStep
@@ -35,12 +37,17 @@ SETTINGS = {
 
 def small_algorithm(family, name, **settings):
     module = ALGORITHMS[name]
-    return getattr(module, name)(family, module.Config(num_streams=2, **settings))
+    if name != "algorithm_distillation":
+        settings = dict(num_streams=2) | settings
+    return getattr(module, name)(family, module.Config(**settings))
 
 
 @pytest.fixture(scope="module")
 def family():
-    return tasks.make("tabular", num_states=3, num_actions=2, horizon=4)
+    return dataclasses.replace(
+        tasks.make("tabular", num_states=3, num_actions=2, horizon=4),
+        expert_action=lambda task, obs: jnp.zeros((), jnp.int32),
+    )
 
 
 @pytest.mark.slow
@@ -57,12 +64,19 @@ def family():
 def test_training_uses_each_key_once(family, name, settings):
     """From the first state on, through sampling of tasks and several meta-updates."""
     algorithm = small_algorithm(family, name, **settings)
+    more, data = {}, ()
+    if name == "algorithm_distillation":
+        drawn = tasks.sample_tasks(jax.random.key(1), family, 2, split="train")
+        lived = datasets.mixtures(
+            jax.random.key(2), drawn, family=family, num_streams=2, num_episodes=4
+        )
+        more["source"] = datasets.windows(lived, 16)
+        data, _ = more["source"].load(0)
 
     def train(key):
         run = training.begin(key, algorithm=algorithm)
-        return training.advance(
-            run, jnp.asarray(2), algorithm=algorithm, family=family, num_tasks=2, max_updates=2
-        )
+        told = dict(algorithm=algorithm, family=family, num_tasks=2, max_updates=2, **more)
+        return training.advance(run, jnp.asarray(2), data, **told)
 
     key_reuse.check_key_reuse(train, jax.random.key(0))
 

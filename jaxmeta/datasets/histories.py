@@ -130,7 +130,8 @@ def _mixture(family: TaskFamily, best: Controller, random_steps: float) -> Learn
         key: jax.Array, task: Task, agent: Any, time: jax.Array, timestep: TimeStep
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         share_key, action_key = jax.random.split(key)
-        noise = jnp.where(time < random_steps, 1.0 - time / max(random_steps, 1.0), 0.0)
+        past = time.astype(float)
+        noise = jnp.where(past < random_steps, 1.0 - past / max(random_steps, 1.0), 0.0)
         at_random = jax.random.uniform(share_key) < noise
         other = family.random_action(action_key)
         action = jnp.where(at_random, other, best(task, timestep.obs).astype(other.dtype))

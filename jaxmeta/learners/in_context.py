@@ -235,7 +235,7 @@ def prediction_loss(
     report = {"loss": loss}
     if isinstance(distribution, Categorical):
         right = batch.counted & (distribution.mode() == batch.action)
-        report["accuracy"] = jnp.sum(right) / number
+        report["accuracy"] = jnp.sum(right.astype(number.dtype)) / number
     return loss, report
 
 
