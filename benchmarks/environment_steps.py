@@ -64,7 +64,7 @@ class Main(study.Study):
 
 
 def measure(name: str, main: Main) -> dict[str, Any]:
-    """Held-out returns of a preset's learner at every look, ``[S, looks]``, and what they cost."""
+    """Held-out returns of a preset's learner at every look, ``[S, looks]``, with the steps and the seconds up to each."""
     experiment = presets.PRESETS[name]
     planned = experiment.plan.meta_updates
     experiment = presets.lasting(experiment, max(1, round(main.budget * planned)))

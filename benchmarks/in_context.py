@@ -10,7 +10,7 @@ All is measured on held-out tasks with frozen weights.
 import dataclasses
 import time
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -34,7 +34,12 @@ CONTEXTS = {
     "2 wins": ((0, 1), (0, 1)),
     "2 losses": ((0, 0), (0, 0)),
 }
-"""Arms that were pulled and what they paid, for which the posterior of arm 0 is a fraction."""
+"""Contexts by name: pairs of a pulled arm and its payment. The posterior of arm 0 is a fraction after each."""
+SAMPLING: dict[str, Literal["step", "refuted"]] = {
+    "posterior sampling, a goal a step": "step",
+    "posterior sampling, a goal until it is refuted": "refuted",
+}
+"""Agents of `references.dark_room_sampling`, whose prior is the training goals."""
 
 
 class Bandits(study.Study):
@@ -58,6 +63,7 @@ class Rooms(study.Study):
     num_seeds: int = 1  # Seeds.
     memory_size: int = 96  # Width of the GRU.
     eval_tasks: int = 500  # Held-out tasks.
+    learned: bool = True  # Train DPT; else measure the agents of `references` alone.
 
 
 class Distillation(study.Study):
@@ -210,22 +216,20 @@ def rooms(told: Rooms) -> None:
     memory = gru(told.memory_size)
     hyper = dpt.Hyper(learning_rate=2e-3, anneal_updates=told.meta_updates)
     algorithm = dpt.decision_pretrained(family, config, hyper, memory=memory)
-    runs = [trained(algorithm, family, told, seed) for seed in range(told.num_seeds)]
+    num_seeds = told.num_seeds if told.learned else 0
+    runs = [trained(algorithm, family, told, seed) for seed in range(num_seeds)]
     lines = []
     for split in ("train", "test"):
         drawn = tasks.sample_tasks(jax.random.key(7), family, told.eval_tasks, split=split)
         best = float(jax.vmap(family.optimal_return)(drawn).mean())
-        scores = np.stack(
-            [returns(algorithm.learner, x, drawn, family, told.num_episodes) for x, _ in runs]
-        )
-        exact = references.dark_room_sampling(size=10, prior="train", draw="step")
-        other = returns(exact, (), drawn, family, told.num_episodes)[None]
-        for name, found in (
-            (f"DPT, {split} goals", scores),
-            (f"posterior sampling a step, prior of the training goals, {split} goals", other),
-        ):
+        agents = [("DPT", algorithm.learner, [x for x, _ in runs])] if told.learned else []
+        for name, draw in SAMPLING.items():
+            agents.append((name, references.dark_room_sampling(size=10, draw=draw), [()]))
+        for name, learner, metas in agents:
+            each_seed = [returns(learner, x, drawn, family, told.num_episodes) for x in metas]
+            found = np.stack(each_seed)
             each = [mean(found[..., e], 1) for e in range(told.num_episodes)]
-            lines.append((name, *each, f"{best:.1f}"))
+            lines.append((f"{name}, {split} goals", *each, f"{best:.1f}"))
     names = ("agent", *(f"episode {e + 1}" for e in range(told.num_episodes)), "optimum")
     study.leave(told, study.markdown(names, lines), seconds=[x for _, x in runs])
 

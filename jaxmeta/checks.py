@@ -408,7 +408,7 @@ def constructor(
 
     It checks the `arguments`, the hyper-parameters (by `hyper` with ``ranges``), also those of
     ``init(key, hyper)``, and that the tasks of a ``step`` are a `batch` of the family's tasks, unless it takes
-    windows of experience, which it checks itself. The algorithm's ``description`` says what it was made of.
+    windows of experience, which it checks itself. The algorithm's ``description`` holds its name, its settings and its family.
     """
     standard = ("family", "config", "hyper")
 

@@ -895,7 +895,7 @@ def test_in_context(kind, tmp_path):
         assert exact["3 wins and a loss; a win and a loss"] == pytest.approx(5 / 7, abs=1e-4)
         assert np.shape(found["kl"]["random"]) == (2, 7)
     if kind == "rooms":
-        assert table.count("posterior sampling a step") == 2
+        assert table.count("posterior sampling, a goal a step") == 2
     if kind == "distillation":
         assert sorted(found["curves"]) == ["a2c", "mixtures"]
         assert matplotlib.image.imread(folder / "distillation.png").ndim == 3

@@ -5,7 +5,7 @@ algorithm 3. The meta-parameters θ are an initialisation. In a task the agent �
 policy-gradient steps (see `learners.gradient`). θ climbs the return of φ_K on its own experience D_K; the
 derivative goes through the updates. (On a policy's own experience all surrogates of its return have the
 same gradient, so the outer loss offers no choice of surrogate. The inner one does: `estimators.surrogates`
-has a table of settings, of what they are unbiased for, and when to take them.) Settings make it
+has a table of settings. For each it names the objective without bias, and when to take it.) Settings make it
 
 * first-order MAML (`first_order`: eq. 1 with the Hessian dropped);
 * E-MAML (`sampling_correction`: Stadie et al. 2018), which also counts the effect of θ on the experience

@@ -2,7 +2,7 @@
 
 `record` lives through lifetimes of any learner, and `mixtures` through an expert's that acts at random less and less. `windows`
 cuts pieces of histories for algorithms that learn from data. `create` writes histories to a folder shard by shard, `load` opens it, and
-`stream` trains on what is larger than the memory. `quality` says what the learners earned and saw.
+`stream` trains on datasets that are larger than the memory. `quality` has the learners' returns and the share of the observations that they saw.
 """
 
 from jaxmeta import types

@@ -40,7 +40,7 @@ def record(
 ) -> Histories:
     """The lifetimes of a learner in ``tasks [M]``: N histories of ``(K + 1) T`` steps in each task.
 
-    Where an episode starts, the previous action and reward are those of the step before it, also after a restart.
+    At the start of an episode the previous action and reward are the ones of the step before, also after a restart.
 
     Args:
         key: A random key.
@@ -116,7 +116,7 @@ def mixtures(
     setup = rollouts.Setup(learner, family.env, num_streams, num_steps)
 
     def history(key: jax.Array, task: Task) -> Trajectory:
-        # Its `meta` is the task, which is what makes it an expert.
+        # The learner knows the task, because its `meta` is the task.
         return rollouts.sample(key, task, task, (), setup=setup)._replace(memory=())
 
     data = jax.vmap(history)(jax.random.split(key, num_tasks), tasks)
