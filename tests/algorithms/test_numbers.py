@@ -1,7 +1,8 @@
 """One meta-update of every algorithm gives the numbers that it gave in version 0.1.
 
 The values are those of the code before it moved into packages, in float64. RL² and VariBAD were measured after rewards
-got units of their own, shortly before the move; all others go back further. A change that means to change numbers
+got units of their own, shortly before the move; what learns in context or by replay when it was new; all others go back
+further. A change that means to change numbers
 measures them again and says so; any other change must leave them.
 """
 
@@ -11,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxmeta import tasks
+from jaxmeta import datasets, tasks
 from jaxmeta.algorithms import ALGORITHMS
 
 SMALL = dict(
@@ -25,8 +26,31 @@ SMALL = dict(
 )
 NAVIGATION = ("navigation", dict(horizon=5))
 TABULAR = ("tabular", dict(num_states=3, num_actions=2, horizon=6))
+ROOM = ("dark_room", dict(size=3, horizon=4))
 BANDIT = ("bernoulli_bandit", dict(num_arms=3, num_pulls=6))
 VALUES = {
+    "algorithm_distillation": (
+        ROOM,
+        dict(num_episodes=2, memory="gru"),
+        {
+            "norm": 6.553055779262987,
+            "sum": -1.4643472983962205,
+            "moved": 0.01561072278929212,
+            "loss": 1.6097143171216004,
+            "meta_grad_norm": 0.3242715827770947,
+        },
+    ),
+    "decision_pretrained": (
+        ROOM,
+        dict(num_episodes=2, memory="gru"),
+        {
+            "norm": 6.552247962328505,
+            "sum": -1.4609661693553393,
+            "moved": 0.017690710745852312,
+            "loss": 1.6101068824489466,
+            "meta_grad_norm": 0.361402178284001,
+        },
+    ),
     "maml": (
         NAVIGATION,
         dict(num_updates=2, sampling_correction="score", inner_surrogate="score"),
@@ -208,8 +232,14 @@ def test_one_meta_update_gives_the_numbers_of_before(x64, name):
     family = tasks.make(family_name, **family_settings)
     algorithm = getattr(module, name)(family, config)
     drawn = tasks.sample_tasks(jax.random.key(1), family, 2, split="train")
+    batch = drawn
+    if name == "algorithm_distillation":
+        lived = datasets.mixtures(
+            jax.random.key(3), drawn, family=family, num_streams=1, num_episodes=2
+        )
+        batch = jax.tree.map(lambda x: x[:, 0], lived.data)
     before = algorithm.init(jax.random.key(0))
-    after, metrics = jax.jit(algorithm.step)(jax.random.key(2), before, drawn)
+    after, metrics = jax.jit(algorithm.step)(jax.random.key(2), before, batch)
     theta, moved = (jax.flatten_util.ravel_pytree(x.meta.params)[0] for x in (before, after))
     given = metrics | {
         "norm": np.linalg.norm(moved),
