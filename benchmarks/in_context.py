@@ -2,7 +2,8 @@
 
     python benchmarks/in_context.py bandits        # DPT on Bernoulli bandits, beside the exact posterior of the best arm
     python benchmarks/in_context.py rooms          # DPT on Dark Room 10×10, beside exact posterior sampling
-    python benchmarks/in_context.py distillation   # algorithm distillation on Dark Room 9×9, from two kinds of histories
+    python benchmarks/in_context.py distillation   # algorithm distillation on Dark Room 9×9, from three kinds of histories
+    python benchmarks/in_context.py regret         # algorithm distillation on Bernoulli bandits, beside its source
 
 All is measured on held-out tasks with frozen weights.
 """
@@ -28,7 +29,7 @@ from jaxmeta.runs import training
 from jaxmeta.tasks import TaskFamily, dark_room
 from jaxmeta.types import Learner, Task
 
-HISTORIES = ("mixtures", "a2c")
+HISTORIES = ("mixtures", "episodes", "a2c")
 CONTEXTS = {
     "3 wins and a loss; a win and a loss": ((0, 1), (0, 1), (0, 1), (0, 0), (1, 1), (1, 0)),
     "2 wins": ((0, 1), (0, 1)),
@@ -70,7 +71,7 @@ class Distillation(study.Study):
     """Dark Room, 9×9, 20 steps an episode, start in the centre."""
 
     histories: Annotated[study.Names, study.known(HISTORIES)] = HISTORIES
-    """Who made the histories: an expert that acts at random less and less, or A2C."""
+    """The source of the histories: an expert that acts at random in fewer and fewer steps, or episodes; A2C."""
     num_histories: int = 16  # Histories in each of the 65 training tasks.
     num_episodes: int = 40  # Episodes of a history, and of a trial.
     meta_updates: int = 1000  # Meta-updates.
@@ -78,6 +79,21 @@ class Distillation(study.Study):
     num_seeds: int = 1  # Seeds.
     memory_size: int = 128  # Width of the two layers of the linear recurrence.
     eval_tasks: int = 500  # Held-out tasks.
+
+
+class Regret(study.Study):
+    """Bernoulli bandits with means U(0, 1), a pull an episode."""
+
+    num_arms: int = 5  # Arms.
+    num_pulls: int = 300  # Pulls of a history; A2C learns after each.
+    step_size: Annotated[float, study.within(0.0, 1.0)] = 0.01  # Of A2C.
+    every: int = 4  # The network learns from every k-th pull.
+    train_tasks: int = 4000  # Training bandits, a history each.
+    meta_updates: int = 1500  # Meta-updates.
+    num_tasks: int = 64  # Histories in a meta-update.
+    num_seeds: int = 3  # Seeds.
+    memory_size: int = 48  # Width of the GRU.
+    eval_tasks: int = 4000  # Held-out bandits.
 
 
 def trained(algorithm: Any, family: TaskFamily, told: Any, seed: int, source: Any = None) -> Any:
@@ -245,8 +261,9 @@ def histories_of(kind: str, family: TaskFamily, told: Distillation) -> datasets.
     """The histories of one kind, in all training tasks."""
     drawn, key = every_goal(family), jax.random.key(1)
     how = dict(family=family, num_streams=told.num_histories, num_episodes=told.num_episodes)
-    if kind == "mixtures":
-        return jax.jit(lambda key: datasets.mixtures(key, drawn, **how))(key)
+    if kind in ("mixtures", "episodes"):
+        draw = "step" if kind == "mixtures" else "episode"
+        return jax.jit(lambda key: datasets.mixtures(key, drawn, draw=draw, **how))(key)
     learner = update_rules.rule_learner(
         update_rules.a2c(), family, hidden_sizes=(32,), optimizer=optax.adam
     ).learner
@@ -312,5 +329,58 @@ def share_of(scores: np.ndarray) -> Mapping[str, Any]:
     }
 
 
+def bandit_histories(
+    key: jax.Array, drawn: Task, family: TaskFamily, told: Regret
+) -> datasets.Histories:
+    """What A2C lives through in each bandit, ``[M, 1, T]``; it learns after each pull."""
+    learner = update_rules.rule_learner(
+        update_rules.a2c(), family, hidden_sizes=(), optimizer=optax.adam
+    ).learner
+    meta = update_rules.Meta(
+        {}, RuleHyper(discount=0.95, step_size=told.step_size, entropy_cost=0.0)
+    )
+    how = dict(
+        setup=rollouts.Setup(learner, family.env, num_streams=1, num_steps=1),
+        num_updates=told.num_pulls - 1,
+        tasks_per_chunk=250,
+    )
+    return jax.jit(lambda key: datasets.record(key, meta, drawn, **how))(key)
+
+
+def regret(told: Regret) -> None:
+    """Regret by pull of algorithm distillation and of its source, on held-out bandits."""
+    family = tasks.make("bernoulli_bandit", num_arms=told.num_arms, num_pulls=1)
+    source_key, train_key, held_out_key = jax.random.split(jax.random.key(0), 3)
+    drawn = tasks.sample_tasks(train_key, family, told.train_tasks, split="train")
+    lived = datasets.thin(bandit_histories(source_key, drawn, family, told), every=told.every)
+    length = lived.data.reward.shape[-1]
+    config = distillation.Config(num_episodes=length)
+    hyper = distillation.Hyper(learning_rate=3e-3, anneal_updates=told.meta_updates)
+    memory = gru(told.memory_size)
+    algorithm = distillation.algorithm_distillation(family, config, hyper, memory=memory)
+    windows = datasets.windows(lived, length, starts="episode")
+    runs = [trained(algorithm, family, told, seed, windows) for seed in range(told.num_seeds)]
+
+    held_out = study.held_out(family, told.eval_tasks)
+    best = np.asarray(jnp.max(held_out.mean, axis=1))[None, :, None]
+    source = bandit_histories(held_out_key, held_out, family, told)
+    paid = [returns(algorithm.learner, meta, held_out, family, length) for meta, _ in runs]
+    lost = {
+        "A2C": best - np.asarray(source.data.reward[:, 0])[None],
+        "algorithm distillation": best - np.stack(paid),
+    }
+    last = 10  # the pulls over which regret is averaged
+    final = lost["A2C"][..., -last:].mean()
+    lines = []
+    for name, each in lost.items():
+        smooth = [each[..., t : t + last].mean() for t in range(each.shape[-1] - last + 1)]
+        there = next((t + last for t, x in enumerate(smooth) if x <= final), None)
+        cells = (mean(each[..., -last:].mean(axis=-1), 3), mean(each.sum(axis=-1), 1))
+        lines.append((name, str(each.shape[-1]), *cells, "never" if there is None else str(there)))
+    names = ("learner", "pulls", f"regret of the last {last}", "of all", "at A2C's last after")
+    curves = {name: each.mean(axis=(0, 1)).tolist() for name, each in lost.items()}
+    study.leave(told, study.markdown(names, lines), seconds=[x for _, x in runs], curves=curves)
+
+
 if __name__ == "__main__":
-    study.main({Bandits: bandits, Rooms: rooms, Distillation: distilled}, __doc__)
+    study.main({Bandits: bandits, Rooms: rooms, Distillation: distilled, Regret: regret}, __doc__)

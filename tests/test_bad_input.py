@@ -686,7 +686,7 @@ COMMANDS = {
     "experts": ["Main"],
     "families": ["Main"],
     "fields": ["Main"],
-    "in_context": ["Bandits", "Rooms", "Distillation"],
+    "in_context": ["Bandits", "Rooms", "Distillation", "Regret"],
     "learned_objective": ["Train", "Memory"],
     "ledger": ["Show", "Write", "Add"],
     "meta_gradient": ["Chain", "Physics", "Memory"],

@@ -5,7 +5,7 @@ is updated between them. Functions here are pure; `files` keeps histories on dis
 """
 
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -83,12 +83,18 @@ def mixtures(
     num_episodes: int,
     expert: Controller | None = None,
     random_steps: float = 0.9,
+    draw: Literal["step", "episode"] = "step",
 ) -> Histories:
     """Histories of an expert that acts at random less and less, N in each of ``tasks [M]``, of E H steps.
 
     Zisman et al. 2024, "Emergence of in-context reinforcement learning from noise distillation". At each step the action is
     random with probability ε, else the expert's. ε falls from 1 to 0 in a straight line over the share ``random_steps`` of the
     history.
+
+    With ``draw="step"``, as published, poor episodes already lean towards what is good. A network that learns from them
+    takes its own early actions for such a hint, and goes on in the direction in which it happened to start (Ortega et al. 2021,
+    "Shaking the foundations: delusions in sequence models for interaction and control"). With ``draw="episode"`` an
+    episode is random or the expert's as a whole, so actions that earned nothing hint at nothing.
 
     Args:
         key: A random key.
@@ -98,6 +104,7 @@ def mixtures(
         num_episodes: E, of at most H steps, the horizon.
         expert: ``(task, obs) -> action``; None takes the family's ``optimal_action``, or else its ``expert_action``.
         random_steps: The share of the steps at which ε is above 0.
+        draw: Whether the dice fall at each ``"step"`` or at the first step of each ``"episode"``.
 
     Raises:
         ValueError: the family has no expert and none is given; a number is out of range.
@@ -105,6 +112,7 @@ def mixtures(
     checks.at_least("num_streams", num_streams, 1)
     checks.at_least("num_episodes", num_episodes, 1)
     checks.between("random_steps", random_steps, 0, 1)
+    checks.choice("draw", draw, ("step", "episode"))
     best = expert or family.optimal_action or family.expert_action
     if best is None:
         raise ValueError(
@@ -112,7 +120,7 @@ def mixtures(
         )
     num_steps = num_episodes * family.horizon
     num_tasks = environments.num_tasks("tasks", tasks, family.env)
-    learner = _mixture(family, best, random_steps * num_steps)
+    learner = _mixture(family, best, random_steps * num_steps, each_step=draw == "step")
     setup = rollouts.Setup(learner, family.env, num_streams, num_steps)
 
     def history(key: jax.Array, task: Task) -> Trajectory:
@@ -123,23 +131,27 @@ def mixtures(
     return Histories(tasks, data, _full(data))
 
 
-def _mixture(family: TaskFamily, best: Controller, random_steps: float) -> Learner:
-    """The expert that acts at random less and less. Its ``meta`` is the task, and its memory counts steps."""
+def _mixture(
+    family: TaskFamily, best: Controller, random_steps: float, *, each_step: bool
+) -> Learner:
+    """The expert that acts at random less and less. Its ``meta`` is the task; its memory counts steps and keeps the draw."""
 
     def act(
-        key: jax.Array, task: Task, agent: Any, time: jax.Array, timestep: TimeStep
-    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        key: jax.Array, task: Task, agent: Any, memory: tuple, timestep: TimeStep
+    ) -> tuple[jax.Array, jax.Array, tuple]:
         share_key, action_key = jax.random.split(key)
+        time, at_random = memory
         past = time.astype(float)
         noise = jnp.where(past < random_steps, 1.0 - past / max(random_steps, 1.0), 0.0)
-        at_random = jax.random.uniform(share_key) < noise
+        drawn = jax.random.uniform(share_key) < noise
+        at_random = jnp.where(each_step | timestep.first, drawn, at_random)
         other = family.random_action(action_key)
         action = jnp.where(at_random, other, best(task, timestep.obs).astype(other.dtype))
-        return action, jnp.zeros(()), time + 1
+        return action, jnp.zeros(()), (time + 1, at_random)
 
     return Learner(
         init=lambda key, task: (),
-        memory=lambda task: jnp.zeros((), jnp.int32),
+        memory=lambda task: (jnp.zeros((), jnp.int32), jnp.zeros((), bool)),
         act=act,
         update=lambda key, task, agent, trajectories: agent,
     )

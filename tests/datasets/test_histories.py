@@ -80,6 +80,19 @@ def test_mixtures_fall_from_random_to_the_expert(mixed, drawn, family):
     assert np.all(right[:, :, 36:])
 
 
+def test_mixtures_of_whole_episodes(drawn, family):
+    """An episode is the expert's from its first step to its last, or it is not: the expert's share is 1 - ε and what
+    looks like the expert's by chance."""
+    lived = datasets.mixtures(
+        jax.random.key(1), drawn, family=family, num_streams=200, num_episodes=10, draw="episode"
+    )
+    best = jax.vmap(jax.vmap(jax.vmap(family.optimal_action, (None, 0)), (None, 0)))
+    right = np.asarray(best(drawn, lived.data.timestep.obs) == lived.data.action)
+    whole = right.reshape(*right.shape[:2], 10, 4).all(axis=-1).mean(axis=(0, 1))
+    noise = np.maximum(1 - np.arange(10) * 4 / 36, 0)
+    np.testing.assert_allclose(whole, 1 - noise + noise / 5**4, atol=0.06)
+
+
 def test_mixtures_need_an_expert(family, drawn):
     blind = dataclasses.replace(family, optimal_action=None)
     with pytest.raises(ValueError, match="give expert="):
