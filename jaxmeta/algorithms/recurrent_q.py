@@ -214,7 +214,7 @@ def recurrent_q(
     The learner's ``log_prob`` is of its ε-greedy policy (`networks.action_values.epsilon_greedy`): with ``hyper.epsilon``
     of 0 it is 0 at the best action. In training trials are recorded with training's ε. A trial with a number in its counted steps that is not finite is
     left out, also of the buffer, and counted in ``skipped_tasks``; a minibatch without a good new trial changes nothing.
-    On several devices the tasks are shared for acting, as in `rl2`; each device holds the whole buffer.
+    Several devices share the work as in `rl2`. With replay they share acting alone: each device holds the whole buffer.
 
     Args:
         family: The tasks' family; ``step`` is given its tasks.

@@ -94,6 +94,10 @@ class Config:
                 checks.at_least(name, size, 1)
         minibatches.check_settings(self)
 
+    def check_devices(self, num_devices: int) -> None:
+        """Warns unless ``num_devices`` devices share learning."""
+        minibatches.check_shared(self, num_devices)
+
 
 class Hyper(NamedTuple):
     """Numbers of learners in context, each a float or an array ``[]``; a run can sweep them."""
