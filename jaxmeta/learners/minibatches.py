@@ -14,7 +14,6 @@ the whole.
 import math
 import warnings
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -27,7 +26,19 @@ from jaxmeta.meta_updates.gradients import guarded_update, map_tasks
 from jaxmeta.types import Params
 
 
-class Settings(Protocol):
+class Cuts(Protocol):
+    """How the trials of a minibatch are cut."""
+
+    @property
+    def minibatch_groups(self) -> int:
+        """Blocks of trials that each minibatch takes as many trials from."""
+
+    @property
+    def trials_per_chunk(self) -> int | None:
+        """Trials of a minibatch to work on at a time."""
+
+
+class Settings(Cuts, Protocol):
     """The settings of a learner's passes over its trials."""
 
     @property
@@ -37,14 +48,6 @@ class Settings(Protocol):
     @property
     def num_minibatches(self) -> int:
         """Gradient steps in a pass."""
-
-    @property
-    def minibatch_groups(self) -> int:
-        """Blocks of trials that each minibatch takes as many trials from."""
-
-    @property
-    def trials_per_chunk(self) -> int | None:
-        """Trials of a minibatch to work on at a time."""
 
 
 class Counts(NamedTuple):
@@ -123,7 +126,7 @@ def learn_in_epochs(
             some = _joined(some, replayed, num_trials)
         whole = of_whole(taken(some.trials, some.rows))
         gradient, report = _summed_gradient(
-            partial(losses, hyper=hyper, whole=whole),
+            lambda params, keys, trials: losses(params, keys, trials, hyper, whole),
             params,
             some,
             trials_per_chunk=config.trials_per_chunk,
@@ -240,7 +243,7 @@ def in_chunks(function: Callable[[Any], Any], trials: Any, *, trials_per_chunk: 
     return map_tasks(function, trials, tasks_per_chunk=trials_per_chunk)
 
 
-def check_settings(config: Settings) -> None:
+def check_settings(config: Cuts) -> None:
     """Raises ValueError unless the groups and the chunks are possible with some number of trials."""
     checks.at_least("minibatch_groups", config.minibatch_groups, 1)
     if config.trials_per_chunk is None:
@@ -273,7 +276,7 @@ def check_trials(num_trials: int, config: Settings, said: str, *, num_replayed: 
         )
 
 
-def check_shared(config: Settings, num_devices: int) -> None:
+def check_shared(config: Cuts, num_devices: int) -> None:
     """Warns unless the groups let ``num_devices`` devices share learning."""
     if config.minibatch_groups % num_devices:
         warnings.warn(
