@@ -108,7 +108,9 @@ def test_chunks_and_devices_change_no_number(x64, monkeypatch, chunk, devices):
     np.testing.assert_allclose(after["b"], b, rtol=1e-12)
     np.testing.assert_allclose(reports["meta_grad_norm"].reshape(-1), norms, rtol=1e-12)
     _, whole = learned(Settings(minibatch_groups=4))
-    np.testing.assert_allclose(reports["drawn"], whole["drawn"], rtol=1e-12)  # a trial keeps its key
+    np.testing.assert_allclose(
+        reports["drawn"], whole["drawn"], rtol=1e-12
+    )  # a trial keeps its key
 
 
 @pytest.mark.parametrize("chunk", [2, 4])
@@ -180,20 +182,16 @@ folder, process, processes, port = sys.argv[1:]
 if int(processes) > 1:
     jax.distributed.initialize(f"localhost:{port}", int(processes), int(process))
 from jaxmeta import tasks
-from jaxmeta.algorithms import decision_pretrained, recurrent_q, rl2, varibad
+from jaxmeta.algorithms import recurrent_q, rl2, varibad
 from jaxmeta.runs import processes as host, training
 
 NUM_TASKS, NUM_MINIBATCHES = 32, 2
 bandit = tasks.make("bernoulli_bandit", num_arms=3, num_pulls=4)
-room = tasks.make("dark_room", size=3, horizon=4)
 cuts = dict(minibatch_groups=8, num_minibatches=NUM_MINIBATCHES)
 algorithms = {
-    "rl2": (rl2.rl2(bandit, rl2.Config(memory_size=4, **cuts)), bandit),
-    "rl2 in chunks": (rl2.rl2(bandit, rl2.Config(memory_size=4, trials_per_chunk=8, **cuts)), bandit),
-    "varibad": (varibad.varibad(bandit, varibad.Config(memory_size=4, hidden_sizes=(4,), **cuts)), bandit),
-    "recurrent_q": (recurrent_q.recurrent_q(bandit, recurrent_q.Config(memory_size=4, **cuts)), bandit),
-    "decision_pretrained": (decision_pretrained.decision_pretrained(
-        room, decision_pretrained.Config(num_episodes=2, memory="gru", memory_size=4, **cuts)), room),
+    "rl2": rl2.rl2(bandit, rl2.Config(memory_size=4, trials_per_chunk=8, **cuts)),
+    "varibad": varibad.varibad(bandit, varibad.Config(memory_size=4, hidden_sizes=(4,), **cuts)),
+    "recurrent_q": recurrent_q.recurrent_q(bandit, recurrent_q.Config(memory_size=4, **cuts)),
 }
 COLLECTIVE = r" = (.*?) (all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter)(?:-start)?\\("
 
@@ -208,21 +206,23 @@ def check_messages(text, params):
     # One sum of all gradients and reports in a minibatch, and else only single numbers.
     assert len(large) == 1 and number <= large[0] <= number + 16, (number, sizes)
 
-for name, (algorithm, family) in algorithms.items():
-    counts = (1, 2, 4, 8) if name == "rl2" else (1, 8)
-    for devices in counts if int(processes) == 1 else (4,):
-        if devices != jax.device_count() and int(processes) == 1:
-            jax.device_count = lambda devices=devices: devices
-        mesh = jax.make_mesh((devices,), ("tasks",), axis_types=(AxisType.Auto,), devices=jax.devices()[:devices])
-        run = jax.jit(lambda: training.begin(jax.random.key(0), algorithm=algorithm))()
-        run = host.spread(run, NamedSharding(mesh, PartitionSpec()))
-        step = jax.jit(lambda run: training.advance(
-            run, 2, algorithm=algorithm, family=family, num_tasks=NUM_TASKS, mesh=mesh, max_updates=2
-        )).lower(run).compile()
-        if devices > 1:
-            check_messages(step.as_text(), run.state.meta.params)
-        leaves = [np.ravel(x) for x in jax.tree.leaves(step(run)[0].state)]
-        np.save(f"{folder}/{name}-{devices}-{process}.npy", np.concatenate(leaves))
+if int(processes) > 1:
+    cases = [("rl2", jax.device_count())]
+else:
+    cases = [("rl2", n) for n in (1, 2, 4, 8)] + [(x, n) for x in ("varibad", "recurrent_q") for n in (1, 8)]
+for name, devices in cases:
+    algorithm = algorithms[name]
+    jax.device_count = lambda devices=devices: devices  # of eight, the first so many
+    mesh = jax.make_mesh((devices,), ("tasks",), axis_types=(AxisType.Auto,), devices=jax.devices()[:devices])
+    run = jax.jit(lambda: training.begin(jax.random.key(0), algorithm=algorithm))()
+    run = host.spread(run, NamedSharding(mesh, PartitionSpec()))
+    step = jax.jit(lambda run: training.advance(
+        run, 2, algorithm=algorithm, family=bandit, num_tasks=NUM_TASKS, mesh=mesh, max_updates=2
+    )).lower(run).compile()
+    if devices > 1:
+        check_messages(step.as_text(), run.state.meta.params)
+    leaves = [np.ravel(x) for x in jax.tree.leaves(step(run)[0].state)]
+    np.save(f"{folder}/{name},{devices},{process} of {processes}.npy", np.concatenate(leaves))
 """
 
 
@@ -243,14 +243,9 @@ def test_devices_share_learning_and_change_no_result(tmp_path):
         )
 
     assert exit_codes([start(8, 0, 1)], seconds=600) == [0]
-    alone = {path.name: np.load(path) for path in tmp_path.glob("*-1-0.npy")}
-    assert len(alone) == 5
     assert exit_codes([start(2, process, 2) for process in range(2)], seconds=600) == [0, 0]
-    compared = 0
-    for path in tmp_path.glob("*.npy"):
-        name = path.name.rpartition("-")[0].rpartition("-")[0]
-        np.testing.assert_allclose(
-            np.load(path), alone[f"{name}-1-0.npy"], rtol=1e-9, atol=1e-12, err_msg=path.name
-        )
-        compared += 1
-    assert compared == 4 + 4 * 2 + 5 * 2
+    paths = list(tmp_path.glob("*.npy"))
+    assert len(paths) == 4 + 2 * 2 + 2
+    for path in paths:
+        alone = np.load(tmp_path / f"{path.name.partition(',')[0]},1,0 of 1.npy")
+        np.testing.assert_allclose(np.load(path), alone, rtol=1e-9, atol=1e-12, err_msg=path.name)
