@@ -52,7 +52,6 @@ The rooms are listed in the order of imports: each uses only earlier ones.
   gymnax dynamics mix dtypes raise an error in it too: classic control but for the pendulum, Catch, Deep Sea, the reacher and MinAtar.
 - Learners with memory are trained for whole trials: returns cross the ends of episodes, and the previous action and reward
   are shown across them too, for the last reward of an episode says most. What follows a trial's last episode counts for nothing.
-  Several devices share acting, not yet learning.
 - The library calls no LAPACK: jaxlib 0.10's batched CPU kernels can wait for each other for ever where there are few
   cores.
 
@@ -62,6 +61,10 @@ Several devices share the tasks of a meta-batch without a flag; their number mus
 set, `--tasks-per-chunk`. Several processes share them too, if each calls `jax.distributed.initialize` before anything else.
 Every process runs the same program; only process 0 prints and writes files, and all of them must see the folder.
 Notebook 08 shows it on simulated devices.
+
+Learners with memory draw minibatches of trials. Devices share them where their number divides `minibatch_groups`
+(`jaxmeta.learners.minibatches`): then gradients alone cross devices, once a minibatch, and the numbers are those of one device
+with as many groups. Without it devices share acting, each learns from all trials, and a warning says so.
 
 # Names before 0.2.0
 

@@ -154,7 +154,7 @@ MUTANTS = (
     Mutant("learners/recurrent.py", "- gain - hyper.entropy_cost * entropy", "- gain + hyper.entropy_cost * entropy"),
     Mutant("learners/recurrent.py", "total = hyper.value_cost * error", "total = 0.5 * hyper.value_cost * error"),
     Mutant("learners/recurrent.py", "(\"learning_rate\", \"entropy_cost\") if x in", "(\"learning_rate\",) if x in"),
-    Mutant("learners/recurrent.py", "order = jax.random.permutation(order_key, num_trials)", "order = jnp.arange(num_trials)"),
+    Mutant("learners/minibatches.py", "order = jax.random.permutation(order_key, rows, axis=1, independent=True)", "order = rows", "learners/test_recurrent.py"),
     Mutant("learners/recurrent.py", "mean, spread = value_scale = moved", "value_scale = moved"),
     Mutant("learners/recurrent.py", 'if config.remembers == "episode":', 'if config.remembers == "trial":'),
     Mutant("learners/recurrent.py", "return jnp.append(v[1:], jnp.zeros_like(v[:1]))", "return jnp.append(v[1:], v[-1:])"),

@@ -53,16 +53,15 @@ import optax
 
 from jaxmeta import checks, learners
 from jaxmeta.estimators.returns import advantages_and_targets
-from jaxmeta.estimators.streams import count
 from jaxmeta.estimators.units import in_units, running_reward_scale
 from jaxmeta.learners.buffers import Buffer, item_buffer, predicted_bytes
+from jaxmeta.learners.minibatches import Counts, in_chunks, learn_in_epochs
 from jaxmeta.learners.recurrent import (
     MEMORY_SETTINGS,
     Meta,
     RecurrentLearner,
     TrialMemory,
     counted_steps,
-    learn_in_epochs,
     memory_of,
     moved_value_scale,
     trial_learner,
@@ -109,6 +108,16 @@ class Config(learners.recurrent.TrialConfig):
     """The last trials that are kept; 0 learns on-policy, from new trials alone."""
     replayed_trials: int = 32
     """Kept trials that a minibatch draws and learns from beside its new ones. It needs `replay_trials`."""
+
+    @property
+    def num_replayed(self) -> int:
+        """Old trials beside the new ones in each minibatch."""
+        return self.replayed_trials if self.replay_trials else 0
+
+    def check_devices(self, num_devices: int) -> None:
+        """Warns unless ``num_devices`` devices share learning; with replay they never do."""
+        if not self.replay_trials:
+            super().check_devices(num_devices)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -205,7 +214,7 @@ def recurrent_q(
     The learner's ``log_prob`` is of its ε-greedy policy (`networks.action_values.epsilon_greedy`): with ``hyper.epsilon``
     of 0 it is 0 at the best action. In training trials are recorded with training's ε. A trial with a number in its counted steps that is not finite is
     left out, also of the buffer, and counted in ``skipped_tasks``; a minibatch without a good new trial changes nothing.
-    On several devices the tasks are shared for acting, as in `rl2`; each device holds the whole buffer.
+    Several devices share the work as in `rl2`. With replay they share acting alone: each device holds the whole buffer.
 
     Args:
         family: The tasks' family; ``step`` is given its tasks.
@@ -337,12 +346,13 @@ def value_loss(
     keys: jax.Array,
     batch: Batch,
     hyper: Any,
+    whole: Counts,
     *,
     value_scale: jax.Array,
     network: ActionValues,
     config: Config,
 ) -> tuple[jax.Array, dict]:
-    """``(loss [], report)`` of a minibatch of trials: half the mean squared error to λ-returns, in units of the returns' spread."""
+    """``(loss [], report)``, the share of some trials in half a minibatch's mean squared error to λ-returns, in units of the returns' spread."""
     del keys
     mean, spread = value_scale
     q = _unrolled(params, batch, network)
@@ -350,7 +360,7 @@ def value_loss(
     target = in_units(returns - mean, spread)
     taken = jnp.sum(jnp.where(_one_hot(batch.action, q), q, 0.0), axis=-1)
     error = jnp.where(batch.counted, taken - target, 0.0)
-    loss = 0.5 * jnp.sum(error**2) / count(batch.counted, error)
+    loss = 0.5 * jnp.sum(error**2) / whole.steps.astype(error.dtype)
     return loss, {"value_loss": loss}
 
 
@@ -383,7 +393,11 @@ def with_scales(
     meta: Meta, batch: Batch, hyper: Any, *, network: ActionValues, config: Config
 ) -> Meta:
     """``meta`` with the running scales of returns and rewards moved by new trials."""
-    q = _unrolled(meta.params, batch, network)
+    q = in_chunks(
+        lambda inputs: network.unroll(meta.params, network.initial(), inputs),
+        batch.inputs,
+        trials_per_chunk=config.trials_per_chunk,
+    )
     returns = lambda_returns(q, batch, meta.value_scale, hyper, config.trace)
     return meta._replace(
         value_scale=moved_value_scale(meta.value_scale, returns, batch.counted),

@@ -2,7 +2,7 @@
 
 `gradient` takes policy-gradient steps from a meta-learned start, `recurrent` learns in a network's state, `replay` reuses
 off-policy experience, `actor_critic` has meta-learned hyper-parameters, `update_rules` learns by a learned rule. `in_context`
-learns to predict actions. `buffers` keeps old experience for the outer loop.
+learns to predict actions. `buffers` keeps old experience for the outer loop, and `minibatches` takes its gradient steps on recorded trials.
 """
 
 from jaxmeta import types
@@ -11,6 +11,7 @@ from jaxmeta.learners import (
     buffers,
     gradient,
     in_context,
+    minibatches,
     recurrent,
     replay,
     update_rules,
@@ -29,6 +30,7 @@ __all__ = [
     "gradient_learner",
     "in_context",
     "item_buffer",
+    "minibatches",
     "recurrent",
     "recurrent_learner",
     "replay",

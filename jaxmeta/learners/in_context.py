@@ -16,9 +16,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxmeta import checks
-from jaxmeta.estimators.streams import count
 from jaxmeta.estimators.units import running_reward_scale
-from jaxmeta.learners import recurrent
+from jaxmeta.learners import minibatches, recurrent
+from jaxmeta.learners.minibatches import Counts, learn_in_epochs
 from jaxmeta.meta_updates.gradients import State
 from jaxmeta.meta_updates.outer_loop import (
     PARAMS,
@@ -70,6 +70,11 @@ class Config:
     """Widths of the policy's hidden layers."""
     num_minibatches: int = 1
     """Gradient steps on a batch; the number of its streams must be a multiple of it."""
+    minibatch_groups: int = 1
+    """Blocks of streams that each minibatch takes as many streams from; as in `rl2`, devices share learning where their
+    number divides it."""
+    trials_per_chunk: int | None = None
+    """Streams of a minibatch whose values are in memory at a time, as in `rl2`; None is all of them."""
     acts: Literal["sample", "mode"] = "sample"
     """The learner draws its actions, or takes the most probable ones. It reads the same ``meta`` in both cases."""
 
@@ -87,6 +92,11 @@ class Config:
         for name in ("encoder_sizes", "hidden_sizes"):
             for size in getattr(self, name):
                 checks.at_least(name, size, 1)
+        minibatches.check_settings(self)
+
+    def check_devices(self, num_devices: int) -> None:
+        """Warns unless ``num_devices`` devices share learning."""
+        minibatches.check_shared(self, num_devices)
 
 
 class Hyper(NamedTuple):
@@ -151,7 +161,13 @@ def in_context_learner(
     parts = recurrent.recurrent_learner(
         family, trials, network, reads=Meta, greedy=config.acts == "mode"
     )
-    learning = dataclasses.replace(trials, num_epochs=1, num_minibatches=config.num_minibatches)
+    learning = dataclasses.replace(
+        trials,
+        num_epochs=1,
+        num_minibatches=config.num_minibatches,
+        minibatch_groups=config.minibatch_groups,
+        trials_per_chunk=config.trials_per_chunk,
+    )
     losses = partial(prediction_loss, network=network)
 
     def init(key: jax.Array, hyper: Hyper = hyper) -> State:
@@ -169,7 +185,7 @@ def in_context_learner(
         data = data._replace(memory=begun)
         hyper = recurrent.annealed(meta.hyper, state.num_updates)
         inputs = jax.vmap(parts.inputs, (None, 0))(meta, data)
-        learned, reports, applied = recurrent.learn_in_epochs(
+        learned, reports, applied = learn_in_epochs(
             key,
             (meta.params, state.optimizer),
             Batch(inputs, action, counted),
@@ -220,16 +236,23 @@ def without_broken(data: Trajectory, counted: jax.Array) -> Trajectory:
 
 
 def prediction_loss(
-    params: Params, keys: jax.Array, batch: Batch, hyper: Hyper, *, network: ActorCritic
+    params: Params,
+    keys: jax.Array,
+    batch: Batch,
+    hyper: Hyper,
+    whole: Counts,
+    *,
+    network: ActorCritic,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """``(loss [], report)``: the mean of ``-log π(action | what came before)`` over the counted steps, in nats a step."""
+    """``(loss [], report)``: the share of some streams in the mean of ``-log π(action | what came before)`` over the counted
+    steps of a minibatch, in nats a step."""
     del keys, hyper
 
     def predicted(inputs: Inputs) -> Any:
         return network.unroll(params, network.initial(), inputs)[0]
 
     distribution = jax.vmap(predicted)(batch.inputs)
-    number = count(batch.counted, batch.inputs.obs)
+    number = whole.steps.astype(batch.inputs.obs.dtype)
     log_prob = jnp.where(batch.counted, distribution.log_prob(batch.action), 0.0)
     loss = -jnp.sum(log_prob) / number
     report = {"loss": loss}

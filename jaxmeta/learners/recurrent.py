@@ -31,9 +31,11 @@ from jaxmeta import checks, rollouts
 from jaxmeta.estimators import surrogates
 from jaxmeta.estimators.episodes import episode_index
 from jaxmeta.estimators.returns import advantages_and_targets
-from jaxmeta.estimators.streams import count, without_broken_streams
+from jaxmeta.estimators.streams import finite_streams
 from jaxmeta.estimators.units import advantage_scale, in_units, running, running_reward_scale
-from jaxmeta.meta_updates.gradients import State, guarded_update
+from jaxmeta.learners import minibatches
+from jaxmeta.learners.minibatches import Counts, in_chunks, learn_in_epochs
+from jaxmeta.meta_updates.gradients import State
 from jaxmeta.meta_updates.outer_loop import PARAMS, as_arrays, first_state, outer_optimizer
 from jaxmeta.networks import recurrent
 from jaxmeta.networks.actor_critic import ActorCritic, Inputs
@@ -66,6 +68,13 @@ class TrialConfig:
     """Passes over a batch of trials."""
     num_minibatches: int = 4
     """Gradient steps in a pass; the number of trials must be a multiple of it."""
+    minibatch_groups: int = 1
+    """Blocks of trials that each minibatch takes as many trials from; the number of trials must be a multiple of
+    ``num_minibatches * minibatch_groups``. Devices share learning where their number divides it. Another value
+    draws other minibatches; another number of devices does not."""
+    trials_per_chunk: int | None = None
+    """Trials of a minibatch whose values are in memory at a time; None is all of them. It must be a multiple of
+    `minibatch_groups` and divide a minibatch. It changes no number but by rounding."""
     unroll: int = 1
     """Steps a rollout's loop is unrolled by."""
 
@@ -76,14 +85,22 @@ class TrialConfig:
         checks.choice("remembers", self.remembers, ("trial", "episode"))
         for size in self.hidden_sizes:
             checks.at_least("hidden_sizes", size, 1)
+        minibatches.check_settings(self)
+
+    @property
+    def num_replayed(self) -> int:
+        """Old trials beside the new ones in each minibatch."""
+        return 0
 
     def check_num_tasks(self, num_tasks: int) -> None:
         """Raises ValueError unless the trials of a meta-update with M = ``num_tasks`` can be cut into minibatches."""
-        if num_tasks * self.num_streams % self.num_minibatches:
-            raise ValueError(
-                f"num_minibatches={self.num_minibatches} must divide the number of trials, "
-                f"num_tasks={num_tasks} × num_streams={self.num_streams} = {num_tasks * self.num_streams}"
-            )
+        num_trials = num_tasks * self.num_streams
+        said = f"num_tasks={num_tasks} × num_streams={self.num_streams} = {num_trials}"
+        minibatches.check_trials(num_trials, self, said, num_replayed=self.num_replayed)
+
+    def check_devices(self, num_devices: int) -> None:
+        """Warns unless ``num_devices`` devices share learning."""
+        minibatches.check_shared(self, num_devices)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -355,11 +372,13 @@ def learn_from_trials(
 
     A trial with a number in its counted steps that is not finite is left out and counted in
     ``skipped_tasks``. A minibatch without a good trial or without a finite gradient changes nothing;
-    ``skipped_updates`` is 1 if no minibatch changed anything. On several devices the tasks are shared
-    for acting. Minibatches are drawn from all tasks, so learning gathers the trials and is not shared.
+    ``skipped_updates`` is 1 if no minibatch changed anything. Several devices share the tasks for
+    acting, and for learning if their number divides ``config.minibatch_groups`` (`learners.minibatches`).
     """
     parts = recurrent_learner(family, config, network)
-    losses = partial(minibatch_loss, network=network, loss=loss, normalize=config.normalize)
+    losses = partial(minibatch_loss, network=network, loss=loss)
+    of_whole = partial(whole_minibatch, normalize=config.normalize)
+    chunk = config.trials_per_chunk
 
     def init(key: jax.Array, hyper: TrialHyper = hyper) -> State:
         meta = Meta(network.init(key), jnp.zeros(2), jnp.zeros(()), as_arrays(hyper))
@@ -372,13 +391,16 @@ def learn_from_trials(
         recorded = parts.trials(act_key, state.meta, tasks)
         data, counted = counted_steps(recorded, config.num_episodes)
         inputs = jax.vmap(parts.inputs, in_axes=(None, 0))(state.meta, data)
-        meta, batch = with_advantages(state.meta, hyper, data, inputs, counted, network=network)
+        meta, batch = with_advantages(
+            state.meta, hyper, data, inputs, counted, network=network, trials_per_chunk=chunk
+        )
         learned, reports, applied = learn_in_epochs(
             learn_key,
             (meta.params, state.optimizer),
             batch,
             hyper,
             losses=losses,
+            of_whole=of_whole,
             optimizer=outer_optimizer(optimizer, hyper),
             config=config,
         )
@@ -407,8 +429,9 @@ def counted_steps(recorded: Trajectory, num_episodes: int) -> tuple[Trajectory, 
     Steps count up to the end of a trial's last episode, unless a number of the trial is not finite.
     """
     counted = jax.vmap(episode_index)(recorded.last) < num_episodes
-    data, good = without_broken_streams(blank(recorded, counted))
-    return data, good[:, None] & counted
+    # Zeros, and not a copy of a good trial, which would have to be sent to other devices.
+    counted = finite_streams(blank(recorded, counted))[:, None] & counted
+    return blank(recorded, counted), counted
 
 
 def with_advantages(
@@ -419,10 +442,15 @@ def with_advantages(
     counted: jax.Array,
     *,
     network: ActorCritic,
+    trials_per_chunk: int | None = None,
 ) -> tuple[Meta, Batch]:
     """``meta`` with its running scales moved, and the batch: advantages and targets over whole trials ``[B, T]``."""
     mean, spread = meta.value_scale
-    _, v = jax.vmap(network.unroll, in_axes=(None, 0, 0))(meta.params, data.memory.state, inputs)
+    v = in_chunks(
+        lambda trial: network.unroll(meta.params, *trial)[1],
+        (data.memory.state, inputs),
+        trials_per_chunk=trials_per_chunk,
+    )
     v = jnp.where(counted, mean + spread * v, 0.0)
     reward = jnp.where(counted, data.reward, 0.0)
     advantage, returns = jax.vmap(advantages_and_returns, (0, 0, None))(reward, v, hyper)
@@ -438,21 +466,40 @@ def with_advantages(
     return meta._replace(value_scale=value_scale, reward_scale=reward_scale), batch
 
 
+class Whole(NamedTuple):
+    """Numbers of a whole minibatch that the losses of its trials need."""
+
+    counts: Counts
+    """The divisors of means."""
+    mean: jax.Array
+    """``[]``, the mean that is taken from advantages."""
+    scale: jax.Array
+    """``[]``, the scale that they are divided by."""
+
+
+def whole_minibatch(batch: Batch, *, normalize: bool) -> Whole:
+    """The numbers of a minibatch ``[B, T]`` that the losses of its trials need."""
+    advantage, counted = batch.advantage, batch.counted
+    mean, scale = jnp.zeros((), advantage.dtype), jnp.ones((), advantage.dtype)
+    if normalize:
+        mean = jnp.mean(advantage, where=counted)
+        scale = advantage_scale(advantage - mean, counted)
+    return Whole(minibatches.counts(batch), mean, scale)
+
+
 def minibatch_loss(
     params: Params,
     keys: jax.Array,
     batch: Batch,
     hyper: TrialHyper,
+    whole: Whole,
     *,
     network: ActorCritic,
     loss: Loss,
-    normalize: bool,
 ) -> tuple[jax.Array, dict]:
-    """``(loss [], report)`` of a minibatch of trials, with a key for each: policy, value, entropy, auxiliary."""
+    """``(loss [], report)``, the share of some trials, with a key each, of a minibatch: policy, value, entropy, auxiliary."""
     data, inputs, advantage, target, counted = batch
-    if normalize:
-        advantage = advantage - jnp.mean(advantage, where=counted)
-        advantage = advantage / advantage_scale(advantage, counted)
+    advantage = (advantage - whole.mean) / whole.scale
     distribution, v = jax.vmap(network.unroll, in_axes=(None, 0, 0))(
         params, data.memory.state, inputs
     )
@@ -461,7 +508,7 @@ def minibatch_loss(
     log_ratio = jnp.where(counted, distribution.log_prob(data.action) - data.log_prob, 0.0)
 
     def mean_step(x: jax.Array) -> jax.Array:
-        return jnp.sum(jnp.where(counted, x, 0.0)) / count(counted, x)
+        return jnp.sum(jnp.where(counted, x, 0.0)) / whole.counts.steps.astype(x.dtype)
 
     gain = mean_step(loss.policy(log_ratio, advantage, hyper))
     entropy = mean_step(distribution.entropy())
@@ -477,80 +524,10 @@ def minibatch_loss(
             params, keys, data, inputs, counted, hyper
         )
         good = jnp.any(counted, axis=1)
-        weight = good.astype(total.dtype) / count(good, total)
+        weight = good.astype(total.dtype) / whole.counts.trials.astype(total.dtype)
         total = total + jnp.sum(weight * more)
         report |= {name: jnp.sum(weight * x) for name, x in its_report.items()}
     return total, report
-
-
-def learn_in_epochs(
-    key: jax.Array,
-    learned: tuple[Params, Any],
-    batch: Any,
-    hyper: Any,
-    *,
-    losses: Callable[..., tuple[jax.Array, dict]],
-    optimizer: optax.GradientTransformation,
-    config: Any,
-    replayed: Callable[[jax.Array], Any] | None = None,
-) -> tuple[tuple[Params, Any], dict[str, jax.Array], jax.Array]:
-    """``learned``, the parameters and the optimiser's state, after epochs of minibatches of ``batch``.
-
-    Args:
-        key: A key.
-        learned: The parameters and the optimiser's state.
-        batch: Trials ``[B, T]``, a `Batch` or another tuple with ``counted``.
-        hyper: The last argument of ``losses``.
-        losses: ``(params, keys, batch, hyper) -> (loss [], report)`` of a minibatch, with a key for each trial.
-        optimizer: The optimiser.
-        config: The numbers of epochs and minibatches.
-        replayed: ``(key) -> batch`` of older trials, drawn anew for each minibatch and learned from beside it.
-
-    Returns:
-        ``(learned, reports, applied)``: the reports of all minibatches and whether each changed
-        anything, with a leading ``[num_epochs, num_minibatches]``.
-    """
-    num_trials = batch.counted.shape[0]
-    _check_minibatches(num_trials, config)
-
-    def minibatch(learned: tuple, key_and_rows: tuple) -> tuple:
-        params, optimizer_state = learned
-        key, rows = key_and_rows
-        # A trial's key depends on its number, not on its place among the good trials.
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, rows)
-        some = jax.tree.map(lambda x: x[rows], batch)
-        any_new = jnp.any(some.counted)
-        if replayed is not None:
-            some, keys = _joined(some, keys, replayed, key, num_trials)
-        (_, report), gradient = jax.value_and_grad(losses, has_aux=True)(params, keys, some, hyper)
-        norm = optax.tree.norm(gradient)
-        applied = jnp.isfinite(norm) & any_new
-        learned = guarded_update(optimizer, gradient, optimizer_state, params, apply=applied)
-        return learned, (report | {"meta_grad_norm": norm}, applied)
-
-    def epoch(learned: tuple, key: jax.Array) -> tuple:
-        order_key, key = jax.random.split(key)
-        order = jax.random.permutation(order_key, num_trials)
-        rows = order.reshape(config.num_minibatches, -1)
-        keys = jax.random.split(key, config.num_minibatches)
-        return jax.lax.scan(minibatch, learned, (keys, rows))
-
-    reports: dict[str, jax.Array]
-    applied: jax.Array
-    keys = jax.random.split(key, config.num_epochs)
-    learned, (reports, applied) = jax.lax.scan(epoch, learned, keys)
-    return learned, reports, applied
-
-
-def _joined(
-    some: Any, keys: jax.Array, replayed: Callable, key: jax.Array, num_trials: int
-) -> tuple[Any, jax.Array]:
-    """A minibatch and its keys with replayed trials behind it. No trial of the ``num_trials`` has their keys."""
-    drawn = replayed(jax.random.fold_in(key, num_trials))
-    places = num_trials + 1 + jnp.arange(drawn.counted.shape[0])
-    more = jax.vmap(jax.random.fold_in, (None, 0))(key, places)
-    some = jax.tree.map(lambda x, y: jnp.concatenate([x, y]), some, drawn)
-    return some, jnp.concatenate([keys, more])
 
 
 def blank(data: Trajectory, counted: jax.Array) -> Trajectory:
@@ -594,11 +571,3 @@ def trial_metrics(data: Trajectory, counted: jax.Array, num_episodes: int) -> di
         "return/trial": mean(episode < num_episodes),
         "skipped_tasks": len(good) - jnp.sum(good, dtype=jnp.int32),
     }
-
-
-def _check_minibatches(num_trials: int, config: Any) -> None:
-    if num_trials % config.num_minibatches:
-        raise ValueError(
-            f"num_minibatches={config.num_minibatches} must divide the number of trials, "
-            f"num_tasks × num_streams = {num_trials}"
-        )

@@ -116,13 +116,16 @@ def check_made_for(algorithm: MetaAlgorithm, family: TaskFamily, num_tasks: int)
     """Raises ValueError if ``algorithm`` was made for a family of another horizon or environment, or does not take ``num_tasks``.
 
     An algorithm acts in the environment of the family that it was made for, for that family's horizon. The samplers of
-    tasks may differ. Algorithms that no constructor of `algorithms` made are not checked.
+    tasks may differ. Algorithms that no constructor of `algorithms` made are not checked. A warning says where settings keep
+    the devices from sharing the work.
     """
     made = algorithm.description
     if made is None:
         return
     if hasattr(made.config, "check_num_tasks"):
         made.config.check_num_tasks(num_tasks)
+    if hasattr(made.config, "check_devices"):
+        made.config.check_devices(jax.device_count())
     if made.family is family:
         return
     fault = ""

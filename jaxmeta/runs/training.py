@@ -24,7 +24,16 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from rich.console import Console
 
 from jaxmeta import checks, types
-from jaxmeta.runs import checkpoints, descriptions, durations, processes, records, sinks, terminal
+from jaxmeta.runs import (
+    checkpoints,
+    descriptions,
+    durations,
+    memory,
+    processes,
+    records,
+    sinks,
+    terminal,
+)
 from jaxmeta.runs.metric_lines import Outputs, check_metrics, lines_of
 from jaxmeta.runs.run_folder import CHECKPOINT_FOLDER, CONFIG_FILE, opened, owned
 from jaxmeta.runs.sinks import Sink
@@ -261,6 +270,7 @@ def train(
         newborn,
         _meta_updates(algorithm, family, source, config, mesh),
         config,
+        algorithm=algorithm,
         load=_loader(source, mesh),
         members=[{}],
         mesh=mesh,
@@ -335,6 +345,7 @@ def train_population(
         newborn,
         jax.vmap(jax.vmap(one, (0, None, None)), (0, None, None)),
         config,
+        algorithm=algorithm,
         load=_loader(source, mesh),
         members=[{"setting": i, "seed": seed} for i in range(num_settings) for seed in seeds],
         mesh=mesh,
@@ -401,6 +412,7 @@ def _train(
     call: Call,
     config: Config,
     *,
+    algorithm: MetaAlgorithm,
     load: Load,
     members: Sequence[dict[str, Any]],
     mesh: Mesh | None,
@@ -441,11 +453,13 @@ def _train(
         # The run is donated: its buffers are overwritten, and only the new run may be used
         # afterwards.
         jitted = jax.jit(call, donate_argnums=0)
-        traced = jitted.lower(run, jnp.zeros((), jnp.int32), load(done)[0])
+        traced = jitted.trace(run, jnp.zeros((), jnp.int32), load(done)[0])
+        memory.check(algorithm, traced.jaxpr.jaxpr, config.num_tasks)
+        lowered = traced.lower()
         write: sinks.Write | None = None
         if sink is not None and processes.is_main_process():
             write = stack.enter_context(sinks.opened(sink))
-        program = traced.compile()
+        program = lowered.compile()
         seconds = time.perf_counter() - began
         durations.remember(program_key, seconds)
         line.say(f"compiled {_title(described)} in {seconds:.0f} s")

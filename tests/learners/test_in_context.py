@@ -7,7 +7,7 @@ import pytest
 
 from jaxmeta import learners, rollouts, tasks
 from jaxmeta.algorithms.decision_pretrained import Config, decision_pretrained
-from jaxmeta.learners import in_context
+from jaxmeta.learners import in_context, minibatches
 from jaxmeta.networks.actor_critic import ActorCritic, Inputs
 from jaxmeta.networks.distributions import Categorical
 from jaxmeta.networks.recurrent import gru
@@ -26,7 +26,12 @@ def test_the_loss_by_hand_on_three_steps():
     inputs = Inputs(jnp.zeros((2, 3, 1)), jnp.zeros((2, 3, 1)), jnp.zeros((2, 3, 2)), counted)
     batch = in_context.Batch(inputs, jnp.asarray(action), jnp.asarray(counted))
     loss, report = in_context.prediction_loss(
-        jnp.asarray(logits), jax.random.split(jax.random.key(0)), batch, None, network=table
+        jnp.asarray(logits),
+        jax.random.split(jax.random.key(0)),
+        batch,
+        None,
+        minibatches.counts(batch),
+        network=table,
     )
     log_p = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
     wanted = -np.mean([log_p[0, 0], log_p[1, 1], log_p[2, 0], log_p[1, 1], log_p[2, 1]])
