@@ -48,7 +48,7 @@ from jaxmeta.types import Learner, Lifetime, MetaAlgorithm, Params, Task, TimeSt
 
 @dataclasses.dataclass(frozen=True)
 class TrialConfig:
-    """Settings of all learners with memory: their trials, and the passes over them; algorithms add their own."""
+    """Settings of the trials of all learners with memory; algorithms add their own."""
 
     num_episodes: int = 1
     """Episodes in a trial (E), with one memory."""
@@ -62,20 +62,31 @@ class TrialConfig:
     values depend on it even more."""
     hidden_sizes: tuple[int, ...] = ()
     """Widths of hidden layers between the memory and the policy's and the value's outputs."""
-    num_epochs: int = 4
-    """Passes over a batch of trials."""
-    num_minibatches: int = 4
-    """Gradient steps in a pass; the number of trials must be a multiple of it."""
     unroll: int = 1
     """Steps a rollout's loop is unrolled by."""
 
     def __post_init__(self) -> None:
         checks.fields(self)
-        for name in ("num_episodes", "num_streams", "num_epochs", "num_minibatches", "unroll"):
+        for name in ("num_episodes", "num_streams", "unroll"):
             checks.at_least(name, getattr(self, name), 1)
         checks.choice("remembers", self.remembers, ("trial", "episode"))
         for size in self.hidden_sizes:
             checks.at_least("hidden_sizes", size, 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class EpochConfig(TrialConfig):
+    """Settings of the trials of learners with memory and of the passes over them; algorithms add their own."""
+
+    num_epochs: int = 4
+    """Passes over a batch of trials."""
+    num_minibatches: int = 4
+    """Gradient steps in a pass; the number of trials must be a multiple of it."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("num_epochs", "num_minibatches"):
+            checks.at_least(name, getattr(self, name), 1)
 
     def check_num_tasks(self, num_tasks: int) -> None:
         """Raises ValueError unless the trials of a meta-update with M = ``num_tasks`` can be cut into minibatches."""
@@ -87,7 +98,7 @@ class TrialConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(TrialConfig):
+class Config(EpochConfig):
     """Settings of learners with memory that follow a policy gradient; algorithms add their own."""
 
     normalize: bool = True
