@@ -101,9 +101,9 @@ class Config(learners.recurrent.TrialConfig):
     """The precision of the recurrent networks' matrix products, as in `rl2`."""
     replay_trials: int = 4096
     """The last trials that are kept."""
-    replayed_trials: int = 32
+    replayed_trials: int = 16
     """Kept trials that a gradient step learns from."""
-    gradient_steps: int = 16
+    gradient_steps: int = 32
     """Gradient steps in a meta-update."""
     acts: Literal["sample", "mode"] = "mode"
     """Outside of training the learner draws its actions, or takes the middle of their distribution. In training it draws them."""
@@ -132,9 +132,10 @@ class Hyper(NamedTuple):
     """Meta-updates in which the step size falls to zero in a straight line; infinite keeps it."""
     max_grad_norm: float = 10.0
     """Clips the norm of the gradient of all parameters together."""
-    target_rate: float = 0.005
-    """Share of the way that the target network moves to the critic after a gradient step."""
-    first_temperature: float = 0.1
+    target_rate: float = 0.05
+    """Share of the way that the target network moves to the critic after a gradient step. Layer normalisation in the critic allows a
+    larger one than the usual 0.005."""
+    first_temperature: float = 0.05
     """α at first, in units of the returns' spread."""
     target_entropy: float = -1.0
     """Entropy that α is learned to keep, in nats for each entry of an action in half widths. 0.69 is uniform."""
