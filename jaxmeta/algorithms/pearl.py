@@ -407,11 +407,8 @@ def empty_replay(family: TaskFamily, config: Config) -> Callable[[], task_replay
     obs, action = jnp.zeros(obs_size), jnp.zeros(family.action_space.shape)
     nothing = jnp.zeros(())
     step = Step(obs, action, nothing, nothing, obs)
-    check_memory(
-        [jax.ShapeDtypeStruct((config.num_training_tasks, *x.shape), x.dtype) for x in step],
-        config.replay_steps,
-        name="replay_steps",
-    )
+    kept_steps = config.num_training_tasks * config.replay_steps
+    check_memory(step, kept_steps, name="num_training_tasks × replay_steps")
     return partial(
         task_replay.empty,
         task,
