@@ -46,6 +46,18 @@ def made(name, **settings):
         pytest.skip(str(error))
 
 
+CONTINUOUS = ("pearl", "recurrent_sac")
+"""Algorithms that take bounded continuous actions alone."""
+
+
+def taken_by(name, family):
+    """``family``, or a small one with continuous actions for an algorithm that takes no other; the test is skipped where the
+    package that the algorithm needs is not installed."""
+    if name == "recurrent_sac":
+        pytest.importorskip("flashbax")
+    return tasks.make("half_circle", horizon=2) if name in CONTINUOUS else family
+
+
 @struct.dataclass
 class CounterParams:
     """The task: its number, and when an episode terminates and is truncated."""

@@ -37,7 +37,7 @@ from jaxmeta.networks import distributions
 from jaxmeta.runs import experiments
 from jaxmeta.tasks import transform
 from jaxmeta.types import TimeStep, Trajectory
-from tests.probes import made
+from tests.probes import made, taken_by
 
 LIBRARY = Path(jaxmeta.__file__).parent
 SCRIPTS = LIBRARY.parent / "benchmarks"
@@ -570,6 +570,7 @@ def test_a_wrong_setting_of_an_algorithm_is_refused_by_name(name, part):
     kind = getattr(module, part, None) or type(module.Hyper())
     kinds = {x: y for x, y in typing.get_type_hints(kind).items() if is_simple(y)}
     assert kinds.keys() >= set(getattr(kind, "_fields", ()))
+    family = taken_by(name, FAMILY)
 
     @hypothesis.settings(max_examples=CASES["configurations"], **RANDOM)
     @hypothesis.given(st.sampled_from(sorted(kinds)), st.sampled_from(VALUES))
@@ -577,7 +578,7 @@ def test_a_wrong_setting_of_an_algorithm_is_refused_by_name(name, part):
         def make():
             parts = {"Config": module.Config(), "Hyper": module.Hyper()}
             parts[part] = kind(**{setting: value})
-            getattr(module, name)(FAMILY, parts["Config"], parts["Hyper"])
+            getattr(module, name)(family, parts["Config"], parts["Hyper"])
 
         try_setting(make, setting, value, kinds[setting])
 
@@ -588,7 +589,7 @@ def test_a_wrong_setting_of_an_algorithm_is_refused_by_name(name, part):
 def test_an_object_of_another_kind_is_refused_by_name(name):
     """A name where a family is wanted, another's settings, a class, an optimiser that is made, a state for a meta."""
     module, other = ALGORITHMS[name], ALGORITHMS["es" if name != "es" else "rl2"]
-    construct = getattr(module, name)
+    construct, family = getattr(module, name), taken_by(name, FAMILY)
     wrong = {
         "family": ["navigation", tasks.make, None, FAMILY.env],
         "config": [other.Config(), module.Config, {}, None],
@@ -605,10 +606,10 @@ def test_an_object_of_another_kind_is_refused_by_name(name):
     for argument in wrong.keys() & inspect.signature(construct).parameters.keys():
         for value in wrong[argument]:
             with pytest.raises(TypeError) as raised:
-                construct(**{"family": FAMILY, argument: value})
+                construct(**{"family": family, argument: value})
             assert_names(raised.value, argument)
     small = {"population_size": 2} if name == "es" else {}
-    algorithm = construct(FAMILY, module.Config(hidden_sizes=(), **small))
+    algorithm = construct(family, module.Config(hidden_sizes=(), **small))
     first = inspect.signature(type(module.Hyper())).parameters
     negative = next(x for x in first if x.endswith(("step_size", "learning_rate")))
     for hyper, told in (

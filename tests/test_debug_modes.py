@@ -11,13 +11,21 @@ from gymnax.environments import environment, spaces
 from jaxmeta import datasets, evaluation, tasks
 from jaxmeta.algorithms import ALGORITHMS
 from jaxmeta.rollouts.rollout import begin_stream, rollout
-from tests.probes import thorough
+from tests.probes import taken_by, thorough
 
 NUM_TASKS = 2
 SMALL = dict(hidden_sizes=(2,))
 LIFETIME = SMALL | dict(num_streams=2, num_updates=1)
 TRIAL = SMALL | dict(num_streams=1, num_epochs=1, num_minibatches=1, memory_size=2)
 WINDOW = SMALL | dict(num_streams=2, num_steps=2, num_agents=NUM_TASKS)
+BATCH = dict(
+    num_episodes=2,
+    gradient_steps=1,
+    batch_tasks=1,
+    batch_size=2,
+    context_size=2,
+    encoder_sizes=(2,),
+)
 SETTINGS = {
     "algorithm_distillation": SMALL | dict(memory="gru", memory_size=2, num_episodes=1),
     "decision_pretrained": SMALL | dict(memory="gru", memory_size=2, num_episodes=1),
@@ -26,9 +34,14 @@ SETTINGS = {
     "learned_objective": WINDOW | dict(num_updates=1, lifespan=2),
     "maml_trpo": LIFETIME | dict(cg_steps=1, max_backtracks=1),
     "meta_gradient": WINDOW,
+    "pearl": SMALL
+    | BATCH
+    | dict(num_streams=1, num_training_tasks=2, replay_steps=4, latent_size=2),
     "promp": LIFETIME | dict(num_epochs=1),
     "rl2": TRIAL,
     "recurrent_q": TRIAL | dict(replay_trials=4, replayed_trials=2),
+    "recurrent_sac": SMALL
+    | dict(memory_size=2, replay_trials=4, replayed_trials=2, gradient_steps=1),
     "varibad": TRIAL,
 }
 """Each algorithm at its smallest, where that is not `LIFETIME`."""
@@ -41,6 +54,7 @@ def made(name, **more):
         tasks.make("tabular", num_states=2, num_actions=2, horizon=2),
         expert_action=lambda task, obs: jnp.zeros((), jnp.int32),
     )
+    family = taken_by(name, family)
     config = module.Config(**SETTINGS.get(name, LIFETIME) | more)
     algorithm = getattr(module, name)(family, config)
     world = dict(learner=algorithm.learner, env=family.env)
@@ -75,6 +89,8 @@ KINDS = (
     "meta_actor_critic",
     "meta_gradient",
     "meta_value",
+    "pearl",
+    "recurrent_sac",
     "rl2",
 )
 """An algorithm for each kind of learner and of meta-update: the others are made of the same parts."""

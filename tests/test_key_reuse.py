@@ -13,7 +13,7 @@ from jaxmeta import datasets, evaluation, tasks
 from jaxmeta.algorithms import ALGORITHMS
 from jaxmeta.runs import training
 from jaxmeta.types import TimeStep
-from tests.probes import made, random_learner
+from tests.probes import made, random_learner, taken_by
 
 # It takes keys for used by operations that it does not know: by one that moves them, and by a solver that is
 # handed those of its linear map, and of the transposed one; both of them clone theirs.
@@ -29,6 +29,8 @@ SETTINGS = {
     "reptile": dict(num_updates=1),
     "rl2": dict(num_minibatches=2),
     "recurrent_q": dict(num_minibatches=2, replay_trials=8, replayed_trials=2),
+    "recurrent_sac": dict(replay_trials=8, replayed_trials=2, gradient_steps=2),
+    "pearl": dict(num_training_tasks=3, replay_steps=20, gradient_steps=2),
     "varibad": dict(num_minibatches=2),
     "meta_gradient": dict(num_agents=2, outer="bootstrap", num_target_updates=2),
 }
@@ -63,6 +65,7 @@ def family():
 )
 def test_training_uses_each_key_once(family, name, settings):
     """From the first state on, through sampling of tasks and several meta-updates."""
+    family = taken_by(name, family)
     algorithm = small_algorithm(family, name, **settings)
     more, data = {}, ()
     if name == "algorithm_distillation":

@@ -43,7 +43,6 @@ print(trials.reward.sum(axis=1).mean())  # 5 is random, 6.66 Bayes-optimal
 
 import dataclasses
 import math
-from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -54,13 +53,12 @@ import optax
 from jaxmeta import checks, learners
 from jaxmeta.estimators.returns import advantages_and_targets
 from jaxmeta.estimators.units import in_units, running_reward_scale
-from jaxmeta.learners.buffers import Buffer, item_buffer, predicted_bytes
+from jaxmeta.learners.buffers import item_buffer, predicted_bytes
 from jaxmeta.learners.minibatches import Counts, in_chunks, learn_in_epochs
 from jaxmeta.learners.recurrent import (
     MEMORY_SETTINGS,
     Meta,
     RecurrentLearner,
-    TrialMemory,
     counted_steps,
     memory_of,
     moved_value_scale,
@@ -68,6 +66,7 @@ from jaxmeta.learners.recurrent import (
     trial_metrics,
     values_to_come,
 )
+from jaxmeta.learners.trial_replay import Batch, batch_of, kept_trial, remembered
 from jaxmeta.meta_updates.outer_loop import Optimizer, outer_optimizer
 from jaxmeta.networks import recurrent
 from jaxmeta.networks.action_values import (
@@ -82,14 +81,14 @@ from jaxmeta.networks.distributions import Categorical
 from jaxmeta.networks.recurrent import Memory
 from jaxmeta.tasks.family import TaskFamily
 from jaxmeta.tasks.keys import quick
-from jaxmeta.types import MetaAlgorithm, Params, Task, Trajectory
+from jaxmeta.types import MetaAlgorithm, Params, Task
 
 NETWORK_SETTINGS = (*MEMORY_SETTINGS, "encoder_sizes", "hidden_sizes")
 """The settings that name a network."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(learners.recurrent.TrialConfig):
+class Config(learners.recurrent.EpochConfig):
     """Settings of recurrent Q-learning that are fixed when the program is compiled: sizes, counts and choices."""
 
     hidden_sizes: tuple[int, ...] = (64,)
@@ -178,19 +177,6 @@ class State(NamedTuple):
     """The buffer of the last trials; ``()`` without replay."""
 
 
-class Batch(NamedTuple):
-    """Trials to learn from, ``[B, T]``; steps that are not ``counted`` hold zeros."""
-
-    inputs: Inputs
-    """The network's inputs."""
-    action: jax.Array
-    """int32: the actions that were taken."""
-    reward: jax.Array
-    """The rewards, not in units."""
-    counted: jax.Array
-    """bool: the steps to learn from."""
-
-
 @checks.constructor(
     first_epsilon=(0.0, 1.0),
     last_epsilon=(0.0, 1.0),
@@ -236,7 +222,7 @@ def recurrent_q(
     buffer = None
     if config.replay_trials:
         buffer = item_buffer(
-            kept_trial(family, network, parts, hyper),
+            kept_trial(family, parts, partial(first_meta, network=network, hyper=hyper)),
             config.replay_trials,
             config.replayed_trials,
             name="replay_trials",
@@ -320,7 +306,8 @@ def replay_bytes(
 ) -> int:
     """The bytes that the buffer of ``config.replay_trials`` trials takes, before it is made. It grows with observations and steps."""
     network = network_of(family, config, memory, network)
-    item = kept_trial(family, network, _learner_of(family, config, network), Hyper())
+    parts = _learner_of(family, config, network)
+    item = kept_trial(family, parts, partial(first_meta, network=network, hyper=Hyper()))
     return predicted_bytes(item, config.replay_trials)
 
 
@@ -403,54 +390,6 @@ def with_scales(
         value_scale=moved_value_scale(meta.value_scale, returns, batch.counted),
         reward_scale=running_reward_scale(meta.reward_scale, batch.reward, batch.counted),
     )
-
-
-def batch_of(meta: Meta, data: Trajectory, counted: jax.Array, parts: RecurrentLearner) -> Batch:
-    """The batch of trials ``[B, T]``, with rewards that the network sees in today's units."""
-    inputs = jax.vmap(parts.inputs, in_axes=(None, 0))(meta, data)
-    return Batch(inputs, data.action, jnp.where(counted, data.reward, 0.0), counted)
-
-
-def remembered(
-    replay: Any,
-    meta: Meta,
-    data: Trajectory,
-    counted: jax.Array,
-    buffer: Buffer | None,
-    parts: RecurrentLearner,
-) -> tuple[Any, Callable[[jax.Array], Batch] | None]:
-    """The buffer's state with new trials ``[B, T]`` in it, and ``(key) -> batch`` of trials drawn from it."""
-    if buffer is None:
-        return replay, None
-    replay = buffer.add(replay, kept(data, counted), jnp.any(counted, axis=1))
-
-    def replayed(key: jax.Array) -> Batch:
-        data, counted = buffer.sample(key, replay)
-        # Every trial begins at time 0, and its values are learned from an empty memory.
-        time = jnp.zeros(len(counted), jnp.int32)
-        return batch_of(meta, data._replace(memory=TrialMemory((), time)), counted, parts)
-
-    return replay, replayed
-
-
-def kept(data: Trajectory, counted: jax.Array) -> tuple[Trajectory, jax.Array]:
-    """The parts of trials ``[B, T]`` that a buffer keeps, as ``(data, counted)``."""
-    unused: Any = dict.fromkeys(("log_prob", "discount", "last", "next_obs", "memory"), ())
-    return data._replace(**unused), counted
-
-
-def kept_trial(
-    family: TaskFamily, network: ActionValues, parts: RecurrentLearner, hyper: Hyper
-) -> Any:
-    """Shapes and dtypes of one kept trial; nothing is run."""
-
-    def trial(key: jax.Array) -> Any:
-        init_key, key = jax.random.split(key)
-        task = jax.tree.map(lambda x: jnp.asarray(x)[None], family.env.default_params)
-        recorded = parts.trials(quick(key), first_meta(init_key, network, hyper), task)
-        return jax.tree.map(lambda x: x[0], kept(*counted_steps(recorded, 1)))
-
-    return jax.eval_shape(trial, jax.eval_shape(lambda: jax.random.key(0)))
 
 
 def _learner_of(family: TaskFamily, config: Config, network: ActionValues) -> RecurrentLearner:

@@ -155,7 +155,7 @@ def in_context_learner(
 ) -> InContextLearner:
     """The learner that acts by its network, and how it learns to predict actions."""
     network = network_of(family, config, memory, network)
-    trials = recurrent.TrialConfig(
+    trials = recurrent.EpochConfig(
         num_episodes=config.num_episodes, num_streams=num_streams, sees_time=False
     )
     parts = recurrent.recurrent_learner(

@@ -50,7 +50,7 @@ from jaxmeta.types import Learner, Lifetime, MetaAlgorithm, Params, Task, TimeSt
 
 @dataclasses.dataclass(frozen=True)
 class TrialConfig:
-    """Settings of all learners with memory: their trials, and the passes over them; algorithms add their own."""
+    """Settings of the trials of all learners with memory; algorithms add their own."""
 
     num_episodes: int = 1
     """Episodes in a trial (E), with one memory."""
@@ -64,6 +64,22 @@ class TrialConfig:
     values depend on it even more."""
     hidden_sizes: tuple[int, ...] = ()
     """Widths of hidden layers between the memory and the policy's and the value's outputs."""
+    unroll: int = 1
+    """Steps a rollout's loop is unrolled by."""
+
+    def __post_init__(self) -> None:
+        checks.fields(self)
+        for name in ("num_episodes", "num_streams", "unroll"):
+            checks.at_least(name, getattr(self, name), 1)
+        checks.choice("remembers", self.remembers, ("trial", "episode"))
+        for size in self.hidden_sizes:
+            checks.at_least("hidden_sizes", size, 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class EpochConfig(TrialConfig):
+    """Settings of the trials of learners with memory and of the passes over them; algorithms add their own."""
+
     num_epochs: int = 4
     """Passes over a batch of trials."""
     num_minibatches: int = 4
@@ -75,16 +91,11 @@ class TrialConfig:
     trials_per_chunk: int | None = None
     """Trials of a minibatch whose values are in memory at a time; None is all of them. It must be a multiple of
     `minibatch_groups` and divide a minibatch. It changes no number but by rounding."""
-    unroll: int = 1
-    """Steps a rollout's loop is unrolled by."""
 
     def __post_init__(self) -> None:
-        checks.fields(self)
-        for name in ("num_episodes", "num_streams", "num_epochs", "num_minibatches", "unroll"):
+        super().__post_init__()
+        for name in ("num_epochs", "num_minibatches"):
             checks.at_least(name, getattr(self, name), 1)
-        checks.choice("remembers", self.remembers, ("trial", "episode"))
-        for size in self.hidden_sizes:
-            checks.at_least("hidden_sizes", size, 1)
         minibatches.check_settings(self)
 
     @property
@@ -104,7 +115,7 @@ class TrialConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(TrialConfig):
+class Config(EpochConfig):
     """Settings of learners with memory that follow a policy gradient; algorithms add their own."""
 
     normalize: bool = True

@@ -8,10 +8,9 @@ import jax.numpy as jnp
 from gymnax.environments import spaces
 
 from jaxmeta import checks
-from jaxmeta.networks.actor_critic import Inputs, stem_of
+from jaxmeta.networks.actor_critic import Inputs, stem_of, zero_inputs
 from jaxmeta.networks.distributions import Categorical
 from jaxmeta.networks.encoders import Module
-from jaxmeta.networks.encodings import input_sizes
 from jaxmeta.networks.mlp import normalized_mlp
 from jaxmeta.networks.policies import check_fits
 from jaxmeta.networks.recurrent import Memory
@@ -34,13 +33,10 @@ class ActionValues(NamedTuple):
 
 def check_values_fit(family: TaskFamily, network: ActionValues) -> None:
     """Raises ValueError unless ``network`` takes the family's observations and values the family's actions."""
-    obs_size, past_size, time_size = input_sizes(family)
 
     def distribution_of(key: jax.Array) -> Categorical:
-        inputs = Inputs(
-            jnp.zeros(obs_size), jnp.zeros(past_size), jnp.zeros(time_size), jnp.ones((), bool)
-        )
-        return Categorical(network.step(network.init(key), network.initial(), inputs)[0])
+        q, _ = network.step(network.init(key), network.initial(), zero_inputs(family))
+        return Categorical(q)
 
     check_fits("network", family, distribution_of)
 

@@ -55,15 +55,19 @@ class ActorCritic(NamedTuple):
 
 def check_network_fits(family: TaskFamily, network: ActorCritic) -> None:
     """Raises ValueError unless ``network`` takes the family's observations and its actions are the family's."""
-    obs_size, past_size, time_size = input_sizes(family)
 
     def distribution_of(key: jax.Array) -> Distribution:
-        inputs = Inputs(
-            jnp.zeros(obs_size), jnp.zeros(past_size), jnp.zeros(time_size), jnp.ones((), bool)
-        )
-        return network.step(network.init(key), network.initial(), inputs)[0]
+        return network.step(network.init(key), network.initial(), zero_inputs(family))[0]
 
     check_fits("network", family, distribution_of)
+
+
+def zero_inputs(family: TaskFamily) -> Inputs:
+    """Inputs of one step with zeros in the shapes that the family has, after a reset."""
+    obs_size, past_size, time_size = input_sizes(family)
+    return Inputs(
+        jnp.zeros(obs_size), jnp.zeros(past_size), jnp.zeros(time_size), jnp.ones((), bool)
+    )
 
 
 @checks.arguments

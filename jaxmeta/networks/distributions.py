@@ -162,6 +162,15 @@ class TanhGaussian(NamedTuple):
         u = jnp.arctanh(jnp.clip(share, -limit, limit))
         return self._normal.log_prob(u) - jnp.sum(self._log_slope(u), axis=-1)
 
+    def sample_and_log_prob(self, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """A draw ``[..., D]`` and its log-density ``[...]``, both differentiable in the parameters.
+
+        The log-density is computed from u. `log_prob` finds u again from the draw, which has no derivative near a bound.
+        """
+        u = self._normal.sample(key)
+        log_prob = self._normal.log_prob(u) - jnp.sum(self._log_slope(u), axis=-1)
+        return self._squashed(u), log_prob
+
     def entropy(self) -> jax.Array:
         """Differential entropy in nats, ``[...]``: the normals' plus the mean logarithm of the slope, by quadrature.
 

@@ -120,6 +120,17 @@ def optimal_action(task: NavigationParams, obs: jax.Array) -> jax.Array:
     return jnp.clip(task.goal - obs, -MAX_MOVE, MAX_MOVE)
 
 
+def dense_reward(
+    task: NavigationParams, obs: jax.Array, action: jax.Array, next_obs: jax.Array
+) -> jax.Array:
+    """Minus the distance to the goal after a move, ``[]``: what ``reward="distance"`` pays.
+
+    Rakelly et al. 2019 train the values of the sparse point robot by it (`algorithms.pearl`).
+    """
+    del obs, action
+    return -jnp.sqrt(jnp.sum((next_obs - task.goal) ** 2))
+
+
 def navigation(
     *,
     horizon: int = 100,

@@ -246,31 +246,6 @@ def test_replaying_a_trial_is_learning_from_it_live(x64, family):
     np.testing.assert_allclose(replayed, live, rtol=1e-9, atol=1e-12)
 
 
-def test_an_old_trial_is_replayed_as_it_was_lived(x64, family):
-    """The batch that is drawn from the buffer is the one of the trial when it was new, in today's units."""
-    algorithm = recurrent_q(family, Config(num_episodes=2, **SETTINGS))
-    config = Config(num_episodes=2, **SETTINGS, replay_trials=4, replayed_trials=4)
-    network = module.network_of(family, config)
-    parts = module._learner_of(family, config, network)
-    item = module.kept_trial(family, network, parts, Hyper())
-    buffer = module.item_buffer(item, 4, 4)
-    state, drawn = begun_with(algorithm, family, 1)
-    meta = state.meta._replace(reward_scale=jnp.asarray(0.5))
-
-    @jax.jit
-    def both(key):
-        data = parts.trials(key, meta, drawn)
-        data, counted = module.counted_steps(data, 2)
-        now = meta._replace(reward_scale=jnp.asarray(2.0))
-        _, replayed = module.remembered(buffer.init(), now, data, counted, buffer, parts)
-        return module.batch_of(now, data, counted, parts), replayed(key)
-
-    live, drawn = both(jax.random.key(3))
-    assert np.sum(~np.asarray(live.counted)) > 0
-    repeated = jax.tree.map(lambda x: jnp.repeat(x, 4, axis=0), live)
-    chex.assert_trees_all_equal(drawn, repeated)
-
-
 def test_a_minibatch_learns_from_old_trials_too(family):
     """Other trials in the buffer, another step."""
     algorithm = recurrent_q(family, Config(num_episodes=2, **SETTINGS, **REPLAY))

@@ -144,3 +144,40 @@ def test_a_squashed_gaussian_far_out_stays_inside_and_finite():
     assert jnp.isfinite(value)
     assert jnp.all(jnp.isfinite(gradient))
     assert jnp.isfinite(d.entropy())
+
+
+def test_a_squashed_draw_comes_with_its_log_density_and_its_derivatives(x64):
+    """The density is the numerical derivative of the distribution function at the draw. Derivatives are those at a fixed normal
+    number, by differences, also where tanh is flat, where the density of the draw itself has none."""
+    d = TanhGaussian(
+        jnp.array([0.4, -1.0]), jnp.array([-0.3, 0.2]), jnp.array([1.0, 0.0]), jnp.array([2.0, 0.1])
+    )
+    key = jax.random.key(3)
+    action, log_prob = d.sample_and_log_prob(key)
+    np.testing.assert_array_equal(action, d.sample(key))
+    np.testing.assert_allclose(log_prob, d.log_prob(action), rtol=1e-9)
+
+    def below(x):
+        u = np.arctanh((x - np.asarray(d.centre)) / np.asarray(d.half_width))
+        return scipy.stats.norm(np.asarray(d.mean), np.exp(np.asarray(d.log_std))).cdf(u)
+
+    step = 1e-6
+    density = np.prod((below(action + step) - below(action - step)) / (2 * step))
+    np.testing.assert_allclose(log_prob, np.log(density), rtol=1e-6)
+
+    def both(mean, log_std):
+        action, log_prob = d._replace(mean=mean, log_std=log_std).sample_and_log_prob(key)
+        return jnp.append(action, log_prob)
+
+    for mean in (d.mean, jnp.array([4.0, -5.0])):
+        found = jax.jacobian(both, (0, 1))(mean, d.log_std)
+        for i, part in enumerate(found):
+            for entry in range(2):
+                move = 1e-6 * np.eye(2)[entry]
+                at = [[mean, d.log_std], [mean, d.log_std]]
+                at[0][i], at[1][i] = at[0][i] + move, at[1][i] - move
+                slope = (both(*at[0]) - both(*at[1])) / 2e-6
+                np.testing.assert_allclose(part[:, entry], slope, rtol=1e-4, atol=1e-8)
+    far = TanhGaussian(jnp.array([30.0]), jnp.zeros(1), jnp.zeros(1), jnp.ones(1))
+    slope = jax.grad(lambda m: far._replace(mean=m).sample_and_log_prob(key)[1])(far.mean)
+    np.testing.assert_allclose(slope, 2.0, rtol=1e-9)  # of -log(1 - tanh²)

@@ -16,6 +16,7 @@ from jaxmeta.algorithms import ALGORITHMS, maml, rl2
 from jaxmeta.networks.recurrent import gru, lstm
 from jaxmeta.runs import checkpoints, descriptions, records, training
 from jaxmeta.runs.checkpoints import CheckpointError
+from tests.probes import taken_by
 
 QUIET = Console(quiet=True)
 FAMILY = tasks.make("navigation", horizon=3)
@@ -118,8 +119,9 @@ def test_a_population_is_of_its_settings_alone(tmp_path):
 
 
 def test_every_algorithm_is_described():
-    family = tasks.make("bernoulli_bandit", num_arms=2, num_pulls=4)
+    bandit = tasks.make("bernoulli_bandit", num_arms=2, num_pulls=4)
     for name, module in ALGORITHMS.items():
+        family = taken_by(name, bandit)
         try:
             algorithm = getattr(module, name)(family)
         except ValueError:  # for families with features only
