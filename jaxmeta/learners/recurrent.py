@@ -90,9 +90,21 @@ class TrialConfig:
 class Config(TrialConfig):
     """Settings of learners with memory that follow a policy gradient; algorithms add their own."""
 
+    explore_episodes: int = 0
+    """Episodes at the start of a trial that are for exploration alone (E-RL²): the network sees their rewards, and returns,
+    values and advantages count them 0."""
     normalize: bool = True
     """Scale each minibatch's advantages to mean 0 and standard deviation 1; without it they are in units of
     the spread of returns."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        checks.at_least("explore_episodes", self.explore_episodes, 0)
+        if self.explore_episodes >= self.num_episodes:
+            raise ValueError(
+                f"explore_episodes={self.explore_episodes} must be less than num_episodes={self.num_episodes}: "
+                "nothing would be earned"
+            )
 
 
 class Hyper(NamedTuple):
@@ -372,7 +384,15 @@ def learn_from_trials(
         recorded = parts.trials(act_key, state.meta, tasks)
         data, counted = counted_steps(recorded, config.num_episodes)
         inputs = jax.vmap(parts.inputs, in_axes=(None, 0))(state.meta, data)
-        meta, batch = with_advantages(state.meta, hyper, data, inputs, counted, network=network)
+        meta, batch = with_advantages(
+            state.meta,
+            hyper,
+            data,
+            inputs,
+            counted,
+            network=network,
+            explore_episodes=config.explore_episodes,
+        )
         learned, reports, applied = learn_in_epochs(
             learn_key,
             (meta.params, state.optimizer),
@@ -383,7 +403,9 @@ def learn_from_trials(
             config=config,
         )
         metrics = jax.tree.map(lambda x: jnp.mean(x, where=applied), reports)
-        metrics |= trial_metrics(recorded, counted, config.num_episodes)
+        metrics |= trial_metrics(
+            recorded, counted, config.num_episodes, explore_episodes=config.explore_episodes
+        )
         metrics["skipped_updates"] = 1 - jnp.any(applied).astype(jnp.int32)
         metrics["env_steps"] = jnp.asarray(len(counted) * parts.lifetime.num_steps, jnp.int32)
         done = state.num_updates + 1 - metrics["skipped_updates"]
@@ -419,13 +441,19 @@ def with_advantages(
     counted: jax.Array,
     *,
     network: ActorCritic,
+    explore_episodes: int = 0,
 ) -> tuple[Meta, Batch]:
-    """``meta`` with its running scales moved, and the batch: advantages and targets over whole trials ``[B, T]``."""
+    """``meta`` with its running scales moved, and the batch: advantages and targets over whole trials ``[B, T]``.
+
+    Rewards of the first ``explore_episodes`` count 0.
+    """
     mean, spread = meta.value_scale
     _, v = jax.vmap(network.unroll, in_axes=(None, 0, 0))(meta.params, data.memory.state, inputs)
     v = jnp.where(counted, mean + spread * v, 0.0)
     reward = jnp.where(counted, data.reward, 0.0)
-    advantage, returns = jax.vmap(advantages_and_returns, (0, 0, None))(reward, v, hyper)
+    explores = jax.vmap(episode_index)(data.last) < explore_episodes
+    earned = jnp.where(explores, 0.0, reward)
+    advantage, returns = jax.vmap(advantages_and_returns, (0, 0, None))(earned, v, hyper)
     mean, spread = value_scale = moved_value_scale(meta.value_scale, returns, counted)
     batch = Batch(
         data=data._replace(reward=in_units(reward, meta.reward_scale)),
@@ -577,9 +605,12 @@ def moved_value_scale(scale: jax.Array, returns: jax.Array, counted: jax.Array) 
     return jnp.stack([mean, jnp.where(spread > rounding, spread, 0.0)])
 
 
-def trial_metrics(data: Trajectory, counted: jax.Array, num_episodes: int) -> dict[str, jax.Array]:
+def trial_metrics(
+    data: Trajectory, counted: jax.Array, num_episodes: int, *, explore_episodes: int = 0
+) -> dict[str, jax.Array]:
     """Mean undiscounted returns of the first and the last episode and of the trial; the number of broken trials.
 
+    The trial's return is of the episodes after the first ``explore_episodes``.
     ``data [B, T]`` are B trials, and ``counted [B, T]`` marks their steps that count: none of a broken trial.
     """
     good = jnp.any(counted, axis=1)
@@ -591,7 +622,7 @@ def trial_metrics(data: Trajectory, counted: jax.Array, num_episodes: int) -> di
     return {
         "return/before": mean(episode == 0),
         "return/after": mean(episode == num_episodes - 1),
-        "return/trial": mean(episode < num_episodes),
+        "return/trial": mean((episode >= explore_episodes) & (episode < num_episodes)),
         "skipped_tasks": len(good) - jnp.sum(good, dtype=jnp.int32),
     }
 
