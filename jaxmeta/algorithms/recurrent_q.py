@@ -52,22 +52,29 @@ import jax.numpy as jnp
 import optax
 
 from jaxmeta import checks, learners
-from jaxmeta.estimators.returns import advantages_and_targets
-from jaxmeta.estimators.streams import count
-from jaxmeta.estimators.units import in_units, running_reward_scale
+from jaxmeta.estimators.units import running_reward_scale
+from jaxmeta.learners.action_values import (
+    TRACES,
+    Batch,
+    State,
+    kept,
+    lambda_returns,
+    scheduled,
+    unrolled,
+    value_error,
+    with_replay,
+)
 from jaxmeta.learners.buffers import Buffer, item_buffer, predicted_bytes
 from jaxmeta.learners.recurrent import (
     MEMORY_SETTINGS,
     Meta,
     RecurrentLearner,
-    TrialMemory,
     counted_steps,
     learn_in_epochs,
     memory_of,
     moved_value_scale,
     trial_learner,
     trial_metrics,
-    values_to_come,
 )
 from jaxmeta.meta_updates.outer_loop import Optimizer, outer_optimizer
 from jaxmeta.networks import recurrent
@@ -115,7 +122,7 @@ class Config(learners.recurrent.TrialConfig):
         recurrent.check(self.memory, self.memory_size, self.precision)
         for size in self.encoder_sizes:
             checks.at_least("encoder_sizes", size, 1)
-        checks.choice("trace", self.trace, ("peng", "watkins"))
+        checks.choice("trace", self.trace, TRACES)
         checks.at_least("replay_trials", self.replay_trials, 0)
         checks.at_least("replayed_trials", self.replayed_trials, 1)
         if self.replay_trials == 0:
@@ -154,32 +161,6 @@ class Hyper(NamedTuple):
     """ε outside of training, in evaluation and deployment: 0 takes the best action always."""
     temperature: float = 0.0
     """τ outside of training."""
-
-
-class State(NamedTuple):
-    """The state of the slow loop."""
-
-    meta: Meta
-    """The part that the learner reads."""
-    optimizer: Any
-    """The optimiser's state."""
-    num_updates: jax.Array
-    """``[]``, int32: meta-updates that were applied."""
-    replay: Any
-    """The buffer of the last trials; ``()`` without replay."""
-
-
-class Batch(NamedTuple):
-    """Trials to learn from, ``[B, T]``; steps that are not ``counted`` hold zeros."""
-
-    inputs: Inputs
-    """The network's inputs."""
-    action: jax.Array
-    """int32: the actions that were taken."""
-    reward: jax.Array
-    """The rewards, not in units."""
-    counted: jax.Array
-    """bool: the steps to learn from."""
 
 
 @checks.constructor(
@@ -321,17 +302,6 @@ def first_meta(key: jax.Array, network: ActionValues, hyper: Hyper) -> Meta:
     return Meta(network.init(key), jnp.zeros(2), jnp.zeros(()), hyper)
 
 
-def scheduled(hyper: Any, num_updates: jax.Array) -> Any:
-    """``hyper`` with training's ε and the step size after ``num_updates []`` meta-updates."""
-    done = num_updates.astype(float)
-    left = jnp.maximum(1.0 - done / hyper.epsilon_updates, 0.0)
-    epsilon = hyper.last_epsilon + left * (hyper.first_epsilon - hyper.last_epsilon)
-    cooling = hyper.first_temperature - hyper.last_temperature
-    temperature = hyper.last_temperature + left * cooling
-    rate = jnp.maximum(1.0 - done / hyper.anneal_updates, 0.0) * hyper.learning_rate
-    return hyper._replace(learning_rate=rate, epsilon=epsilon, temperature=temperature)
-
-
 def value_loss(
     params: Params,
     keys: jax.Array,
@@ -344,46 +314,16 @@ def value_loss(
 ) -> tuple[jax.Array, dict]:
     """``(loss [], report)`` of a minibatch of trials: half the mean squared error to λ-returns, in units of the returns' spread."""
     del keys
-    mean, spread = value_scale
-    q = _unrolled(params, batch, network)
-    returns = lambda_returns(jax.lax.stop_gradient(q), batch, value_scale, hyper, config.trace)
-    target = in_units(returns - mean, spread)
-    taken = jnp.sum(jnp.where(_one_hot(batch.action, q), q, 0.0), axis=-1)
-    error = jnp.where(batch.counted, taken - target, 0.0)
-    loss = 0.5 * jnp.sum(error**2) / count(batch.counted, error)
+    q = unrolled(params, batch.inputs, network)
+    loss = value_error(q, batch, value_scale, hyper, trace=config.trace)
     return loss, {"value_loss": loss}
-
-
-def lambda_returns(
-    q: jax.Array, batch: Batch, value_scale: jax.Array, hyper: Any, trace: str
-) -> jax.Array:
-    """The λ-returns ``G [B, T]`` of trials, from values ``q [B, T, A]`` in units; rewards and G are not in units."""
-    mean, spread = value_scale
-    best = jnp.where(batch.counted, mean + spread * jnp.max(q, axis=-1), 0.0)
-    goes_on = jnp.ones_like(best)
-    if trace == "watkins":
-        greedy = jnp.argmax(q, axis=-1).astype(batch.action.dtype) == batch.action
-        goes_on = jax.vmap(values_to_come)(greedy.astype(best.dtype))
-    discount = jnp.full_like(best, hyper.discount)
-
-    def returns(reward: jax.Array, discount: jax.Array, v: jax.Array, goes_on: jax.Array) -> Any:
-        return advantages_and_targets(
-            reward,
-            discount,
-            v=v,
-            v_next=values_to_come(v),
-            last=jnp.zeros_like(v),
-            lambda_=hyper.trace_lambda * goes_on,
-        )[1]
-
-    return jax.vmap(returns)(batch.reward, discount, best, goes_on)
 
 
 def with_scales(
     meta: Meta, batch: Batch, hyper: Any, *, network: ActionValues, config: Config
 ) -> Meta:
     """``meta`` with the running scales of returns and rewards moved by new trials."""
-    q = _unrolled(meta.params, batch, network)
+    q = unrolled(meta.params, batch.inputs, network)
     returns = lambda_returns(q, batch, meta.value_scale, hyper, config.trace)
     return meta._replace(
         value_scale=moved_value_scale(meta.value_scale, returns, batch.counted),
@@ -406,23 +346,8 @@ def remembered(
     parts: RecurrentLearner,
 ) -> tuple[Any, Callable[[jax.Array], Batch] | None]:
     """The buffer's state with new trials ``[B, T]`` in it, and ``(key) -> batch`` of trials drawn from it."""
-    if buffer is None:
-        return replay, None
-    replay = buffer.add(replay, kept(data, counted), jnp.any(counted, axis=1))
-
-    def replayed(key: jax.Array) -> Batch:
-        data, counted = buffer.sample(key, replay)
-        # Every trial begins at time 0, and its values are learned from an empty memory.
-        time = jnp.zeros(len(counted), jnp.int32)
-        return batch_of(meta, data._replace(memory=TrialMemory((), time)), counted, parts)
-
-    return replay, replayed
-
-
-def kept(data: Trajectory, counted: jax.Array) -> tuple[Trajectory, jax.Array]:
-    """The parts of trials ``[B, T]`` that a buffer keeps, as ``(data, counted)``."""
-    unused: Any = dict.fromkeys(("log_prob", "discount", "last", "next_obs", "memory"), ())
-    return data._replace(**unused), counted
+    items, good = kept(data, counted), jnp.any(counted, axis=1)
+    return with_replay(replay, buffer, items, good, partial(batch_of, meta, parts=parts))
 
 
 def kept_trial(
@@ -448,13 +373,3 @@ def _choose(
 ) -> tuple[Categorical, Any]:
     q, state = network.step(meta.params, state, inputs)
     return epsilon_greedy(q, meta.hyper.epsilon, meta.hyper.temperature), state
-
-
-def _unrolled(params: Params, batch: Batch, network: ActionValues) -> jax.Array:
-    """Values ``q [B, T, A]`` of all steps of trials, in units."""
-    unroll = jax.vmap(network.unroll, in_axes=(None, None, 0))
-    return unroll(params, network.initial(), batch.inputs)
-
-
-def _one_hot(action: jax.Array, q: jax.Array) -> jax.Array:
-    return jax.nn.one_hot(action, q.shape[-1], dtype=bool)
