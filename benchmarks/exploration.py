@@ -43,6 +43,13 @@ class Recipe:
 RECIPES = {
     "rl2": Recipe("rl2", _TRIALS, _PPO, 1500, 256),
     "e-rl2": Recipe("rl2", _TRIALS | dict(explore_episodes=1), _PPO, 1500, 256),
+    "dream": Recipe(
+        "dream",
+        dict(num_epochs=1, num_minibatches=8, replay_trials=8192),
+        dict(learning_rate=1e-3, epsilon_updates=500, anneal_updates=2000, last_epsilon=0.05),
+        2000,
+        64,
+    ),
 }
 
 
@@ -63,7 +70,7 @@ def of_length(recipe: Recipe, meta_updates: int) -> dict[str, Any]:
     """The recipe's numbers, annealed in as many meta-updates."""
     annealed = [x for x in recipe.hyper if x.endswith("_updates")]
     share = meta_updates / recipe.meta_updates
-    return recipe.hyper | {name: recipe.hyper[name] * share for name in annealed}
+    return dict(recipe.hyper) | {name: recipe.hyper[name] * share for name in annealed}
 
 
 def measure(world: str, name: str, main: Main) -> dict[str, Any]:
