@@ -28,6 +28,7 @@ SETTINGS = {
     "es": dict(population_size=2),
     "reptile": dict(num_updates=1),
     "rl2": dict(num_minibatches=2),
+    "dream": dict(num_minibatches=2, replay_trials=8, replayed_trials=2),
     "recurrent_q": dict(num_minibatches=2, replay_trials=8, replayed_trials=2),
     "varibad": dict(num_minibatches=2),
     "meta_gradient": dict(num_agents=2, outer="bootstrap", num_target_updates=2),

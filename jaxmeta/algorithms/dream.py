@@ -73,11 +73,15 @@ from jaxmeta.networks.action_values import (
 )
 from jaxmeta.networks.actor_critic import Inputs
 from jaxmeta.networks.distributions import Categorical
+from jaxmeta.networks.mlp import Network, mlp
 from jaxmeta.networks.recurrent import Memory
-from jaxmeta.networks.values import Value, value_mlp
 from jaxmeta.tasks.family import TaskFamily
 from jaxmeta.tasks.keys import quick
 from jaxmeta.types import MetaAlgorithm, Params, Task, Trajectory
+
+BOTTLENECK_SCALE = 1.6
+"""Factor of the initial weights of the bottleneck's last layer. Codes begin as far from each other as they may stay, so that
+what tells them apart is worth many steps of exploration."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -225,7 +229,7 @@ class Episodes(NamedTuple):
 class Networks(NamedTuple):
     """The four networks."""
 
-    bottleneck: Value
+    bottleneck: Network
     """f."""
     decoder: ActionValues
     """g: ``num_outputs`` is the latent's size."""
@@ -341,7 +345,7 @@ def networks_of(family: TaskFamily, config: Config, memory: Memory | None = None
     sizes = dict(encoder_sizes=config.encoder_sizes, hidden_sizes=config.hidden_sizes)
     task = jax.eval_shape(lambda key: family.task_vector(family.train(key)), jax.random.key(0))
     return Networks(
-        bottleneck=value_mlp(task.shape, config.bottleneck_sizes, config.latent_size),
+        bottleneck=mlp(task.size, config.bottleneck_sizes, config.latent_size, BOTTLENECK_SCALE),
         decoder=recurrent_outputs(family, memory, config.latent_size, **sizes),
         explorer=recurrent_outputs(family, memory, num_actions, **sizes),
         exploiter=recurrent_outputs(

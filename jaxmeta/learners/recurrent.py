@@ -41,6 +41,7 @@ from jaxmeta.networks.distributions import Distribution
 from jaxmeta.networks.encodings import encode_action
 from jaxmeta.networks.policies import acting
 from jaxmeta.networks.recurrent import Memory
+from jaxmeta.recurrences import linear_recurrence
 from jaxmeta.tasks.family import TaskFamily
 from jaxmeta.tasks.keys import quick
 from jaxmeta.types import Learner, Lifetime, MetaAlgorithm, Params, Task, TimeStep, Trajectory
@@ -338,6 +339,10 @@ class Loss(NamedTuple):
     """``(params, key, data [T], inputs [T], counted [T], hyper) -> (loss [], report)`` of one trial, to be
     minimised beside it. Rewards in ``data`` are in units. Steps that are not ``counted`` (bool) hold zeros
     and must not enter the loss."""
+    bonus: Callable[..., dict[str, jax.Array]] | None = None
+    """``(params, key, data [T], inputs [T], counted [T], hyper) -> {name: [T]}`` of one trial: bonuses for exploration
+    that the policy and the value learn from beside the rewards, and that nothing else sees (`bonuses`). The weight of
+    a bonus is ``hyper.<name>_bonus``."""
 
 
 class Batch(NamedTuple):
@@ -384,12 +389,14 @@ def learn_from_trials(
         recorded = parts.trials(act_key, state.meta, tasks)
         data, counted = counted_steps(recorded, config.num_episodes)
         inputs = jax.vmap(parts.inputs, in_axes=(None, 0))(state.meta, data)
+        learn_key, bonus = bonuses(learn_key, state.meta, hyper, data, inputs, counted, loss.bonus)
         meta, batch = with_advantages(
             state.meta,
             hyper,
             data,
             inputs,
             counted,
+            bonus,
             network=network,
             explore_episodes=config.explore_episodes,
         )
@@ -416,11 +423,15 @@ def learn_from_trials(
 
 
 def annealed(hyper: TrialHyper, num_updates: jax.Array) -> Any:
-    """``hyper`` with the step size and the weight of the entropy after ``num_updates []`` meta-updates."""
+    """``hyper`` with the step size and the weights of the entropy and of bonuses after ``num_updates []`` meta-updates."""
     done = num_updates.astype(float) / hyper.anneal_updates
     left = jnp.maximum(1.0 - done, 0.0)
     falling = [x for x in ("learning_rate", "entropy_cost") if x in hyper._fields]
-    return hyper._replace(**{name: left * getattr(hyper, name) for name in falling})
+    after = {name: left * getattr(hyper, name) for name in falling}
+    if "bonus_updates" in hyper._fields:
+        left = jnp.maximum(1.0 - num_updates.astype(float) / hyper.bonus_updates, 0.0)
+        after |= {x: left * getattr(hyper, x) for x in hyper._fields if x.endswith("_bonus")}
+    return hyper._replace(**after)
 
 
 def counted_steps(recorded: Trajectory, num_episodes: int) -> tuple[Trajectory, jax.Array]:
@@ -439,20 +450,21 @@ def with_advantages(
     data: Trajectory,
     inputs: Inputs,
     counted: jax.Array,
+    bonus: jax.Array | float = 0.0,
     *,
     network: ActorCritic,
     explore_episodes: int = 0,
 ) -> tuple[Meta, Batch]:
     """``meta`` with its running scales moved, and the batch: advantages and targets over whole trials ``[B, T]``.
 
-    Rewards of the first ``explore_episodes`` count 0.
+    Rewards of the first ``explore_episodes`` count 0. A ``bonus [B, T]`` counts in all episodes.
     """
     mean, spread = meta.value_scale
     _, v = jax.vmap(network.unroll, in_axes=(None, 0, 0))(meta.params, data.memory.state, inputs)
     v = jnp.where(counted, mean + spread * v, 0.0)
     reward = jnp.where(counted, data.reward, 0.0)
     explores = jax.vmap(episode_index)(data.last) < explore_episodes
-    earned = jnp.where(explores, 0.0, reward)
+    earned = jnp.where(explores, 0.0, reward) + bonus
     advantage, returns = jax.vmap(advantages_and_returns, (0, 0, None))(earned, v, hyper)
     mean, spread = value_scale = moved_value_scale(meta.value_scale, returns, counted)
     batch = Batch(
@@ -464,6 +476,37 @@ def with_advantages(
     )
     reward_scale = running_reward_scale(meta.reward_scale, reward, counted)
     return meta._replace(value_scale=value_scale, reward_scale=reward_scale), batch
+
+
+def bonuses(
+    key: jax.Array,
+    meta: Meta,
+    hyper: TrialHyper,
+    data: Trajectory,
+    inputs: Inputs,
+    counted: jax.Array,
+    bonus: Callable[..., dict[str, jax.Array]] | None,
+) -> tuple[jax.Array, jax.Array | float]:
+    """``(key, bonus [B, T])``: a new key and the sum of all bonuses of trials ``[B, T]``, 0 without any; arguments as in `Loss`.
+
+    Each is divided by the standard deviation of its discounted sums, of the batch, and is in the unit of rewards.
+    """
+    if bonus is None:
+        return key, 0.0
+    key, bonus_key = jax.random.split(key)
+    keys = jax.random.split(bonus_key, len(counted))
+    seen = data._replace(reward=in_units(data.reward, meta.reward_scale))
+    given = jax.vmap(bonus, (None, 0, 0, 0, 0, None))(
+        meta.params, keys, seen, inputs, counted, hyper
+    )
+    unit = jnp.where(meta.reward_scale > 0, meta.reward_scale, 1.0)
+    total = jnp.zeros_like(data.reward)
+    for name, x in given.items():
+        x = jnp.where(counted, x, 0.0)
+        sums = jax.vmap(lambda x: linear_recurrence(x, jnp.full_like(x, hyper.discount)))(x)
+        spread = jnp.std(sums, where=counted)
+        total += getattr(hyper, f"{name}_bonus") * unit * in_units(x, spread)
+    return key, jax.lax.stop_gradient(total)
 
 
 def minibatch_loss(

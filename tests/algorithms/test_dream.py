@@ -65,7 +65,7 @@ def views(params=None):
     """What networks of known outputs make of `a_batch`: f = (1, 2), g at step t is (t, t)."""
     constant = lambda x: lambda params, *_: x  # noqa: E731
     networks = module.Networks(
-        bottleneck=module.Value(None, lambda params, x: jnp.asarray([[1.0, 2.0]])),
+        bottleneck=module.Network(None, lambda params, x: jnp.asarray([[1.0, 2.0]])),
         decoder=module.ActionValues(
             None, lambda: (), None, lambda params, state, inputs: jnp.tile(inputs.obs, (1, 2))
         ),

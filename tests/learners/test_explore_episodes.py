@@ -1,5 +1,8 @@
 """Episodes for exploration alone (E-RL²): their rewards are seen and count 0."""
 
+import math
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -112,3 +115,61 @@ def test_algorithms_hand_the_setting_on(module, monkeypatch):
 def test_settings_that_are_wrong(explore_episodes, why):
     with pytest.raises(ValueError, match=f"explore_episodes={explore_episodes} .*{why}"):
         rl2.Config(num_episodes=2, explore_episodes=explore_episodes)
+
+
+class Weights(NamedTuple):
+    """Numbers of a learner with two bonuses."""
+
+    discount: float = 0.5
+    gae_lambda: float = 1.0
+    one_bonus: float = 3.0
+    two_bonus: float = 0.0
+    bonus_updates: float = 10.0
+
+
+def test_bonuses_are_in_units_of_rewards_and_only_advantages_have_them():
+    (data, inputs), network = a_trial([10.0, -20.0, 1.0, 2.0, 4.0])
+    counted = jnp.asarray([[1, 1, 1, 1, 0]], bool)
+    meta = recurrent.Meta({}, jnp.array([0.0, 1.0]), jnp.array(2.0), Weights())
+    given = jnp.asarray([1.0, 0.0, 3.0, 2.0, 100.0])
+
+    def bonus(params, key, data, inputs, counted, hyper):
+        in_units = jnp.allclose(data.reward, jnp.asarray([5.0, -10.0, 0.5, 1.0, 2.0]))
+        return {"one": given + 100.0 * ~in_units, "two": 7.0 * given}
+
+    def batch_with(bonus_function):
+        key = jax.random.key(0)
+        told = meta, meta.hyper, data, inputs, counted
+        after, extra = recurrent.bonuses(key, *told, bonus_function)
+        assert (after is key) == (bonus_function is None)
+        return extra, recurrent.with_advantages(*told, extra, network=network)[1]
+
+    extra, batch = batch_with(bonus)
+    sums = [1, 0.5, 3.25, 3.625]  # y = x + 0.5 y of the step before
+    expected = 3.0 * 2.0 / np.std(sums) * np.array([1, 0, 3, 2, 0])
+    np.testing.assert_allclose(extra[0], expected, rtol=1e-5)
+    none, plain = batch_with(None)
+    assert none == 0
+    np.testing.assert_array_equal(batch.data.reward, plain.data.reward)
+    assert not np.allclose(batch.advantage, plain.advantage)
+
+
+def test_weights_of_bonuses_fall_to_zero():
+    for done, left in ((0, 1.0), (5, 0.5), (10, 0.0), (12, 0.0)):
+        hyper = recurrent.annealed(WITH_RATE, jnp.asarray(done))
+        assert (hyper.one_bonus, hyper.two_bonus) == (3.0 * left, 0.0)
+        assert (hyper.learning_rate, hyper.discount) == (1.0, 0.5)
+
+
+class WithRate(NamedTuple):
+    """Numbers with what falls."""
+
+    discount: float = 0.5
+    one_bonus: float = 3.0
+    two_bonus: float = 0.0
+    bonus_updates: float = 10.0
+    learning_rate: float = 1.0
+    anneal_updates: float = math.inf
+
+
+WITH_RATE = WithRate()
