@@ -194,9 +194,9 @@ MUTANTS = (
     Mutant("algorithms/varibad.py", "jnp.where(counted, q.kl(_priors(q, inputs.reset)), 0.0)", "q.kl(_priors(q, inputs.reset))", "algorithms/test_varibad.py learners/test_recurrent.py"),
     Mutant("algorithms/varibad.py", "return jnp.where(reset[:, None], 0.0, past)", "return past"),
     Mutant("algorithms/varibad.py", "q = jax.lax.stop_gradient(self.posteriors(params, y))", "q = self.posteriors(params, y)"),
-    Mutant("algorithms/recurrent_q.py", "v_next=values_to_come(v)", "v_next=v"),
-    Mutant("algorithms/recurrent_q.py", "lambda_returns(jax.lax.stop_gradient(q), batch, value_scale", "lambda_returns(q, batch, value_scale"),
-    Mutant("algorithms/recurrent_q.py", "jax.vmap(values_to_come)(greedy.astype(best.dtype))", "greedy.astype(best.dtype)"),
+    Mutant("learners/action_values.py", "v_next=values_to_come(v)", "v_next=v", "algorithms/test_recurrent_q.py"),
+    Mutant("learners/action_values.py", "fixed = jax.lax.stop_gradient(q)", "fixed = q", "algorithms/test_recurrent_q.py"),
+    Mutant("learners/action_values.py", "jax.vmap(values_to_come)(greedy.astype(best.dtype))", "greedy.astype(best.dtype)", "algorithms/test_recurrent_q.py"),
     Mutant("algorithms/recurrent_q.py", "state.meta._replace(hyper=hyper), tasks)", "state.meta, tasks)"),
     Mutant("learners/buffers.py", "rows = order[jnp.arange(good.shape[0]) % jnp.maximum(jnp.sum(good), 1)]", "rows = jnp.arange(good.shape[0])"),
     # The networks

@@ -685,6 +685,7 @@ COMMANDS = {
     "environment_steps": ["Main"],
     "estimators": ["Main"],
     "experts": ["Main"],
+    "exploration": ["Main"],
     "families": ["Main"],
     "fields": ["Main"],
     "in_context": ["Bandits", "Rooms", "Distillation", "Regret"],

@@ -65,6 +65,7 @@ from jaxmeta import types
 from jaxmeta.algorithms import (
     algorithm_distillation,
     decision_pretrained,
+    dream,
     es,
     imaml,
     learned_objective,
@@ -86,6 +87,7 @@ from jaxmeta.algorithms import (
 ALGORITHMS: dict[str, ModuleType] = {
     "algorithm_distillation": algorithm_distillation,
     "decision_pretrained": decision_pretrained,
+    "dream": dream,
     "es": es,
     "imaml": imaml,
     "learned_objective": learned_objective,
@@ -109,6 +111,7 @@ __all__ = [
     "ALGORITHMS",
     "algorithm_distillation",
     "decision_pretrained",
+    "dream",
     "es",
     "imaml",
     "learned_objective",

@@ -51,8 +51,14 @@ import jax.numpy as jnp
 import optax
 
 from jaxmeta import checks, learners
-from jaxmeta.estimators.returns import advantages_and_targets
-from jaxmeta.estimators.units import in_units, running_reward_scale
+from jaxmeta.estimators.units import running_reward_scale
+from jaxmeta.learners.action_values import (
+    TRACES,
+    lambda_returns,
+    scheduled,
+    unrolled,
+    value_error,
+)
 from jaxmeta.learners.buffers import item_buffer, predicted_bytes
 from jaxmeta.learners.minibatches import Counts, in_chunks, learn_in_epochs
 from jaxmeta.learners.recurrent import (
@@ -64,9 +70,8 @@ from jaxmeta.learners.recurrent import (
     moved_value_scale,
     trial_learner,
     trial_metrics,
-    values_to_come,
 )
-from jaxmeta.learners.trial_replay import Batch, batch_of, kept_trial, remembered
+from jaxmeta.learners.trial_replay import Batch, State, batch_of, kept, kept_trial, remembered
 from jaxmeta.meta_updates.outer_loop import Optimizer, outer_optimizer
 from jaxmeta.networks import recurrent
 from jaxmeta.networks.action_values import (
@@ -123,7 +128,7 @@ class Config(learners.recurrent.EpochConfig):
         recurrent.check(self.memory, self.memory_size, self.precision)
         for size in self.encoder_sizes:
             checks.at_least("encoder_sizes", size, 1)
-        checks.choice("trace", self.trace, ("peng", "watkins"))
+        checks.choice("trace", self.trace, TRACES)
         checks.at_least("replay_trials", self.replay_trials, 0)
         checks.at_least("replayed_trials", self.replayed_trials, 1)
         if self.replay_trials == 0:
@@ -162,19 +167,6 @@ class Hyper(NamedTuple):
     """ε outside of training, in evaluation and deployment: 0 takes the best action always."""
     temperature: float = 0.0
     """τ outside of training."""
-
-
-class State(NamedTuple):
-    """The state of the slow loop."""
-
-    meta: Meta
-    """The part that the learner reads."""
-    optimizer: Any
-    """The optimiser's state."""
-    num_updates: jax.Array
-    """``[]``, int32: meta-updates that were applied."""
-    replay: Any
-    """The buffer of the last trials; ``()`` without replay."""
 
 
 @checks.constructor(
@@ -239,8 +231,9 @@ def recurrent_q(
         hyper = scheduled(state.meta.hyper, state.num_updates)
         recorded = parts.trials(act_key, state.meta._replace(hyper=hyper), tasks)
         data, counted = counted_steps(recorded, config.num_episodes)
-        replay, replayed = remembered(state.replay, state.meta, data, counted, buffer, parts)
-        batch = batch_of(state.meta, data, counted, parts)
+        make = partial(batch_of, state.meta, parts=parts)
+        replay, replayed = remembered(state.replay, buffer, kept(data, counted), make)
+        batch = make(data, counted)
         meta = with_scales(state.meta, batch, hyper, network=network, config=config)
         learned, reports, applied = learn_in_epochs(
             learn_key,
@@ -317,17 +310,6 @@ def first_meta(key: jax.Array, network: ActionValues, hyper: Hyper) -> Meta:
     return Meta(network.init(key), jnp.zeros(2), jnp.zeros(()), hyper)
 
 
-def scheduled(hyper: Any, num_updates: jax.Array) -> Any:
-    """``hyper`` with training's ε and the step size after ``num_updates []`` meta-updates."""
-    done = num_updates.astype(float)
-    left = jnp.maximum(1.0 - done / hyper.epsilon_updates, 0.0)
-    epsilon = hyper.last_epsilon + left * (hyper.first_epsilon - hyper.last_epsilon)
-    cooling = hyper.first_temperature - hyper.last_temperature
-    temperature = hyper.last_temperature + left * cooling
-    rate = jnp.maximum(1.0 - done / hyper.anneal_updates, 0.0) * hyper.learning_rate
-    return hyper._replace(learning_rate=rate, epsilon=epsilon, temperature=temperature)
-
-
 def value_loss(
     params: Params,
     keys: jax.Array,
@@ -341,39 +323,9 @@ def value_loss(
 ) -> tuple[jax.Array, dict]:
     """``(loss [], report)``, the share of some trials in half a minibatch's mean squared error to λ-returns, in units of the returns' spread."""
     del keys
-    mean, spread = value_scale
-    q = _unrolled(params, batch, network)
-    returns = lambda_returns(jax.lax.stop_gradient(q), batch, value_scale, hyper, config.trace)
-    target = in_units(returns - mean, spread)
-    taken = jnp.sum(jnp.where(_one_hot(batch.action, q), q, 0.0), axis=-1)
-    error = jnp.where(batch.counted, taken - target, 0.0)
-    loss = 0.5 * jnp.sum(error**2) / whole.steps.astype(error.dtype)
+    q = unrolled(params, batch.inputs, network)
+    loss = value_error(q, batch, value_scale, hyper, trace=config.trace, divisor=whole.steps)
     return loss, {"value_loss": loss}
-
-
-def lambda_returns(
-    q: jax.Array, batch: Batch, value_scale: jax.Array, hyper: Any, trace: str
-) -> jax.Array:
-    """The λ-returns ``G [B, T]`` of trials, from values ``q [B, T, A]`` in units; rewards and G are not in units."""
-    mean, spread = value_scale
-    best = jnp.where(batch.counted, mean + spread * jnp.max(q, axis=-1), 0.0)
-    goes_on = jnp.ones_like(best)
-    if trace == "watkins":
-        greedy = jnp.argmax(q, axis=-1).astype(batch.action.dtype) == batch.action
-        goes_on = jax.vmap(values_to_come)(greedy.astype(best.dtype))
-    discount = jnp.full_like(best, hyper.discount)
-
-    def returns(reward: jax.Array, discount: jax.Array, v: jax.Array, goes_on: jax.Array) -> Any:
-        return advantages_and_targets(
-            reward,
-            discount,
-            v=v,
-            v_next=values_to_come(v),
-            last=jnp.zeros_like(v),
-            lambda_=hyper.trace_lambda * goes_on,
-        )[1]
-
-    return jax.vmap(returns)(batch.reward, discount, best, goes_on)
 
 
 def with_scales(
@@ -401,13 +353,3 @@ def _choose(
 ) -> tuple[Categorical, Any]:
     q, state = network.step(meta.params, state, inputs)
     return epsilon_greedy(q, meta.hyper.epsilon, meta.hyper.temperature), state
-
-
-def _unrolled(params: Params, batch: Batch, network: ActionValues) -> jax.Array:
-    """Values ``q [B, T, A]`` of all steps of trials, in units."""
-    unroll = jax.vmap(network.unroll, in_axes=(None, None, 0))
-    return unroll(params, network.initial(), batch.inputs)
-
-
-def _one_hot(action: jax.Array, q: jax.Array) -> jax.Array:
-    return jax.nn.one_hot(action, q.shape[-1], dtype=bool)

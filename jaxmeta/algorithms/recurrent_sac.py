@@ -205,18 +205,19 @@ def recurrent_sac(
         hyper = annealed(state.meta.hyper, state.num_updates)
         recorded = parts.trials(act_key, state.meta, tasks)
         data, counted = counted_steps(recorded, config.num_episodes)
-        good = jnp.any(counted, axis=1)
-        replay = buffer.add(state.replay, trial_replay.kept(data, counted), good)
         meta = with_scales(state.meta, data.reward, counted)
+        make = partial(trial_replay.batch_of, meta, parts=parts)
+        items = trial_replay.kept(data, counted)
+        replay = buffer.add(state.replay, items, jnp.any(counted, axis=1))
         learned, reports, applied = soft_actor_critic.learn_from_replay(
             learn_key,
             Learned(meta.params, state.target, state.optimizer),
-            lambda key: trial_replay.drawn(key, replay, meta, buffer, parts),
+            lambda key: trial_replay.drawn(key, replay, buffer, make),
             losses=partial(losses, meta=meta, network=network, family=family),
             optimizer=outer_optimizer(optimizer, hyper),
             target_rate=hyper.target_rate,
             num_steps=config.gradient_steps,
-            apply=jnp.any(good),
+            apply=jnp.any(counted),
         )
         metrics = jax.tree.map(lambda x: jnp.mean(x, where=applied), reports)
         metrics |= trial_metrics(recorded, counted, config.num_episodes)

@@ -12,6 +12,12 @@ the encoder sees (`learners.recurrent`). PPO trains the policy, which reads the 
 sends no gradient into the encoder (section 3.3). Both learn from the same trials in the same steps of one
 optimiser, so PPO's ratio also holds changes of the belief.
 
+HyperX (Zintgraf et al. 2021, "Exploration in approximate hyper-state space for meta reinforcement learning") adds two bonuses to
+the rewards that the policy learns from, by ``Config(bonuses=("novelty", "error"))``. ``novelty``: the squared error of a network
+that learns to predict the outputs of another one, which is fixed and random, from the observation and the belief after a step
+(Burda et al. 2018, "Exploration by random network distillation"). ``error``: the decoders' error on the step just seen, from a latent drawn from the belief after it. Both fall to zero in
+``Hyper(bonus_updates=...)``. Their scale is of each batch, where the paper's runs. They make agents explore where rewards are sparse.
+
     from jaxmeta.networks.recurrent import gru
     algorithm = varibad(family, memory=gru(64))
 
@@ -75,6 +81,10 @@ class Config(learners.recurrent.Config):
     decodes: tuple[Literal["rewards", "states"], ...] = ("rewards",)
     """The targets that are predicted from the latent: `rewards`, `states` (successors) where the dynamics vary from
     task to task, or both."""
+    bonuses: tuple[Literal["novelty", "error"], ...] = ()
+    """HyperX's bonuses for exploration."""
+    novelty_sizes: tuple[int, ...] = (256, 256, 128)
+    """Widths of the two networks of the bonus `novelty`; the last is of their outputs."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -94,6 +104,15 @@ class Config(learners.recurrent.Config):
             raise ValueError("decoder_sizes=() must have at least one width")
         for size in self.decoder_sizes:
             checks.at_least("decoder_sizes", size, 1)
+        checks.distinct("bonuses", self.bonuses)
+        for bonus in self.bonuses:
+            checks.choice("bonuses", bonus, ("novelty", "error"))
+        if "novelty" not in self.bonuses:
+            checks.ignored(self, ["novelty_sizes"], f"with bonuses={self.bonuses!r}")
+        if not self.novelty_sizes:
+            raise ValueError("novelty_sizes=() must have at least one width")
+        for size in self.novelty_sizes:
+            checks.at_least("novelty_sizes", size, 1)
 
 
 class Hyper(NamedTuple):
@@ -121,13 +140,21 @@ class Hyper(NamedTuple):
     """Weight of the squared error of successors, a mean over their entries."""
     kl_cost: float = 0.1
     """Weight of the divergence of a posterior from the one before, in nats."""
+    novelty_bonus: float = 1.0
+    """Weight of the bonus `novelty`, in units of rewards; a bonus's discounted sums have a standard deviation of 1."""
+    error_bonus: float = 1.0
+    """Weight of the bonus `error`."""
+    bonus_updates: float = math.inf
+    """Meta-updates in which the weights of the bonuses fall to zero in a straight line."""
 
 
 COSTS = {"rewards": "reward_cost", "states": "state_cost"}
 """The weight of each decoded target."""
 
 
-@checks.constructor()
+@checks.constructor(
+    novelty_bonus=(0.0, 1e6), error_bonus=(0.0, 1e6), bonus_updates=(1e-6, math.inf)
+)
 def varibad(
     family: TaskFamily,
     config: Config = Config(),
@@ -152,16 +179,19 @@ def varibad(
     """
     unused = [cost for target, cost in COSTS.items() if target not in config.decodes]
     checks.ignored(hyper, unused, f"with decodes={config.decodes!r}")
-    network, negative_elbo = belief_actor_critic(family, config, memory)
-    loss = Loss(learners.recurrent.ppo, negative_elbo)
+    unused = [f"{name}_bonus" for name in ("novelty", "error") if name not in config.bonuses]
+    unused += [] if config.bonuses else ["bonus_updates"]
+    checks.ignored(hyper, unused, f"with bonuses={config.bonuses!r}")
+    network, parts = belief_actor_critic(family, config, memory)
+    loss = Loss(learners.recurrent.ppo, parts.loss, parts.bonus if config.bonuses else None)
     return learners.recurrent.learn_from_trials(family, config, hyper, network, loss, optimizer)
 
 
 @checks.arguments
 def belief_actor_critic(
     family: TaskFamily, config: Config, memory: Memory | None = None
-) -> tuple[ActorCritic, Callable[..., tuple[jax.Array, dict]]]:
-    """A policy and a value on a belief, and the loss of the belief on one trial: `Loss.auxiliary`."""
+) -> tuple[ActorCritic, "_BeliefNetwork"]:
+    """A policy and a value on a belief, and what has its loss on one trial, `Loss.auxiliary`, and its bonuses, `Loss.bonus`."""
     obs_size, past_size, time_size = encodings.input_sizes(family)
     encoder = memory_of(family, config, memory)
     num_features = obs_size + time_size + 2 * config.latent_size
@@ -179,9 +209,16 @@ def belief_actor_critic(
         policy=action_head(num_features, family.action_space, config.hidden_sizes),
         value=value_mlp((num_features,), config.hidden_sizes),
         decoders={name: _Decoder(code, features[name], rank) for name in config.decodes},
+        novelty=_novelty(config, obs_size) if "novelty" in config.bonuses else None,
+        bonuses=config.bonuses,
     )
     actor_critic = ActorCritic(network.init, encoder.initial, network.step, network.unroll)
-    return actor_critic, network.negative_elbo
+    return actor_critic, network
+
+
+def _novelty(config: Config, obs_size: int) -> Value:
+    *hidden, size = config.novelty_sizes
+    return value_mlp((obs_size + 2 * config.latent_size,), hidden, size)
 
 
 class _Decoder(NamedTuple):
@@ -202,10 +239,18 @@ class _Decoder(NamedTuple):
 
     def apply(self, params: Params, m: jax.Array, transitions: jax.Array) -> jax.Array:
         """Predictions ``[T, T, D]`` from each of the latents ``m [T, L]`` about each of ``transitions [T, F]``."""
+        return jnp.einsum("tr,iro->tio", *self._factors(params, m, transitions))
+
+    def each(self, params: Params, m: jax.Array, transitions: jax.Array) -> jax.Array:
+        """Predictions ``[T, D]`` from each of the latents ``m [T, L]`` about the transition in the same place."""
+        return jnp.einsum("tr,tro->to", *self._factors(params, m, transitions))
+
+    def _factors(
+        self, params: Params, m: jax.Array, transitions: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
         codes = self.code.apply(params["code"], m)
         features = self.features.apply(params["features"], transitions)
-        features = features.reshape(len(transitions), self.rank, -1)
-        return jnp.einsum("tr,iro->tio", codes, features) / math.sqrt(self.rank)
+        return codes / math.sqrt(self.rank), features.reshape(len(transitions), self.rank, -1)
 
 
 class _BeliefNetwork(NamedTuple):
@@ -217,6 +262,8 @@ class _BeliefNetwork(NamedTuple):
     policy: Head
     value: Value
     decoders: dict[str, _Decoder]
+    novelty: Value | None = None
+    bonuses: tuple[str, ...] = ()
 
     def init(self, key: jax.Array) -> Params:
         """New parameters."""
@@ -229,6 +276,11 @@ class _BeliefNetwork(NamedTuple):
         }
         for key, (name, decoder) in zip(keys[4:], self.decoders.items(), strict=False):
             params[name] = decoder.init(key)
+        if self.novelty is not None:
+            # Parameters without the bonus are the same.
+            fixed_key, trained_key = jax.random.split(jax.random.fold_in(keys[0], len(keys)))
+            fixed = jax.tree.map(lambda x: 10.0 * x, self.novelty.init(fixed_key))
+            params["novelty"] = {"fixed": fixed, "trained": self.novelty.init(trained_key)}
         return params
 
     def posteriors(self, params: Params, y: jax.Array) -> DiagGaussian:
@@ -253,7 +305,7 @@ class _BeliefNetwork(NamedTuple):
         x = self.features(params, inputs, y)
         return self.policy.apply(params["policy"], x), self.value.apply(params["value"], x)
 
-    def negative_elbo(
+    def loss(
         self,
         params: Params,
         key: jax.Array,
@@ -262,10 +314,79 @@ class _BeliefNetwork(NamedTuple):
         counted: jax.Array,
         hyper: Hyper,
     ) -> tuple[jax.Array, dict]:
-        """Minus the weighted mean over t of ELBO_t / T, over the T ``counted`` steps of one trial; and its report."""
+        """Minus the ELBO, and the error of the novelty's prediction where there is one; and their report."""
         y, _ = self.encoder.unroll(
             params["encoder"], data.memory.state, joined(inputs), inputs.reset
         )
+        loss, report = self.negative_elbo(params, key, y, data, inputs, counted, hyper)
+        if self.novelty is None:
+            return loss, report
+        squares = self.novelties(params, inputs, y)
+        error = jnp.sum(jnp.where(counted, squares, 0.0)) / count(counted, squares)
+        return loss + error, report | {"error/novelty": error}
+
+    def novelties(self, params: Params, inputs: Inputs, y: jax.Array) -> jax.Array:
+        """The error of the prediction about each observation and belief, ``[T]``; the encoder gets no gradient."""
+        assert self.novelty is not None
+        q = jax.lax.stop_gradient(self.posteriors(params, y))
+        seen = jnp.concatenate([inputs.obs, q.mean, 2.0 * q.log_std], axis=-1)
+        fixed, trained = (
+            self.novelty.apply(params["novelty"][name], seen) for name in ("fixed", "trained")
+        )
+        return jnp.mean((trained - jax.lax.stop_gradient(fixed)) ** 2, axis=-1)
+
+    def bonus(
+        self,
+        params: Params,
+        key: jax.Array,
+        data: Trajectory,
+        inputs: Inputs,
+        counted: jax.Array,
+        hyper: Hyper,
+    ) -> dict[str, jax.Array]:
+        """HyperX's bonuses of the steps of one trial, ``[T]`` each: of what is seen and believed after each.
+
+        The last step's are 0: what follows it is not seen.
+        """
+        y, _ = self.encoder.unroll(
+            params["encoder"], data.memory.state, joined(inputs), inputs.reset
+        )
+        found = {}
+        if "novelty" in self.bonuses:
+            found["novelty"] = _next(self.novelties(params, inputs, y))
+        if "error" in self.bonuses:
+            m = jax.tree.map(_next, self.posteriors(params, y)).sample(key)
+            transitions, targets = self.transitions(data, inputs)
+            found["error"] = sum(
+                getattr(hyper, COSTS[name])
+                * jnp.mean(
+                    (decoder.each(params[name], m, transitions[name]) - targets[name]) ** 2, axis=-1
+                )
+                for name, decoder in self.decoders.items()
+            )
+        seen = counted & _next(counted)
+        return {name: jnp.where(seen, x, 0.0) for name, x in found.items()}
+
+    def transitions(
+        self, data: Trajectory, inputs: Inputs
+    ) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
+        """What each decoder reads of the transitions of a trial, and what it predicts, ``[T, ...]`` each."""
+        next_obs = data.next_obs.reshape(len(data.reward), -1)
+        cause = jnp.concatenate([inputs.obs, encodings.encode_action(data.action, self.family)], 1)
+        transitions = {"rewards": jnp.concatenate([cause, next_obs], axis=1), "states": cause}
+        return transitions, {"rewards": data.reward[:, None], "states": next_obs}
+
+    def negative_elbo(
+        self,
+        params: Params,
+        key: jax.Array,
+        y: jax.Array,
+        data: Trajectory,
+        inputs: Inputs,
+        counted: jax.Array,
+        hyper: Hyper,
+    ) -> tuple[jax.Array, dict]:
+        """Minus the weighted mean over t of ELBO_t / T, over the T ``counted`` steps of one trial; and its report."""
         q = self.posteriors(params, y)
         kl = jnp.sum(jnp.where(counted, q.kl(_priors(q, inputs.reset)), 0.0))
         errors = self.errors(params, q.sample(key), data, inputs, counted)
@@ -278,10 +399,7 @@ class _BeliefNetwork(NamedTuple):
         self, params: Params, m: jax.Array, data: Trajectory, inputs: Inputs, counted: jax.Array
     ) -> dict[str, jax.Array]:
         """Mean squared error of each decoder over all pairs of a latent ``m [T, L]`` and a transition."""
-        next_obs = data.next_obs.reshape(len(m), -1)
-        cause = jnp.concatenate([inputs.obs, encodings.encode_action(data.action, self.family)], 1)
-        transitions = {"rewards": jnp.concatenate([cause, next_obs], axis=1), "states": cause}
-        targets = {"rewards": data.reward[:, None], "states": next_obs}
+        transitions, targets = self.transitions(data, inputs)
         pairs = (counted[:, None] & counted[None, :])[:, :, None]
         num_pairs = count(counted, data.reward) ** 2
         errors = {}
@@ -290,6 +408,11 @@ class _BeliefNetwork(NamedTuple):
             square = jnp.where(pairs, (decoded - targets[name][None]) ** 2, 0.0)
             errors[name] = jnp.sum(square) / (num_pairs * square.shape[-1])
         return errors
+
+
+def _next(x: jax.Array) -> jax.Array:
+    """``x [T, ...]`` one step later; zeros after the last."""
+    return jnp.concatenate([x[1:], jnp.zeros_like(x[:1])])
 
 
 def _priors(q: DiagGaussian, reset: jax.Array) -> DiagGaussian:

@@ -2,11 +2,13 @@
 
 `gradient` takes policy-gradient steps from a meta-learned start, `recurrent` learns in a network's state, `replay` reuses
 off-policy experience, `actor_critic` has meta-learned hyper-parameters, `update_rules` learns by a learned rule. `in_context`
-learns to predict actions. `buffers` keeps old experience for the outer loop, and `minibatches` takes its gradient steps on recorded trials.
+learns to predict actions. `minibatches` takes the outer loop's gradient steps on recorded trials, `buffers` and `trial_replay` keep old
+experience for it, and `action_values` learns from trials by λ-returns.
 """
 
 from jaxmeta import types
 from jaxmeta.learners import (
+    action_values,
     actor_critic,
     buffers,
     gradient,
@@ -23,6 +25,7 @@ from jaxmeta.learners.recurrent import recurrent_learner, trial_learner
 from jaxmeta.learners.replay import replay_learner
 
 __all__ = [
+    "action_values",
     "actor_critic",
     "actor_critic_learner",
     "buffers",

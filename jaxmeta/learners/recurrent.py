@@ -43,6 +43,7 @@ from jaxmeta.networks.distributions import Distribution
 from jaxmeta.networks.encodings import encode_action
 from jaxmeta.networks.policies import acting
 from jaxmeta.networks.recurrent import Memory
+from jaxmeta.recurrences import linear_recurrence
 from jaxmeta.tasks.family import TaskFamily
 from jaxmeta.tasks.keys import quick
 from jaxmeta.types import Learner, Lifetime, MetaAlgorithm, Params, Task, TimeStep, Trajectory
@@ -118,9 +119,21 @@ class EpochConfig(TrialConfig):
 class Config(EpochConfig):
     """Settings of learners with memory that follow a policy gradient; algorithms add their own."""
 
+    explore_episodes: int = 0
+    """Episodes at the start of a trial that are for exploration alone (E-RL²): the network sees their rewards, and returns,
+    values and advantages count them 0."""
     normalize: bool = True
     """Scale each minibatch's advantages to mean 0 and standard deviation 1; without it they are in units of
     the spread of returns."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        checks.at_least("explore_episodes", self.explore_episodes, 0)
+        if self.explore_episodes >= self.num_episodes:
+            raise ValueError(
+                f"explore_episodes={self.explore_episodes} must be less than num_episodes={self.num_episodes}: "
+                "nothing would be earned"
+            )
 
 
 class Hyper(NamedTuple):
@@ -354,6 +367,10 @@ class Loss(NamedTuple):
     """``(params, key, data [T], inputs [T], counted [T], hyper) -> (loss [], report)`` of one trial, to be
     minimised beside it. Rewards in ``data`` are in units. Steps that are not ``counted`` (bool) hold zeros
     and must not enter the loss."""
+    bonus: Callable[..., dict[str, jax.Array]] | None = None
+    """``(params, key, data [T], inputs [T], counted [T], hyper) -> {name: [T]}`` of one trial: bonuses for exploration
+    that the policy and the value learn from beside the rewards, and that nothing else sees (`bonuses`). The weight of
+    a bonus is ``hyper.<name>_bonus``."""
 
 
 class Batch(NamedTuple):
@@ -402,8 +419,17 @@ def learn_from_trials(
         recorded = parts.trials(act_key, state.meta, tasks)
         data, counted = counted_steps(recorded, config.num_episodes)
         inputs = jax.vmap(parts.inputs, in_axes=(None, 0))(state.meta, data)
+        learn_key, bonus = bonuses(learn_key, state.meta, hyper, data, inputs, counted, loss.bonus)
         meta, batch = with_advantages(
-            state.meta, hyper, data, inputs, counted, network=network, trials_per_chunk=chunk
+            state.meta,
+            hyper,
+            data,
+            inputs,
+            counted,
+            bonus,
+            network=network,
+            trials_per_chunk=chunk,
+            explore_episodes=config.explore_episodes,
         )
         learned, reports, applied = learn_in_epochs(
             learn_key,
@@ -416,7 +442,9 @@ def learn_from_trials(
             config=config,
         )
         metrics = jax.tree.map(lambda x: jnp.mean(x, where=applied), reports)
-        metrics |= trial_metrics(recorded, counted, config.num_episodes)
+        metrics |= trial_metrics(
+            recorded, counted, config.num_episodes, explore_episodes=config.explore_episodes
+        )
         metrics["skipped_updates"] = 1 - jnp.any(applied).astype(jnp.int32)
         metrics["env_steps"] = jnp.asarray(len(counted) * parts.lifetime.num_steps, jnp.int32)
         done = state.num_updates + 1 - metrics["skipped_updates"]
@@ -427,11 +455,15 @@ def learn_from_trials(
 
 
 def annealed(hyper: TrialHyper, num_updates: jax.Array) -> Any:
-    """``hyper`` with the step size and the weight of the entropy after ``num_updates []`` meta-updates."""
+    """``hyper`` with the step size and the weights of the entropy and of bonuses after ``num_updates []`` meta-updates."""
     done = num_updates.astype(float) / hyper.anneal_updates
     left = jnp.maximum(1.0 - done, 0.0)
     falling = [x for x in ("learning_rate", "entropy_cost") if x in hyper._fields]
-    return hyper._replace(**{name: left * getattr(hyper, name) for name in falling})
+    after = {name: left * getattr(hyper, name) for name in falling}
+    if "bonus_updates" in hyper._fields:
+        left = jnp.maximum(1.0 - num_updates.astype(float) / hyper.bonus_updates, 0.0)
+        after |= {x: left * getattr(hyper, x) for x in hyper._fields if x.endswith("_bonus")}
+    return hyper._replace(**after)
 
 
 def counted_steps(recorded: Trajectory, num_episodes: int) -> tuple[Trajectory, jax.Array]:
@@ -451,11 +483,16 @@ def with_advantages(
     data: Trajectory,
     inputs: Inputs,
     counted: jax.Array,
+    bonus: jax.Array | float = 0.0,
     *,
     network: ActorCritic,
     trials_per_chunk: int | None = None,
+    explore_episodes: int = 0,
 ) -> tuple[Meta, Batch]:
-    """``meta`` with its running scales moved, and the batch: advantages and targets over whole trials ``[B, T]``."""
+    """``meta`` with its running scales moved, and the batch: advantages and targets over whole trials ``[B, T]``.
+
+    Rewards of the first ``explore_episodes`` count 0. A ``bonus [B, T]`` counts in all episodes.
+    """
     mean, spread = meta.value_scale
     v = in_chunks(
         lambda trial: network.unroll(meta.params, *trial)[1],
@@ -464,7 +501,9 @@ def with_advantages(
     )
     v = jnp.where(counted, mean + spread * v, 0.0)
     reward = jnp.where(counted, data.reward, 0.0)
-    advantage, returns = jax.vmap(advantages_and_returns, (0, 0, None))(reward, v, hyper)
+    explores = jax.vmap(episode_index)(data.last) < explore_episodes
+    earned = jnp.where(explores, 0.0, reward) + bonus
+    advantage, returns = jax.vmap(advantages_and_returns, (0, 0, None))(earned, v, hyper)
     mean, spread = value_scale = moved_value_scale(meta.value_scale, returns, counted)
     batch = Batch(
         data=data._replace(reward=in_units(reward, meta.reward_scale)),
@@ -496,6 +535,37 @@ def whole_minibatch(batch: Batch, *, normalize: bool) -> Whole:
         mean = jnp.mean(advantage, where=counted)
         scale = advantage_scale(advantage - mean, counted)
     return Whole(minibatches.counts(batch), mean, scale)
+
+
+def bonuses(
+    key: jax.Array,
+    meta: Meta,
+    hyper: TrialHyper,
+    data: Trajectory,
+    inputs: Inputs,
+    counted: jax.Array,
+    bonus: Callable[..., dict[str, jax.Array]] | None,
+) -> tuple[jax.Array, jax.Array | float]:
+    """``(key, bonus [B, T])``: a new key and the sum of all bonuses of trials ``[B, T]``, 0 without any; arguments as in `Loss`.
+
+    Each is divided by the standard deviation of its discounted sums, of the batch, and is in the unit of rewards.
+    """
+    if bonus is None:
+        return key, 0.0
+    key, bonus_key = jax.random.split(key)
+    keys = jax.random.split(bonus_key, len(counted))
+    seen = data._replace(reward=in_units(data.reward, meta.reward_scale))
+    given = jax.vmap(bonus, (None, 0, 0, 0, 0, None))(
+        meta.params, keys, seen, inputs, counted, hyper
+    )
+    unit = jnp.where(meta.reward_scale > 0, meta.reward_scale, 1.0)
+    total = jnp.zeros_like(data.reward)
+    for name, x in given.items():
+        x = jnp.where(counted, x, 0.0)
+        sums = jax.vmap(lambda x: linear_recurrence(x, jnp.full_like(x, hyper.discount)))(x)
+        spread = jnp.std(sums, where=counted)
+        total += getattr(hyper, f"{name}_bonus") * unit * in_units(x, spread)
+    return key, jax.lax.stop_gradient(total)
 
 
 def minibatch_loss(
@@ -565,9 +635,12 @@ def moved_value_scale(scale: jax.Array, returns: jax.Array, counted: jax.Array) 
     return jnp.stack([mean, jnp.where(spread > rounding, spread, 0.0)])
 
 
-def trial_metrics(data: Trajectory, counted: jax.Array, num_episodes: int) -> dict[str, jax.Array]:
+def trial_metrics(
+    data: Trajectory, counted: jax.Array, num_episodes: int, *, explore_episodes: int = 0
+) -> dict[str, jax.Array]:
     """Mean undiscounted returns of the first and the last episode and of the trial; the number of broken trials.
 
+    The trial's return is of the episodes after the first ``explore_episodes``.
     ``data [B, T]`` are B trials, and ``counted [B, T]`` marks their steps that count: none of a broken trial.
     """
     good = jnp.any(counted, axis=1)
@@ -579,6 +652,6 @@ def trial_metrics(data: Trajectory, counted: jax.Array, num_episodes: int) -> di
     return {
         "return/before": mean(episode == 0),
         "return/after": mean(episode == num_episodes - 1),
-        "return/trial": mean(episode < num_episodes),
+        "return/trial": mean((episode >= explore_episodes) & (episode < num_episodes)),
         "skipped_tasks": len(good) - jnp.sum(good, dtype=jnp.int32),
     }

@@ -18,6 +18,19 @@ from jaxmeta.tasks.keys import quick
 from jaxmeta.types import Trajectory
 
 
+class State(NamedTuple):
+    """The state of the slow loop of an algorithm with replay."""
+
+    meta: Any
+    """The part that the learner reads."""
+    optimizer: Any
+    """The optimiser's state."""
+    num_updates: jax.Array
+    """``[]``, int32: meta-updates that were applied."""
+    replay: Any
+    """The buffer of the last trials; ``()`` without replay."""
+
+
 class Batch(NamedTuple):
     """Trials to learn from, ``[B, T]``; steps that are not ``counted`` hold zeros."""
 
@@ -31,7 +44,7 @@ class Batch(NamedTuple):
     """bool: the steps to learn from."""
 
 
-def batch_of(meta: Any, data: Trajectory, counted: jax.Array, parts: RecurrentLearner) -> Batch:
+def batch_of(meta: Any, data: Trajectory, counted: jax.Array, *, parts: RecurrentLearner) -> Batch:
     """The batch of trials ``[B, T]``, with rewards that the network sees in today's units."""
     inputs = jax.vmap(parts.inputs, in_axes=(None, 0))(meta, data)
     return Batch(inputs, data.action, jnp.where(counted, data.reward, 0.0), counted)
@@ -39,28 +52,33 @@ def batch_of(meta: Any, data: Trajectory, counted: jax.Array, parts: RecurrentLe
 
 def remembered(
     replay: Any,
-    meta: Any,
-    data: Trajectory,
-    counted: jax.Array,
     buffer: Buffer | None,
-    parts: RecurrentLearner,
-) -> tuple[Any, Callable[[jax.Array], Batch] | None]:
-    """The buffer's state with new trials ``[B, T]`` in it, and ``(key) -> batch`` of trials drawn from it.
+    items: tuple,
+    batch_of: Callable[..., Any],
+) -> tuple[Any, Callable[[jax.Array], Any] | None]:
+    """The buffer's state with new trials in it, and ``(key) -> batch`` of trials drawn from it.
 
     Without a ``buffer`` the state stays, and the second is None.
+
+    Args:
+        replay: The buffer's state.
+        buffer: The buffer, or None.
+        items: ``(data, counted, ...)``, the new trials ``[B]`` as `kept` gives them and what else is kept of each. A
+            trial without a counted step is not kept.
+        batch_of: ``(data, counted, ...) -> batch`` of items.
     """
     if buffer is None:
         return replay, None
-    replay = buffer.add(replay, kept(data, counted), jnp.any(counted, axis=1))
-    return replay, lambda key: drawn(key, replay, meta, buffer, parts)
+    replay = buffer.add(replay, items, jnp.any(items[1], axis=1))
+    return replay, lambda key: drawn(key, replay, buffer, batch_of)
 
 
-def drawn(key: jax.Array, replay: Any, meta: Any, buffer: Buffer, parts: RecurrentLearner) -> Batch:
+def drawn(key: jax.Array, replay: Any, buffer: Buffer, batch_of: Callable[..., Any]) -> Any:
     """The batch of trials ``[num_sampled, T]`` drawn from the buffer's state ``replay``."""
-    data, counted = buffer.sample(key, replay)
+    data, counted, *more = buffer.sample(key, replay)
     # Every trial begins at time 0, and its values are learned from an empty memory.
     time = jnp.zeros(len(counted), jnp.int32)
-    return batch_of(meta, data._replace(memory=TrialMemory((), time)), counted, parts)
+    return batch_of(data._replace(memory=TrialMemory((), time)), counted, *more)
 
 
 def kept(data: Trajectory, counted: jax.Array) -> tuple[Trajectory, jax.Array]:

@@ -74,9 +74,47 @@ def recurrent_action_values(
         ValueError: the actions are not discrete, or the encoder does not fit the observations.
     """
     num_actions = num_discrete_actions("recurrent_action_values", family)
-    stem = stem_of(family, checks.each_at_least("encoder_sizes", encoder_sizes, 1), encoder)
+    return recurrent_outputs(
+        family,
+        memory,
+        num_actions,
+        encoder_sizes=encoder_sizes,
+        hidden_sizes=hidden_sizes,
+        encoder=encoder,
+    )
+
+
+@checks.arguments
+def recurrent_outputs(
+    family: TaskFamily,
+    memory: Memory,
+    num_outputs: int,
+    *,
+    encoder_sizes: Sequence[int] = (),
+    hidden_sizes: Sequence[int] = (64,),
+    encoder: Module | None = None,
+    more_inputs: int = 0,
+    scale: float = 0.01,
+) -> ActionValues:
+    """A network like `recurrent_action_values` with ``num_outputs`` outputs, values or others.
+
+    Args:
+        family: Tasks with the observations and the actions.
+        memory: The recurrent network.
+        num_outputs: Outputs.
+        encoder_sizes: As in `actor_critic.recurrent_actor_critic`.
+        hidden_sizes: As in `recurrent_action_values`.
+        encoder: As in `actor_critic.recurrent_actor_critic`.
+        more_inputs: Numbers that are read beside the family's, at the end of `Inputs.time`.
+        scale: Factor of the last layer's initial weights.
+
+    Raises:
+        ValueError: the encoder does not fit the observations.
+    """
+    sizes = checks.each_at_least("encoder_sizes", encoder_sizes, 1)
+    stem = stem_of(family, sizes, encoder, more_inputs)
     num_features = memory.size + (stem.size if stem.beside else 0)
-    head = normalized_mlp(num_features, hidden_sizes, num_actions, 0.01)
+    head = normalized_mlp(num_features, hidden_sizes, num_outputs, scale)
 
     def init(key: jax.Array) -> Params:
         memory_key, head_key, *more = jax.random.split(key, 3 if stem.beside else 2)

@@ -143,9 +143,14 @@ class Stem(NamedTuple):
     """Whether what stands on the memory, such as a policy, reads them, too, beside the memory."""
 
 
-def stem_of(family: TaskFamily, widths: tuple[int, ...], module: Module | None) -> Stem:
-    """The encoder of observations, if there is one, and then tanh layers of ``widths``, if there are any."""
-    obs_size, *others = input_sizes(family)
+def stem_of(
+    family: TaskFamily, widths: tuple[int, ...], module: Module | None, more: int = 0
+) -> Stem:
+    """The encoder of observations, if there is one, and then tanh layers of ``widths``, if there are any.
+
+    `Inputs.time` has ``more`` numbers at its end than the family's.
+    """
+    obs_size, *others = (*input_sizes(family), more)
     shape = family.observation_shape
     if module is None:
         encode, num_inputs = None, obs_size + sum(others)

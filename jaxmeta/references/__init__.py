@@ -28,6 +28,7 @@ from jaxmeta.references.bayes_optimal import (
     bayes_optimal_dependent_bandit,
     bayes_optimal_gridnavi,
 )
+from jaxmeta.references.buses import bayes_optimal_bus
 from jaxmeta.references.dark_rooms import (
     Searched,
     dark_room_sampling,
@@ -56,8 +57,10 @@ __all__ = [
     "bandits",
     "bayes_optimal",
     "bayes_optimal_bandit",
+    "bayes_optimal_bus",
     "bayes_optimal_dependent_bandit",
     "bayes_optimal_gridnavi",
+    "buses",
     "dark_room_sampling",
     "dark_rooms",
     "dependent_greedy",

@@ -31,6 +31,7 @@ from jaxmeta import checks, types
 from jaxmeta.tasks import (
     bandits,
     boxes,
+    bus,
     catch,
     composite,
     control,
@@ -75,6 +76,7 @@ FAMILIES: dict[str, Callable[..., TaskFamily]] = {
     "gaussian_bandit": bandits.gaussian_bandit,
     "dependent_bandit": bandits.dependent_bandit,
     "gridnavi": gridnavi.gridnavi,
+    "bus": bus.bus,
     "dark_room": dark_room.dark_room,
     "dark_key_to_door": dark_room.dark_key_to_door,
     "t_maze": t_maze.t_maze,
@@ -144,6 +146,7 @@ __all__ = [
     "TaskFamily",
     "bandits",
     "boxes",
+    "bus",
     "catch",
     "check",
     "check_promises",

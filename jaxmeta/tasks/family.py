@@ -52,6 +52,9 @@ class TaskFamily:
     action_features: Callable[[jax.Array], jax.Array] | None = None
     """``obs -> φ(s, ·) [A, F]``, features of the A actions for softmax-linear policies, π(a|s) ∝
     exp(φ(s, a)·θ); None means the observation in a block of features for each action."""
+    identity: Callable[[Task], jax.Array] | None = None
+    """``task -> [P]``, a task as a vector of numbers near 1; None means all parameters, flattened. It is what a network
+    is told (`task_vector`): in `informed` families, and where an algorithm knows tasks in training."""
     disjoint: tuple[str, ...] = ()
     """Splits that promise to have no task in common with any other split; `tasks.check` tries it."""
 
@@ -62,7 +65,13 @@ class TaskFamily:
         for split in SPLITS:
             if not callable(getattr(self, split)):
                 raise TypeError(f"{split}={getattr(self, split)!r} must be a function, key -> task")
-        for name in ("optimal_action", "optimal_return", "expert_action", "action_features"):
+        for name in (
+            "optimal_action",
+            "optimal_return",
+            "expert_action",
+            "action_features",
+            "identity",
+        ):
             if not (getattr(self, name) is None or callable(getattr(self, name))):
                 raise TypeError(f"{name}={getattr(self, name)!r} must be a function, or None")
         object.__setattr__(self, "disjoint", tuple(self.disjoint))
@@ -87,12 +96,22 @@ class TaskFamily:
         """Shape of one observation, ``()`` for a scalar; raises `InvalidEnvironment` unless observations are one array."""
         return tuple(environments.observation_space(self.env).shape)
 
+    def task_vector(self, task: Task) -> jax.Array:
+        """``task`` as a vector: its ``identity``, or all its parameters in the order of ``jax.tree.leaves``, ``[P]`` float."""
+        return (self.identity or flat)(task)
+
     def random_action(self, key: jax.Array) -> jax.Array:
         """A uniform draw from the action space; for a `Box`, from its nominal range (see `boxes`)."""
         space = self.action_space
         if isinstance(space, spaces.Discrete):  # one random number, where `randint` takes four
             return jnp.floor(space.n * jax.random.uniform(key)).astype(space.dtype)
         return boxes.sample(key, space)
+
+
+def flat(tree: Task) -> jax.Array:
+    """All leaves of ``tree`` in one float vector ``[P]``."""
+    leaves = jax.tree.leaves(tree)
+    return jnp.concatenate([jnp.ravel(jnp.asarray(leaf, float)) for leaf in leaves])
 
 
 @checks.arguments

@@ -7,6 +7,7 @@ task.
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -15,7 +16,7 @@ from gymnax.environments import environment, spaces
 
 from jaxmeta import checks
 from jaxmeta.tasks import environments, time_limit
-from jaxmeta.tasks.family import Controller, TaskFamily
+from jaxmeta.tasks.family import Controller, TaskFamily, flat
 from jaxmeta.types import SteppedEnvironment, Task
 
 
@@ -30,6 +31,8 @@ class Informed(environment.Environment[Any, Any]):
 
     env: SteppedEnvironment
     """The environment within."""
+    vector: Callable[[Task], jax.Array] = flat
+    """``task -> [P]``, the task as it is observed."""
 
     @property
     def ends_by(self) -> int | None:
@@ -51,7 +54,8 @@ class Informed(environment.Environment[Any, Any]):
         return self._told(obs, params), *rest
 
     def _told(self, obs: Any, params: Task) -> jax.Array:
-        return _flat((environments.flat_observation(self.env, obs), params))
+        seen = jnp.ravel(jnp.asarray(environments.flat_observation(self.env, obs), float))
+        return jnp.concatenate([seen, self.vector(params)])
 
     def is_truncated(self, state: Any, params: Task) -> jax.Array:
         return self.env.is_truncated(state, params)
@@ -65,8 +69,7 @@ class Informed(environment.Environment[Any, Any]):
 
     def observation_space(self, params: Task) -> spaces.Box:
         # Sizes are computed from the default task: a batch of tasks would count as larger.
-        default = self.default_params
-        task_size = sum(math.prod(jnp.shape(leaf)) for leaf in jax.tree.leaves(default))
+        task_size = jax.eval_shape(self.vector, self.default_params).size
         obs_size = math.prod(environments.observation_space(self.env).shape)
         return spaces.Box(-jnp.inf, jnp.inf, (obs_size + task_size,), jnp.float32)
 
@@ -75,7 +78,7 @@ class Informed(environment.Environment[Any, Any]):
 def informed(family: TaskFamily) -> TaskFamily:
     """``family`` with the task in its observations: its environment in `Informed`.
 
-    Horizon, samplers, optima and controllers are those of ``family``. The name gets the prefix
+    A family with an ``identity`` shows that instead of the parameters. Horizon, samplers, optima and controllers are those of ``family``. The name gets the prefix
     ``informed_``.
     """
     shape = family.observation_shape
@@ -88,13 +91,7 @@ def informed(family: TaskFamily) -> TaskFamily:
     return dataclasses.replace(
         family,
         name=f"informed_{family.name}",
-        env=Informed(family.env),
+        env=Informed(family.env, family.identity or flat),
         optimal_action=uninformed(family.optimal_action),
         expert_action=uninformed(family.expert_action),
     )
-
-
-def _flat(tree: Any) -> jax.Array:
-    """All leaves in one float vector."""
-    leaves = jax.tree.leaves(tree)
-    return jnp.concatenate([jnp.ravel(jnp.asarray(leaf, float)) for leaf in leaves])

@@ -2,6 +2,7 @@ import functools
 
 import chex
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from jaxmeta import learners, rollouts, tasks
 from jaxmeta.algorithms.varibad import Config, Hyper, belief_actor_critic, varibad
 from jaxmeta.networks import recurrent
+from jaxmeta.networks.actor_critic import joined
 
 SMALL = dict(
     num_episodes=2, memory_size=6, hidden_sizes=(8,), decoder_sizes=(8,), latent_size=3,
@@ -82,7 +84,7 @@ def test_the_loss_is_the_weighted_elbo_of_the_paper():
     family = tasks.make("gridnavi", size=3, horizon=2)
     config = Config(**SMALL | {"remembers": "episode"})
     hyper = Hyper(reward_cost=2.0, state_cost=3.0, kl_cost=5.0)
-    network, negative_elbo = belief_actor_critic(family, config)
+    network, belief = belief_actor_critic(family, config)
     parts = learners.recurrent_learner(family, config, network)
     setup = rollouts.Setup(parts.learner, family.env, num_streams=1, num_steps=4)
 
@@ -103,7 +105,7 @@ def test_the_loss_is_the_weighted_elbo_of_the_paper():
     longer = longer._replace(memory=data.memory)
     more = jax.tree.map(lambda x: np.concatenate([x, x[:1]]), inputs)
     counted = np.arange(5) < 4
-    loss, report = jax.jit(negative_elbo)(params, key, longer, more, counted, hyper)
+    loss, report = jax.jit(belief.loss)(params, key, longer, more, counted, hyper)
 
     plain = jax.tree.map(np.asarray, params)
     data, inputs = jax.tree.map(np.asarray, (data, inputs))
@@ -217,3 +219,90 @@ def test_its_numbers_are_those_of_learners_with_memory_and_more():
 def test_bad_hyper_parameters_are_named(family):
     with pytest.raises(ValueError, match="state_cost=-1.0 must lie between 0"):
         varibad(family, hyper=Hyper(state_cost=-1.0))
+
+
+BONUSES = dict(bonuses=("novelty", "error"), novelty_sizes=(3, 2), latent_size=2, memory_size=3)
+
+
+def recorded_trial(family, config):
+    """The network's parts, its parameters, and a trial of a random policy with the network's inputs, without an axis."""
+    network, parts = belief_actor_critic(family, config)
+    learner = learners.recurrent_learner(family, config, network)
+    params = network.init(jax.random.key(0))
+    meta = learners.recurrent.Meta(params, jnp.zeros(2), jnp.ones(()), Hyper())
+    drawn = tasks.sample_tasks(jax.random.key(1), family, 1, split="train")
+    data = learner.trials(jax.random.key(2), meta, drawn)
+    data = jax.tree.map(lambda x: x[0], data)
+    return parts, params, data, learner.inputs(meta, data)
+
+
+def test_bonuses_are_of_the_belief_after_a_step(x64):
+    """Both written out: of the next step's inputs and belief, and of the transition before them; 0 at the last step."""
+    family = tasks.make("gridnavi", size=3, horizon=4)
+    config = Config(**BONUSES, decodes=("rewards", "states"), decoder_sizes=(3,))
+    parts, params, data, inputs = recorded_trial(family, config)
+    counted = jnp.arange(4) < 3
+    hyper = Hyper(reward_cost=2.0, state_cost=3.0)
+    key = jax.random.key(3)
+    found = parts.bonus(params, key, data, inputs, counted, hyper)
+    y, _ = parts.encoder.unroll(
+        params["encoder"], parts.encoder.initial(), joined(inputs), inputs.reset
+    )
+    mean, log_std = np.split(np.asarray(parts.posterior.apply(params["posterior"], y)), 2, axis=1)
+    m = mean[1:] + np.exp(log_std[1:]) * jax.random.normal(key, (4, 2))[:3]
+    for t in range(4):
+        novelty = error = 0.0
+        if t < 2:  # the third is the last that counts
+            seen = jnp.concatenate([inputs.obs[t + 1], mean[t + 1], 2 * log_std[t + 1]])
+            fixed, trained = (
+                parts.novelty.apply(params["novelty"][x], seen) for x in ("fixed", "trained")
+            )
+            novelty = np.mean((fixed - trained) ** 2)
+            cause = jnp.concatenate([inputs.obs[t], jnp.eye(5)[data.action[t]]])
+            whole = jnp.concatenate([cause, data.next_obs[t]])
+            reward, state = (
+                parts.decoders[name].apply(params[name], m[t][None], x[None])[0, 0]
+                for name, x in (("rewards", whole), ("states", cause))
+            )
+            error = 2 * (reward[0] - data.reward[t]) ** 2
+            error += 3 * np.mean((state - data.next_obs[t]) ** 2)
+        np.testing.assert_allclose(found["novelty"][t], novelty, rtol=1e-6)
+        np.testing.assert_allclose(found["error"][t], error, rtol=1e-6)
+
+
+def test_novelty_is_learned_away_and_its_networks_teach_nothing_else():
+    """The prediction's error has a gradient in its own network alone; the fixed one stays."""
+    family = tasks.make("gridnavi", size=3, horizon=4)
+    config, hyper = Config(**BONUSES), Hyper()
+    parts, params, data, inputs = recorded_trial(family, config)
+    counted = jnp.ones(4, bool)
+
+    def error(params):
+        return parts.loss(params, jax.random.key(3), data, inputs, counted, hyper)[1][
+            "error/novelty"
+        ]
+
+    gradient = jax.grad(error)(params)
+    moved = {name: any(map(jnp.any, jax.tree.leaves(x))) for name, x in gradient.items()}
+    assert [name for name, any_moved in moved.items() if any_moved] == ["novelty"]
+    assert not any(map(jnp.any, jax.tree.leaves(gradient["novelty"]["fixed"])))
+    before = error(params)
+    for _ in range(20):
+        params = jax.tree.map(lambda x, g: x - 0.01 * g, params, jax.grad(error)(params))
+    assert error(params) < 0.9 * before
+
+
+@pytest.mark.parametrize(
+    ("config", "hyper", "message"),
+    [
+        (dict(bonuses=("curiosity",)), {}, "bonuses='curiosity'"),
+        (dict(bonuses=("error", "error")), {}, "bonuses"),
+        (dict(novelty_sizes=(4,)), {}, "novelty_sizes=.* has no effect with bonuses"),
+        ({}, dict(novelty_bonus=2.0), "novelty_bonus=2.0 has no effect with bonuses"),
+        ({}, dict(bonus_updates=10.0), "bonus_updates=10.0 has no effect with bonuses"),
+        (dict(bonuses=("error",)), dict(error_bonus=-1.0), "error_bonus=-1.0"),
+    ],
+)
+def test_settings_of_bonuses_that_are_wrong(config, hyper, message):
+    with pytest.raises(ValueError, match=message):
+        varibad(FAMILY, Config(**config), Hyper(**hyper))

@@ -48,8 +48,10 @@ def test_an_old_trial_is_replayed_as_it_was_lived(x64, family, parts_of):
         drawn = tasks.sample_tasks(jax.random.key(1), family, 1, split="train")
         data, counted = recurrent.counted_steps(parts.trials(key, meta, drawn), 2)
         now = meta._replace(reward_scale=jnp.asarray(2.0))
-        _, replayed = trial_replay.remembered(buffer.init(), now, data, counted, buffer, parts)
-        return trial_replay.batch_of(now, data, counted, parts), replayed(key)
+        make = partial(trial_replay.batch_of, now, parts=parts)
+        items = trial_replay.kept(data, counted)
+        _, replayed = trial_replay.remembered(buffer.init(), buffer, items, make)
+        return make(data, counted), replayed(key)
 
     live, drawn = both(jax.random.key(3))
     if parts_of is of_values:
@@ -68,6 +70,5 @@ def test_a_kept_trial_holds_what_a_batch_is_made_of_and_nothing_else(family):
     assert unused == ((),) * 5
 
 
-def test_without_a_buffer_nothing_is_remembered(family):
-    parts, *_ = of_values(family)
-    assert trial_replay.remembered((), None, None, None, None, parts) == ((), None)
+def test_without_a_buffer_nothing_is_remembered():
+    assert trial_replay.remembered((), None, (None, None), None) == ((), None)
