@@ -179,19 +179,19 @@ class TaskResults(NamedTuple):
     N are the streams of a task, E their episodes and T their steps.
     """
 
-    returns: jax.Array | None = None
+    returns: Any = None
     """``[M]``, mean undiscounted return of the adapted agent, or of a whole trial; NaN without a good stream."""
-    best: jax.Array | None = None
+    best: Any = None
     """``[M]``, the highest undiscounted return of a trial; -inf without a good one."""
-    episodes: jax.Array | None = None
+    episodes: Any = None
     """``[M, N, E]``, undiscounted returns of episodes; NaN where an episode did not end, or is of a broken stream."""
-    reward: jax.Array | None = None
+    reward: Any = None
     """``[M, N, T]``; 0 at steps that are not ``counted``."""
-    value: jax.Array | None = None
+    value: Any = None
     """``[M, N, T]``, the predicted return to come at each step, in the unit of rewards."""
-    advantage: jax.Array | None = None
+    advantage: Any = None
     """``[M, N, T]``, generalised advantages in the unit of rewards."""
-    counted: jax.Array | None = None
+    counted: Any = None
     """``[M, N, T]``, bool: the steps of whole episodes of good streams."""
 
 

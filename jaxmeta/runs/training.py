@@ -298,7 +298,7 @@ def train(
         def newborn() -> Run:
             # A copy, because training overwrites the run's buffers.
             copied = _strong(jax.tree.map(partial(jnp.array, copy=True), first))
-            begins = jnp.zeros((), jnp.int32), _first_of(**taught)
+            begins = jnp.zeros((), jnp.int32), _first_of(curriculum, config.num_tasks)
             return Run(jax.random.split(key)[1], copied, *begins)
 
     return _train(
