@@ -118,7 +118,7 @@ def scored(levels: Levels, drawn: Draw, results: TaskResults, config: PLRConfig)
     """The buffer after a meta-update: replayed tasks with their new scores, and the new tasks that score high enough."""
     places, replayed = drawn.info.places, drawn.info.replayed
     before = jnp.where(replayed, levels.best[places], -jnp.inf)
-    best = jnp.maximum(before, results.best)  # type: ignore[arg-type]
+    best = jnp.maximum(before, results.best)
     score = SCORES[config.score].score(results, best)
     levels = levels._replace(time=levels.time + 1)
     levels = buffers.rescored(levels, places, replayed, score, best)

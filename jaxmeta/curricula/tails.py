@@ -107,7 +107,7 @@ def roml(family: TaskFamily, config: RoMLConfig = RoMLConfig()) -> Curriculum:
         returns = state.returns.at[row].set(results.returns)
         moved = tail_means(state.phi, x, returns, config)
         phi = jnp.where(row == updates - 1, moved, state.phi)
-        reference = results.returns[: _num_reference(num_tasks, config)]  # type: ignore[index]
+        reference = results.returns[: _num_reference(num_tasks, config)]
         metrics = {
             "curriculum/reference_return": jnp.nanmean(reference),
             "curriculum/tilt": jnp.max(jnp.abs(phi - 0.5)),
