@@ -47,6 +47,10 @@ class State(NamedTuple):
     optimizer: tuple
     num_updates: jax.Array
 
+    @property
+    def meta(self):
+        return self.params
+
 
 def seeking(size=4, hyper=Hyper()):
     """What training needs of an algorithm, soon compiled: weights that Adam moves to where tasks have their goals.
