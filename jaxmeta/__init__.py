@@ -21,6 +21,7 @@ The rooms are listed in the order of imports: each uses only earlier ones.
 | `jaxmeta.algorithms` | one algorithm a file, with an example each |
 | `jaxmeta.references` | Bayes-optimal values, exact posteriors, Gittins index, UCB1, Thompson and posterior sampling |
 | `jaxmeta.evaluation` | adaptation curves, trials, reference agents, statistics with intervals |
+| `jaxmeta.curricula` | which training tasks to draw, from what tasks gave before |
 | `jaxmeta.plotting` | figures |
 | `jaxmeta.runs` | the host's side: training, checkpoints, experiments, presets, metrics |
 | `jaxmeta.datasets` | histories of learners, on disk and as windows to train on |
@@ -115,6 +116,7 @@ _FROM_EXPERIMENTS = ("load", "pretrained")
 __all__ = [
     "algorithms",
     "checks",
+    "curricula",
     "datasets",
     "deployment",
     "estimators",

@@ -431,23 +431,29 @@ def constructor(
                     hyper(value, **ranges)
                 return algorithm.init(key, *values, **named)
 
-            def step(key: jax.Array, state: Any, tasks: Any) -> Any:
-                random_key("key", key)
-                if takes == "tasks":
-                    with jax.ensure_compile_time_eval():
-                        one = family.env.default_params
-                    batch("tasks", tasks, one, f"a task of family {family.name!r}")
-                if not hasattr(state, "meta"):
-                    raise TypeError(
-                        f"state is {_type_name(type(state))} {_cut(state)}; it must be what init, or the last step, returned"
-                    )
-                return algorithm.step(key, state, tasks)
+            def checked_step(step: Callable) -> Callable:
+                def call(key: jax.Array, state: Any, tasks: Any, *learns: Any) -> Any:
+                    random_key("key", key)
+                    if takes == "tasks":
+                        with jax.ensure_compile_time_eval():
+                            one = family.env.default_params
+                        batch("tasks", tasks, one, f"a task of family {family.name!r}")
+                    if not hasattr(state, "meta"):
+                        raise TypeError(
+                            f"state is {_type_name(type(state))} {_cut(state)}; it must be what init, or the last step, returned"
+                        )
+                    return step(key, state, tasks, *learns)
+
+                return call
 
             bound = inspect.signature(function).bind(*args, **kwargs)
             objects = {x: bound.arguments[x] for x in bound.arguments if x not in standard}
             bound.apply_defaults()
             family, config, numbers = (bound.arguments[x] for x in standard)
-            made = algorithm._replace(init=init, step=step)
+            made = algorithm._replace(init=init, step=checked_step(algorithm.step))
+            if algorithm.step_with_results is not None:
+                with_results = checked_step(algorithm.step_with_results)
+                made = made._replace(step_with_results=with_results)
             parts = {x: y for x, y in made._asdict().items() if x != "description"}
             return made._replace(
                 description=Description(

@@ -173,6 +173,28 @@ class Description:
     """The fields of the `MetaAlgorithm` as the constructor made them."""
 
 
+class TaskResults(NamedTuple):
+    """What each task of a meta-update gave, ``[M]``. A field is None if the algorithm does not report it.
+
+    N are the streams of a task, E their episodes and T their steps.
+    """
+
+    returns: Any = None
+    """``[M]``, mean undiscounted return of the adapted agent, or of a whole trial; NaN without a good stream."""
+    best: Any = None
+    """``[M]``, the highest undiscounted return of a trial; -inf without a good one."""
+    episodes: Any = None
+    """``[M, N, E]``, undiscounted returns of episodes; NaN where an episode did not end, or is of a broken stream."""
+    reward: Any = None
+    """``[M, N, T]``; 0 at steps that are not ``counted``."""
+    value: Any = None
+    """``[M, N, T]``, the predicted return to come at each step, in the unit of rewards."""
+    advantage: Any = None
+    """``[M, N, T]``, generalised advantages in the unit of rewards."""
+    counted: Any = None
+    """``[M, N, T]``, bool: the steps of whole episodes of good streams."""
+
+
 class MetaAlgorithm(NamedTuple):
     """The slow loop: optimises ``meta``, the parameters that all learners start from."""
 
@@ -188,6 +210,9 @@ class MetaAlgorithm(NamedTuple):
     description: Description | None = None
     """What the algorithm was made of; None for an algorithm of your own. `training.train` records it and compares it on
     resuming."""
+    step_with_results: Callable[..., tuple[Any, dict[str, jax.Array], TaskResults]] | None = None
+    """``(key, state, tasks [M], learns [M]) -> (state, metrics, results [M])``: a meta-update as ``step``, for a `Curriculum`.
+    It learns from the tasks in ``learns`` (bool) alone, and reports what each task gave. None where the algorithm has none."""
 
 
 class Source(NamedTuple):
@@ -200,6 +225,39 @@ class Source(NamedTuple):
     depends on ``update`` alone, so that a resumed run gets the same batches."""
     description: Mapping[str, Any]
     """What identifies the data; ``config.json`` holds it, and a resumed run compares it."""
+
+
+class Draw(NamedTuple):
+    """The tasks of one meta-update, as a `Curriculum` drew them."""
+
+    tasks: Task
+    """``[M]``."""
+    learns: jax.Array
+    """``[M]``, bool: the tasks to learn from. The others are only tried."""
+    info: Any
+    """What `Curriculum.update` needs to know of the draw."""
+
+
+@dataclasses.dataclass(
+    frozen=True, eq=False
+)  # hashed by identity, as a description is a dictionary
+class Curriculum:
+    """How training tasks are drawn, where the draw depends on what the tasks gave before: see `curricula`.
+
+    All functions are pure. The state is a part of the run: it is compiled, saved and resumed with it.
+    """
+
+    init: Callable[[int], Any]
+    """``(num_tasks) -> state``, for meta-updates of M = ``num_tasks`` tasks."""
+    draw: Callable[[jax.Array, Any, Meta, int], tuple[Any, Draw]]
+    """``(key, state, meta, num_tasks) -> (state, draw [M])``; ``meta`` is what the learner reads."""
+    update: Callable[[Any, Draw, TaskResults], tuple[Any, dict[str, jax.Array]]]
+    """``(state, draw [M], results [M]) -> (state, metrics)``. A metric ``env_steps`` counts steps of the environment that
+    the curriculum took itself."""
+    needs: tuple[str, ...]
+    """The fields of `TaskResults` that ``update`` reads."""
+    description: Mapping[str, Any]
+    """What identifies the curriculum; ``config.json`` holds it, and a resumed run compares it."""
 
 
 class _Documented:

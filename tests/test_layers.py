@@ -23,6 +23,7 @@ ROOMS = [
     "algorithms",
     "references",
     "evaluation",
+    "curricula",
     "plotting",
     "runs",
     "datasets",
@@ -91,7 +92,7 @@ def test_no_two_modules_of_a_room_use_each_other(name):
 
 def test_there_are_few_arrows_between_rooms():
     arrows = {(room(m), room(x)) for m, path in MODULES.items() for x in imports(path) if m and x}
-    assert len({(a, b) for a, b in arrows if a != b and b in ROOMS}) <= 60
+    assert len({(a, b) for a, b in arrows if a != b and b in ROOMS}) <= 67
 
 
 def test_every_module_has_a_test_file():

@@ -344,7 +344,9 @@ def networks_of(family: TaskFamily, config: Config, memory: Memory | None = None
     """The four networks that ``config`` describes; raises ValueError unless the family's actions are discrete."""
     num_actions = num_discrete_actions("dream", family)
     memory = memory_of(family, config, memory)
-    sizes: dict[str, Any] = dict(encoder_sizes=config.encoder_sizes, hidden_sizes=config.hidden_sizes)
+    sizes: dict[str, Any] = dict(
+        encoder_sizes=config.encoder_sizes, hidden_sizes=config.hidden_sizes
+    )
     task = jax.eval_shape(lambda key: family.task_vector(family.train(key)), jax.random.key(0))
     return Networks(
         bottleneck=mlp(task.size, config.bottleneck_sizes, config.latent_size, BOTTLENECK_SCALE),

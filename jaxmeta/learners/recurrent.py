@@ -46,7 +46,16 @@ from jaxmeta.networks.recurrent import Memory
 from jaxmeta.recurrences import linear_recurrence
 from jaxmeta.tasks.family import TaskFamily
 from jaxmeta.tasks.keys import quick
-from jaxmeta.types import Learner, Lifetime, MetaAlgorithm, Params, Task, TimeStep, Trajectory
+from jaxmeta.types import (
+    Learner,
+    Lifetime,
+    MetaAlgorithm,
+    Params,
+    Task,
+    TaskResults,
+    TimeStep,
+    Trajectory,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -412,7 +421,9 @@ def learn_from_trials(
         meta = Meta(network.init(key), jnp.zeros(2), jnp.zeros(()), as_arrays(hyper))
         return first_state(meta, PARAMS, optimizer)
 
-    def step(key: jax.Array, state: State, tasks: Task) -> tuple[State, dict]:
+    def step_with_results(
+        key: jax.Array, state: State, tasks: Task, learns: jax.Array | None = None
+    ) -> tuple[State, dict, TaskResults]:
         key = quick(key)
         act_key, learn_key = jax.random.split(key)
         hyper = annealed(state.meta.hyper, state.num_updates)
@@ -431,6 +442,10 @@ def learn_from_trials(
             trials_per_chunk=chunk,
             explore_episodes=config.explore_episodes,
         )
+        results = task_results(meta, batch, recorded, config)
+        if learns is not None:
+            trials = jnp.repeat(learns, config.num_streams)
+            batch = batch._replace(counted=counted & trials[:, None])
         learned, reports, applied = learn_in_epochs(
             learn_key,
             (meta.params, state.optimizer),
@@ -445,13 +460,20 @@ def learn_from_trials(
         metrics |= trial_metrics(
             recorded, counted, config.num_episodes, explore_episodes=config.explore_episodes
         )
-        metrics["skipped_updates"] = 1 - jnp.any(applied).astype(jnp.int32)
+        done = jnp.any(applied).astype(jnp.int32)
+        wanted = 1 if learns is None else jnp.any(learns).astype(jnp.int32)
+        metrics["skipped_updates"] = wanted * (1 - done)
         metrics["env_steps"] = jnp.asarray(len(counted) * parts.lifetime.num_steps, jnp.int32)
-        done = state.num_updates + 1 - metrics["skipped_updates"]
         params, optimizer_state = learned
-        return State(meta._replace(params=params), optimizer_state, done), metrics
+        meta = meta._replace(params=params)
+        return State(meta, optimizer_state, state.num_updates + done), metrics, results
 
-    return MetaAlgorithm(init, step, parts.learner, parts.lifetime)
+    def step(key: jax.Array, state: State, tasks: Task) -> tuple[State, dict]:
+        return step_with_results(key, state, tasks)[:2]
+
+    return MetaAlgorithm(
+        init, step, parts.learner, parts.lifetime, step_with_results=step_with_results
+    )
 
 
 def annealed(hyper: TrialHyper, num_updates: jax.Array) -> Any:
@@ -566,6 +588,36 @@ def bonuses(
         spread = jnp.std(sums, where=counted)
         total += getattr(hyper, f"{name}_bonus") * unit * in_units(x, spread)
     return key, jax.lax.stop_gradient(total)
+
+
+def task_results(
+    meta: Meta, batch: Batch, recorded: Trajectory, config: TrialConfig
+) -> TaskResults:
+    """What each task gave, for a curriculum: of a batch of trials ``[M N, T]`` and ``meta`` after `with_advantages`."""
+    mean, spread = meta.value_scale
+    counted = batch.counted
+    reward = jnp.where(counted, recorded.reward, 0.0)
+    good = jnp.any(counted, axis=1)
+    index = jax.vmap(episode_index)(recorded.last)
+    ended = index[:, -1] + recorded.last[:, -1].astype(index.dtype)
+    episode = jnp.arange(config.num_episodes)
+    in_episode = index[:, None, :] == episode[None, :, None]
+    episodes = jnp.sum(jnp.where(in_episode, reward[:, None, :], 0.0), axis=2)
+    known = good[:, None] & (episode[None, :] < ended[:, None])
+
+    def by_task(x: jax.Array) -> jax.Array:
+        return x.reshape(-1, config.num_streams, *x.shape[1:])
+
+    trial = by_task(jnp.sum(reward, axis=1))
+    return TaskResults(
+        returns=jnp.mean(trial, axis=1, where=by_task(good)),
+        best=jnp.max(trial, axis=1, where=by_task(good), initial=-jnp.inf),
+        episodes=by_task(jnp.where(known, episodes, jnp.nan)),
+        reward=by_task(reward),
+        value=by_task(mean + spread * (batch.target - batch.advantage)),
+        advantage=by_task(spread * batch.advantage),
+        counted=by_task(counted),
+    )
 
 
 def minibatch_loss(

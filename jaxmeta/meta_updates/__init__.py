@@ -12,6 +12,7 @@ from jaxmeta.meta_updates.gradients import (
     meta_gradient,
     nan_unless,
     optimizer_step,
+    reported_gradient,
     tasks_at_once,
 )
 from jaxmeta.meta_updates.outer_loop import (
@@ -46,6 +47,7 @@ __all__ = [
     "optimizer_step",
     "outer_loop",
     "outer_optimizer",
+    "reported_gradient",
     "tasks_at_once",
     "windows",
 ]

@@ -106,6 +106,22 @@ def guarded_gradient(
     task_loss: TaskLoss, learned: Any, keys: jax.Array, tasks: Any, *, tasks_per_chunk: int | None
 ) -> tuple[Any, dict[str, jax.Array], jax.Array]:
     """`meta_gradient`, and a mask of the tasks that it is the mean of, bool ``[M]``."""
+    return reported_gradient(task_loss, learned, keys, tasks, tasks_per_chunk=tasks_per_chunk)[:3]
+
+
+def reported_gradient(
+    task_loss: TaskLoss,
+    learned: Any,
+    keys: jax.Array,
+    tasks: Any,
+    *,
+    tasks_per_chunk: int | None,
+    learns: jax.Array | None = None,
+) -> tuple[Any, dict[str, jax.Array], jax.Array, dict[str, jax.Array]]:
+    """`guarded_gradient`, and the reports of all tasks, ``[M]``.
+
+    The gradient is the mean over the tasks in ``learns`` (bool ``[M]``; None is all). The metrics are of all tasks.
+    """
 
     def task_gradient(key_and_task: tuple) -> tuple:
         (loss, report), gradient = jax.value_and_grad(task_loss, has_aux=True)(
@@ -115,13 +131,16 @@ def guarded_gradient(
 
     results = map_tasks(task_gradient, (keys, tasks), tasks_per_chunk=tasks_per_chunk)
     good = finite_tasks(results)
+    gradients, _, by_task = results
     gradient, _, reports = masked_mean(results, good)
+    if learns is not None:
+        gradient = masked_mean(gradients, good & learns)
     num_good = jnp.sum(good)
     metrics = nan_unless(num_good > 0, reports) | {
         "meta_grad_norm": optax.tree.norm(gradient),
         "skipped_tasks": len(keys) - num_good,
     }
-    return gradient, metrics, good
+    return gradient, metrics, good, by_task
 
 
 def nan_unless(some: jax.Array, report: dict[str, jax.Array]) -> dict[str, jax.Array]:

@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxmeta.meta_updates.gradients import State, guarded_update, meta_gradient
+from jaxmeta.meta_updates.gradients import State, guarded_update, reported_gradient
 from jaxmeta.tasks.keys import quick
-from jaxmeta.types import Learner, Lifetime, Meta, MetaAlgorithm, Task
+from jaxmeta.types import Learner, Lifetime, Meta, MetaAlgorithm, Task, TaskResults
 
 Optimizer = Callable[[Any], optax.GradientTransformation]
 """``learning_rate -> optax.GradientTransformation``."""
@@ -118,22 +118,37 @@ def follow_meta_gradient(
     def init(key: jax.Array, hyper: OuterHyper = hyper) -> State:
         return first_state(first_meta(key, hyper), part, optimizer)
 
-    def step(key: jax.Array, state: State, tasks: Task) -> tuple[State, dict]:
+    def step_with_results(
+        key: jax.Array, state: State, tasks: Task, learns: jax.Array | None = None
+    ) -> tuple[State, dict, TaskResults]:
         key = quick(key)
         num_tasks = jax.tree.leaves(tasks)[0].shape[0]
-        gradient, metrics = meta_gradient(
+        gradient, metrics, good, reports = reported_gradient(
             lambda learned, key, task: task_loss(part.combine(state.meta, learned), key, task),
             part.partition(state.meta),
             jax.random.split(key, num_tasks),
             tasks,
             tasks_per_chunk=tasks_per_chunk,
+            learns=learns,
         )
-        applied = is_applicable(metrics, num_tasks)
+        applied, wanted = is_applicable(metrics, num_tasks), jnp.ones((), bool)
+        if learns is not None:
+            wanted = jnp.any(learns)
+            applied &= jnp.any(good & learns)
         transform = outer_optimizer(optimizer, state.meta.hyper)
         state = descend(state, gradient, part, transform, apply=applied)
-        return state, metrics | {
-            "skipped_updates": jnp.asarray(~applied, jnp.int32),
+        metrics |= {
+            "skipped_updates": jnp.asarray(wanted & ~applied, jnp.int32),
             "env_steps": jnp.asarray(num_tasks * env_steps, jnp.int32),
         }
+        after = reports.get("return/after")
+        return (
+            state,
+            metrics,
+            TaskResults(None if after is None else jnp.where(good, after, jnp.nan)),
+        )
 
-    return MetaAlgorithm(init, step, learner, lifetime)
+    def step(key: jax.Array, state: State, tasks: Task) -> tuple[State, dict]:
+        return step_with_results(key, state, tasks)[:2]
+
+    return MetaAlgorithm(init, step, learner, lifetime, step_with_results=step_with_results)

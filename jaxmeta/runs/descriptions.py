@@ -1,8 +1,11 @@
 """What identifies a run, as plain settings: the algorithm, the family and its tasks."""
 
+import contextlib
 import dataclasses
 import functools
+import json
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -12,7 +15,7 @@ from jaxmeta import checks
 from jaxmeta.runs import records
 from jaxmeta.tasks import time_limit
 from jaxmeta.tasks.family import SPLITS, TaskFamily, content_hash
-from jaxmeta.types import MetaAlgorithm
+from jaxmeta.types import Curriculum, MetaAlgorithm, Source
 
 _ARRAY = np.ndarray | jax.Array
 ADDED = ("algorithm", "arguments", "config", "hyper", "replaced", "tasks")
@@ -197,3 +200,42 @@ def comparable(description: Mapping[str, Any], saved: Mapping[str, Any]) -> Mapp
     if "tasks" in saved or "tasks" not in description:
         return description
     return {name: x for name, x in description.items() if name not in ADDED or name in saved}
+
+
+def described(
+    description: Mapping[str, Any] | None,
+    algorithm: MetaAlgorithm,
+    family: TaskFamily,
+    source: Source | None,
+    curriculum: Curriculum | None,
+    *,
+    with_tasks: bool,
+) -> dict[str, Any]:
+    """The description as a dictionary, with the source's and the curriculum's; without one, `of` the algorithm and the family.
+
+    Raises:
+        TypeError: ``description`` is no dictionary.
+        ValueError: it has an entry that the run itself writes.
+    """
+    data = {} if source is None else {"data": dict(source.description)}
+    if curriculum is not None:
+        data["curriculum"] = dict(curriculum.description)
+    if description is None:
+        # Only files are compared with other runs, and drawing tasks can take long.
+        return of(algorithm, family, with_tasks=with_tasks) | data
+    if not isinstance(description, Mapping):
+        raise TypeError(f"description={description!r} must be a dictionary of settings by name")
+    for name in ("training", "population", "initial", "data", "curriculum"):
+        if name in description:
+            raise ValueError(
+                f"description has {name!r}, which the run itself writes: use another name"
+            )
+    return dict(description) | data
+
+
+def with_its_beginning(description: dict[str, Any], config: Path) -> dict[str, Any]:
+    """A resumed run's description, with the digest of its ``initial`` if the file ``config`` of the run has one."""
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+        begun = json.loads(config.read_text(encoding="utf-8"))["initial"]
+        return {**description, "initial": begun}
+    return description

@@ -32,7 +32,7 @@ from jaxmeta.algorithms import ALGORITHMS
 from jaxmeta.runs import checkpoints, descriptions, records, run_folder, training
 from jaxmeta.runs.checkpoints import CheckpointError
 from jaxmeta.tasks.family import TaskFamily
-from jaxmeta.types import Hyper, Learner, MetaAlgorithm
+from jaxmeta.types import Curriculum, Hyper, Learner, MetaAlgorithm
 
 PRETRAINED = Path(__file__).parent / "pretrained"
 """Folder of the runs that come with the library."""
@@ -156,6 +156,7 @@ def load(
     *,
     algorithm: MetaAlgorithm | None = None,
     family: TaskFamily | None = None,
+    curriculum: Curriculum | None = None,
 ) -> Trained:
     """The trained run in ``folder``: learner, parameters and family.
 
@@ -169,6 +170,7 @@ def load(
         family: The family; None makes it from ``config.json``. It is needed if it is your own, or was made with other
             settings than the horizon by code that is no `Experiment`. Instead of an experiment's family it may be
             another one, for example a transformed one.
+        curriculum: The curriculum, where the run was trained under one: its state is in the checkpoint, too.
 
     Raises:
         CheckpointError: there is no run in the folder; its newest checkpoint is damaged; or it
@@ -178,7 +180,13 @@ def load(
     folder = checks.path("folder", folder)
     description = _description(folder)
     experiment, algorithm, family = _parts(description, folder, algorithm, family)
-    one = jax.eval_shape(partial(training.begin, algorithm=algorithm), jax.random.key(0))
+    if "curriculum" in description and curriculum is None:
+        name = description["curriculum"].get("name")
+        raise CheckpointError(
+            f"{folder} was trained under the curriculum {name!r}. Pass curriculum= to load"
+        )
+    taught = dict(curriculum=curriculum, num_tasks=description["training"]["num_tasks"])
+    one = jax.eval_shape(partial(training.begin, algorithm=algorithm, **taught), jax.random.key(0))
     members: tuple[int, ...] = ()
     if "population" in description:
         population = description["population"]

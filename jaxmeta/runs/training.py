@@ -7,13 +7,10 @@ or resumed.
 
 import contextlib
 import dataclasses
-import json
 import math
 import os
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,7 +20,7 @@ import jax.numpy as jnp
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from rich.console import Console
 
-from jaxmeta import checks, types
+from jaxmeta import checks, curricula, types
 from jaxmeta.runs import (
     checkpoints,
     descriptions,
@@ -34,13 +31,14 @@ from jaxmeta.runs import (
     sinks,
     terminal,
 )
+from jaxmeta.runs.interrupts import deferred_interrupts
 from jaxmeta.runs.metric_lines import Outputs, check_metrics, lines_of
 from jaxmeta.runs.run_folder import CHECKPOINT_FOLDER, CONFIG_FILE, opened, owned
 from jaxmeta.runs.sinks import Sink
 from jaxmeta.tasks import keys
 from jaxmeta.tasks.family import TaskFamily, sample_tasks
 from jaxmeta.tasks.promises import check_promises
-from jaxmeta.types import Hyper, MetaAlgorithm, Source
+from jaxmeta.types import Curriculum, Hyper, MetaAlgorithm, Source
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,26 +81,48 @@ class Run(NamedTuple):
     """State of the meta-algorithm; ``state.meta`` is the learner's ``meta``."""
     num_updates: jax.Array
     """``[]``, int32: meta-updates so far."""
+    curriculum: Any = ()
+    """State of the curriculum; ``()`` without one."""
 
 
 @checks.arguments
-def begin(key: jax.Array, *, algorithm: MetaAlgorithm, hyper: Hyper | None = None) -> Run:
-    """A run before its first meta-update. ``hyper=None`` means the algorithm's own hyper-parameters."""
+def begin(
+    key: jax.Array,
+    *,
+    algorithm: MetaAlgorithm,
+    hyper: Hyper | None = None,
+    curriculum: Curriculum | None = None,
+    num_tasks: int | None = None,
+) -> Run:
+    """A run before its first meta-update. ``hyper=None`` means the algorithm's own hyper-parameters.
+
+    A ``curriculum`` needs ``num_tasks``, the tasks in each meta-update.
+    """
     init_key, run_key = jax.random.split(key)
     given = () if hyper is None else (hyper,)
-    return Run(run_key, _strong(algorithm.init(init_key, *given)), jnp.zeros((), jnp.int32))
+    state = _strong(algorithm.init(init_key, *given))
+    return Run(run_key, state, jnp.zeros((), jnp.int32), _first_of(curriculum, num_tasks))
 
 
-def begin_population(seeds: Any, hypers: Sequence[Any] | None, *, algorithm: MetaAlgorithm) -> Run:
+def _first_of(curriculum: Curriculum | None, num_tasks: int | None) -> Any:
+    """The state of a curriculum before the first meta-update."""
+    if curriculum is None:
+        return ()
+    return _strong(curriculum.init(checks.at_least("num_tasks", num_tasks, 1)))  # type: ignore[arg-type]
+
+
+def begin_population(
+    seeds: Any, hypers: Sequence[Any] | None, *, algorithm: MetaAlgorithm, **curriculum: Any
+) -> Run:
     """Runs before their first meta-update, ``[H, S]``: each of H settings with each of ``seeds [S]``.
 
-    ``hypers=None`` means the algorithm's own hyper-parameters, H = 1.
+    ``hypers=None`` means the algorithm's own hyper-parameters, H = 1. ``curriculum`` and ``num_tasks`` are those of `begin`.
     """
     settings = [None] if hypers is None else hypers
     stacked = jax.tree.map(lambda *x: jnp.asarray(x, float), *settings)
 
     def first(seed: jax.Array, hyper: Hyper | None) -> Run:
-        return begin(jax.random.key(seed), algorithm=algorithm, hyper=hyper)
+        return begin(jax.random.key(seed), algorithm=algorithm, hyper=hyper, **curriculum)
 
     every = jax.vmap(jax.vmap(first, (0, None)), (None, 0), axis_size=len(settings))
     return every(jnp.asarray(seeds, jnp.uint32), stacked)
@@ -117,12 +137,14 @@ def advance(
     family: TaskFamily,
     num_tasks: int,
     source: Source | None = None,
+    curriculum: Curriculum | None = None,
     max_updates: int = MAX_UPDATES_PER_CALL,
     mesh: Mesh | None = None,
 ) -> tuple[Run, dict[str, jax.Array]]:
     """``(run, metrics [max_updates])`` after ``num_updates []`` meta-updates on fresh training tasks.
 
-    With a ``source`` the batches are drawn from its ``data`` instead.
+    With a ``source`` the batches are drawn from its ``data`` instead; with a ``curriculum`` it draws the tasks, and ``run``
+    must hold its state.
 
     The function is pure: ``jit`` it, and ``vmap`` it over runs for seeds or hyper-parameters.
     ``num_updates`` is traced and at most ``max_updates``; rows of the metrics beyond
@@ -130,23 +152,36 @@ def advance(
     the compiler turns their mean into one all-reduce.
 
     Raises TypeError, while it is traced, if a metric is no scalar or if ``algorithm.step`` returns
-    a state whose arrays differ from those that it was given.
+    a state whose arrays differ from those that it was given. Raises ValueError if the algorithm does not report what the
+    curriculum needs.
     """
+
+    def spread(tasks: Any) -> Any:
+        if mesh is None:
+            return tasks
+        sharding = NamedSharding(mesh, PartitionSpec("tasks"))
+        return jax.lax.with_sharding_constraint(tasks, sharding)
 
     def update(run: Run) -> tuple[Run, dict[str, jax.Array]]:
         key, task_key, step_key = jax.random.split(run.key, 3)
-        if source is None:
-            tasks = sample_tasks(task_key, family, num_tasks, split="train")
+        if curriculum is not None:
+            step = partial(curricula.step, algorithm=algorithm, curriculum=curriculum)
+            state, taught, metrics = step(
+                task_key, step_key, run.state, run.curriculum, num_tasks=num_tasks, spread=spread
+            )
+            taught = _strong(taught)
+            _check_state("curriculum.update returns", taught, "was given", run.curriculum)
         else:
-            tasks = source.sample(task_key, data, num_tasks)
-        if mesh is not None:
-            spread = NamedSharding(mesh, PartitionSpec("tasks"))
-            tasks = jax.lax.with_sharding_constraint(tasks, spread)
-        state, metrics = algorithm.step(step_key, run.state, tasks)
+            if source is None:
+                tasks = sample_tasks(task_key, family, num_tasks, split="train")
+            else:
+                tasks = source.sample(task_key, data, num_tasks)
+            state, metrics = algorithm.step(step_key, run.state, spread(tasks))
+            taught = run.curriculum
         check_metrics(metrics)
         state = _strong(state)
         _check_state("algorithm.step returns", state, "was given", run.state)
-        return Run(key, state, run.num_updates + 1), metrics
+        return Run(key, state, run.num_updates + 1, taught), metrics
 
     def body(i: jax.Array, carry: tuple) -> tuple:
         run, rows = carry
@@ -191,6 +226,7 @@ def train(
     config: Config = Config(),
     *,
     source: Source | None = None,
+    curriculum: Curriculum | None = None,
     initial: Any = None,
     folder: str | os.PathLike | None = None,
     resume: bool = False,
@@ -206,6 +242,8 @@ def train(
         config: The run's length, its tasks and its seed.
         source: Where batches come from, for algorithms that learn from a dataset: `datasets.windows`. Then ``num_tasks`` is
             the number of windows in a batch. None draws training tasks of the family.
+        curriculum: How training tasks are drawn, if that depends on what tasks gave before: one of `curricula`. The run then
+            holds its state. None draws independent training tasks (domain randomisation).
         initial: A `Run`, or the state of one, to start from instead of ``algorithm.init``; for
             example to continue another run with other settings. Keys still come from the seed, and
             meta-updates count from 0. ``config.json`` holds the SHA-256 of ``initial``.
@@ -234,20 +272,25 @@ def train(
         KeyboardInterrupt: after an interrupt (or SIGTERM), once a checkpoint is saved in
             ``folder``; without a folder the state is lost. A second interrupt stops at once.
         ValueError: the number of devices does not divide ``config.num_tasks``; ``initial`` while
-            resuming; or ``algorithm`` was made for a family of another horizon or environment.
+            resuming; ``algorithm`` was made for a family of another horizon or environment, or does not report what
+            ``curriculum`` needs; or there are both a source and a curriculum.
         TypeError: a metric is no scalar; or the arrays of ``initial``, or of the state after a
             meta-update, differ from those that ``algorithm.init`` makes.
         tasks.InvalidEnvironment: the family breaks a promise (see `tasks.check_promises`).
     """
     check_promises(family)
     descriptions.check_made_for(algorithm, family, config.num_tasks)
+    curricula.check_fits(curriculum, algorithm, source)
     mesh = device_mesh(config.num_tasks)
-    description = _described(description, algorithm, family, source, folder)
-    begun = jax.jit(begin, static_argnames="algorithm")
+    description = descriptions.described(
+        description, algorithm, family, source, curriculum, with_tasks=folder is not None
+    )
+    taught = dict(curriculum=curriculum, num_tasks=config.num_tasks)
+    begun = jax.jit(begin, static_argnames=("algorithm", "curriculum", "num_tasks"))
     key = jax.random.key(config.seed)
 
     def newborn() -> Run:
-        return begun(key, algorithm=algorithm)
+        return begun(key, algorithm=algorithm, **taught)
 
     if initial is not None:
         if resume:
@@ -263,12 +306,13 @@ def train(
 
         def newborn() -> Run:
             # A copy, because training overwrites the run's buffers.
-            copied = jax.tree.map(partial(jnp.array, copy=True), first)
-            return Run(jax.random.split(key)[1], _strong(copied), jnp.zeros((), jnp.int32))
+            copied = _strong(jax.tree.map(partial(jnp.array, copy=True), first))
+            begins = jnp.zeros((), jnp.int32), _first_of(curriculum, config.num_tasks)
+            return Run(jax.random.split(key)[1], copied, *begins)
 
     return _train(
         newborn,
-        _meta_updates(algorithm, family, source, config, mesh),
+        _meta_updates(algorithm, family, source, curriculum, config, mesh),
         config,
         algorithm=algorithm,
         load=_loader(source, mesh),
@@ -291,6 +335,7 @@ def train_population(
     num_seeds: int = 1,
     hypers: Sequence[Any] | None = None,
     source: Source | None = None,
+    curriculum: Curriculum | None = None,
     folder: str | os.PathLike | None = None,
     resume: bool = False,
     description: Mapping[str, Any] | None = None,
@@ -309,6 +354,7 @@ def train_population(
         hypers: H settings, as ``algorithm.init(key, hyper)`` takes them; None means the algorithm's
             own.
         source: As in `train`.
+        curriculum: As in `train`; each member has a state of its own.
         folder: As in `train`. A line of ``metrics.jsonl`` is one member's meta-update and names its
             ``setting`` (the place in ``hypers``) and ``seed``.
         resume: As in `train`.
@@ -325,22 +371,25 @@ def train_population(
     checks.between("seed", seeds[-1], 0, 2**32 - 1)
     check_promises(family)
     descriptions.check_made_for(algorithm, family, config.num_tasks)
+    curricula.check_fits(curriculum, algorithm, source)
     mesh = device_mesh(config.num_tasks)
     num_settings = 1 if hypers is None else len(hypers)
 
+    taught = dict(curriculum=curriculum, num_tasks=config.num_tasks)
+    begun = jax.jit(begin_population, static_argnames=("algorithm", "curriculum", "num_tasks"))
+
     def newborn() -> Run:
-        numbers = jnp.asarray(seeds, jnp.uint32)
-        return jax.jit(begin_population, static_argnames="algorithm")(
-            numbers, hypers, algorithm=algorithm
-        )
+        return begun(jnp.asarray(seeds, jnp.uint32), hypers, algorithm=algorithm, **taught)
 
     no_own = description is not None or hypers is None
-    description = _described(description, algorithm, family, source, folder)
+    description = descriptions.described(
+        description, algorithm, family, source, curriculum, with_tasks=folder is not None
+    )
     if not no_own:
         description.pop("hyper", None)  # no member has the algorithm's own
     settings = [] if hypers is None else [jax.tree.map(float, _named(hyper)) for hyper in hypers]
     description = {**description, "population": {"num_seeds": num_seeds, "hypers": settings}}
-    one = _meta_updates(algorithm, family, source, config, mesh)
+    one = _meta_updates(algorithm, family, source, curriculum, config, mesh)
     return _train(
         newborn,
         jax.vmap(jax.vmap(one, (0, None, None)), (0, None, None)),
@@ -367,6 +416,7 @@ def _meta_updates(
     algorithm: MetaAlgorithm,
     family: TaskFamily,
     source: Source | None,
+    curriculum: Curriculum | None,
     config: Config,
     mesh: Mesh | None,
 ) -> Call:
@@ -376,6 +426,7 @@ def _meta_updates(
         family=family,
         num_tasks=config.num_tasks,
         source=source,
+        curriculum=curriculum,
         mesh=mesh,
     )
 
@@ -429,7 +480,7 @@ def _train(
     described: dict[str, Any] = records.plain({**description, "training": config})
     output = _checked_output(folder, resume, sink)
     with contextlib.ExitStack() as stack:
-        interrupted = stack.enter_context(_deferred_interrupts())
+        interrupted = stack.enter_context(deferred_interrupts())
         if output is not None:
             checks.folder("folder", output)
             stack.enter_context(owned(output, resume))
@@ -438,7 +489,7 @@ def _train(
         began = time.perf_counter()
         if resume:
             assert output is not None
-            described = _with_its_beginning(described, output)
+            described = descriptions.with_its_beginning(described, output / CONFIG_FILE)
             done, run = _restored(newborn, config, output, described)
             if done == config.meta_updates:
                 return run
@@ -585,36 +636,6 @@ def _check_hypers(hypers: Any, algorithm: MetaAlgorithm) -> None:
             raise type(error)(f"hypers[{i}]: {error}") from error
 
 
-def _described(
-    description: Mapping[str, Any] | None,
-    algorithm: MetaAlgorithm,
-    family: TaskFamily,
-    source: Source | None,
-    folder: str | os.PathLike | None,
-) -> dict[str, Any]:
-    """The description as a dictionary, with the source's; without one, `descriptions.of` the algorithm and the family."""
-    data = {} if source is None else {"data": dict(source.description)}
-    if description is None:
-        # Only files are compared with other runs, and drawing tasks can take long.
-        return descriptions.of(algorithm, family, with_tasks=folder is not None) | data
-    if not isinstance(description, Mapping):
-        raise TypeError(f"description={description!r} must be a dictionary of settings by name")
-    for name in ("training", "population", "initial", "data"):
-        if name in description:
-            raise ValueError(
-                f"description has {name!r}, which the run itself writes: use another name"
-            )
-    return dict(description) | data
-
-
-def _with_its_beginning(description: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """A resumed run's description, with the digest of its ``initial`` if it had one."""
-    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
-        begun = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))["initial"]
-        return {**description, "initial": begun}
-    return description
-
-
 def enable_compilation_cache(folder: str | os.PathLike | None = None) -> None:
     """Turns on jax's cache of compiled programs on disk, so that a program starts faster the second time.
 
@@ -645,30 +666,6 @@ def device_mesh(num_tasks: int) -> Mesh | None:
     if num_tasks % devices:
         raise ValueError(f"num_tasks={num_tasks} must be a multiple of the {devices} devices")
     return jax.make_mesh((devices,), ("tasks",), axis_types=(AxisType.Auto,))
-
-
-@contextlib.contextmanager
-def _deferred_interrupts() -> Iterator[Callable[[], bool]]:
-    """Delays a first SIGINT or SIGTERM; yields a function that tells whether one has arrived.
-
-    The compiled call in flight owns the state, so it must end before the state can be saved.
-    """
-    noted = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield noted.is_set
-        return
-
-    def note(number: int, frame: Any) -> None:
-        if noted.is_set():
-            raise KeyboardInterrupt
-        noted.set()
-
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield noted.is_set
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 types.document_fields()

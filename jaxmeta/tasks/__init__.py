@@ -57,7 +57,7 @@ from jaxmeta.tasks import (
 )
 from jaxmeta.tasks.composite import MultiDiscrete, unflatten
 from jaxmeta.tasks.environments import InvalidEnvironment
-from jaxmeta.tasks.family import SPLITS, TaskFamily, content_hash, sample_tasks
+from jaxmeta.tasks.family import SPLITS, Parameters, TaskFamily, content_hash, sample_tasks
 from jaxmeta.tasks.functions import from_functions, from_list
 from jaxmeta.tasks.inspection import Checked, check
 from jaxmeta.tasks.promises import check_promises
@@ -143,6 +143,7 @@ __all__ = [
     "Checked",
     "InvalidEnvironment",
     "MultiDiscrete",
+    "Parameters",
     "TaskFamily",
     "bandits",
     "boxes",

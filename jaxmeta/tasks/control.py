@@ -21,7 +21,7 @@ import jax.numpy as jnp
 
 from jaxmeta import checks
 from jaxmeta.tasks.derived import with_derived
-from jaxmeta.tasks.family import Controller, TaskFamily
+from jaxmeta.tasks.family import Controller, Parameters, TaskFamily
 
 
 @functools.cache
@@ -57,13 +57,15 @@ def _family(
         env.default_params.replace(max_steps_in_episode=horizon),
     )
 
-    def sampler(outside: bool) -> Callable[[jax.Array], Any]:
-        def sample(key: jax.Array) -> Any:
-            factors = _factors(key, fields, scale, outside)
-            drawn = {field: getattr(defaults, field) * factors[i] for i, field in enumerate(fields)}
-            return with_derived(defaults.replace(**drawn), fields)
+    def made(factors: jax.Array) -> Any:
+        drawn = {field: getattr(defaults, field) * factors[i] for i, field in enumerate(fields)}
+        return with_derived(defaults.replace(**drawn), fields)
 
-        return sample
+    def sampler(outside: bool) -> Callable[[jax.Array], Any]:
+        return lambda key: made(_factors(key, fields, scale, outside))
+
+    def inside(x: jax.Array) -> Any:
+        return made(jnp.exp((2 * x - 1) * math.log(scale)))
 
     return TaskFamily(
         name=name,
@@ -73,6 +75,7 @@ def _family(
         test=sampler(False),
         out_of_distribution=sampler(True),
         expert_action=expert_action,
+        parameters=Parameters(len(fields), inside),
     )
 
 

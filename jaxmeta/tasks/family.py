@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,15 @@ SPLITS = ("train", "test", "out_of_distribution")
 
 Sampler = Callable[[jax.Array], Task]
 Controller = Callable[[Task, jax.Array], jax.Array]
+
+
+class Parameters(NamedTuple):
+    """Training tasks as a function of independent numbers, for curricula that move the distribution of tasks."""
+
+    size: int
+    """D, how many numbers a task follows from."""
+    task: Callable[[jax.Array], Task]
+    """``x [D] -> task``; independent uniform numbers between 0 and 1 give the training distribution."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +67,10 @@ class TaskFamily:
     is told (`task_vector`): in `informed` families, and where an algorithm knows tasks in training."""
     disjoint: tuple[str, ...] = ()
     """Splits that promise to have no task in common with any other split; `tasks.check` tries it."""
+    mutate: Callable[[jax.Array, Task], Task] | None = None
+    """``(key, task) -> task``: a small random change of a training task, for `curricula.accel`."""
+    parameters: Parameters | None = None
+    """How training tasks follow from independent uniform numbers, for `curricula.roml`."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str):
@@ -71,9 +85,12 @@ class TaskFamily:
             "expert_action",
             "action_features",
             "identity",
+            "mutate",
         ):
             if not (getattr(self, name) is None or callable(getattr(self, name))):
                 raise TypeError(f"{name}={getattr(self, name)!r} must be a function, or None")
+        if not isinstance(self.parameters, Parameters | None):
+            raise TypeError(f"parameters={self.parameters!r} must be a tasks.Parameters, or None")
         object.__setattr__(self, "disjoint", tuple(self.disjoint))
         for split in self.disjoint:
             checks.choice("disjoint", split, SPLITS)

@@ -205,7 +205,8 @@ def from_list(
         split: _drawn_from(split, many, family) for split, many in lists.items() if many is not None
     }
     size = environments.num_tasks("train", train, family.env)
-    return dataclasses.replace(family, name=f"{family.name}_of_{size}", **samplers)  # type: ignore[arg-type]
+    changes: dict[str, Any] = dict(name=f"{family.name}_of_{size}", mutate=None, parameters=None)
+    return dataclasses.replace(family, **changes, **samplers)  # type: ignore[arg-type]
 
 
 def _drawn_from(split: str, many: Task, family: TaskFamily) -> Sampler:

@@ -203,7 +203,43 @@ def maze(
         out_of_distribution=sampler("out_of_distribution"),
         optimal_action=optimal_action if observation == "position" else None,
         optimal_return=functools.partial(optimal_return, horizon=horizon),
+        mutate=mutate,
     )
+
+
+def mutate(key: jax.Array, task: MazeParams) -> MazeParams:
+    """The task with a wall added, a wall removed, or the goal moved to another free cell, with probability 1/3 each.
+
+    The change is undone where it would cut a free cell off the goal, leave no other free cell, or make a test maze. (The
+    agent's first cell is no part of the task.)
+    """
+    kind_key, free_key, wall_key = jax.random.split(key, 3)
+    walls = task.walls.reshape(-1)
+    free = jax.random.categorical(free_key, jnp.where(_starts(task), 0.0, -jnp.inf))
+    wall = jax.random.categorical(wall_key, jnp.where(walls, 0.0, -jnp.inf))
+    kind = jax.random.randint(kind_key, (), 0, 3)
+    added = walls.at[free].set(True)
+    removed = walls.at[wall].set(False)
+    layout = jnp.where(kind == 0, added, jnp.where(kind == 1, removed, walls))
+    goal = jnp.where(kind == 2, free.astype(jnp.int32), task.goal)
+    changed = MazeParams(walls=layout.reshape(task.walls.shape), goal=goal)
+    starts = _starts(changed)
+    whole = jnp.all(~starts | (distances(changed) < layout.size)) & jnp.any(starts)
+    kept = whole & ~_is_test_maze(changed.walls)
+    return jax.tree.map(lambda new, old: jnp.where(kept, new, old), changed, task)
+
+
+def _is_test_maze(walls: jax.Array) -> jax.Array:
+    """Whether a connected layout ``[size, size]`` is one that the test split draws, bool ``[]``."""
+    size = walls.shape[0]
+    ends, cells = _passages(size)
+    rooms = np.arange(size) % 2 == 0
+    is_room, is_pillar = rooms[:, None] & rooms[None, :], ~rooms[:, None] & ~rooms[None, :]
+    regular = ~jnp.any(walls & is_room) & jnp.all(walls | ~is_pillar)
+    opened = ~walls[cells[:, 0], cells[:, 1]]
+    is_tree = jnp.sum(opened) == int(ends.max())
+    is_odd = jnp.sum(jnp.where(opened, jnp.arange(len(ends)), 0)) % 2 == 1
+    return regular & is_tree & is_odd
 
 
 def _passages(size: int) -> tuple[np.ndarray, np.ndarray]:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from gymnax.environments import spaces
 
@@ -52,6 +53,7 @@ def check_promises(family: TaskFamily) -> None:
         if getattr(family, name) is not None:
             action = signatures.shaped(f"{where} {name}", getattr(family, name), task, obs)
             environments.check_action(f"{where} {name}", action, family.action_space)
+    _check_made_tasks(family, where, key, task)
     if family.optimal_return is not None:
         found = signatures.shaped(f"{where} optimal_return", family.optimal_return, task)
         if getattr(found, "shape", None) != ():
@@ -66,6 +68,24 @@ def check_promises(family: TaskFamily) -> None:
             raise InvalidEnvironment(
                 f"{where} action_features is {found}; it must be features [A, F] of the A actions of a Discrete space, "
                 f"and the action space is {space!r}"
+            )
+
+
+def _check_made_tasks(family: TaskFamily, where: str, key: jax.Array, task: Any) -> None:
+    """Raises InvalidEnvironment unless ``mutate`` and ``parameters`` make tasks like the training tasks."""
+    made = {}
+    if family.mutate is not None:
+        made["mutate"] = signatures.shaped(f"{where} mutate", family.mutate, key, task)
+    if family.parameters is not None:
+        size = checks.at_least("parameters.size", family.parameters.size, 1)
+        x = jax.eval_shape(lambda: jnp.zeros(size))
+        made["parameters"] = signatures.shaped(f"{where} parameters", family.parameters.task, x)
+    for name, found in made.items():
+        same = str(jax.tree.structure(found)) == str(jax.tree.structure(task))
+        pairs = zip(jax.tree.leaves(found), jax.tree.leaves(task), strict=True) if same else ()
+        if not same or any((x.shape, x.dtype) != (y.shape, y.dtype) for x, y in pairs):
+            raise InvalidEnvironment(
+                f"{where} {name} makes {found}; it must make a task like those of train, {task}"
             )
 
 

@@ -176,6 +176,20 @@ def tabular(
         test=sampler(1.0),
         out_of_distribution=sampler(OUT_OF_DISTRIBUTION_CONCENTRATION),
         optimal_return=functools.partial(optimal_return, horizon=horizon),
+        mutate=mutate,
+    )
+
+
+def mutate(key: jax.Array, task: TabularParams) -> TabularParams:
+    """The task with the transitions and the mean reward of one state and action drawn anew, as in training."""
+    num_states, num_actions, _ = task.transition.shape
+    place_key, transition_key, reward_key = jax.random.split(key, 3)
+    place = jax.random.randint(place_key, (), 0, num_states * num_actions)
+    s, a = place // num_actions, place % num_actions
+    row = jax.random.dirichlet(transition_key, jnp.ones(num_states))
+    return task.replace(  # type: ignore[attr-defined]
+        transition=task.transition.at[s, a].set(row),
+        reward=task.reward.at[s, a].set(1.0 + jax.random.normal(reward_key)),
     )
 
 
@@ -231,6 +245,7 @@ def latent_tabular(
         train=sampler(1.0),
         test=sampler(1.0),
         out_of_distribution=sampler(2.0),
+        mutate=None,
     )
 
 

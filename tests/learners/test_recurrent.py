@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 import itertools
 
 import chex
@@ -11,6 +12,7 @@ import pytest
 from jaxmeta import checks, learners, rollouts, tasks
 from jaxmeta.algorithms import rl2, varibad
 from jaxmeta.learners.recurrent import Hyper, Loss, TrialMemory, advantages_and_returns
+from jaxmeta.meta_updates.outer_loop import outer_optimizer
 from jaxmeta.networks.actor_critic import ActorCritic, joined
 from jaxmeta.networks.distributions import Categorical
 from jaxmeta.tasks.bandits import BanditParams
@@ -663,3 +665,115 @@ def test_protocol(family, variant):
     assert metrics["skipped_updates"] == 1
     for x, y in zip(jax.tree.leaves(same), jax.tree.leaves(after), strict=True):
         np.testing.assert_array_equal(x, y)
+
+
+# What tasks gave, for curricula
+
+
+@pytest.fixture(scope="module")
+def reported(family):
+    """An algorithm with two streams a task, and its parts, its state after an update, and trials of six tasks, one broken."""
+    config = rl2.Config(num_episodes=2, num_streams=2, num_minibatches=1, memory_size=4)
+    algorithm = rl2.rl2(family, config)
+    state, drawn = begun_with(algorithm, family, 6)
+    state, _ = jax.jit(algorithm.step)(jax.random.key(5), state, drawn)
+    drawn = drawn.replace(number=drawn.number.at[3].set(jnp.nan))
+    network = rl2.network_of(family, config)
+    parts = learners.recurrent.recurrent_learner(family, config, network)
+
+    @jax.jit
+    def recorded(key, state, drawn):
+        trials = parts.trials(key, state.meta, drawn)
+        data, counted = learners.recurrent.counted_steps(trials, config.num_episodes)
+        inputs = jax.vmap(parts.inputs, (None, 0))(state.meta, data)
+        hyper = state.meta.hyper
+        meta, batch = learners.recurrent.with_advantages(
+            state.meta, hyper, data, inputs, counted, network=network
+        )
+        _, v = jax.vmap(network.unroll, (None, 0, 0))(state.meta.params, data.memory.state, inputs)
+        results = learners.recurrent.task_results(meta, batch, trials, config)
+        return trials, counted, v, meta, batch, results
+
+    return algorithm, network, config, state, drawn, recorded(jax.random.key(6), state, drawn)
+
+
+def test_what_tasks_gave_is_that_of_their_trials(reported):
+    _, _, _, state, _, (trials, counted, v, _, _, results) = reported
+    mean, spread = state.meta.value_scale
+    value = np.where(counted, mean + spread * v, 0.0).reshape(6, 2, -1)
+    reward = np.where(counted, trials.reward, 0.0).reshape(6, 2, -1)
+    known = np.asarray(counted).reshape(6, 2, -1)
+    np.testing.assert_array_equal(results.counted, known)
+    np.testing.assert_allclose(results.reward, reward, rtol=1e-6)
+    np.testing.assert_allclose(np.where(known, results.value, 0.0), value, rtol=1e-3, atol=1e-4)
+    hyper, never = state.meta.hyper, 0.0
+    for m in range(6):
+        for n in range(2):
+            gae, v_next = never, never
+            for t in reversed(range(reward.shape[-1])):
+                error = reward[m, n, t] + hyper.discount * v_next - value[m, n, t]
+                gae = error + hyper.discount * hyper.gae_lambda * gae
+                v_next = value[m, n, t]
+                if known[m, n, t]:
+                    np.testing.assert_allclose(
+                        results.advantage[m, n, t], gae, rtol=1e-3, atol=1e-3
+                    )
+    total = reward.sum(axis=-1)
+    good = np.arange(6) != 3
+    np.testing.assert_allclose(results.returns[good], total[good].mean(axis=1), rtol=1e-5)
+    np.testing.assert_allclose(results.best[good], total[good].max(axis=1), rtol=1e-5)
+    assert np.isnan(results.returns[3])
+    assert results.best[3] == -np.inf
+    assert np.all(np.isnan(results.episodes[3]))
+    np.testing.assert_allclose(results.episodes[good].sum(axis=-1), total[good], rtol=1e-5)
+    first = np.asarray(trials.reward).reshape(6, 2, -1)[..., :3].sum(axis=-1)  # it ends at 3
+    np.testing.assert_allclose(results.episodes[good, :, 0], first[good], rtol=1e-5)
+
+
+def test_learning_from_some_tasks_is_learning_from_their_trials_alone(reported):
+    """One minibatch: the other trials are taken out of the batch by hand."""
+    algorithm, network, config, state, drawn, _ = reported
+    learns = jnp.array([True, False, True, True, False, False])
+    after, metrics, _ = jax.jit(algorithm.step_with_results)(
+        jax.random.key(7), state, drawn, learns
+    )
+    assert metrics["skipped_tasks"] == 2  # of the broken task; all were tried
+    hyper = state.meta.hyper
+    losses = functools.partial(
+        learners.recurrent.minibatch_loss,
+        network=network,
+        loss=Loss(learners.recurrent.ppo),
+        normalize=True,
+    )
+
+    @jax.jit
+    def by_hand(key):
+        # The trials of the step itself, by its own keys.
+        act_key, learn_key = jax.random.split(key)
+        parts = learners.recurrent.recurrent_learner(family_of(algorithm), config, network)
+        trials = parts.trials(act_key, state.meta, drawn)
+        data, counted = learners.recurrent.counted_steps(trials, config.num_episodes)
+        inputs = jax.vmap(parts.inputs, (None, 0))(state.meta, data)
+        meta, batch = learners.recurrent.with_advantages(
+            state.meta, hyper, data, inputs, counted, network=network
+        )
+        rows = jnp.array([0, 1, 4, 5, 6, 7])
+        some = jax.tree.map(lambda x: x[rows], batch)
+        learned, _, _ = learners.recurrent.learn_in_epochs(
+            learn_key,
+            (meta.params, state.optimizer),
+            some,
+            hyper,
+            losses=losses,
+            optimizer=outer_optimizer(optax.adam, hyper),
+            config=config,
+        )
+        return learned[0]
+
+    expected = by_hand(jax.random.key(7))
+    for x, y in zip(jax.tree.leaves(after.meta.params), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5)
+
+
+def family_of(algorithm):
+    return algorithm.description.family

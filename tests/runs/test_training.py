@@ -20,12 +20,12 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 from rich.console import Console
 
-from jaxmeta import tasks
+from jaxmeta import curricula, tasks
 from jaxmeta.algorithms.maml import Config, maml
 from jaxmeta.algorithms.maml import Hyper as MamlHyper
 from jaxmeta.runs import checkpoints, claims, metric_lines, run_folder, sinks, training
 from jaxmeta.runs.checkpoints import CheckpointError
-from jaxmeta.types import MetaAlgorithm
+from jaxmeta.types import MetaAlgorithm, TaskResults
 from tests.probes import FAIL_AT_ONCE, exit_codes
 
 DESCRIPTION = {"algorithm": "maml", "config": {"hidden_sizes": (4,)}}
@@ -46,6 +46,10 @@ class State(NamedTuple):
     params: dict
     optimizer: tuple
     num_updates: jax.Array
+
+    @property
+    def meta(self):
+        return self.params
 
 
 def seeking(size=4, hyper=Hyper()):
@@ -919,3 +923,100 @@ def test_settings_of_a_population_are_checked_one_by_one():
     ):
         with pytest.raises((TypeError, ValueError), match=message):
             training.train_population(algorithm, family, plan, hypers=hypers)
+
+
+# Curricula
+
+
+def reporting(algorithm):
+    """The algorithm with a report of each task: its return is how far to the right the goal is."""
+
+    def step_with_results(key, state, tasks, learns):
+        goals = jnp.where(learns[:, None], tasks.goal, 0.0)
+        state, metrics = algorithm.step(key, state, tasks.replace(goal=goals))
+        x = tasks.goal[:, 0]
+        one = x[:, None, None]
+        results = TaskResults(x, x, one, one, one, one, jnp.ones(one.shape, bool))
+        return state, metrics, results
+
+    return algorithm._replace(step_with_results=step_with_results)
+
+
+@pytest.fixture(scope="module")
+def taught(family, algorithm):
+    """What trains under a curriculum, and how."""
+    config = curricula.PLRConfig(capacity=6, replay=0.6, score="absolute_advantage")
+    return reporting(algorithm), curricula.plr(family, config)
+
+
+@pytest.fixture(scope="module")
+def taught_whole(family, taught, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("taught")
+    algorithm, curriculum = taught
+    how = dict(folder=folder, curriculum=curriculum, **QUIET)
+    return folder, training.train(algorithm, family, config(), **how)
+
+
+def test_a_run_under_a_curriculum_resumes_bit_for_bit(taught, taught_whole, family, tmp_path):
+    algorithm, curriculum = taught
+    folder, run = taught_whole
+    how = dict(folder=tmp_path, curriculum=curriculum, **QUIET)
+    training.train(algorithm, family, config(meta_updates=7), **how)
+    resumed = training.train(algorithm, family, config(report_seconds=9.0), resume=True, **how)
+    assert_bit_equal(resumed, run)
+    assert run.curriculum.time == 12
+    assert max(line["curriculum/replayed"] for line in lines(folder)) > 0
+    strip = [{k: v for k, v in row.items() if k != "seconds"} for row in lines(tmp_path)]
+    assert strip == [{k: v for k, v in row.items() if k != "seconds"} for row in lines(folder)]
+
+
+def test_another_curriculum_does_not_resume(taught, taught_whole, family):
+    algorithm, _ = taught
+    folder, _ = taught_whole
+    other = curricula.plr(family, curricula.PLRConfig(capacity=6, score="absolute_advantage"))
+    how = dict(folder=folder, resume=True, **QUIET)
+    with pytest.raises(CheckpointError, match=r"curriculum.replay is 0.5 and was 0.6"):
+        training.train(algorithm, family, config(), curriculum=other, **how)
+    with pytest.raises(CheckpointError, match="curriculum is None and was"):
+        training.train(algorithm, family, config(), **how)
+
+
+def test_without_a_curriculum_numbers_are_those_of_the_plain_step(whole, family, algorithm):
+    """And what tasks gave is not even traced."""
+
+    def unused(*inputs):
+        raise AssertionError("step_with_results is for curricula alone")
+
+    run = training.train(algorithm._replace(step_with_results=unused), family, config())
+    assert_bit_equal(run, whole[1])
+    assert run.curriculum == ()
+
+
+def test_members_of_a_population_have_curricula_of_their_own(taught, family):
+    algorithm, curriculum = taught
+    how = dict(curriculum=curriculum)
+    both = training.train_population(algorithm, family, config(meta_updates=6), num_seeds=2, **how)
+    for seed in range(2):
+        one = training.train(algorithm, family, config(meta_updates=6, seed=seed), **how)
+        member = jax.tree.map(lambda x, seed=seed: x[0, seed], both)
+        np.testing.assert_allclose(member.curriculum.score, one.curriculum.score, rtol=1e-5)
+        np.testing.assert_allclose(member.state.params["w"], one.state.params["w"], rtol=1e-4)
+    assert not np.allclose(both.curriculum.score[0, 0], both.curriculum.score[0, 1])
+
+
+def test_a_curriculum_begins_anew_from_an_initial_state(taught, taught_whole, family):
+    algorithm, curriculum = taught
+    run = training.train(
+        algorithm, family, config(meta_updates=1), initial=taught_whole[1], curriculum=curriculum
+    )
+    assert run.curriculum.time == 1
+
+
+def test_a_curriculum_and_what_does_not_fit_it(taught, family, algorithm):
+    _, curriculum = taught
+    with pytest.raises(ValueError, match="no step_with_results"):
+        training.train(algorithm, family, config(), curriculum=curriculum)
+    with pytest.raises(TypeError, match="curriculum is"):
+        training.train(algorithm, family, config(), curriculum="plr")
+    with pytest.raises(ValueError, match="description has 'curriculum'"):
+        training.train(algorithm, family, config(), description={"curriculum": {}})

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
 
 from jaxmeta import evaluation, tasks
 from jaxmeta.tasks import derived
@@ -166,3 +167,26 @@ def test_one_environment_a_name():
 def test_bad_scale_is_named():
     with pytest.raises(ValueError, match=r"scale=0.5 must lie between 1 and"):
         tasks.make("pendulum", scale=0.5)
+
+
+@pytest.mark.parametrize("name", ["cartpole", "pendulum", "mountain_car", "acrobot"])
+def test_independent_numbers_make_the_training_tasks(name):
+    """The ends of the range, and the law of the training tasks by a test of Kolmogorov and Smirnov."""
+    family = tasks.make(name)
+    size, made = family.parameters
+    corners = jax.vmap(made)(jnp.array([[0.0], [1.0]]) * jnp.ones((1, size)))
+    drawn = tasks.sample_tasks(jax.random.key(0), family, 500, split="train")
+    x = jax.random.uniform(jax.random.key(1), (500, size))
+    others = jax.vmap(made)(x)
+    varying = 0
+    for path, ours in jax.tree_util.tree_leaves_with_path(others):
+        theirs = np.asarray(dict(jax.tree_util.tree_leaves_with_path(drawn))[path])
+        ends = dict(jax.tree_util.tree_leaves_with_path(corners))[path]
+        if np.all(theirs == theirs[:1]):
+            np.testing.assert_array_equal(ours, theirs)
+            continue
+        varying += 1
+        assert np.min(ends) <= np.min(theirs) * 1.0001
+        assert np.max(ends) >= np.max(theirs) * 0.9999
+        assert scipy.stats.ks_2samp(np.asarray(ours), np.asarray(theirs)).pvalue > 1e-4
+    assert varying >= size

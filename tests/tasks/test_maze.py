@@ -143,3 +143,47 @@ def test_bad_settings_are_named():
         tasks.make("maze", observation="map")
     with pytest.raises(ValueError, match="radius=0 must be at least 1"):
         tasks.make("maze", radius=0)
+
+
+@pytest.mark.parametrize("size", [3, 5])
+def test_changed_mazes_lead_to_the_goal_and_are_no_test_mazes(size):
+    """Chains of changes, by a search; walls are added and removed, and goals move."""
+    family, drawn, held_out = drawn_tasks("train", "test", size=size)
+    held_out = {x.tobytes() for x in np.asarray(held_out.walls)}
+
+    def change(task, key):
+        after = family.mutate(key, task)
+        return after, after
+
+    @jax.jit
+    def chains(key):
+        keys = jax.random.split(key, (40, 30))
+        return jax.vmap(lambda task, keys: jax.lax.scan(change, task, keys)[1])(drawn, keys)
+
+    chained = chains(jax.random.key(1))
+    walls, goals = np.asarray(chained.walls), np.asarray(chained.goal)
+    before = np.concatenate([np.asarray(drawn.walls)[:, None], walls[:, :-1]], axis=1)
+    goals_before = np.concatenate([np.asarray(drawn.goal)[:, None], goals[:, :-1]], axis=1)
+    differences = (walls != before).sum(axis=(2, 3))
+    assert differences.max() == 1
+    moved = goals != goals_before
+    assert not np.any(moved & (differences > 0))
+    counts = walls.sum(axis=(2, 3)) - before.sum(axis=(2, 3))
+    for happened in (moved, counts == 1, counts == -1, ~moved & (differences == 0)):
+        assert 0.02 < happened.mean() < 0.6
+    for m in range(0, 40, 5):
+        for i in range(30):
+            found = searched(walls[m, i], int(goals[m, i]))
+            assert len(found) == (~walls[m, i]).sum() > 1
+            assert found[goals[m, i] % size, goals[m, i] // size] == 0
+    assert not {x.tobytes() for x in walls.reshape(-1, size, size)} & held_out
+
+
+def test_a_change_that_would_make_a_test_maze_is_undone():
+    """3×3 with all passages open but one more: closing one makes a tree, of either split."""
+    _, drawn, held_out = drawn_tasks("train", "test", size=3)
+    is_test = jax.jit(jax.vmap(maze._is_test_maze))
+    assert np.all(is_test(held_out.walls))
+    assert not np.any(is_test(drawn.walls))
+    _, loops = drawn_tasks("out_of_distribution", size=3)
+    assert not np.any(is_test(loops.walls))

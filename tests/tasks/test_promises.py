@@ -28,6 +28,15 @@ def test_families_of_this_library_keep_theirs(name):
         ({"expert_action": lambda task, obs: obs}, "expert_action is float32 of shape (2,)"),
         ({"optimal_return": lambda task: jnp.zeros(3)}, "optimal_return is"),
         ({"action_features": lambda obs: obs}, "it must be features [A, F] of the A actions"),
+        ({"mutate": lambda key, task: jnp.zeros(2)}, "mutate makes"),
+        (
+            {"mutate": lambda key, task: task.replace(number=jnp.zeros(2))},
+            "it must make a task like those of train",
+        ),
+        (
+            {"parameters": tasks.Parameters(2, lambda x: x)},
+            "parameters makes ShapeDtypeStruct(shape=(2,), dtype=float32)",
+        ),
         ({"train": lambda key: 1 / 0}, "train raised ZeroDivisionError: division by zero"),
         ({"expert_action": lambda task, obs: 1 / 0}, "expert_action raised ZeroDivisionError"),
     ],

@@ -171,3 +171,19 @@ def test_latent_tasks_have_their_structure_in_common():
     assert not jnp.allclose(family.train(key).transition, other.train(key).transition)
     with pytest.raises(ValueError, match="num_latents=0 must be at least 1"):
         tasks.make("latent_tabular", num_latents=0)
+
+
+def test_a_changed_task_differs_in_one_state_and_action():
+    family = tasks.make("tabular", num_states=3, num_actions=2)
+    drawn = tasks.sample_tasks(jax.random.key(0), family, 200, split="train")
+    changed = jax.jit(jax.vmap(family.mutate))(jax.random.split(jax.random.key(1), 200), drawn)
+    rows = np.any(np.asarray(changed.transition != drawn.transition), axis=-1)
+    means = np.asarray(changed.reward != drawn.reward)
+    np.testing.assert_array_equal(rows, means)
+    assert np.all(rows.sum(axis=(1, 2)) == 1)
+    assert np.all(rows.any(axis=0))  # every place in turn
+    np.testing.assert_allclose(np.sum(changed.transition, axis=-1), 1.0, rtol=1e-5)
+    anew = np.asarray(changed.reward)[means]
+    assert abs(anew.mean() - 1.0) < 0.25
+    assert abs(anew.std() - 1.0) < 0.2
+    assert tasks.make("latent_tabular").mutate is None

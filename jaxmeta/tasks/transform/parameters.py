@@ -69,7 +69,8 @@ def with_parameters(family: TaskFamily, **values: Any) -> TaskFamily:
         sample = getattr(family, split)
         return lambda key: _with_physics(sample(key), jax.tree.map(jnp.asarray, fixed))
 
-    return dataclasses.replace(family, **for_each_split(sampler))
+    own = for_each_split(sampler) | dict(mutate=None, parameters=None)
+    return dataclasses.replace(family, **own)
 
 
 @checks.arguments
@@ -137,6 +138,8 @@ def drawn_parameters(
         optimal_action=None,
         optimal_return=None,
         expert_action=family.expert_action or family.optimal_action,
+        mutate=None,
+        parameters=None,
     )
 
 
