@@ -258,7 +258,8 @@ class DiscoLearner:
     def learner(self) -> Learner:
         """The learner."""
         policy = feed_forward(
-            self.network.init, lambda params, obs: Categorical(self.network.apply(params, obs).logits)
+            self.network.init,
+            lambda params, obs: Categorical(self.network.apply(params, obs).logits),
         )
         return policy_learner(
             policy,
@@ -274,13 +275,13 @@ class DiscoLearner:
         if self.replay is None:
             return None
         num_steps, capacity, num_sampled = self.replay
-        actions = self.family.action_space
+        actions, shape = self.family.action_space, self.family.observation_shape
         piece = Piece(
-            jax.ShapeDtypeStruct((num_steps + 1, *self.family.observation_shape), _float()),
-            jax.ShapeDtypeStruct((num_steps,), actions.dtype),
-            jax.ShapeDtypeStruct((num_steps,), _float()),
-            jax.ShapeDtypeStruct((num_steps,), jnp.bool_),
-            jax.ShapeDtypeStruct((num_steps, actions.n), _float()),
+            jnp.zeros((num_steps + 1, *shape)),
+            jnp.zeros(num_steps, actions.dtype),
+            jnp.zeros(num_steps),
+            jnp.zeros(num_steps, bool),
+            jnp.zeros((num_steps, actions.n)),
         )
         return buffers.item_buffer(piece, capacity, num_sampled, name="replay.capacity")
 
@@ -372,10 +373,7 @@ def estimates(seen: Outputs, slow: Outputs, pieces: Piece, hyper: DiscoHyper) ->
     )
     going_on = 1.0 - pieces.last.astype(value.dtype)
 
-    def targets(reward: jax.Array, discount: jax.Array, **arrays: jax.Array) -> jax.Array:
-        return action_value_targets(reward, discount, **arrays)
-
-    target = jax.vmap(targets)(
+    target = jax.vmap(action_value_targets)(
         pieces.reward,
         hyper.discount * going_on,
         q=_of_action(slow_q[:, :-1], pieces.action),

@@ -11,6 +11,7 @@ The parameters of the meta-network are a dict of arrays by the names of the publ
 pieces of T steps; ``T + 1`` has the time step after the last one too.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -85,7 +86,7 @@ def agent_network(
     a = checks.at_least("num_actions", num_actions, 1)
     layers = [f"torso_{i}" for i in range(len(sizes) - 1)]
     heads = {"z": m, "aux": a, "q": NUM_BINS}
-    shapes = dict(zip(layers, zip(sizes, sizes[1:], strict=False), strict=True))
+    shapes = dict(zip(layers, itertools.pairwise(sizes), strict=True))
     shapes |= {"logits": (sizes[-1], a), "y": (sizes[-1], m), "root": (sizes[-1], k)}
     shapes |= {"model": (a + k, 4 * k)}
     shapes |= {f"{name}_0": (k, k) for name in heads}
@@ -153,11 +154,10 @@ def squash(x: jax.Array) -> jax.Array:
 
 def unsquash(y: jax.Array) -> jax.Array:
     """The inverse of `squash`."""
-    size = jnp.abs(y)
-    root = jnp.sqrt(1.0 + 4.0 * SQUASH * (SQUASH + 1.0 + size))
-    # (root - 1) / (2 SQUASH) - 1, without the difference of numbers that are nearly equal.
-    excess = 2.0 * (SQUASH + 1.0 + size) / (root + 1.0) - 1.0
-    return jnp.sign(y) * excess * (excess + 2.0)
+    # With |x| = u (u + 2) it is SQUASH u^2 + (1 + 2 SQUASH) u = |y|, whose root needs no difference.
+    slope = 1.0 + 2.0 * SQUASH
+    u = 2.0 * jnp.abs(y) / (slope + jnp.sqrt(slope**2 + 4.0 * SQUASH * jnp.abs(y)))
+    return jnp.sign(y) * u * (u + 2.0)
 
 
 def values_of(logits: jax.Array) -> jax.Array:
@@ -304,9 +304,7 @@ def apply(
     summary = _linear(params, "lstm/linear_1", out)
     y, z = _linear(params, "lstm/linear_2", out), _linear(params, "lstm/linear_3", out)
     beside = jnp.broadcast_to(out[:, :, None], (*channels.shape[:-1], out.shape[-1]))
-    w = _among_actions(
-        params, "lstm/sequential_1/conv1_d", jnp.concatenate([beside, channels], -1)
-    )
+    w = _among_actions(params, "lstm/sequential_1/conv1_d", jnp.concatenate([beside, channels], -1))
     targets = Targets(_linear(params, "lstm/linear_4", w)[..., 0], y, z)
     return targets, _after(params, memory, seen, summary, targets.y, good)
 
@@ -426,6 +424,4 @@ def _after(
     embedded = _linear(params, f"{LIFE}/mlp_2/~/linear_0", inputs)
     mean = jnp.mean(embedded, axis=(0, 1), where=good[:, None, None])
     h, cell = memory
-    return lstm_cell(
-        _linear(params, f"{LIFE}/lstm/linear", jnp.concatenate([mean, h])), cell
-    )
+    return lstm_cell(_linear(params, f"{LIFE}/lstm/linear", jnp.concatenate([mean, h])), cell)

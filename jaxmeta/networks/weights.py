@@ -3,7 +3,7 @@
 import os
 import zipfile
 from collections.abc import Mapping
-from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -31,7 +31,7 @@ def read_arrays(
         raise IsADirectoryError(f"{here} is a folder; name an .npz file")
     if not place.exists():
         raise FileNotFoundError(f"{here} does not exist; name an .npz file")
-    with _opened(here, place) as file:
+    with place.open("rb") as stream, _opened(here, stream) as file:
         missing = sorted(shapes.keys() - set(file.files))
         if missing:
             raise ValueError(
@@ -47,9 +47,9 @@ def read_arrays(
         return {array: _read(here, file, array, shape) for array, shape in shapes.items()}
 
 
-def _opened(here: str, path: Path) -> np.lib.npyio.NpzFile:
+def _opened(here: str, stream: BinaryIO) -> np.lib.npyio.NpzFile:
     try:
-        file = np.load(path, allow_pickle=False)
+        file = np.load(stream, allow_pickle=False)
     except (ValueError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(f"{here} is no .npz file, or is damaged: {_first_line(error)}") from error
     if not isinstance(file, np.lib.npyio.NpzFile):
@@ -57,11 +57,11 @@ def _opened(here: str, path: Path) -> np.lib.npyio.NpzFile:
     return file
 
 
-def _read(
-    here: str, file: np.lib.npyio.NpzFile, array: str, shape: tuple[int, ...]
-) -> np.ndarray:
+def _read(here: str, file: np.lib.npyio.NpzFile, array: str, shape: tuple[int, ...]) -> np.ndarray:
     try:
         x = file[array]
+        if not isinstance(x, np.ndarray):
+            raise ValueError("it is no array")
     except Exception as error:  # what a damaged archive raises depends on where the damage is
         raise ValueError(
             f"{here}: the array {array!r} cannot be read ({_first_line(error)}); get the file again"
