@@ -211,6 +211,7 @@ def learned_objective(
         policy=policy,
         optimizer=agent_optimizer,
         rematerialize=config.rematerialize,
+        lifespan=config.lifespan if followed.reads_time else None,
     )
     setup = Setup(parts.learner, family.env, config.num_streams, config.num_steps, config.unroll)
     window = Window(setup, config.lifespan, config.num_updates)
@@ -265,10 +266,10 @@ def objective(rule: UpdateRule, parts: RuleLearner, critic: Value) -> Objective:
     """The estimators' view of agents that follow ``rule``."""
 
     def log_prob(agent: Agent, data: Trajectory) -> jax.Array:
-        return parts.outputs(agent.params, data).distribution.log_prob(data.action)
+        return parts.outputs(agent.params, data, agent.age).distribution.log_prob(data.action)
 
     def charge(meta: Meta, agent: Agent, data: Trajectory, good: jax.Array) -> jax.Array:
-        outputs = parts.outputs(agent.params, data)
+        outputs = parts.outputs(agent.params, data, agent.age)
         at_steps = rule.regularizer(meta.params, outputs, data, meta.hyper)
         return mean_over_streams(at_steps, good)
 

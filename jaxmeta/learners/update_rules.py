@@ -1,14 +1,17 @@
-"""Update rules of agents: LPG and LPO, which are learned, and A2C, the baseline.
+"""Update rules of agents: LPG and LPO, which are learned, DPO, which was found among learned ones, and A2C, the baseline.
 
 An agent is a policy and a prediction of states. A rule turns experience into targets, and targets into a
 loss, which the agent descends:
 
 * `lpg`: both targets come from a recurrent network that reads the trajectory backwards; what the
   prediction means is the rule's own invention. Oh et al. 2020, "Discovering reinforcement learning
-  algorithms".
+  algorithms". It may know how much of an agent's life is over (TA-LPG).
 * `lpo`: PPO with its clipping replaced by a learned drift. Lu et al. 2022, "Discovered policy
   optimisation".
+* `dpo`: the drift that was read off a learned one, in closed form. From the same paper.
 * `a2c`: nothing is learned; the prediction is a value.
+
+DiscoRL reads more than these rules do; its agents are those of `disco`.
 
 A rule sees rewards, terminations, probabilities and predictions and never an observation or an action,
 so one that was learned on some family can be followed on any other.
@@ -16,6 +19,7 @@ so one that was learned on some family can be followed on any other.
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple, Protocol
@@ -55,6 +59,8 @@ class Agent(NamedTuple):
     """The optimiser's state."""
     reward_scale: Any = ()
     """``[]``, the scale of its rewards so far, where it learns in units of that."""
+    age: Any = ()
+    """``[]``, int32: its updates so far, where its rule knows them."""
 
 
 class Outputs(NamedTuple):
@@ -66,6 +72,8 @@ class Outputs(NamedTuple):
     """``[N, T]``, a value; or ``[N, T, m]``, logits of y."""
     next_prediction: jax.Array
     """The same of the true successors."""
+    time: Any = ()
+    """``[2]``, the share of the agent's life that is over and the logarithm of its length, for rules that read them."""
 
 
 class RuleHyper(Protocol):
@@ -119,6 +127,8 @@ class UpdateRule(NamedTuple):
     regularizer: Callable[[Params, Outputs, Trajectory, Any], jax.Array]
     """``(params, outputs, data, hyper) -> [N, T]``: its mean is what the rule is charged for an agent,
     beside its failure."""
+    reads_time: bool = False
+    """Whether it reads `Outputs.time`."""
 
 
 AgentOptimizer = Callable[[Any], optax.GradientTransformation]
@@ -136,6 +146,7 @@ def rule_learner(
     optimizer: AgentOptimizer = optax.sgd,
     rematerialize: bool = True,
     scale_rewards: bool = False,
+    lifespan: int | None = None,
 ) -> "RuleLearner":
     """Agents that follow ``rule`` in tasks of ``family``, which need not be the one it was learned on.
 
@@ -149,20 +160,27 @@ def rule_learner(
         rematerialize: Compute an update's intermediate values again in the reverse pass.
         scale_rewards: Show the rule rewards in units of the scale of those that the agent has seen in its
             life: then what it learns does not depend on the unit of rewards.
+        lifespan: Updates of a life, for a rule that reads the time of life; else None.
 
     Raises:
-        ValueError: the policy does not fit the family's action space.
+        ValueError: the policy does not fit the family's action space, or the lifespan the rule.
     """
     checks.at_least("num_epochs", num_epochs, 1)
     checks.each_at_least("hidden_sizes", hidden_sizes, 1)
     checks.field("rematerialize", rematerialize, bool)
     checks.field("scale_rewards", scale_rewards, bool)
+    if rule.reads_time:
+        if lifespan is None:
+            raise ValueError("lifespan=None must be the updates of a life: the rule reads them")
+        checks.at_least("lifespan", lifespan, 1)
+    elif lifespan is not None:
+        raise ValueError(f"lifespan={lifespan!r} has no effect: the rule reads no time of life")
     obs_shape = family.observation_shape
     if policy is None:
         policy = default_policy("mlp", obs_shape, family.action_space, hidden_sizes)
     prediction = value_mlp(obs_shape, hidden_sizes, rule.num_predictions)
     return RuleLearner(
-        rule, policy, prediction, optimizer, num_epochs, rematerialize, scale_rewards
+        rule, policy, prediction, optimizer, num_epochs, rematerialize, scale_rewards, lifespan
     )
 
 
@@ -184,6 +202,8 @@ class RuleLearner:
     """Whether the backward pass computes intermediate values again."""
     scale_rewards: bool
     """Whether agents see rewards in units of a running scale."""
+    lifespan: int | None = None
+    """Updates of a life, where the rule reads them."""
 
     @functools.cached_property
     def learner(self) -> Learner:
@@ -196,12 +216,13 @@ class RuleLearner:
             reads=Meta,
         )
 
-    def outputs(self, params: Params, data: Trajectory) -> Outputs:
-        """The outputs of an agent's ``params`` on ``data [N, T]``."""
+    def outputs(self, params: Params, data: Trajectory, age: Any = ()) -> Outputs:
+        """The outputs of an agent's ``params`` on ``data [N, T]``; ``age`` is `Agent.age`."""
         return Outputs(
             action_distributions(self.policy, params["policy"], data),
             self.prediction.apply(params["prediction"], data.timestep.obs),
             self.prediction.apply(params["prediction"], data.next_obs),
+            () if self.lifespan is None else time_of_life(age, self.lifespan),
         )
 
     def birth(self, key: jax.Array, meta: Meta) -> Agent:
@@ -212,7 +233,8 @@ class RuleLearner:
             "prediction": self.prediction.init(prediction_key),
         }
         scale = jnp.zeros(()) if self.scale_rewards else ()
-        return Agent(params, self.optimizer(meta.hyper.step_size).init(params), scale)
+        age = () if self.lifespan is None else jnp.zeros((), jnp.int32)
+        return Agent(params, self.optimizer(meta.hyper.step_size).init(params), scale, age)
 
     def update(self, key: jax.Array, meta: Meta, agent: Agent, data: Trajectory) -> Agent:
         """The agent after ``num_epochs`` steps down the rule's loss on ``data [N, T]``."""
@@ -224,10 +246,12 @@ class RuleLearner:
             scale = running_reward_scale(agent.reward_scale, data.reward, counted)
             agent = agent._replace(reward_scale=scale)
             data = data._replace(reward=in_units(data.reward, scale))
-        targets = rule.targets(meta.params, outputs(agent.params, data), data, good, meta.hyper)
+        seen = outputs(agent.params, data, agent.age)
+        targets = rule.targets(meta.params, seen, data, good, meta.hyper)
+        age = agent.age
 
         def loss(params: Params) -> jax.Array:
-            at_steps = rule.loss(meta.params, outputs(params, data), data, targets, meta.hyper)
+            at_steps = rule.loss(meta.params, outputs(params, data, age), data, targets, meta.hyper)
             return mean_over_streams(at_steps, good)
 
         def epoch(agent: Agent, _: None) -> tuple[Agent, None]:
@@ -239,7 +263,14 @@ class RuleLearner:
             )
             return agent._replace(params=params, optimizer=state), None
 
-        return jax.lax.scan(epoch, agent, length=self.num_epochs)[0]
+        agent = jax.lax.scan(epoch, agent, length=self.num_epochs)[0]
+        return agent if self.lifespan is None else agent._replace(age=age + 1)
+
+
+def time_of_life(age: jax.Array, lifespan: int) -> jax.Array:
+    """``(age / lifespan, log lifespan)``, ``[2]``, of an agent after ``age []`` updates: TA-LPG's two more inputs."""
+    share = age.astype(jnp.result_type(float)) / lifespan
+    return jnp.stack([share, jnp.full_like(share, math.log(lifespan))])
 
 
 class LPGTargets(NamedTuple):
@@ -251,7 +282,9 @@ class LPGTargets(NamedTuple):
     """ŷ, logits ``[N, T, m]``."""
 
 
-def lpg(*, num_predictions: int = 16, memory_size: int = 32) -> UpdateRule:
+def lpg(
+    *, num_predictions: int = 16, memory_size: int = 32, time_aware: bool = False
+) -> UpdateRule:
     """Learned policy gradient (Oh et al. 2020, eqs. 1 and 2).
 
     A network reads ``(r_t, d_t, γ, π(a_t|s_t), φ(y_t), φ(y_{t+1}))`` from the end of a stream to its
@@ -264,9 +297,13 @@ def lpg(*, num_predictions: int = 16, memory_size: int = 32) -> UpdateRule:
     Args:
         num_predictions: m, categories of y.
         memory_size: Units of the LSTM.
+        time_aware: Read also the share of the agent's life that is over and the logarithm of its length (TA-LPG; Jackson et
+            al. 2024, "Discovering temporally-aware reinforcement learning algorithms"), so that a rule may explore early
+            and exploit late. Agents then need a ``lifespan``.
     """
     checks.at_least("num_predictions", num_predictions, 1)
     checks.at_least("memory_size", memory_size, 1)
+    time_aware = checks.field("time_aware", time_aware, bool)
     memory = recurrent.lstm(memory_size)
     embedding = value_mlp((num_predictions,), (EMBEDDING_SIZE,))
     policy_head = value_mlp((memory_size,), ())
@@ -275,7 +312,7 @@ def lpg(*, num_predictions: int = 16, memory_size: int = 32) -> UpdateRule:
     def init(key: jax.Array) -> Params:
         memory_key, embedding_key, policy_key, prediction_key = jax.random.split(key, 4)
         return {
-            "memory": memory.init(memory_key, 6),
+            "memory": memory.init(memory_key, 8 if time_aware else 6),
             "embedding": embedding.init(embedding_key),
             "policy": policy_head.init(policy_key),
             "prediction": prediction_head.init(prediction_key),
@@ -319,13 +356,13 @@ def lpg(*, num_predictions: int = 16, memory_size: int = 32) -> UpdateRule:
             - hyper.prediction_entropy_bonus * Categorical(outputs.prediction).entropy()
         )
 
-    return UpdateRule(num_predictions, init, targets, loss, regularizer)
+    return UpdateRule(num_predictions, init, targets, loss, regularizer, time_aware)
 
 
 def _lpg_inputs(
     outputs: Outputs, data: Trajectory, hyper: RuleHyper, phi: Callable[[jax.Array], jax.Array]
 ) -> jax.Array:
-    """The inputs of LPG's network ``[N, T, 6]``; ``phi`` embeds the probabilities of a prediction."""
+    """The inputs of LPG's network ``[N, T, 6]``, or 8 with the time; ``phi`` embeds the probabilities of a prediction."""
     inputs = [
         data.reward,
         data.discount,
@@ -333,6 +370,7 @@ def _lpg_inputs(
         jnp.exp(outputs.distribution.log_prob(data.action)),
         phi(jax.nn.softmax(outputs.prediction)),
         phi(jax.nn.softmax(outputs.next_prediction)),
+        *(jnp.broadcast_to(x, data.reward.shape) for x in outputs.time),
     ]
     return jnp.stack(inputs, axis=-1)
 
@@ -356,6 +394,15 @@ def lpo(*, hidden_size: int = 32) -> UpdateRule:
         output = jax.random.normal(output_key, (hidden_size,)) / jnp.sqrt(1.0 * hidden_size)
         return {"hidden": hidden, "output": output}
 
+    return _with_drift(init, drift)
+
+
+def _with_drift(
+    init: Callable[[jax.Array], Params],
+    drift_of: Callable[[Params, jax.Array, jax.Array], jax.Array],
+) -> UpdateRule:
+    """The rule whose agents descend ``f(r, A) - r A``; ``drift_of: (params, log r, A) -> f``."""
+
     def targets(
         params: Params, outputs: Outputs, data: Trajectory, good: jax.Array, hyper: RuleHyper
     ) -> ValueTargets:
@@ -367,7 +414,9 @@ def lpo(*, hidden_size: int = 32) -> UpdateRule:
         params: Params, outputs: Outputs, data: Trajectory, targets: ValueTargets, hyper: RuleHyper
     ) -> jax.Array:
         log_ratio = outputs.distribution.log_prob(data.action) - data.log_prob
-        gain = jnp.exp(log_ratio) * targets.advantage - drift(params, log_ratio, targets.advantage)
+        gain = jnp.exp(log_ratio) * targets.advantage - drift_of(
+            params, log_ratio, targets.advantage
+        )
         return _value_and_entropy_cost(outputs, targets, hyper) - gain
 
     def regularizer(
@@ -393,6 +442,46 @@ def drift(params: Params, log_ratio: jax.Array, advantage: jax.Array) -> jax.Arr
 
 DRIFT_MARGIN = 1e-6
 """The distance from r = 1 within which a `drift` is zero, in its own units, so that its gradient there is zero."""
+
+
+def dpo(*, positive_width: float = 2.0, negative_width: float = 0.6) -> UpdateRule:
+    """Discovered policy optimisation (Lu et al. 2022, section 5): the loop of `lpo` with a drift in closed form.
+
+    `dpo_drift` is what the authors read off a learned drift. Nothing is learned, and the rule has no parameters.
+
+    Args:
+        positive_width: α, how far the ratio moves freely where the advantage is positive.
+        negative_width: β, the same where it is negative.
+    """
+    checks.between("positive_width", positive_width, 1e-6, 1e6)
+    checks.between("negative_width", negative_width, 1e-6, 1e6)
+
+    def drift_of(params: Params, log_ratio: jax.Array, advantage: jax.Array) -> jax.Array:
+        return dpo_drift(
+            log_ratio, advantage, positive_width=positive_width, negative_width=negative_width
+        )
+
+    return _with_drift(lambda key: {}, drift_of)
+
+
+def dpo_drift(
+    log_ratio: jax.Array,
+    advantage: jax.Array,
+    *,
+    positive_width: float = 2.0,
+    negative_width: float = 0.6,
+) -> jax.Array:
+    """``f(r, A)`` of equal shape: ``relu(x - α tanh(x / α))`` with ``x = (r - 1) A`` where A >= 0, else ``relu(y - β tanh(y / β))``
+    with ``y = A log r``."""
+
+    def beyond(x: jax.Array, width: float) -> jax.Array:
+        return jax.nn.relu(x - width * jnp.tanh(x / width))
+
+    return jnp.where(
+        advantage >= 0,
+        beyond(jnp.expm1(log_ratio) * advantage, positive_width),
+        beyond(log_ratio * advantage, negative_width),
+    )
 
 
 def a2c() -> UpdateRule:

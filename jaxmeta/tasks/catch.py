@@ -1,6 +1,6 @@
 """Catch: move a paddle under a falling ball; gymnax's Catch-bsuite.
 
-Osband et al. 2020, "Behaviour suite for reinforcement learning", section 2.2: 10 rows, 5 columns,
+Osband et al. 2020, "Behaviour suite for reinforcement learning", section 2.2: 10 rows, 5 columns by default,
 +1 for the ball caught and -1 for the ball missed, which ends the episode. By default there is a
 single task, to test learners that were trained elsewhere. With the controls or the columns permuted
 there are many.
@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxmeta import checks
 from jaxmeta.tasks import transform
 from jaxmeta.tasks.family import TaskFamily
 
@@ -24,18 +25,28 @@ def follow(task: Any, obs: jax.Array) -> jax.Array:
 
 
 def catch(
-    *, horizon: int = 9, permuted_actions: bool = False, permuted_columns: bool = False
+    *,
+    rows: int = 10,
+    columns: int = 5,
+    horizon: int | None = None,
+    permuted_actions: bool = False,
+    permuted_columns: bool = False,
 ) -> TaskFamily:
     """Catch, the same task in every split unless controls or columns are permuted.
 
     The splits then have no permutation in common; see `transform.permuted_actions`.
 
     Args:
-        horizon: Time limit of an episode, in steps; the ball is down after 9.
+        rows: Rows of the board; the ball is down after one step less.
+        columns: Columns of the board.
+        horizon: Time limit of an episode, in steps; None is until the ball is down.
         permuted_actions: Draw which action goes left, stays and goes right.
         permuted_columns: Draw the order of the observed columns.
     """
-    family = transform.from_gymnax("Catch-bsuite", horizon=horizon)
+    rows = checks.at_least("rows", rows, 2)
+    columns = checks.at_least("columns", columns, 2)
+    horizon = rows - 1 if horizon is None else horizon
+    family = transform.from_gymnax("Catch-bsuite", horizon=horizon, rows=rows, columns=columns)
     family = dataclasses.replace(family, optimal_action=follow)
     if permuted_actions:
         family = transform.permuted_actions(family)
