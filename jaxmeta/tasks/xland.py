@@ -289,9 +289,9 @@ def xland(
     generator: Literal["trivial", "small", "medium", "high"] | None = None,
     rulesets: str | Path | None = None,
 ) -> TaskFamily:
-    """XLand-MiniGrid: the goal, the production rules and the initial objects are drawn.
+    """XLand-MiniGrid in one room: the goal, the production rules and the initial objects are drawn.
 
-    Rulesets come from one of three places. ``generator`` names a published generator: goals and rules
+    Other layouts have more rooms. Rulesets come from one of three places. ``generator`` names a published generator: goals and rules
     of 11 kinds each, 10 colours, and distractor rules (see `xland_rulesets`). ``rulesets`` is the path
     of a published benchmark file. Without both they are drawn here: goals and rules of 3 kinds each,
     6 colours, and a chain of ``depth`` rules.
@@ -429,13 +429,14 @@ def _generated(seed: int, num_rulesets: int, generator: str) -> list[XLandParams
     both = draw(rng, settings, 2 * num_rulesets)
     rng = np.random.default_rng([seed, number, 1])
     beyond = draw(rng, deeper, num_rulesets, least_depth=deeper.depth)
-    return [jax.tree.map(jnp.asarray, x) for x in (*_cut(both, num_rulesets), beyond)]
+    return [*_cut(both, num_rulesets), beyond]
 
 
 def _from_file(path: str | Path, seed: int, num_rulesets: int) -> list[XLandParams]:
     """Rulesets of the three splits, of a published file."""
     found = xland_rulesets.read(path)
-    names = xland_rulesets.identity(found.goal, found.rules)
+    rules = np.asarray(found.rules)
+    names = xland_rulesets.identity(np.asarray(found.goal), rules)
     _, first = np.unique(names, axis=0, return_index=True)
     if len(first) < 3 * num_rulesets:
         raise ValueError(
@@ -443,19 +444,18 @@ def _from_file(path: str | Path, seed: int, num_rulesets: int) -> list[XLandPara
             f"num_rulesets={num_rulesets} need {3 * num_rulesets}"
         )
     order = np.random.default_rng(seed).permutation(np.sort(first))
-    count = np.count_nonzero(found.rules[order, :, 0], axis=1)
+    count = np.count_nonzero(rules[order, :, 0], axis=1)
     order = order[np.argsort(count, kind="stable")]
     order, most = order[:-num_rulesets], order[-num_rulesets:]
     order = np.random.default_rng(seed).permutation(order)
     rows = (order[:num_rulesets], order[num_rulesets : 2 * num_rulesets], most)
-    return [jax.tree.map(lambda x, i=i: jnp.asarray(x[i]), found) for i in rows]
+    return [jax.tree.map(lambda x, i=i: x[i], found) for i in rows]
 
 
 def _cut(both: XLandParams, num_rulesets: int) -> tuple[XLandParams, XLandParams]:
     """The first ``num_rulesets``, and the others."""
-    return (
-        jax.tree.map(lambda x: x[:num_rulesets], both),
-        jax.tree.map(lambda x: x[num_rulesets:], both),
+    return jax.tree.map(lambda x: x[:num_rulesets], both), jax.tree.map(
+        lambda x: x[num_rulesets:], both
     )
 
 

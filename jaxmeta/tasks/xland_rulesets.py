@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
@@ -330,7 +331,9 @@ def draw_many(
             continue
         found[name] = arrays
         if len(found) == num_rulesets:
-            return XLandParams(*map(np.stack, zip(*found.values(), strict=True)))
+            return XLandParams(
+                *(jnp.asarray(np.stack(x)) for x in zip(*found.values(), strict=True))
+            )
     raise ValueError(
         f"{num_rulesets} different rulesets are wanted (twice num_rulesets, for train and test), but only {len(found)} "
         "were found"
@@ -411,7 +414,7 @@ def read(path: str | os.PathLike) -> XLandParams:
     fault = _fault(*arrays)
     if fault is not None:
         raise ValueError(f"{where} is no benchmark file of XLand-MiniGrid: {fault}")
-    return XLandParams(*(x.astype(np.uint8) for x in arrays))
+    return XLandParams(*(jnp.asarray(x, jnp.uint8) for x in arrays))
 
 
 def _fault(goals: np.ndarray, rules: np.ndarray, objects: np.ndarray) -> str | None:
