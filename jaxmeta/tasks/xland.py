@@ -1,21 +1,25 @@
-"""XLand-MiniGrid: a room of objects with hidden production rules and a hidden goal.
+"""XLand-MiniGrid: rooms of objects with hidden production rules and a hidden goal.
 
 Nikulin et al. 2023, "XLand-MiniGrid: scalable meta-reinforcement learning environments in JAX". The
 task is a *ruleset*: the goal that ends the episode, the rules by which objects turn into others,
 and the objects at the episode's start. The goal may need an object that must first be made, from an
-object that must be made in turn. The package's benchmarks of rulesets are downloads; here rulesets
-are drawn.
+object that must be made in turn.
 
-The expert is told the ruleset but has an agent's observations: it sees neither the cells behind it
-nor the object that it carries.
+`xland` has the published settings (layouts of rooms with doors, the generators' rulesets or a file of
+them, the time limit), and one of its own, which is smaller: goals and rules without directions, in one
+room. There an expert is known. The package steps the environment in both.
+
+Results are published over 25 episodes in each task: the return is summed or averaged over the episodes,
+and of the tasks the mean and the 20th percentile are reported.
 
 Needs the package: ``pip install "jaxmeta[xland]"``.
 """
 
 import dataclasses
 import functools
-import math
-from typing import Any
+import itertools
+from pathlib import Path
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -24,50 +28,52 @@ from flax import struct
 from gymnax.environments import environment, spaces
 
 from jaxmeta import checks
-from jaxmeta.tasks.family import Sampler, TaskFamily
+from jaxmeta.tasks import xland_rulesets
+from jaxmeta.tasks.family import SPLITS, Sampler, TaskFamily
+from jaxmeta.tasks.xland_expert import COLORS, FORWARD, LEFT, PICK_UP, PUT_DOWN, RIGHT, seek
+from jaxmeta.tasks.xland_rulesets import (
+    GENERATORS,
+    GOAL_LENGTH,
+    RULE_LENGTH,
+    SHAPES,
+    XLandParams,
+    padded,
+)
 
 OUTSIDE, WALL = 0, 2
-SHAPES = (3, 4, 5, 7, 11, 12)
-"""The package's numbers of a ball, square, pyramid, key, hexagon and star: the objects that can be
-carried."""
-COLORS = (1, 2, 3, 4, 5, 6)
-"""The package's numbers of red, green, blue, purple, yellow and grey."""
+GOAL_TILE, CLOSED_DOOR, OPEN_DOOR = xland_rulesets.GOAL_TILE, 9, 10
 OBJECTS = np.array([(shape, color) for shape in SHAPES for color in COLORS], np.uint8)
-"""All objects, ``[36, 2]``: shape and colour."""
+"""All objects of the rulesets drawn here, ``[36, 2]``: shape and colour."""
 
 GOALS = {1: 1, 3: 1, 4: 2}
-"""Number of objects of a goal, by the package's number of the goal: hold one, be next to one, put
-one next to another."""
+"""Number of objects of a goal that is drawn here, by the package's number of the goal: hold one, be
+next to one, put one next to another."""
 RULES = {1: 1, 2: 1, 3: 2}
-"""Number of objects of a rule, by the package's number of the rule. A rule turns its objects into
-another one: when one is picked up, when the agent walks up to one, when one is put next to
-another."""
-GOAL_LENGTH, RULE_LENGTH = 5, 7
+"""Number of objects of a rule that is drawn here, by the package's number of the rule. A rule turns
+its objects into another one: when one is picked up, when the agent walks up to one, when one is put
+next to another."""
 
-NUM_ACTIONS = 5
-FORWARD, RIGHT, LEFT, PICK_UP, PUT_DOWN = range(NUM_ACTIONS)
+ACTIONS = (FORWARD, RIGHT, LEFT, PICK_UP, PUT_DOWN)
+NUM_ACTIONS = len(ACTIONS)
+OPEN = NUM_ACTIONS
+"""The package's sixth action: open or close the door ahead."""
 
-HOLD, NEAR, PAIR = 1, 2, 3
-"""Kinds of goals and rules in one numbering; 0 means none."""
-AHEAD, RIGHTWARD, LEFTWARD = 0, 1, 3
-"""Directions, clockwise from the agent's own."""
-STEPS = np.array([(-1, 0), (0, 1), (1, 0), (0, -1)])
-"""Steps in the four directions, as rows and columns of the view."""
+Layout = Literal["R1", "R2", "R4", "R6", "R9"]
+"""The number of rooms."""
+LEAST_SIZES = {"R1": 3, "R2": 5, "R4": 5, "R6": 9, "R9": 7}
+"""The least number of cells along a side."""
 
 
-@struct.dataclass
-class XLandParams:
-    """The task: a ruleset in the package's code, uint8. Rows of zeros are padding.
-
-    Shapes: R rules, I initial objects.
-    """
-
-    goal: jax.Array
-    """``[5]``, the goal."""
-    rules: jax.Array
-    """``[R, 7]``, the rules."""
-    objects: jax.Array
-    """``[I, 2]``, shapes and colours of the initial objects."""
+def num_cells(layout: str, size: int) -> int:
+    """The number of cells without a wall or a door."""
+    inside = size - 2
+    return {
+        "R1": inside**2,
+        "R2": inside * (inside - 1),
+        "R4": (inside - 1) ** 2,
+        "R6": 3 * inside + (inside - 2) * (inside - 5),  # the corridor is 3 cells wide
+        "R9": (inside - 2) ** 2,
+    }[layout]
 
 
 @struct.dataclass
@@ -88,12 +94,15 @@ class XLand(environment.Environment[Any, Any]):
     """The environment of the family. Environments with equal settings are equal and share compiled programs.
 
     The agent sees ``view_size`` by ``view_size`` cells in front of it, from the middle of the last
-    row, but not the object that it carries. Each cell has 13 entries, flat: whether it is a wall or
-    beyond one, the object's shape, one-hot, and its colour, one-hot. Actions are a step forward, a
-    turn right, a turn left, picking up and putting down. There are no doors, so the package's sixth
-    action, to open one, is left out. Reaching the goal at step t earns ``1 - 0.9 t / horizon`` and
-    terminates the episode; there is no other reward. The places of the objects and of the agent are
-    drawn in every episode.
+    row, through walls and doors, but not the object that it carries. Each cell has 13 entries, flat:
+    whether it is a wall or beyond one, the object's shape, one-hot, and its colour, one-hot. Actions
+    are a step forward, a turn right, a turn left, picking up and putting down. There are no doors, so
+    the package's sixth action, to open one, is left out. Reaching the goal at step t earns
+    ``1 - 0.9 t / horizon`` and terminates the episode; there is no other reward. The places of the
+    objects, of the agent and of the doors are drawn in every episode.
+
+    ``published`` environments have the sixth action. A cell has 20 entries: a shape may also be a goal
+    tile, a closed or an open door, and there are 10 colours instead of 6.
     """
 
     size: int = 9
@@ -102,6 +111,15 @@ class XLand(environment.Environment[Any, Any]):
     """Cells along a side of the view, odd."""
     horizon: int = 100
     """Time limit of an episode, in steps."""
+    layout: Layout = "R1"
+    """The number of rooms."""
+    published: bool = False
+    """Whether observations and actions are those of the published tasks; needed where there are
+    doors."""
+
+    def __post_init__(self) -> None:
+        if self.layout != "R1" and not self.published:
+            raise ValueError(f"layout={self.layout!r} has doors: it needs published=True")
 
     @property
     def default_params(self) -> XLandParams:
@@ -114,7 +132,7 @@ class XLand(environment.Environment[Any, Any]):
     def reset_env(self, key: jax.Array, params: XLandParams) -> tuple[jax.Array, XLandState]:
         _, env = _package()
         start = env.reset(self._settings(params), key)
-        return _seen(start.observation), XLandState(
+        return self._seen(start.observation), XLandState(
             start.state.grid, start.state.agent, jnp.zeros((), jnp.int32)
         )
 
@@ -136,7 +154,7 @@ class XLand(environment.Environment[Any, Any]):
         )
         after = env.step(self._settings(params), timestep, action)
         state = XLandState(after.state.grid, after.state.agent, after.state.step_num)
-        return _seen(after.observation), state, after.reward, after.discount == 0, {}
+        return self._seen(after.observation), state, after.reward, after.discount == 0, {}
 
     def is_truncated(self, state: XLandState, params: XLandParams) -> jax.Array:
         return state.time >= self.horizon
@@ -151,11 +169,28 @@ class XLand(environment.Environment[Any, Any]):
         return "XLand"
 
     def action_space(self, params: XLandParams | None = None) -> spaces.Discrete:
-        return spaces.Discrete(NUM_ACTIONS)
+        return spaces.Discrete(NUM_ACTIONS + self.published)
 
     def observation_space(self, params: XLandParams) -> spaces.Box:
-        num_entries = self.view_size**2 * (1 + len(SHAPES) + len(COLORS))
+        shapes, colors = self._told_apart
+        num_entries = self.view_size**2 * (1 + len(shapes) + len(colors))
         return spaces.Box(0.0, 1.0, (num_entries,), jnp.float32)
+
+    @property
+    def _told_apart(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Shapes and colours, in the order of an observation's entries."""
+        if self.published:
+            return (*SHAPES, GOAL_TILE, CLOSED_DOOR, OPEN_DOOR), xland_rulesets.COLORS
+        return SHAPES, COLORS
+
+    def _seen(self, cells: jax.Array) -> jax.Array:
+        """The observation of ``cells [V, V, 2]``, flat."""
+        shape, color = cells[..., 0, None], cells[..., 1, None]
+        shapes, colors = (jnp.array(x)[None, None] for x in self._told_apart)
+        is_shape = shape == shapes
+        is_color = (color == colors) & is_shape.any(axis=-1, keepdims=True)
+        blocked = (shape == OUTSIDE) | (shape == WALL)
+        return jnp.concatenate([blocked, is_shape, is_color], axis=-1).astype(float).reshape(-1)
 
     def _settings(self, task: XLandParams) -> Any:
         types, env = _package()
@@ -164,7 +199,7 @@ class XLand(environment.Environment[Any, Any]):
             width=self.size,
             view_size=self.view_size,
             max_steps=self.horizon,
-            grid_type="R1",
+            grid_type=self.layout,
             ruleset=types.RuleSet(goal=task.goal, rules=task.rules, init_tiles=task.objects),
         )
 
@@ -180,140 +215,6 @@ def _package() -> tuple[Any, Any]:
     except ImportError as error:
         raise checks.missing("xminigrid", "xland") from error
     return types, XLandMiniGrid()
-
-
-def _seen(cells: jax.Array) -> jax.Array:
-    """The observation of ``cells [V, V, 2]``, flat."""
-    shape, color = cells[..., 0, None], cells[..., 1, None]
-    is_shape = shape == jnp.array(SHAPES)[None, None]
-    is_color = (color == jnp.array(COLORS)[None, None]) & is_shape.any(axis=-1, keepdims=True)
-    blocked = (shape == OUTSIDE) | (shape == WALL)
-    return jnp.concatenate([blocked, is_shape, is_color], axis=-1).astype(float).reshape(-1)
-
-
-def _codes(tiles: jax.Array) -> jax.Array:
-    """One number for each of ``tiles [..., 2]``; 0 for padding."""
-    return 16 * tiles[..., 0].astype(jnp.int32) + tiles[..., 1]
-
-
-def _demands(task: XLandParams) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """``(kind, subject, partner, product)`` of the goal and then of the rules, ``[1 + R]`` each.
-
-    Rules make a chain: at most one object of a rule is made by another rule. This object is the
-    subject. The agent must hold it, walk up to it, or put it next to its partner, which stays in
-    its place.
-    """
-    kind_of_goal = jnp.array([0, HOLD, 0, NEAR, PAIR])[task.goal[0]]
-    kind = jnp.append(kind_of_goal, task.rules[:, 0].astype(jnp.int32))
-    codes = [_codes(task.rules[:, i : i + 2]) for i in (1, 3, 5)]
-    a, b = (
-        jnp.append(_codes(task.goal[i : i + 2]), of_rules)
-        for i, of_rules in zip((1, 3), codes, strict=False)
-    )
-    product = jnp.append(0, jnp.where(task.rules[:, 0] == PAIR, codes[2], codes[1]))
-    swapped = jnp.isin(b, product)
-    subject = jnp.where((kind == PAIR) & swapped, b, a)
-    partner = jnp.where(kind == PAIR, jnp.where(swapped, a, b), 0)
-    return kind, subject, partner, product
-
-
-def _landmark(task: XLandParams) -> jax.Array:
-    """The code of an unused object ``[]`` to lay a product beside, if a product must be laid down for the next rule; else 0."""
-    kind, subject, partner, product = _demands(task)
-    is_rule = jnp.arange(len(kind)) > 0
-    laid = (kind == NEAR) | ((kind == HOLD) & is_rule)
-    in_hand = jnp.where((kind == HOLD) & is_rule, product, -1)
-    needed = jnp.any(jnp.isin(in_hand, jnp.where(laid, subject, 0)))
-    objects = _codes(task.objects)
-    idle = ~jnp.isin(objects, jnp.append(subject, partner))
-    return jnp.where(needed, jnp.max(jnp.where(idle, objects, 0)), 0)
-
-
-def seek(task: XLandParams, obs: jax.Array) -> jax.Array:
-    """The expert: goes to a visible subject and uses it; else goes to a partner and puts down the carried object.
-
-    ``obs [V · V · 13] -> action []``, for a view of V × V cells. There is one subject at a time, so
-    a visible subject means that the agent carries nothing. Without a visible subject the agent may
-    or may not carry it. The rule assumes that it does; if it does not, it stands before the partner
-    forever, which is its most frequent failure. Paths are shortest through the visible cells and
-    keep the target in view. Without a target the agent walks straight on and turns two cells from a
-    wall; along the walls it comes to see the whole room.
-    """
-    per_cell = 1 + len(SHAPES) + len(COLORS)
-    size = math.isqrt(obs.size // per_cell)
-    cells = obs.reshape(size, size, per_cell)
-    blocked = cells[..., 0] > 0
-    shape, color = jnp.split(cells[..., 1:], [len(SHAPES)], axis=-1)
-    tiles = _codes(jnp.stack([shape @ jnp.array(SHAPES), color @ jnp.array(COLORS)], axis=-1))
-    free = ~blocked & (tiles == 0)
-
-    kind, subject, partner, _ = _demands(task)
-    is_tile = tiles > 0
-    is_subject = is_tile & jnp.isin(tiles, subject)
-    is_partner = is_tile & jnp.isin(tiles, jnp.append(partner, _landmark(task)))
-    empty_handed = jnp.any(is_subject)
-    row, column = jnp.mgrid[:size, :size]
-    away = jnp.abs(row - (size - 1)) + jnp.abs(column - size // 2)
-    targets = jnp.where(empty_handed, is_subject, is_partner)
-    target = jnp.argmin(jnp.where(targets, away, size**2))
-    is_near = jnp.any((kind == NEAR) & (subject == jnp.ravel(tiles)[target]))
-    done_by = jnp.where(empty_handed, jnp.where(is_near, FORWARD, PICK_UP), PUT_DOWN)
-
-    distance, move = _way(free, target, empty_handed)
-    approach = jnp.where(distance == 0, done_by, move)
-    reachable = jnp.any(targets) & (distance < size**3)
-    return jnp.where(reachable, approach, _exploring(free, blocked)).astype(jnp.int32)
-
-
-def _way(
-    free: jax.Array, target: jax.Array, empty_handed: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """Length ``[]`` of the shortest way to the cell ``target []`` through ``free [V, V]``, and its first move ``[]``.
-
-    The way ends in front of the target, or one step from such a place if the agent carries
-    something to put down beside the target. It has length V³ if there is none.
-    """
-    size = free.shape[0]
-    row, column = jnp.mgrid[:size, :size]
-    # A pose is a direction and a cell, [4, V, V].
-    step_down, step_across = STEPS[:, :1, None], STEPS[:, 1:, None]
-    down, across = (target // size - row)[None], (target % size - column)[None]
-    ahead = down * step_down + across * step_across
-    aside = down * step_across - across * step_down
-    in_view = free[None] & (ahead >= 0) & (ahead < size) & (jnp.abs(aside) <= size // 2)
-    front = row[None] + step_down + 1, column[None] + step_across + 1  # with a margin of one
-    faced = (ahead == 1) & (aside == 0)
-    one_off = jnp.abs(down - step_down) + jnp.abs(across - step_across) == 1
-    beside = one_off & jnp.pad(free, 1)[front]
-    far = size**3
-    length = jnp.where(in_view & jnp.where(empty_handed, faced, beside), 0, far)
-
-    def after(length: jax.Array) -> jax.Array:
-        """Lengths of the ways after each move (forward, right, left), ``[3, 4, V, V]``."""
-        margin = jnp.pad(length, ((0, 0), (1, 1), (1, 1)), constant_values=far)
-        forward = margin[jnp.arange(4)[:, None, None], *front]
-        return jnp.stack([forward, jnp.roll(length, -1, axis=0), jnp.roll(length, 1, axis=0)])
-
-    def closer(_: int, length: jax.Array) -> jax.Array:
-        return jnp.where(in_view, jnp.minimum(length, 1 + jnp.min(after(length), axis=0)), far)
-
-    length = jax.lax.fori_loop(0, 3 * size, closer, length)
-    here = (AHEAD, size - 1, size // 2)
-    return length[here], jnp.argmin(after(length)[:, *here])
-
-
-def _exploring(free: jax.Array, blocked: jax.Array) -> jax.Array:
-    """The move ``[]`` without a target: straight on, and a turn two cells from a wall; of cells ``[V, V]``."""
-    size = free.shape[0]
-    me = (size - 1, size // 2)
-
-    def is_open(direction: int) -> jax.Array:
-        one, two = (me + i * STEPS[direction] for i in (1, 2))
-        return free[*one] & ~blocked[*two]
-
-    # From a lane along the wall the agent sees the middle of the room too.
-    turn = jnp.where(is_open(LEFTWARD) & ~is_open(RIGHTWARD), LEFT, RIGHT)
-    return jnp.where(is_open(AHEAD), FORWARD, turn)
 
 
 def draw_ruleset(
@@ -334,14 +235,14 @@ def draw_ruleset(
 
     number = int(rng.choice(list(GOALS)))
     needed = some(GOALS[number])
-    goal = _padded([number, *needed.flat], GOAL_LENGTH)
+    goal = padded([number, *needed.flat], GOAL_LENGTH)
     rules, there = [], []
     for _ in range(depth):
         made = rng.integers(len(needed))
         there.append(np.delete(needed, made, axis=0))
         number = int(rng.choice(list(RULES)))
         product, needed = needed[made], some(RULES[number])
-        rules.append(_padded([number, *needed.flat, *product], RULE_LENGTH))
+        rules.append(padded([number, *needed.flat, *product], RULE_LENGTH))
     there += [needed, some(num_distractors)]
     return goal, np.array(rules, np.uint8).reshape(depth, RULE_LENGTH), np.concatenate(there)
 
@@ -379,70 +280,183 @@ def xland(
     *,
     size: int = 9,
     view_size: int = 5,
-    horizon: int = 100,
+    horizon: int | None = None,
     depth: int = 1,
     num_distractors: int = 2,
     num_rulesets: int = 1024,
     seed: int = 0,
+    layout: Layout = "R1",
+    generator: Literal["trivial", "small", "medium", "high"] | None = None,
+    rulesets: str | Path | None = None,
 ) -> TaskFamily:
     """XLand-MiniGrid in one room: the goal, the production rules and the initial objects are drawn.
 
-    Rulesets of train and test have one distribution, and no two have the same goal and rules. Out
-    of distribution the goal needs one more rule.
+    Other layouts have more rooms. Rulesets come from one of three places. ``generator`` names a published generator: goals and rules
+    of 11 kinds each, 10 colours, and distractor rules (see `xland_rulesets`). ``rulesets`` is the path
+    of a published benchmark file. Without both they are drawn here: goals and rules of 3 kinds each,
+    6 colours, and a chain of ``depth`` rules.
+
+    No two rulesets have the same goal and rules, in one split or in two. Train and test have one
+    distribution. Out of distribution the goal needs one more rule; the main chain of a generator has
+    one more level. Of a file these are the rulesets with the most rules.
 
     An episode earns at most ``1 - 0.9 / horizon``, and 0 if the goal is not reached.
 
+    The expert is only told rulesets that are drawn here, in one room. A published goal may be to stand
+    *below* an object, and an agent does not see which way is down. So no action of one observation is
+    known to be good, and ``expert_action`` is None.
+
     Args:
-        size: Cells along a side of the room, walls included.
+        size: Cells along a side, walls included. In layout R4 an odd number, in R9 one more than a
+            multiple of three. Published are 9 to 17 for R1, R2 and R4, 13 to 19 for R6, 16 to 25 for R9.
         view_size: Cells along a side of the view, odd, at least 3.
-        horizon: Time limit of an episode, in steps.
-        depth: Rules to use one after the other to reach the goal.
-        num_distractors: Objects without use.
+        horizon: Time limit of an episode, in steps. None is the published limit, ``3 size²``; for
+            rulesets drawn here in one room it is 100.
+        depth: Rules to use one after the other to reach the goal, for rulesets drawn here.
+        num_distractors: Objects without use, for rulesets drawn here.
         num_rulesets: Rulesets of each split, drawn uniformly.
-        seed: Seed of the rulesets.
+        seed: Seed of the rulesets, or of which of a file's are in which split.
+        layout: The number of rooms. Between rooms there are closed doors, and a sixth action opens them.
+        generator: The published generator.
+        rulesets: Path of a published file, for example ``small_1m_v3``. Nothing is downloaded.
 
     Raises:
-        ValueError: ``view_size`` is even, or there are too few objects for the distractors.
+        ValueError: a setting has no effect, or contradicts another; ``view_size`` is even; the rooms are
+            too small for the objects, or there are too few objects; the file is damaged or has too few
+            rulesets.
+        FileNotFoundError: there is no such file.
         ImportError: XLand-MiniGrid is not installed.
     """
-    checks.at_least("horizon", horizon, 1)
     checks.at_least("view_size", view_size, 3)
     checks.at_least("depth", depth, 0)
     checks.at_least("num_distractors", num_distractors, 0)
     checks.at_least("num_rulesets", num_rulesets, 1)
     checks.at_least("seed", seed, 0)
+    checks.choice("layout", layout, LEAST_SIZES)
     if view_size % 2 == 0:
         raise ValueError(f"view_size={view_size} must be odd: the agent is in the middle of a row")
+    is_own = generator is None and rulesets is None
+    if not is_own:
+        _check_unused(generator, rulesets, depth=(depth, 1), num_distractors=(num_distractors, 2))
+    published = not is_own or layout != "R1"
+    if horizon is None:
+        horizon = 3 * size**2 if published else 100
+    checks.at_least("horizon", horizon, 1)
+    if is_own:
+        # Twice as many cells as objects leave room for the agent to move.
+        _check_size(layout, size, 2 * (max_objects(depth + 1, num_distractors) + 1))
+    _package()
+    if generator is not None:
+        drawn = _generated(seed, num_rulesets, generator)
+    elif rulesets is not None:
+        drawn = _from_file(rulesets, seed, num_rulesets)
+    else:
+        drawn = _drawn(seed, num_rulesets, depth, num_distractors)
+    if not is_own:
+        _check_size(layout, size, drawn[0].objects.shape[1] + 1)
+    train, test, out_of_distribution = map(_sampler, drawn)
+    return TaskFamily(
+        name="xland",
+        env=XLand(size, view_size, horizon, layout, published),
+        horizon=horizon,
+        train=train,
+        test=test,
+        out_of_distribution=out_of_distribution,
+        expert_action=None if published else seek,
+        disjoint=SPLITS,
+    )
+
+
+def _check_unused(
+    generator: str | None, rulesets: str | Path | None, **settings: tuple[int, int]
+) -> None:
+    """Raises ValueError unless one source of rulesets is named and ``settings``, value and default, are not."""
+    if generator is not None and rulesets is not None:
+        raise ValueError(
+            f"generator={generator!r} has no effect with rulesets={str(rulesets)!r}: leave one out"
+        )
+    for name, (value, default) in settings.items():
+        if value != default:
+            source = f"generator={generator!r}" if rulesets is None else "rulesets="
+            raise ValueError(
+                f"{name}={value} has no effect with {source}; leave it at its default {default}"
+            )
+
+
+def _check_size(layout: str, size: int, least_cells: int) -> None:
+    """Raises ValueError unless the rooms are connected and have ``least_cells`` cells."""
+    sizes = (x for x in itertools.count(LEAST_SIZES[layout]) if num_cells(layout, x) >= least_cells)
+    checks.at_least("size", size, next(sizes))
+    if layout == "R4" and size % 2 == 0:
+        raise ValueError(f"size={size} must be odd with layout='R4', so that all rooms are equal")
+    if layout == "R9" and size % 3 != 1:
+        raise ValueError(
+            f"size={size} must be one more than a multiple of 3 with layout='R9', for example "
+            f"{size - (size - 1) % 3 + 3}"
+        )
+
+
+def _drawn(seed: int, num_rulesets: int, depth: int, num_distractors: int) -> list[XLandParams]:
+    """Rulesets of the three splits, of `draw_rulesets`."""
     num_rules = depth + 1
-    # Twice as many cells as objects leave room for the agent to move.
-    num_cells = 2 * (max_objects(num_rules, num_distractors) + 1)
-    least_size = 2 + int(np.ceil(np.sqrt(num_cells)))
-    checks.at_least("size", size, least_size)
     most = len(OBJECTS) - 2 - 2 * num_rules
     if num_distractors > most:
         raise ValueError(
             f"num_distractors={num_distractors} must be at most {most} at depth={depth}: "
             f"there are {len(OBJECTS)} objects in all"
         )
-    _package()
     drawn = functools.partial(
         draw_rulesets, seed, num_distractors=num_distractors, num_rules=num_rules
     )
     both = drawn(2 * num_rulesets, depth=depth)
-    return TaskFamily(
-        name="xland",
-        env=XLand(size, view_size, horizon),
-        horizon=horizon,
-        train=_sampler(jax.tree.map(lambda x: x[:num_rulesets], both)),
-        test=_sampler(jax.tree.map(lambda x: x[num_rulesets:], both)),
-        out_of_distribution=_sampler(drawn(num_rulesets, depth=depth + 1)),
-        expert_action=seek,
+    return [*_cut(both, num_rulesets), drawn(num_rulesets, depth=depth + 1)]
+
+
+def _generated(seed: int, num_rulesets: int, generator: str) -> list[XLandParams]:
+    """Rulesets of the three splits, of a published generator."""
+    checks.choice("generator", generator, GENERATORS)
+    settings = GENERATORS[generator]
+    deeper = settings._replace(depth=settings.depth + 1)
+    # Few rulesets are larger than the largest of the generators' may be; they are drawn again.
+    largest = GENERATORS["high"]
+    draw = functools.partial(
+        xland_rulesets.draw_many,
+        num_rules=min(deeper.max_rules, largest.max_rules),
+        num_objects=min(deeper.max_objects, largest.max_objects),
     )
+    number = list(GENERATORS).index(generator)
+    rng = np.random.default_rng([seed, number, 0])
+    both = draw(rng, settings, 2 * num_rulesets)
+    rng = np.random.default_rng([seed, number, 1])
+    beyond = draw(rng, deeper, num_rulesets, least_depth=deeper.depth)
+    return [*_cut(both, num_rulesets), beyond]
 
 
-def _padded(row: list[Any], length: int) -> np.ndarray:
-    """``row`` with zeros up to ``length``, uint8."""
-    return np.array([*row, *[0] * (length - len(row))], np.uint8)
+def _from_file(path: str | Path, seed: int, num_rulesets: int) -> list[XLandParams]:
+    """Rulesets of the three splits, of a published file."""
+    found = xland_rulesets.read(path)
+    rules = np.asarray(found.rules)
+    names = xland_rulesets.identity(np.asarray(found.goal), rules)
+    _, first = np.unique(names, axis=0, return_index=True)
+    if len(first) < 3 * num_rulesets:
+        raise ValueError(
+            f"rulesets={str(path)!r} holds {len(first)} different rulesets, and three splits of "
+            f"num_rulesets={num_rulesets} need {3 * num_rulesets}"
+        )
+    order = np.random.default_rng(seed).permutation(np.sort(first))
+    count = np.count_nonzero(rules[order, :, 0], axis=1)
+    order = order[np.argsort(count, kind="stable")]
+    order, most = order[:-num_rulesets], order[-num_rulesets:]
+    order = np.random.default_rng(seed).permutation(order)
+    rows = (order[:num_rulesets], order[num_rulesets : 2 * num_rulesets], most)
+    return [jax.tree.map(lambda x, i=i: x[i], found) for i in rows]
+
+
+def _cut(both: XLandParams, num_rulesets: int) -> tuple[XLandParams, XLandParams]:
+    """The first ``num_rulesets``, and the others."""
+    return jax.tree.map(lambda x: x[:num_rulesets], both), jax.tree.map(
+        lambda x: x[num_rulesets:], both
+    )
 
 
 def _sampler(rulesets: XLandParams) -> Sampler:

@@ -11,20 +11,15 @@ import numpy as np
 import pytest
 
 from jaxmeta import evaluation, rollouts, tasks
-from jaxmeta.tasks import xland
-from jaxmeta.tasks.xland import (
-    FORWARD,
-    LEFT,
-    OBJECTS,
-    PICK_UP,
-    PUT_DOWN,
-    RIGHT,
-    XLand,
-    XLandParams,
-)
+from jaxmeta.tasks import xland, xland_rulesets
+from jaxmeta.tasks.xland import OBJECTS, XLand, XLandParams
+from jaxmeta.tasks.xland_expert import FORWARD, PICK_UP, PUT_DOWN, RIGHT
+from jaxmeta.tasks.xland_rulesets import padded
 
 pytest.importorskip("xminigrid")
 
+import xminigrid
+from xminigrid.benchmarks import load_benchmark_from_path, save_bz2_pickle
 from xminigrid.core import goals, rules
 from xminigrid.core.constants import NUM_ACTIONS, PICKABLE, Tiles
 from xminigrid.envs.xland import XLandMiniGrid
@@ -33,6 +28,9 @@ from xminigrid.types import RuleSet
 A, B, C = (jnp.asarray(OBJECTS[i]) for i in (0, 8, 16))
 
 family = functools.cache(lambda **settings: tasks.make("xland", num_rulesets=48, **settings))
+
+
+HOLD_A = goals.AgentHoldGoal(A)
 
 
 def ruleset(goal, *laws, objects=(A,)):
@@ -50,60 +48,159 @@ def test_numbers_are_the_package_s():
     assert (xland.OUTSIDE, xland.WALL) == (Tiles.EMPTY, Tiles.WALL)
     for number, count in xland.GOALS.items():
         kind = {1: goals.AgentHoldGoal, 3: goals.AgentNearGoal, 4: goals.TileNearGoal}[number]
-        code = xland._padded([number, *OBJECTS[:count].flat], xland.GOAL_LENGTH)
+        code = padded([number, *OBJECTS[:count].flat], xland.GOAL_LENGTH)
         np.testing.assert_array_equal(kind(*OBJECTS[:count]).encode(), code)
     for number, count in xland.RULES.items():
         kind = {1: rules.AgentHoldRule, 2: rules.AgentNearRule, 3: rules.TileNearRule}[number]
-        code = xland._padded([number, *OBJECTS[: count + 1].flat], xland.RULE_LENGTH)
+        code = padded([number, *OBJECTS[: count + 1].flat], xland.RULE_LENGTH)
         np.testing.assert_array_equal(kind(*OBJECTS[: count + 1]).encode(), code)
 
 
-def test_steps_are_the_package_s():
-    """Of random actions in three tasks: the same rooms, views, rewards and ends."""
-    env, package = XLand(7, 5, horizon=150), XLandMiniGrid()
+SIZES = {"R1": 9, "R2": 11, "R4": 13, "R6": 13, "R9": 16}
+"""A published size of each layout."""
 
-    def compare(key, task):
-        reset_key, act_key = jax.random.split(key)
-        rulesets = RuleSet(goal=task.goal, rules=task.rules, init_tiles=task.objects)
-        params = package.default_params(
-            height=7, width=7, max_steps=150, grid_type="R1", ruleset=rulesets
+
+def compared(env, package, params, key, task):
+    """``(ours, theirs)`` at the reset, and at the steps of random actions until the time limit."""
+    reset_key, act_key = jax.random.split(key)
+    ruleset = RuleSet(goal=task.goal, rules=task.rules, init_tiles=task.objects)
+    params = params.replace(ruleset=ruleset)
+    start = package.reset(params, reset_key)
+    obs, state = env.reset_env(reset_key, task)
+
+    def inner(obs, state):
+        return obs, state.grid, state.agent
+
+    def step(carry, key):
+        timestep, state = carry
+        action = jax.random.randint(key, (), 0, env.action_space().n)
+        timestep = package.step(params, timestep, action)
+        obs, state, reward, terminated, _ = env.step_env(key, state, action, task)
+        last = terminated | env.is_truncated(state, task)
+        ours = *inner(obs, state), state.time, reward, terminated, last
+        theirs = (
+            *inner(env._seen(timestep.observation), timestep.state),
+            *(timestep.state.step_num, timestep.reward, timestep.discount == 0, timestep.last()),
         )
-        start = package.reset(params, reset_key)
-        obs, state = env.reset_env(reset_key, task)
+        return (timestep, state), (ours, theirs)
 
-        def step(carry, key):
-            timestep, state = carry
-            action = jax.random.randint(key, (), 0, xland.NUM_ACTIONS)
-            timestep = package.step(params, timestep, action)
-            obs, state, reward, terminated, _ = env.step_env(key, state, action, task)
-            ours = obs, state.grid, state.agent, reward, terminated
-            ours = *ours, terminated | env.is_truncated(state, task)
-            seen = xland._seen(timestep.observation)
-            inner = timestep.state
-            ended, last = timestep.discount == 0, timestep.last()
-            theirs = seen, inner.grid, inner.agent, timestep.reward, ended, last
-            return (timestep, state), (ours, theirs)
+    _, steps = jax.lax.scan(step, (start, state), jax.random.split(act_key, env.horizon))
+    return (inner(obs, state), inner(env._seen(start.observation), start.state)), steps
 
-        _, both = jax.lax.scan(step, (start, state), jax.random.split(act_key, 150))
-        return (obs, xland._seen(start.observation)), both
 
+@pytest.mark.parametrize(
+    "layout", ["R4", *(pytest.param(x, marks=pytest.mark.slow) for x in SIZES if x != "R4")]
+)
+def test_ten_thousand_steps_are_the_package_s(layout):
+    """Of random actions in the published environments of that name: the same rooms, views, rewards, ends and states."""
+    size = SIZES[layout]
+    made = family(layout=layout, size=size, generator="small")
+    package, params = xminigrid.make(f"XLand-MiniGrid-{layout}-{size}x{size}")
+    assert made.horizon == params.max_steps == 3 * size**2
+    assert made.env.action_space().n == package.num_actions(params)
+    num_tasks = -(-10_000 // made.horizon)
+    drawn = tasks.sample_tasks(jax.random.key(1), made, num_tasks, split="test")
+    program = jax.jit(jax.vmap(functools.partial(compared, made.env, package, params)))
+    (ours, theirs), (all_ours, all_theirs) = program(
+        jax.random.split(jax.random.key(0), num_tasks), drawn
+    )
+    jax.tree.map(np.testing.assert_array_equal, (ours, all_ours), (theirs, all_theirs))
+    grid, pocket = np.asarray(all_ours[1]), np.asarray(all_ours[2].pocket)
+    assert np.any(pocket != pocket[:, :1])  # something was picked up
+    assert np.any(grid[..., 0] == xland.OPEN_DOOR) == (layout != "R1")
+
+
+def test_steps_without_doors_are_the_package_s():
+    """In the smaller observations, too: three tasks, 150 steps of the five actions in each."""
+    env, package = XLand(7, 5, horizon=150), XLandMiniGrid()
+    params = package.default_params(height=7, width=7, max_steps=150, grid_type="R1")
     drawn = jax.tree.map(
         lambda *x: jnp.stack(x),
         ruleset(goals.AgentNearGoal(C), rules.TileNearRule(B, C, A), objects=(B, C)),
         ruleset(goals.AgentNearGoal(A), rules.AgentHoldRule(B, A), objects=(B, C)),
         ruleset(goals.TileNearGoal(B, C), rules.AgentNearRule(B, A), objects=(B, C)),
     )
-    (ours, theirs), (all_ours, all_theirs) = jax.jit(jax.vmap(compare))(
-        jax.random.split(jax.random.key(0), 3), drawn
+    program = jax.jit(jax.vmap(functools.partial(compared, env, package, params)))
+    (ours, theirs), (all_ours, all_theirs) = program(jax.random.split(jax.random.key(0), 3), drawn)
+    jax.tree.map(np.testing.assert_array_equal, (ours, all_ours), (theirs, all_theirs))
+    assert np.any(all_ours[4] > 0)
+
+
+@pytest.mark.parametrize("layout", xland.LEAST_SIZES)
+def test_every_room_can_be_entered(layout):
+    """Through doors, at all sizes that are allowed up to the largest published one; the cells are as many as counted."""
+    allowed = []
+    for size in range(3, 26):
+        try:
+            xland._check_size(layout, size, 2)
+        except ValueError:
+            continue
+        allowed.append(size)
+    assert set(range(9, 18, 4) if layout in ("R2", "R4") else (16, 19, 25)) <= set(allowed)
+    for size in allowed[:4] + allowed[-2:]:
+        env = XLand(size, layout=layout, published=True)
+        _, state = env.reset_env(jax.random.key(size), ruleset(HOLD_A))
+        shape = np.asarray(state.grid)[..., 0]
+        walls = shape == xland.WALL
+        assert np.all(walls[[0, -1]])
+        assert np.all(walls[:, [0, -1]])
+        doors = np.argwhere(shape == xland.CLOSED_DOOR)
+        assert len(doors) == {"R1": 0, "R2": 1, "R4": 4, "R6": 6, "R9": 12}[layout]
+        assert np.sum(~walls) - len(doors) == xland.num_cells(layout, size)
+        reached = np.zeros_like(walls)
+        reached[1, 1] = True
+        for _ in range(size**2):
+            grown = reached.copy()
+            for axis in (0, 1):
+                for by in (-1, 1):
+                    grown |= np.roll(reached, by, axis)
+            reached = grown & ~walls
+        np.testing.assert_array_equal(reached, ~walls)
+
+
+def test_the_sixth_action_opens_a_door():
+    """The agent walks through it, and sees beyond it before that."""
+    env, task = XLand(9, layout="R2", published=True), ruleset(HOLD_A, objects=(B,))
+    _, state = env.reset_env(jax.random.key(0), task)
+    row, column = np.argwhere(np.asarray(state.grid)[..., 0] == xland.CLOSED_DOOR)[0]
+    floor = jnp.array([1, 7], jnp.uint8)
+    state = state.replace(
+        grid=state.grid.at[row, column - 1].set(floor).at[row, column + 1].set(B),
+        agent=state.agent.replace(
+            position=jnp.array([row, column - 1]), direction=jnp.ones_like(state.agent.direction)
+        ),
     )
-    np.testing.assert_array_equal(ours, theirs)
-    jax.tree.map(np.testing.assert_array_equal, all_ours, all_theirs)
-    assert np.any(all_ours[3] > 0)
+    step = jax.jit(env.step_env)
+
+    def after(state, *actions):
+        for action in actions:
+            obs, state, *_ = step(jax.random.key(1), state, jnp.array(action), task)
+        return obs.reshape(5, 5, 20), state
+
+    seen, blocked = after(state, FORWARD)
+    assert blocked.agent.position[1] == column - 1
+    assert seen[3, 2, 8] == 1  # a closed door
+    assert seen[2, 2, :10].argmax() == 1 + xland.SHAPES.index(int(B[0]))
+    seen, opened = after(state, xland.OPEN, FORWARD)
+    assert opened.agent.position[1] == column
+    assert seen[4, 2, 9] == 1  # an open one, that the agent stands in
+    assert after(state, xland.OPEN, xland.OPEN, FORWARD)[1].agent.position[1] == column - 1
+
+
+def test_published_observations_tell_all_tiles_apart():
+    kinds = [(0, 0), (1, 7), *xland_rulesets.PLACED]
+    kinds += [(door, color) for door in (9, 10) for color in range(1, 7)]
+    cells = jnp.array(kinds, jnp.uint8)[:, None]
+    seen = np.asarray(XLand(published=True)._seen(cells)).reshape(len(kinds), 20)
+    assert len({row.tobytes() for row in seen}) == len(kinds)
+    assert not seen[1].any()
+    wall = XLand(published=True)._seen(jnp.array([[[2, 6]]], jnp.uint8))
+    np.testing.assert_array_equal(wall, seen[0])  # as what is beyond one
 
 
 def test_what_is_seen_of_a_cell():
     cells = jnp.array([[[1, 7], [2, 6]], [[0, 0], [11, 4]]], jnp.uint8)  # floor, wall, beyond, hex
-    floor, wall, beyond, hexagon = xland._seen(cells).reshape(4, 13)
+    floor, wall, beyond, hexagon = XLand()._seen(cells).reshape(4, 13)
     assert not np.any(floor)
     for blocked in (wall, beyond):
         assert blocked.tolist() == [1] + 12 * [0]
@@ -145,112 +242,6 @@ def test_plans_reach_their_goals(goal, law, plan):
         arrived = t == len(plan)
         assert bool(terminated) == arrived
         np.testing.assert_allclose(reward, arrived * (1 - 0.9 * t / 20), rtol=1e-6)
-
-
-def view(*placed, size=5, walls=()):
-    """What is seen: floor but for ``(row, column, object)``, and walls in rows ``walls``."""
-    cells = jnp.tile(jnp.array([1, 7], jnp.uint8), (size, size, 1))
-    for row in walls:
-        cells = cells.at[row].set(jnp.array([2, 6], jnp.uint8))
-    for row, column, tile in placed:
-        cells = cells.at[row, column].set(tile)
-    return xland._seen(cells)
-
-
-HOLD_A, NEAR_A = goals.AgentHoldGoal(A), goals.AgentNearGoal(A)
-MAKES_A, MAKES_C = rules.TileNearRule(B, C, A), rules.AgentNearRule(A, C)
-
-
-@pytest.mark.parametrize(
-    ("goal", "law", "seen", "action"),
-    [
-        # Face the object, then do with it what is asked; ways lead around others.
-        (HOLD_A, None, [(3, 2, A)], PICK_UP),
-        (NEAR_A, None, [(3, 2, A)], FORWARD),
-        (HOLD_A, None, [(0, 2, A)], FORWARD),
-        (HOLD_A, None, [(4, 3, A)], RIGHT),
-        (HOLD_A, None, [(4, 0, A)], LEFT),
-        (HOLD_A, None, [(1, 2, A), (2, 2, B)], FORWARD),
-        (HOLD_A, None, [(2, 3, A), (3, 2, B)], RIGHT),
-        (HOLD_A, None, [(2, 1, A), (3, 2, B)], LEFT),
-        # One of two is picked up and put next to the other.
-        (goals.TileNearGoal(A, B), None, [(3, 2, A), (2, 2, B)], PICK_UP),
-        (goals.TileNearGoal(A, B), None, [(2, 2, B)], PUT_DOWN),
-        (goals.TileNearGoal(A, B), None, [(3, 3, B)], PUT_DOWN),
-        (goals.TileNearGoal(A, B), None, [(3, 2, B)], RIGHT),
-        (goals.TileNearGoal(A, B), None, [(4, 0, A), (2, 2, B)], LEFT),
-        # The one that is made is carried, not the one that lies there from the start.
-        (goals.TileNearGoal(A, B), rules.AgentHoldRule(C, B), [(3, 2, C)], PICK_UP),
-        (goals.TileNearGoal(A, B), rules.AgentHoldRule(C, B), [(2, 2, A)], PUT_DOWN),
-        # What is made is sought by way of what it is made of.
-        (goals.AgentHoldGoal(C), MAKES_C, [(3, 2, A)], FORWARD),
-        (goals.AgentHoldGoal(C), MAKES_C, [(3, 2, C)], PICK_UP),
-        (HOLD_A, MAKES_A, [(3, 2, B)], PICK_UP),
-        (HOLD_A, MAKES_A, [(2, 2, C)], PUT_DOWN),
-        # Made in the hand but wanted on the floor: laid down by an object of no use, here B.
-        (goals.AgentNearGoal(C), rules.AgentHoldRule(A, C), [(2, 2, B)], PUT_DOWN),
-        (goals.AgentHoldGoal(C), rules.AgentHoldRule(A, C), [(2, 2, B)], FORWARD),
-    ],
-)
-def test_the_expert_s_next_step_in_situations_with_a_right_one(goal, law, seen, action):
-    task = ruleset(goal, *([law] if law else []), objects=(A, B, C))
-    assert xland.seek(task, view(*seen)) == action
-
-
-@pytest.mark.parametrize("size", [3, 5, 7])
-def test_the_expert_turns_two_cells_from_a_wall_to_where_there_is_room(size):
-    task = ruleset(HOLD_A)
-    assert xland.seek(task, view(size=size)) == FORWARD
-    end = view(size=size, walls=[size - 3])
-    assert xland.seek(task, end) == RIGHT
-    beside = view((size - 1, size // 2 + 1, B), size=size, walls=[size - 3])
-    assert xland.seek(task, beside) == LEFT
-    assert xland.seek(task, view((size - 2, size // 2, B), size=size)) == RIGHT
-
-
-@pytest.mark.parametrize(
-    ("goal", "law"),
-    [
-        (NEAR_A, rules.EmptyRule()),
-        (goals.AgentHoldGoal(C), rules.AgentHoldRule(A, C)),
-        (goals.AgentHoldGoal(C), rules.AgentNearRule(A, C)),
-    ],
-)
-def test_the_expert_finds_what_need_not_be_put_anywhere(goal, law):
-    """In nearly every room: it need not guess what it carries."""
-    env, task = XLand(), ruleset(goal, law, objects=(A, B))
-
-    def reached(key):
-        obs, state = env.reset_env(key, task)
-
-        def step(carry, key):
-            obs, state = carry
-            obs, state, reward, *_ = env.step_env(key, state, xland.seek(task, obs), task)
-            return (obs, state), reward > 0
-
-        return jnp.any(jax.lax.scan(step, (obs, state), jax.random.split(key, env.horizon))[1])
-
-    rooms = jax.jit(jax.vmap(reached))(jax.random.split(jax.random.key(0), 100))
-    assert np.mean(rooms) > 0.9
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("split", "least"), [("test", 0.5), ("out_of_distribution", 0.35)])
-def test_the_expert_is_far_better_than_random(split, least):
-    """Random agents earn about 0.06."""
-    made = tasks.make("xland")
-    drawn = tasks.sample_tasks(jax.random.key(0), made, 100, split=split)
-    expert, random = (
-        jax.jit(lambda key, drawn, returns=returns: returns(key, drawn, family=made))(
-            jax.random.key(1), drawn
-        )
-        for returns in (
-            functools.partial(evaluation.expert_returns, num_streams=5),
-            functools.partial(evaluation.random_returns, num_streams=5),
-        )
-    )
-    assert np.mean(expert) > least
-    assert np.mean(random) < 0.25 * least
 
 
 def reachable(task, without=None):
@@ -362,6 +353,77 @@ def test_environments_of_equal_settings_are_one():
     assert family().env != XLand(horizon=7)
 
 
+def names_of(made, split, num_tasks=400):
+    """Names of the rulesets that a split gives."""
+    drawn = tasks.sample_tasks(jax.random.key(0), made, num_tasks, split=split)
+    names = xland_rulesets.identity(np.asarray(drawn.goal), np.asarray(drawn.rules))
+    return set(map(bytes, names))
+
+
+@pytest.mark.parametrize("generator", xland_rulesets.GENERATORS)
+def test_a_generator_s_splits_share_no_ruleset(generator):
+    made = family(generator=generator)
+    tasks.check_promises(made)
+    assert made.expert_action is None
+    known = {split: names_of(made, split) for split in tasks.SPLITS}
+    assert all(len(x) == 48 for x in known.values())
+    assert len(set.union(*known.values())) == 3 * 48
+    assert known["test"].isdisjoint(names_of(family(generator=generator, seed=1), "test"))
+
+
+@pytest.fixture
+def published_file(tmp_path):
+    """A file of 60 rulesets as the package writes them, of which 15 are there twice."""
+    settings = xland_rulesets.GENERATORS["medium"]
+    drawn = xland_rulesets.draw_many(
+        np.random.default_rng(0), settings, 60, num_rules=9, num_objects=16
+    )
+    rows = np.append(np.arange(60), np.arange(15))
+    content = {
+        "generation_config": {"chain_depth": 2, "prune_prob": 0.1},
+        "goals": drawn.goal[rows],
+        "rules": drawn.rules[rows],
+        "init_tiles": drawn.objects[rows],
+        "num_rules": jnp.count_nonzero(drawn.rules[rows, :, 0], axis=1),
+    }
+    path = tmp_path / "medium"
+    save_bz2_pickle(content, path)
+    return path
+
+
+def test_a_file_of_the_package_is_split(published_file):
+    """Into rulesets that are no others', those with the most rules out of distribution, by a seed."""
+    benchmark = load_benchmark_from_path(published_file)
+    read = xland_rulesets.read(published_file)
+    np.testing.assert_array_equal(read.goal, benchmark.goals)
+    np.testing.assert_array_equal(read.rules, benchmark.rules)
+    np.testing.assert_array_equal(read.objects, benchmark.init_tiles)
+    made = tasks.make("xland", rulesets=str(published_file), num_rulesets=20, layout="R4", size=13)
+    tasks.check_promises(made)
+    known = {split: names_of(made, split) for split in tasks.SPLITS}
+    assert all(len(x) == 20 for x in known.values())
+    whole = set(map(bytes, xland_rulesets.identity(np.asarray(read.goal), np.asarray(read.rules))))
+    assert set.union(*known.values()) == whole
+    count = {
+        split: np.count_nonzero(
+            tasks.sample_tasks(jax.random.key(0), made, 400, split=split).rules[..., 0], axis=1
+        )
+        for split in tasks.SPLITS
+    }
+    assert count["out_of_distribution"].min() >= max(count["train"].max(), count["test"].max())
+    other = tasks.make("xland", rulesets=published_file, num_rulesets=20, seed=1)
+    assert names_of(other, "train") != known["train"]
+    with pytest.raises(ValueError, match="holds 60 different rulesets, .*num_rulesets=21 need 63"):
+        tasks.make("xland", rulesets=str(published_file), num_rulesets=21)
+
+
+def test_time_limits_are_the_published_ones_where_the_tasks_are():
+    assert family().horizon == 100
+    assert family(generator="trivial").horizon == 243
+    assert family(layout="R2").horizon == 243
+    assert family(generator="trivial", horizon=7).env.ends_by == 7
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -369,6 +431,22 @@ def test_environments_of_equal_settings_are_one():
         ({"size": 5}, "size=5 must be at least 6"),
         ({"depth": -1}, "depth=-1 must be at least 0"),
         ({"num_distractors": 31, "size": 20}, "num_distractors=31 must be at most 30 at depth=1"),
+        ({"layout": "R3"}, "layout='R3' is unknown"),
+        ({"layout": "R4", "size": 12}, "size=12 must be odd with layout='R4'"),
+        (
+            {"layout": "R9", "size": 17},
+            "size=17 must be one more than a multiple of 3 .* example 19",
+        ),
+        ({"layout": "R2", "size": 4}, "size=4 must be at least 6"),
+        ({"size": 7, "generator": "high"}, "size=7 must be at least 8"),
+        ({"generator": "huge"}, "generator='huge' .* 'trivial', 'small'"),
+        ({"generator": "small", "depth": 2}, "depth=2 has no effect with generator='small'"),
+        (
+            {"generator": "small", "rulesets": "x"},
+            "generator='small' has no effect with rulesets='x'",
+        ),
+        ({"rulesets": "x", "num_distractors": 3}, "num_distractors=3 has no effect with rulesets="),
+        ({"generator": "trivial", "num_rulesets": 7000}, "14000 different rulesets are wanted"),
         ({"depth": 0, "num_rulesets": 400}, "800 different rulesets are wanted .* only 702"),
     ],
 )
