@@ -70,6 +70,19 @@ MAY_CHANGE = ("training.meta_updates", "training.checkpoint_every", "training.re
 """Settings that a resumed run may change. All others must equal the saved ones."""
 
 
+START_AGAIN = 75
+"""The exit code of a run that was stopped by SIGTERM, EX_TEMPFAIL of sysexits.h: start the same command again."""
+
+
+class Stopped(KeyboardInterrupt):
+    """A run was stopped by a signal, after its checkpoint was saved."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+        """The code to end the program with: `START_AGAIN` after SIGTERM, 130 after SIGINT."""
+
+
 MAX_UPDATES_PER_CALL = 100
 MAX_UPDATES = 2**31 - 1
 
@@ -231,8 +244,8 @@ def train(
         checkpoints.CheckpointError: there is no checkpoint to resume from; it is damaged or belongs
         to another run; or
             the run has done more than ``config.meta_updates``.
-        KeyboardInterrupt: after an interrupt (or SIGTERM), once a checkpoint is saved in
-            ``folder``; without a folder the state is lost. A second interrupt stops at once.
+        Stopped: a KeyboardInterrupt, after an interrupt or SIGTERM, once a checkpoint is saved in
+            ``folder``; without a folder the state is lost. It has the code to exit with. A second interrupt stops at once.
         ValueError: the number of devices does not divide ``config.num_tasks``; ``initial`` while
             resuming; or ``algorithm`` was made for a family of another horizon or environment.
         TypeError: a metric is no scalar; or the arrays of ``initial``, or of the state after a
@@ -527,7 +540,7 @@ def _updated(
     *,
     members: Sequence[dict[str, Any]],
     outputs: Outputs,
-    interrupted: Callable[[], bool],
+    interrupted: Callable[[], int | None],
 ) -> Run:
     """The run after ``config.meta_updates``: calls the program until then, with reports and checkpoints between calls."""
     seconds_per_update = None
@@ -545,13 +558,16 @@ def _updated(
         lines = lines_of(rows, members, done, count, seconds_per_update)
         done += count
         failure = outputs.report(lines, done, seconds)
-        stop = processes.any_process(interrupted() or failure is not None)
+        signalled = interrupted()
+        stop = processes.any_process(signalled is not None or failure is not None)
         if outputs.files is not None and (done == limit or stop):
             outputs.files.save(done, run)
         if failure is not None:
             raise failure
         if stop:
-            raise KeyboardInterrupt(f"stopped after {done} meta-updates")
+            again = processes.any_process(signalled == signal.SIGTERM)
+            code = START_AGAIN if again else 128 + signal.SIGINT
+            raise Stopped(f"stopped after {done} meta-updates", code)
     return run
 
 
@@ -615,6 +631,16 @@ def _with_its_beginning(description: dict[str, Any], folder: Path) -> dict[str, 
     return description
 
 
+def can_resume(folder: str | os.PathLike) -> bool:
+    """Whether ``folder`` has a checkpoint to resume from, so that one command begins a run and goes on with it.
+
+    ``training.train(..., folder=folder, resume=training.can_resume(folder))`` does so in all processes if all see the folder.
+    """
+    kept = checks.path("folder", folder) / CHECKPOINT_FOLDER
+    found = kept.is_dir() and any(x.name.isdigit() for x in kept.iterdir())
+    return bool(processes.broadcast(int(found)))
+
+
 def enable_compilation_cache(folder: str | os.PathLike | None = None) -> None:
     """Turns on jax's cache of compiled programs on disk, so that a program starts faster the second time.
 
@@ -648,24 +674,28 @@ def device_mesh(num_tasks: int) -> Mesh | None:
 
 
 @contextlib.contextmanager
-def _deferred_interrupts() -> Iterator[Callable[[], bool]]:
-    """Delays a first SIGINT or SIGTERM; yields a function that tells whether one has arrived.
+def _deferred_interrupts() -> Iterator[Callable[[], int | None]]:
+    """Delays a first SIGINT or SIGTERM; yields a function that tells which one has arrived, if any.
 
     The compiled call in flight owns the state, so it must end before the state can be saved.
     """
-    noted = threading.Event()
+    noted: list[int] = []
+
+    def first() -> int | None:
+        return noted[0] if noted else None
+
     if threading.current_thread() is not threading.main_thread():
-        yield noted.is_set
+        yield first
         return
 
     def note(number: int, frame: Any) -> None:
-        if noted.is_set():
+        noted.append(number)
+        if len(noted) > 1:
             raise KeyboardInterrupt
-        noted.set()
 
     before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield noted.is_set
+        yield first
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
