@@ -399,7 +399,8 @@ def train(args: Any, output: Path, console: Console) -> Trained:
             sink=sink,
         )
     except KeyboardInterrupt as stop:
-        sys.exit(f"{stop or 'stopped'}: go on with --resume {shlex.quote(str(output))}")
+        study.say(f"{stop or 'stopped'}: go on with --resume {shlex.quote(str(output))}")
+        sys.exit(getattr(stop, "exit_code", 1))
     return Trained(experiment, algorithm, family, run)
 
 

@@ -61,7 +61,7 @@ The rooms are listed in the order of imports: each uses only earlier ones.
 Several devices share the tasks of a meta-batch without a flag; their number must divide `--num-tasks` and, where it is
 set, `--tasks-per-chunk`. Several processes share them too, if each calls `jax.distributed.initialize` before anything else.
 Every process runs the same program; only process 0 prints and writes files, and all of them must see the folder.
-Notebook 08 shows it on simulated devices.
+Notebook 08 shows it on simulated devices; `jaxmeta.runs` has a guide to schedulers.
 
 Learners with memory draw minibatches of trials. Devices share them where their number divides `minibatch_groups`
 (`jaxmeta.learners.minibatches`): then gradients alone cross devices, once a minibatch, and the numbers are those of one device

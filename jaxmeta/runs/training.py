@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from signal import SIGINT, SIGTERM
 from typing import Any, NamedTuple
 
 import jax
@@ -31,7 +32,7 @@ from jaxmeta.runs import (
     sinks,
     terminal,
 )
-from jaxmeta.runs.interrupts import deferred_interrupts
+from jaxmeta.runs.interrupts import START_AGAIN, Stopped, deferred_interrupts
 from jaxmeta.runs.metric_lines import Outputs, check_metrics, lines_of
 from jaxmeta.runs.run_folder import CHECKPOINT_FOLDER, CONFIG_FILE, opened, owned
 from jaxmeta.runs.sinks import Sink
@@ -269,8 +270,8 @@ def train(
         checkpoints.CheckpointError: there is no checkpoint to resume from; it is damaged or belongs
         to another run; or
             the run has done more than ``config.meta_updates``.
-        KeyboardInterrupt: after an interrupt (or SIGTERM), once a checkpoint is saved in
-            ``folder``; without a folder the state is lost. A second interrupt stops at once.
+        Stopped: a KeyboardInterrupt, after an interrupt or SIGTERM, once a checkpoint is saved in
+            ``folder``; without a folder the state is lost. It has the code to exit with. A second interrupt stops at once.
         ValueError: the number of devices does not divide ``config.num_tasks``; ``initial`` while
             resuming; ``algorithm`` was made for a family of another horizon or environment, or does not report what
             ``curriculum`` needs; or there are both a source and a curriculum.
@@ -578,7 +579,7 @@ def _updated(
     *,
     members: Sequence[dict[str, Any]],
     outputs: Outputs,
-    interrupted: Callable[[], bool],
+    interrupted: Callable[[], int | None],
 ) -> Run:
     """The run after ``config.meta_updates``: calls the program until then, with reports and checkpoints between calls."""
     seconds_per_update = None
@@ -596,13 +597,16 @@ def _updated(
         lines = lines_of(rows, members, done, count, seconds_per_update)
         done += count
         failure = outputs.report(lines, done, seconds)
-        stop = processes.any_process(interrupted() or failure is not None)
+        signalled = interrupted()
+        stop = processes.any_process(signalled is not None or failure is not None)
         if outputs.files is not None and (done == limit or stop):
             outputs.files.save(done, run)
         if failure is not None:
             raise failure
         if stop:
-            raise KeyboardInterrupt(f"stopped after {done} meta-updates")
+            again = processes.any_process(signalled == SIGTERM)
+            code = START_AGAIN if again else 128 + SIGINT
+            raise Stopped(f"stopped after {done} meta-updates", code)
     return run
 
 
@@ -634,6 +638,16 @@ def _check_hypers(hypers: Any, algorithm: MetaAlgorithm) -> None:
             jax.eval_shape(lambda key, hyper=hyper: algorithm.init(key, hyper), jax.random.key(0))
         except (TypeError, ValueError) as error:
             raise type(error)(f"hypers[{i}]: {error}") from error
+
+
+def can_resume(folder: str | os.PathLike) -> bool:
+    """Whether ``folder`` has a checkpoint to resume from, so that one command begins a run and goes on with it.
+
+    ``training.train(..., folder=folder, resume=training.can_resume(folder))`` does so in all processes if all see the folder.
+    """
+    kept = checks.path("folder", folder) / CHECKPOINT_FOLDER
+    found = kept.is_dir() and any(x.name.isdigit() for x in kept.iterdir())
+    return bool(processes.broadcast(int(found)))
 
 
 def enable_compilation_cache(folder: str | os.PathLike | None = None) -> None:

@@ -228,19 +228,27 @@ def test_a_run_that_died_at_once_can_be_resumed(whole, family, algorithm, tmp_pa
     assert_bit_equal(resumed, whole[1])
 
 
-def test_an_interrupt_leaves_a_checkpoint_to_resume_from(whole, family, algorithm, tmp_path):
-    before = signal.getsignal(signal.SIGINT)
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, training.START_AGAIN)]
+)
+def test_an_interrupt_leaves_a_checkpoint_to_resume_from(
+    whole, family, algorithm, tmp_path, number, code
+):
+    before = signal.getsignal(number)
+    assert not training.can_resume(tmp_path)
 
     def interrupt():
         file = tmp_path / run_folder.METRICS_FILE
         while not file.exists() or "\n" not in file.read_text():
             time.sleep(0.01)
-        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), number)
 
     threading.Thread(target=interrupt, daemon=True).start()
     endless = config(meta_updates=10**9, checkpoint_every=10**9, report_seconds=0.2)
-    with pytest.raises(KeyboardInterrupt, match="stopped after"):
+    with pytest.raises(KeyboardInterrupt, match="stopped after") as stopped:
         training.train(algorithm, family, endless, folder=tmp_path, **QUIET)
+    assert stopped.value.exit_code == code
+    assert training.can_resume(tmp_path)
     done = len(lines(tmp_path))
     assert steps(tmp_path) == [0, done]
     resumed = training.train(
@@ -248,7 +256,7 @@ def test_an_interrupt_leaves_a_checkpoint_to_resume_from(whole, family, algorith
     )
     assert resumed.num_updates == done + 3
     assert_bit_equal(resumed, training.train(algorithm, family, config(meta_updates=done + 3)))
-    assert signal.getsignal(signal.SIGINT) is before
+    assert signal.getsignal(number) is before
 
 
 def test_lines_after_the_checkpoint_are_computed_again(family, algorithm, tmp_path):
