@@ -2,7 +2,8 @@
 
 `gradient` takes policy-gradient steps from a meta-learned start, `recurrent` learns in a network's state, `replay` reuses
 off-policy experience, `actor_critic` has meta-learned hyper-parameters, `update_rules` learns by a learned rule. `in_context`
-learns to predict actions. `buffers` keeps old experience for the outer loop.
+learns to predict actions. The outer loop learns from old experience by `buffers`, which keep it, `trial_replay`, which replays whole
+trials, `task_replay`, which keeps tasks with their steps, and `soft_actor_critic`, the losses of continuous actions.
 """
 
 from jaxmeta import types
@@ -13,6 +14,9 @@ from jaxmeta.learners import (
     in_context,
     recurrent,
     replay,
+    soft_actor_critic,
+    task_replay,
+    trial_replay,
     update_rules,
 )
 from jaxmeta.learners.actor_critic import actor_critic_learner
@@ -33,7 +37,10 @@ __all__ = [
     "recurrent_learner",
     "replay",
     "replay_learner",
+    "soft_actor_critic",
+    "task_replay",
     "trial_learner",
+    "trial_replay",
     "update_rules",
 ]
 
