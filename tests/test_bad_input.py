@@ -693,6 +693,7 @@ COMMANDS = {
     "ledger": ["Show", "Write", "Add"],
     "meta_gradient": ["Chain", "Physics", "Memory"],
     "navigation": ["Main"],
+    "off_policy": ["Main"],
     "off_policy_evaluation": ["Main"],
     "peers": ["Maml", "Ppo", "Rollout", "Grid"],
     "pretrain": ["Main"],

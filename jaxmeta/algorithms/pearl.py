@@ -152,7 +152,7 @@ class Hyper(NamedTuple):
     """α at first, in units of the returns' spread."""
     target_entropy: float = -1.0
     """Entropy that α is learned to keep, in nats for each entry of an action in half widths. 0.69 is uniform."""
-    kl_cost: float = 1e-3
+    kl_cost: float = 1e-5
     """β, the weight of the divergence of the posterior from the prior, in nats."""
 
 
@@ -469,7 +469,8 @@ def remembered(
 
 
 def with_scales(meta: Meta, data: Trajectory, steps: Step, counted: jax.Array) -> Meta:
-    """``meta`` with the running scales moved: of the episodes' returns that the critic learns, and of the rewards that are seen."""
+    """``meta`` with its running scales moved by trials ``[B, T]``: of the episodes' returns that the critic learns, and of the rewards
+    that are seen."""
     reward = jnp.where(counted, steps.reward, 0.0)
     discount = meta.hyper.discount * steps.discount
     nothing = jnp.zeros_like(reward)

@@ -39,8 +39,8 @@ MAGIC = b"jaxmeta session 1\n"
 class Session:
     """An agent that acts, remembers and learns in one real task.
 
-    Learners with memory (`rl2`, `recurrent_q`, `varibad`) learn with every step, in a trial of as many steps as in training; after
-    that the memory goes on, with a warning. Learners that take gradient steps are updated after N episodes, N as in
+    Learners with memory (`rl2`, `recurrent_q`, `recurrent_sac`, `varibad`, and `pearl`, which learns between episodes) learn with every
+    step, in a trial of as many steps as in training; after that the memory goes on, with a warning. Learners that take gradient steps are updated after N episodes, N as in
     training; an episode is cut off at the family's horizon. Agents with a lifetime of their own (`meta_gradient`,
     `learned_objective`) are updated after N times T steps.
     """

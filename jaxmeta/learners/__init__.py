@@ -2,8 +2,11 @@
 
 `gradient` takes policy-gradient steps from a meta-learned start, `recurrent` learns in a network's state, `replay` reuses
 off-policy experience, `actor_critic` has meta-learned hyper-parameters, `update_rules` learns by a learned rule. `in_context`
-learns to predict actions. `minibatches` takes the outer loop's gradient steps on recorded trials, `buffers` and `trial_replay` keep old
-experience for it, and `action_values` learns from trials by λ-returns.
+learns to predict actions, and `disco` by the rule that DiscoRL published.
+
+The outer loop learns from recorded trials: `minibatches` takes gradient steps on them, `action_values` learns values of discrete actions
+by λ-returns, and `soft_actor_critic` of continuous ones. `buffers` keep old experience for it: `trial_replay` replays
+whole trials, and `task_replay` keeps tasks with their steps.
 """
 
 from jaxmeta import types
@@ -16,6 +19,9 @@ from jaxmeta.learners import (
     minibatches,
     recurrent,
     replay,
+    soft_actor_critic,
+    task_replay,
+    trial_replay,
     update_rules,
 )
 from jaxmeta.learners.actor_critic import actor_critic_learner
@@ -38,7 +44,10 @@ __all__ = [
     "recurrent_learner",
     "replay",
     "replay_learner",
+    "soft_actor_critic",
+    "task_replay",
     "trial_learner",
+    "trial_replay",
     "update_rules",
 ]
 

@@ -3,7 +3,8 @@
 They take observations, past actions and rewards, and return distributions, values or a new state.
 `recurrent` holds the recurrent networks, `encodings` the encodings of their inputs, and `encoders` the networks that
 read images, observations of several parts, or whatever a flax module of your own reads. `heads` end in distributions of
-actions, and all dense layers are those of `dense`.
+actions, and all dense layers are those of `dense`. `soft_actor_critic` has values of continuous actions, and `task_posteriors` what a
+context says of its task.
 """
 
 from jaxmeta import types
@@ -17,6 +18,8 @@ from jaxmeta.networks import (
     mlp,
     policies,
     recurrent,
+    soft_actor_critic,
+    task_posteriors,
     values,
 )
 from jaxmeta.networks.actor_critic import ActorCritic, Inputs, joined, recurrent_actor_critic
@@ -44,6 +47,7 @@ from jaxmeta.networks.policies import (
     policy_learner,
     softmax_linear,
 )
+from jaxmeta.networks.soft_actor_critic import recurrent_soft_actor_critic
 from jaxmeta.networks.values import Value, encoded_value, value_mlp
 
 __all__ = [
@@ -86,7 +90,10 @@ __all__ = [
     "policy_learner",
     "recurrent",
     "recurrent_actor_critic",
+    "recurrent_soft_actor_critic",
+    "soft_actor_critic",
     "softmax_linear",
+    "task_posteriors",
     "value_mlp",
     "values",
 ]

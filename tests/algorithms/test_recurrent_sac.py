@@ -121,18 +121,21 @@ def tanh_gaussian(mean):
     return TanhGaussian(mean, full(-0.7), full(0.0), full(0.1))
 
 
-# A policy and values that are linear in all that is shown; values have a product of features and actions.
+# A policy and values that are linear in all that is shown; values have a product of features and actions, and weigh the features.
 LINEAR = RecurrentSoftActorCritic(
     init=lambda key: {
         "actor": jax.random.normal(key, (7, 2)),
-        "critic": jax.random.normal(jax.random.fold_in(key, 1), (2, 7, 3)),
+        "critic": {
+            "memory": jax.random.normal(jax.random.fold_in(key, 2), (7,)),
+            "head": jax.random.normal(jax.random.fold_in(key, 1), (2, 7, 3)),
+        },
     },
     initial=lambda: (),
     step=lambda params, state, inputs: (tanh_gaussian(joined(inputs) @ params["actor"]), state),
     policies=lambda params, inputs: tanh_gaussian(joined(inputs) @ params),
-    features=lambda params, inputs: joined(inputs),
+    features=lambda params, inputs: joined(inputs) * params["memory"][None],
     values=lambda params, x, action: jnp.einsum(
-        "ti,kij,tj->kt", x, params, jnp.append(action, jnp.ones_like(action[:, :1]), axis=1)
+        "ti,kij,tj->kt", x, params["head"], jnp.append(action, jnp.ones_like(action[:, :1]), axis=1)
     ),
 )
 
@@ -226,11 +229,14 @@ def test_a_step_on_a_trial_of_three_steps_is_the_one_written_out_by_hand(x64, mo
 
     def q(critic, action):
         row = np.concatenate([action, np.ones((3, 1))], axis=1)
-        return np.stack([np.sum((x @ w) * row, axis=1) for w in critic])
+        known = x * critic["memory"]
+        return np.stack([np.sum((known @ w) * row, axis=1) for w in critic["head"]])
 
-    actor, critic = (np.asarray(state.meta.params[name]) for name in ("actor", "critic"))
+    actor, critic, target = jax.tree.map(
+        np.asarray, (state.meta.params["actor"], state.meta.params["critic"], target)
+    )
     action, log_prob = policy(actor)
-    v = mean + spread * (q(np.asarray(target), action).min(axis=0) - 0.5 * log_prob)
+    v = mean + spread * (q(target, action).min(axis=0) - 0.5 * log_prob)
     y = (reward + 0.9 * np.array([v[1], v[2], 0.0]) - mean) / spread
 
     def critic_loss(critic):
@@ -240,18 +246,53 @@ def test_a_step_on_a_trial_of_three_steps_is_the_one_written_out_by_hand(x64, mo
         action, log_prob = policy(actor)
         return np.mean(0.5 * log_prob - q(critic, action).min(axis=0))
 
-    moved_critic = critic - 0.3 * slope(critic_loss, critic)
+    moved_critic = {
+        name: part - 0.3 * slope(lambda x, name=name: critic_loss(critic | {name: x}), part)
+        for name, part in critic.items()
+    }
     np.testing.assert_allclose(metrics["value_loss"], critic_loss(critic), rtol=1e-7)
     np.testing.assert_allclose(metrics["policy_loss"], actor_loss(actor), rtol=1e-7)
     np.testing.assert_allclose(metrics["entropy"], -np.mean(log_prob), rtol=1e-7)
     np.testing.assert_allclose(metrics["temperature"], 0.5, rtol=1e-7)
-    np.testing.assert_allclose(after.meta.params["critic"], moved_critic, rtol=1e-5, atol=1e-8)
+    for name, part in moved_critic.items():
+        found = after.meta.params["critic"][name]
+        np.testing.assert_allclose(found, part, rtol=1e-5, atol=1e-8, err_msg=name)
+        part = target[name] + 0.2 * (part - target[name])
+        np.testing.assert_allclose(after.target[name], part, rtol=1e-5, atol=1e-8, err_msg=name)
     moved_actor = actor - 0.3 * slope(actor_loss, actor)
     np.testing.assert_allclose(after.meta.params["actor"], moved_actor, rtol=1e-5, atol=1e-8)
     moved = np.log(0.5) + 0.3 * 0.5 * np.mean(log_prob - 3.0)
     np.testing.assert_allclose(after.meta.params["log_temperature"], moved, rtol=1e-7)
-    expected = np.asarray(target) + 0.2 * (moved_critic - np.asarray(target))
-    np.testing.assert_allclose(after.target, expected, rtol=1e-5, atol=1e-8)
+
+
+def test_steps_after_a_trial_s_last_episode_count_for_nothing(x64, monkeypatch):
+    """Two steps and one that is not counted, whatever it holds: the loss and its gradient of the two steps, at the same noise."""
+    network = recurrent_soft_actor_critic(FAMILY, gru(4), hidden_sizes=(4,))
+    meta = module.first_meta(jax.random.key(0), network=network)
+    meta = meta._replace(value_scale=jnp.array([0.7, 2.0]), reward_scale=jnp.asarray(0.5))
+    target = jax.tree.map(lambda x: 0.5 * x + 0.1, meta.params["critic"])
+    parts = module._learner_of(FAMILY, Config(num_episodes=2), network)
+    data = recorded_trials(2)
+    noise = jnp.array([[0.3, -0.5], [1.1, 0.2], [-0.4, 0.9]])
+
+    def found(data, counted):
+        monkeypatch.setattr(
+            TanhGaussian,
+            "sample_and_log_prob",
+            lambda self, key: drawn_with(self, noise[: counted.shape[1]]),
+        )
+        batch = module.trial_replay.batch_of(meta, data, counted, parts)
+        loss = functools.partial(module.losses, meta=meta, network=network, family=FAMILY)
+        return jax.jit(jax.value_and_grad(lambda x: loss(x, target, jax.random.key(0), batch)[0]))(
+            meta.params
+        )
+
+    shorter = jax.tree.map(lambda x: x[:, :2] if x.ndim > 1 else x, data)
+    whole = found(shorter, jnp.ones((2, 2), bool))
+    for reward in (0.0, 1e3):
+        data = data._replace(reward=data.reward.at[:, 2].set(reward))
+        longer = found(data, jnp.broadcast_to(jnp.arange(3) < 2, (2, 3)))
+        chex.assert_trees_all_close(longer, whole, rtol=1e-9, atol=1e-12)
 
 
 def drawn_with(distribution, noise):

@@ -1,0 +1,215 @@
+"""Do off-policy learners with continuous actions need fewer environment steps? Recurrent SAC and PEARL beside RL² by PPO.
+
+    OMP_NUM_THREADS=1 taskset -c 1 python benchmarks/off_policy.py
+    python benchmarks/off_policy.py --worlds sparse --learners pearl
+
+The family is the point robot of PEARL, a goal on the half circle, with a dense or a sparse reward. A held-out trial is of four
+episodes, so the return of the k-th is that after k trajectories of context. *The way* is from the random agent's return to that of the
+agent that is told the goal. *Steps to it* are the environment steps of training before the first look at which the mean of all
+seeds in the last episode is at the level. In the sparse world PEARL learns values of the dense reward, as published; the others
+have the sparse reward alone. CPU seconds are of training one seed, without compiling and without the looks.
+
+Each learner is kept in learners/*.json as soon as it is measured; `--resume` keeps those that are there.
+"""
+
+import dataclasses
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Annotated, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import study
+
+from jaxmeta import evaluation, plotting, tasks
+from jaxmeta.algorithms import pearl, recurrent_sac, rl2
+from jaxmeta.runs import reports
+from jaxmeta.tasks import TaskFamily, navigation
+from jaxmeta.types import MetaAlgorithm
+
+EPISODES = 4
+"""Episodes of a held-out trial, and of a trial in training but for PEARL, whose trials have as many as are worth their steps."""
+WORLDS: dict[str, dict[str, Any]] = {"dense": {}, "sparse": {"reward": "sparse"}}
+"""Settings of the family."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Learner:
+    """An algorithm with its settings, and how long it is trained."""
+
+    make: Callable[..., MetaAlgorithm]
+    config: Any
+    hyper: Any
+    num_tasks: int
+    meta_updates: int
+    arguments: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def algorithm(self, family: TaskFamily) -> MetaAlgorithm:
+        """The algorithm on a family."""
+        return self.make(family, self.config, self.hyper, **self.arguments)
+
+
+_PPO = rl2.Config(num_episodes=EPISODES, hidden_sizes=(64,))
+_SAC = recurrent_sac.Config(num_episodes=EPISODES, gradient_steps=64, replayed_trials=16)
+_PEARL = pearl.Config(
+    num_episodes=2,
+    num_streams=2,
+    gradient_steps=48,
+    batch_size=32,
+    context_size=20,
+    hidden_sizes=(64, 64),
+    num_training_tasks=80,
+)
+
+LEARNERS = {
+    "rl2-dense": Learner(
+        rl2.rl2, _PPO, rl2.Hyper(learning_rate=3e-3, gae_lambda=0.9, entropy_cost=0.0), 32, 400
+    ),
+    "recurrent_sac-dense": Learner(
+        recurrent_sac.recurrent_sac, _SAC, recurrent_sac.Hyper(learning_rate=2e-3), 4, 200
+    ),
+    "pearl-dense": Learner(pearl.pearl, _PEARL, pearl.Hyper(learning_rate=2e-3), 8, 320),
+    "rl2-sparse": Learner(
+        rl2.rl2, _PPO, rl2.Hyper(learning_rate=3e-3, gae_lambda=0.9, entropy_cost=0.01), 32, 400
+    ),
+    "recurrent_sac-sparse": Learner(
+        recurrent_sac.recurrent_sac, _SAC, recurrent_sac.Hyper(learning_rate=2e-3), 4, 400
+    ),
+    "pearl-sparse": Learner(
+        pearl.pearl,
+        dataclasses.replace(_PEARL, num_streams=4, context_size=40),
+        pearl.Hyper(learning_rate=2e-3),
+        8,
+        320,
+        {"training_reward": navigation.dense_reward},
+    ),
+}
+"""Learners by their names and their worlds."""
+ALGORITHMS = ("rl2", "recurrent_sac", "pearl")
+
+
+class Main(study.Study):
+    """Learners with continuous actions, world by world."""
+
+    resume: bool = False  # Keep the learners that are in the folder and measure the others.
+    worlds: Annotated[study.Names, study.known(WORLDS)] = tuple(WORLDS)
+    learners: Annotated[study.Names, study.known(ALGORITHMS)] = ALGORITHMS
+    num_seeds: int = 3  # Seeds, trained one after the other.
+    looks: int = 20  # Looks at each learner in training.
+    budget: Annotated[float, study.within(1e-6, 1e6)] = 1.0
+    """Meta-updates, in units of each learner's own."""
+    level: Annotated[float, study.within(0.0, 1.0)] = 0.9
+    """The share of the way that is to be gone."""
+    eval_tasks: int = 200  # Held-out tasks; there are 20 goals.
+
+
+def measure(name: str, main: Main) -> dict[str, Any]:
+    """Held-out shares of the way by episode at every look, ``[S, looks, E]``, with the steps and CPU seconds up to each."""
+    told = LEARNERS[name]
+    family = tasks.make("half_circle", **WORLDS[name.rpartition("-")[2]])
+    algorithm = told.algorithm(family)
+    planned = max(1, round(main.budget * told.meta_updates))
+    chunk = max(1, planned // main.looks)
+    drawn = study.held_out(family, main.eval_tasks)
+    random, known = (
+        float(jnp.mean(jnp.asarray(x)))
+        for x in study.references(jax.random.split(jax.random.key(1)), drawn, family)
+    )
+
+    @jax.jit
+    def look(meta: Any) -> jax.Array:
+        key = jax.random.key(study.EVALUATION_SEED + 1)
+        num_steps = EPISODES * family.horizon
+        trials = evaluation.trials(
+            key, meta, drawn, learner=algorithm.learner, env=family.env, num_steps=num_steps
+        )
+        return jnp.mean(evaluation.episode_returns(trials, EPISODES), axis=0)
+
+    train, _ = study.trainer(
+        study.one(algorithm, 0), algorithm, family, num_tasks=told.num_tasks, chunk=chunk
+    )
+    returns, seconds = [], []
+    for seed in range(main.num_seeds):
+        run, curve, spent = study.one(algorithm, seed), [], [0.0]
+        for _ in range(planned // chunk):
+            began = time.process_time()
+            trained = train(run, chunk)
+            run = trained.run
+            spent.append(spent[-1] + time.process_time() - began)
+            curve.append(np.asarray(look(trained.meta), float).tolist())
+            study.say(f"  {name}, seed {seed}: {spent[-1]:.0f} s, {np.round(curve[-1], 2)}")
+        returns.append(curve)
+        seconds.append(spent[1:])
+    env_steps = chunk * int(trained.curve["env_steps"][0])
+    return {
+        "env_steps": [env_steps * (i + 1) for i in range(len(returns[0]))],
+        "returns": returns,
+        "random": random,
+        "told": known,
+        "cpu_seconds": seconds,
+        "machine": reports.machine(),
+    }
+
+
+def shares(part: dict[str, Any]) -> np.ndarray:
+    """The shares of the way of a learner's returns, ``[S, looks, E]``."""
+    return (np.asarray(part["returns"]) - part["random"]) / (part["told"] - part["random"])
+
+
+def row(name: str, part: dict[str, Any], level: float, equal: int) -> dict[str, str]:
+    """A learner's row of the table; ``equal`` are the environment steps after which all learners of its world are compared."""
+    steps, share = part["env_steps"], shares(part)
+    mean = share.mean(axis=0)
+    at = next((i for i, x in enumerate(mean[:, -1]) if x >= level), None)
+    there = max((i for i, x in enumerate(steps) if x <= equal), default=0)
+    cpu = np.mean(part["cpu_seconds"], axis=0)
+
+    def shown(values: np.ndarray) -> str:
+        return ", ".join(f"{x:.2f}" for x in values)
+
+    last = share[:, -1, -1]
+    return {
+        "learner": name,
+        f"steps to {level:g} of the way": f"more than {study.spaced(steps[-1])}"
+        if at is None
+        else study.spaced(steps[at]),
+        "CPU seconds to it": "" if at is None else f"{cpu[at]:.0f}",
+        "at equal steps": study.spaced(steps[there]),
+        "return after 0, 1, 2, 3 trajectories": shown(np.mean(part["returns"], axis=0)[there]),
+        "share of the way": shown(mean[there]),
+        "at the end": study.spaced(steps[-1]),
+        "share then": shown(mean[-1]),
+        "seeds, last episode": f"{last.min():.2f} to {last.max():.2f}",
+        "CPU seconds": f"{cpu[-1]:.0f}",
+    }
+
+
+def run(main: Main) -> None:
+    told = main.told("output", "resume", "worlds", "learners", "level")
+    table: list[dict[str, str]] = []
+    rows: dict[str, Any] = {}
+    panels: dict[str, Any] = {}
+    for world in main.worlds:
+        parts = {
+            f"{name}-{world}": study.kept(
+                main.output / "learners" / f"{name}-{world}.json",
+                told,
+                partial(measure, f"{name}-{world}", main),
+            )
+            for name in main.learners
+        }
+        equal = min(part["env_steps"][-1] for part in parts.values())
+        table += [row(name, part, main.level, equal) for name, part in parts.items()]
+        rows |= parts
+        panels[world] = {
+            name: (part["env_steps"], shares(part).mean(axis=0)[:, -1].tolist())
+            for name, part in parts.items()
+        }
+    study.leave(main, table, csv=table, learners=rows)
+    plotting.lines(main.output / "steps.png", panels, x_label="environment steps")
+
+
+if __name__ == "__main__":
+    study.main({Main: run}, __doc__)
