@@ -727,6 +727,43 @@ def test_memory_throughput(tmp_path, refusal):
     assert "sizes=0 must be at least 1" in refusal("throughput.py", "memory", "--sizes", "0")
 
 
+@pytest.mark.slow
+def test_the_table_of_an_accelerator(tmp_path, refusal):
+    """Each row is in its file as soon as it is measured; and MAML by hand, which rows are compared with, learns."""
+    small = "--small --num-steps 5 --repeats 1 --output out"
+    result = run("accelerator.py", *small.split(), cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    lines = (tmp_path / "out" / "rows.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [json.loads(line) for line in lines]
+    assert rows == json.loads((tmp_path / "out" / "results.json").read_text())["rows"]
+    sides = {part: [] for part in ("rollout", "maml", "rl2")}
+    for row in rows:
+        sides[row["part"]].append((row["size"], row["side"]))
+        assert row["env_steps_per_second"] == pytest.approx(row["env_steps"] / row["seconds"][0])
+    assert sides["rollout"] == [(n, x) for n in (16, 64) for x in ("jaxmeta", "gymnax")]
+    assert sides["maml"] == [(n, x) for n in (2, 4) for x in ("jaxmeta", "by hand")]
+    assert sides["rl2"] == [(n, x) for n in (16, 32) for x in ("float32", "bfloat16")]
+    assert "| rl2 | 32 | bfloat16 |" in result.stdout
+    assert "did you mean 'maml'" in refusal("accelerator.py", "--parts", "mamal")
+    late = run("accelerator.py", *small.split()[:-1], "late", "--seconds", "0", cwd=tmp_path)
+    assert late.returncode != 0
+    assert "seconds=0 must be at least 1" in late.stderr
+
+    code = """
+import json, jax
+def update(state, key):
+    return script.hand_update(key, state, num_tasks=16, num_steps=10)
+def rewards(state):
+    return jax.vmap(lambda key: update(state, key)[1])(jax.random.split(jax.random.key(2), 20)).mean()
+begun = script.hand_begun(jax.random.key(0))
+keys = jax.random.split(jax.random.key(1), 400)
+after, _ = jax.jit(lambda state: jax.lax.scan(update, state, keys))(begun)
+print(json.dumps([float(jax.jit(rewards)(x)) for x in (begun, after)]))
+"""
+    first, last = json.loads(run("accelerator.py", cwd=tmp_path, code=code).stdout)
+    assert last > first + 0.01
+
+
 def answers(side, settings, *questions):
     result = subprocess.run(
         [sys.executable, str(ROOT / "benchmarks" / "sides" / side), json.dumps(settings)],

@@ -18,7 +18,7 @@ from tests.algorithms.test_numbers import SMALL, VALUES
 from tests.probes import QUICK_FAMILIES, made, thorough
 
 PLATFORMS = ("cuda", "tpu")
-OWN_CALLS = {"Sharding", "cu_threefry2x32_ffi", "TopK"}
+OWN_CALLS = {"AllocateBuffer", "Sharding", "TopK", "cu_threefry2x32_ffi"}
 """Targets of custom calls that are jax's own on these platforms."""
 
 

@@ -51,9 +51,9 @@ def losses(params, keys, some, hyper, whole):
     """Of a curved function, so that the order of minibatches matters; reports which trials it saw."""
     error = jnp.tanh(some.x @ params["w"]) - some.y[:, 0] + hyper * params["b"]
     share = jnp.where(some.counted[:, 0], error**2, 0.0) / whole.steps.astype(error.dtype)
-    drawn = jax.vmap(jax.random.normal)(keys)
-    seen = jnp.zeros(NUM_TRIALS + 1).at[some.number].add(1.0)
-    return jnp.sum(share), {"seen": seen, "drawn": jnp.sum(drawn)}
+    none = jnp.zeros(NUM_TRIALS + 1)
+    seen, drawn = none.at[some.number].add(1.0), jax.vmap(jax.random.normal)(keys)
+    return jnp.sum(share), {"seen": seen, "drawn": none.at[some.number].add(drawn)}
 
 
 def learned(config, replayed=None):
@@ -82,6 +82,8 @@ def test_a_minibatch_takes_as_many_trials_from_every_group(x64, groups):
     of_groups = seen.reshape(3, 2, groups, -1).sum(axis=-1)
     np.testing.assert_array_equal(of_groups, np.full((3, 2, groups), NUM_TRIALS / 2 / groups))
     assert len({half.tobytes() for half in seen[:, 0]}) == 3
+    drawn = reports["drawn"][..., :NUM_TRIALS]  # a key for each trial and minibatch
+    assert len(set(drawn[seen > 0].tolist())) == 3 * NUM_TRIALS
     if groups > 1:  # a group's order is its own
         first = seen[:, 0].reshape(3, groups, -1)
         assert any(len({group.tobytes() for group in one}) > 1 for one in first)

@@ -10,7 +10,7 @@ import optax
 import pytest
 
 from jaxmeta import checks, learners, rollouts, tasks
-from jaxmeta.algorithms import rl2, varibad
+from jaxmeta.algorithms import recurrent_q, rl2, varibad
 from jaxmeta.learners.recurrent import Hyper, Loss, TrialMemory, advantages_and_returns
 from jaxmeta.meta_updates.outer_loop import outer_optimizer
 from jaxmeta.networks.actor_critic import ActorCritic, joined
@@ -627,6 +627,39 @@ def test_acting_and_learning_draw_from_different_keys(family, monkeypatch):
     assert len(acted) == 1
     assert len(learned) >= 1
     assert keys[0] not in keys[1:]
+
+
+CUT = {
+    "RL²": (rl2, dict(memory_size=4, memory="linear")),
+    "VariBAD": (varibad, dict(memory_size=4, hidden_sizes=(4,), latent_size=2)),
+    "recurrent Q with replay": (
+        recurrent_q,
+        dict(memory_size=4, replay_trials=16, replayed_trials=8),
+    ),
+}
+
+
+@pytest.mark.parametrize("variant", thorough(CUT, ("RL²",)))
+def test_chunks_of_trials_change_no_result(x64, family, variant):
+    """Two meta-updates, with a broken trial."""
+    module, settings = CUT[variant]
+    constructor = getattr(module, module.__name__.rsplit(".")[-1])
+
+    def learned(**cut):
+        config = module.Config(
+            num_episodes=2, num_epochs=2, num_minibatches=2, minibatch_groups=2, **cut, **settings
+        )
+        algorithm = constructor(family, config)
+        state, drawn = begun_with(algorithm, family, 16)
+        drawn = drawn.replace(number=np.asarray(drawn.number).copy())
+        drawn.number[3] = np.nan
+        step = jax.jit(lambda key, state: algorithm.step(key, state, drawn))
+        return step(jax.random.key(3), step(jax.random.key(2), state)[0])
+
+    whole, chunks = learned(), learned(trials_per_chunk=4)
+    assert whole[1]["skipped_tasks"] == 1
+    for x, y in zip(jax.tree.leaves(chunks), jax.tree.leaves(whole), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("variant", thorough(PROTOCOL, ("RL²",)))

@@ -345,3 +345,26 @@ def test_a_linear_recurrence_learns_to_remember():
     keys = jax.random.split(jax.random.key(1), 700)
     _, right = jax.jit(lambda c: jax.lax.scan(update, c, keys))((params, optimizer.init(params)))
     assert right[-50:].mean() > 0.95
+
+
+@pytest.mark.parametrize("kind", [recurrent.gru, recurrent.lstm])
+def test_values_that_are_computed_again_change_no_gradient_and_take_less_memory(kind, monkeypatch):
+    monkeypatch.setattr(recurrent, "LONG", 40)
+    x, reset = jnp.ones((16, 40, INPUTS)), jnp.zeros((16, 40), bool)
+
+    def learning(recompute, x):
+        memory = kind(SIZE, recompute=recompute)
+        params = memory.init(jax.random.key(0), INPUTS)
+
+        def loss(params):
+            unroll = jax.vmap(memory.unroll, (None, None, 0, 0))
+            return jnp.sum(unroll(params, memory.initial(), x, reset[:, : x.shape[1]])[0] ** 2)
+
+        program = jax.jit(jax.grad(loss)).lower(params).compile()
+        return program(params), program.memory_analysis().temp_size_in_bytes
+
+    (kept, whole), (again, part) = (learning(x_, x) for x_ in (False, True))
+    close(again, kept)
+    assert part < 0.75 * whole
+    assert learning(None, x)[1] == part  # as long as LONG
+    assert learning(None, x[:, :-1])[1] > part
