@@ -200,7 +200,6 @@ MUTANTS = (
     Mutant("algorithms/recurrent_q.py", "state.meta._replace(hyper=hyper), tasks)", "state.meta, tasks)"),
     Mutant("learners/buffers.py", "rows = order[jnp.arange(good.shape[0]) % jnp.maximum(jnp.sum(good), 1)]", "rows = jnp.arange(good.shape[0])"),
     # Soft actor-critics, products of Gaussians, replay by trials and by tasks
-    Mutant("networks/distributions.py", "log_prob = self._normal.log_prob(u) - jnp.sum(", "log_prob = self._normal.log_prob(u) + jnp.sum("),
     Mutant("learners/soft_actor_critic.py", "jnp.min(q, axis=0)", "jnp.max(q, axis=0)"),
     Mutant("learners/soft_actor_critic.py", "slow + rate * (fast - slow)", "slow + rate * fast"),
     Mutant("learners/soft_actor_critic.py", "jnp.where(applied, x, y), moved", "jnp.where(True, x, y), moved"),
