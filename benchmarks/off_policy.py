@@ -1,13 +1,13 @@
 """Do off-policy learners with continuous actions need fewer environment steps? Recurrent SAC and PEARL beside RL² by PPO.
 
     OMP_NUM_THREADS=1 taskset -c 1 python benchmarks/off_policy.py
-    python benchmarks/off_policy.py --worlds sparse --learners pearl
+    python benchmarks/off_policy.py --contests sparse --learners pearl
 
-The family is the point robot of PEARL, a goal on the half circle, with a dense or a sparse reward. A held-out trial is of four
-episodes, so the return of the k-th is that after k trajectories of context. *The way* is from the random agent's return to that of the
-agent that is told the goal. *Steps to it* are the environment steps of training before the first look at which the mean of all
-seeds in the last episode is at the level. In the sparse world PEARL learns values of the dense reward, as published; the others
-have the sparse reward alone. CPU seconds are of training one seed, without compiling and without the looks.
+The family is the point robot of PEARL, a goal on the half circle. In each contest a held-out trial is of as many episodes as the
+contest says, so the return of the k-th is that after k trajectories of context. *The way* is from the random agent's return to that
+of the agent that is told the goal. *Steps to it* are the environment steps of training before the first look at which the mean of all
+seeds in the last episode is at the level. In the sparse contest PEARL learns values of the dense reward, as published; RL² has the
+sparse reward alone. CPU seconds are of training one seed, without compiling and without the looks.
 
 Each learner is kept in learners/*.json as soon as it is measured; `--resume` keeps those that are there.
 """
@@ -29,11 +29,6 @@ from jaxmeta.runs import reports
 from jaxmeta.tasks import TaskFamily, navigation
 from jaxmeta.types import MetaAlgorithm
 
-EPISODES = 4
-"""Episodes of a held-out trial, and of a trial in training but for PEARL, whose trials have as many as are worth their steps."""
-WORLDS: dict[str, dict[str, Any]] = {"dense": {}, "sparse": {"reward": "sparse"}}
-"""Settings of the family."""
-
 
 @dataclasses.dataclass(frozen=True)
 class Learner:
@@ -51,11 +46,18 @@ class Learner:
         return self.make(family, self.config, self.hyper, **self.arguments)
 
 
-_PPO = rl2.Config(num_episodes=EPISODES, hidden_sizes=(64,))
-_SAC = recurrent_sac.Config(num_episodes=EPISODES, gradient_steps=64, replayed_trials=16)
+@dataclasses.dataclass(frozen=True)
+class Contest:
+    """A reward, the episodes of a held-out trial, and the learners."""
+
+    reward: str
+    episodes: int
+    learners: Mapping[str, Learner]
+
+
 _PEARL = pearl.Config(
     num_episodes=2,
-    num_streams=2,
+    num_streams=1,
     gradient_steps=48,
     batch_size=32,
     context_size=20,
@@ -63,38 +65,68 @@ _PEARL = pearl.Config(
     num_training_tasks=80,
 )
 
-LEARNERS = {
-    "rl2-dense": Learner(
-        rl2.rl2, _PPO, rl2.Hyper(learning_rate=3e-3, gae_lambda=0.9, entropy_cost=0.0), 32, 400
+
+def _ppo(episodes: int, entropy_cost: float) -> Learner:
+    """RL² by PPO, trained on trials like the held-out ones."""
+    config = rl2.Config(num_episodes=episodes, hidden_sizes=(64,))
+    hyper = rl2.Hyper(learning_rate=3e-3, gae_lambda=0.9, entropy_cost=entropy_cost)
+    return Learner(rl2.rl2, config, hyper, num_tasks=32, meta_updates=400)
+
+
+CONTESTS = {
+    "memory": Contest(
+        "distance",
+        2,
+        {
+            "rl2": _ppo(2, 0.0),
+            "recurrent_sac": Learner(
+                recurrent_sac.recurrent_sac,
+                recurrent_sac.Config(num_episodes=2, gradient_steps=32, replayed_trials=16),
+                recurrent_sac.Hyper(learning_rate=2e-3),
+                num_tasks=4,
+                meta_updates=320,
+            ),
+        },
     ),
-    "recurrent_sac-dense": Learner(
-        recurrent_sac.recurrent_sac, _SAC, recurrent_sac.Hyper(learning_rate=2e-3), 4, 200
+    "dense": Contest(
+        "distance",
+        4,
+        {
+            "rl2": _ppo(4, 0.0),
+            "pearl": Learner(
+                pearl.pearl,
+                _PEARL,
+                pearl.Hyper(learning_rate=2e-3, kl_cost=1e-4, discount=0.95, anneal_updates=240.0),
+                num_tasks=16,
+                meta_updates=240,
+            ),
+        },
     ),
-    "pearl-dense": Learner(pearl.pearl, _PEARL, pearl.Hyper(learning_rate=2e-3), 8, 320),
-    "rl2-sparse": Learner(
-        rl2.rl2, _PPO, rl2.Hyper(learning_rate=3e-3, gae_lambda=0.9, entropy_cost=0.01), 32, 400
-    ),
-    "recurrent_sac-sparse": Learner(
-        recurrent_sac.recurrent_sac, _SAC, recurrent_sac.Hyper(learning_rate=2e-3), 4, 400
-    ),
-    "pearl-sparse": Learner(
-        pearl.pearl,
-        dataclasses.replace(_PEARL, num_streams=4, context_size=40),
-        pearl.Hyper(learning_rate=2e-3),
-        8,
-        320,
-        {"training_reward": navigation.dense_reward},
+    "sparse": Contest(
+        "sparse",
+        10,
+        {
+            "rl2": _ppo(10, 0.01),
+            # A first episode rarely passes the goal, so the context is of many.
+            "pearl": Learner(
+                pearl.pearl,
+                dataclasses.replace(_PEARL, num_streams=16, context_size=128),
+                pearl.Hyper(learning_rate=2e-3, kl_cost=1e-4, discount=0.9, target_entropy=0.4),
+                num_tasks=4,
+                meta_updates=200,
+                arguments={"training_reward": navigation.dense_reward},
+            ),
+        },
     ),
 }
-"""Learners by their names and their worlds."""
-ALGORITHMS = ("rl2", "recurrent_sac", "pearl")
+ALGORITHMS = tuple(dict.fromkeys(name for x in CONTESTS.values() for name in x.learners))
 
 
 class Main(study.Study):
-    """Learners with continuous actions, world by world."""
+    """Learners with continuous actions, contest by contest."""
 
     resume: bool = False  # Keep the learners that are in the folder and measure the others.
-    worlds: Annotated[study.Names, study.known(WORLDS)] = tuple(WORLDS)
+    contests: Annotated[study.Names, study.known(CONTESTS)] = tuple(CONTESTS)
     learners: Annotated[study.Names, study.known(ALGORITHMS)] = ALGORITHMS
     num_seeds: int = 3  # Seeds, trained one after the other.
     looks: int = 20  # Looks at each learner in training.
@@ -105,10 +137,10 @@ class Main(study.Study):
     eval_tasks: int = 200  # Held-out tasks; there are 20 goals.
 
 
-def measure(name: str, main: Main) -> dict[str, Any]:
+def measure(contest: Contest, name: str, main: Main) -> dict[str, Any]:
     """Held-out shares of the way by episode at every look, ``[S, looks, E]``, with the steps and CPU seconds up to each."""
-    told = LEARNERS[name]
-    family = tasks.make("half_circle", **WORLDS[name.rpartition("-")[2]])
+    told, episodes = contest.learners[name], contest.episodes
+    family = tasks.make("half_circle", reward=contest.reward)
     algorithm = told.algorithm(family)
     planned = max(1, round(main.budget * told.meta_updates))
     chunk = max(1, planned // main.looks)
@@ -121,11 +153,11 @@ def measure(name: str, main: Main) -> dict[str, Any]:
     @jax.jit
     def look(meta: Any) -> jax.Array:
         key = jax.random.key(study.EVALUATION_SEED + 1)
-        num_steps = EPISODES * family.horizon
+        num_steps = episodes * family.horizon
         trials = evaluation.trials(
             key, meta, drawn, learner=algorithm.learner, env=family.env, num_steps=num_steps
         )
-        return jnp.mean(evaluation.episode_returns(trials, EPISODES), axis=0)
+        return jnp.mean(evaluation.episode_returns(trials, episodes), axis=0)
 
     train, _ = study.trainer(
         study.one(algorithm, 0), algorithm, family, num_tasks=told.num_tasks, chunk=chunk
@@ -159,7 +191,7 @@ def shares(part: dict[str, Any]) -> np.ndarray:
 
 
 def row(name: str, part: dict[str, Any], level: float, equal: int) -> dict[str, str]:
-    """A learner's row of the table; ``equal`` are the environment steps after which all learners of its world are compared."""
+    """A learner's row of the table; ``equal`` are the environment steps after which all learners of its contest are compared."""
     steps, share = part["env_steps"], shares(part)
     mean = share.mean(axis=0)
     at = next((i for i, x in enumerate(mean[:, -1]) if x >= level), None)
@@ -177,7 +209,7 @@ def row(name: str, part: dict[str, Any], level: float, equal: int) -> dict[str, 
         else study.spaced(steps[at]),
         "CPU seconds to it": "" if at is None else f"{cpu[at]:.0f}",
         "at equal steps": study.spaced(steps[there]),
-        "return after 0, 1, 2, 3 trajectories": shown(np.mean(part["returns"], axis=0)[there]),
+        "return after 0, 1, ... trajectories": shown(np.mean(part["returns"], axis=0)[there]),
         "share of the way": shown(mean[there]),
         "at the end": study.spaced(steps[-1]),
         "share then": shown(mean[-1]),
@@ -187,23 +219,27 @@ def row(name: str, part: dict[str, Any], level: float, equal: int) -> dict[str, 
 
 
 def run(main: Main) -> None:
-    told = main.told("output", "resume", "worlds", "learners", "level")
+    told = main.told("output", "resume", "contests", "learners", "level")
     table: list[dict[str, str]] = []
     rows: dict[str, Any] = {}
     panels: dict[str, Any] = {}
-    for world in main.worlds:
+    for title in main.contests:
+        contest = CONTESTS[title]
         parts = {
-            f"{name}-{world}": study.kept(
-                main.output / "learners" / f"{name}-{world}.json",
+            f"{name}-{title}": study.kept(
+                main.output / "learners" / f"{name}-{title}.json",
                 told,
-                partial(measure, f"{name}-{world}", main),
+                partial(measure, contest, name, main),
             )
-            for name in main.learners
+            for name in contest.learners
+            if name in main.learners
         }
+        if not parts:
+            continue
         equal = min(part["env_steps"][-1] for part in parts.values())
         table += [row(name, part, main.level, equal) for name, part in parts.items()]
         rows |= parts
-        panels[world] = {
+        panels[title] = {
             name: (part["env_steps"], shares(part).mean(axis=0)[:, -1].tolist())
             for name, part in parts.items()
         }

@@ -373,15 +373,17 @@ def test_environment_steps_study(tmp_path, refusal):
 
 @pytest.mark.slow
 def test_off_policy_study(tmp_path, refusal):
-    small = "--worlds dense --learners rl2 --num-seeds 2 --budget 0.005 --looks 2 --eval-tasks 20"
+    small = (
+        "--contests memory --learners rl2 --num-seeds 2 --budget 0.005 --looks 2 --eval-tasks 20"
+    )
     result = run("off_policy.py", *small.split(), "--output", "out", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
-    learner = json.loads((tmp_path / "out" / "results.json").read_text())["learners"]["rl2-dense"]
-    assert learner["env_steps"] == [32 * 4 * 20, 2 * 32 * 4 * 20]
-    assert np.shape(learner["returns"]) == (2, 2, 4)
+    learner = json.loads((tmp_path / "out" / "results.json").read_text())["learners"]["rl2-memory"]
+    assert learner["env_steps"] == [32 * 2 * 20, 2 * 32 * 2 * 20]
+    assert np.shape(learner["returns"]) == (2, 2, 2)
     assert np.shape(learner["cpu_seconds"]) == (2, 2)
     assert learner["random"] < learner["told"]
-    assert "| rl2-dense | more than" in (tmp_path / "out" / "table.md").read_text()
+    assert "| rl2-memory | more than" in (tmp_path / "out" / "table.md").read_text()
     assert (tmp_path / "out" / "steps.png").exists()
     assert "is not empty" in refusal("off_policy.py", *small.split(), "--output", "out")
 

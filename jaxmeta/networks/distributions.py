@@ -159,8 +159,7 @@ class TanhGaussian(NamedTuple):
         checks.shapes("...D", mean=self.mean, log_std=self.log_std, value=value)
         share = (value - self.centre) / self.half_width
         limit = 1.0 - float(jnp.finfo(share.dtype).eps)
-        u = jnp.arctanh(jnp.clip(share, -limit, limit))
-        return self._normal.log_prob(u) - jnp.sum(self._log_slope(u), axis=-1)
+        return self._log_density(jnp.arctanh(jnp.clip(share, -limit, limit)))
 
     def sample_and_log_prob(self, key: jax.Array) -> tuple[jax.Array, jax.Array]:
         """A draw ``[..., D]`` and its log-density ``[...]``, both differentiable in the parameters.
@@ -168,8 +167,7 @@ class TanhGaussian(NamedTuple):
         The log-density is computed from u. `log_prob` finds u again from the draw, which has no derivative near a bound.
         """
         u = self._normal.sample(key)
-        log_prob = self._normal.log_prob(u) - jnp.sum(self._log_slope(u), axis=-1)
-        return self._squashed(u), log_prob
+        return self._squashed(u), self._log_density(u)
 
     def entropy(self) -> jax.Array:
         """Differential entropy in nats, ``[...]``: the normals' plus the mean logarithm of the slope, by quadrature.
@@ -191,6 +189,10 @@ class TanhGaussian(NamedTuple):
     def _squashed(self, u: jax.Array) -> jax.Array:
         limit = 1.0 - float(jnp.finfo(u.dtype).eps)
         return self.centre + self.half_width * jnp.clip(jnp.tanh(u), -limit, limit)
+
+    def _log_density(self, u: jax.Array) -> jax.Array:
+        """The log-density ``[...]`` of the action that ``u [..., D]`` becomes."""
+        return self._normal.log_prob(u) - jnp.sum(self._log_slope(u), axis=-1)
 
     def _log_slope(self, u: jax.Array) -> jax.Array:
         """log of the derivative of an action in ``u [..., D]``, ``[..., D]``; stable where tanh is flat."""

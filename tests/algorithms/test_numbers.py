@@ -25,6 +25,7 @@ SMALL = dict(
     memory_size=4,
 )
 NAVIGATION = ("navigation", dict(horizon=5))
+POINT = ("half_circle", dict(horizon=5))
 TABULAR = ("tabular", dict(num_states=3, num_actions=2, horizon=6))
 ROOM = ("dark_room", dict(size=3, horizon=4))
 BANDIT = ("bernoulli_bandit", dict(num_arms=3, num_pulls=6))
@@ -179,6 +180,41 @@ VALUES = {
             "moved": 0.017244367495151444,
             "reward/step": 1.1579149735555845,
             "meta_grad_norm": 0.02545759705804568,
+        },
+    ),
+    "pearl": (
+        POINT,
+        dict(
+            num_streams=2,
+            num_episodes=2,
+            num_training_tasks=4,
+            replay_steps=40,
+            gradient_steps=4,
+            encoder_sizes=(6,),
+        ),
+        {
+            "norm": 7.285325927235194,
+            "sum": 15.40752178416351,
+            "moved": 0.06213199091055088,
+            "return/trial": -10.662880856196224,
+            "value_loss": 0.4093042194516906,
+            "policy_loss": -0.05051038116002638,
+            "belief_kl": 8.866985481924175,
+            "meta_grad_norm": 1.3858762759675116,
+        },
+    ),
+    "recurrent_sac": (
+        POINT,
+        dict(num_streams=2, num_episodes=2, replay_trials=8, replayed_trials=2, gradient_steps=4),
+        {
+            "norm": 9.820942119083856,
+            "sum": -10.04487498025015,
+            "moved": 0.06126143685654376,
+            "return/trial": -9.331052876675352,
+            "value_loss": 0.33207877083512743,
+            "policy_loss": -0.05249220405150666,
+            "entropy": 1.3693150811794352,
+            "meta_grad_norm": 0.29577068381934823,
         },
     ),
     "recurrent_q": (

@@ -300,8 +300,7 @@ def drawn_with(distribution, noise):
     u = distribution.mean + jnp.exp(distribution.log_std) * jnp.broadcast_to(
         noise, distribution.mean.shape
     )
-    log_prob = distribution._normal.log_prob(u) - jnp.sum(distribution._log_slope(u), axis=-1)
-    return distribution._squashed(u), log_prob
+    return distribution._squashed(u), distribution._log_density(u)
 
 
 def slope(function, at):

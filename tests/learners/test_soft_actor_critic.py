@@ -72,13 +72,13 @@ def quadratic(params, target, key, batch):
     return loss, {"target": target}
 
 
-def learned(apply=True, goal=1.0, counted=True):
+def learned(apply=True, goal=1.0, counted=True, target=0.0):
     start = {"critic": jnp.asarray(0.0), "other": jnp.asarray(7.0)}
     optimizer = optax.sgd(0.5)
     return functools.partial(
         module.learn_from_replay,
         jax.random.key(0),
-        Learned(start, jnp.asarray(0.0), optimizer.init(start)),
+        Learned(start, jnp.asarray(target), optimizer.init(start)),
         lambda key: Drawn(x=jnp.asarray(goal), counted=jnp.asarray([counted])),
         losses=quadratic,
         optimizer=optimizer,
@@ -104,9 +104,9 @@ def test_the_target_follows_the_critic_after_each_step():
 
 def test_a_step_that_must_not_be_taken_changes_nothing():
     for case in (dict(apply=False), dict(goal=jnp.nan), dict(counted=False)):
-        after, _, applied = learned(**case)
+        after, _, applied = learned(**case, target=3.0)
         assert after.params == {"critic": 0.0, "other": 7.0}
-        assert after.target == 0.0
+        assert after.target == 3.0
         assert not jnp.any(applied)
 
 
