@@ -1,7 +1,7 @@
 """The fast loops: how an agent learns within one task.
 
 `gradient` takes policy-gradient steps from a meta-learned start, `recurrent` learns in a network's state, `replay` reuses
-off-policy experience, `actor_critic` has meta-learned hyper-parameters, `update_rules` learns by a learned rule. `in_context`
+off-policy experience, `actor_critic` has meta-learned hyper-parameters, `update_rules` learns by a learned rule, `disco` by DiscoRL's. `in_context`
 learns to predict actions. `buffers` keeps old experience for the outer loop.
 """
 
@@ -9,6 +9,7 @@ from jaxmeta import types
 from jaxmeta.learners import (
     actor_critic,
     buffers,
+    disco,
     gradient,
     in_context,
     recurrent,
@@ -17,6 +18,7 @@ from jaxmeta.learners import (
 )
 from jaxmeta.learners.actor_critic import actor_critic_learner
 from jaxmeta.learners.buffers import item_buffer
+from jaxmeta.learners.disco import disco_learner
 from jaxmeta.learners.gradient import gradient_learner
 from jaxmeta.learners.recurrent import recurrent_learner, trial_learner
 from jaxmeta.learners.replay import replay_learner
@@ -25,6 +27,8 @@ __all__ = [
     "actor_critic",
     "actor_critic_learner",
     "buffers",
+    "disco",
+    "disco_learner",
     "gradient",
     "gradient_learner",
     "in_context",

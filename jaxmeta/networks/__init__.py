@@ -3,13 +3,15 @@
 They take observations, past actions and rewards, and return distributions, values or a new state.
 `recurrent` holds the recurrent networks, `encodings` the encodings of their inputs, and `encoders` the networks that
 read images, observations of several parts, or whatever a flax module of your own reads. `heads` end in distributions of
-actions, and all dense layers are those of `dense`.
+actions, and all dense layers are those of `dense`. `disco` holds the networks of DiscoRL, and `weights` reads published
+parameters.
 """
 
 from jaxmeta import types
 from jaxmeta.networks import (
     actor_critic,
     dense,
+    disco,
     distributions,
     encoders,
     encodings,
@@ -18,6 +20,7 @@ from jaxmeta.networks import (
     policies,
     recurrent,
     values,
+    weights,
 )
 from jaxmeta.networks.actor_critic import ActorCritic, Inputs, joined, recurrent_actor_critic
 from jaxmeta.networks.distributions import (
@@ -67,6 +70,7 @@ __all__ = [
     "cnn",
     "default_policy",
     "dense",
+    "disco",
     "distributions",
     "encode_action",
     "encoded_policy",
@@ -89,6 +93,7 @@ __all__ = [
     "softmax_linear",
     "value_mlp",
     "values",
+    "weights",
 ]
 
 types.document_fields()
