@@ -304,7 +304,7 @@ def test_dpo_is_lpo_with_its_own_drift(x64):
     rule = dpo()
     parts, (params, _), agent, data = newborn(rule, Values(entropy_cost=0.1))
     assert params == {}
-    data = data._replace(log_prob=data.log_prob - 0.7)
+    data = data._replace(log_prob=data.log_prob - 2.0)
 
     @jax.jit
     def losses():
