@@ -554,7 +554,7 @@ def test_learned_rules_study(tmp_path, refusal):
     assert "updates=5 must be a multiple of every=2" in refusal(
         "learned_rules.py", "catch", "--updates", "5", "--every", "2"
     )
-    assert "weights=None must be" in refusal("learned_rules.py", "check")
+    assert "weights=None must be" in refusal("learned_rules.py", "check", "--output", "other")
 
 
 @pytest.mark.slow
