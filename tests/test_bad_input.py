@@ -691,6 +691,7 @@ COMMANDS = {
     "fields": ["Main"],
     "in_context": ["Bandits", "Rooms", "Distillation", "Regret"],
     "learned_objective": ["Train", "Memory"],
+    "learned_rules": ["Catch", "Check"],
     "ledger": ["Show", "Write", "Add"],
     "meta_gradient": ["Chain", "Physics", "Memory"],
     "navigation": ["Main"],

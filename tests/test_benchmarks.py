@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from jaxmeta import tasks
+from jaxmeta import networks, tasks
 from jaxmeta.algorithms import ALGORITHMS
 from jaxmeta.runs import presets, training
 from tests.conftest import IN_EARNEST
@@ -551,6 +551,27 @@ def test_learned_objective_study(tmp_path):
     assert len(report["training_curve"]["grid worlds"]) == 2
     assert min(matplotlib.image.imread(tmp_path / "out" / "lifetimes.png").shape[:2]) > 300
     assert "| Catch | A2C |" in result.stdout
+
+
+@pytest.mark.slow
+def test_learned_rules_study(tmp_path, refusal):
+    """Random weights of the published sizes, and a check of weights that are others than the published ones."""
+    small = "--updates 4 --every 2 --num-seeds 2 --num-steps 3 --num-sampled 2 --capacity 4 --episodes 8"
+    small += " --hidden-sizes 4 --model-size 4 --output out"
+    result = run("learned_rules.py", "catch", *small.split(), cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    report = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert list(report["caught"]) == ["0", "1"]
+    assert all(len(x) == 2 and 0 <= min(x) <= max(x) <= 1 for x in report["caught"].values())
+    weights = networks.disco.init(jax.random.key(0))
+    np.savez(tmp_path / "weights.npz", **{name: np.asarray(x) for name, x in weights.items()})
+    result = run("learned_rules.py", "check", "--weights", "weights.npz", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "| memory, the first three |" in result.stdout
+    assert "updates=5 must be a multiple of every=2" in refusal(
+        "learned_rules.py", "catch", "--updates", "5", "--every", "2"
+    )
+    assert "weights=None must be" in refusal("learned_rules.py", "check", "--output", "other")
 
 
 @pytest.mark.slow

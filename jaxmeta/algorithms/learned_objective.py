@@ -1,8 +1,8 @@
 """Learned objectives: a rule of learning, improved while agents live by it.
 
 M agents learn in tasks of their own by one rule (see `update_rules`): LPG's recurrent network (Oh et al.
-2020, "Discovering reinforcement learning algorithms", algorithm 1) or LPO's drift (Lu et al. 2022,
-"Discovered policy optimisation"). A meta-update looks at a window of K updates of each and improves the
+2020, "Discovering reinforcement learning algorithms", algorithm 1), LPO's drift (Lu et al. 2022,
+"Discovered policy optimisation"), or the meta-network of DiscoRL (see `disco`). A meta-update looks at a window of K updates of each and improves the
 rule by
 
 * `meta_gradient`: the policy gradient of the agents after each of the K updates, through the updates.
@@ -42,7 +42,8 @@ import optax
 
 from jaxmeta import checks
 from jaxmeta.estimators.streams import mean_over_streams
-from jaxmeta.learners import update_rules
+from jaxmeta.learners import disco, update_rules
+from jaxmeta.learners.disco import DiscoLearner, DiscoRule
 from jaxmeta.learners.update_rules import Agent, AgentOptimizer, Meta, RuleLearner, UpdateRule
 from jaxmeta.meta_updates import windows
 from jaxmeta.meta_updates.gradients import (
@@ -175,7 +176,7 @@ def learned_objective(
     config: Config = Config(),
     hyper: Hyper = Hyper(),
     *,
-    rule: UpdateRule | None = None,
+    rule: UpdateRule | DiscoRule | None = None,
     estimator: MakeEstimator | None = None,
     policy: Policy | None = None,
     optimizer: Optimizer = optax.adam,
@@ -188,14 +189,15 @@ def learned_objective(
         config: Sizes, counts and choices.
         hyper: Defaults of ``init(key, hyper)``; kept in ``state.meta.hyper``, so runs over different
             values can be vmapped.
-        rule: The rule that is learned, such as ``update_rules.lpg(memory_size=8)`` or one's own; None
-            builds the one that ``config.objective`` names.
+        rule: The rule that is learned, such as ``update_rules.lpg(memory_size=8)``, ``disco.disco()`` or one's own;
+            None builds the one that ``config.objective`` names. DiscoRL's agents have a network of their own, whose
+            torso has ``config.hidden_sizes``, and learn from their newest experience.
         estimator: The meta-gradient estimator, such as `windows.persistent_evolution_strategy`; None is the
             one that ``config.outer`` names.
         policy: The agents' policy; None builds one that fits the action space.
         optimizer: ``learning_rate -> optax.GradientTransformation`` of the outer loop.
         agent_optimizer: The same of the agents. A meta-gradient through Adam needs its ``eps_root``
-            positive.
+            positive; `disco.adam` needs none.
 
     Raises:
         ValueError: the policy does not fit the family's action space; a value of ``hyper`` is out of
@@ -203,20 +205,18 @@ def learned_objective(
     """
     _refuse_ignored(config, hyper, rule, estimator)
     followed = rule or rule_of(config)
-    parts = update_rules.rule_learner(
-        followed,
-        family,
-        hidden_sizes=config.hidden_sizes,
-        num_epochs=config.num_epochs,
-        policy=policy,
-        optimizer=agent_optimizer,
-        rematerialize=config.rematerialize,
-        lifespan=config.lifespan if followed.reads_time else None,
-    )
+    critic = value_mlp(family.observation_shape, config.hidden_sizes)
+    if isinstance(followed, DiscoRule):
+        if policy is not None:
+            raise ValueError(
+                "policy must be None with DiscoRL, whose agents have a network of their own"
+            )
+        parts, judged = _disco_parts(followed, family, config, agent_optimizer, critic)
+    else:
+        parts, judged = _rule_parts(followed, family, config, agent_optimizer, critic, policy)
     setup = Setup(parts.learner, family.env, config.num_streams, config.num_steps, config.unroll)
     window = Window(setup, config.lifespan, config.num_updates)
-    critic = value_mlp(family.observation_shape, config.hidden_sizes)
-    made = (estimator or ESTIMATORS[config.outer])(window, objective(followed, parts, critic))
+    made = (estimator or ESTIMATORS[config.outer])(window, judged)
 
     def init(key: jax.Array, hyper: Hyper = hyper) -> State:
         rule_key, *keys = jax.random.split(key, 3)
@@ -262,6 +262,50 @@ def rule_of(config: Config) -> UpdateRule:
     return update_rules.lpo(hidden_size=config.memory_size)
 
 
+def _rule_parts(
+    rule: UpdateRule,
+    family: TaskFamily,
+    config: Config,
+    optimizer: AgentOptimizer,
+    critic: Value,
+    policy: Policy | None,
+) -> tuple[RuleLearner | DiscoLearner, Objective]:
+    """The agents that follow a rule of `update_rules`, and what they are judged by."""
+    parts = update_rules.rule_learner(
+        rule,
+        family,
+        hidden_sizes=config.hidden_sizes,
+        num_epochs=config.num_epochs,
+        policy=policy,
+        optimizer=optimizer,
+        rematerialize=config.rematerialize,
+        lifespan=config.lifespan if rule.reads_time else None,
+    )
+    return parts, objective(rule, parts, critic)
+
+
+def _disco_parts(
+    rule: DiscoRule, family: TaskFamily, config: Config, optimizer: AgentOptimizer, critic: Value
+) -> tuple[RuleLearner | DiscoLearner, Objective]:
+    """The agents that follow DiscoRL, and what they are judged by: their entropy is the rule's only other charge."""
+    parts = disco.disco_learner(
+        rule,
+        family,
+        hidden_sizes=config.hidden_sizes,
+        optimizer=optimizer,
+        rematerialize=config.rematerialize,
+    )
+
+    def log_prob(agent: disco.Agent, data: Trajectory) -> jax.Array:
+        return parts.policy(agent.params, data).log_prob(data.action)
+
+    def charge(meta: Meta, agent: disco.Agent, data: Trajectory, good: jax.Array) -> jax.Array:
+        entropy = parts.policy(agent.params, data).entropy()
+        return -meta.hyper.policy_entropy_bonus * mean_over_streams(entropy, good)
+
+    return parts, Objective(log_prob, charge, critic)
+
+
 def objective(rule: UpdateRule, parts: RuleLearner, critic: Value) -> Objective:
     """The estimators' view of agents that follow ``rule``."""
 
@@ -293,12 +337,17 @@ def _first_members(
 def _refuse_ignored(
     config: Config,
     hyper: Hyper,
-    rule: UpdateRule | None,
+    rule: UpdateRule | DiscoRule | None,
     estimator: MakeEstimator | None,
 ) -> None:
     """Raises ValueError if a setting is not at its default and has no effect."""
     if rule is not None:
         checks.ignored(config, ("objective", "num_predictions", "memory_size"), "beside rule")
+        if isinstance(rule, DiscoRule):
+            because = "with DiscoRL"
+            checks.ignored(config, ("num_epochs",), because)
+            costs = ("policy_target_cost", "prediction_target_cost", "prediction_entropy_bonus")
+            checks.ignored(hyper, ("prediction_cost", "entropy_cost", *costs), because)
     elif config.objective == "lpo":
         because = "with objective='lpo'"
         checks.ignored(config, ("num_predictions",), because)

@@ -14,6 +14,7 @@ from jaxmeta.learners import (
     action_values,
     actor_critic,
     buffers,
+    disco,
     gradient,
     in_context,
     minibatches,
@@ -26,6 +27,7 @@ from jaxmeta.learners import (
 )
 from jaxmeta.learners.actor_critic import actor_critic_learner
 from jaxmeta.learners.buffers import item_buffer
+from jaxmeta.learners.disco import disco_learner
 from jaxmeta.learners.gradient import gradient_learner
 from jaxmeta.learners.recurrent import recurrent_learner, trial_learner
 from jaxmeta.learners.replay import replay_learner
@@ -35,6 +37,8 @@ __all__ = [
     "actor_critic",
     "actor_critic_learner",
     "buffers",
+    "disco",
+    "disco_learner",
     "gradient",
     "gradient_learner",
     "in_context",

@@ -3,14 +3,15 @@
 They take observations, past actions and rewards, and return distributions, values or a new state.
 `recurrent` holds the recurrent networks, `encodings` the encodings of their inputs, and `encoders` the networks that
 read images, observations of several parts, or whatever a flax module of your own reads. `heads` end in distributions of
-actions, and all dense layers are those of `dense`. `soft_actor_critic` has values of continuous actions, and `task_posteriors` what a
-context says of its task.
+actions, and all dense layers are those of `dense`. `soft_actor_critic` has values of continuous actions, `task_posteriors` what a
+context says of its task, and `disco` the networks of DiscoRL. `weights` reads published parameters.
 """
 
 from jaxmeta import types
 from jaxmeta.networks import (
     actor_critic,
     dense,
+    disco,
     distributions,
     encoders,
     encodings,
@@ -21,6 +22,7 @@ from jaxmeta.networks import (
     soft_actor_critic,
     task_posteriors,
     values,
+    weights,
 )
 from jaxmeta.networks.actor_critic import ActorCritic, Inputs, joined, recurrent_actor_critic
 from jaxmeta.networks.distributions import (
@@ -71,6 +73,7 @@ __all__ = [
     "cnn",
     "default_policy",
     "dense",
+    "disco",
     "distributions",
     "encode_action",
     "encoded_policy",
@@ -96,6 +99,7 @@ __all__ = [
     "task_posteriors",
     "value_mlp",
     "values",
+    "weights",
 ]
 
 types.document_fields()

@@ -140,20 +140,21 @@ def lstm_cell(gates: jax.Array, cell: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def truncated_normal(key: jax.Array, shape: Sequence[int], std: float | None = None) -> jax.Array:
-    """A normal that is cut off at two standard deviations, times ``std``; None is one over the root of the inputs."""
+    """A normal draw of a ``shape`` that is cut off at two standard deviations, times ``std``; None is one over the root of the
+    inputs."""
     if std is None:
         std = 1.0 / math.sqrt(math.prod(shape[:-1]))
     return std * jax.random.truncated_normal(key, -2.0, 2.0, tuple(shape))
 
 
 def squash(x: jax.Array) -> jax.Array:
-    """``h(x) = sign(x) (sqrt(|x| + 1) - 1) + x / 1000``: Pohlen et al. 2018, "Observe and look further", prop. A.2."""
+    """``h(x) = sign(x) (sqrt(|x| + 1) - 1) + x / 1000`` of ``x [...]``: Pohlen et al. 2018, "Observe and look further", prop. A.2."""
     # |x| / (sqrt(|x| + 1) + 1) is the same as sqrt(|x| + 1) - 1, and exact near 0.
     return x / (jnp.sqrt(jnp.abs(x) + 1.0) + 1.0) + SQUASH * x
 
 
 def unsquash(y: jax.Array) -> jax.Array:
-    """The inverse of `squash`."""
+    """The inverse of `squash`, of ``y [...]``."""
     # With |x| = u (u + 2) it is SQUASH u^2 + (1 + 2 SQUASH) u = |y|, whose root needs no difference.
     slope = 1.0 + 2.0 * SQUASH
     u = 2.0 * jnp.abs(y) / (slope + jnp.sqrt(slope**2 + 4.0 * SQUASH * jnp.abs(y)))
@@ -363,7 +364,7 @@ def features(params: Params, at: str, seen: Experience) -> tuple[jax.Array, jax.
 
 
 def signed_log(x: jax.Array) -> jax.Array:
-    """``sign(x) log(1 + |x|)``."""
+    """``sign(x) log(1 + |x|)`` of ``x [...]``."""
     return jnp.sign(x) * jnp.log1p(jnp.abs(x))
 
 

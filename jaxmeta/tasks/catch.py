@@ -28,7 +28,7 @@ def catch(
     *,
     rows: int = 10,
     columns: int = 5,
-    horizon: int | None = None,
+    horizon: int = 9,
     permuted_actions: bool = False,
     permuted_columns: bool = False,
 ) -> TaskFamily:
@@ -37,15 +37,14 @@ def catch(
     The splits then have no permutation in common; see `transform.permuted_actions`.
 
     Args:
-        rows: Rows of the board; the ball is down after one step less.
+        rows: Rows of the board; the ball is down after ``rows - 1`` steps.
         columns: Columns of the board.
-        horizon: Time limit of an episode, in steps; None is until the ball is down.
+        horizon: Time limit of an episode, in steps.
         permuted_actions: Draw which action goes left, stays and goes right.
         permuted_columns: Draw the order of the observed columns.
     """
     rows = checks.at_least("rows", rows, 2)
     columns = checks.at_least("columns", columns, 2)
-    horizon = rows - 1 if horizon is None else horizon
     family = transform.from_gymnax("Catch-bsuite", horizon=horizon, rows=rows, columns=columns)
     family = dataclasses.replace(family, optimal_action=follow)
     if permuted_actions:

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from gymnax.environments import spaces
 
-from jaxmeta import rollouts, tasks
+from jaxmeta import networks, rollouts, tasks
 from jaxmeta.algorithms.learned_objective import (
     Config,
     Hyper,
@@ -16,7 +17,7 @@ from jaxmeta.algorithms.learned_objective import (
     rule_of,
 )
 from jaxmeta.estimators.returns import gae, td_errors
-from jaxmeta.learners import update_rules
+from jaxmeta.learners import disco, update_rules
 from jaxmeta.learners.update_rules import rule_learner
 from jaxmeta.meta_updates import windows
 from jaxmeta.rollouts import lifelong
@@ -340,6 +341,38 @@ def test_a_rule_of_one_s_own_is_learned_by_any_estimator(family):
     np.testing.assert_allclose(abs(moved), 0.1, rtol=1e-3)  # Adam's first step
 
 
+SMALL_DISCO = disco.disco(sizes=disco.Sizes(num_predictions=3, hidden_size=3, memory_size=2))
+
+
+@pytest.mark.parametrize("outer", thorough(OUTERS, ("es",)))
+def test_the_meta_network_of_discorl_is_learned(family, outer):
+    """Every part of it moves but the networks of the memory, which speak from an agent's third update on."""
+    sizes = dict(num_agents=2, lifespan=4, num_updates=2, num_streams=2, num_steps=4)
+    config = Config(outer=outer, hidden_sizes=(4,), **sizes)
+    hyper = Hyper(step_size=0.1)
+    told = dict(rule=SMALL_DISCO, agent_optimizer=disco.adam)
+    algorithm = learned_objective(family, config, hyper, **told)
+    state = jax.jit(algorithm.init)(jax.random.key(0))
+    after, metrics = jax.jit(algorithm.step)(jax.random.key(1), state, draw(family, 2))
+    assert metrics["skipped_tasks"] == 0
+    for name in ("lstm/linear_4/w", "lstm/sequential/conv1_d/w", "lstm/linear/b"):
+        moved = after.meta.params[name] - state.meta.params[name]
+        assert jnp.all(jnp.isfinite(moved))
+        assert jnp.any(moved != 0), name
+
+
+def test_agents_of_a_rule_that_reads_the_time_know_their_age(family):
+    sizes = dict(num_agents=2, lifespan=4, num_updates=2, num_streams=2, num_steps=4)
+    rule = update_rules.lpg(num_predictions=3, memory_size=2, time_aware=True)
+    algorithm = learned_objective(family, Config(outer="es", **sizes), rule=rule)
+    state = jax.jit(algorithm.init)(jax.random.key(0))
+    step = jax.jit(algorithm.step)
+    # The second agent is in the middle of its life, but a newborn of its rule.
+    for key, ages in ((1, [2, 2]), (2, [4, 2])):
+        state, _ = step(jax.random.key(key), state, draw(family, 2))
+        assert state.members.life.agent.age.tolist() == ages
+
+
 @pytest.mark.parametrize(
     ("config", "hyper", "objects", "message"),
     [
@@ -349,6 +382,15 @@ def test_a_rule_of_one_s_own_is_learned_by_any_estimator(family):
         ({}, dict(noise_std=0.1), {}, "noise_std=0.1 has no effect with outer='meta_gradient'"),
         (dict(outer="es"), dict(max_grad_norm=2.0), {}, "max_grad_norm=2.0 has no effect with"),
         (dict(memory_size=4), {}, dict(rule=update_rules.lpg()), "memory_size=4 has no effect"),
+        (dict(num_epochs=2), {}, dict(rule=SMALL_DISCO), "num_epochs=2 has no effect with DiscoRL"),
+        ({}, dict(entropy_cost=0.1), dict(rule=SMALL_DISCO), "entropy_cost=0.1 has no effect"),
+        ({}, {}, dict(rule=SMALL_DISCO), "hidden_sizes=.* must hold at least one"),
+        (
+            dict(hidden_sizes=(4,)),
+            {},
+            dict(rule=SMALL_DISCO, policy=networks.categorical_mlp((16,), spaces.Discrete(5))),
+            "policy must be None with DiscoRL",
+        ),
         (
             dict(outer="es"),
             {},

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from jaxmeta import rollouts, tasks
 from jaxmeta.estimators.returns import discounted_returns
 from jaxmeta.learners import update_rules
-from jaxmeta.learners.update_rules import Meta, a2c, drift, lpg, lpo, rule_learner
+from jaxmeta.learners.update_rules import Meta, a2c, dpo, dpo_drift, drift, lpg, lpo, rule_learner
 
 FAMILY = tasks.make("gridworld", size=3, horizon=4)
 
@@ -267,10 +267,106 @@ def test_a_drift_is_a_cost(x64):
     np.testing.assert_allclose(found, expected, atol=1e-12)
 
 
+def test_the_drift_of_dpo_by_hand(x64):
+    """Free of charge towards r = 1, and near it; elsewhere what tanh has cut off."""
+    ratio = np.array([0.25, 0.9, 1.0, 1.1, 3.0, 8.0])
+    found = {a: np.asarray(dpo_drift(jnp.log(ratio), jnp.full(6, a))) for a in (2.0, 0.0, -1.5)}
+    x = (ratio - 1.0) * 2.0
+    y = -1.5 * np.log(ratio)
+    beyond = {2.0: x - 2.0 * np.tanh(x / 2.0), -1.5: y - 0.6 * np.tanh(y / 0.6)}
+    for advantage, expected in beyond.items():
+        np.testing.assert_allclose(found[advantage], np.maximum(expected, 0.0), atol=1e-12)
+    assert np.all(found[0.0] == 0.0)
+    assert np.all(found[2.0][:3] == 0.0)
+    assert np.all(found[2.0][4:] > 0.5)
+    assert np.all(found[-1.5][2:] == 0.0)
+    assert found[-1.5][0] > 0.5
+    wide = dpo_drift(jnp.log(ratio), jnp.full(6, 2.0), positive_width=100.0)
+    assert np.max(wide) < 0.2
+    with pytest.raises(ValueError, match="negative_width=0 must lie between"):
+        dpo(negative_width=0)
+
+
+def test_the_slope_of_dpo_s_gain_is_tanh_squared(x64):
+    """``d/dr (r A - f) = A (1 - tanh²(x / 2))`` for A > 0: less and less beyond the old policy, and never below 0."""
+    advantage, ratio = 1.5, jnp.array([1.0, 1.5, 3.0, 10.0])
+
+    def gain(r):
+        return r * advantage - dpo_drift(jnp.log(r), jnp.asarray(advantage))
+
+    slopes = jax.vmap(jax.grad(gain))(ratio)
+    x = (ratio - 1.0) * advantage
+    np.testing.assert_allclose(slopes, advantage * (1.0 - jnp.tanh(x / 2.0) ** 2), atol=1e-9)
+
+
+def test_dpo_is_lpo_with_its_own_drift(x64):
+    """The same loss but for the drift, of an agent that is another than the one that acted."""
+    rule = dpo()
+    parts, (params, _), agent, data = newborn(rule, Values(entropy_cost=0.1))
+    assert params == {}
+    data = data._replace(log_prob=data.log_prob - 2.0)
+
+    @jax.jit
+    def losses():
+        outputs = parts.outputs(agent.params, data)
+        values = Values(entropy_cost=0.1)
+        targets = rule.targets(params, outputs, data, EVERY, values)
+        silent = lpo(hidden_size=8)
+        zeros = jax.tree.map(jnp.zeros_like, silent.init(jax.random.key(0)))
+        log_ratio = outputs.distribution.log_prob(data.action) - data.log_prob
+        return (
+            rule.loss(params, outputs, data, targets, values),
+            silent.loss(zeros, outputs, data, targets, values),
+            dpo_drift(log_ratio, targets.advantage),
+        )
+
+    found, without, drifts = losses()
+    assert jnp.max(drifts) > 1e-2
+    np.testing.assert_allclose(found - without, drifts, atol=1e-12)
+
+
+def test_a_rule_that_reads_the_time_is_told_age_and_lifespan(x64):
+    """π̂ is a linear function of an open LSTM's one input: the age's share, or the logarithm of the lifespan."""
+    rule = lpg(num_predictions=3, memory_size=2, time_aware=True)
+    parts, meta, agent, data = newborn(rule, Values(), lifespan=20)
+    assert first_params(rule)["memory"]["input"]["kernel"].shape[0] == 8
+    assert agent.age == 0
+    older = update(parts, meta, agent, data, times=5)
+    assert older.age == 5
+    time = parts.outputs(older.params, data, older.age).time
+    np.testing.assert_allclose(time, [0.25, np.log(20.0)], rtol=1e-12)
+    for place, value in ((6, 0.25), (7, np.log(20.0))):
+        params = jax.tree.map(jnp.zeros_like, meta.params)
+        kernel = params["memory"]["input"]["kernel"].at[place, 6:].set(1e-5)
+        # The gates are open, but nothing is kept.
+        bias = (
+            params["memory"]["input"]["bias"]
+            .at[:6]
+            .set(jnp.repeat(jnp.array([50.0, -50.0, 50.0]), 2))
+        )
+        params["memory"]["input"] = {"kernel": kernel, "bias": bias}
+        head = params["policy"]["head"]["params"]["kernel"]
+        params["policy"]["head"]["params"]["kernel"] = jnp.full_like(head, 0.5e5)
+        outputs = parts.outputs(older.params, data, older.age)
+        targets = rule.targets(params, outputs, data, EVERY, Values())
+        np.testing.assert_allclose(targets.policy, value, rtol=1e-6)
+
+
+def test_a_lifespan_is_for_rules_that_read_it():
+    with pytest.raises(ValueError, match="lifespan=None must be the updates of a life"):
+        rule_learner(lpg(time_aware=True), FAMILY)
+    with pytest.raises(ValueError, match="lifespan=0 must be at least 1"):
+        rule_learner(lpg(time_aware=True), FAMILY, lifespan=0)
+    with pytest.raises(ValueError, match="lifespan=20 has no effect"):
+        rule_learner(a2c(), FAMILY, lifespan=20)
+    _, _, agent, _ = newborn(a2c(), Values())
+    assert agent.age == ()
+
+
 def test_a2c_is_the_policy_gradient_with_generalised_advantages(x64):
     rule, values = a2c(), Values(prediction_cost=0.3, entropy_cost=0.1)
     parts, meta, agent, data = newborn(rule, values)
-    v, v_next = (np.asarray(x) for x in parts.outputs(agent.params, data)[1:])
+    v, v_next = (np.asarray(x) for x in parts.outputs(agent.params, data)[1:3])
     reward, discount, last = (np.asarray(x) for x in (data.reward, data.discount, data.last))
     advantage, carried = np.zeros_like(reward), np.zeros(2)
     for t in reversed(range(10)):
@@ -279,7 +375,7 @@ def test_a2c_is_the_policy_gradient_with_generalised_advantages(x64):
         advantage[:, t] = carried
 
     def loss(params):
-        distribution, value, _ = parts.outputs(params, data)
+        distribution, value, *_ = parts.outputs(params, data)
         gain = distribution.log_prob(data.action) * advantage + 0.1 * distribution.entropy()
         return jnp.mean(0.15 * (value - v - advantage) ** 2 - gain)
 

@@ -33,6 +33,17 @@ def test_the_ball_is_caught_or_missed_after_nine_steps():
     assert 0 < sum(caught) < 12
 
 
+def test_a_board_of_another_size():
+    family = tasks.make("catch", rows=8, columns=6)
+    assert family.observation_shape == (8, 6)
+    drawn = tasks.sample_tasks(jax.random.key(0), family, 10, split="test")
+    best = jax.jit(lambda key: evaluation.optimal_returns(key, drawn, family=family))
+    assert np.all(best(jax.random.key(1)) == 1.0)
+    for setting in ("rows", "columns"):
+        with pytest.raises(ValueError, match=f"{setting}=1 must be at least 2"):
+            tasks.make("catch", **{setting: 1})
+
+
 def test_who_follows_the_ball_catches_it():
     family = tasks.make("catch")
     drawn = tasks.sample_tasks(jax.random.key(0), family, 20, split="test")
