@@ -26,8 +26,9 @@ from jaxmeta.tasks import bus
 
 WORLDS = bus.WORLDS
 _TRIALS = dict(num_episodes=2, encoder_sizes=(64,), memory_size=64)
+# Discounted across episodes, exploration that lasts would cost what comes after it.
 _PPO = dict(
-    learning_rate=2e-3, entropy_cost=0.05, gae_lambda=0.98, discount=0.995, anneal_updates=800
+    learning_rate=2e-3, entropy_cost=0.03, gae_lambda=0.95, discount=1.0, anneal_updates=800
 )
 
 

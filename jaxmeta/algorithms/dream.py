@@ -342,7 +342,9 @@ def networks_of(family: TaskFamily, config: Config, memory: Memory | None = None
     """The four networks that ``config`` describes; raises ValueError unless the family's actions are discrete."""
     num_actions = num_discrete_actions("dream", family)
     memory = memory_of(family, config, memory)
-    sizes = dict(encoder_sizes=config.encoder_sizes, hidden_sizes=config.hidden_sizes)
+    sizes: dict[str, Any] = dict(
+        encoder_sizes=config.encoder_sizes, hidden_sizes=config.hidden_sizes
+    )
     task = jax.eval_shape(lambda key: family.task_vector(family.train(key)), jax.random.key(0))
     return Networks(
         bottleneck=mlp(task.size, config.bottleneck_sizes, config.latent_size, BOTTLENECK_SCALE),
@@ -558,8 +560,13 @@ def kept_trial(family: TaskFamily, config: Config, networks: Networks, hyper: Hy
 
 def _learner_of(family: TaskFamily, config: Config, networks: Networks) -> RecurrentLearner:
     def initial() -> Acting:
-        states = (getattr(networks, x).initial() for x in ("explorer", "decoder", "exploiter"))
-        return Acting(jnp.zeros((), jnp.int32), *states, jnp.zeros(config.latent_size))
+        return Acting(
+            episode=jnp.zeros((), jnp.int32),
+            explorer=networks.explorer.initial(),
+            decoder=networks.decoder.initial(),
+            exploiter=networks.exploiter.initial(),
+            z=jnp.zeros(config.latent_size),
+        )
 
     return trial_learner(family, config, initial, partial(_choose, networks), reads=Meta)
 

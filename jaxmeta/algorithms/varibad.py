@@ -105,8 +105,8 @@ class Config(learners.recurrent.Config):
         for size in self.decoder_sizes:
             checks.at_least("decoder_sizes", size, 1)
         checks.distinct("bonuses", self.bonuses)
-        for name in self.bonuses:
-            checks.choice("bonuses", name, ("novelty", "error"))
+        for bonus in self.bonuses:
+            checks.choice("bonuses", bonus, ("novelty", "error"))
         if "novelty" not in self.bonuses:
             checks.ignored(self, ["novelty_sizes"], f"with bonuses={self.bonuses!r}")
         if not self.novelty_sizes:

@@ -107,7 +107,7 @@ class Bus(environment.Environment[Any, Any]):
         self, key: jax.Array, state: BusState, action: jax.Array, params: BusParams
     ) -> tuple[jax.Array, BusState, jax.Array, jax.Array, dict]:
         position = moved(state.position, action, params, self.stops)
-        state = state.replace(position=position, time=state.time + 1)
+        state = BusState(position=position, goal=state.goal, time=state.time + 1)
         at_goal = jnp.all(position == jnp.asarray(CORNERS)[state.goal])
         ends = action == END
         left = jnp.where(ends, self.horizon - state.time, 0).astype(float)
