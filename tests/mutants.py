@@ -199,6 +199,11 @@ MUTANTS = (
     Mutant("learners/action_values.py", "jax.vmap(values_to_come)(greedy.astype(best.dtype))", "greedy.astype(best.dtype)", "algorithms/test_recurrent_q.py"),
     Mutant("algorithms/recurrent_q.py", "state.meta._replace(hyper=hyper), tasks)", "state.meta, tasks)"),
     Mutant("learners/buffers.py", "rows = order[jnp.arange(good.shape[0]) % jnp.maximum(jnp.sum(good), 1)]", "rows = jnp.arange(good.shape[0])"),
+    Mutant("learners/recurrent.py", "earned = jnp.where(explores, 0.0, reward) + bonus", "earned = reward + bonus", "learners/test_explore_episodes.py"),
+    Mutant("algorithms/dream.py", "jnp.where(explores, distance - after, 0.0)", "jnp.where(explores, after - distance, 0.0)"),
+    Mutant("algorithms/dream.py", "g - jax.lax.stop_gradient(f)[:, None]", "g - f[:, None]"),
+    Mutant("algorithms/dream.py", "read=begins & (number == 1)", "read=begins & (number == 0)"),
+    Mutant("algorithms/varibad.py", "jax.tree.map(_next, self.posteriors(params, y)).sample(key)", "self.posteriors(params, y).sample(key)"),
     # The networks
     Mutant("networks/distributions.py", "-0.5 * z**2 - self.log_std", "-0.5 * z**2 + self.log_std"),
     Mutant("networks/distributions.py", "jnp.exp(2.0 * (self.log_std - other.log_std))", "jnp.exp(2.0 * (other.log_std - self.log_std))"),
