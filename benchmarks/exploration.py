@@ -26,9 +26,7 @@ from jaxmeta.tasks import bus
 
 WORLDS = bus.WORLDS
 _TRIALS = dict(num_episodes=2, encoder_sizes=(64,), memory_size=64)
-_PPO = dict(
-    learning_rate=2e-3, entropy_cost=0.05, gae_lambda=0.98, discount=0.995, anneal_updates=800
-)
+_PPO = dict(learning_rate=2e-3, entropy_cost=0.02, gae_lambda=0.95, discount=0.99)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,8 +41,8 @@ class Recipe:
 
 
 RECIPES = {
-    "rl2": Recipe("rl2", _TRIALS, _PPO, 800, 256),
-    "e-rl2": Recipe("rl2", _TRIALS | dict(explore_episodes=1), _PPO, 800, 256),
+    "rl2": Recipe("rl2", _TRIALS, _PPO, 1500, 256),
+    "e-rl2": Recipe("rl2", _TRIALS | dict(explore_episodes=1), _PPO, 1500, 256),
     "dream": Recipe(
         "dream",
         dict(num_epochs=1, num_minibatches=8, replay_trials=8192),

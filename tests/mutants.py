@@ -285,6 +285,11 @@ MUTANTS = (
     Mutant("algorithms/recurrent_sac.py", "v_next = jax.vmap(values_to_come)(", "v_next = ("),
     Mutant("algorithms/recurrent_sac.py", "q_next = values(target, features(target,", "q_next = values(fixed, features(fixed,"),
     Mutant("algorithms/recurrent_sac.py", "in_half_widths(batch.action, family)", "batch.action"),
+    Mutant("learners/recurrent.py", "earned = jnp.where(explores, 0.0, reward) + bonus", "earned = reward + bonus", "learners/test_explore_episodes.py"),
+    Mutant("algorithms/dream.py", "jnp.where(explores, distance - after, 0.0)", "jnp.where(explores, after - distance, 0.0)"),
+    Mutant("algorithms/dream.py", "g - jax.lax.stop_gradient(f)[:, None]", "g - f[:, None]"),
+    Mutant("algorithms/dream.py", "read=begins & (number == 1)", "read=begins & (number == 0)"),
+    Mutant("algorithms/varibad.py", "jax.tree.map(_next, self.posteriors(params, y)).sample(key)", "self.posteriors(params, y).sample(key)"),
     # The networks
     Mutant("networks/distributions.py", "-0.5 * z**2 - self.log_std", "-0.5 * z**2 + self.log_std"),
     Mutant("networks/distributions.py", "jnp.exp(2.0 * (self.log_std - other.log_std))", "jnp.exp(2.0 * (other.log_std - self.log_std))"),

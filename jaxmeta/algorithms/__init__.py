@@ -37,6 +37,14 @@ PEARL (`pearl`; Rakelly et al. 2019) has no recurrent network: it draws a latent
 earlier episodes, holds it fixed for an episode, and acts by soft actor-critic given it. It learns off-policy, from the steps kept of
 a fixed set of training tasks.
 
+To explore may cost more in an episode than it brings before the trial ends. Then it takes one of these:
+
+| algorithm | how | source |
+|---|---|---|
+| E-RL² | `rl2` or `varibad`, `Config(num_episodes=2, explore_episodes=1)`: rewards of the first episode count 0 | Stadie et al. 2018 |
+| HyperX | `varibad`, `Config(bonuses=("novelty", "error"))`: the policy is paid for what is new to it | Zintgraf et al. 2021 |
+| DREAM | `dream`: one policy is paid for information about the task, another exploits it; tasks are known in training | Liu et al. 2021 |
+
 # Learners in context, by prediction
 
 These learners, too, have all that they know of a task in a recurrent network, but they are trained to predict actions: that

@@ -52,6 +52,20 @@ VALUES = {
             "meta_grad_norm": 0.361402178284001,
         },
     ),
+    "dream": (
+        TABULAR,
+        dict(num_streams=2, latent_size=3, num_minibatches=2, replay_trials=8, replayed_trials=2),
+        {
+            "norm": 16.13248474063285,
+            "sum": 27.82357706041661,
+            "moved": 0.38015457906900235,
+            "return/after": 7.04069470171031,
+            "information_gain": 0.003198892084719962,
+            "decoder_loss": 0.26382920941893007,
+            "value_loss": 0.7602999258774761,
+            "meta_grad_norm": 1.8095685380501587,
+        },
+    ),
     "maml": (
         NAVIGATION,
         dict(num_updates=2, sampling_correction="score", inner_surrogate="score"),
