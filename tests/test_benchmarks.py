@@ -950,6 +950,30 @@ def test_endurance_study(tmp_path):
     assert all(np.isfinite(x["returns"]).all() for x in rates.values())
 
 
+SMALL_CURRICULA = {
+    "mazes": "--size=5 --horizon=6 --env-steps=300 --num-tasks=8 --memory-size=4 --capacity=16 --eval-tasks=20 --eval-trials=2",
+    "physics": "--horizon=8 --meta-updates=2 --num-tasks=8 --memory-size=4 --eval-tasks=20 --eval-trials=2",
+    "overhead": "--size=5 --horizon=6 --num-tasks=8 --memory-size=4 --capacity=16 --updates=2 --repeats=1",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", SMALL_CURRICULA)
+def test_curricula(kind, tmp_path):
+    result = run("curricula.py", kind, *SMALL_CURRICULA[kind].split(), cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    found = json.loads((tmp_path / "runs" / f"curricula-{kind}" / "results.json").read_text())
+    if kind == "overhead":
+        assert set(found["seconds"]) == {"none", "plr", "robust_plr", "accel", "learnability"}
+        return
+    for name, method in found["methods"].items():
+        assert all(np.isfinite(x) for x in method["scores"][0].values())
+        steps = method["runs"][0]["env_steps"]
+        # Tries of learnability take 32 trials of 12 steps, more than there are steps.
+        most = {"mazes": 300, "physics": 2 * 8 * 8}[kind]
+        assert steps <= most or name == "learnability"
+
+
 SMALL_CONTEXTS = {
     "bandits": "--num-arms=2 --num-pulls=6 --meta-updates=3 --num-tasks=8 --num-seeds=2 --memory-size=4 --eval-tasks=20",
     "rooms": "--meta-updates=2 --num-tasks=2 --num-episodes=2 --memory-size=4 --eval-tasks=3",

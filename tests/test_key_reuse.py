@@ -9,7 +9,7 @@ import pytest
 # The checker of `jax.debug_key_reuse`, which would compile and run what it looks at.
 from jax.experimental.key_reuse import _core as key_reuse
 
-from jaxmeta import datasets, evaluation, tasks
+from jaxmeta import curricula, datasets, evaluation, tasks
 from jaxmeta.algorithms import ALGORITHMS
 from jaxmeta.runs import training
 from jaxmeta.types import TimeStep
@@ -140,3 +140,21 @@ def test_what_is_used_twice_is_found(family):
     drawn = tasks.sample_tasks(jax.random.key(0), family, 2, split="test")
     with pytest.raises(jax.errors.KeyReuseError):
         key_reuse.check_key_reuse(returns, jax.random.key(1), drawn)
+
+
+@pytest.mark.parametrize("name", ["plr", "accel", "sfl", "roml"])
+def test_curricula_use_each_key_once(name):
+    """In a draw; changes of tasks, tries of tasks and drawn numbers included."""
+    family = tasks.make("maze", size=3, horizon=4)
+    if name == "roml":
+        family = tasks.make("cartpole", horizon=4)
+    algorithm = small_algorithm(family, "rl2", num_minibatches=2)
+    curriculum = {
+        "plr": lambda: curricula.plr(family, curricula.PLRConfig(capacity=4)),
+        "accel": lambda: curricula.accel(family, curricula.ACCELConfig(capacity=4)),
+        "sfl": lambda: curricula.sfl(algorithm, family, curricula.SFLConfig(4, 2)),
+        "roml": lambda: curricula.roml(family),
+    }[name]()
+    meta = algorithm.init(jax.random.key(1)).meta
+    state = curriculum.init(2)
+    key_reuse.check_key_reuse(lambda key: curriculum.draw(key, state, meta, 2), jax.random.key(0))

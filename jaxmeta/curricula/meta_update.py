@@ -47,7 +47,7 @@ def step(
     num_tasks: int,
     spread: Callable[[Any], Any] = lambda tasks: tasks,
 ) -> tuple[Any, Any, dict[str, jax.Array]]:
-    """``(state, taught, metrics)`` after one meta-update.
+    """``(state, taught, metrics)`` after one meta-update on M tasks, ``[M]``.
 
     Args:
         task_key: The curriculum's key.

@@ -157,11 +157,13 @@ def advance(
     curriculum needs.
     """
 
-    def spread(tasks: Any) -> Any:
+    def placed(tree: Any, *axes: str) -> Any:
         if mesh is None:
-            return tasks
-        sharding = NamedSharding(mesh, PartitionSpec("tasks"))
-        return jax.lax.with_sharding_constraint(tasks, sharding)
+            return tree
+        return jax.lax.with_sharding_constraint(tree, NamedSharding(mesh, PartitionSpec(*axes)))
+
+    def spread(tasks: Any) -> Any:
+        return placed(tasks, "tasks")
 
     def update(run: Run) -> tuple[Run, dict[str, jax.Array]]:
         key, task_key, step_key = jax.random.split(run.key, 3)
@@ -191,7 +193,10 @@ def advance(
 
     _, shapes = jax.eval_shape(update, run)
     rows = jax.tree.map(lambda x: jnp.zeros((max_updates, *x.shape), x.dtype), shapes)
-    return jax.lax.fori_loop(0, num_updates, body, (run, rows))
+    run, rows = jax.lax.fori_loop(0, num_updates, body, (run, rows))
+    if curriculum is not None:  # whole on every device, as the rest of the run
+        run = run._replace(curriculum=placed(run.curriculum))
+    return run, rows
 
 
 def _strong(tree: Any) -> Any:

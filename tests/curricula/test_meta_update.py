@@ -1,5 +1,9 @@
 """A meta-update under a curriculum: the algorithm's own step on the drawn tasks, and errors for what does not fit."""
 
+import os
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -112,3 +116,42 @@ def test_what_an_algorithm_does_not_report_is_named_before_compiling():
     message = "maml cannot be trained under the curriculum 'plr': the curriculum needs best, reward, value"
     with pytest.raises(ValueError, match=message):
         jax.eval_shape(lambda *states: step(key, other, *states, **how), state, taught)
+
+
+SHARED_RUN = """
+import sys
+import jax, numpy as np
+from jaxmeta import curricula, tasks
+from jaxmeta.algorithms.rl2 import Config, rl2
+from jaxmeta.networks.recurrent import gru
+from jaxmeta.runs import training
+
+folder, devices = sys.argv[1:]
+assert jax.device_count() == int(devices)
+family = tasks.make("maze", size=3, horizon=6)
+algorithm = rl2(family, Config(num_minibatches=2), memory=gru(3))
+settings = dict(capacity=12, fill=0.5, score="absolute_advantage")
+teachers = {
+    "accel": curricula.accel(family, curricula.ACCELConfig(**settings)),
+    "sfl": curricula.sfl(algorithm, family, curricula.SFLConfig(16, 8, every=2)),
+}
+for name, curriculum in teachers.items():
+    plan = training.Config(meta_updates=5, num_tasks=8, report_seconds=0.0)
+    run = training.train(algorithm, family, plan, curriculum=curriculum)
+    leaves = jax.tree.leaves((run.state, run.curriculum))
+    np.save(f"{folder}/{name}-{devices}.npy", np.concatenate([np.ravel(x) for x in leaves]))
+"""
+
+
+@pytest.mark.slow
+def test_devices_change_no_result(tmp_path):
+    """Four simulated devices against one, in several calls of the program."""
+    for devices in (1, 4):
+        flags = os.environ["XLA_FLAGS"] + f" --xla_force_host_platform_device_count={devices}"
+        command = [sys.executable, "-c", SHARED_RUN, str(tmp_path), str(devices)]
+        told = {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "JAX_ENABLE_X64": "1"}
+        subprocess.run(command, env=os.environ | told, check=True)
+    for name in ("accel", "sfl"):
+        one, four = (np.load(tmp_path / f"{name}-{devices}.npy") for devices in (1, 4))
+        assert one.size > 100
+        np.testing.assert_allclose(four, one, rtol=1e-9, atol=1e-12)
