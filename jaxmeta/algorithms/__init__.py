@@ -30,7 +30,7 @@ predict rewards and successors. Recurrent Q (`recurrent_q`; PQN, Gallici et al. 
 or also from old ones: `Config(replay_trials=4096)`, which needs flashbax. Recurrent SAC (`recurrent_sac`; Ni et al. 2022, Haarnoja et
 al. 2018) learns continuous actions from old trials, and needs flashbax. All take the network as an object of `networks.recurrent`: `memory=gru(64)`, `lstm(64)`,
 `linear_recurrence(64)`, `transformer(64, context=...)`, or for RL², recurrent Q and SAC `feed_forward(64)`, the control without memory. RL² also takes
-its loss, `loss=learners.recurrent.a2c`, or a whole policy, `network=graph_actor_critic(family)`. Presets and the command line
+its loss, `loss=learners.trial_gradients.a2c`, or a whole policy, `network=graph_actor_critic(family)`. Presets and the command line
 name them: `Config(memory="lstm", memory_size=64)`. A setting that has no effect is an error.
 
 PEARL (`pearl`; Rakelly et al. 2019) has no recurrent network: it draws a latent variable from a posterior given all transitions of

@@ -60,8 +60,8 @@ from jaxmeta.learners.recurrent import (
     counted_steps,
     memory_of,
     moved_value_scale,
+    step_metrics,
     trial_learner,
-    trial_metrics,
 )
 from jaxmeta.learners.trial_replay import State, kept, remembered
 from jaxmeta.meta_updates.outer_loop import Optimizer, as_arrays, outer_optimizer
@@ -326,11 +326,10 @@ def dream(
             config=config,
             replayed=replayed,
         )
-        metrics = jax.tree.map(lambda x: jnp.mean(x, where=applied), reports)
-        metrics |= trial_metrics(recorded, counted, config.num_episodes, explore_episodes=1)
+        metrics = step_metrics(
+            reports, applied, recorded, counted, config.num_episodes, explore_episodes=1
+        )
         metrics["information_gain"] = gain
-        metrics["skipped_updates"] = 1 - jnp.any(applied).astype(jnp.int32)
-        metrics["env_steps"] = jnp.asarray(len(counted) * parts.lifetime.num_steps, jnp.int32)
         metrics["epsilon"] = hyper.epsilon
         metrics["replay_trials"] = buffer.size(replay)
         done = state.num_updates + 1 - metrics["skipped_updates"]

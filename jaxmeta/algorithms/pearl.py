@@ -300,10 +300,7 @@ def pearl(
             num_steps=config.gradient_steps,
             apply=jnp.any(counted),
         )
-        metrics = jax.tree.map(lambda x: jnp.mean(x, where=applied), reports)
-        metrics |= recurrent.trial_metrics(recorded, counted, config.num_episodes)
-        metrics["skipped_updates"] = 1 - jnp.any(applied).astype(jnp.int32)
-        metrics["env_steps"] = jnp.asarray(len(counted) * num_steps, jnp.int32)
+        metrics = recurrent.step_metrics(reports, applied, recorded, counted, config.num_episodes)
         metrics["training_tasks"] = replay.num_tasks
         done = state.num_updates + 1 - metrics["skipped_updates"]
         params, target, optimizer_state = learned

@@ -68,8 +68,8 @@ from jaxmeta.learners.recurrent import (
     counted_steps,
     memory_of,
     moved_value_scale,
+    step_metrics,
     trial_learner,
-    trial_metrics,
 )
 from jaxmeta.learners.trial_replay import Batch, State, batch_of, kept, kept_trial, remembered
 from jaxmeta.meta_updates.outer_loop import Optimizer, outer_optimizer
@@ -247,10 +247,7 @@ def recurrent_q(
             config=config,
             replayed=replayed,
         )
-        metrics = jax.tree.map(lambda x: jnp.mean(x, where=applied), reports)
-        metrics |= trial_metrics(recorded, counted, config.num_episodes)
-        metrics["skipped_updates"] = 1 - jnp.any(applied).astype(jnp.int32)
-        metrics["env_steps"] = jnp.asarray(len(counted) * parts.lifetime.num_steps, jnp.int32)
+        metrics = step_metrics(reports, applied, recorded, counted, config.num_episodes)
         metrics["epsilon"] = hyper.epsilon
         if buffer:
             metrics["replay_trials"] = buffer.size(replay)

@@ -58,8 +58,8 @@ from jaxmeta.learners.recurrent import (
     counted_steps,
     memory_of,
     moved_value_scale,
+    step_metrics,
     trial_learner,
-    trial_metrics,
     values_to_come,
 )
 from jaxmeta.learners.soft_actor_critic import Learned
@@ -219,10 +219,7 @@ def recurrent_sac(
             num_steps=config.gradient_steps,
             apply=jnp.any(counted),
         )
-        metrics = jax.tree.map(lambda x: jnp.mean(x, where=applied), reports)
-        metrics |= trial_metrics(recorded, counted, config.num_episodes)
-        metrics["skipped_updates"] = 1 - jnp.any(applied).astype(jnp.int32)
-        metrics["env_steps"] = jnp.asarray(len(counted) * parts.lifetime.num_steps, jnp.int32)
+        metrics = step_metrics(reports, applied, recorded, counted, config.num_episodes)
         metrics["replay_trials"] = buffer.size(replay)
         done = state.num_updates + 1 - metrics["skipped_updates"]
         params, target, optimizer_state = learned

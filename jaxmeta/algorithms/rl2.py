@@ -41,7 +41,8 @@ from typing import Any, Literal
 import optax
 
 from jaxmeta import checks, learners
-from jaxmeta.learners.recurrent import MEMORY_SETTINGS, Hyper, Loss, PolicyLoss, a2c, memory_of, ppo
+from jaxmeta.learners.recurrent import MEMORY_SETTINGS, memory_of
+from jaxmeta.learners.trial_gradients import Hyper, Loss, PolicyLoss, a2c, ppo
 from jaxmeta.networks import recurrent
 from jaxmeta.networks.actor_critic import (
     ActorCritic,
@@ -60,7 +61,7 @@ NETWORK_SETTINGS = (*MEMORY_SETTINGS, "encoder_sizes", "hidden_sizes")
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(learners.recurrent.Config):
+class Config(learners.trial_gradients.Config):
     """Settings of RL² that are fixed when the program is compiled: sizes, counts and choices."""
 
     memory: Literal["gru", "lstm", "linear", "transformer", "counts", "none"] = "gru"
@@ -128,7 +129,7 @@ def rl2(
     if loss is a2c:
         _check_one_step(config)
         checks.ignored(hyper, ["clip"], "with loss='a2c'")
-    return learners.recurrent.learn_from_trials(
+    return learners.trial_gradients.learn_from_trials(
         family, config, hyper, network, Loss(loss), optimizer
     )
 
@@ -162,7 +163,7 @@ def network_of(
     )
 
 
-def _check_one_step(config: learners.recurrent.Config) -> None:
+def _check_one_step(config: learners.trial_gradients.Config) -> None:
     if (config.num_epochs, config.num_minibatches) != (1, 1):
         raise ValueError(
             f"num_epochs={config.num_epochs} and num_minibatches={config.num_minibatches} must be 1 with "

@@ -51,7 +51,8 @@ import optax
 
 from jaxmeta import checks, learners
 from jaxmeta.estimators.streams import count
-from jaxmeta.learners.recurrent import Loss, memory_of
+from jaxmeta.learners.recurrent import memory_of
+from jaxmeta.learners.trial_gradients import Loss
 from jaxmeta.networks import encodings, recurrent
 from jaxmeta.networks.actor_critic import ActorCritic, Inputs, joined
 from jaxmeta.networks.distributions import DiagGaussian, Distribution
@@ -63,7 +64,7 @@ from jaxmeta.types import MetaAlgorithm, Params, Trajectory
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(learners.recurrent.Config):
+class Config(learners.trial_gradients.Config):
     """Settings of VariBAD that are fixed when the program is compiled: sizes, counts and choices."""
 
     hidden_sizes: tuple[int, ...] = (128, 64)
@@ -116,7 +117,7 @@ class Config(learners.recurrent.Config):
 
 
 class Hyper(NamedTuple):
-    """Numbers of VariBAD: the numbers of `learners.recurrent.Hyper` and the weights of the ELBO's terms."""
+    """Numbers of VariBAD: the numbers of `learners.trial_gradients.Hyper` and the weights of the ELBO's terms."""
 
     discount: float = 0.99
     """γ of the advantages."""
@@ -183,8 +184,10 @@ def varibad(
     unused += [] if config.bonuses else ["bonus_updates"]
     checks.ignored(hyper, unused, f"with bonuses={config.bonuses!r}")
     network, parts = belief_actor_critic(family, config, memory)
-    loss = Loss(learners.recurrent.ppo, parts.loss, parts.bonus if config.bonuses else None)
-    return learners.recurrent.learn_from_trials(family, config, hyper, network, loss, optimizer)
+    loss = Loss(learners.trial_gradients.ppo, parts.loss, parts.bonus if config.bonuses else None)
+    return learners.trial_gradients.learn_from_trials(
+        family, config, hyper, network, loss, optimizer
+    )
 
 
 @checks.arguments

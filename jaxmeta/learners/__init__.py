@@ -4,7 +4,8 @@
 off-policy experience, `actor_critic` has meta-learned hyper-parameters, `update_rules` learns by a learned rule. `in_context`
 learns to predict actions, and `disco` by the rule that DiscoRL published.
 
-The outer loop learns from recorded trials: `minibatches` takes gradient steps on them, `action_values` learns values of discrete actions
+The outer loop learns from recorded trials: `minibatches` takes gradient steps on them, `trial_gradients` follows policy
+gradients, `action_values` learns values of discrete actions
 by λ-returns, and `soft_actor_critic` of continuous ones. `buffers` keep old experience for it: `trial_replay` replays
 whole trials, and `task_replay` keeps tasks with their steps.
 """
@@ -22,6 +23,7 @@ from jaxmeta.learners import (
     replay,
     soft_actor_critic,
     task_replay,
+    trial_gradients,
     trial_replay,
     update_rules,
 )
@@ -50,6 +52,7 @@ __all__ = [
     "replay_learner",
     "soft_actor_critic",
     "task_replay",
+    "trial_gradients",
     "trial_learner",
     "trial_replay",
     "update_rules",

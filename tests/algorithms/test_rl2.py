@@ -51,7 +51,9 @@ def test_objects_are_what_names_stand_for():
     family = tasks.make("bernoulli_bandit", num_arms=2, num_pulls=3)
     one_step = dict(num_epochs=1, num_minibatches=1)
     named = rl2(family, Config(memory="lstm", memory_size=5, loss="a2c", **one_step))
-    given = rl2(family, Config(**one_step), memory=recurrent.lstm(5), loss=learners.recurrent.a2c)
+    given = rl2(
+        family, Config(**one_step), memory=recurrent.lstm(5), loss=learners.trial_gradients.a2c
+    )
 
     def stepped(algorithm):
         drawn = tasks.sample_tasks(jax.random.key(1), family, 4, split="train")
@@ -82,7 +84,7 @@ def test_a_setting_beside_an_object_in_its_place_is_refused(settings, objects, m
     given = {
         "memory": recurrent.gru(8),
         "network": graph_actor_critic(family),
-        "loss": learners.recurrent.a2c,
+        "loss": learners.trial_gradients.a2c,
     }
     with pytest.raises(ValueError, match=message):
         rl2(family, Config(**settings), **{name: given[name] for name in objects})

@@ -212,7 +212,7 @@ def test_an_object_is_what_its_name_stands_for(family):
 
 
 def test_its_numbers_are_those_of_learners_with_memory_and_more():
-    shared = learners.recurrent.Hyper()._asdict()
+    shared = learners.trial_gradients.Hyper()._asdict()
     assert list(Hyper()._asdict().items())[: len(shared)] == list(shared.items())
 
 

@@ -11,7 +11,8 @@ import pytest
 
 from jaxmeta import checks, learners, rollouts, tasks
 from jaxmeta.algorithms import recurrent_q, rl2, varibad
-from jaxmeta.learners.recurrent import Hyper, Loss, TrialMemory, advantages_and_returns
+from jaxmeta.learners.recurrent import TrialMemory
+from jaxmeta.learners.trial_gradients import Hyper, Loss, advantages_and_returns
 from jaxmeta.meta_updates.outer_loop import outer_optimizer
 from jaxmeta.networks.actor_critic import ActorCritic, joined
 from jaxmeta.networks.distributions import Categorical
@@ -141,7 +142,7 @@ def test_advantages_are_of_the_whole_trial():
 NUM_TRIALS = 200_000
 
 
-@pytest.mark.parametrize("objective", [learners.recurrent.ppo, learners.recurrent.a2c])
+@pytest.mark.parametrize("objective", [learners.trial_gradients.ppo, learners.trial_gradients.a2c])
 def test_a_step_climbs_the_return_of_the_whole_trial(objective):
     """Two pulls, each an episode of its own: of an arm that pays half the time and of one whose mean is
     U(0, 1), by a policy that is a table over histories. The step of plain gradient ascent is the exact
@@ -170,7 +171,7 @@ def test_a_step_climbs_the_return_of_the_whole_trial(objective):
         step=lambda params, state, inputs: (Categorical(params[index(inputs)]), ()),
         unroll=unroll,
     )
-    config = learners.recurrent.Config(
+    config = learners.trial_gradients.Config(
         num_episodes=2, num_epochs=1, num_minibatches=1, normalize=False
     )
     # Advantages are the returns to come; what is not wanted in them is switched off.
@@ -182,7 +183,7 @@ def test_a_step_climbs_the_return_of_the_whole_trial(objective):
         max_grad_norm=1e9,
         learning_rate=1.0,
     )
-    algorithm = learners.recurrent.learn_from_trials(
+    algorithm = learners.trial_gradients.learn_from_trials(
         family, config, hyper, network, Loss(objective), optax.sgd
     )
 
@@ -410,13 +411,13 @@ def test_two_steps_of_ppo_are_those_written_out_by_hand(x64, monkeypatch, family
         discount=0.9, gae_lambda=0.8, learning_rate=0.3, anneal_updates=4.0, max_grad_norm=0.4,
         clip=0.1, entropy_cost=0.2, value_cost=0.7,
     )  # fmt: skip
-    config = learners.recurrent.Config(
+    config = learners.trial_gradients.Config(
         num_episodes=E, num_epochs=2, num_minibatches=1, normalize=normalize
     )
 
     def make():
-        return learners.recurrent.learn_from_trials(
-            family, config, hyper, LINEAR, Loss(learners.recurrent.ppo), optax.sgd
+        return learners.trial_gradients.learn_from_trials(
+            family, config, hyper, LINEAR, Loss(learners.trial_gradients.ppo), optax.sgd
         )
 
     data = random_trials(B, T)
@@ -492,12 +493,12 @@ def test_minibatches_are_drawn_anew_in_every_pass(monkeypatch, family):
         jax.debug.callback(lambda x: seen.append(np.asarray(x)), advantage[:, 0], ordered=True)
         return log_ratio * advantage
 
-    config = learners.recurrent.Config(
+    config = learners.trial_gradients.Config(
         num_episodes=2, num_epochs=3, num_minibatches=2, normalize=False
     )
 
     def make():
-        return learners.recurrent.learn_from_trials(
+        return learners.trial_gradients.learn_from_trials(
             family, config, Hyper(), LINEAR, Loss(policy), optax.sgd
         )
 
@@ -598,7 +599,7 @@ def test_acting_and_learning_draw_from_different_keys(family, monkeypatch):
     (JAX's checker of reused keys gives a false alarm for the scan over epochs.)
     """
     whole, split = learners.recurrent.recurrent_learner, jax.random.split
-    config = learners.recurrent.Config(num_episodes=2, num_minibatches=1, num_epochs=1)
+    config = learners.trial_gradients.Config(num_episodes=2, num_minibatches=1, num_epochs=1)
     acted, learned = [], []
 
     def with_a_spy(*arguments):
@@ -617,8 +618,8 @@ def test_acting_and_learning_draw_from_different_keys(family, monkeypatch):
         return split(key, *size)
 
     monkeypatch.setattr(learners.recurrent, "recurrent_learner", with_a_spy)
-    algorithm = learners.recurrent.learn_from_trials(
-        family, config, Hyper(), LINEAR, Loss(learners.recurrent.ppo), optax.sgd
+    algorithm = learners.trial_gradients.learn_from_trials(
+        family, config, Hyper(), LINEAR, Loss(learners.trial_gradients.ppo), optax.sgd
     )
     state, drawn = begun_with(algorithm, family, 2)
     monkeypatch.setattr(jax.random, "split", spy)
@@ -720,11 +721,11 @@ def reported(family):
         data, counted = learners.recurrent.counted_steps(trials, config.num_episodes)
         inputs = jax.vmap(parts.inputs, (None, 0))(state.meta, data)
         hyper = state.meta.hyper
-        meta, batch = learners.recurrent.with_advantages(
+        meta, batch = learners.trial_gradients.with_advantages(
             state.meta, hyper, data, inputs, counted, network=network
         )
         _, v = jax.vmap(network.unroll, (None, 0, 0))(state.meta.params, data.memory.state, inputs)
-        results = learners.recurrent.task_results(meta, batch, trials, config)
+        results = learners.trial_gradients.task_results(meta, batch, trials, config)
         return trials, counted, v, meta, batch, results
 
     return algorithm, network, config, state, drawn, recorded(jax.random.key(6), state, drawn)
@@ -773,9 +774,9 @@ def test_learning_from_some_tasks_is_learning_from_their_trials_alone(reported):
     assert metrics["skipped_tasks"] == 2  # of the broken task; all were tried
     hyper = state.meta.hyper
     losses = functools.partial(
-        learners.recurrent.minibatch_loss,
+        learners.trial_gradients.minibatch_loss,
         network=network,
-        loss=Loss(learners.recurrent.ppo),
+        loss=Loss(learners.trial_gradients.ppo),
         normalize=True,
     )
 
@@ -787,7 +788,7 @@ def test_learning_from_some_tasks_is_learning_from_their_trials_alone(reported):
         trials = parts.trials(act_key, state.meta, drawn)
         data, counted = learners.recurrent.counted_steps(trials, config.num_episodes)
         inputs = jax.vmap(parts.inputs, (None, 0))(state.meta, data)
-        meta, batch = learners.recurrent.with_advantages(
+        meta, batch = learners.trial_gradients.with_advantages(
             state.meta, hyper, data, inputs, counted, network=network
         )
         rows = jnp.array([0, 1, 4, 5, 6, 7])

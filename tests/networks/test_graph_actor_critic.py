@@ -7,7 +7,7 @@ import pytest
 
 from jaxmeta import evaluation, learners, references, tasks
 from jaxmeta.algorithms import rl2
-from jaxmeta.learners.recurrent import Hyper
+from jaxmeta.learners.trial_gradients import Hyper
 from jaxmeta.networks.actor_critic import Inputs
 from jaxmeta.networks.graph_actor_critic import Counts, graph_actor_critic
 from jaxmeta.runs import training

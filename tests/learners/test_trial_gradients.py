@@ -1,4 +1,7 @@
-"""Episodes for exploration alone (E-RL²): their rewards are seen and count 0."""
+"""What trials are made of for policy gradients: advantages over whole trials, and episodes whose rewards count 0 (E-RL²).
+
+The steps themselves are tried in `test_recurrent`, with the learner.
+"""
 
 import math
 from typing import NamedTuple
@@ -10,7 +13,7 @@ import pytest
 
 from jaxmeta import tasks
 from jaxmeta.algorithms import rl2, varibad
-from jaxmeta.learners import recurrent
+from jaxmeta.learners import recurrent, trial_gradients
 from jaxmeta.networks.actor_critic import ActorCritic, Inputs
 from jaxmeta.types import TimeStep, Trajectory
 
@@ -40,9 +43,9 @@ def a_trial(reward):
 
 def learned(reward, explore_episodes):
     (data, inputs), network = a_trial(reward)
-    hyper = recurrent.Hyper(discount=0.5, gae_lambda=1.0)
+    hyper = trial_gradients.Hyper(discount=0.5, gae_lambda=1.0)
     meta = recurrent.Meta({}, jnp.array([0.0, 1.0]), jnp.array(2.0), hyper)
-    return recurrent.with_advantages(
+    return trial_gradients.with_advantages(
         meta,
         hyper,
         data,
@@ -89,9 +92,9 @@ def test_the_report_s_trial_is_of_the_episodes_that_count():
 def test_algorithms_hand_the_setting_on(module, monkeypatch):
     found = []
     monkeypatch.setattr(
-        recurrent,
+        trial_gradients,
         "with_advantages",
-        lambda *args, explore_episodes, inner=recurrent.with_advantages, **how: (
+        lambda *args, explore_episodes, inner=trial_gradients.with_advantages, **how: (
             found.append(explore_episodes),
             inner(*args, explore_episodes=explore_episodes, **how),
         )[1],
@@ -140,9 +143,9 @@ def test_bonuses_are_in_units_of_rewards_and_only_advantages_have_them():
     def batch_with(bonus_function):
         key = jax.random.key(0)
         told = meta, meta.hyper, data, inputs, counted
-        after, extra = recurrent.bonuses(key, *told, bonus_function)
+        after, extra = trial_gradients.bonuses(key, *told, bonus_function)
         assert (after is key) == (bonus_function is None)
-        return extra, recurrent.with_advantages(*told, extra, network=network)[1]
+        return extra, trial_gradients.with_advantages(*told, extra, network=network)[1]
 
     extra, batch = batch_with(bonus)
     sums = [1, 0.5, 3.25, 3.625]  # y = x + 0.5 y of the step before
