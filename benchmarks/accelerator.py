@@ -155,6 +155,7 @@ def hand_loss(params: dict, data: tuple[jax.Array, ...]) -> jax.Array:
     return -jnp.mean(log_prob * advantage)
 
 
+@jax.numpy_rank_promotion("allow")
 def hand_update(
     key: jax.Array, state: tuple, *, num_tasks: int, num_steps: int
 ) -> tuple[tuple, jax.Array]:

@@ -563,6 +563,17 @@ def reading(learner: Any, kind: type) -> Any:
     return learner._replace(**{x: checked(getattr(learner, x), i) for x, i in positions.items()})
 
 
+def device_memory() -> int | None:
+    """The bytes of the first device's memory, of the machine's on a CPU; None where it is not known."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    if "bytes_limit" in stats:
+        return int(stats["bytes_limit"])
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return None
+
+
 def _options(kind: Any) -> tuple[Any, ...]:
     """The types of a union; of any other type, the type alone."""
     is_union = typing.get_origin(kind) in (types.UnionType, typing.Union)

@@ -66,7 +66,7 @@ MUTANTS = (
     Mutant("datasets/files.py", "if _sha(part) != self.shards[shard][name]:", "if False:"),
     Mutant("datasets/files.py", "*lines, broken = text.split", "*lines, broken = (text + chr(10)).split"),
     Mutant("datasets/quality.py", "np.split(np.arange(end), np.flatnonzero(first[:end])[1:])", "np.split(np.arange(len(first)), np.flatnonzero(first)[1:])"),
-    Mutant("learners/in_context.py", "number = count(batch.counted, batch.inputs.obs)", "number = batch.counted.size"),
+    Mutant("learners/minibatches.py", "Counts(at_least_one(batch.counted),", "Counts(jnp.asarray(batch.counted.size, jnp.int32),"),
     Mutant("learners/in_context.py", "loss = -jnp.sum(log_prob) / number", "loss = jnp.sum(log_prob) / number"),
     Mutant("learners/in_context.py", "scale = running_reward_scale(meta.reward_scale, data.reward, counted)", "scale = jnp.ones(())", "algorithms/test_algorithm_distillation.py"),
     Mutant("networks/policies.py", "return distribution.mode(), jnp.zeros(()), memory", "return distribution.sample(key), jnp.zeros(()), memory", "learners/test_in_context.py"),

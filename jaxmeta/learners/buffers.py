@@ -7,7 +7,6 @@ checkpoint holds it and a resumed run is bit-equal. Items are drawn uniformly an
 Flashbax is imported where a buffer is made: ``pip install "jaxmeta[replay]"``.
 """
 
-import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -16,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmeta import checks
+from jaxmeta.checks import device_memory
 
 
 class Buffer(NamedTuple):
@@ -86,17 +86,6 @@ def predicted_bytes(item: Any, capacity: int) -> int:
         int(np.prod(x.shape, dtype=np.int64)) * jnp.dtype(x.dtype).itemsize
         for x in jax.tree.leaves(item)
     )
-
-
-def device_memory() -> int | None:
-    """The bytes of the first device's memory, of the machine's on a CPU; None where it is not known."""
-    stats = jax.local_devices()[0].memory_stats() or {}
-    if "bytes_limit" in stats:
-        return int(stats["bytes_limit"])
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):
-        return None
 
 
 def check_memory(item: Any, capacity: int, *, name: str = "capacity") -> None:

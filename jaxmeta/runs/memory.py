@@ -17,7 +17,7 @@ import jax
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
-from jaxmeta.learners import buffers
+from jaxmeta.checks import device_memory
 from jaxmeta.types import MetaAlgorithm
 
 LOOPS = ("scan", "while")
@@ -50,7 +50,7 @@ def check(algorithm: MetaAlgorithm, program: Jaxpr, num_tasks: int) -> None:
     config: Any = algorithm.description and algorithm.description.config
     if not hasattr(config, "trials_per_chunk"):
         return
-    there = buffers.device_memory()
+    there = device_memory()
     takes = program_bytes(program) // jax.device_count()
     if there is not None and takes > there:
         raise ValueError(

@@ -6,7 +6,6 @@ import pytest
 
 from jaxmeta import tasks
 from jaxmeta.algorithms import maml, rl2
-from jaxmeta.learners import buffers
 from jaxmeta.runs import memory, training
 
 MB = 1_000_000
@@ -81,15 +80,15 @@ def test_the_estimate_is_what_the_compiler_plans():
 
 def test_a_run_that_does_not_fit_says_what_to_change(monkeypatch):
     family = tasks.make("bernoulli_bandit", num_arms=2, num_pulls=50)
-    monkeypatch.setattr(buffers, "device_memory", lambda: 8 * MB)
+    monkeypatch.setattr(memory, "device_memory", lambda: 8 * MB)
     told = "num_tasks=64 and trials_per_chunk=None takes about 0.0 GB, .* set trials_per_chunk to"
     algorithm = rl2.rl2(family, rl2.Config(memory_size=128))
     with pytest.raises(ValueError, match=told):
         training.train(algorithm, family, training.Config(meta_updates=1, num_tasks=64))
     smaller = program(64, 50, 128, trials_per_chunk=4).jaxpr.jaxpr
     memory.check(rl2.rl2(family, rl2.Config(trials_per_chunk=4)), smaller, 64)
-    monkeypatch.setattr(buffers, "device_memory", lambda: None)  # where nobody knows
+    monkeypatch.setattr(memory, "device_memory", lambda: None)  # where nobody knows
     memory.check(algorithm, program(64, 50, 128).jaxpr.jaxpr, 64)
-    monkeypatch.setattr(buffers, "device_memory", lambda: 0)  # others are not estimated
+    monkeypatch.setattr(memory, "device_memory", lambda: 0)  # others are not estimated
     navigation = tasks.make("navigation", horizon=3)
     memory.check(maml.maml(navigation), smaller, 64)
