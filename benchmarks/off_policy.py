@@ -57,10 +57,10 @@ class Contest:
 
 _PEARL = pearl.Config(
     num_episodes=2,
-    num_streams=1,
+    num_streams=3,
     gradient_steps=48,
     batch_size=32,
-    context_size=20,
+    context_size=60,
     hidden_sizes=(64, 64),
     num_training_tasks=80,
 )
@@ -97,7 +97,7 @@ CONTESTS = {
                 pearl.pearl,
                 _PEARL,
                 pearl.Hyper(learning_rate=2e-3, kl_cost=1e-4, discount=0.95, anneal_updates=240.0),
-                num_tasks=16,
+                num_tasks=8,
                 meta_updates=240,
             ),
         },

@@ -10,7 +10,8 @@ In training, critic and encoder learn together from
 $$L = ½ \sum_i \mathrm{mean} (Q_i(s, a, z) - y)^2 + β\, KL(q(z | c) \,\|\, N(0, I)), \quad z \sim q(z | c),$$
 
 with z a constant in the target y, in the policy's and in the temperature's loss, those of `learners.soft_actor_critic`. Only the
-critic's gradient reaches the encoder. The context c is drawn from the recent first episodes, whose z is from the prior; the steps
+critic's gradient reaches the encoder. The context c is drawn from the recent first episodes, whose z is from the prior: from one of
+them, from several or from all, so that the learner knows contexts of every length. The steps
 (s, a, r, s') that the critic learns from are drawn from all that the task's replay holds. Within an episode nothing is
 remembered, and a time limit does not cut the values: γ weighs what would come after it.
 
@@ -18,7 +19,7 @@ What is kept and what differs from the paper. The paper has a fixed set of train
 `Config.num_training_tasks` tasks that ``step`` is given, with a ring of steps each (`learners.task_replay`). Once they are
 there, a meta-update visits as many of them as it is given tasks, drawn without replacement, and ignores the new ones. A visit replaces the task's context and
 adds to its ring. The critic is of SAC's second version: twin values with a target network, no state value, and a learned temperature.
-The KL is the mean over tasks, not the sum, and rewards are in units of the returns' spread, so β is smaller. The policy has no cost on
+The paper draws a context of a fixed number of transitions. The KL is the mean over tasks, not the sum, and rewards are in units of the returns' spread, so β is smaller. The policy has no cost on
 its mean and spread.
 
 In the paper's sparse task the critic learns from a dense reward in training, and the context shows the sparse one: ``training_reward=
@@ -112,8 +113,9 @@ class Config:
     """Training tasks that a gradient step learns from."""
     batch_size: int = 64
     """Kept steps of each of them."""
-    context_size: int = 64
-    """Transitions of its context from which z is inferred."""
+    context_size: int = 80
+    """Transitions of its context from which z is inferred, if they are of all N first episodes. From p episodes, p uniform, there
+    are p / N of them."""
     latent_size: int = 5
     """Entries of z."""
     hidden_sizes: tuple[int, ...] = (128, 128)
@@ -217,6 +219,8 @@ class Batch(NamedTuple):
     """``[B, S]``."""
     context: Transition
     """``[B, C]``."""
+    in_context: jax.Array
+    """``[B, C]``, bool: the transitions from which z is inferred."""
     counted: jax.Array
     """``[B, S]``, bool."""
 
@@ -480,15 +484,16 @@ def with_scales(meta: Meta, data: Trajectory, steps: Step, counted: jax.Array) -
 
 def batch_of(key: jax.Array, *, replay: task_replay.Kept, config: Config) -> Batch:
     """Steps and contexts drawn from the replay; nothing is counted while it is empty."""
-    steps, context = task_replay.draw(
+    drawn = task_replay.draw(
         key,
         replay,
         num_tasks=config.batch_tasks,
         num_steps=config.batch_size,
         num_context=config.context_size,
+        num_parts=config.num_streams,
     )
-    counted = jnp.broadcast_to(replay.num_tasks > 0, steps.reward.shape)
-    return Batch(steps, context, counted)
+    counted = jnp.broadcast_to(replay.num_tasks > 0, drawn.steps.reward.shape)
+    return Batch(drawn.steps, drawn.context, drawn.in_context, counted)
 
 
 def losses(
@@ -505,7 +510,7 @@ def losses(
     z_key, now_key, next_key = jax.random.split(key, 3)
     steps, counted = batch.steps, batch.counted
     found = factors(networks.encoder, params["encoder"], batch.context, meta)
-    q_z = posterior(product(found, jnp.ones(found.precision.shape[:-1], bool)))
+    q_z = posterior(product(found, batch.in_context))
     z = jnp.broadcast_to(q_z.sample(z_key)[:, None], (*counted.shape, q_z.mean.shape[-1]))
     fixed_z = jax.lax.stop_gradient(z)
     temperature = jnp.exp(params["log_temperature"])

@@ -132,22 +132,42 @@ def add(
     )
 
 
-def draw(
-    key: jax.Array, kept: Kept, *, num_tasks: int, num_steps: int, num_context: int
-) -> tuple[Any, Any]:
-    """``(steps [B, S], context [B, K])`` of B = ``num_tasks`` tasks, S = ``num_steps`` and K = ``num_context``.
+class Drawn(NamedTuple):
+    """Steps and contexts of B tasks."""
 
-    Tasks, steps of a task and steps of its context are drawn uniformly and with replacement. While there is no task, all are zeros.
+    steps: Any
+    """``[B, S]``."""
+    context: Any
+    """``[B, K]``."""
+    in_context: jax.Array
+    """``[B, K]``, bool: the steps of the context to infer the task from."""
+
+
+def draw(
+    key: jax.Array, kept: Kept, *, num_tasks: int, num_steps: int, num_context: int, num_parts: int
+) -> Drawn:
+    """Steps and contexts of B = ``num_tasks`` tasks, S = ``num_steps`` and K = ``num_context``.
+
+    Tasks, steps of a task and steps of its context are drawn uniformly and with replacement. A context is of p consecutive parts
+    of the ``num_parts`` that a task's context has, p uniform, and has p K / ``num_parts`` steps, rounded up: so a task is inferred
+    from little and from much. While there is no task, all are zeros.
     """
-    task_key, step_key, context_key = jax.random.split(key, 3)
+    task_key, step_key, context_key, start_key, part_key = jax.random.split(key, 5)
     places = _below(task_key, kept.num_tasks, (num_tasks,))
     length = jax.tree.leaves(kept.steps)[0].shape[1]
     there = jnp.minimum(kept.num_steps[places], length)[:, None]
     slots = _below(step_key, there, (num_tasks, num_steps))
-    rows = _below(context_key, kept.num_context[places][:, None], (num_tasks, num_context))
-    return (
+    parts = 1 + _below(part_key, jnp.asarray(num_parts, jnp.int32), (num_tasks, 1))
+    size = jnp.maximum(kept.num_context[places][:, None], 1)
+    width = (size * parts + num_parts - 1) // num_parts
+    start = _below(start_key, size, (num_tasks, 1))
+    rows = (start + _below(context_key, width, (num_tasks, num_context))) % size
+    used = (num_context * parts + num_parts - 1) // num_parts
+    order = jnp.arange(num_context, dtype=jnp.int32)[None]
+    return Drawn(
         jax.tree.map(lambda x: x[places[:, None], slots], kept.steps),
         jax.tree.map(lambda x: x[places[:, None], rows], kept.context),
+        order < used,
     )
 
 

@@ -187,7 +187,8 @@ def test_the_loss_and_its_gradients_are_those_written_out_by_hand(x64, monkeypat
         DiagGaussian, "sample", lambda self, key: self.mean + jnp.exp(self.log_std) * z_noise
     )
     given = jax.tree.map(jnp.asarray, (params, target, steps, context))
-    batch = module.Batch(given[2], given[3], jnp.ones((2, 3), bool))
+    in_context = np.array([[True] * 4, [True, False, True, True]])
+    batch = module.Batch(given[2], given[3], jnp.asarray(in_context), jnp.ones((2, 3), bool))
 
     def loss(params):
         return module.losses(
@@ -199,7 +200,7 @@ def test_the_loss_and_its_gradients_are_those_written_out_by_hand(x64, monkeypat
     def posterior(encoder):
         x = np.concatenate([context.obs, context.action, context.reward[..., None] / 0.5], axis=-1)
         outputs = x @ encoder
-        precision = 1 / np.log1p(np.exp(outputs[..., 1]))
+        precision = in_context / np.log1p(np.exp(outputs[..., 1]))
         variance = 1 / precision.sum(axis=1)
         return variance * (outputs[..., 0] * precision).sum(axis=1), variance
 

@@ -101,20 +101,48 @@ def test_a_broken_task_gets_no_place_and_a_kept_one_stays_as_it_was():
 
 def test_draws_are_of_tasks_that_are_there_with_their_own_steps_and_contexts():
     kept, _ = lived(empty(), [10, 11], [[11, 12, 13], [21, 22, 23]])
-    sizes = dict(num_tasks=400, num_steps=3, num_context=2)
-    steps, context = module.draw(jax.random.key(0), kept, **sizes)
-    x, c = np.asarray(steps["x"]), np.asarray(context["c"])
+    sizes = dict(num_tasks=400, num_steps=3, num_context=2, num_parts=1)
+    drawn = module.draw(jax.random.key(0), kept, **sizes)
+    x, c = np.asarray(drawn.steps["x"]), np.asarray(drawn.context["c"])
     assert x.shape == (400, 3)
     assert c.shape == (400, 2)
+    assert jnp.all(drawn.in_context)
     assert set(x.ravel().tolist()) == {11, 12, 13, 21, 22, 23}
     assert set(c.ravel().tolist()) == {12, 13, 22, 23}
     assert np.all(x // 10 == x[:, :1] // 10)
     assert np.all(c // 10 == x[:, :1] // 10)
     counts = np.bincount(x.ravel().astype(int), minlength=24)[[11, 12, 13, 21, 22, 23]]
     assert np.max(np.abs(counts - 200)) < 5 * np.sqrt(1200 * (1 / 6) * (5 / 6)) + 60
-    steps, context = module.draw(jax.random.key(0), empty(), **sizes)
-    assert jnp.all(steps["x"] == 0)
-    assert jnp.all(context["c"] == 0)
+    drawn = module.draw(jax.random.key(0), empty(), **sizes)
+    assert jnp.all(drawn.steps["x"] == 0)
+    assert jnp.all(drawn.context["c"] == 0)
+
+
+def test_contexts_are_of_one_part_of_several_and_of_all():
+    """A context of six steps in three parts: two steps of it, four or six, of as many consecutive ones, and each as often."""
+    number = jax.ShapeDtypeStruct((), jnp.float32)
+    kept = module.empty(number, {"x": number}, {"c": number}, num_tasks=1, capacity=1, size=6)
+    kept = kept._replace(
+        num_tasks=jnp.asarray(1, jnp.int32),
+        num_steps=jnp.ones(1, jnp.int32),
+        context={"c": jnp.arange(6.0)[None]},
+        num_context=jnp.array([6], jnp.int32),
+    )
+    drawn = module.draw(
+        jax.random.key(0), kept, num_tasks=600, num_steps=1, num_context=6, num_parts=3
+    )
+    used = np.sum(drawn.in_context, axis=1)
+    assert set(used.tolist()) == {2, 4, 6}
+    assert np.min(np.bincount(used)[[2, 4, 6]]) > 150
+    seen = set()
+    for row, mask in zip(
+        np.asarray(drawn.context["c"], int), np.asarray(drawn.in_context), strict=True
+    ):
+        found = set(row[mask].tolist())
+        spans = [{(start + i) % 6 for i in range(mask.sum())} for start in range(6)]
+        assert any(found <= span for span in spans)
+        seen |= found
+    assert seen == set(range(6))
 
 
 def test_more_tasks_than_can_be_kept_are_named():
