@@ -46,8 +46,8 @@ RECIPES = {
     "dream": Recipe(
         "dream",
         dict(num_epochs=1, num_minibatches=8, replay_trials=8192),
-        dict(learning_rate=2e-3, epsilon_updates=400, anneal_updates=800, last_epsilon=0.05),
-        800,
+        dict(learning_rate=2e-3, epsilon_updates=1200, anneal_updates=2400, last_epsilon=0.05),
+        2400,
         64,
     ),
 }

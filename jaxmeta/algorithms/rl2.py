@@ -36,6 +36,7 @@ print(trials.reward.sum(axis=1).mean(), references.bayes_optimal_bandit(num_arms
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal
 
 import optax
@@ -50,13 +51,14 @@ from jaxmeta.networks.actor_critic import (
     recurrent_actor_critic,
 )
 from jaxmeta.networks.graph_actor_critic import graph_actor_critic
+from jaxmeta.networks.hypernetworks import hyper_head, split_aggregation
 from jaxmeta.networks.recurrent import Memory
 from jaxmeta.tasks.family import TaskFamily
 from jaxmeta.types import MetaAlgorithm
 
 LOSSES: dict[str, PolicyLoss] = {"ppo": ppo, "a2c": a2c}
 """The losses by the names of `Config.loss`."""
-NETWORK_SETTINGS = (*MEMORY_SETTINGS, "encoder_sizes", "hidden_sizes")
+NETWORK_SETTINGS = (*MEMORY_SETTINGS, "encoder_sizes", "hidden_sizes", "head", "aggregation")
 """The settings that name a network."""
 
 
@@ -74,6 +76,11 @@ class Config(learners.trial_gradients.Config):
     the memory. They help if inputs mean something only together."""
     precision: Literal["full", "bfloat16"] = "full"
     """The precision of the recurrent network's matrix products; bfloat16 is quicker on accelerators."""
+    head: Literal["plain", "hyper"] = "plain"
+    """The policy's last part. With `hyper` the memory's output makes its weights, and it reads the encoder's, so that
+    `encoder_sizes` must be set (`networks.hypernetworks`)."""
+    aggregation: Literal["none", "max"] = "none"
+    """With `max` half of the memory's output is its largest values so far, as in SplAgger."""
     loss: Literal["ppo", "a2c"] = "ppo"
     """The policy's loss. `a2c` takes one step on a batch: set `num_epochs` and `num_minibatches` to 1. It
     ignores `clip`."""
@@ -86,6 +93,10 @@ class Config(learners.trial_gradients.Config):
         for size in self.encoder_sizes:
             checks.at_least("encoder_sizes", size, 1)
         checks.choice("loss", self.loss, LOSSES)
+        checks.choice("head", self.head, ("plain", "hyper"))
+        checks.choice("aggregation", self.aggregation, ("none", "max"))
+        if self.head == "hyper" and not self.encoder_sizes:
+            raise ValueError("head='hyper' reads the encoder's output: set encoder_sizes")
         if self.memory == "counts":
             sizes = [name for name in NETWORK_SETTINGS if name != "memory"]
             checks.ignored(self, sizes, "with memory='counts'")
@@ -155,11 +166,21 @@ def network_of(
         return network
     if memory is None and config.memory == "counts":
         return graph_actor_critic(family)
+    memory = memory_of(family, config, memory)
+    if config.aggregation == "max":
+        memory = split_aggregation(memory)
+    head = partial(
+        hyper_head,
+        action_space=family.action_space,
+        memory_size=memory.size,
+        hidden_sizes=config.hidden_sizes,
+    )
     return recurrent_actor_critic(
         family,
-        memory_of(family, config, memory),
+        memory,
         encoder_sizes=config.encoder_sizes,
         hidden_sizes=config.hidden_sizes,
+        head=head if config.head == "hyper" else None,
     )
 
 

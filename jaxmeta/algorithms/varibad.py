@@ -270,7 +270,7 @@ class _BeliefNetwork(NamedTuple):
 
     def init(self, key: jax.Array) -> Params:
         """New parameters."""
-        keys = jax.random.split(key, 6)
+        keys = jax.random.split(key, 6 if self.novelty is None else 7)
         params = {
             "encoder": self.encoder.init(keys[0], sum(encodings.input_sizes(self.family))),
             "posterior": self.posterior.init(keys[1]),
@@ -280,9 +280,10 @@ class _BeliefNetwork(NamedTuple):
         for key, (name, decoder) in zip(keys[4:], self.decoders.items(), strict=False):
             params[name] = decoder.init(key)
         if self.novelty is not None:
-            # Parameters without the bonus are the same.
-            fixed_key, trained_key = jax.random.split(jax.random.fold_in(keys[0], len(keys)))
-            fixed = jax.tree.map(lambda x: 10.0 * x, self.novelty.init(fixed_key))
+            fixed_key, trained_key = jax.random.split(keys[6])
+            fixed = self.novelty.init(fixed_key)
+            # Hidden layers that saturate make a function that differs from place to place.
+            fixed |= {"body": jax.tree.map(lambda x: 10.0 * x, fixed["body"])}
             params["novelty"] = {"fixed": fixed, "trained": self.novelty.init(trained_key)}
         return params
 

@@ -35,6 +35,7 @@ from jaxmeta.networks.encoders import Encoder, cnn, encoder
 from jaxmeta.networks.encodings import encode_action, input_sizes
 from jaxmeta.networks.graph_actor_critic import Counts, graph_actor_critic
 from jaxmeta.networks.heads import Head, action_head
+from jaxmeta.networks.hypernetworks import hyper_head, split_aggregation
 from jaxmeta.networks.policies import (
     Policy,
     acting,
@@ -85,6 +86,8 @@ __all__ = [
     "gaussian_mlp",
     "graph_actor_critic",
     "heads",
+    "hyper_head",
+    "hypernetworks",
     "input_sizes",
     "joined",
     "log_probs",
@@ -96,6 +99,7 @@ __all__ = [
     "recurrent_soft_actor_critic",
     "soft_actor_critic",
     "softmax_linear",
+    "split_aggregation",
     "task_posteriors",
     "value_mlp",
     "values",

@@ -24,6 +24,10 @@ from jaxmeta.runs import training
         (dict(memory="counts", memory_size=8), "memory_size=8 has no effect with memory='counts'"),
         (dict(memory="counts", encoder_sizes=(8,)), "encoder_sizes=.8,. has no effect"),
         (dict(memory="counts", hidden_sizes=[8]), "leave it at its default ()"),
+        (dict(head="linear"), "head='linear' is unknown"),
+        (dict(head="hyper"), "head='hyper' reads the encoder's output: set encoder_sizes"),
+        (dict(aggregation="mean"), "aggregation='mean' is unknown"),
+        (dict(memory="counts", aggregation="max"), "aggregation='max' has no effect"),
         (dict(memory="counts", precision="bfloat16"), "precision='bfloat16' has no effect"),
     ],
 )
@@ -44,6 +48,18 @@ def test_counts_are_a_memory_with_a_policy_of_their_own():
     chex.assert_trees_all_equal(ours.meta, own.meta)
     with pytest.raises(ValueError, match="needs one-hot states"):
         rl2(tasks.make("catch"), Config(memory="counts"))
+
+
+def test_a_head_and_an_aggregation_are_those_of_their_names():
+    family = tasks.make("bernoulli_bandit", num_arms=3, num_pulls=3)
+    config = Config(
+        head="hyper", aggregation="max", memory_size=4, encoder_sizes=(5,), hidden_sizes=(6,)
+    )
+    params = jax.eval_shape(rl2(family, config).init, jax.random.key(0)).meta.params
+    shapes = jax.tree.map(lambda x: x.shape, params)
+    assert shapes["memory"]["joined"]["kernel"] == (4, 4)
+    weights = jax.tree.leaves(shapes["policy"], is_leaf=lambda x: isinstance(x, tuple))
+    assert {(5, 6), (6, 3), (4, 5, 6), (4, 6, 3)} <= set(weights)
 
 
 def test_objects_are_what_names_stand_for():
