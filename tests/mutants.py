@@ -110,7 +110,7 @@ MUTANTS = (
     Mutant("runs/training.py", "return Run(key, state, run.num_updates + 1, taught), metrics", "return Run(key, state, run.num_updates + 1, run.curriculum), metrics"),
     Mutant("runs/interrupts.py", "if noted.is_set():", "if not noted.is_set():"),
     Mutant("tasks/maze.py", "kept = whole & ~_is_test_maze(changed.walls)", "kept = whole"),
-    Mutant("tasks/maze.py", "whole = jnp.all(~starts | (distances(changed) < layout.size)) & jnp.any(starts)", "whole = jnp.any(starts)"),
+    Mutant("tasks/maze.py", "whole = _leads_to_the_goal(changed) & jnp.any(_starts(changed))", "whole = jnp.any(_starts(changed))"),
     Mutant("tasks/tabular.py", "place // num_actions, place % num_actions", "place // num_states, place % num_actions"),
     Mutant("tasks/control.py", "jnp.exp((2 * x - 1) * math.log(scale))", "jnp.exp((x - 1) * math.log(scale))"),
     Mutant("evaluation/tails.py", "np.argsort(ranked_by[good]", "np.argsort(-ranked_by[good]"),
