@@ -37,6 +37,8 @@ class PLRConfig:
     """ρ: the share of draws by the time since a task's last draw."""
     fill: float = 0.5
     """The share of the buffer that must be filled before tasks are drawn from it."""
+    anneals: bool = False
+    """Whether the probability of replay grows with the filled share of the buffer, from 0 to ``replay``."""
     learns_from_new: bool = True
     """Whether to learn from new tasks too. Without it this is robust PLR, which learns nothing until the buffer is filled."""
 
@@ -102,8 +104,10 @@ def mixed(key: jax.Array, levels: Levels, new: Task, config: PLRConfig) -> tuple
     num_tasks = jax.tree.leaves(new)[0].shape[0]
     coin_key, draw_key = jax.random.split(key)
     num_drawn = min(num_tasks, config.capacity)
-    ready = jnp.sum(buffers.filled(levels)) >= config.fill * config.capacity
-    replays = jax.random.bernoulli(coin_key, config.replay, (num_tasks,)) & ready
+    share = jnp.mean(buffers.filled(levels).astype(float))
+    probability = config.replay * (share if config.anneals else jnp.ones_like(share))
+    ready = share >= config.fill
+    replays = jax.random.bernoulli(coin_key, probability, (num_tasks,)) & ready
     places, valid = buffers.draw(draw_key, levels, num_drawn, config.priorities)
     # The i-th task that is replayed is the i-th draw.
     order = jnp.cumsum(replays) - 1

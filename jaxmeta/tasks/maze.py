@@ -223,10 +223,25 @@ def mutate(key: jax.Array, task: MazeParams) -> MazeParams:
     layout = jnp.where(kind == 0, added, jnp.where(kind == 1, removed, walls))
     goal = jnp.where(kind == 2, free.astype(jnp.int32), task.goal)
     changed = MazeParams(walls=layout.reshape(task.walls.shape), goal=goal)
-    starts = _starts(changed)
-    whole = jnp.all(~starts | (distances(changed) < layout.size)) & jnp.any(starts)
+    whole = _leads_to_the_goal(changed) & jnp.any(_starts(changed))
     kept = whole & ~_is_test_maze(changed.walls)
     return jax.tree.map(lambda new, old: jnp.where(kept, new, old), changed, task)
+
+
+def _leads_to_the_goal(task: MazeParams) -> jax.Array:
+    """Whether every free cell is joined to the goal, bool ``[]``: cells are reached from the goal, a step at a time."""
+    free = ~task.walls
+    goal = (jnp.arange(free.size) == task.goal).reshape(free.shape)
+
+    def spread(steps: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        _, reached = steps
+        around = jnp.pad(reached, 1)
+        near = around[:-2, 1:-1] | around[2:, 1:-1] | around[1:-1, :-2] | around[1:-1, 2:]
+        return reached, free & (reached | near)
+
+    steps = jnp.zeros_like(goal), goal
+    _, reached = jax.lax.while_loop(lambda steps: jnp.any(steps[0] != steps[1]), spread, steps)
+    return jnp.all(reached == free)
 
 
 def _is_test_maze(walls: jax.Array) -> jax.Array:

@@ -23,7 +23,7 @@ from rich.console import Console
 from jaxmeta import curricula, tasks
 from jaxmeta.algorithms.maml import Config, maml
 from jaxmeta.algorithms.maml import Hyper as MamlHyper
-from jaxmeta.runs import checkpoints, claims, metric_lines, run_folder, sinks, training
+from jaxmeta.runs import checkpoints, claims, experiments, metric_lines, run_folder, sinks, training
 from jaxmeta.runs.checkpoints import CheckpointError
 from jaxmeta.types import MetaAlgorithm, TaskResults
 from tests.probes import FAIL_AT_ONCE, exit_codes
@@ -987,6 +987,16 @@ def test_another_curriculum_does_not_resume(taught, taught_whole, family):
         training.train(algorithm, family, config(), curriculum=other, **how)
     with pytest.raises(CheckpointError, match="curriculum is None and was"):
         training.train(algorithm, family, config(), **how)
+
+
+def test_a_run_under_a_curriculum_is_loaded_with_it(taught, taught_whole, family):
+    algorithm, curriculum = taught
+    folder, run = taught_whole
+    how = dict(algorithm=algorithm, family=family)
+    loaded = experiments.load(folder, curriculum=curriculum, **how)
+    assert_bit_equal(loaded.run, run)
+    with pytest.raises(CheckpointError, match="curriculum 'plr'. Pass curriculum= to load"):
+        experiments.load(folder, **how)
 
 
 def test_without_a_curriculum_numbers_are_those_of_the_plain_step(whole, family, algorithm):
