@@ -110,6 +110,10 @@ GENERATORS = {
 """The published generators by name."""
 
 
+MOST_IN_VAIN = 2000
+"""Successive draws without a new ruleset before `draw_many` gives up."""
+
+
 class Rule(NamedTuple):
     """A production rule."""
 
@@ -319,7 +323,14 @@ def draw_many(
         ValueError: random draws do not find enough of them.
     """
     found: dict[bytes, tuple[np.ndarray, ...]] = {}
-    for _ in range(20 * num_rulesets + 1000):
+    in_vain = 0
+    while len(found) < num_rulesets:
+        in_vain += 1
+        if in_vain > MOST_IN_VAIN:
+            raise ValueError(
+                f"{num_rulesets} different rulesets are wanted, of which train and test have num_rulesets each, but only "
+                f"{len(found)} were found: set num_rulesets lower"
+            )
         drawn = draw(rng, settings)
         if drawn is None or drawn.depth < least_depth:
             continue
@@ -330,14 +341,8 @@ def draw_many(
         if name in found or not (_is_unspoilt(drawn) or is_solvable(drawn)):
             continue
         found[name] = arrays
-        if len(found) == num_rulesets:
-            return XLandParams(
-                *(jnp.asarray(np.stack(x)) for x in zip(*found.values(), strict=True))
-            )
-    raise ValueError(
-        f"{num_rulesets} different rulesets are wanted (twice num_rulesets, for train and test), but only {len(found)} "
-        "were found"
-    )
+        in_vain = 0
+    return XLandParams(*(jnp.asarray(np.stack(x)) for x in zip(*found.values(), strict=True)))
 
 
 def _is_unspoilt(ruleset: Ruleset) -> bool:

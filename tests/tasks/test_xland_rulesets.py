@@ -160,6 +160,17 @@ def test_every_ruleset_that_is_kept_can_be_solved(name):
     assert all(set(x.goal) <= set(x.objects) for x in still)
 
 
+def test_rulesets_are_drawn_until_there_are_no_more(monkeypatch):
+    """There are 60 objects to hold, and many drawn twice."""
+    monkeypatch.setattr(xland_rulesets, "GOALS", (HOLD,))
+    rng, settings = np.random.default_rng(0), GENERATORS["trivial"]
+    rows = dict(num_rules=1, num_objects=5)
+    found = xland_rulesets.draw_many(rng, settings, 60, **rows)
+    assert {tuple(x[1:3]) for x in np.asarray(found.goal).tolist()} == set(CARRIED)
+    with pytest.raises(ValueError, match="61 different rulesets are wanted, .* only 60 were found"):
+        xland_rulesets.draw_many(rng, settings, 61, **rows)
+
+
 def test_encoding_keeps_everything():
     for x in drawn(GENERATORS["medium"], 50):
         again = uncoded(*xland_rulesets.encoded(x, num_rules=9, num_objects=16))
