@@ -23,6 +23,7 @@ from jaxmeta.learners.minibatches import Counts, in_chunks, learn_in_epochs
 from jaxmeta.learners.recurrent import (
     EpochConfig,
     Meta,
+    RecurrentLearner,
     TrialConfig,
     TrialHyper,
     annealed,
@@ -170,7 +171,6 @@ def learn_from_trials(
     parts = recurrent_learner(family, config, network)
     losses = partial(minibatch_loss, network=network, loss=loss)
     of_whole = partial(whole_minibatch, normalize=config.normalize)
-    chunk = config.trials_per_chunk
 
     def init(key: jax.Array, hyper: TrialHyper = hyper) -> State:
         meta = Meta(network.init(key), jnp.zeros(2), jnp.zeros(()), as_arrays(hyper))
@@ -183,20 +183,17 @@ def learn_from_trials(
         act_key, learn_key = jax.random.split(key)
         hyper = annealed(state.meta.hyper, state.num_updates)
         recorded = parts.trials(act_key, state.meta, tasks)
-        data, counted = counted_steps(recorded, config.num_episodes)
-        inputs = jax.vmap(parts.inputs, in_axes=(None, 0))(state.meta, data)
-        learn_key, bonus = bonuses(learn_key, state.meta, hyper, data, inputs, counted, loss.bonus)
-        meta, batch = with_advantages(
+        learn_key, meta, batch = prepared(
+            learn_key,
             state.meta,
             hyper,
-            data,
-            inputs,
-            counted,
-            bonus,
+            recorded,
+            parts=parts,
             network=network,
-            trials_per_chunk=chunk,
-            explore_episodes=config.explore_episodes,
+            config=config,
+            bonus=loss.bonus,
         )
+        counted = batch.counted
         results = task_results(meta, batch, recorded, config)
         if learns is not None:
             trials = jnp.repeat(learns, config.num_streams)
@@ -232,6 +229,35 @@ def learn_from_trials(
     return MetaAlgorithm(
         init, step, parts.learner, parts.lifetime, step_with_results=step_with_results
     )
+
+
+def prepared(
+    key: jax.Array,
+    meta: Meta,
+    hyper: TrialHyper,
+    recorded: Trajectory,
+    *,
+    parts: RecurrentLearner,
+    network: ActorCritic,
+    config: Config,
+    bonus: Callable[..., dict[str, jax.Array]] | None,
+) -> tuple[jax.Array, Meta, Batch]:
+    """``(key, meta, batch)``: a new key, ``meta`` with its running scales moved, and what to learn from trials ``[B, T]``."""
+    data, counted = counted_steps(recorded, config.num_episodes)
+    inputs = jax.vmap(parts.inputs, in_axes=(None, 0))(meta, data)
+    key, extra = bonuses(key, meta, hyper, data, inputs, counted, bonus)
+    meta, batch = with_advantages(
+        meta,
+        hyper,
+        data,
+        inputs,
+        counted,
+        extra,
+        network=network,
+        trials_per_chunk=config.trials_per_chunk,
+        explore_episodes=config.explore_episodes,
+    )
+    return key, meta, batch
 
 
 def with_advantages(
