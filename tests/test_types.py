@@ -31,7 +31,8 @@ def test_traced_types_are_pytrees_whose_every_field_is_a_leaf(name):
 
 def test_learner_and_algorithm_list_what_the_slow_loop_needs():
     assert types.Learner._fields == ("init", "memory", "act", "update")
-    assert types.MetaAlgorithm._fields == ("init", "step", "learner", "lifetime", "description")
+    fields = ("init", "step", "learner", "lifetime", "description", "step_with_results")
+    assert types.MetaAlgorithm._fields == fields
 
 
 def helped(kind):
@@ -59,6 +60,7 @@ def fields_with_docs(path):
                 x.target.id
                 for x, text in zip(node.body, node.body[1:], strict=False)
                 if isinstance(x, ast.AnnAssign)
+                and isinstance(text, ast.Expr)
                 and isinstance(getattr(text, "value", None), ast.Constant)
             ]
             if names:

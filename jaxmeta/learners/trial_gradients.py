@@ -171,6 +171,7 @@ def learn_from_trials(
     parts = recurrent_learner(family, config, network)
     losses = partial(minibatch_loss, network=network, loss=loss)
     of_whole = partial(whole_minibatch, normalize=config.normalize)
+    prepare = partial(prepared, parts=parts, network=network, config=config, bonus=loss.bonus)
 
     def init(key: jax.Array, hyper: TrialHyper = hyper) -> State:
         meta = Meta(network.init(key), jnp.zeros(2), jnp.zeros(()), as_arrays(hyper))
@@ -183,16 +184,7 @@ def learn_from_trials(
         act_key, learn_key = jax.random.split(key)
         hyper = annealed(state.meta.hyper, state.num_updates)
         recorded = parts.trials(act_key, state.meta, tasks)
-        learn_key, meta, batch = prepared(
-            learn_key,
-            state.meta,
-            hyper,
-            recorded,
-            parts=parts,
-            network=network,
-            config=config,
-            bonus=loss.bonus,
-        )
+        learn_key, meta, batch = prepare(learn_key, state.meta, hyper, recorded)
         counted = batch.counted
         results = task_results(meta, batch, recorded, config)
         if learns is not None:

@@ -281,7 +281,7 @@ def test_steps_after_a_trial_s_last_episode_count_for_nothing(x64, monkeypatch):
             "sample_and_log_prob",
             lambda self, key: drawn_with(self, noise[: counted.shape[1]]),
         )
-        batch = module.trial_replay.batch_of(meta, data, counted, parts)
+        batch = module.trial_replay.batch_of(meta, data, counted, parts=parts)
         loss = functools.partial(module.losses, meta=meta, network=network, family=FAMILY)
         return jax.jit(jax.value_and_grad(lambda x: loss(x, target, jax.random.key(0), batch)[0]))(
             meta.params

@@ -7,8 +7,6 @@ import pytest
 
 from jaxmeta.algorithms.recurrent_q import Hyper
 from jaxmeta.learners import action_values
-from jaxmeta.learners.buffers import item_buffer
-from jaxmeta.types import TimeStep, Trajectory
 
 SCALE = jnp.asarray([1.0, 2.0])
 Q = np.array([[0.0, 1.0], [2.0, 1.0], [-1.0, 0.5], [3.0, 0.0]])
@@ -44,33 +42,7 @@ def test_returns_and_their_error_written_out(trace, last):
     found = action_values.lambda_returns(q, a_batch(), SCALE, hyper, trace, **told)
     expected = by_hand(last, trace)
     np.testing.assert_allclose(found[0], expected, rtol=1e-6)
-    error = action_values.value_error(q, a_batch(), SCALE, hyper, trace=trace, **told)
+    told |= dict(trace=trace, divisor=jnp.asarray(8))  # twice the steps: a minibatch of two chunks
+    error = action_values.value_error(q, a_batch(), SCALE, hyper, **told)
     taken = Q[np.arange(4), ACTION]
-    np.testing.assert_allclose(error, 0.5 * np.mean((taken - (expected - 1) / 2) ** 2), rtol=1e-6)
-
-
-def test_without_a_buffer_nothing_is_kept():
-    assert action_values.with_replay((), None, None, None, None) == ((), None)
-
-
-def test_drawn_trials_begin_at_time_zero_with_what_is_kept_of_them():
-    pytest.importorskip("flashbax")
-    zeros = jnp.zeros((2, 3))
-    step = TimeStep(zeros, zeros, zeros, zeros)
-    data = Trajectory(step, zeros, zeros, zeros, zeros, zeros, zeros, zeros)
-    data, counted = action_values.kept(data, jnp.ones((2, 3), bool))
-    assert data.log_prob == data.next_obs == data.memory == ()
-    more = jnp.asarray([[5.0], [7.0]])
-    items = (data, counted, more)
-    buffer = item_buffer(jax.tree.map(lambda x: x[0], items), 4, 3)
-    seen = []
-    good = jnp.asarray([False, True])
-    replay, replayed = action_values.with_replay(
-        buffer.init(), buffer, items, good, lambda *parts: seen.append(parts)
-    )
-    assert buffer.size(replay) == 2
-    replayed(jax.random.key(0))
-    ((drawn, counted, more),) = seen
-    assert more.tolist() == [[7.0]] * 3  # the other is not good
-    assert counted.shape == (3, 3)
-    assert drawn.memory.time.tolist() == [0, 0, 0]
+    np.testing.assert_allclose(error, 0.25 * np.mean((taken - (expected - 1) / 2) ** 2), rtol=1e-6)

@@ -298,7 +298,7 @@ def on_recorded(monkeypatch, make):
     def without_acting(*arguments):
         return whole(*arguments)._replace(trials=lambda key, meta, data: data)
 
-    monkeypatch.setattr(learners.recurrent, "recurrent_learner", without_acting)
+    monkeypatch.setattr(learners.trial_gradients, "recurrent_learner", without_acting)
     monkeypatch.setattr(checks, "batch", lambda *arguments: None)  # they are no tasks
     return make()
 
@@ -617,7 +617,7 @@ def test_acting_and_learning_draw_from_different_keys(family, monkeypatch):
             learned.append(key)
         return split(key, *size)
 
-    monkeypatch.setattr(learners.recurrent, "recurrent_learner", with_a_spy)
+    monkeypatch.setattr(learners.trial_gradients, "recurrent_learner", with_a_spy)
     algorithm = learners.trial_gradients.learn_from_trials(
         family, config, Hyper(), LINEAR, Loss(learners.trial_gradients.ppo), optax.sgd
     )
@@ -777,7 +777,6 @@ def test_learning_from_some_tasks_is_learning_from_their_trials_alone(reported):
         learners.trial_gradients.minibatch_loss,
         network=network,
         loss=Loss(learners.trial_gradients.ppo),
-        normalize=True,
     )
 
     @jax.jit
@@ -793,12 +792,13 @@ def test_learning_from_some_tasks_is_learning_from_their_trials_alone(reported):
         )
         rows = jnp.array([0, 1, 4, 5, 6, 7])
         some = jax.tree.map(lambda x: x[rows], batch)
-        learned, _, _ = learners.recurrent.learn_in_epochs(
+        learned, _, _ = learners.minibatches.learn_in_epochs(
             learn_key,
             (meta.params, state.optimizer),
             some,
             hyper,
             losses=losses,
+            of_whole=functools.partial(learners.trial_gradients.whole_minibatch, normalize=True),
             optimizer=outer_optimizer(optax.adam, hyper),
             config=config,
         )

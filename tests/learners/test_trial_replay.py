@@ -72,3 +72,17 @@ def test_a_kept_trial_holds_what_a_batch_is_made_of_and_nothing_else(family):
 
 def test_without_a_buffer_nothing_is_remembered():
     assert trial_replay.remembered((), None, (None, None), None) == ((), None)
+
+
+def test_what_else_is_kept_of_a_trial_is_drawn_with_it(family):
+    """And a trial without a counted step is not kept."""
+    parts, first_meta, _ = of_values(family)
+    item = (*trial_replay.kept_trial(family, parts, first_meta), jax.ShapeDtypeStruct((1,), float))
+    zeros = jax.tree.map(lambda x: jnp.zeros((2, *x.shape), x.dtype), item)
+    items = (zeros[0], zeros[1].at[1].set(True), jnp.array([[5.0], [7.0]]))
+    buffer = item_buffer(item, 4, 3)
+    _, replayed = trial_replay.remembered(buffer.init(), buffer, items, lambda *parts: parts)
+    data, counted, more = replayed(jax.random.key(0))
+    assert more.tolist() == [[7.0]] * 3
+    assert np.all(counted)
+    assert data.memory.time.tolist() == [0, 0, 0]
