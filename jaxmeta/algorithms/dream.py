@@ -123,7 +123,11 @@ class Config(learners.recurrent.EpochConfig):
                 checks.at_least(name, size, 1)
         checks.choice("trace", self.trace, TRACES)
         checks.at_least("replay_trials", self.replay_trials, 1)
-        checks.at_least("replayed_trials", self.replayed_trials, 1, self.replay_trials)
+        checks.at_least("replayed_trials", self.replayed_trials, 1)
+        if self.replayed_trials > self.replay_trials:
+            raise ValueError(
+                f"replayed_trials={self.replayed_trials} must be at most replay_trials={self.replay_trials}"
+            )
 
 
 class Hyper(NamedTuple):
