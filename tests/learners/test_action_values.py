@@ -1,6 +1,5 @@
 """λ-returns and their error, written out; recurrent Q's own tests hold the rest of the module."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest

@@ -77,7 +77,10 @@ def test_without_a_buffer_nothing_is_remembered():
 def test_what_else_is_kept_of_a_trial_is_drawn_with_it(family):
     """And a trial without a counted step is not kept."""
     parts, first_meta, _ = of_values(family)
-    item = (*trial_replay.kept_trial(family, parts, first_meta), jax.ShapeDtypeStruct((1,), float))
+    item = (
+        *trial_replay.kept_trial(family, parts, first_meta),
+        jax.ShapeDtypeStruct((1,), jnp.float32),
+    )
     zeros = jax.tree.map(lambda x: jnp.zeros((2, *x.shape), x.dtype), item)
     items = (zeros[0], zeros[1].at[1].set(True), jnp.array([[5.0], [7.0]]))
     buffer = item_buffer(item, 4, 3)
