@@ -88,6 +88,7 @@ class Regret(study.Study):
     num_pulls: int = 300  # Pulls of a history; A2C learns after each.
     step_size: Annotated[float, study.within(0.0, 1.0)] = 0.01  # Of A2C.
     every: int = 4  # The network learns from every k-th pull.
+    eval_pulls: int = 150  # Pulls of a trial, which may be more than the network has learned from.
     train_tasks: int = 4000  # Training bandits, a history each.
     meta_updates: int = 1500  # Meta-updates.
     num_tasks: int = 64  # Histories in a meta-update.
@@ -354,7 +355,7 @@ def regret(told: Regret) -> None:
     drawn = tasks.sample_tasks(train_key, family, told.train_tasks, split="train")
     lived = datasets.thin(bandit_histories(source_key, drawn, family, told), every=told.every)
     length = lived.data.reward.shape[-1]
-    config = distillation.Config(num_episodes=length)
+    config = distillation.Config(num_episodes=told.eval_pulls)
     hyper = distillation.Hyper(learning_rate=3e-3, anneal_updates=told.meta_updates)
     memory = gru(told.memory_size)
     algorithm = distillation.algorithm_distillation(family, config, hyper, memory=memory)
@@ -364,7 +365,7 @@ def regret(told: Regret) -> None:
     held_out = study.held_out(family, told.eval_tasks)
     best = np.asarray(jnp.max(held_out.mean, axis=1))[None, :, None]
     source = bandit_histories(held_out_key, held_out, family, told)
-    paid = [returns(algorithm.learner, meta, held_out, family, length) for meta, _ in runs]
+    paid = [returns(algorithm.learner, meta, held_out, family, told.eval_pulls) for meta, _ in runs]
     lost = {
         "A2C": best - np.asarray(source.data.reward[:, 0])[None],
         "algorithm distillation": best - np.stack(paid),

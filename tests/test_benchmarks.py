@@ -978,7 +978,7 @@ SMALL_CONTEXTS = {
     "bandits": "--num-arms=2 --num-pulls=6 --meta-updates=3 --num-tasks=8 --num-seeds=2 --memory-size=4 --eval-tasks=20",
     "rooms": "--meta-updates=2 --num-tasks=2 --num-episodes=2 --memory-size=4 --eval-tasks=3",
     "distillation": "--num-histories=2 --num-episodes=3 --meta-updates=2 --num-tasks=2 --memory-size=4 --eval-tasks=4",
-    "regret": "--num-pulls=24 --train-tasks=3 --meta-updates=2 --num-tasks=2 --memory-size=4 --eval-tasks=5",
+    "regret": "--num-pulls=24 --eval-pulls=12 --train-tasks=3 --meta-updates=2 --num-tasks=2 --memory-size=4 --eval-tasks=5",
 }
 
 
@@ -1000,5 +1000,5 @@ def test_in_context(kind, tmp_path):
         assert sorted(found["curves"]) == ["a2c", "episodes", "mixtures"]
         assert matplotlib.image.imread(folder / "distillation.png").ndim == 3
     if kind == "regret":
-        assert [len(x) for x in found["curves"].values()] == [24, 6]
+        assert [len(x) for x in found["curves"].values()] == [24, 12]
         assert table.count("never") <= 1  # A2C itself gets there
