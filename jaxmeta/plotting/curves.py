@@ -265,12 +265,16 @@ def _legend_below(figure: Figure, panels: Any) -> None:
     for axes in panels:
         for handle, name in zip(*axes.get_legend_handles_labels(), strict=True):
             named.setdefault(name, handle)
-    columns = min(len(named), 2 + len(panels))
-    figure.legend(
-        named.values(),
-        named.keys(),
-        loc="outside lower center",
-        ncols=max(columns, 1),
-        frameon=False,
-        fontsize=8,
-    )
+    for columns in range(max(min(len(named), 2 + len(panels)), 1), 0, -1):
+        legend = figure.legend(
+            named.values(),
+            named.keys(),
+            loc="outside lower center",
+            ncols=columns,
+            frameon=False,
+            fontsize=8,
+        )
+        # Names can be long and panels few: fewer columns until the legend is within the figure.
+        if columns == 1 or legend.get_window_extent().width <= figure.bbox.width:
+            break
+        legend.remove()

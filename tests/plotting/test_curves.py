@@ -1,3 +1,4 @@
+import matplotlib.image
 import numpy as np
 import pytest
 
@@ -87,6 +88,16 @@ def test_lifetimes_draw_every_rule_in_every_setting(tmp_path):
     )
     seen, _ = colours(tmp_path / "lifetimes.png")
     assert {plotting.BLUE, plotting.ORANGE} <= seen
+
+
+def test_a_legend_of_long_names_stays_within_the_picture(tmp_path):
+    line = {"x": [1, 10], "mean": [0.0, 1.0], "intervals": [(0.0, 0.0), (1.0, 1.0)]}
+    names = [f"a name of some length, number {i}" for i in range(3)]
+    path = tmp_path / "legend.png"
+    plotting.lifetimes(path, {"one": {"contestants": dict.fromkeys(names, line)}}, x_label="x")
+    pixels = matplotlib.image.imread(path)
+    assert np.all(pixels[:, :3] == 1)
+    assert np.all(pixels[:, -3:] == 1)
 
 
 def test_a_population_is_a_line_a_setting_with_a_band_behind_it(tmp_path):
