@@ -378,7 +378,13 @@ def regret(told: Regret) -> None:
         there = next((t + last for t, x in enumerate(smooth) if x <= final), None)
         cells = (mean(each[..., -last:].mean(axis=-1), 3), mean(each.sum(axis=-1), 1))
         lines.append((name, str(each.shape[-1]), *cells, "never" if there is None else str(there)))
-    names = ("learner", "pulls", f"regret of the last {last}", "of all its pulls", "at A2C's last after")
+    names = (
+        "learner",
+        "pulls",
+        f"regret of the last {last}",
+        "of all its pulls",
+        "at A2C's last after",
+    )
     curves = {name: each.mean(axis=(0, 1)).tolist() for name, each in lost.items()}
     study.leave(told, study.markdown(names, lines), seconds=[x for _, x in runs], curves=curves)
 

@@ -64,7 +64,7 @@ from jaxmeta.estimators.units import in_units, running_reward_scale
 from jaxmeta.learners import recurrent, soft_actor_critic, task_replay
 from jaxmeta.learners.buffers import check_memory
 from jaxmeta.learners.recurrent import Meta
-from jaxmeta.learners.soft_actor_critic import Learned
+from jaxmeta.learners.soft_actor_critic import Learned, State
 from jaxmeta.meta_updates.outer_loop import Optimizer, as_arrays, outer_optimizer
 from jaxmeta.networks.distributions import TanhGaussian
 from jaxmeta.networks.encodings import encode_action, input_sizes
@@ -156,21 +156,6 @@ class Hyper(NamedTuple):
     """Entropy that α is learned to keep, in nats for each entry of an action in half widths. 0.69 is uniform."""
     kl_cost: float = 1e-5
     """β, the weight of the divergence of the posterior from the prior, in nats."""
-
-
-class State(NamedTuple):
-    """The state of the slow loop."""
-
-    meta: Meta
-    """The part that the learner reads."""
-    optimizer: Any
-    """The optimiser's state."""
-    num_updates: jax.Array
-    """``[]``, int32: meta-updates that were applied."""
-    target: Params
-    """The target network of the critic."""
-    replay: task_replay.Kept
-    """The training tasks with their steps and contexts."""
 
 
 class Memory(NamedTuple):

@@ -62,7 +62,7 @@ from jaxmeta.learners.recurrent import (
     trial_learner,
     values_to_come,
 )
-from jaxmeta.learners.soft_actor_critic import Learned
+from jaxmeta.learners.soft_actor_critic import Learned, State
 from jaxmeta.learners.trial_replay import Batch
 from jaxmeta.meta_updates.outer_loop import Optimizer, as_arrays, outer_optimizer
 from jaxmeta.networks import recurrent
@@ -139,21 +139,6 @@ class Hyper(NamedTuple):
     """α at first, in units of the returns' spread."""
     target_entropy: float = -1.0
     """Entropy that α is learned to keep, in nats for each entry of an action in half widths. 0.69 is uniform."""
-
-
-class State(NamedTuple):
-    """The state of the slow loop."""
-
-    meta: Meta
-    """The part that the learner reads."""
-    optimizer: Any
-    """The optimiser's state."""
-    num_updates: jax.Array
-    """``[]``, int32: meta-updates that were applied."""
-    target: Params
-    """The target network of the critic."""
-    replay: Any
-    """The buffer of the last trials."""
 
 
 @checks.constructor(

@@ -25,6 +25,21 @@ from jaxmeta.meta_updates.gradients import guarded_update
 from jaxmeta.types import Params
 
 
+class State(NamedTuple):
+    """The state of the slow loop."""
+
+    meta: Any
+    """The part that the learner reads."""
+    optimizer: Any
+    """The optimiser's state."""
+    num_updates: jax.Array
+    """``[]``, int32: meta-updates that were applied."""
+    target: Params
+    """The target network of the critic."""
+    replay: Any
+    """Old experience: whole trials, or tasks with their steps."""
+
+
 class Learned(NamedTuple):
     """What a gradient step changes."""
 
