@@ -103,7 +103,8 @@ def save(
         "arrays": arrays(run),
         "sha256": digest(run),
     }
-    args = ocp.args.Composite(run=ocp.args.StandardSave(run), record=ocp.args.JsonSave(record))
+    stored = ocp.args.StandardSave(_stored(run))
+    args = ocp.args.Composite(run=stored, record=ocp.args.JsonSave(record))
     try:
         manager.save(step, args=args)
         manager.wait_until_finished()
@@ -220,11 +221,21 @@ def _read_run(manager: ocp.CheckpointManager, step: int, target: Any) -> Any:
     """The arrays of a step on one device, whatever devices saved them; the caller spreads them."""
     sharding = SingleDeviceSharding(jax.local_devices()[0])
     placed = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), target
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), _stored(target)
     )
-    return manager.restore(step, args=ocp.args.Composite(run=ocp.args.StandardRestore(placed)))[
-        "run"
-    ]
+    args = ocp.args.Composite(run=ocp.args.StandardRestore(placed))
+    run = manager.restore(step, args=args)["run"]
+    return target._replace(**run) if isinstance(run, dict) else run
+
+
+def _stored(run: Any) -> Any:
+    """``run`` without those of its fields that are ``()``.
+
+    A field that a later version adds is not in older checkpoints, and orbax refuses a tree with one more.
+    """
+    fields = {name: getattr(run, name) for name in getattr(run, "_fields", ())}
+    full = {name: x for name, x in fields.items() if not (isinstance(x, tuple) and not x)}
+    return run if len(full) == len(fields) else full
 
 
 def digest(tree: Any) -> str:

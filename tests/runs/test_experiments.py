@@ -328,6 +328,13 @@ def test_a_pretrained_run_is_as_good_as_it_was_measured(name):
     np.testing.assert_array_less(np.abs(np.mean(returns, axis=0) - measured), error + 1e-3)
 
 
+def test_runs_of_older_versions_are_loaded():
+    """The run that comes along was saved before runs had a curriculum."""
+    loaded = jaxmeta.load(jaxmeta.pretrained("maml-navigation"))
+    assert loaded.run.curriculum == ()
+    assert int(loaded.run.num_updates) == loaded.experiment.plan.meta_updates
+
+
 def test_an_unknown_pretrained_run_is_said():
     with pytest.raises(ValueError, match="name='maml' is unknown: known are 'maml-navigation'"):
         jaxmeta.pretrained("maml")

@@ -989,10 +989,11 @@ def test_another_curriculum_does_not_resume(taught, taught_whole, family):
         training.train(algorithm, family, config(), **how)
 
 
-def test_a_run_under_a_curriculum_is_loaded_with_it(taught, taught_whole, family):
+def test_a_run_under_a_curriculum_is_loaded_with_it(taught, taught_whole, family, tmp_path):
     algorithm, curriculum = taught
-    folder, run = taught_whole
-    how = dict(algorithm=algorithm, family=family)
+    _, run = taught_whole
+    folder, how = tmp_path, dict(algorithm=algorithm, family=family)
+    training.train(algorithm, family, config(), folder=folder, curriculum=curriculum)
     loaded = experiments.load(folder, curriculum=curriculum, **how)
     assert_bit_equal(loaded.run, run)
     with pytest.raises(CheckpointError, match="curriculum 'plr'. Pass curriculum= to load"):
