@@ -338,7 +338,8 @@ def step_metrics(
     *,
     explore_episodes: int = 0,
 ) -> dict[str, jax.Array]:
-    """Metrics of a meta-update: the means of the gradient steps' ``reports`` where they were ``applied``, what it took, and `trial_metrics`."""
+    """Metrics of a meta-update: the means of the ``reports [...]`` of its gradient steps where they were ``applied [...]`` (bool), what it took, and
+    `trial_metrics` of its trials, ``recorded [B, T]`` with ``counted [B, T]`` (bool)."""
     metrics = jax.tree.map(lambda x: jnp.mean(x, where=applied), reports)
     metrics |= trial_metrics(recorded, counted, num_episodes, explore_episodes=explore_episodes)
     metrics["skipped_updates"] = 1 - jnp.any(applied).astype(jnp.int32)
