@@ -9,8 +9,8 @@ meta-update written by hand for this one task: one loop over time for all tasks,
 the other streams' mean as a baseline, and no masks, guards, options or metrics. *RL²*: a meta-update of a GRU of 128 on trials of
 100 pulls of two arms, 4 passes of 4 minibatches, with products of matrices in full precision and in bfloat16.
 
-Each row is one JSON line in rows.jsonl, written as soon as it is measured. So a job that is cut off leaves what it has. What is
-not begun after ``seconds`` is left out. Times are medians of repeats that are taken in turns with the row's other side.
+Each row is one JSON line in rows.jsonl. The script writes it as soon as it is measured, so a job that is cut off keeps its rows. After
+``seconds`` the script begins no new row. Times are medians of repeats that are taken in turns with the row's other side.
 """
 
 import json

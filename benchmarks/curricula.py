@@ -36,7 +36,7 @@ class Mazes(study.Study):
     size: int = 7  # Cells along a side.
     horizon: int = 30  # Steps of an episode.
     num_episodes: int = 2  # Episodes of a trial.
-    env_steps: int = 1_500_000  # Environment steps of a run, those of a curriculum counted.
+    env_steps: int = 1_500_000  # Environment steps of a run; the steps of its curriculum count.
     num_tasks: Annotated[int, study.multiple_of(4)] = 64  # Tasks in a meta-update.
     num_seeds: int = 1  # Seeds.
     memory_size: int = 64  # Width of the GRU.
@@ -122,7 +122,7 @@ def trained(
 
 
 def updates_within(told: Mazes, algorithm: MetaAlgorithm, curriculum: Curriculum | None) -> int:
-    """The meta-updates that take ``told.env_steps``, those of a curriculum's own tries counted."""
+    """The meta-updates that take ``told.env_steps``; the steps of the curriculum's own tries count."""
     assert algorithm.lifetime is not None
     one = told.num_tasks * algorithm.lifetime.num_steps
     if curriculum is None or curriculum.description["name"] != "sfl":

@@ -4,8 +4,8 @@
     python benchmarks/environment_steps.py --learners recurrent_q-gridnavi
 
 Each learner of a contest is trained by its preset, one seed after the other, and is looked at so many times in
-training, on the same held-out tasks. *Steps to it* are the environment steps of training before the first look at
-which the mean of all seeds is at the contest's level; seconds are of training up to there, of one seed, without
+training, on the same held-out tasks. *Steps to it* are the environment steps of training up to a look. It is the first
+look at which the mean of all seeds reaches the contest's level. Seconds are of training up to there, of one seed, without
 compiling and without the looks.
 
 Each learner is kept in learners/*.json as soon as it is measured; `--resume` keeps those that are there.

@@ -5,8 +5,8 @@
 
 `check` compares the outputs of DiscoRL's meta-network on a fixed batch with recorded ones. `catch` follows the rule in Catch on
 8 × 8, with the settings of the authors' notebook: 2 environments, 28 steps between updates, each on 64 of the last 1024 pieces.
-An agent has solved it when its mean return is 0.99, by 99.5 % of balls. The weights are those of the authors' code, under a licence of their own;
-they are no part of this project.
+An agent solves Catch when its mean return reaches 0.99: it catches 99.5 % of the balls. The weights belong to the authors' code and have their own
+licence. They are no part of this project.
 """
 
 import time

@@ -3,10 +3,10 @@
     OMP_NUM_THREADS=1 taskset -c 1 python benchmarks/off_policy.py
     python benchmarks/off_policy.py --contests sparse --learners pearl
 
-The family is the point robot of PEARL, a goal on the half circle. In each contest a held-out trial is of as many episodes as the
-contest says, so the return of the k-th is that after k trajectories of context. *The way* is from the random agent's return to that
-of the agent that is told the goal. *Steps to it* are the environment steps of training before the first look at which the mean of all
-seeds in the last episode is at the level. In the sparse contest PEARL learns values of the dense reward, as published; RL² has the
+The family is the point robot of PEARL, a goal on the half circle. Each contest has its number of
+episodes in a held-out trial; before episode k the learner has seen k trajectories. *The way* goes from the random agent's return to the
+return of the agent that is told the goal. *Steps to it* are the environment steps of training up to a look. It is the first look at which the
+seeds' mean return of the last episode reaches the level. In the sparse contest PEARL learns values of the dense reward, as published; RL² has the
 sparse reward alone. CPU seconds are of training one seed, without compiling and without the looks.
 
 Each learner is kept in learners/*.json as soon as it is measured; `--resume` keeps those that are there.

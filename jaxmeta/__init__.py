@@ -64,8 +64,8 @@ Every process runs the same program; only process 0 prints and writes files, and
 Notebook 08 shows it on simulated devices; `jaxmeta.runs` has a guide to schedulers.
 
 Learners with memory draw minibatches of trials. Devices share them where their number divides `minibatch_groups`
-(`jaxmeta.learners.minibatches`): then gradients alone cross devices, once a minibatch, and the numbers are those of one device
-with as many groups. Without it devices share acting, each learns from all trials, and a warning says so.
+(`jaxmeta.learners.minibatches`). Then only gradients cross devices, once a minibatch, and one device with as many groups gives the
+same numbers. Otherwise devices share acting alone: each device learns from all trials, and a warning says so.
 
 # Names before 0.2.0
 

@@ -111,6 +111,24 @@ class Paid(Wrapper):
         return self.unit * reward
 
 
+def learned_in_units(make, family, num_tasks):
+    """``unit -> (state, reports)``: three meta-updates of ``make(family)`` where the family pays in that unit."""
+
+    @jax.jit
+    def learned(unit):
+        paid = dataclasses.replace(family, env=Paid(family.env, unit))
+        algorithm = make(paid)
+
+        def update(state, keys):
+            drawn = tasks.sample_tasks(keys[0], paid, num_tasks, split="train")
+            return algorithm.step(keys[1], state, drawn)
+
+        keys = jax.random.split(jax.random.key(1), (3, 2))
+        return jax.lax.scan(update, algorithm.init(jax.random.key(0)), keys)
+
+    return learned
+
+
 FAIL_AT_ONCE = """
 import os, sys, traceback
 sys.excepthook = lambda *error: (traceback.print_exception(*error), os._exit(1))

@@ -42,7 +42,7 @@ To explore may cost more in an episode than it brings before the trial ends. The
 | algorithm | how | source |
 |---|---|---|
 | E-RL² | `rl2` or `varibad`, `Config(num_episodes=2, explore_episodes=1)`: rewards of the first episode count 0 | Stadie et al. 2018 |
-| HyperX | `varibad`, `Config(bonuses=("novelty", "error"))`: the policy is paid for what is new to it | Zintgraf et al. 2021 |
+| HyperX | `varibad`, `Config(bonuses=("novelty", "error"))`: bonuses pay the policy for new states and for surprising transitions | Zintgraf et al. 2021 |
 | DREAM | `dream`: one policy is paid for information about the task, another exploits it; tasks are known in training | Liu et al. 2021 |
 
 # Learners in context, by prediction

@@ -15,7 +15,7 @@ them, from several or from all, so that the learner knows contexts of every leng
 (s, a, r, s') that the critic learns from are drawn from all that the task's replay holds. Within an episode nothing is
 remembered, and a time limit does not cut the values: γ weighs what would come after it.
 
-What is kept and what differs from the paper. The paper has a fixed set of training tasks, and so has this: the state holds the first
+Differences from the paper. The paper has a fixed set of training tasks, and this algorithm has one, too: the state holds the first
 `Config.num_training_tasks` tasks that ``step`` is given, with a ring of steps each (`learners.task_replay`). Once they are
 there, a meta-update visits as many of them as it is given tasks, drawn without replacement, and ignores the new ones. A visit replaces the task's context and
 adds to its ring. The critic is of SAC's second version: twin values with a target network, no state value, and a learned temperature.
@@ -26,7 +26,8 @@ In the paper's sparse task the critic learns from a dense reward in training, an
 navigation.dense_reward`` does that.
 
 Use it where tasks are told apart by rewards at single steps, actions are continuous and environment steps are dear. It explores
-by whole episodes of one hypothesis, so it needs two or more episodes, and does less well than `rl2` where exploring within the first pays.
+by whole episodes of one hypothesis, so it needs two or more episodes, and does less well than `rl2` where exploring within the first pays. Policies of the prior must meet rewards: on the sparse point robot they seldom do, and this
+implementation has not learned it yet.
 
 ```python
 import jax

@@ -59,13 +59,14 @@ from jaxmeta.learners.action_values import (
     unrolled,
     value_error,
 )
-from jaxmeta.learners.buffers import item_buffer, predicted_bytes
+from jaxmeta.learners.buffers import check_sizes, item_buffer, predicted_bytes
 from jaxmeta.learners.minibatches import Counts, in_chunks, learn_in_epochs
 from jaxmeta.learners.recurrent import (
     MEMORY_SETTINGS,
     Meta,
     RecurrentLearner,
     counted_steps,
+    given_network,
     memory_of,
     moved_value_scale,
     step_metrics,
@@ -130,13 +131,10 @@ class Config(learners.recurrent.EpochConfig):
             checks.at_least("encoder_sizes", size, 1)
         checks.choice("trace", self.trace, TRACES)
         checks.at_least("replay_trials", self.replay_trials, 0)
-        checks.at_least("replayed_trials", self.replayed_trials, 1)
         if self.replay_trials == 0:
             checks.ignored(self, ["replayed_trials"], "with replay_trials=0")
-        elif self.replayed_trials > self.replay_trials:
-            raise ValueError(
-                f"replayed_trials={self.replayed_trials} must be at most replay_trials={self.replay_trials}"
-            )
+        else:
+            check_sizes(self.replay_trials, self.replayed_trials)
 
 
 class Hyper(NamedTuple):
@@ -272,13 +270,8 @@ def network_of(
     """
     num_discrete_actions("recurrent_q", family)
     if network is not None:
-        if memory is not None:
-            raise ValueError(
-                "memory= has no effect with the argument network=, which has a memory: leave one out"
-            )
-        checks.ignored(config, NETWORK_SETTINGS, "with the argument network=")
-        check_values_fit(family, network)
-        return network
+        how: dict[str, Any] = dict(settings=NETWORK_SETTINGS, check_fits=check_values_fit)
+        return given_network(family, config, memory, network, **how)
     return recurrent_action_values(
         family,
         memory_of(family, config, memory),

@@ -49,13 +49,14 @@ from jaxmeta import checks, learners
 from jaxmeta.estimators.returns import discounted_returns
 from jaxmeta.estimators.units import running_reward_scale
 from jaxmeta.learners import soft_actor_critic, trial_replay
-from jaxmeta.learners.buffers import Buffer, item_buffer, predicted_bytes
+from jaxmeta.learners.buffers import Buffer, check_sizes, item_buffer, predicted_bytes
 from jaxmeta.learners.recurrent import (
     MEMORY_SETTINGS,
     Meta,
     RecurrentLearner,
     annealed,
     counted_steps,
+    given_network,
     memory_of,
     moved_value_scale,
     step_metrics,
@@ -113,12 +114,8 @@ class Config(learners.recurrent.TrialConfig):
         recurrent.check(self.memory, self.memory_size, self.precision)
         for size in self.encoder_sizes:
             checks.at_least("encoder_sizes", size, 1)
-        for name in ("replay_trials", "replayed_trials", "gradient_steps"):
-            checks.at_least(name, getattr(self, name), 1)
-        if self.replayed_trials > self.replay_trials:
-            raise ValueError(
-                f"replayed_trials={self.replayed_trials} must be at most replay_trials={self.replay_trials}"
-            )
+        checks.at_least("gradient_steps", self.gradient_steps, 1)
+        check_sizes(self.replay_trials, self.replayed_trials)
 
 
 class Hyper(NamedTuple):
@@ -228,13 +225,8 @@ def network_of(
     """
     check_bounded("recurrent_sac", family)
     if network is not None:
-        if memory is not None:
-            raise ValueError(
-                "memory= has no effect with the argument network=, which has a memory: leave one out"
-            )
-        checks.ignored(config, NETWORK_SETTINGS, "with the argument network=")
-        check_soft_network_fits(family, network)
-        return network
+        how: dict[str, Any] = dict(settings=NETWORK_SETTINGS, check_fits=check_soft_network_fits)
+        return given_network(family, config, memory, network, **how)
     return recurrent_soft_actor_critic(
         family,
         memory_of(family, config, memory),

@@ -42,7 +42,7 @@ from typing import Any, Literal
 import optax
 
 from jaxmeta import checks, learners
-from jaxmeta.learners.recurrent import MEMORY_SETTINGS, memory_of
+from jaxmeta.learners.recurrent import MEMORY_SETTINGS, given_network, memory_of
 from jaxmeta.learners.trial_gradients import Hyper, Loss, PolicyLoss, a2c, ppo
 from jaxmeta.networks import recurrent
 from jaxmeta.networks.actor_critic import (
@@ -157,13 +157,8 @@ def network_of(
         ValueError: ``memory`` or a setting of ``config`` has no effect beside ``network``.
     """
     if network is not None:
-        if memory is not None:
-            raise ValueError(
-                "memory= has no effect with the argument network=, which has a memory: leave one out"
-            )
-        checks.ignored(config, NETWORK_SETTINGS, "with the argument network=")
-        check_network_fits(family, network)
-        return network
+        how: dict[str, Any] = dict(settings=NETWORK_SETTINGS, check_fits=check_network_fits)
+        return given_network(family, config, memory, network, **how)
     if memory is None and config.memory == "counts":
         return graph_actor_critic(family)
     memory = memory_of(family, config, memory)

@@ -32,6 +32,16 @@ class Buffer(NamedTuple):
     """``(state) -> []``, int32: the number of items in it."""
 
 
+def check_sizes(replay_trials: int, replayed_trials: int) -> None:
+    """Raises ValueError unless a minibatch can draw ``replayed_trials`` of ``replay_trials`` kept ones, both at least 1."""
+    checks.at_least("replay_trials", replay_trials, 1)
+    checks.at_least("replayed_trials", replayed_trials, 1)
+    if replayed_trials > replay_trials:
+        raise ValueError(
+            f"replayed_trials={replayed_trials} must be at most replay_trials={replay_trials}"
+        )
+
+
 def item_buffer(item: Any, capacity: int, num_sampled: int, *, name: str = "capacity") -> Buffer:
     """A buffer of the last ``capacity`` items, of which ``num_sampled`` are drawn at a time.
 

@@ -272,13 +272,8 @@ def network_of(
             family.
     """
     if network is not None:
-        if memory is not None:
-            raise ValueError(
-                "memory= has no effect with the argument network=, which has a memory: leave one out"
-            )
-        checks.ignored(config, NETWORK_SETTINGS, "with the argument network=")
-        check_network_fits(family, network)
-        return network
+        how: dict[str, Any] = dict(settings=NETWORK_SETTINGS, check_fits=check_network_fits)
+        return recurrent.given_network(family, config, memory, network, **how)
     if memory is not None:
         checks.ignored(config, NETWORK_SETTINGS[:4], "with the argument memory=")
     else:

@@ -19,7 +19,7 @@ values.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -177,6 +177,29 @@ def memory_of(family: TaskFamily, config: Any, memory: Memory | None = None) -> 
 
 MEMORY_SETTINGS = ("memory", "memory_size", "precision")
 """The settings that name a recurrent network."""
+
+
+def given_network(
+    family: TaskFamily,
+    config: Any,
+    memory: Memory | None,
+    network: Any,
+    *,
+    settings: Sequence[str],
+    check_fits: Callable[[TaskFamily, Any], None],
+) -> Any:
+    """``network``, a whole one that takes the place of ``memory`` and of the ``settings`` of ``config``; ``check_fits(family, network)`` raises.
+
+    Raises:
+        ValueError: ``memory`` or one of the settings has no effect beside ``network``.
+    """
+    if memory is not None:
+        raise ValueError(
+            "memory= has no effect with the argument network=, which has a memory: leave one out"
+        )
+    checks.ignored(config, settings, "with the argument network=")
+    check_fits(family, network)
+    return network
 
 
 @checks.arguments

@@ -20,7 +20,7 @@ from jaxmeta.runs import training
 from jaxmeta.tasks import navigation
 from jaxmeta.types import TimeStep
 from tests.algorithms.test_recurrent_sac import drawn_with, flat, slope
-from tests.probes import Paid
+from tests.probes import learned_in_units
 
 HORIZON = 3
 FAMILY = tasks.make("half_circle", horizon=HORIZON)
@@ -379,22 +379,12 @@ def test_protocol():
 def test_the_unit_of_rewards_changes_nothing(x64):
     """Three meta-updates: the same parameters, to the bit where the unit is a power of two."""
 
-    @jax.jit
-    def learned(unit):
-        family = dataclasses.replace(FAMILY, env=Paid(FAMILY.env, unit))
-        algorithm = pearl(family, SMALL)
+    learned = learned_in_units(lambda family: pearl(family, SMALL), FAMILY, 2)
 
-        def update(state, keys):
-            drawn = tasks.sample_tasks(keys[0], family, 2, split="train")
-            return algorithm.step(keys[1], state, drawn)
-
-        keys = jax.random.split(jax.random.key(1), (3, 2))
-        state, reports = jax.lax.scan(update, algorithm.init(jax.random.key(0)), keys)
-        return state.meta, reports
-
-    usual, reports = learned(1.0)
+    state, reports = learned(1.0)
+    usual = state.meta
     assert jnp.all(reports["skipped_updates"] == 0)
-    meta, _ = learned(1024.0)
+    meta = learned(1024.0)[0].meta
     np.testing.assert_allclose(meta.value_scale / 1024, usual.value_scale, rtol=1e-12)
     np.testing.assert_array_equal(flat(meta.params), flat(usual.params))
 

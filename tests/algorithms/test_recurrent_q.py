@@ -1,4 +1,3 @@
-import dataclasses
 import functools
 import json
 import os
@@ -23,7 +22,14 @@ from jaxmeta.networks.recurrent import gru, lstm
 from jaxmeta.runs import training
 from jaxmeta.tasks.family import TaskFamily
 from jaxmeta.types import TimeStep, Trajectory
-from tests.probes import FAIL_AT_ONCE, Counter, CounterParams, Paid, exit_codes, thorough
+from tests.probes import (
+    FAIL_AT_ONCE,
+    Counter,
+    CounterParams,
+    exit_codes,
+    learned_in_units,
+    thorough,
+)
 
 pytest.importorskip("flashbax")
 HORIZON = 4
@@ -362,24 +368,14 @@ def test_the_unit_of_rewards_changes_nothing(x64, replay):
     config = Config(num_episodes=2, **SETTINGS | (REPLAY if replay else {}))
     plain = tasks.make("tabular", num_states=3, num_actions=2, horizon=3)
 
-    @jax.jit
-    def learned(unit):
-        family = dataclasses.replace(plain, env=Paid(plain.env, unit))
-        algorithm = recurrent_q(family, config)
+    learned = learned_in_units(lambda family: recurrent_q(family, config), plain, 4)
 
-        def update(state, keys):
-            drawn = tasks.sample_tasks(keys[0], family, 4, split="train")
-            return algorithm.step(keys[1], state, drawn)
-
-        keys = jax.random.split(jax.random.key(1), (3, 2))
-        state, reports = jax.lax.scan(update, algorithm.init(jax.random.key(0)), keys)
-        return state.meta, reports
-
-    usual, reports = learned(1.0)
+    state, reports = learned(1.0)
+    usual = state.meta
     assert jnp.all(reports["skipped_updates"] == 0)
     assert usual.reward_scale > 0
     for unit, tolerance in ((1024.0, 0.0), (1e-3, 1e-7)):
-        meta, _ = learned(unit)
+        meta = learned(unit)[0].meta
         np.testing.assert_allclose(meta.reward_scale / unit, usual.reward_scale, rtol=1e-7)
         np.testing.assert_allclose(
             flat(meta.params), flat(usual.params), rtol=tolerance, atol=1e-3 * tolerance

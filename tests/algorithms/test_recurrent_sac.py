@@ -23,7 +23,7 @@ from jaxmeta.networks.soft_actor_critic import (
 )
 from jaxmeta.runs import training
 from jaxmeta.types import TimeStep, Trajectory
-from tests.probes import Paid, thorough
+from tests.probes import learned_in_units, thorough
 
 pytest.importorskip("flashbax")
 HORIZON = 3
@@ -424,22 +424,12 @@ def test_the_unit_of_rewards_changes_nothing(x64):
     """Three meta-updates: the same parameters, to the bit where the unit is a power of two."""
     config = Config(num_episodes=2, **SETTINGS | REPLAY)
 
-    @jax.jit
-    def learned(unit):
-        family = dataclasses.replace(FAMILY, env=Paid(FAMILY.env, unit))
-        algorithm = recurrent_sac(family, config)
+    learned = learned_in_units(lambda family: recurrent_sac(family, config), FAMILY, 2)
 
-        def update(state, keys):
-            drawn = tasks.sample_tasks(keys[0], family, 2, split="train")
-            return algorithm.step(keys[1], state, drawn)
-
-        keys = jax.random.split(jax.random.key(1), (3, 2))
-        state, reports = jax.lax.scan(update, algorithm.init(jax.random.key(0)), keys)
-        return state.meta, reports
-
-    usual, reports = learned(1.0)
+    state, reports = learned(1.0)
+    usual = state.meta
     assert jnp.all(reports["skipped_updates"] == 0)
-    meta, _ = learned(1024.0)
+    meta = learned(1024.0)[0].meta
     np.testing.assert_allclose(meta.value_scale / 1024, usual.value_scale, rtol=1e-12)
     np.testing.assert_allclose(flat(meta.params), flat(usual.params), rtol=0, atol=0)
 

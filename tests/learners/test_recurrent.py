@@ -19,7 +19,7 @@ from jaxmeta.networks.distributions import Categorical
 from jaxmeta.tasks.bandits import BanditParams
 from jaxmeta.tasks.family import TaskFamily
 from jaxmeta.types import TimeStep, Trajectory
-from tests.probes import Counter, CounterParams, Paid, thorough
+from tests.probes import Counter, CounterParams, learned_in_units, thorough
 
 HORIZON, EPISODES = 4, 3
 
@@ -265,18 +265,8 @@ def test_the_unit_of_rewards_changes_nothing(x64, variant):
     config = module.Config(**defaults | settings)
     plain = tasks.make("tabular", num_states=3, num_actions=2, horizon=3)
 
-    @jax.jit
-    def learned(unit):
-        family = dataclasses.replace(plain, env=Paid(plain.env, unit))
-        algorithm = getattr(module, module.__name__.rsplit(".")[-1])(family, config)
-
-        def update(state, keys):
-            drawn = tasks.sample_tasks(keys[0], family, 4, split="train")
-            return algorithm.step(keys[1], state, drawn)
-
-        keys = jax.random.split(jax.random.key(1), (3, 2))
-        return jax.lax.scan(update, algorithm.init(jax.random.key(0)), keys)
-
+    algorithm = getattr(module, module.__name__.rsplit(".")[-1])
+    learned = learned_in_units(lambda family: algorithm(family, config), plain, 4)
     usual, reports = learned(1.0)
     assert jnp.all(reports["skipped_updates"] == 0)
     for unit, tolerance in ((1024.0, 0.0), (1e-3, 1e-7)):
