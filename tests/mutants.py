@@ -109,7 +109,7 @@ MUTANTS = (
     Mutant("meta_updates/gradients.py", "masked_mean(gradients, good & learns)", "masked_mean(gradients, good)", "curricula/test_meta_update.py"),
     Mutant("meta_updates/outer_loop.py", "applied &= jnp.any(good & learns)", "applied &= jnp.any(good)", "curricula/test_meta_update.py"),
     Mutant("runs/training.py", "return Run(key, state, run.num_updates + 1, taught), metrics", "return Run(key, state, run.num_updates + 1, run.curriculum), metrics"),
-    Mutant("runs/interrupts.py", "if len(noted) > 1:", "if len(noted) <= 1:"),
+    Mutant("runs/interrupts.py", "return noted[0] if noted else None", "return None"),
     Mutant("tasks/maze.py", "kept = whole & ~_is_test_maze(changed.walls)", "kept = whole"),
     Mutant("tasks/maze.py", "whole = _leads_to_the_goal(changed) & jnp.any(_starts(changed))", "whole = jnp.any(_starts(changed))"),
     Mutant("tasks/tabular.py", "place // num_actions, place % num_actions", "place // num_states, place % num_actions"),
