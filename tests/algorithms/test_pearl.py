@@ -12,13 +12,14 @@ from rich.console import Console
 from jaxmeta import evaluation, tasks
 from jaxmeta.algorithms import pearl as module
 from jaxmeta.algorithms.pearl import Config, Hyper, pearl
+from jaxmeta.learners import task_replay
 from jaxmeta.networks.distributions import DiagGaussian, TanhGaussian
 from jaxmeta.networks.heads import Head
 from jaxmeta.networks.soft_actor_critic import TwinValues
 from jaxmeta.networks.task_posteriors import ContextEncoder, Evidence
 from jaxmeta.runs import training
 from jaxmeta.tasks import navigation
-from jaxmeta.types import TimeStep
+from jaxmeta.types import TimeStep, Trajectory
 from tests.algorithms.test_recurrent_sac import drawn_with, flat, slope
 from tests.probes import learned_in_units
 
@@ -300,6 +301,23 @@ def test_a_visit_keeps_every_step_and_renews_the_context_by_first_episodes():
     )
     np.testing.assert_array_equal(renewed, visited)
     assert np.all(np.asarray(third.replay.num_context) == context_steps)
+
+
+def test_a_context_ends_with_a_first_episode_that_ends_early():
+    """One trial of two episodes: the first terminates at its second step of the possible three."""
+    algorithm, _ = small()
+    state, drawn = begun_with(algorithm)
+    one = jax.tree.map(lambda x: x[:1], drawn)
+    x, ones = jnp.arange(12.0).reshape(1, 6, 2), jnp.ones((1, 6))
+    last = jnp.array([[False, True, False, False, True, False]])
+    data = Trajectory(TimeStep(x, x, ones, last), x, ones, ones, ones, last, x, ())
+    counted = jnp.array([[True, True, True, True, True, False]])
+    visited = task_replay.visit(jax.random.key(0), state.replay, one)
+    steps = module.Step(x, x, ones, ones, x)
+    replay = module.remembered(state.replay, visited, data, steps, counted, FAMILY)
+    assert replay.num_steps.tolist() == [5, 0, 0, 0]
+    assert replay.num_context.tolist() == [2, 0, 0, 0]
+    np.testing.assert_array_equal(replay.context.obs[0, :2], x[0, :2])
 
 
 def test_the_critic_may_learn_another_reward_than_the_context_shows():
