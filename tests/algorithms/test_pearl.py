@@ -304,14 +304,14 @@ def test_a_visit_keeps_every_step_and_renews_the_context_by_first_episodes():
 
 
 def test_a_context_ends_with_a_first_episode_that_ends_early():
-    """One trial of two episodes: the first terminates at its second step of the possible three."""
+    """The first episode terminates at its second step of the possible three; a second trial is broken."""
     algorithm, _ = small()
     state, drawn = begun_with(algorithm)
     one = jax.tree.map(lambda x: x[:1], drawn)
-    x, ones = jnp.arange(12.0).reshape(1, 6, 2), jnp.ones((1, 6))
-    last = jnp.array([[False, True, False, False, True, False]])
+    x, ones = jnp.arange(24.0).reshape(2, 6, 2), jnp.ones((2, 6))
+    last = jnp.array([[False, True, False, False, True, False]] * 2)
     data = Trajectory(TimeStep(x, x, ones, last), x, ones, ones, ones, last, x, ())
-    counted = jnp.array([[True, True, True, True, True, False]])
+    counted = jnp.array([[True] * 5 + [False], [False] * 6])
     visited = task_replay.visit(jax.random.key(0), state.replay, one)
     steps = module.Step(x, x, ones, ones, x)
     replay = module.remembered(state.replay, visited, data, steps, counted, FAMILY)
