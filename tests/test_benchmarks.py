@@ -353,21 +353,28 @@ def test_navigation_study(tmp_path, refusal):
 
 
 @pytest.mark.slow
-def test_environment_steps_study(tmp_path, refusal):
-    small = "--learners rl2-gridnavi --num-seeds 2 --budget 0.01 --looks 2 --eval-tasks 21".split()
-    result = run("environment_steps.py", *small, "--output", "out", cwd=tmp_path)
+def test_time_to_study(tmp_path, refusal):
+    """A gradient learner and one with memory, each on its own scale."""
+    small = "--learners reptile-navigation rl2-bandit-5-10 --num-seeds 2 --budget 0.01 --looks 2 --eval-share 0.02"
+    result = run("time_to.py", *small.split(), "--output", "out", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
-    learner = json.loads((tmp_path / "out" / "results.json").read_text())["learners"][
-        "rl2-gridnavi"
-    ]
-    assert learner["env_steps"] == [2 * 256 * 60, 4 * 256 * 60]
-    assert np.shape(learner["returns"]) == np.shape(learner["seconds"]) == (2, 2)
-    assert (
-        "| rl2-gridnavi | 36.3 of 37.214 | more than" in (tmp_path / "out" / "table.md").read_text()
-    )
+    learners = json.loads((tmp_path / "out" / "results.json").read_text())["learners"]
+    assert set(learners) == {"reptile-navigation", "rl2-bandit-5-10"}
+    for learner in learners.values():
+        assert np.shape(learner["seconds"]) == np.shape(learner["shares"])
+        assert len(learner["seconds"]) == 2
+        assert learner["compiling"] > 0
+    bandit = learners["rl2-bandit-5-10"]
+    assert bandit["env_steps"] == [2 * 2048 * 10, 4 * 2048 * 10]
+    assert bandit["ends"] == [0.0, pytest.approx(6.660, abs=1e-3)]
+    random, told = learners["reptile-navigation"]["ends"]
+    assert -60 < random < -40 < told < 0
+    # Untrained networks pull arms whose mean is a half.
+    assert np.ravel(bandit["shares"]) == pytest.approx(5 / 6.660, abs=0.1)
+    assert "| rl2-bandit-5-10 | 0.99 | more than" in (tmp_path / "out" / "table.md").read_text()
     assert (tmp_path / "out" / "steps.png").exists()
-    assert "is not empty" in refusal("environment_steps.py", *small, "--output", "out")
-    again = run("environment_steps.py", *small, "--resume", "--output", "out", cwd=tmp_path)
+    assert "is not empty" in refusal("time_to.py", *small.split(), "--output", "out")
+    again = run("time_to.py", *small.split(), "--resume", "--output", "out", cwd=tmp_path)
     assert again.returncode == 0, again.stderr
 
 
