@@ -344,7 +344,8 @@ def test_a_rule_of_one_s_own_is_learned_by_any_estimator(family):
 SMALL_DISCO = disco.disco(sizes=disco.Sizes(num_predictions=3, hidden_size=3, memory_size=2))
 
 
-@pytest.mark.parametrize("outer", thorough(OUTERS, ("es",)))
+@pytest.mark.slow
+@pytest.mark.parametrize("outer", OUTERS)
 def test_the_meta_network_of_discorl_is_learned(family, outer):
     """Every part of it moves but the networks of the memory, which speak from an agent's third update on."""
     sizes = dict(num_agents=2, lifespan=4, num_updates=2, num_streams=2, num_steps=4)

@@ -44,13 +44,13 @@ def test_tasks_are_replayed_with_their_probability():
 
 
 def test_replay_may_grow_with_the_filled_share():
-    config = PLRConfig(capacity=1000, fill=0.0, anneals=True, score="absolute_advantage")
+    config = PLRConfig(capacity=400, fill=0.0, anneals=True, score="absolute_advantage")
     curriculum = curricula.plr(FAMILY, dataclasses.replace(config, replay=0.8))
-    _, before, draws, _ = lived(curriculum, 400, num_tasks=10)
+    _, before, draws, _ = lived(curriculum, 160, num_tasks=10)
     share = np.mean(np.asarray(before.score) > -np.inf, axis=1)
     replayed = np.asarray(draws.info.replayed)
     assert share[-1] == 1.0
-    for some in (slice(10, 60), slice(60, 150), slice(300, 400)):
+    for some in (slice(5, 25), slice(25, 60), slice(110, 160)):
         expected, num = 0.8 * share[some].mean(), replayed[some].size
         assert abs(replayed[some].mean() - expected) < 4 * np.sqrt(0.25 / num)
 
