@@ -3,10 +3,10 @@
     JAX_ENABLE_COMPILATION_CACHE=false OMP_NUM_THREADS=1 taskset -c 1 python benchmarks/time_to.py
     python benchmarks/time_to.py --contests gridnavi --learners recurrent_q-gridnavi
 
-Each contest is one family with a level. Its scale has two ends: on navigation the random agent and the agent that is told
-the goal, elsewhere nothing and the Bayes-optimal agent. Each learner is trained by its preset, one seed after the other, and
-is looked at so many times in training, on the same held-out tasks: gradient learners after one inner step, learners with
-memory by a whole trial. *Steps to it* are the environment steps of training up to a look. It is the first look at which
+Each contest is one family with a level. Each learner is trained by its preset, one seed after the other, and is looked at
+so many times in training, on the same held-out tasks. On navigation the level is of the gap from the learner's own return
+before adaptation to the optimum, and one inner step closes a share of it. Elsewhere the level is of the Bayes-optimal
+agent's return in a trial. *Steps to it* are the environment steps of training up to a look. It is the first look at which
 the mean of all seeds reaches the level. *Seconds to it* are of training one seed up to there, without compiling and
 without the looks; *from cold* they count the compiling, too. They are of the process's CPU where it is pinned to one core,
 as in the first command, else of the clock. That command also keeps compiled programs of earlier runs out.
@@ -39,11 +39,10 @@ PINNED = hasattr(os, "sched_getaffinity") and len(os.sched_getaffinity(0)) == 1
 clock = time.process_time if PINNED else time.perf_counter
 
 
-def known_ends(family: TaskFamily, drawn: Task) -> tuple[float, float]:
-    """Mean returns of the random agent and of the agent that is told the task."""
-    keys = jax.random.split(jax.random.key(study.EVALUATION_SEED + 2))
-    random, told = study.references(keys, drawn, family)
-    return float(random.mean()), float(told.mean())
+def told(family: TaskFamily, drawn: Task) -> float:
+    """The mean return of the agent that is told the task."""
+    key = jax.random.key(study.EVALUATION_SEED + 2)
+    return float(study.returns_of(evaluation.reference_returns, key, drawn, family).mean())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,36 +50,36 @@ class Contest:
     """Learners on one family, and the level that they are to reach."""
 
     presets: tuple[str, ...]
-    level: float  # The share of the scale.
-    ends: Callable[[TaskFamily, Task], tuple[float, float]]
+    level: float  # The share of the gap, or of the best return.
+    best: Callable[[TaskFamily, Task], float]
     eval_tasks: int  # Held-out tasks of a look.
     inner_steps: int = 0  # Gradient steps before a return counts; 0 are learners with memory.
 
 
 CONTESTS = {
     "navigation": Contest(
-        tuple(
-            f"{name}-navigation"
-            for name in ("maml", "meta_sgd", "promp", "maml_trpo", "imaml", "reptile", "es")
+        (
+            "maml-navigation-2m",
+            *(
+                f"{name}-navigation"
+                for name in ("meta_sgd", "promp", "maml_trpo", "imaml", "reptile", "es")
+            ),
         ),
         level=0.9,
-        ends=known_ends,
+        best=told,
         eval_tasks=200,
         inner_steps=1,
     ),
     "bandit": Contest(
         ("rl2-bandit-5-10",),
         level=0.99,
-        ends=lambda family, drawn: (
-            0.0,
-            references.bayes_optimal_bandit(num_arms=5, num_pulls=10),
-        ),
+        best=lambda family, drawn: references.bayes_optimal_bandit(num_arms=5, num_pulls=10),
         eval_tasks=20_000,
     ),
     "gridnavi": Contest(
         ("rl2-gridnavi", "varibad-gridnavi", "recurrent_q-gridnavi"),
         level=0.97,
-        ends=lambda family, drawn: (0.0, GRIDNAVI),
+        best=lambda family, drawn: GRIDNAVI,
         eval_tasks=2100,  # a hundred of each of its 21 goals
     ),
 }
@@ -105,30 +104,31 @@ class Main(study.Study):
 def looking(
     contest: Contest, algorithm: MetaAlgorithm, family: TaskFamily, drawn: Task
 ) -> Callable[[Any], jax.Array]:
-    """A compiled function of meta-parameters: the mean return in the tasks ``drawn``."""
-    key = jax.random.key(study.EVALUATION_SEED + 1)
+    """A compiled function of meta-parameters: their share of the gap, or of the best return, in the tasks ``drawn``."""
+    key, best = jax.random.key(study.EVALUATION_SEED + 1), contest.best(family, drawn)
 
     def adapted(meta: Any) -> jax.Array:
         how = dict(num_streams=20, num_updates=contest.inner_steps)
-        return jnp.mean(study.adapted(key, meta, drawn, algorithm, family, **how)[:, -1])
+        returns = study.adapted(key, meta, drawn, algorithm, family, **how)
+        before, after = jnp.mean(returns[:, 0]), jnp.mean(returns[:, -1])
+        return (after - before) / (best - before)
 
     def remembered(meta: Any) -> jax.Array:
         told = dict(env=family.env, num_steps=algorithm.lifetime.num_steps)
         trials = evaluation.trials(key, meta, drawn, learner=algorithm.learner, **told)
-        return jnp.mean(jnp.sum(trials.reward, axis=1))
+        return jnp.mean(jnp.sum(trials.reward, axis=1)) / best
 
     return jax.jit(adapted if contest.inner_steps else remembered)
 
 
 def measure(contest: Contest, name: str, main: Main) -> dict[str, Any]:
-    """Shares of the scale of a preset's learner at every look, ``[S, looks]``, with the steps and the seconds up to each."""
+    """Shares of a preset's learner at every look, ``[S, looks]``, with the steps and the seconds up to each."""
     experiment = presets.PRESETS[name]
     updates = max(1, round(main.budget * experiment.plan.meta_updates))
     experiment = presets.lasting(experiment, updates)
     algorithm, family = experiments.make(experiment)
     chunk = max(1, updates // main.looks)
     drawn = study.held_out(family, max(2, round(main.eval_share * contest.eval_tasks)))
-    zero, one = contest.ends(family, drawn)
     look = looking(contest, algorithm, family, drawn)
     sizes = dict(num_tasks=experiment.plan.num_tasks, chunk=chunk)
     run = study.one(algorithm, 0)
@@ -143,7 +143,7 @@ def measure(contest: Contest, name: str, main: Main) -> dict[str, Any]:
             trained = train(run, chunk)
             run = trained.run
             spent.append(spent[-1] + clock() - began)
-            curve.append((float(look(trained.meta)) - zero) / (one - zero))
+            curve.append(float(look(trained.meta)))
         shares.append(curve)
         seconds.append(spent[1:])
         study.say(f"{name}, seed {seed}: {spent[-1]:.0f} s, {np.round(curve, 3)}")
@@ -151,7 +151,7 @@ def measure(contest: Contest, name: str, main: Main) -> dict[str, Any]:
     return {
         "env_steps": [env_steps * (i + 1) for i in range(len(shares[0]))],
         "shares": shares,
-        "ends": [zero, one],
+        "best": contest.best(family, drawn),
         "compiling": compiling,
         "seconds": seconds,
         "settings_of_preset": experiments.describe(experiment),
