@@ -44,7 +44,7 @@ import optax
 from jaxmeta import checks
 from jaxmeta.estimators.streams import mean_over_streams
 from jaxmeta.learners import disco, update_rules
-from jaxmeta.learners.disco import DiscoLearner, DiscoRule
+from jaxmeta.learners.disco import DiscoRule
 from jaxmeta.learners.learned_optimizers import LearnedOptimizer
 from jaxmeta.learners.update_rules import Agent, AgentOptimizer, Meta, RuleLearner, UpdateRule
 from jaxmeta.meta_updates import windows

@@ -280,28 +280,27 @@ class RuleLearner:
             at_steps = rule.loss(known, outputs(params, data, age), data, targets, meta.hyper)
             return mean_over_streams(at_steps, good)
 
-        def epoch(agent: Agent, number: jax.Array | None) -> tuple[Agent, None]:
+        def epoch(agent: Agent, at: Any) -> tuple[Agent, None]:
             gradient = jax.grad(loss)(agent.params)
             if isinstance(self.optimizer, LearnedOptimizer):
-                assert number is not None
-                key_of = jax.random.fold_in(key, number)
-                return self.learned_step(key_of, meta, agent, number, gradient, data, good), None
+                return self.learned_step(*at, meta, agent, gradient, data, good), None
             params, state = optimizer_step(
                 self.optimizer(meta.hyper.step_size), gradient, agent.optimizer, agent.params
             )
             return agent._replace(params=params, optimizer=state), None
 
-        learned = isinstance(self.optimizer, LearnedOptimizer)
-        numbers = jnp.arange(self.num_epochs) if learned else None
-        agent = jax.lax.scan(epoch, agent, numbers, length=self.num_epochs)[0]
+        epochs = None
+        if isinstance(self.optimizer, LearnedOptimizer):
+            epochs = jax.random.split(key, self.num_epochs), jnp.arange(self.num_epochs)
+        agent = jax.lax.scan(epoch, agent, epochs, length=self.num_epochs)[0]
         return agent if self.lifespan is None else agent._replace(age=age + 1)
 
     def learned_step(
         self,
         key: jax.Array,
+        number: jax.Array,
         meta: Meta,
         agent: Agent,
-        number: jax.Array,
         gradient: Params,
         data: Trajectory,
         good: jax.Array,
