@@ -246,7 +246,7 @@ def telling(tell):
 def test_an_optimizer_is_told_the_share_of_life_and_of_epochs(x64):
     """The second update of ten, the third of three epochs: 0.1 and 2/3."""
     optimizer = telling(lambda progress, _: progress.life + 10 * progress.epoch)
-    parts, meta, agent, data, update = living(optimizer, num_epochs=3)
+    _, meta, agent, data, update = living(optimizer, num_epochs=3)
     assert set(meta.params) == {"rule", "optimizer"}
     for age in (1, 2):
         agent = update(jax.random.key(4), meta, agent, data)
@@ -258,7 +258,7 @@ def test_an_optimizer_is_told_the_share_of_life_and_of_epochs(x64):
 def test_dormancy_by_hand(x64):
     """Mean absolute activities of the units, in units of their layer's mean; a broken stream does not count."""
     optimizer = telling(lambda _, dormancy: dormancy)
-    parts, meta, agent, data, update = living(optimizer, hidden_sizes=(4, 3))
+    _, meta, agent, data, update = living(optimizer, hidden_sizes=(4, 3))
     reward = np.array(data.reward)
     reward[1, 3] = np.nan
     told = update(jax.random.key(4), meta, agent, data._replace(reward=reward)).params
@@ -292,7 +292,7 @@ def test_of_a_policy_of_one_s_own_nothing_is_known():
 
 @pytest.mark.parametrize(("name", "rule"), [("catch", a2c()), ("pendulum", dpo())])
 def test_agents_of_any_family_learn_by_it(name, rule):
-    parts, meta, agent, data, update = living(
+    _, meta, agent, data, update = living(
         OPEN, tasks.make(name), rule, hidden_sizes=(8,), num_epochs=2
     )
     meta = meta._replace(params=moved(meta.params))
