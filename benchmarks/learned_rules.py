@@ -274,6 +274,8 @@ class Compare(Lives):
     open_step_size: Positive = 100.0
     """The unit of OPEN's steps in meta-training, in those of the paper: linear agents take large ones."""
     noise_std: Positive = 0.03  # Of the perturbations of OPEN.
+    open_entropy_cost: Annotated[float, study.within(0, 1e6)] = 0.05
+    """Weight of the entropy in the loss of OPEN's agents, in meta-training and after it."""
     entropy_costs: Annotated[study.Numbers, study.within(0, 1e6)] = (0.0, 0.05)
     """Weights of the entropy that A2C and DPO may choose from."""
     hidden_sizes: Sizes = (32,)  # Layers of agents outside of random MDPs and grid worlds.
@@ -354,6 +356,7 @@ def meta_trained(args: Lives, name: str, lifespans: Sequence[int], seed: int) ->
             step_size=args.open_step_size,
             learning_rate=args.open_learning_rate,
             noise_std=args.noise_std,
+            entropy_cost=args.open_entropy_cost,
             policy_entropy_bonus=0.0,
         )
         estimator = partial(windows.persistent_evolution_strategy, ranked=True)
@@ -604,9 +607,11 @@ def compare(args: Compare) -> None:
         place = Place(family, FAMILIES[family](), sizes, lifespan)
         cells = {}
         for name in args.rules:
-            costs = args.entropy_costs if name in ("A2C", "DPO") else (0.0,)
+            costs = dict.fromkeys(("A2C", "DPO"), args.entropy_costs) | {
+                "OPEN": (args.open_entropy_cost,)
+            }
             each = [
-                contestant(name, place, params, args.weights, costs)
+                contestant(name, place, params, args.weights, costs.get(name, (0.0,)))
                 for params in trained.get(name, [{}] * args.num_seeds)
             ]
             cells[name] = measured(args, place, name, each)

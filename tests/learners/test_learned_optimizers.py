@@ -119,7 +119,7 @@ def test_steps_by_hand(x64):
     for i, gradient in enumerate(gradients):
         x = features_by_hand(progress, gradients[: i + 1], agent)
         o, memory = by_hand(weights, memory, x)
-        noise = np.asarray(jax.random.normal(jax.random.key(i), (36,)))
+        noise = np.array(jax.random.normal(jax.random.key(i), (36,)))
         noise[-4:] = 0.0
         u = 30.0 * (1e-3 * o[:, 0] * np.exp(1e-3 * o[:, 1]) + 1e-3 * o[:, 2] * noise)
         flat = flat - (u - u.mean())
