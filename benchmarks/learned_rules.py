@@ -261,7 +261,9 @@ class Lives(study.Study):
 
 
 class Compare(Lives):
-    """Rules in families."""
+    """Rules in families. What is learned or measured is kept in the folder at once."""
+
+    resume: bool = False  # Keep what is in the folder and measure the rest.
 
     rules: Annotated[study.Names, study.known(RULES)] = RULES[:-1]  # Disco needs weights.
     families: Annotated[study.Names, study.known(FAMILIES)] = (*FAMILIES,)[:-1]
@@ -343,6 +345,14 @@ def agents(name: str) -> dict[str, Any]:
     """How agents of a rule learn: epochs and optimiser."""
     optimizer: Any = learned_optimizers.open_optimizer() if name == "OPEN" else ADAM
     return {"num_epochs": 4 if name == "DPO" else 1, "optimizer": optimizer}
+
+
+def agents_of(name: str, place: Place) -> update_rules.RuleLearner:
+    """The agents of a rule in a place."""
+    how, rule = agents(name), rule_named(name)
+    lifespan = place.lifespan if update_rules.reads_time(rule, how["optimizer"]) else None
+    told = dict(hidden_sizes=place.hidden_sizes, lifespan=lifespan, rematerialize=False)
+    return update_rules.rule_learner(rule, place.family, **told, **how)
 
 
 def meta_trained(args: Lives, name: str, lifespans: Sequence[int], seed: int) -> tuple[Any, float]:
@@ -433,10 +443,7 @@ def contestant(
         weights_of = jax.jit(rule.init)(jax.random.key(0))
         sizes = DISCO_STEP_SIZES[place.kind]
         return Contestant(parts.learner, [Meta(weights_of, Hyper(step_size=x)) for x in sizes])
-    how, rule = agents(name), rule_named(name)
-    lifespan = place.lifespan if update_rules.reads_time(rule, how["optimizer"]) else None
-    told = dict(hidden_sizes=place.hidden_sizes, lifespan=lifespan, rematerialize=False)
-    parts = update_rules.rule_learner(rule, place.family, **told, **how)
+    parts = agents_of(name, place)
     sizes = (UNITS if name == "OPEN" else STEP_SIZES)[place.kind]
     metas = [
         Meta(params, learned_objective.Hyper(step_size=x, entropy_cost=y))
@@ -584,45 +591,69 @@ def rows_of(results: dict[str, dict[str, Any]], first: str) -> list[dict[str, st
     return study.table(COLUMNS, rows)
 
 
-def as_lists(results: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """The results as JSON has them."""
-    return jax.tree.map(lambda x: x.tolist() if isinstance(x, np.ndarray) else x, results)
+def as_lists(tree: Any) -> Any:
+    """A tree with lists for its arrays."""
+    return jax.tree.map(lambda x: x.tolist() if isinstance(x, np.ndarray) else x, tree)
+
+
+def kept_rules(args: Compare) -> dict[str, list[Any]]:
+    """The parameters of the rules that are learned, a list of seeds each; a rule that is in the folder is not learned again."""
+    trained: dict[str, list[Any]] = {}
+
+    def learned(name: str, seed: int) -> dict[str, Any]:
+        (params, earned), seconds = study.timed(
+            lambda: meta_trained(args, name, (args.lifespan,), seed)
+        )
+        study.say(f"{name} is learned in {seconds:.0f} s: {earned:.3f} a step")
+        return {"params": as_lists(params), "reward": earned, "seconds": seconds}
+
+    for name in args.rules:
+        if name not in LEARNED:
+            continue
+        place = Place("random MDPs", FAMILIES["random MDPs"](), (), args.lifespan)
+        shapes = jax.eval_shape(agents_of(name, place).first_params, jax.random.key(0))
+        trained[name] = []
+        for seed in range(args.seed, args.seed + args.num_seeds):
+            path = args.output / "rules" / f"{name}-{seed}.json"
+            part = study.kept(path, settings_of(args), partial(learned, name, seed))
+            params = jax.tree.map(lambda like, x: np.asarray(x, like.dtype), shapes, part["params"])
+            trained[name].append(params)
+    return trained
+
+
+def settings_of(args: Compare) -> dict[str, Any]:
+    """The settings that every part of the study depends on."""
+    return args.told("output", "resume", "rules", "families", "weights")
 
 
 def compare(args: Compare) -> None:
-    began, trained, seconds = time.perf_counter(), {}, {}
-    seeds = range(args.seed, args.seed + args.num_seeds)
-    for name in args.rules:
-        if name in LEARNED:
-            start = time.perf_counter()
-            found = [meta_trained(args, name, (args.lifespan,), seed) for seed in seeds]
-            trained[name], seconds[name] = [x for x, _ in found], time.perf_counter() - start
-            earned = ", ".join(f"{x:.3f}" for _, x in found)
-            study.say(f"{name} is learned in {seconds[name]:.0f} s: {earned} a step")
+    began, trained = time.perf_counter(), kept_rules(args)
     results: dict[str, dict[str, Any]] = {}
     for family in args.families:
         tables = family in TABLES
         sizes = () if tables else args.hidden_sizes
         lifespan = args.lifespan if tables else args.long_lifespan
         place = Place(family, FAMILIES[family](), sizes, lifespan)
-        cells = {}
-        for name in args.rules:
-            costs = dict.fromkeys(("A2C", "DPO"), args.entropy_costs) | {
-                "OPEN": (args.open_entropy_cost,)
-            }
+        costs = dict.fromkeys(("A2C", "DPO"), args.entropy_costs)
+        costs |= {"OPEN": (args.open_entropy_cost,)}
+
+        def measure(name: str, place: Place = place, costs: dict = costs) -> dict[str, Any]:
             each = [
                 contestant(name, place, params, args.weights, costs.get(name, (0.0,)))
                 for params in trained.get(name, [{}] * args.num_seeds)
             ]
-            cells[name] = measured(args, place, name, each)
+            return as_lists(measured(args, place, name, each))
+
+        cells = {
+            name: study.kept(
+                args.output / "cells" / f"{family}-{name}.json",
+                settings_of(args),
+                partial(measure, name),
+            )
+            for name in args.rules
+        }
         results[family] = {"references": references_of(args, place), "rules": cells}
-    study.leave(
-        args,
-        rows_of(results, "A2C"),
-        results=as_lists(results),
-        training_seconds=seconds,
-        seconds=time.perf_counter() - began,
-    )
+    study.leave(args, rows_of(results, "A2C"), results=results, seconds=time.perf_counter() - began)
 
 
 def lifespans(args: Lifespans) -> None:

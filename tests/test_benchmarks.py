@@ -567,7 +567,10 @@ def test_comparison_of_rules(tmp_path, refusal):
     result = run("learned_rules.py", "compare", *small.split(), *families, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     report = json.loads((tmp_path / "out" / "results.json").read_text())
-    assert report["training_seconds"].keys() == {"OPEN"}
+    assert sorted(x.name for x in (tmp_path / "out" / "rules").iterdir()) == [
+        "OPEN-0.json",
+        "OPEN-1.json",
+    ]
     for entry in report["results"].values():
         assert entry["rules"].keys() == {"A2C", "OPEN"}
         for cell in entry["rules"].values():
@@ -578,6 +581,10 @@ def test_comparison_of_rules(tmp_path, refusal):
         newborn = [np.array(cell["returns"]["test"])[..., 0] for cell in entry["rules"].values()]
         np.testing.assert_array_equal(*newborn)
     assert "| ahead of A2C |" in result.stdout
+    again = run("learned_rules.py", "compare", *small.split(), *families, "--resume", cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert "is learned" not in again.stderr
+    assert again.stdout.splitlines()[:6] == result.stdout.splitlines()[:6]
     assert "weights=None must be the path of the published weights" in refusal(
         "learned_rules.py", "compare", "--rules", "Disco"
     )
