@@ -245,19 +245,24 @@ class Lives(study.Study):
     num_streams: int = 4  # Streams of an agent.
     num_steps: int = 20  # Steps of each between two updates.
     window: int = 10  # Updates that a meta-gradient of LPG looks at.
-    lpg_meta_updates: int = (
-        300  # Of LPG and of TA-LPG, by meta-gradients, for each of the lifespans.
-    )
-    learning_rate: Positive = (
-        4e-3  # Of LPG and of TA-LPG, at first; it falls to a tenth along a cosine.
-    )
+    lpg_meta_updates: int = 300
+    """Of LPG and of TA-LPG, by meta-gradients, for each of the lifespans."""
+    learning_rate: Positive = 4e-3
+    """Of LPG and of TA-LPG, at first; it falls to a tenth along a cosine."""
     looks: int = 5  # Times that an agent is looked at in its life, at equal distances.
     episodes: int = 10  # Episodes of a look.
-    tasks: Annotated[int, study.at_least(2)] = (
-        40  # Training tasks that settings are chosen on; held-out tasks; others.
-    )
+    tasks: Annotated[int, study.at_least(2)] = 40
+    """Training tasks that settings are chosen on, held-out tasks, and tasks out of distribution."""
     num_seeds: int = 1  # Rules that are learned, and agents in each task.
     seed: int = 0  # Of the first.
+
+    def divide(self, name: str, value: int, *others: str) -> None:
+        """Raises ValueError unless a number of updates is a multiple of the others."""
+        for other in others:
+            if value % getattr(self, other):
+                raise ValueError(
+                    f"{name}={value} must be a multiple of {other}={getattr(self, other)}"
+                )
 
 
 class Compare(Lives):
@@ -284,9 +289,8 @@ class Compare(Lives):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("lifespan", "long_lifespan"):
-            study.multiple_of(self.looks)(name, getattr(self, name))
-        study.multiple_of(self.window)("lifespan", self.lifespan)
+        self.divide("lifespan", self.lifespan, "looks", "window")
+        self.divide("long_lifespan", self.long_lifespan, "looks")
         if "Disco" in self.rules and self.weights is None:
             raise ValueError(
                 "weights=None must be the path of the published weights, or leave Disco out"
@@ -301,11 +305,7 @@ class Lifespans(Lives):
     def __post_init__(self) -> None:
         super().__post_init__()
         for lifespan in self.lifespans:
-            for name in ("looks", "window"):
-                if lifespan % getattr(self, name):
-                    raise ValueError(
-                        f"lifespans={lifespan} must be a multiple of {name}={getattr(self, name)}"
-                    )
+            self.divide("lifespans", lifespan, "looks", "window")
 
 
 class Place(NamedTuple):
