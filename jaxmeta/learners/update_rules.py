@@ -283,7 +283,8 @@ class RuleLearner:
         def epoch(agent: Agent, at: Any) -> tuple[Agent, None]:
             gradient = jax.grad(loss)(agent.params)
             if isinstance(self.optimizer, LearnedOptimizer):
-                return self.learned_step(*at, meta, agent, gradient, data, good), None
+                own_key, number = at
+                return self.learned_step(own_key, number, meta, agent, gradient, data, good), None
             params, state = optimizer_step(
                 self.optimizer(meta.hyper.step_size), gradient, agent.optimizer, agent.params
             )
