@@ -544,7 +544,7 @@ def measured(args: Lives, place: Place, name: str, each: Sequence[Contestant]) -
     }
     returns = {split: np.stack(x) for split, x in found.items()}
     study.say(f"{place.name}, {name}: {returns['test'][..., -1].mean():.3f} with {settings}")
-    return {"returns": returns, "settings": settings, "microseconds": 1e6 * cost}
+    return {"returns": returns, "chosen": settings, "microseconds": 1e6 * cost}
 
 
 def references_of(args: Lives, place: Place) -> dict[str, tuple[float, float]]:
@@ -586,7 +586,7 @@ def rows_of(results: dict[str, dict[str, Any]], first: str) -> list[dict[str, st
             if rule != first and first in ends:
                 interval = evaluation.mean_interval(ahead)
                 row["ahead"] = study.with_interval(ahead.mean(), *interval, digits=3)
-            row["chosen"] = ", ".join(f"{k} {v:.3g}" for k, v in cell["settings"].items())
+            row["chosen"] = ", ".join(f"{k} {v:.3g}" for k, v in cell["chosen"].items())
             rows.append(row)
     return study.table(COLUMNS, rows)
 
