@@ -531,7 +531,7 @@ def instance(name: str, value: Any, kind: Any) -> None:
         )
     for option in _options(kind):
         result = (typing.get_args(option) or (None,))[-1]
-        if getattr(result, "__name__", "") == "GradientTransformation":
+        if callable(value) and getattr(result, "__name__", "") == "GradientTransformation":
             _makes_optimizers(name, value)
 
 

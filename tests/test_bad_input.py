@@ -691,7 +691,7 @@ COMMANDS = {
     "fields": ["Main"],
     "in_context": ["Bandits", "Rooms", "Distillation", "Regret"],
     "learned_objective": ["Train", "Memory"],
-    "learned_rules": ["Catch", "Check"],
+    "learned_rules": ["Compare", "Lifespans", "Catch", "Check"],
     "ledger": ["Show", "Write", "Add"],
     "meta_gradient": ["Chain", "Physics", "Memory"],
     "navigation": ["Main"],

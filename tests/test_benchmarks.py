@@ -560,6 +560,59 @@ def test_learned_objective_study(tmp_path):
     assert "| Catch | A2C |" in result.stdout
 
 
+FEW_LIVES = (
+    "--num-agents 2 --num-streams 2 --num-steps 4 --window 2 --lpg-meta-updates 2 --looks 2 --episodes 2 --tasks 2 --num-seeds 2 "
+    "--output out"
+)
+
+
+@pytest.mark.slow
+def test_comparison_of_rules(tmp_path, refusal):
+    """A learned and a fixed rule, tables and networks; two seeds of each."""
+    small = f"{FEW_LIVES} --rules A2C OPEN --lifespan 4 --long-lifespan 2 --open-meta-updates 2 --hidden-sizes 3"
+    families = ["--families", "random MDPs", "Catch"]
+    result = run("learned_rules.py", "compare", *small.split(), *families, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    report = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert sorted(x.name for x in (tmp_path / "out" / "rules").iterdir()) == [
+        "OPEN-0.json",
+        "OPEN-1.json",
+    ]
+    for entry in report["results"].values():
+        assert entry["rules"].keys() == {"A2C", "OPEN"}
+        for cell in entry["rules"].values():
+            for split in ("test", "out_of_distribution"):
+                assert np.shape(cell["returns"][split]) == (2, 2, 3)
+            assert cell["microseconds"] > 0
+        # A new agent is the same one under every rule.
+        newborn = [np.array(cell["returns"]["test"])[..., 0] for cell in entry["rules"].values()]
+        np.testing.assert_array_equal(*newborn)
+    assert "| ahead of A2C |" in result.stdout
+    again = run("learned_rules.py", "compare", *small.split(), *families, "--resume", cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert "is learned" not in again.stderr
+    assert again.stdout.splitlines()[:6] == result.stdout.splitlines()[:6]
+    assert "weights=None must be the path of the published weights" in refusal(
+        "learned_rules.py", "compare", "--rules", "Disco"
+    )
+    assert "lifespan=25 must be a multiple of window=10" in refusal(
+        "learned_rules.py", "compare", "--lifespan", "25"
+    )
+
+
+@pytest.mark.slow
+def test_rules_in_lives_of_several_lengths(tmp_path, refusal):
+    small = f"{FEW_LIVES} --lifespans 2 4"
+    result = run("learned_rules.py", "lifespans", *small.split(), cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    report = json.loads((tmp_path / "out" / "results.json").read_text())["results"]
+    assert [*report] == ["random MDPs, 2 updates", "random MDPs, 4 updates"]
+    assert "| ahead of LPG |" in result.stdout
+    assert "lifespans=15 must be a multiple of window=10" in refusal(
+        "learned_rules.py", "lifespans", "--lifespans", "15"
+    )
+
+
 @pytest.mark.slow
 def test_learned_rules_study(tmp_path, refusal):
     """Random weights of the published sizes, and a check of weights that are others than the published ones."""

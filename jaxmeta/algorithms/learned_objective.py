@@ -2,8 +2,8 @@
 
 M agents learn in tasks of their own by one rule (see `update_rules`): LPG's recurrent network (Oh et al.
 2020, "Discovering reinforcement learning algorithms", algorithm 1), LPO's drift (Lu et al. 2022,
-"Discovered policy optimisation"), or the meta-network of DiscoRL (see `disco`). A meta-update looks at a window of K updates of each and improves the
-rule by
+"Discovered policy optimisation"), or the meta-network of DiscoRL (see `disco`). The agents' optimiser may be learned, too, beside a
+rule or alone (OPEN, see `learned_optimizers`). A meta-update looks at a window of K updates of each and improves the rule by
 
 * `meta_gradient`: the policy gradient of the agents after each of the K updates, through the updates.
   A critic for each agent, which the rule never sees, serves as baseline;
@@ -34,6 +34,7 @@ print(metrics)
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -43,7 +44,8 @@ import optax
 from jaxmeta import checks
 from jaxmeta.estimators.streams import mean_over_streams
 from jaxmeta.learners import disco, update_rules
-from jaxmeta.learners.disco import DiscoLearner, DiscoRule
+from jaxmeta.learners.disco import DiscoRule
+from jaxmeta.learners.learned_optimizers import LearnedOptimizer
 from jaxmeta.learners.update_rules import Agent, AgentOptimizer, Meta, RuleLearner, UpdateRule
 from jaxmeta.meta_updates import windows
 from jaxmeta.meta_updates.gradients import (
@@ -59,7 +61,7 @@ from jaxmeta.networks.values import Value, value_mlp
 from jaxmeta.rollouts import Setup, lifelong
 from jaxmeta.tasks.family import TaskFamily, sample_tasks
 from jaxmeta.tasks.keys import quick
-from jaxmeta.types import MetaAlgorithm, Task, Trajectory
+from jaxmeta.types import Learner, MetaAlgorithm, Params, Task, Trajectory
 
 ESTIMATORS: dict[str, MakeEstimator] = {
     "meta_gradient": windows.policy_gradient,
@@ -180,7 +182,7 @@ def learned_objective(
     estimator: MakeEstimator | None = None,
     policy: Policy | None = None,
     optimizer: Optimizer = optax.adam,
-    agent_optimizer: AgentOptimizer = optax.sgd,
+    agent_optimizer: AgentOptimizer | LearnedOptimizer = optax.sgd,
 ) -> MetaAlgorithm:
     """A learned objective on a family of tasks.
 
@@ -197,7 +199,8 @@ def learned_objective(
         policy: The agents' policy; None builds one that fits the action space.
         optimizer: ``learning_rate -> optax.GradientTransformation`` of the outer loop.
         agent_optimizer: The same of the agents. A meta-gradient through Adam needs its ``eps_root``
-            positive; `disco.adam` needs none.
+            positive; `disco.adam` needs none. A learned optimiser, such as ``learned_optimizers.open_optimizer()``, is learned
+            with the rule, or alone where the rule has no parameters, as ``update_rules.dpo()``. It is made for evolution strategies.
 
     Raises:
         ValueError: the policy does not fit the family's action space; a value of ``hyper`` is out of
@@ -206,22 +209,19 @@ def learned_objective(
     _refuse_ignored(config, hyper, rule, estimator)
     followed = rule or rule_of(config)
     critic = value_mlp(family.observation_shape, config.hidden_sizes)
+    how = (family, config, agent_optimizer, critic, policy)
     if isinstance(followed, DiscoRule):
-        if policy is not None:
-            raise ValueError(
-                "policy must be None with DiscoRL, whose agents have a network of their own"
-            )
-        parts, judged = _disco_parts(followed, family, config, agent_optimizer, critic)
+        learner, first_params, judged = _disco_parts(followed, *how)
     else:
-        parts, judged = _rule_parts(followed, family, config, agent_optimizer, critic, policy)
-    setup = Setup(parts.learner, family.env, config.num_streams, config.num_steps, config.unroll)
+        learner, first_params, judged = _rule_parts(followed, *how)
+    setup = Setup(learner, family.env, config.num_streams, config.num_steps, config.unroll)
     window = Window(setup, config.lifespan, config.num_updates)
     made = (estimator or ESTIMATORS[config.outer])(window, judged)
 
     def init(key: jax.Array, hyper: Hyper = hyper) -> State:
         rule_key, *keys = jax.random.split(key, 3)
         hyper = as_arrays(hyper)
-        meta = Meta(followed.init(rule_key), hyper)
+        meta = Meta(first_params(rule_key), hyper)
         members = _first_members(keys, meta, family, made, config)
         optimizer_state = optimizer(hyper.learning_rate).init(meta.params)
         return State(meta, members, optimizer_state, jnp.zeros((), jnp.int32))
@@ -250,7 +250,7 @@ def learned_objective(
             "env_steps": jnp.asarray(num_tasks * made.env_steps, jnp.int32),
         }
 
-    return MetaAlgorithm(init, step, parts.learner, setup.collects())
+    return MetaAlgorithm(init, step, learner, setup.collects())
 
 
 def rule_of(config: Config) -> UpdateRule:
@@ -262,14 +262,18 @@ def rule_of(config: Config) -> UpdateRule:
     return update_rules.lpo(hidden_size=config.memory_size)
 
 
+_Parts = tuple[Learner, Callable[[jax.Array], Params], Objective]
+"""The agents, the first parameters ``(key) -> params`` of what is learned, and what the agents are judged by."""
+
+
 def _rule_parts(
     rule: UpdateRule,
     family: TaskFamily,
     config: Config,
-    optimizer: AgentOptimizer,
+    optimizer: AgentOptimizer | LearnedOptimizer,
     critic: Value,
     policy: Policy | None,
-) -> tuple[RuleLearner | DiscoLearner, Objective]:
+) -> _Parts:
     """The agents that follow a rule of `update_rules`, and what they are judged by."""
     parts = update_rules.rule_learner(
         rule,
@@ -279,15 +283,28 @@ def _rule_parts(
         policy=policy,
         optimizer=optimizer,
         rematerialize=config.rematerialize,
-        lifespan=config.lifespan if rule.reads_time else None,
+        lifespan=config.lifespan if update_rules.reads_time(rule, optimizer) else None,
     )
-    return parts, objective(rule, parts, critic)
+    return parts.learner, parts.first_params, objective(rule, parts, critic)
 
 
 def _disco_parts(
-    rule: DiscoRule, family: TaskFamily, config: Config, optimizer: AgentOptimizer, critic: Value
-) -> tuple[RuleLearner | DiscoLearner, Objective]:
+    rule: DiscoRule,
+    family: TaskFamily,
+    config: Config,
+    optimizer: AgentOptimizer | LearnedOptimizer,
+    critic: Value,
+    policy: Policy | None,
+) -> _Parts:
     """The agents that follow DiscoRL, and what they are judged by: their entropy is the rule's only other charge."""
+    if policy is not None:
+        raise ValueError(
+            "policy must be None with DiscoRL, whose agents have a network of their own"
+        )
+    if isinstance(optimizer, LearnedOptimizer):
+        raise ValueError(
+            "agent_optimizer must make optax optimisers with DiscoRL: a learned one is for agents of update_rules"
+        )
     parts = disco.disco_learner(
         rule,
         family,
@@ -303,7 +320,7 @@ def _disco_parts(
         entropy = parts.policy(agent.params, data).entropy()
         return -meta.hyper.policy_entropy_bonus * mean_over_streams(entropy, good)
 
-    return parts, Objective(log_prob, charge, critic)
+    return parts.learner, rule.init, Objective(log_prob, charge, critic)
 
 
 def objective(rule: UpdateRule, parts: RuleLearner, critic: Value) -> Objective:
@@ -314,7 +331,7 @@ def objective(rule: UpdateRule, parts: RuleLearner, critic: Value) -> Objective:
 
     def charge(meta: Meta, agent: Agent, data: Trajectory, good: jax.Array) -> jax.Array:
         outputs = parts.outputs(agent.params, data, agent.age)
-        at_steps = rule.regularizer(meta.params, outputs, data, meta.hyper)
+        at_steps = rule.regularizer(parts.rule_params(meta), outputs, data, meta.hyper)
         return mean_over_streams(at_steps, good)
 
     return Objective(log_prob, charge, critic)

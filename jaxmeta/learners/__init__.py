@@ -2,7 +2,7 @@
 
 `gradient` takes policy-gradient steps from a meta-learned start, `recurrent` learns in a network's state, `replay` reuses
 off-policy experience, `actor_critic` has meta-learned hyper-parameters, `update_rules` learns by a learned rule. `in_context`
-learns to predict actions, and `disco` by the rule that DiscoRL published.
+learns to predict actions, and `disco` by the rule that DiscoRL published. `learned_optimizers` are for the agents of `update_rules`.
 
 The outer loop learns from recorded trials: `minibatches` takes gradient steps on them, `trial_gradients` follows policy
 gradients, `action_values` learns values of discrete actions
@@ -18,6 +18,7 @@ from jaxmeta.learners import (
     disco,
     gradient,
     in_context,
+    learned_optimizers,
     minibatches,
     recurrent,
     replay,
@@ -45,6 +46,7 @@ __all__ = [
     "gradient_learner",
     "in_context",
     "item_buffer",
+    "learned_optimizers",
     "minibatches",
     "recurrent",
     "recurrent_learner",

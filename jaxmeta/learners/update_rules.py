@@ -32,9 +32,11 @@ from jaxmeta import checks
 from jaxmeta.estimators.returns import advantages_and_targets
 from jaxmeta.estimators.streams import mean_over_streams, without_broken_streams
 from jaxmeta.estimators.units import advantage_scale, in_units, running_reward_scale
+from jaxmeta.learners.learned_optimizers import LearnedOptimizer, Progress, dormancies
 from jaxmeta.meta_updates.gradients import optimizer_step
 from jaxmeta.networks import recurrent
 from jaxmeta.networks.distributions import Categorical, Distribution
+from jaxmeta.networks.mlp import hidden_activations
 from jaxmeta.networks.policies import Policy, action_distributions, default_policy, policy_learner
 from jaxmeta.networks.values import Value, value_mlp
 from jaxmeta.tasks.family import TaskFamily
@@ -45,7 +47,7 @@ class Meta(NamedTuple):
     """The parameters of a rule and the numbers of its agents."""
 
     params: Params
-    """The parameters of the rule."""
+    """The parameters of the rule; of agents with a learned optimiser ``{"rule": ..., "optimizer": ...}``."""
     hyper: Hyper
     """At least discount, gae_lambda, step_size, prediction_cost, entropy_cost."""
 
@@ -60,7 +62,7 @@ class Agent(NamedTuple):
     reward_scale: Any = ()
     """``[]``, the scale of its rewards so far, where it learns in units of that."""
     age: Any = ()
-    """``[]``, int32: its updates so far, where its rule knows them."""
+    """``[]``, int32: its updates so far, where its rule or its optimiser knows them."""
 
 
 class Outputs(NamedTuple):
@@ -143,7 +145,7 @@ def rule_learner(
     hidden_sizes: Sequence[int] = (),
     num_epochs: int = 1,
     policy: Policy | None = None,
-    optimizer: AgentOptimizer = optax.sgd,
+    optimizer: AgentOptimizer | LearnedOptimizer = optax.sgd,
     rematerialize: bool = True,
     scale_rewards: bool = False,
     lifespan: int | None = None,
@@ -156,11 +158,12 @@ def rule_learner(
         hidden_sizes: Layers of the policy and of the prediction, each its own; none makes them linear.
         num_epochs: Steps of the optimiser in an update, all on the same targets.
         policy: The policy; None builds one that fits the action space.
-        optimizer: The agents' optimiser; a meta-gradient through Adam needs its ``eps_root`` positive.
+        optimizer: The agents' optimiser; a meta-gradient through Adam needs its ``eps_root`` positive. A learned one, such as
+            ``learned_optimizers.open_optimizer()``, has parameters of its own beside the rule's: see `RuleLearner.first_params`.
         rematerialize: Compute an update's intermediate values again in the reverse pass.
         scale_rewards: Show the rule rewards in units of the scale of those that the agent has seen in its
             life: then what it learns does not depend on the unit of rewards.
-        lifespan: Updates of a life, for a rule that reads the time of life; else None.
+        lifespan: Updates of a life, for a rule or an optimiser that reads the time of life; else None.
 
     Raises:
         ValueError: the policy does not fit the family's action space, or the lifespan the rule.
@@ -169,19 +172,26 @@ def rule_learner(
     checks.each_at_least("hidden_sizes", hidden_sizes, 1)
     checks.field("rematerialize", rematerialize, bool)
     checks.field("scale_rewards", scale_rewards, bool)
-    if rule.reads_time:
+    if reads_time(rule, optimizer):
         if lifespan is None:
-            raise ValueError("lifespan=None must be the updates of a life: the rule reads them")
+            reader = "rule" if rule.reads_time else "learned optimiser"
+            raise ValueError(
+                f"lifespan=None must be the updates of a life: the {reader} reads them"
+            )
         checks.at_least("lifespan", lifespan, 1)
     elif lifespan is not None:
         raise ValueError(f"lifespan={lifespan!r} has no effect: the rule reads no time of life")
-    obs_shape = family.observation_shape
+    obs_shape, known = family.observation_shape, policy is None
     if policy is None:
         policy = default_policy("mlp", obs_shape, family.action_space, hidden_sizes)
     prediction = value_mlp(obs_shape, hidden_sizes, rule.num_predictions)
-    return RuleLearner(
-        rule, policy, prediction, optimizer, num_epochs, rematerialize, scale_rewards, lifespan
-    )
+    how = (optimizer, num_epochs, rematerialize, scale_rewards, lifespan, known)
+    return RuleLearner(rule, policy, prediction, *how)
+
+
+def reads_time(rule: UpdateRule, optimizer: AgentOptimizer | LearnedOptimizer) -> bool:
+    """Whether agents of ``rule`` with this optimiser need a ``lifespan``."""
+    return rule.reads_time or isinstance(optimizer, LearnedOptimizer)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -194,8 +204,8 @@ class RuleLearner:
     """The policy that acts."""
     prediction: Value
     """``obs [..., *obs_shape] -> [...]``, or ``[..., m]``."""
-    optimizer: AgentOptimizer
-    """``step_size -> optax.GradientTransformation`` of the agents."""
+    optimizer: AgentOptimizer | LearnedOptimizer
+    """``step_size -> optax.GradientTransformation`` of the agents, or a learned optimiser."""
     num_epochs: int
     """Passes over each batch of experience."""
     rematerialize: bool
@@ -203,7 +213,9 @@ class RuleLearner:
     scale_rewards: bool
     """Whether agents see rewards in units of a running scale."""
     lifespan: int | None = None
-    """Updates of a life, where the rule reads them."""
+    """Updates of a life, where the rule or the optimiser reads them."""
+    layers_known: bool = True
+    """Whether the policy is the default one, whose hidden layers a learned optimiser looks into."""
 
     @functools.cached_property
     def learner(self) -> Learner:
@@ -234,12 +246,26 @@ class RuleLearner:
         }
         scale = jnp.zeros(()) if self.scale_rewards else ()
         age = () if self.lifespan is None else jnp.zeros((), jnp.int32)
-        return Agent(params, self.optimizer(meta.hyper.step_size).init(params), scale, age)
+        if isinstance(self.optimizer, LearnedOptimizer):
+            state = self.optimizer.birth(params)
+        else:
+            state = self.optimizer(meta.hyper.step_size).init(params)
+        return Agent(params, state, scale, age)
+
+    def first_params(self, key: jax.Array) -> Params:
+        """New `Meta.params`: those of the rule, or of the rule and of a learned optimiser."""
+        if not isinstance(self.optimizer, LearnedOptimizer):
+            return self.rule.init(key)
+        rule_key, optimizer_key = jax.random.split(key)
+        return {"rule": self.rule.init(rule_key), "optimizer": self.optimizer.init(optimizer_key)}
+
+    def rule_params(self, meta: Meta) -> Params:
+        """The rule's part of ``meta.params``."""
+        return meta.params["rule"] if isinstance(self.optimizer, LearnedOptimizer) else meta.params
 
     def update(self, key: jax.Array, meta: Meta, agent: Agent, data: Trajectory) -> Agent:
         """The agent after ``num_epochs`` steps down the rule's loss on ``data [N, T]``."""
-        del key
-        rule, outputs = self.rule, self.outputs
+        rule, outputs, known = self.rule, self.outputs, self.rule_params(meta)
         data, good = without_broken_streams(data)
         if self.scale_rewards:
             counted = jnp.broadcast_to(good[:, None], data.reward.shape)
@@ -247,24 +273,76 @@ class RuleLearner:
             agent = agent._replace(reward_scale=scale)
             data = data._replace(reward=in_units(data.reward, scale))
         seen = outputs(agent.params, data, agent.age)
-        targets = rule.targets(meta.params, seen, data, good, meta.hyper)
+        targets = rule.targets(known, seen, data, good, meta.hyper)
         age = agent.age
 
         def loss(params: Params) -> jax.Array:
-            at_steps = rule.loss(meta.params, outputs(params, data, age), data, targets, meta.hyper)
+            at_steps = rule.loss(known, outputs(params, data, age), data, targets, meta.hyper)
             return mean_over_streams(at_steps, good)
 
-        def epoch(agent: Agent, _: None) -> tuple[Agent, None]:
+        def epoch(agent: Agent, at: Any) -> tuple[Agent, None]:
+            gradient = jax.grad(loss)(agent.params)
+            if isinstance(self.optimizer, LearnedOptimizer):
+                own_key, number = at
+                return self.learned_step(own_key, number, meta, agent, gradient, data, good), None
             params, state = optimizer_step(
-                self.optimizer(meta.hyper.step_size),
-                jax.grad(loss)(agent.params),
-                agent.optimizer,
-                agent.params,
+                self.optimizer(meta.hyper.step_size), gradient, agent.optimizer, agent.params
             )
             return agent._replace(params=params, optimizer=state), None
 
-        agent = jax.lax.scan(epoch, agent, length=self.num_epochs)[0]
+        epochs = None
+        if isinstance(self.optimizer, LearnedOptimizer):
+            epochs = jax.random.split(key, self.num_epochs), jnp.arange(self.num_epochs)
+        agent = jax.lax.scan(epoch, agent, epochs, length=self.num_epochs)[0]
         return agent if self.lifespan is None else agent._replace(age=age + 1)
+
+    def learned_step(
+        self,
+        key: jax.Array,
+        number: jax.Array,
+        meta: Meta,
+        agent: Agent,
+        gradient: Params,
+        data: Trajectory,
+        good: jax.Array,
+    ) -> Agent:
+        """The agent after a step of its learned optimiser in the epoch ``number []``, on ``data [N, T]`` of which the ``good [N]``
+        streams count."""
+        assert isinstance(self.optimizer, LearnedOptimizer)
+        assert self.lifespan is not None
+        life, epoch = (
+            x.astype(jnp.result_type(float)) / length
+            for x, length in ((agent.age, self.lifespan), (number, self.num_epochs))
+        )
+        told = Progress(life, epoch, self.dormancy(agent.params, data, good))
+        params, state = self.optimizer.step(
+            key,
+            meta.params["optimizer"],
+            meta.hyper.step_size,
+            told,
+            gradient,
+            agent.optimizer,
+            agent.params,
+        )
+        return agent._replace(params=params, optimizer=state)
+
+    def dormancy(self, params: Params, data: Trajectory, good: jax.Array) -> Params:
+        """`Progress.dormancy` of an agent's ``params`` on the ``good [N]`` streams of ``data [N, T]``.
+
+        Of a policy that is not the default one nothing is known: all of its units count as the mean, 1.
+        """
+        obs = data.timestep.obs.reshape(*data.reward.shape, -1).astype(jnp.result_type(float))
+        mean = jax.vmap(mean_over_streams, (-1, None))
+
+        def of(params: Params) -> Params:
+            found = hidden_activations(params, obs)
+            return dormancies(params, {name: mean(jnp.abs(x), good) for name, x in found.items()})
+
+        unknown = jax.tree.map(jnp.ones_like, params["policy"])
+        return {
+            "policy": of(params["policy"]) if self.layers_known else unknown,
+            "prediction": of(params["prediction"]),
+        }
 
 
 def time_of_life(age: jax.Array, lifespan: int) -> jax.Array:

@@ -227,15 +227,18 @@ TINY = 1e-12
 """Lets the norm of a gradient of zeros be divided by."""
 
 
-def evolution_strategy(window: Window, objective: Objective) -> Estimator:
+def evolution_strategy(window: Window, objective: Objective, *, ranked: bool = False) -> Estimator:
     """Antithetic pairs of perturbed parameters, which share their tasks and random numbers.
 
     Salimans et al. 2017, "Evolution strategies as a scalable alternative to reinforcement learning". A pair
     starts every window from the agent, which itself lives with the parameters that are not perturbed.
     Fitness is the mean reward of a step in the window, less ``objective.charge`` of its last agent. Reads
     ``noise_std`` of ``meta.hyper``.
+
+    With ``ranked`` the better of a pair counts as 1/2 and the other as -1/2, the centred ranks of two: then every task counts
+    alike, whatever its rewards are measured in. A meta-gradient is given ``functools.partial(evolution_strategy, ranked=True)``.
     """
-    parts = _EvolutionStrategy(window, objective)
+    parts = _EvolutionStrategy(window, objective, ranked)
 
     def birth(key: jax.Array, meta: Meta, task: Task) -> Member:
         return Member(window.birth(key, meta, task), (), ())
@@ -253,13 +256,16 @@ def evolution_strategy(window: Window, objective: Objective) -> Estimator:
     return Estimator(birth, estimate, 3 * parts.steps)
 
 
-def persistent_evolution_strategy(window: Window, objective: Objective) -> Estimator:
+def persistent_evolution_strategy(
+    window: Window, objective: Objective, *, ranked: bool = False
+) -> Estimator:
     """An `evolution_strategy` whose pairs live apart from birth, with another perturbation in each window.
 
     Vicol, Metz & Sohl-Dickstein 2021, "Unbiased gradient estimation in unrolled computation graphs with
-    persistent evolution strategies", algorithm 2.
+    persistent evolution strategies", algorithm 2. ``ranked`` is as in `evolution_strategy`; the estimate is then one of how often
+    a window is the better one, and no longer one of the gradient of rewards.
     """
-    parts = _EvolutionStrategy(window, objective)
+    parts = _EvolutionStrategy(window, objective, ranked)
 
     def birth(key: jax.Array, meta: Meta, task: Task) -> Member:
         life = window.birth(key, meta, task)
@@ -290,6 +296,7 @@ class _EvolutionStrategy:
 
     window: Window
     objective: Objective
+    ranked: bool
 
     @property
     def steps(self) -> int:
@@ -314,8 +321,15 @@ class _EvolutionStrategy:
 
     def descent(self, meta: Meta, xi: Params, fitness: jax.Array) -> Params:
         """The gradient to descend, from the ``fitness [2]`` of a pair."""
+        if self.ranked:
+            fitness = jnp.where(jnp.all(jnp.isfinite(fitness)), centred_ranks(fitness), jnp.nan)
         ascent = evolution.gradient(xi, fitness, meta.hyper.noise_std)
         return jax.tree.map(jnp.negative, ascent)
+
+
+def centred_ranks(fitness: jax.Array) -> jax.Array:
+    """``fitness [2]`` of a pair as 1/2 of the better and -1/2 of the other; 0 where they are equal."""
+    return 0.5 * jnp.sign(fitness - fitness[::-1])
 
 
 def _report(reward: jax.Array, good: jax.Array) -> dict[str, jax.Array]:

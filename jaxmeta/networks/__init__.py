@@ -4,7 +4,8 @@ They take observations, past actions and rewards, and return distributions, valu
 `recurrent` holds the recurrent networks, `encodings` the encodings of their inputs, and `encoders` the networks that
 read images, observations of several parts, or whatever a flax module of your own reads. `heads` end in distributions of
 actions, and all dense layers are those of `dense`. `soft_actor_critic` has values of continuous actions, `task_posteriors` what a
-context says of its task, and `disco` the networks of DiscoRL. `weights` reads published parameters.
+context says of its task, `disco` the networks of DiscoRL, and `learned_optimizer` the network of OPEN. `weights` reads published
+parameters.
 """
 
 from jaxmeta import types
@@ -16,6 +17,7 @@ from jaxmeta.networks import (
     encoders,
     encodings,
     heads,
+    learned_optimizer,
     mlp,
     policies,
     recurrent,
@@ -90,6 +92,7 @@ __all__ = [
     "hypernetworks",
     "input_sizes",
     "joined",
+    "learned_optimizer",
     "log_probs",
     "mlp",
     "policies",

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmeta import checks
+from jaxmeta.networks import dense
 from jaxmeta.networks.dense import Dense
 from jaxmeta.types import Params
 
@@ -60,6 +61,15 @@ def normalized_mlp(
     """
     hidden_sizes = checks.each_at_least("hidden_sizes", hidden_sizes, 1)
     return _network(_NormalizedBody(hidden_sizes), num_inputs, Dense(num_outputs, output_scale))
+
+
+def hidden_activations(params: Params, x: jax.Array) -> dict[str, jax.Array]:
+    """The outputs ``[..., size]`` of each hidden layer of an `mlp` at ``x [..., inputs]``, by the layers' names."""
+    layers, found = params["body"].get("params", {}), {}
+    for i in range(len(layers)):
+        x = jnp.tanh(dense.apply(layers[f"Dense_{i}"], x))
+        found[f"Dense_{i}"] = x
+    return found
 
 
 def _network(body: nn.Module, num_inputs: int, head: nn.Module) -> Network:

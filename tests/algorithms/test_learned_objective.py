@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 from gymnax.environments import spaces
+from rich.console import Console
 
 from jaxmeta import networks, rollouts, tasks
 from jaxmeta.algorithms.learned_objective import (
@@ -17,7 +18,7 @@ from jaxmeta.algorithms.learned_objective import (
     rule_of,
 )
 from jaxmeta.estimators.returns import gae, td_errors
-from jaxmeta.learners import disco, update_rules
+from jaxmeta.learners import disco, learned_optimizers, update_rules
 from jaxmeta.learners.update_rules import rule_learner
 from jaxmeta.meta_updates import windows
 from jaxmeta.rollouts import lifelong
@@ -362,6 +363,74 @@ def test_the_meta_network_of_discorl_is_learned(family, outer):
         assert jnp.any(moved != 0), name
 
 
+LIVES = dict(num_agents=2, lifespan=4, num_updates=2, num_streams=2, num_steps=4)
+
+
+def with_open(outer, rule=update_rules.dpo, **settings):
+    """OPEN beside a rule, on two agents."""
+    told = dict(rule=rule(), agent_optimizer=learned_optimizers.open_optimizer(memory_size=2))
+    config = Config(outer=outer, hidden_sizes=(3,), num_epochs=2, **LIVES | settings)
+    return learned_objective(FAMILY, config, Hyper(step_size=100.0), **told)
+
+
+@pytest.mark.parametrize("outer", thorough(OUTERS, ("pes",)))
+def test_an_optimizer_is_learned_alone_or_with_a_rule(family, outer):
+    for rule in (update_rules.dpo, partial(update_rules.lpo, hidden_size=2)):
+        algorithm = with_open(outer, rule)
+        state = jax.jit(algorithm.init)(jax.random.key(0))
+        step = jax.jit(chex.assert_max_traces(algorithm.step, n=1))
+        chex.clear_trace_counter()
+        before = state
+        for key in (1, 2):
+            state, metrics = step(jax.random.key(key), state, draw(family, 2, key))
+            assert metrics["skipped_tasks"] == 0
+        assert_equal_avals(jax.eval_shape(lambda s=state: s), jax.eval_shape(lambda s=before: s))
+        assert np.max(np.abs(state.members.life.age)) == 4
+        parts = {name: flat(state.meta.params[name]) for name in ("rule", "optimizer")}
+        assert parts["rule"].size == (0 if rule is update_rules.dpo else 18)
+        for name, now in parts.items():
+            assert np.all(np.isfinite(now))
+            was = flat(before.meta.params[name])
+            assert now.size == 0 or np.max(np.abs(now - was)) > 1e-4, name
+
+
+def test_a_run_of_an_optimizer_resumes_bit_for_bit(family, tmp_path):
+    algorithm = with_open("pes")
+    quiet = dict(console=Console(quiet=True))
+
+    def config(updates):
+        return training.Config(meta_updates=updates, num_tasks=2, checkpoint_every=1)
+
+    whole = training.train(algorithm, family, config(3), folder=tmp_path / "whole", **quiet)
+    folder = tmp_path / "parts"
+    training.train(algorithm, family, config(2), folder=folder, **quiet)
+    resumed = training.train(algorithm, family, config(3), folder=folder, resume=True, **quiet)
+    chex.assert_trees_all_equal(*(jax.random.key_data(run.key) for run in (resumed, whole)))
+    chex.assert_trees_all_equal(resumed.state, whole.state)
+
+
+@pytest.mark.parametrize("outer", ["es", "pes"])
+def test_memory_does_not_grow_with_a_life(family, outer):
+    """Through an optimiser that is learned: 10 and 100 updates, in windows of five."""
+
+    def temporary_bytes(lifespan):
+        algorithm = with_open(outer, lifespan=lifespan, num_updates=5)
+
+        def live(key, state):
+            def window(i, state):
+                task_key, step_key = jax.random.split(jax.random.fold_in(key, i))
+                drawn = tasks.sample_tasks(task_key, family, 2, split="train")
+                return algorithm.step(step_key, state, drawn)[0]
+
+            return jax.lax.fori_loop(0, lifespan // 5, window, state)
+
+        state = jax.eval_shape(algorithm.init, jax.random.key(0))
+        compiled = jax.jit(live).lower(jax.random.key(0), state).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    assert temporary_bytes(10) == temporary_bytes(100)
+
+
 def test_agents_of_a_rule_that_reads_the_time_know_their_age(family):
     sizes = dict(num_agents=2, lifespan=4, num_updates=2, num_streams=2, num_steps=4)
     rule = update_rules.lpg(num_predictions=3, memory_size=2, time_aware=True)
@@ -391,6 +460,12 @@ def test_agents_of_a_rule_that_reads_the_time_know_their_age(family):
             {},
             dict(rule=SMALL_DISCO, policy=networks.categorical_mlp((16,), spaces.Discrete(5))),
             "policy must be None with DiscoRL",
+        ),
+        (
+            dict(hidden_sizes=(4,)),
+            {},
+            dict(rule=SMALL_DISCO, agent_optimizer=learned_optimizers.open_optimizer()),
+            "agent_optimizer must make optax optimisers with DiscoRL",
         ),
         (
             dict(outer="es"),

@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 from gymnax.environments import spaces
 
+from jaxmeta.meta_updates import evolution
 from jaxmeta.meta_updates.windows import (
     Objective,
     Window,
+    centred_ranks,
     clipped,
     evolution_strategy,
     persistent_evolution_strategy,
@@ -84,6 +86,42 @@ def test_persistent_evolution_is_unbiased_where_truncation_is_not(x64, persisten
     error = estimates.std() / np.sqrt(len(estimates))
     assert error < 0.04
     assert abs(estimates.mean() - expected) < 4 * error
+
+
+@pytest.mark.parametrize("persistent", [False, True])
+def test_ranked_pairs_count_alike_whatever_rewards_are_measured_in(x64, persistent):
+    """The better of a pair is half a point ahead of none: ``ε / (2 σ²)`` towards it, with rewards in units of 1 and of 1 000."""
+    strategy = persistent_evolution_strategy if persistent else evolution_strategy
+    task, meta = CounterParams(0.0, terminate_at=1000), Meta({"theta": jnp.array(0.45)}, Values())
+
+    def estimate(unit, ranked):
+        act = climber().act
+        learner = climber()._replace(
+            act=lambda *at: (unit * act(*at)[0], *act(*at)[1:]),
+        )
+        window = Window(Setup(learner, Line(), 1, 1), lifespan=2, num_updates=2)
+        estimator = strategy(window, UNCHARGED, ranked=ranked)
+        member = estimator.birth(jax.random.key(0), meta, task)
+        call = jax.jit(lambda key: estimator.estimate(key, meta, member, task)[0]["theta"])
+        noise_key = jax.random.split(jax.random.key(1), 4)[1]
+        epsilon = evolution.perturbation(noise_key, meta.params, 0.3)["theta"]
+        return float(call(jax.random.key(1))), float(epsilon)
+
+    found, epsilon = zip(*(estimate(unit, True) for unit in (1.0, 1000.0)), strict=True)
+    assert found[0] == found[1]
+    # At θ = 0.45 more practice earns more.
+    np.testing.assert_allclose(found[0], -abs(epsilon[0]) / (2 * 0.3**2), rtol=1e-9)
+    small, large = (estimate(unit, False)[0] for unit in (1.0, 1000.0))
+    np.testing.assert_allclose(large, 1000 * small, rtol=1e-9)
+
+
+def test_ranks_of_a_pair():
+    for fitness, ranks in (
+        ([1.0, 3.0], [-0.5, 0.5]),
+        ([2.0, -1.0], [0.5, -0.5]),
+        ([1.0, 1.0], [0, 0]),
+    ):
+        assert centred_ranks(jnp.array(fitness)).tolist() == ranks
 
 
 @pytest.mark.parametrize("persistent", [False, True])

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxmeta.networks.mlp import mlp, obs_size
+from jaxmeta.networks.mlp import hidden_activations, mlp, obs_size
 
 
 @pytest.mark.parametrize("hidden_sizes", [(), (8,), (8, 6)])
@@ -23,6 +23,18 @@ def test_a_network_is_layers_of_tanh_and_a_linear_head(hidden_sizes):
     np.testing.assert_allclose(
         network.apply(params, x), y @ head["kernel"] + head["bias"], rtol=1e-5, atol=1e-6
     )
+
+
+def test_hidden_activations_are_what_the_head_reads():
+    network = mlp(3, (8, 6), 2, 1.0)
+    params = jax.tree.map(lambda x: x + 0.1, network.init(jax.random.key(0)))
+    x = jax.random.normal(jax.random.key(1), (5, 3))
+    found = hidden_activations(params, x)
+    assert {name: y.shape for name, y in found.items()} == {"Dense_0": (5, 8), "Dense_1": (5, 6)}
+    head = params["head"]["params"]
+    said = found["Dense_1"] @ head["kernel"] + jnp.broadcast_to(head["bias"], (5, 2))
+    np.testing.assert_allclose(network.apply(params, x), said, rtol=1e-5, atol=1e-6)
+    assert hidden_activations(mlp(3, (), 2, 1.0).init(jax.random.key(0)), x) == {}
 
 
 @pytest.mark.parametrize("scale", [0.01, 1.0])
