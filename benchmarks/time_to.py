@@ -54,6 +54,7 @@ class Contest:
     best: Callable[[TaskFamily, Task], float]
     eval_tasks: int  # Held-out tasks of a look.
     inner_steps: int = 0  # Gradient steps before a return counts; 0 are learners with memory.
+    length: float = 1.0  # Meta-updates, in units of each preset's own.
 
 
 CONTESTS = {
@@ -69,6 +70,7 @@ CONTESTS = {
         best=told,
         eval_tasks=200,
         inner_steps=1,
+        length=3.0,
     ),
     "bandit": Contest(
         ("rl2-bandit-5-10",),
@@ -96,7 +98,7 @@ class Main(study.Study):
     num_seeds: int = 3  # Seeds, trained one after the other.
     looks: int = 40  # Looks at each learner in training.
     budget: Annotated[float, study.within(1e-6, 1e6)] = 1.0
-    """Meta-updates, in units of each preset's own."""
+    """Meta-updates, in units of what is planned."""
     eval_share: Annotated[float, study.within(1e-6, 1.0)] = 1.0
     """Held-out tasks, in units of each contest's own."""
 
@@ -124,7 +126,7 @@ def looking(
 def measure(contest: Contest, name: str, main: Main) -> dict[str, Any]:
     """Shares of a preset's learner at every look, ``[S, looks]``, with the steps and the seconds up to each."""
     experiment = presets.PRESETS[name]
-    updates = max(1, round(main.budget * experiment.plan.meta_updates))
+    updates = max(1, round(main.budget * contest.length * experiment.plan.meta_updates))
     experiment = presets.lasting(experiment, updates)
     algorithm, family = experiments.make(experiment)
     chunk = max(1, updates // main.looks)
