@@ -233,7 +233,7 @@ RULES = ("A2C", "DPO", "LPG", "TA-LPG", "OPEN", "Disco")
 LEARNED = ("LPG", "TA-LPG", "OPEN")
 ADAM = partial(optax.adam, eps_root=1e-8)
 STEP_SIZES = {"tables": (0.05, 0.1, 0.2, 0.4, 0.8), "networks": (1e-3, 3e-3, 1e-2, 3e-2)}
-UNITS = {"tables": (30.0, 100.0, 300.0), "networks": (1.0, 3.0, 10.0, 30.0)}
+UNITS = {"tables": (3.0, 10.0, 30.0, 100.0), "networks": (1.0, 3.0, 10.0, 30.0)}
 DISCO_STEP_SIZES = {"tables": (1e-3, 1e-2), "networks": (1e-3, 1e-2)}
 Scales = Annotated[tuple[int, ...], study.at_least(1)]
 
