@@ -54,7 +54,7 @@ VALUES = {
     ),
     "dream": (
         TABULAR,
-        dict(num_streams=2, latent_size=3, num_minibatches=2, replay_trials=8, replayed_trials=2),
+        dict(num_streams=2, latent_size=3, num_minibatches=2),
         {
             "norm": 16.13248474063285,
             "sum": 27.82357706041661,
