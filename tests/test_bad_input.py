@@ -687,7 +687,7 @@ COMMANDS = {
     "environment_steps": ["Main"],
     "estimators": ["Main"],
     "experts": ["Main"],
-    "exploration": ["Main"],
+    "exploration": ["Buses", "Sparse"],
     "families": ["Main"],
     "fields": ["Main"],
     "in_context": ["Bandits", "Rooms", "Distillation", "Regret"],

@@ -82,9 +82,7 @@ def accel(
 
     def changed(key: jax.Array, task: Task) -> Task:
         keys = jax.random.split(key, config.num_edits)
-        return jax.lax.scan(
-            lambda task, key: (as_in(task, mutate(key, task)), None), task, keys
-        )[0]
+        return jax.lax.scan(lambda task, key: (as_in(task, mutate(key, task)), None), task, keys)[0]
 
     def draw(
         key: jax.Array, state: ACCELState, meta: Meta, num_tasks: int

@@ -272,7 +272,9 @@ def names(goals: Any, rules: Any, xp: Any) -> Any:
     kind = xp.where(turned, kind - xp.uint32(2), kind)
     bytes_ = xp.concatenate([kind[..., None], first, second, rows[..., 5:]], axis=-1)
     there = rows[..., :1] > 0
-    return xp.sum(xp.where(there, _mixed(bytes_, is_goal, xp), xp.uint32(0)), axis=1, dtype=xp.uint32)
+    return xp.sum(
+        xp.where(there, _mixed(bytes_, is_goal, xp), xp.uint32(0)), axis=1, dtype=xp.uint32
+    )
 
 
 def _mixed(bytes_: Any, is_goal: Any, xp: Any) -> Any:

@@ -31,7 +31,9 @@ def family():
 
 def trials_of_three_episodes():
     """Two trials of 3 episodes of at most 4 steps, in which step t pays t. One has episodes of 3, 2 and 1 steps, the other of 4, 1 and 4."""
-    first = jnp.asarray([[1, 0, 0, 1, 0, 1, 0, 0, 0, 0, 0, 0], [1, 0, 0, 0, 1, 1, 0, 0, 0, 0, 0, 0]])
+    first = jnp.asarray(
+        [[1, 0, 0, 1, 0, 1, 0, 0, 0, 0, 0, 0], [1, 0, 0, 0, 1, 1, 0, 0, 0, 0, 0, 0]]
+    )
     counted = jnp.asarray([[1] * 6 + [0] * 6, [1] * 9 + [0] * 3], bool)
     time = jnp.broadcast_to(jnp.arange(12.0), (2, 12))
     inputs = Inputs(
@@ -73,9 +75,13 @@ def known_networks():
 
     critic = module.ActorCritic
     return module.Networks(
-        bottleneck=module.Network(None, lambda params, x: jnp.tile(jnp.asarray([1.0, 2.0]), (2, 1))),
+        bottleneck=module.Network(
+            None, lambda params, x: jnp.tile(jnp.asarray([1.0, 2.0]), (2, 1))
+        ),
         decoder=module.ActionValues(None, nothing, None, seen),
-        explorer=critic(None, nothing, None, lambda params, state, x: (None, jnp.zeros(len(x.obs)))),
+        explorer=critic(
+            None, nothing, None, lambda params, state, x: (None, jnp.zeros(len(x.obs)))
+        ),
         exploiter=critic(None, nothing, None, told),
     )
 

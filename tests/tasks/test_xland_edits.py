@@ -65,7 +65,9 @@ def each(chained):
     ]
 
 
-@pytest.mark.parametrize("source", [{}, {"depth": 2}, {"generator": "small"}, {"generator": "high"}])
+@pytest.mark.parametrize(
+    "source", [{}, {"depth": 2}, {"generator": "small"}, {"generator": "high"}]
+)
 def test_changed_rulesets_are_rulesets_and_none_of_another_split(source):
     family = tasks.make("xland", num_rulesets=30, size=13, **source)
     tasks.check_promises(family)
@@ -90,7 +92,9 @@ def test_changed_rulesets_are_rulesets_and_none_of_another_split(source):
     if "generator" in source:
         wanted |= {"rule more", "rule less"}
     assert wanted - {"nothing"} <= happened <= wanted
-    found = identity(chained.goal.reshape(-1, 5), chained.rules.reshape(-1, *chained.rules.shape[2:]))
+    found = identity(
+        chained.goal.reshape(-1, 5), chained.rules.reshape(-1, *chained.rules.shape[2:])
+    )
     others = [tasks.sample_tasks(jax.random.key(2), family, 300, split=x) for x in tasks.SPLITS[1:]]
     for other in others:
         known = identity(np.asarray(other.goal), np.asarray(other.rules))
