@@ -147,7 +147,7 @@ def measure(family: TaskFamily, label: str, recipe: Recipe, main: Any) -> dict[s
     }
 
 
-def told(name: str, recipe: Recipe, part: Mapping[str, Any]) -> dict[str, str]:
+def training_of(name: str, recipe: Recipe, part: Mapping[str, Any]) -> dict[str, str]:
     """What a learner's row of a table says of its training."""
     return {
         "learner": name,
@@ -187,7 +187,7 @@ def run_buses(main: Buses) -> None:
                     "first episode": f"{last[:, 0].mean():.2f}",
                     "second episode": f"{last[:, 1].mean():.2f}",
                     "each seed": each(last[:, 1]),
-                    **told(name, recipe, part),
+                    **training_of(name, recipe, part),
                 }
             )
             rows[f"{world}-{name}"] = part
@@ -215,7 +215,7 @@ def run_sparse(main: Sparse) -> None:
                 "second episode": f"{ends(part)[:, 1].mean():.1f}",
                 "score of the second": f"{scores[:, 1].mean():.2f}",
                 "each seed": each(scores[:, 1]),
-                **told(name, recipe, part),
+                **training_of(name, recipe, part),
             }
         )
         rows[name] = part

@@ -8,8 +8,6 @@ import pytest
 from jaxmeta import evaluation, tasks
 from jaxmeta.algorithms import dream as module
 from jaxmeta.algorithms.dream import Config, Hyper, dream
-from jaxmeta.learners.recurrent import TrialMemory
-from jaxmeta.learners.trial_gradients import Batch
 from jaxmeta.networks.actor_critic import Inputs
 from jaxmeta.types import Trajectory
 
@@ -88,7 +86,7 @@ def known_networks():
 
 def prepared(**numbers):
     """What DREAM learns from `trials_of_three_episodes`, of which the second's exploiter is told f + (3, 3)."""
-    inputs, counted = trials_of_three_episodes()
+    inputs, _ = trials_of_three_episodes()
     number = jnp.cumsum(inputs.time[..., 0] > 0, axis=1)
     nothing = jnp.zeros((2, 12))
     last = jnp.concatenate([number[:, 1:] > number[:, :-1], jnp.zeros((2, 1), bool)], axis=1)
@@ -98,7 +96,7 @@ def prepared(**numbers):
     networks = known_networks()
     meta = module.first_meta(jax.random.key(0), WithoutParameters(networks), Config(), Hyper())
     unit = jnp.asarray([0.0, 1.0])
-    meta = meta._replace(value_scale=unit, gain_scale=unit)
+    meta = meta._replace(value_scale=unit)
     shown = module.Shown(jnp.ones((2, 1)), jnp.asarray([False, True]), jnp.full((2, 2), 3.0))
     how = dict(parts=parts, networks=networks, config=Config(num_episodes=3))
     return module.prepared(meta, Hyper(**numbers), data, shown, **how)
@@ -241,32 +239,23 @@ def test_a_half_of_the_tasks_is_told(family):
     config = Config(**SMALL)
     networks = module.networks_of(family, config)
     meta = module.first_meta(jax.random.key(0), networks, config, Hyper())
-    seen = []
 
     def spied(key, meta, drawn):
-        seen.append(meta)
-        zeros = jnp.zeros((2, 3))
-        return Trajectory((), meta.told[None], meta.latent[None], zeros, (), (), (), ())
+        """Two trials of a task, which show what the exploiter is told."""
+        told, latent = (jnp.tile(x, (2, *[1] * x.ndim)) for x in (meta.told, meta.latent))
+        return Trajectory((), told, latent, jnp.zeros((2, 1)), (), (), (), ())
 
     parts = module._learner_of(family, config, networks)._replace(trials=spied)
     drawn = tasks.sample_tasks(jax.random.key(1), family, 400, split="train")
     how = dict(family=family, parts=parts, networks=networks)
-    # The spy keeps a trial of a task where two are asked for, so that both are read from what is shown.
-    _, shown = jax.eval_shape(lambda: module.trials(jax.random.key(2), meta, drawn, **how))
-    assert shown.told.shape == (800,)
-    told = jax.vmap(family.task_vector)(drawn)
-    f = networks.bottleneck.apply(meta.params["bottleneck"], told)
-
-    def of_one(key, meta, drawn):
-        return Trajectory((), meta.told[None], meta.latent[None], jnp.zeros((1, 3)), (), (), (), ())
-
-    how["parts"] = parts._replace(trials=of_one)
     data, shown = module.trials(jax.random.key(2), meta, drawn, **how)
-    assert 160 < shown.told.sum() < 240
+    assert 320 < shown.told.sum() < 480
     np.testing.assert_array_equal(data.action, shown.told)
+    vectors = jnp.repeat(jax.vmap(family.task_vector)(drawn), 2, axis=0)
+    np.testing.assert_array_equal(shown.task, vectors)
+    f = networks.bottleneck.apply(meta.params["bottleneck"], vectors)
     np.testing.assert_allclose(data.log_prob, f + shown.noise, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(jnp.std(shown.noise), 0.1, rtol=0.1)
-    np.testing.assert_array_equal(shown.task, told)
 
 
 def test_a_step_learns(family):

@@ -1,5 +1,7 @@
 """Changed rulesets: what may change, what stays, and that no other split's ruleset is made."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -75,7 +77,7 @@ def test_changed_rulesets_are_rulesets_and_none_of_another_split(source):
     colors = {tile[1] for tile in CARRIED if source.get("generator") or tile[1] in range(1, 7)}
     happened = set()
     for row in each(chained):
-        for before, after in zip(row, row[1:], strict=False):
+        for before, after in itertools.pairwise(row):
             tiles = {*after.goal, *after.objects, *(x for r in after.rules for x in r.inputs)}
             assert tiles <= set(PLACED)
             assert {x[1] for x in tiles} <= colors
