@@ -12,11 +12,11 @@ episode of exploration and then episodes of exploitation. In training the tasks 
 
 $$r_t = |g(τ_{:t}) - f|² - |g(τ_{:t+1})- f|² - c,$$
 
-which sums up to the gain of the whole exploration. The family's own rewards of that episode count nothing, but all networks see
+whose sum is the gain of the whole exploration less its cost. The family's own rewards of that episode count nothing, but all networks see
 them. τ_:t ends with the observation of step t; of the episode's last step its reward and action are read, and not where it led to.
 
 Both policies learn by PPO from the newest trials, as `rl2` does; an episode's return ends with it. The paper has recurrent double
-deep Q-networks with replay instead, which learned several times slower here. The decoder learns by its own loss alone.
+deep Q-networks with replay instead. The decoder learns by its own loss alone.
 
 Use it where to explore does not pay within an episode, and tasks can be told from each other in training. A task is told as its
 `TaskFamily.task_vector`.
@@ -138,8 +138,9 @@ class Hyper(NamedTuple):
     """Weight of both policies' entropies, in nats a step."""
     value_cost: float = 0.5
     """Weight of the squared errors of values, in units of the spread of returns."""
-    exploration_cost: float = 0.1
-    """c: the cost of a step of exploration, in units of the latent's square."""
+    exploration_cost: float = 0.0
+    """c: the cost of a step of exploration, in units of the latent's square. The paper's is 0.1. Where an action ends an episode, as on
+    the bus worlds, PPO then ends the exploration at once, before the decoder has learned that anything is to be gained."""
     noise: float = 0.1
     """Standard deviation of what is added to the bottleneck's output in training."""
     free_norm: float = 10.0
