@@ -266,7 +266,7 @@ def dream(
     """DREAM on a family of tasks.
 
     ``return/before`` is of the exploration and ``return/after`` of the last episode; in training half of the trials
-    are told their tasks there, and ``return/told`` is of these. ``information_gain`` is the mean over trials of the whole
+    are told their tasks there, and ``return/told`` is the sum of these trials' episodes of exploitation. ``information_gain`` is the mean over trials of the whole
     exploration's, without the steps' cost. A trial with a number that is not finite is left out as in `rl2`.
 
     Args:
