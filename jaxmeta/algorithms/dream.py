@@ -135,7 +135,9 @@ class Hyper(NamedTuple):
     clip: float = 0.2
     """ε of PPO."""
     entropy_cost: float = 0.02
-    """Weight of both policies' entropies, in nats a step."""
+    """Weight of the exploiter's entropy, in nats a step."""
+    exploration_entropy: float = 0.25
+    """Weight of the explorer's entropy, in units of `entropy_cost`."""
     value_cost: float = 0.5
     """Weight of the squared errors of values, in units of the spread of returns."""
     exploration_cost: float = 0.0
@@ -249,6 +251,7 @@ class Networks(NamedTuple):
 
 
 @checks.constructor(
+    exploration_entropy=(0.0, 1e6),
     exploration_cost=(0.0, 1e6),
     noise=(0.0, 1e6),
     free_norm=(0.0, 1e6),
@@ -546,14 +549,15 @@ def all_losses(
     f = networks.bottleneck.apply(params["bottleneck"], batch.shown.task)
     inputs = with_latent(batch.exploiter.inputs, batch.begins, _told(f, batch))
     reports, loss = {}, jnp.zeros(())
-    for name, part in (
-        ("explorer", batch.explorer),
-        ("exploiter", batch.exploiter._replace(inputs=inputs)),
+    wander = hyper._replace(entropy_cost=hyper.exploration_entropy * hyper.entropy_cost)
+    for name, part, its_hyper in (
+        ("explorer", batch.explorer, wander),
+        ("exploiter", batch.exploiter._replace(inputs=inputs), hyper),
     ):
         network, numbers = getattr(networks, name), getattr(whole, name)
         how = dict(network=network, loss=trial_gradients.Loss(trial_gradients.ppo))
         its_loss, report = trial_gradients.minibatch_loss(
-            params[name], keys, part, hyper, numbers, **how
+            params[name], keys, part, its_hyper, numbers, **how
         )
         loss = loss + its_loss
         reports |= {f"{key}/{name}": x for key, x in report.items()}

@@ -103,7 +103,7 @@ def mutation(
         parts = _Parts(task.goal, task.rules, task.objects)
         after = jax.lax.switch(which, [lambda k, x, f=f: f(k, x, of) for f in changes], key, parts)
         name = names(after.goal[None], after.rules[None], jnp)[0]
-        is_new = ~jnp.any(jnp.all(name == forbidden, axis=1))
+        is_new = ~jnp.any(jnp.all(name[None] == forbidden, axis=1))
         kept = jax.tree.map(lambda new, old: jnp.where(is_new, new, old), after, parts)
         return XLandParams(*kept)
 
@@ -165,6 +165,7 @@ def renamed(key: jax.Array, x: _Parts, of: Kinds) -> _Parts:
     def put(pairs: jax.Array) -> jax.Array:
         number = 256 * pairs[..., 0].astype(jnp.int32) + pairs[..., 1]
         bytes_ = jnp.stack([new // 256, new % 256]).astype(pairs.dtype)
+        bytes_ = jnp.broadcast_to(bytes_, pairs.shape)
         return jnp.where((possible & (number == old))[..., None], bytes_, pairs)
 
     def put_in_row(row: jax.Array) -> jax.Array:
@@ -263,7 +264,7 @@ def names(goals: Any, rules: Any, xp: Any) -> Any:
     goals = xp.pad(goals, ((0, 0), (0, RULE_LENGTH - GOAL_LENGTH)))
     rows = xp.concatenate([goals[:, None], rules], axis=1).astype(xp.uint32)
     kind, one, other = rows[..., 0], rows[..., 1:3], rows[..., 3:5]
-    is_goal = xp.arange(rows.shape[1]) == 0
+    is_goal = xp.arange(rows.shape[1])[None] == 0
     turned = xp.where(is_goal, (kind == 9) | (kind == 10), (kind == 6) | (kind == 7))
     free = xp.where(is_goal, kind == 4, kind == 3)
     larger = 256 * one[..., 0] + one[..., 1] > 256 * other[..., 0] + other[..., 1]
