@@ -81,9 +81,9 @@ from jaxmeta.tasks.family import TaskFamily
 from jaxmeta.tasks.keys import quick
 from jaxmeta.types import MetaAlgorithm, Params, Task, Trajectory
 
-BOTTLENECK_SCALE = 1.6
-"""Factor of the initial weights of the bottleneck's last layer. Codes begin as far from each other as they may stay, so that
-what tells them apart is worth many steps of exploration."""
+BOTTLENECK_SCALE = 0.5
+"""Factor of the initial weights of the bottleneck's last layer. Codes begin near each other, and the exploiter draws those apart that
+it has a use for. What else told codes apart would be worth as much to the explorer."""
 
 
 @dataclasses.dataclass(frozen=True)
