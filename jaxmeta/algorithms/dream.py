@@ -136,7 +136,7 @@ class Hyper(NamedTuple):
     """ε of PPO."""
     entropy_cost: float = 0.02
     """Weight of the exploiter's entropy, in nats a step."""
-    exploration_entropy: float = 0.25
+    exploration_entropy: float = 0.5
     """Weight of the explorer's entropy, in units of `entropy_cost`."""
     value_cost: float = 0.5
     """Weight of the squared errors of values, in units of the spread of returns."""
