@@ -466,7 +466,7 @@ def cut(
     def part(steps: tuple, counted: jax.Array, network: ActorCritic) -> trial_gradients.Batch:
         data, inputs = steps
         state = jax.tree.map(lambda x: jnp.tile(x, (num_trials, *[1] * x.ndim)), network.initial())
-        data = data._replace(memory=TrialMemory(state, ()))
+        data = data._replace(memory=TrialMemory(state, jnp.zeros(num_trials, jnp.int32)))
         nothing = jnp.zeros_like(data.reward)
         return trial_gradients.Batch(data, inputs, nothing, nothing, counted)
 
@@ -548,7 +548,8 @@ def all_losses(
     """``(loss [], report)``, the share of some trials in a minibatch's: of both policies, the decoder and the bottleneck."""
     f = networks.bottleneck.apply(params["bottleneck"], batch.shown.task)
     inputs = with_latent(batch.exploiter.inputs, batch.begins, _told(f, batch))
-    reports, loss = {}, jnp.zeros(())
+    reports: dict[str, jax.Array] = {}
+    loss = jnp.zeros(())
     wander = hyper._replace(entropy_cost=hyper.exploration_entropy * hyper.entropy_cost)
     for name, part, its_hyper in (
         ("explorer", batch.explorer, wander),

@@ -94,8 +94,8 @@ def mutation(
     of = kinds(published=published)
     taken = [names(np.asarray(x.goal), np.asarray(x.rules), np) for x in others]
     forbidden = np.concatenate(taken)
-    changes = (renamed, with_another_kind, with_another_object, with_another_rule)
-    changes = changes if of.adds_rules else changes[:-1]
+    changes = [renamed, with_another_kind, with_another_object]
+    changes += [with_another_rule] if of.adds_rules else []
 
     def mutate(key: jax.Array, task: XLandParams) -> XLandParams:
         which_key, key = jax.random.split(key)
@@ -215,8 +215,8 @@ def with_another_rule(key: jax.Array, x: _Parts, of: Kinds) -> _Parts:
     needed = jnp.concatenate([named.goal, jnp.ravel(named.inputs)])
     there = x.rules[:, 0] > 0
     idle = there & ~jnp.any(named.products[:, None] == needed[None], axis=1)
-    fewer = x.rules.at[_one_of(drop_key, idle)].set(0)
-    fewer = x._replace(rules=jnp.where(jnp.any(idle), fewer, x.rules))
+    dropped = x.rules.at[_one_of(drop_key, idle)].set(0)
+    fewer = x._replace(rules=jnp.where(jnp.any(idle), dropped, x.rules))
     adds = jax.random.bernoulli(coin_key)
     more = _with_rule(key, x, named, of)
     return jax.tree.map(lambda more, fewer: jnp.where(adds, more, fewer), more, fewer)
