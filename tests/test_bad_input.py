@@ -686,7 +686,7 @@ COMMANDS = {
     "endurance": ["Kill", "Long"],
     "estimators": ["Main"],
     "experts": ["Main"],
-    "exploration": ["Main"],
+    "exploration": ["Buses", "Sparse"],
     "families": ["Main"],
     "fields": ["Main"],
     "in_context": ["Bandits", "Rooms", "Distillation", "Regret"],

@@ -1042,6 +1042,31 @@ SMALL_CONTEXTS = {
 }
 
 
+SMALL_EXPLORATIONS = {
+    "buses": "--worlds map --learners rl2 --looks 2 --budget 0.0001 --eval-tasks 2",
+    "sparse": "--learners e-rl2 --looks 2 --budget 0.0001 --eval-tasks 2",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", SMALL_EXPLORATIONS)
+def test_exploration(kind, tmp_path):
+    result = run("exploration.py", kind, *SMALL_EXPLORATIONS[kind].split(), cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    folder = tmp_path / "runs" / f"exploration-{kind}"
+    found = json.loads((folder / "results.json").read_text())
+    ((name, part),) = found["learners"].items()
+    assert name == {"buses": "map-rl2", "sparse": "e-rl2"}[kind]
+    assert np.shape(part["returns"]) == (1, 2, 2)
+    one = {"buses": 256 * 40, "sparse": 64 * 200}[kind]
+    assert part["env_steps"] == [one, 2 * one]
+    if kind == "buses":
+        assert found["best"] == pytest.approx(dict(one_episode=0.3, after_exploration=0.8))
+    else:
+        assert found["random"] < 10 < 90 < found["best"]
+    assert name.split("-", 1)[-1] in (folder / "table.md").read_text()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", SMALL_CONTEXTS)
 def test_in_context(kind, tmp_path):

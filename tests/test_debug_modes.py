@@ -29,10 +29,7 @@ BATCH = dict(
 SETTINGS = {
     "algorithm_distillation": SMALL | dict(memory="gru", memory_size=2, num_episodes=1),
     "decision_pretrained": SMALL | dict(memory="gru", memory_size=2, num_episodes=1),
-    "dream": TRIAL
-    | dict(
-        encoder_sizes=(2,), bottleneck_sizes=(2,), latent_size=2, replay_trials=4, replayed_trials=2
-    ),
+    "dream": TRIAL | dict(encoder_sizes=(2,), bottleneck_sizes=(2,), latent_size=2),
     "es": LIFETIME | dict(population_size=2),
     "imaml": LIFETIME | dict(solver_steps=1, cg_steps=1),
     "learned_objective": WINDOW | dict(num_updates=1, lifespan=2),

@@ -28,7 +28,7 @@ SETTINGS = {
     "es": dict(population_size=2),
     "reptile": dict(num_updates=1),
     "rl2": dict(num_minibatches=2),
-    "dream": dict(num_minibatches=2, replay_trials=8, replayed_trials=2),
+    "dream": dict(num_minibatches=2),
     "recurrent_q": dict(num_minibatches=2, replay_trials=8, replayed_trials=2),
     "recurrent_sac": dict(replay_trials=8, replayed_trials=2, gradient_steps=2),
     "pearl": dict(num_training_tasks=3, replay_steps=20, gradient_steps=2),

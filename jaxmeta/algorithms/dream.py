@@ -3,26 +3,23 @@ r"""DREAM: one policy explores to find out the task, and another policy exploits
 Liu et al. 2021, "Decoupling exploration and exploitation for meta-reinforcement learning without sacrifices". A trial is an
 episode of exploration and then episodes of exploitation. In training the tasks are known. Four networks learn at once:
 
-1. the *bottleneck* f(task) keeps what exploitation needs: it is trained by the exploiter's values, ``z = f(task) + 0.1 ε``, and
+1. the *bottleneck* f(task) keeps what exploitation needs: it is trained by the exploiter's loss, ``z = f(task) + 0.1 ε``, and
    ``max(|f|², 10)`` keeps it small against that noise;
-2. the *exploiter*, action values Q(history, z) of an episode. In half of the trials, and always at test time, z is what the
+2. the *exploiter*, a policy and a value of an episode and z. In half of the trials, and always at test time, z is what the
    decoder made of the exploration;
 3. the *decoder* g(τ) reads the exploration and is trained to be near f, at every step: ``|g(τ_:t) - f(task)|²``;
-4. the *explorer*, action values of the exploration, whose reward at a step is the information gained by it,
+4. the *explorer*, a policy and a value, whose reward at a step is the information gained by it,
 
 $$r_t = |g(τ_{:t}) - f|² - |g(τ_{:t+1})- f|² - c,$$
 
-which is computed anew each time that a trial is learned from, and sums up to the gain of the whole exploration. The family's own
-rewards of that episode count nothing, but all networks see them. τ_:t ends with the observation of step t; of the episode's last
-step its reward and action are read, and not where it led to.
+whose sum is the gain of the whole exploration less its cost. The family's own rewards of that episode count nothing, but all networks see
+them. τ_:t ends with the observation of step t; of the episode's last step its reward and action are read, and not where it led to.
 
-As in `recurrent_q`, values are learned by λ-returns from whole trials, new and old ones, with layer normalisation and without
-target networks; an episode's return ends with it. The paper has double deep Q-networks with dueling heads instead. The decoder
-learns by its own loss alone.
+Both policies learn by PPO from the newest trials, as `rl2` does; an episode's return ends with it. The paper has recurrent double
+deep Q-networks with replay instead. The decoder learns by its own loss alone.
 
-Use it where to explore does not pay within an episode, tasks can be told from each other in training, and actions are discrete. It
-needs flashbax: ``pip install "jaxmeta[replay]"``. A task is told as its `TaskFamily.task_vector`. On the bus worlds (`tasks.bus`) it has
-learned to find one bus so far, not all.
+Use it where to explore does not pay within an episode, and tasks can be told from each other in training. A task is told as its
+`TaskFamily.task_vector`.
 
 ```python
 import jax
@@ -30,7 +27,7 @@ from jaxmeta import tasks
 from jaxmeta.algorithms.dream import Config, Hyper, dream
 
 family = tasks.make("bus", world="map")
-algorithm = dream(family, Config(memory_size=16, replay_trials=256), Hyper(epsilon_updates=2))
+algorithm = dream(family, Config(memory_size=16), Hyper(learning_rate=2e-3))
 state, step = algorithm.init(jax.random.key(0)), jax.jit(algorithm.step)
 for key in jax.random.split(jax.random.key(1), 3):
     tasks_key, step_key = jax.random.split(key)
@@ -50,40 +47,43 @@ import jax.numpy as jnp
 import optax
 
 from jaxmeta import checks, learners
-from jaxmeta.estimators.streams import count
-from jaxmeta.estimators.units import running_reward_scale
-from jaxmeta.learners import action_values
-from jaxmeta.learners.action_values import TRACES, unrolled
-from jaxmeta.learners.buffers import check_sizes, item_buffer
-from jaxmeta.learners.minibatches import learn_in_epochs
+from jaxmeta.estimators.returns import advantages_and_targets
+from jaxmeta.estimators.streams import count, unless
+from jaxmeta.estimators.units import in_units, running_reward_scale
+from jaxmeta.learners import trial_gradients
+from jaxmeta.learners.minibatches import in_chunks, learn_in_epochs
 from jaxmeta.learners.recurrent import (
     RecurrentLearner,
+    TrialMemory,
+    annealed,
     counted_steps,
     memory_of,
     moved_value_scale,
     step_metrics,
     trial_learner,
+    values_to_come,
 )
-from jaxmeta.learners.trial_replay import State, kept, remembered
-from jaxmeta.meta_updates.outer_loop import Optimizer, as_arrays, outer_optimizer
+from jaxmeta.meta_updates.gradients import State
+from jaxmeta.meta_updates.outer_loop import (
+    PARAMS,
+    Optimizer,
+    as_arrays,
+    first_state,
+    outer_optimizer,
+)
 from jaxmeta.networks import recurrent
-from jaxmeta.networks.action_values import (
-    ActionValues,
-    epsilon_greedy,
-    num_discrete_actions,
-    recurrent_outputs,
-)
-from jaxmeta.networks.actor_critic import Inputs
-from jaxmeta.networks.distributions import Categorical
+from jaxmeta.networks.action_values import ActionValues, recurrent_outputs
+from jaxmeta.networks.actor_critic import ActorCritic, Inputs, recurrent_actor_critic
+from jaxmeta.networks.distributions import Distribution
 from jaxmeta.networks.mlp import Network, mlp
 from jaxmeta.networks.recurrent import Memory
 from jaxmeta.tasks.family import TaskFamily
 from jaxmeta.tasks.keys import quick
 from jaxmeta.types import MetaAlgorithm, Params, Task, Trajectory
 
-BOTTLENECK_SCALE = 1.6
-"""Factor of the initial weights of the bottleneck's last layer. Codes begin as far from each other as they may stay, so that
-what tells them apart is worth many steps of exploration."""
+BOTTLENECK_SCALE = 0.5
+"""Factor of the initial weights of the bottleneck's last layer. Codes begin near each other, and the exploiter draws those apart that
+it has a use for. What else told codes apart would be worth as much to the explorer."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +93,7 @@ class Config(learners.recurrent.EpochConfig):
     num_episodes: int = 2
     """Episodes in a trial (E), at least 2: the first explores."""
     hidden_sizes: tuple[int, ...] = (64,)
-    """Widths of the layers between each memory and its outputs, with layer normalisation before a ReLU."""
+    """Widths of the layers between each memory and its outputs."""
     memory: Literal["gru", "lstm", "linear", "transformer", "none"] = "gru"
     """The recurrent network of the explorer, of the decoder and of the exploiter: one each."""
     memory_size: int = 64
@@ -106,12 +106,6 @@ class Config(learners.recurrent.EpochConfig):
     """Entries of z."""
     bottleneck_sizes: tuple[int, ...] = (64,)
     """Widths of the bottleneck's tanh layers."""
-    trace: Literal["peng", "watkins"] = "peng"
-    """As in `recurrent_q`."""
-    replay_trials: int = 4096
-    """The last trials that are kept."""
-    replayed_trials: int = 32
-    """Kept trials that a minibatch draws and learns from beside its new ones."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -122,8 +116,6 @@ class Config(learners.recurrent.EpochConfig):
         for name in ("encoder_sizes", "bottleneck_sizes"):
             for size in getattr(self, name):
                 checks.at_least(name, size, 1)
-        checks.choice("trace", self.trace, TRACES)
-        check_sizes(self.replay_trials, self.replayed_trials)
 
 
 class Hyper(NamedTuple):
@@ -131,30 +123,26 @@ class Hyper(NamedTuple):
 
     discount: float = 0.99
     """γ, of both policies."""
-    trace_lambda: float = 0.9
-    """λ of the returns that values are learned from."""
+    gae_lambda: float = 0.95
+    """λ of both policies' advantages."""
     learning_rate: float = 1e-3
     """Step size of the optimiser, a minibatch."""
     anneal_updates: float = math.inf
-    """Meta-updates in which the step size falls to zero in a straight line; infinite keeps it."""
+    """Meta-updates in which the step size and the weight of the entropy fall to zero in a straight line;
+    infinite keeps them."""
     max_grad_norm: float = 10.0
     """Clips the norm of the gradient of all parameters together."""
-    first_epsilon: float = 1.0
-    """ε in the first meta-update: the probability of a random action in training."""
-    last_epsilon: float = 0.05
-    """ε after `epsilon_updates`."""
-    first_temperature: float = 0.0
-    """τ in the first meta-update, as in `recurrent_q`."""
-    last_temperature: float = 0.0
-    """τ after `epsilon_updates`."""
-    epsilon_updates: float = 100.0
-    """Meta-updates in which ε and τ fall from the first to the last in a straight line."""
-    epsilon: float = 0.0
-    """ε outside of training."""
-    temperature: float = 0.0
-    """τ outside of training."""
-    exploration_cost: float = 0.1
-    """c: the cost of a step of exploration, in units of the latent's square."""
+    clip: float = 0.2
+    """ε of PPO."""
+    entropy_cost: float = 0.02
+    """Weight of the exploiter's entropy, in nats a step."""
+    exploration_entropy: float = 0.5
+    """Weight of the explorer's entropy, in units of `entropy_cost`."""
+    value_cost: float = 0.5
+    """Weight of the squared errors of values, in units of the spread of returns."""
+    exploration_cost: float = 0.0
+    """c: the cost of a step of exploration, in units of the latent's square. The paper's is 0.1. Where an action ends an episode, as on
+    the bus worlds, PPO then ends the exploration at once, before the decoder has learned that anything is to be gained."""
     noise: float = 0.1
     """Standard deviation of what is added to the bottleneck's output in training."""
     free_norm: float = 10.0
@@ -196,22 +184,37 @@ class Acting(NamedTuple):
     exploiter: Any
     """The exploiter's state."""
     z: jax.Array
-    """``[Z]``, what the decoder made of the exploration; zeros before its end."""
+    """``[Z]``, what the decoder made of the exploration; zeros in it."""
+
+
+class Shown(NamedTuple):
+    """What training knows of the tasks of its trials, ``[B]``."""
+
+    task: jax.Array
+    """``[B, P]``, the tasks as vectors."""
+    told: jax.Array
+    """bool ``[B]``: whether the exploiter was given the bottleneck's output."""
+    noise: jax.Array
+    """``[B, Z]``, the noise on it."""
 
 
 class Batch(NamedTuple):
-    """Trials to learn from, ``[B, T]``; steps that are not ``counted`` hold zeros."""
+    """Trials to learn from, ``[B, T]``, cut into the steps of both policies."""
 
-    inputs: Inputs
-    """The networks' inputs."""
-    action: jax.Array
-    """int32: the actions that were taken."""
-    reward: jax.Array
-    """The family's rewards, not in units."""
+    explorer: trial_gradients.Batch
+    """The exploration, ``[B, H + 1]``: its first H steps or fewer count, and the decoder reads one more."""
+    exploiter: trial_gradients.Batch
+    """The other episodes, ``[B, T - H]``. Their inputs are without z."""
+    begins: jax.Array
+    """bool ``[B, T - H]``: first steps of the exploiter's episodes."""
+    read: jax.Array
+    """bool ``[B, H + 1]``: the steps at which the decoder learns, up to the first one after the exploration."""
+    z: jax.Array
+    """``[B, Z]``, what the decoder made of the exploration when the trial was new."""
+    shown: Shown
+    """What is known of the tasks."""
     counted: jax.Array
-    """bool: the steps to learn from."""
-    task: jax.Array
-    """``[B, P]``, the trials' tasks as vectors."""
+    """bool ``[B, T]``: the steps to learn from."""
 
 
 class Episodes(NamedTuple):
@@ -234,10 +237,10 @@ class Networks(NamedTuple):
     """f."""
     decoder: ActionValues
     """g: ``num_outputs`` is the latent's size."""
-    explorer: ActionValues
-    """Values of exploration."""
-    exploiter: ActionValues
-    """Values of exploitation; reads z beside its inputs."""
+    explorer: ActorCritic
+    """The policy and the value of exploration."""
+    exploiter: ActorCritic
+    """The policy and the value of exploitation; reads z beside its inputs."""
 
     def init(self, key: jax.Array) -> Params:
         """New parameters, by the networks' names."""
@@ -248,13 +251,7 @@ class Networks(NamedTuple):
 
 
 @checks.constructor(
-    first_epsilon=(0.0, 1.0),
-    last_epsilon=(0.0, 1.0),
-    epsilon_updates=(1e-6, math.inf),
-    epsilon=(0.0, 1.0),
-    first_temperature=(0.0, 1e6),
-    last_temperature=(0.0, 1e6),
-    temperature=(0.0, 1e6),
+    exploration_entropy=(0.0, 1e6),
     exploration_cost=(0.0, 1e6),
     noise=(0.0, 1e6),
     free_norm=(0.0, 1e6),
@@ -269,11 +266,11 @@ def dream(
     memory: Memory | None = None,
     optimizer: Optimizer = optax.adam,
 ) -> MetaAlgorithm:
-    """DREAM on a family of tasks with discrete actions.
+    """DREAM on a family of tasks.
 
     ``return/before`` is of the exploration and ``return/after`` of the last episode; in training half of the trials
-    are told their tasks there. ``information_gain`` is the mean over trials of the whole exploration's, without the steps' cost.
-    A broken trial is left out as in `recurrent_q`.
+    are told their tasks there, and ``return/told`` is the sum of these trials' episodes of exploitation. ``information_gain`` is the mean over trials of the whole
+    exploration's, without the steps' cost. A trial with a number that is not finite is left out as in `rl2`.
 
     Args:
         family: The tasks' family; ``step`` is given its tasks.
@@ -284,64 +281,46 @@ def dream(
         optimizer: ``learning_rate -> optax.GradientTransformation``.
 
     Raises:
-        ImportError: flashbax is not installed.
-        ValueError: the family's actions are not discrete; a value of ``hyper`` is out of range; a setting has no effect
-            beside the others; the buffer takes more memory than the device has; in ``step``, the number of trials is no
-            multiple of ``config.num_minibatches`` or greater than ``config.replay_trials``.
+        ValueError: a value of ``hyper`` is out of range; a setting has no effect beside the others; in ``step``, the number
+            of trials is no multiple of ``config.num_minibatches``.
     """
     networks = networks_of(family, config, memory)
     parts = _learner_of(family, config, networks)
-    item = kept_trial(family, config, networks, hyper)
-    buffer = item_buffer(item, config.replay_trials, config.replayed_trials, name="replay_trials")
 
     def init(key: jax.Array, hyper: Any = hyper) -> State:
-        meta = first_meta(key, networks, config, hyper)
-        optimizer_state = outer_optimizer(optimizer, meta.hyper).init(meta.params)
-        return State(meta, optimizer_state, jnp.zeros((), jnp.int32), buffer.init())
+        return first_state(first_meta(key, networks, config, hyper), PARAMS, optimizer)
 
     def step(key: jax.Array, state: State, tasks: Task) -> tuple[State, dict]:
         act_key, learn_key = jax.random.split(quick(key))
-        hyper = action_values.scheduled(state.meta.hyper, state.num_updates)
-        now = state.meta._replace(hyper=hyper)
-        told = jax.vmap(family.task_vector)(tasks)
-        recorded = trials(act_key, now, tasks, told, parts=parts, networks=networks)
-        told = jnp.repeat(told, config.num_streams, axis=0)
-        data, counted = counted_steps(recorded, config.num_episodes)
-        good = jnp.any(counted, axis=1)
-        told = jnp.where(good[:, None], told, 0.0)
-        make = partial(batch_of, state.meta, parts=parts)
-        items = (*kept(data, counted), told)
-        replay, replayed = remembered(state.replay, buffer, items, make)
-        batch = make(data, counted, told)
-        meta, gain = with_scales(state.meta, batch, hyper, networks=networks, config=config)
-        scales = (meta.value_scale, meta.gain_scale)
+        hyper = annealed(state.meta.hyper, state.num_updates)
+        recorded, shown = trials(
+            act_key, state.meta, tasks, family=family, parts=parts, networks=networks
+        )
+        meta, batch, metrics = prepared(
+            state.meta, hyper, recorded, shown, parts=parts, networks=networks, config=config
+        )
         learned, reports, applied = learn_in_epochs(
             learn_key,
             (meta.params, state.optimizer),
             batch,
             hyper,
-            losses=partial(all_losses, scales=scales, networks=networks, config=config),
+            losses=partial(all_losses, networks=networks),
             of_whole=whole_minibatch,
             optimizer=outer_optimizer(optimizer, hyper),
             config=config,
-            replayed=replayed,
         )
-        metrics = step_metrics(
-            reports, applied, recorded, counted, config.num_episodes, explore_episodes=1
+        metrics |= step_metrics(
+            reports, applied, recorded, batch.counted, config.num_episodes, explore_episodes=1
         )
-        metrics["information_gain"] = gain
-        metrics["epsilon"] = hyper.epsilon
-        metrics["replay_trials"] = buffer.size(replay)
-        done = state.num_updates + 1 - metrics["skipped_updates"]
         params, optimizer_state = learned
-        return State(meta._replace(params=params), optimizer_state, done, replay), metrics
+        done = state.num_updates + 1 - metrics["skipped_updates"]
+        return State(meta._replace(params=params), optimizer_state, done), metrics
 
     return MetaAlgorithm(init, step, parts.learner, parts.lifetime)
 
 
 def networks_of(family: TaskFamily, config: Config, memory: Memory | None = None) -> Networks:
-    """The four networks that ``config`` describes; raises ValueError unless the family's actions are discrete."""
-    num_actions = num_discrete_actions("dream", family)
+    """The four networks that ``config`` describes."""
     memory = memory_of(family, config, memory)
     sizes: dict[str, Any] = dict(
         encoder_sizes=config.encoder_sizes, hidden_sizes=config.hidden_sizes
@@ -350,10 +329,8 @@ def networks_of(family: TaskFamily, config: Config, memory: Memory | None = None
     return Networks(
         bottleneck=mlp(task.size, config.bottleneck_sizes, config.latent_size, BOTTLENECK_SCALE),
         decoder=recurrent_outputs(family, memory, config.latent_size, **sizes),
-        explorer=recurrent_outputs(family, memory, num_actions, **sizes),
-        exploiter=recurrent_outputs(
-            family, memory, num_actions, more_inputs=config.latent_size, **sizes
-        ),
+        explorer=recurrent_actor_critic(family, memory, **sizes),
+        exploiter=recurrent_actor_critic(family, memory, more_inputs=config.latent_size, **sizes),
     )
 
 
@@ -365,64 +342,27 @@ def first_meta(key: jax.Array, networks: Networks, config: Config, hyper: Hyper)
     return Meta(params, unknown, unknown, jnp.zeros(()), told, nothing, as_arrays(hyper))
 
 
-def episodes(batch: Batch) -> Episodes:
+def episodes(inputs: Inputs, counted: jax.Array) -> Episodes:
     """Which steps of trials ``[B, T]`` belong to which episode."""
-    begins = (batch.inputs.time[..., 0] > 0) & batch.counted
+    begins = (inputs.time[..., 0] > 0) & counted
     number = jnp.cumsum(begins, axis=1) - 1
     return Episodes(
-        explores=batch.counted & (number == 0),
-        exploits=batch.counted & (number > 0),
+        explores=counted & (number == 0),
+        exploits=counted & (number > 0),
         begins=begins,
         read=begins & (number == 1),
     )
 
 
 def information_gain(distance: jax.Array, explores: jax.Array) -> jax.Array:
-    """The reward of exploration without its cost, ``[B, T]``: by how much each step brings the decoder nearer to the bottleneck.
+    """The reward of exploration without its cost, ``[B, L]``: by how much each step brings the decoder nearer to the bottleneck.
 
     Args:
-        distance: ``[B, T]``, the square of the decoder's error before each step.
-        explores: bool ``[B, T]``: steps of exploration; all others gain 0. A step follows the last of them.
+        distance: ``[B, L]``, the square of the decoder's error before each step.
+        explores: bool ``[B, L]``: steps of exploration; all others gain 0. A step follows the last of them.
     """
     after = jnp.concatenate([distance[:, 1:], distance[:, -1:]], axis=1)
     return jnp.where(explores, distance - after, 0.0)
-
-
-class _Views(NamedTuple):
-    """What the networks make of a batch."""
-
-    f: jax.Array
-    g: jax.Array
-    distance: jax.Array
-    gain: jax.Array
-    explorer_q: jax.Array
-    explorer: action_values.Batch
-
-
-def _views(params: Params, batch: Batch, hyper: Any, networks: Networks) -> _Views:
-    """The bottleneck's, the decoder's and the explorer's outputs, and what the explorer learns from."""
-    of = episodes(batch)
-    f = networks.bottleneck.apply(params["bottleneck"], batch.task)
-    g = unrolled(params["decoder"], batch.inputs, networks.decoder)
-    distance = jnp.sum((g - jax.lax.stop_gradient(f)[:, None]) ** 2, axis=-1)
-    gain = information_gain(jax.lax.stop_gradient(distance), of.explores)
-    reward = jnp.where(of.explores, gain - hyper.exploration_cost, 0.0)
-    q = unrolled(params["explorer"], batch.inputs, networks.explorer)
-    explorer = action_values.Batch(batch.inputs, batch.action, reward, of.explores)
-    return _Views(f, g, distance, gain, q, explorer)
-
-
-def _exploiter(
-    params: Params, batch: Batch, z: jax.Array, networks: Networks
-) -> tuple[jax.Array, action_values.Batch]:
-    """The exploiter's values ``[B, T, A]`` given ``z [B, Z]``, and what it learns from."""
-    of = episodes(batch)
-    inputs = with_latent(
-        batch.inputs, of.begins, jnp.broadcast_to(z[:, None], (*of.begins.shape, z.shape[-1]))
-    )
-    q = unrolled(params["exploiter"], inputs, networks.exploiter)
-    reward = jnp.where(of.exploits, batch.reward, 0.0)
-    return q, action_values.Batch(inputs, batch.action, reward, of.exploits)
 
 
 def with_latent(inputs: Inputs, begins: jax.Array, z: jax.Array) -> Inputs:
@@ -435,164 +375,236 @@ def with_latent(inputs: Inputs, begins: jax.Array, z: jax.Array) -> Inputs:
     )
 
 
-class Whole(NamedTuple):
-    """What the means of a whole minibatch divide by, each ``[]`` and at least 1."""
+def prepared(
+    meta: Meta,
+    hyper: Any,
+    recorded: Trajectory,
+    shown: Shown,
+    *,
+    parts: RecurrentLearner,
+    networks: Networks,
+    config: Config,
+) -> tuple[Meta, Batch, dict[str, jax.Array]]:
+    """``(meta, batch, metrics)``: ``meta`` with its running scales moved, and what to learn from trials ``[B, T]``."""
+    batch = cut(meta, recorded, shown, parts=parts, networks=networks, config=config)
+    in_chunk = dict(trials_per_chunk=config.trials_per_chunk)
+    explored, exploited = batch.explorer, batch.exploiter
 
-    explored: jax.Array
-    """The steps of exploration."""
-    exploited: jax.Array
-    """The other steps."""
+    def read(inputs: Inputs) -> jax.Array:
+        return networks.decoder.unroll(meta.params["decoder"], networks.decoder.initial(), inputs)
+
+    f = networks.bottleneck.apply(meta.params["bottleneck"], shown.task)
+    g = in_chunks(read, explored.inputs, **in_chunk)
+    distance = jnp.sum((g - f[:, None]) ** 2, axis=-1)
+    gain = information_gain(distance, explored.counted)
+    last = jnp.sum(explored.counted, axis=1)
+    batch = batch._replace(z=jax.vmap(lambda g, last: g[last])(g, last))
+
+    def of(name: str, inputs: Inputs, part: trial_gradients.Batch) -> jax.Array:
+        unroll = getattr(networks, name).unroll
+        return in_chunks(
+            lambda trial: unroll(meta.params[name], *trial)[1],
+            (part.data.memory.state, inputs),
+            **in_chunk,
+        )
+
+    v = of("explorer", explored.inputs, explored)
+    reward = jnp.where(explored.counted, gain - hyper.exploration_cost, 0.0)
+    never = jnp.zeros_like(explored.counted)
+    gain_scale, explored = with_advantages(meta.gain_scale, reward, v, never, explored, hyper)
+    v = of("exploiter", with_latent(exploited.inputs, batch.begins, _told(f, batch)), exploited)
+    reward = jnp.where(exploited.counted, exploited.data.reward, 0.0)
+    ends = exploited.data.last
+    value_scale, exploited = with_advantages(meta.value_scale, reward, v, ends, exploited, hyper)
+    good = jnp.any(batch.counted, axis=1)
+    told = good & shown.told
+    metrics = {
+        "information_gain": jnp.sum(gain) / count(good, gain),
+        "return/told": jnp.sum(jnp.where(told[:, None], reward, 0.0)) / count(told, reward),
+    }
+    rewards = jnp.where(batch.counted, recorded.reward, 0.0)
+    meta = meta._replace(
+        gain_scale=gain_scale,
+        value_scale=value_scale,
+        reward_scale=running_reward_scale(meta.reward_scale, rewards, batch.counted),
+    )
+    return meta, batch._replace(explorer=explored, exploiter=exploited), metrics
+
+
+def cut(
+    meta: Meta,
+    recorded: Trajectory,
+    shown: Shown,
+    *,
+    parts: RecurrentLearner,
+    networks: Networks,
+    config: Config,
+) -> Batch:
+    """Trials ``[B, T]`` cut into the steps of both policies; advantages, targets and z are zeros."""
+    data, counted = counted_steps(recorded, config.num_episodes)
+    known = jnp.all(jnp.isfinite(shown.task), axis=1)
+    counted = counted & known[:, None]
+    good = jnp.any(counted, axis=1)[:, None]
+    shown = shown._replace(task=jnp.where(good, shown.task, 0.0))
+    inputs = jax.vmap(parts.inputs, in_axes=(None, 0))(meta, data)
+    of = episodes(inputs, counted)
+    unused: Any = dict.fromkeys(("timestep", "discount", "next_obs", "memory"), ())
+    steps = data._replace(**unused), inputs
+    num_trials, num_steps = counted.shape
+    horizon = num_steps // config.num_episodes
+    start = jnp.sum(of.explores, axis=1)
+
+    def early(x: Any) -> Any:
+        return jax.tree.map(lambda x: x[:, : horizon + 1], x)
+
+    def late(x: Any) -> Any:
+        def of_trial(x: jax.Array, start: jax.Array) -> jax.Array:
+            return jax.lax.dynamic_slice_in_dim(x, start, num_steps - horizon)
+
+        return jax.tree.map(lambda x: jax.vmap(of_trial)(x, start), x)
+
+    def part(steps: tuple, counted: jax.Array, network: ActorCritic) -> trial_gradients.Batch:
+        data, inputs = steps
+        state = jax.tree.map(lambda x: jnp.tile(x, (num_trials, *[1] * x.ndim)), network.initial())
+        data = data._replace(memory=TrialMemory(state, jnp.zeros(num_trials, jnp.int32)))
+        nothing = jnp.zeros_like(data.reward)
+        return trial_gradients.Batch(data, inputs, nothing, nothing, counted)
+
+    return Batch(
+        explorer=part(early(steps), early(of.explores), networks.explorer),
+        exploiter=part(late(steps), late(of.exploits), networks.exploiter),
+        begins=late(of.begins & of.exploits),
+        read=early(of.explores | of.read),
+        z=jnp.zeros_like(shown.noise),
+        shown=shown,
+        counted=counted,
+    )
+
+
+def with_advantages(
+    scale: jax.Array,
+    reward: jax.Array,
+    v: jax.Array,
+    ends: jax.Array,
+    part: trial_gradients.Batch,
+    hyper: Any,
+) -> tuple[jax.Array, trial_gradients.Batch]:
+    """The running scale of a policy's returns moved, and its steps with advantages and targets.
+
+    Args:
+        scale: ``[2]``, mean and spread of returns, the units of ``v``.
+        reward: ``[B, L]``, what the policy is paid, not in units.
+        v: ``[B, L]``, the policy's values, in units.
+        ends: bool ``[B, L]``: steps with which a return ends, beside the last counted one.
+        part: The steps.
+        hyper: Its ``discount`` and ``gae_lambda``.
+    """
+    mean, spread = scale
+    v = jnp.where(part.counted, mean + spread * v, 0.0)
+    discount = hyper.discount * unless(ends, v)
+
+    def estimates(reward: jax.Array, discount: jax.Array, v: jax.Array) -> tuple:
+        return advantages_and_targets(
+            reward,
+            discount,
+            v=v,
+            v_next=values_to_come(v),
+            last=jnp.zeros_like(v),
+            lambda_=hyper.gae_lambda,
+        )
+
+    advantage, returns = jax.vmap(estimates)(reward, discount, v)
+    mean, spread = scale = moved_value_scale(scale, returns, part.counted)
+    advantage, target = in_units(advantage, spread), in_units(returns - mean, spread)
+    return scale, part._replace(advantage=advantage, target=target)
+
+
+class Whole(NamedTuple):
+    """Numbers of a whole minibatch that the losses of its trials need."""
+
+    explorer: trial_gradients.Whole
+    """Of the steps of exploration."""
+    exploiter: trial_gradients.Whole
+    """Of the other steps."""
     read: jax.Array
-    """The prefixes of explorations, the empty and the whole ones with them."""
+    """``[]``, the prefixes of explorations, the empty and the whole ones with them; at least 1."""
     trials: jax.Array
-    """The trials with a counted step."""
+    """``[]``, the trials with a counted step; at least 1."""
 
 
 def whole_minibatch(batch: Batch) -> Whole:
-    """The numbers of a minibatch ``[B, T]`` that the losses of its trials divide by."""
-    of, steps = episodes(batch), batch.reward
+    """The numbers of a minibatch ``[B, T]`` that the losses of its trials need."""
     return Whole(
-        explored=count(of.explores, steps),
-        exploited=count(of.exploits, steps),
-        read=count(of.explores | of.read, steps),
-        trials=count(jnp.any(batch.counted, axis=1), steps),
+        explorer=trial_gradients.whole_minibatch(batch.explorer, normalize=True),
+        exploiter=trial_gradients.whole_minibatch(batch.exploiter, normalize=True),
+        read=count(batch.read, batch.z),
+        trials=count(jnp.any(batch.counted, axis=1), batch.z),
     )
 
 
 def all_losses(
-    params: Params,
-    keys: jax.Array,
-    batch: Batch,
-    hyper: Any,
-    whole: Whole,
-    *,
-    scales: tuple[jax.Array, jax.Array],
-    networks: Networks,
-    config: Config,
+    params: Params, keys: jax.Array, batch: Batch, hyper: Any, whole: Whole, *, networks: Networks
 ) -> tuple[jax.Array, dict]:
-    """``(loss [], report)``, the share of some trials in a minibatch's: of both values, the decoder and the bottleneck."""
-    value_scale, gain_scale = scales
-    of, good = episodes(batch), jnp.any(batch.counted, axis=1)
-    views = _views(params, batch, hyper, networks)
-    explored = action_values.value_error(
-        views.explorer_q,
-        views.explorer,
-        gain_scale,
-        hyper,
-        trace=config.trace,
-        divisor=whole.explored,
+    """``(loss [], report)``, the share of some trials in a minibatch's: of both policies, the decoder and the bottleneck."""
+    f = networks.bottleneck.apply(params["bottleneck"], batch.shown.task)
+    inputs = with_latent(batch.exploiter.inputs, batch.begins, _told(f, batch))
+    reports: dict[str, jax.Array] = {}
+    loss = jnp.zeros(())
+    wander = hyper._replace(entropy_cost=hyper.exploration_entropy * hyper.entropy_cost)
+    for name, part, its_hyper in (
+        ("explorer", batch.explorer, wander),
+        ("exploiter", batch.exploiter._replace(inputs=inputs), hyper),
+    ):
+        network, numbers = getattr(networks, name), getattr(whole, name)
+        how = dict(network=network, loss=trial_gradients.Loss(trial_gradients.ppo))
+        its_loss, report = trial_gradients.minibatch_loss(
+            params[name], keys, part, its_hyper, numbers, **how
+        )
+        loss = loss + its_loss
+        reports |= {f"{key}/{name}": x for key, x in report.items()}
+    g = jax.vmap(networks.decoder.unroll, in_axes=(None, None, 0))(
+        params["decoder"], networks.decoder.initial(), batch.explorer.inputs
     )
-    z = jax.vmap(latent, (0, 0, 0, None))(keys, views.f, _read(views.g, of), hyper.noise)
-    q, exploiter = _exploiter(params, batch, z, networks)
-    exploited = action_values.value_error(
-        q,
-        exploiter,
-        value_scale,
-        hyper,
-        trace=config.trace,
-        divisor=whole.exploited,
-        last=_last(of.begins),
-    )
-    read = of.explores | of.read
-    decoder = jnp.sum(jnp.where(read, views.distance, 0.0)) / whole.read
-    square = jnp.sum(views.f**2, axis=-1)
-    too_large = jnp.maximum(square, hyper.free_norm)
-    size = jnp.sum(jnp.where(good, too_large, 0.0)) / whole.trials
-    loss = explored + exploited + hyper.decoder_cost * decoder + hyper.bottleneck_cost * size
-    report = {
-        "value_loss": exploited,
-        "explorer_loss": explored,
-        "decoder_loss": decoder,
-        "bottleneck": jnp.sum(jnp.where(good, square, 0.0)) / whole.trials,
-    }
-    return loss, report
+    distance = jnp.sum((g - jax.lax.stop_gradient(f)[:, None]) ** 2, axis=-1)
+    decoder = jnp.sum(jnp.where(batch.read, distance, 0.0)) / whole.read
+    square, good = jnp.sum(f**2, axis=-1), jnp.any(batch.counted, axis=1)
+    size = jnp.sum(jnp.where(good, jnp.maximum(square, hyper.free_norm), 0.0)) / whole.trials
+    reports["decoder_loss"] = decoder
+    reports["bottleneck"] = jnp.sum(jnp.where(good, square, 0.0)) / whole.trials
+    return loss + hyper.decoder_cost * decoder + hyper.bottleneck_cost * size, reports
 
 
-def latent(key: jax.Array, f: jax.Array, g: jax.Array, noise: jax.Array) -> jax.Array:
-    """z of a trial to learn from, ``[Z]``: the bottleneck's ``f [Z]`` with its noise, or as likely the decoder's ``g [Z]``."""
-    told_key, noise_key = jax.random.split(key)
-    noisy = f + noise * jax.random.normal(noise_key, f.shape)
-    return jnp.where(jax.random.bernoulli(told_key), noisy, jax.lax.stop_gradient(g))
-
-
-def with_scales(
-    meta: Meta, batch: Batch, hyper: Any, *, networks: Networks, config: Config
-) -> tuple[Meta, jax.Array]:
-    """``meta`` with its running scales moved by new trials, and the mean information gain of their exploration, ``[]``."""
-    of = episodes(batch)
-    views = _views(meta.params, batch, hyper, networks)
-    q, exploiter = _exploiter(meta.params, batch, _read(views.g, of), networks)
-    how = dict(hyper=hyper, trace=config.trace)
-    explored = action_values.lambda_returns(
-        views.explorer_q, views.explorer, meta.gain_scale, **how
-    )
-    exploited = action_values.lambda_returns(
-        q, exploiter, meta.value_scale, **how, last=_last(of.begins)
-    )
-    good = jnp.any(batch.counted, axis=1)
-    gain = jnp.sum(views.gain) / count(good, views.gain)
-    moved = meta._replace(
-        value_scale=moved_value_scale(meta.value_scale, exploited, of.exploits),
-        gain_scale=moved_value_scale(meta.gain_scale, explored, of.explores),
-        reward_scale=running_reward_scale(meta.reward_scale, batch.reward, batch.counted),
-    )
-    return moved, gain
-
-
-def _read(g: jax.Array, of: Episodes) -> jax.Array:
-    """The decoder's output after the exploration, ``[B, Z]``."""
-    return jnp.sum(jnp.where(of.read[..., None], g, 0.0), axis=1)
-
-
-def _last(begins: jax.Array) -> jax.Array:
-    """The steps before first steps of episodes, bool ``[B, T]``."""
-    return jnp.concatenate([begins[:, 1:], jnp.zeros_like(begins[:, :1])], axis=1)
-
-
-def batch_of(
-    meta: Meta, data: Trajectory, counted: jax.Array, task: jax.Array, *, parts: RecurrentLearner
-) -> Batch:
-    """The batch of trials ``[B, T]``, with rewards that the networks see in today's units."""
-    inputs = jax.vmap(parts.inputs, in_axes=(None, 0))(meta, data)
-    return Batch(inputs, data.action, jnp.where(counted, data.reward, 0.0), counted, task)
+def _told(f: jax.Array, batch: Batch) -> jax.Array:
+    """z of each step of exploitation ``[B, T - H, Z]``: the bottleneck's ``f [B, Z]`` with its noise, or the decoder's."""
+    z = jnp.where(batch.shown.told[:, None], f + batch.shown.noise, batch.z)
+    return jnp.broadcast_to(z[:, None], (*batch.begins.shape, z.shape[-1]))
 
 
 def trials(
     key: jax.Array,
     meta: Meta,
     tasks: Task,
-    told: jax.Array,
     *,
+    family: TaskFamily,
     parts: RecurrentLearner,
     networks: Networks,
-) -> Trajectory:
-    """Training's trials, ``[M N, T]``: in half of the tasks the exploiter is told its own, of which ``told [M, P]`` are vectors."""
+) -> tuple[Trajectory, Shown]:
+    """Training's trials of tasks ``[M]``, ``[M N, T]``, and what is known of them: the exploiter is told a half of the tasks."""
+    vectors = jax.vmap(family.task_vector)(tasks)
+    scale = meta.hyper.noise
 
-    def of_task(key: jax.Array, task: Task, told: jax.Array) -> Trajectory:
+    def of_task(key: jax.Array, task: Task, vector: jax.Array) -> tuple[Trajectory, Shown]:
         coin_key, noise_key, key = jax.random.split(key, 3)
-        f = networks.bottleneck.apply(meta.params["bottleneck"], told)
-        z = f + meta.hyper.noise * jax.random.normal(noise_key, f.shape)
-        mine = meta._replace(told=jax.random.bernoulli(coin_key), latent=z)
-        return parts.trials(key, mine, jax.tree.map(lambda x: x[None], task))
+        f = networks.bottleneck.apply(meta.params["bottleneck"], vector)
+        noise = scale * jax.random.normal(noise_key, f.shape)
+        told = jax.random.bernoulli(coin_key)
+        mine = meta._replace(told=told, latent=f + noise)
+        data = parts.trials(key, mine, jax.tree.map(lambda x: x[None], task))
+        shown = Shown(vector, told, noise)
+        return data, jax.tree.map(lambda x: jnp.tile(x, (len(data.reward), *[1] * x.ndim)), shown)
 
-    data = jax.vmap(of_task)(jax.random.split(key, len(told)), tasks, told)
-    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), data)
-
-
-def kept_trial(family: TaskFamily, config: Config, networks: Networks, hyper: Hyper) -> Any:
-    """Shapes and dtypes of what the buffer keeps of one trial; nothing is run."""
-
-    def trial(key: jax.Array) -> Any:
-        init_key, key = jax.random.split(key)
-        task = jax.tree.map(lambda x: jnp.asarray(x)[None], family.env.default_params)
-        told = jax.vmap(family.task_vector)(task)
-        meta = first_meta(init_key, networks, config, hyper)
-        parts = _learner_of(family, dataclasses.replace(config, num_streams=1), networks)
-        recorded = trials(quick(key), meta, task, told, parts=parts, networks=networks)
-        items = (*kept(*counted_steps(recorded, config.num_episodes)), told)
-        return jax.tree.map(lambda x: x[0], items)
-
-    return jax.eval_shape(trial, jax.eval_shape(lambda: jax.random.key(0)))
+    found = jax.vmap(of_task)(jax.random.split(key, len(vectors)), tasks, vectors)
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), found)
 
 
 def _learner_of(family: TaskFamily, config: Config, networks: Networks) -> RecurrentLearner:
@@ -610,15 +622,14 @@ def _learner_of(family: TaskFamily, config: Config, networks: Networks) -> Recur
 
 def _choose(
     networks: Networks, meta: Meta, state: Acting, inputs: Inputs
-) -> tuple[Categorical, Acting]:
+) -> tuple[Distribution, Acting]:
     """One step: by the explorer in the first episode, then by the exploiter."""
     params, begins = meta.params, inputs.time[0] > 0
     episode = jnp.where(inputs.reset, 0, state.episode + begins.astype(jnp.int32))
-    explorer_q, explorer = networks.explorer.step(params["explorer"], state.explorer, inputs)
+    explores, explorer = networks.explorer.step(params["explorer"], state.explorer, inputs)
     g, decoder = networks.decoder.step(params["decoder"], state.decoder, inputs)
     z = jnp.where(begins & (episode == 1), g, jnp.where(inputs.reset, 0.0, state.z))
     shown = with_latent(inputs, begins, jnp.where(meta.told, meta.latent, z))
-    exploiter_q, exploiter = networks.exploiter.step(params["exploiter"], state.exploiter, shown)
-    q = jnp.where(episode == 0, explorer_q, exploiter_q)
-    policy = epsilon_greedy(q, meta.hyper.epsilon, meta.hyper.temperature)
+    exploits, exploiter = networks.exploiter.step(params["exploiter"], state.exploiter, shown)
+    policy = jax.tree.map(lambda x, y: jnp.where(episode == 0, x, y), explores, exploits)
     return policy, Acting(episode, explorer, decoder, exploiter, z)

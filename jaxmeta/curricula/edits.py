@@ -6,6 +6,8 @@ If its score is high, it enters the buffer. So tasks grow harder with the agent,
 """
 
 import dataclasses
+import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -16,6 +18,7 @@ from jaxmeta.curricula import levels as buffers
 from jaxmeta.curricula.levels import Levels
 from jaxmeta.curricula.replay import PLRConfig, Replayed, ScoreName, as_dict, mixed, needs, scored
 from jaxmeta.tasks.family import Sampler, TaskFamily
+from jaxmeta.tasks.keys import as_in, quick
 from jaxmeta.types import Curriculum, Draw, Meta, Task, TaskResults
 
 
@@ -79,15 +82,15 @@ def accel(
 
     def changed(key: jax.Array, task: Task) -> Task:
         keys = jax.random.split(key, config.num_edits)
-        return jax.lax.scan(lambda task, key: (mutate(key, task), None), task, keys)[0]
+        return jax.lax.scan(lambda task, key: (as_in(task, mutate(key, task)), None), task, keys)[0]
 
     def draw(
         key: jax.Array, state: ACCELState, meta: Meta, num_tasks: int
     ) -> tuple[ACCELState, Draw]:
         new_key, edit_key, key = jax.random.split(key, 3)
         new = jax.vmap(sample)(jax.random.split(new_key, num_tasks))
-        children = jax.vmap(changed)(jax.random.split(edit_key, num_tasks), state.parents)
         tasks, (places, replayed) = mixed(key, state.levels, new, config)
+        children = where(changed, edit_key, state.parents, state.replayed)
         tasks = buffers.choose(state.replayed, children, tasks)
         replayed &= ~state.replayed
         learns = replayed | config.learns_from_new
@@ -104,3 +107,24 @@ def accel(
     if start is not None:
         told["start"] = getattr(start, "__qualname__", type(start).__name__)
     return Curriculum(init, draw, update, needs(config), told)
+
+
+def where(
+    changed: Callable[[jax.Array, Task], Task], key: jax.Array, tasks: Task, which: jax.Array
+) -> Task:
+    """``changed(key, task)`` of ``which`` (bool ``[M]``) of ``tasks [M]``; some of the others stay as they are.
+
+    The work is done in quarters of M tasks, those of ``which`` first, and ends when all of them are done.
+    """
+    num_tasks = len(which)
+    size = math.ceil(num_tasks / 4)
+    keys = jax.random.split(quick(key), num_tasks)
+    order = jnp.argsort(~which, stable=True)
+    groups = (jnp.sum(which, dtype=jnp.int32) + size - 1) // size
+
+    def quarter(i: jax.Array, done: Task) -> Task:
+        at = jax.lax.dynamic_slice_in_dim(order, i * size, size)
+        some = jax.vmap(changed)(keys[at], jax.tree.map(lambda x: x[at], tasks))
+        return jax.tree.map(lambda x, y: x.at[at].set(y), done, some)
+
+    return jax.lax.fori_loop(0, groups, quarter, tasks)

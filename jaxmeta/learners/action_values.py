@@ -1,6 +1,6 @@
 """Learning of action values on trials: λ-returns, their error, schedules.
 
-`recurrent_q` and `dream` share this module.
+`recurrent_q` learns by it.
 """
 
 from typing import Any

@@ -79,6 +79,7 @@ def recurrent_actor_critic(
     hidden_sizes: Sequence[int] = (),
     encoder: Module | None = None,
     head: Callable[[int], Head] | None = None,
+    more_inputs: int = 0,
 ) -> ActorCritic:
     """A policy and a value on the outputs of a recurrent network that reads all inputs.
 
@@ -92,11 +93,13 @@ def recurrent_actor_critic(
             module of your own (`encoders.encoder`); None reads the flat observation. The policy and the value read its
             features beside the memory.
         head: ``(num_features) -> Head``, the policy's last part; None is `action_head`.
+        more_inputs: Numbers that are read beside the family's, at the end of `Inputs.time`.
 
     Raises:
         ValueError: the encoder does not fit the observations, or the action space has no default head.
     """
-    stem = stem_of(family, checks.each_at_least("encoder_sizes", encoder_sizes, 1), encoder)
+    sizes = checks.each_at_least("encoder_sizes", encoder_sizes, 1)
+    stem = stem_of(family, sizes, encoder, more_inputs)
     num_features = memory.size + (stem.size if stem.beside else 0)
     if head is None:
         policy = action_head(num_features, family.action_space, hidden_sizes)

@@ -28,7 +28,7 @@ from flax import struct
 from gymnax.environments import environment, spaces
 
 from jaxmeta import checks
-from jaxmeta.tasks import xland_rulesets
+from jaxmeta.tasks import xland_edits, xland_rulesets
 from jaxmeta.tasks.family import SPLITS, Sampler, TaskFamily
 from jaxmeta.tasks.xland_expert import COLORS, FORWARD, LEFT, PICK_UP, PUT_DOWN, RIGHT, seek
 from jaxmeta.tasks.xland_rulesets import (
@@ -306,6 +306,8 @@ def xland(
     *below* an object, and an agent does not see which way is down. So no action of one observation is
     known to be good, and ``expert_action`` is None.
 
+    ``mutate`` makes small changes (`xland_edits`).
+
     Args:
         size: Cells along a side, walls included. In layout R4 an odd number, in R9 one more than a
             multiple of three. Published are 9 to 17 for R1, R2 and R4, 13 to 19 for R6, 16 to 25 for R9.
@@ -364,6 +366,7 @@ def xland(
         out_of_distribution=out_of_distribution,
         expert_action=None if published else seek,
         disjoint=SPLITS,
+        mutate=xland_edits.mutation(drawn[1:], published=not is_own),
     )
 
 

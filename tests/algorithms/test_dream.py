@@ -8,10 +8,9 @@ import pytest
 from jaxmeta import evaluation, tasks
 from jaxmeta.algorithms import dream as module
 from jaxmeta.algorithms.dream import Config, Hyper, dream
-from jaxmeta.learners import action_values
 from jaxmeta.networks.actor_critic import Inputs
+from jaxmeta.types import Trajectory
 
-pytest.importorskip("flashbax")
 SMALL = dict(
     memory_size=4,
     hidden_sizes=(4,),
@@ -20,8 +19,6 @@ SMALL = dict(
     latent_size=3,
     num_epochs=1,
     num_minibatches=1,
-    replay_trials=8,
-    replayed_trials=2,
 )
 
 
@@ -30,27 +27,28 @@ def family():
     return tasks.make("bus", world="map", horizon=5)
 
 
-def a_batch():
-    """A trial of an episode of three steps, one of two, one of one and two steps after its last episode."""
-    first = jnp.asarray([1, 0, 0, 1, 0, 1, 0, 0], float)
-    counted = jnp.asarray([1, 1, 1, 1, 1, 1, 0, 0], bool)
-    inputs = Inputs(
-        obs=jnp.arange(8.0)[:, None],
-        past=jnp.ones((8, 2)),
-        time=jnp.stack([first, jnp.arange(8.0)], axis=1),
-        reset=jnp.arange(8) == 0,
+def trials_of_three_episodes():
+    """Two trials of 3 episodes of at most 4 steps, in which step t pays t. One has episodes of 3, 2 and 1 steps, the other of 4, 1 and 4."""
+    first = jnp.asarray(
+        [[1, 0, 0, 1, 0, 1, 0, 0, 0, 0, 0, 0], [1, 0, 0, 0, 1, 1, 0, 0, 0, 0, 0, 0]]
     )
-    batch = module.Batch(inputs, jnp.zeros(8, jnp.int32), jnp.arange(8.0), counted, jnp.ones(2))
-    return jax.tree.map(lambda x: x[None], batch)
+    counted = jnp.asarray([[1] * 6 + [0] * 6, [1] * 9 + [0] * 3], bool)
+    time = jnp.broadcast_to(jnp.arange(12.0), (2, 12))
+    inputs = Inputs(
+        obs=time[..., None],
+        past=jnp.ones((2, 12, 2)),
+        time=jnp.stack([first.astype(float), time], axis=-1),
+        reset=time == 0,
+    )
+    return inputs, counted
 
 
 def test_episodes_are_told_apart():
-    of = module.episodes(a_batch())
-    assert of.explores[0].tolist() == [1, 1, 1, 0, 0, 0, 0, 0]
-    assert of.exploits[0].tolist() == [0, 0, 0, 1, 1, 1, 0, 0]
-    assert of.begins[0].tolist() == [1, 0, 0, 1, 0, 1, 0, 0]
-    assert of.read[0].tolist() == [0, 0, 0, 1, 0, 0, 0, 0]
-    assert module._last(of.begins)[0].tolist() == [0, 0, 1, 0, 1, 0, 0, 0]
+    of = jax.tree.map(lambda x: x[0, :8].tolist(), module.episodes(*trials_of_three_episodes()))
+    assert of.explores == [1, 1, 1, 0, 0, 0, 0, 0]
+    assert of.exploits == [0, 0, 0, 1, 1, 1, 0, 0]
+    assert of.begins == [1, 0, 0, 1, 0, 1, 0, 0]
+    assert of.read == [0, 0, 0, 1, 0, 0, 0, 0]
 
 
 def test_information_gain_is_the_fall_of_the_error_and_sums_up_to_the_whole():
@@ -61,80 +59,145 @@ def test_information_gain_is_the_fall_of_the_error_and_sums_up_to_the_whole():
     assert gain.sum() == 5 - 1  # that before the first step less that after the last
 
 
-def views(params=None):
-    """What networks of known outputs make of `a_batch`: f = (1, 2), g at step t is (t, t)."""
-    constant = lambda x: lambda params, *_: x  # noqa: E731
-    networks = module.Networks(
-        bottleneck=module.Network(None, lambda params, x: jnp.asarray([[1.0, 2.0]])),
-        decoder=module.ActionValues(
-            None, lambda: (), None, lambda params, state, inputs: jnp.tile(inputs.obs, (1, 2))
+def known_networks():
+    """Networks of known outputs: f = (1, 2), g at step t is (t, t), the explorer's value is 0, and the exploiter's is z's first entry."""
+
+    def nothing():
+        return ()
+
+    def seen(params, state, inputs):
+        return jnp.tile(inputs.obs, (1, 2))
+
+    def told(params, state, inputs):
+        return None, inputs.time[:, -2]
+
+    critic = module.ActorCritic
+    return module.Networks(
+        bottleneck=module.Network(
+            None, lambda params, x: jnp.tile(jnp.asarray([1.0, 2.0]), (2, 1))
         ),
-        explorer=module.ActionValues(None, lambda: (), None, constant(jnp.ones((8, 2)))),
-        exploiter=module.ActionValues(
-            None, lambda: (), None, lambda params, state, inputs: inputs.time[:, -2:]
+        decoder=module.ActionValues(None, nothing, None, seen),
+        explorer=critic(
+            None, nothing, None, lambda params, state, x: (None, jnp.zeros(len(x.obs)))
         ),
+        exploiter=critic(None, nothing, None, told),
     )
-    nothing = dict.fromkeys(networks._fields, ())
-    return networks, nothing
 
 
-def test_the_explorer_s_rewards_and_what_the_exploiter_sees_by_hand():
-    networks, params = views()
-    hyper, batch = Hyper(exploration_cost=0.25), a_batch()
-    seen = module._views(params, batch, hyper, networks)
-    distance = [(t - 1) ** 2 + (t - 2) ** 2 for t in range(8)]  # 5, 1, 1, 5, ...
-    np.testing.assert_allclose(seen.distance[0], distance)
-    np.testing.assert_allclose(seen.explorer.reward[0], [4 - 0.25, -0.25, -4 - 0.25, 0, 0, 0, 0, 0])
-    np.testing.assert_allclose(seen.gain.sum(), distance[0] - distance[3])
-    assert jnp.array_equal(seen.explorer.counted, module.episodes(batch).explores)
-    z = module._read(seen.g, module.episodes(batch))
-    assert z.tolist() == [[3.0, 3.0]]
-    q, exploiter = module._exploiter(params, batch, z, networks)
-    assert jnp.all(q == 3)
-    assert exploiter.reward[0].tolist() == [0, 0, 0, 3, 4, 5, 0, 0]
-    assert exploiter.inputs.reset[0].tolist() == [1, 0, 0, 1, 0, 1, 0, 0]
-    assert exploiter.inputs.past[0, :, 0].tolist() == [0, 1, 1, 0, 1, 0, 1, 1]
+def prepared(**numbers):
+    """What DREAM learns from `trials_of_three_episodes`, of which the second's exploiter is told f + (3, 3)."""
+    inputs, _ = trials_of_three_episodes()
+    number = jnp.cumsum(inputs.time[..., 0] > 0, axis=1)
+    nothing = jnp.zeros((2, 12))
+    last = jnp.concatenate([number[:, 1:] > number[:, :-1], jnp.zeros((2, 1), bool)], axis=1)
+    last = last.at[0, 5].set(True).at[1, 8].set(True)
+    data = Trajectory((), nothing, nothing, inputs.obs[..., 0], (), last, (), ())
+    parts = module.RecurrentLearner(None, lambda meta, data: inputs_of(data, inputs), None, None)
+    networks = known_networks()
+    meta = module.first_meta(jax.random.key(0), WithoutParameters(networks), Config(), Hyper())
+    unit = jnp.asarray([0.0, 1.0])
+    meta = meta._replace(value_scale=unit)
+    shown = module.Shown(jnp.ones((2, 1)), jnp.asarray([False, True]), jnp.full((2, 2), 3.0))
+    how = dict(parts=parts, networks=networks, config=Config(num_episodes=3))
+    return module.prepared(meta, Hyper(**numbers), data, shown, **how)
 
 
-def test_no_return_crosses_the_end_of_an_episode():
-    """λ = 1 and values of 0: the discounted rewards to come in the episode."""
-    networks, params = views()
-    batch = a_batch()
-    _, exploiter = module._exploiter(params, batch, jnp.zeros((1, 2)), networks)
-    hyper = Hyper(discount=0.5, trace_lambda=1.0)
-    last = module._last(module.episodes(batch).begins)
-    q, scale = jnp.zeros((1, 8, 2)), jnp.asarray([0.0, 1.0])
-    returns = action_values.lambda_returns(q, exploiter, scale, hyper, "peng", last=last)
-    np.testing.assert_allclose(returns[0, 3:6], [3 + 0.5 * 4, 4, 5])
-    # Nor does a bootstrapped one.
-    hyper = hyper._replace(trace_lambda=0.0)
-    q = jnp.full((1, 8, 2), 10.0)
-    returns = action_values.lambda_returns(q, exploiter, scale, hyper, "peng", last=last)
-    np.testing.assert_allclose(returns[0, 3:6], [3 + 5, 4, 5])
+class WithoutParameters:
+    """Networks whose parameters are empty."""
+
+    def __init__(self, networks):
+        self.networks = networks
+
+    def init(self, key):
+        return dict.fromkeys(self.networks._fields, ())
+
+
+def inputs_of(data, inputs):
+    """The inputs of the trial whose second step is the data's."""
+    which = jnp.where(data.last[2], 0, 1)
+    return jax.tree.map(lambda x: x[which], inputs)
+
+
+def test_both_policies_get_their_steps_their_rewards_and_their_z():
+    numbers = dict(exploration_cost=0.25, discount=0.5, gae_lambda=1.0)
+    meta, batch, metrics = prepared(**numbers)
+    explorer, exploiter = batch.explorer, batch.exploiter
+    assert explorer.counted.tolist() == [[1, 1, 1, 0, 0], [1, 1, 1, 1, 0]]
+    assert batch.read.tolist() == [[1, 1, 1, 1, 0], [1, 1, 1, 1, 1]]
+    assert explorer.inputs.obs[0, :, 0].tolist() == [0, 1, 2, 3, 4]
+    assert exploiter.counted.tolist() == [[1, 1, 1, 0, 0, 0, 0, 0], [1, 1, 1, 1, 1, 0, 0, 0]]
+    assert exploiter.inputs.obs[0, :3, 0].tolist() == [3, 4, 5]
+    assert exploiter.inputs.obs[1, :5, 0].tolist() == [4, 5, 6, 7, 8]
+    assert batch.begins.tolist() == [[1, 0, 1, 0, 0, 0, 0, 0], [1, 1, 0, 0, 0, 0, 0, 0]]
+    assert batch.z.tolist() == [[3, 3], [4, 4]]  # of the first step after the exploration
+    # Distances at t are (t - 1)² + (t - 2)²: 5, 1, 1, 5, 13. Values are 0, and the spread is the batch's.
+    gains = np.array([[4, 0, -4, 0, 0], [4, 0, -4, -8, 0]]) - 0.25 * np.array(explorer.counted)
+    returns = np.zeros((2, 6))
+    for t in reversed(range(5)):
+        returns[:, t] = gains[:, t] + 0.5 * returns[:, t + 1]
+    returns = returns[:, :5]
+    some = returns[np.array(explorer.counted)]
+    np.testing.assert_allclose(meta.gain_scale, [some.mean(), some.std()], rtol=1e-5)
+    np.testing.assert_allclose(explorer.advantage, returns / some.std(), rtol=1e-5)
+    counted = np.array(explorer.counted)
+    target = ((returns - some.mean()) / some.std())[counted]
+    np.testing.assert_allclose(explorer.target[counted], target, rtol=1e-5)
+    np.testing.assert_allclose(metrics["information_gain"], np.mean([5 - 5, 5 - 13]))
+    # Returns of exploitation end with their episodes. Values are z: the decoder's 3, and 1 + 3.
+    returns = np.array([[3 + 0.5 * 4, 4, 5], [4, 5 + 0.5 * (6 + 0.5 * (7 + 0.5 * 8)), 0]])
+    spread = float(meta.value_scale[1])
+    np.testing.assert_allclose(exploiter.advantage[0, :3] * spread, returns[0] - 3, rtol=1e-5)
+    np.testing.assert_allclose(exploiter.advantage[1, :2] * spread, returns[1, :2] - 4, rtol=1e-5)
+    np.testing.assert_allclose(metrics["return/told"], 4 + 5 + 6 + 7 + 8)
+
+
+def test_no_value_crosses_the_end_of_an_episode():
+    """λ = 0: a reward and the next step's value, 3 or 4, in the episode."""
+    meta, batch, _ = prepared(discount=0.5, gae_lambda=0.0)
+    spread = float(meta.value_scale[1])
+    first = np.array([3 + 0.5 * 3 - 3, 4 - 3, 5 - 3])
+    second = np.array([4 - 4, 5 + 2 - 4, 6 + 2 - 4, 7 + 2 - 4, 8 - 4])
+    np.testing.assert_allclose(batch.exploiter.advantage[0, :3] * spread, first, atol=1e-5)
+    np.testing.assert_allclose(batch.exploiter.advantage[1, :5] * spread, second, atol=1e-5)
+
+
+def test_an_episode_of_exploitation_begins_without_a_past():
+    inputs, counted = trials_of_three_episodes()
+    begins = module.episodes(inputs, counted).begins
+    shown = module.with_latent(inputs, begins, jnp.full((2, 12, 2), 7.0))
+    assert shown.reset[0, :6].tolist() == [1, 0, 0, 1, 0, 1]
+    assert shown.past[0, :6, 0].tolist() == [0, 1, 1, 0, 1, 0]
+    assert shown.time[0, 1].tolist() == [0, 1, 7, 7]
+
+
+def made(config, *, num_tasks, family, told=None, **numbers):
+    """Networks, parts and trials of ``num_tasks`` tasks, prepared for learning."""
+    networks = module.networks_of(family, config)
+    meta = module.first_meta(jax.random.key(0), networks, config, Hyper(**numbers))
+    meta = meta._replace(reward_scale=jnp.asarray(0.5))
+    parts = module._learner_of(family, config, networks)
+    drawn = tasks.sample_tasks(jax.random.key(1), family, num_tasks, split="train")
+    how = dict(family=family, parts=parts, networks=networks)
+    recorded, shown = module.trials(jax.random.key(2), meta, drawn, **how)
+    how = dict(parts=parts, networks=networks, config=config)
+    meta, batch, _ = module.prepared(meta, meta.hyper, recorded, shown, **how)
+    return networks, meta, batch
 
 
 def test_gradients_go_where_the_paper_sends_them(x64, family):
-    """The bottleneck learns from the exploiter's values and its own size, the decoder from its error alone."""
-    config = Config(**SMALL)
-    networks = module.networks_of(family, config)
-    meta = module.first_meta(jax.random.key(0), networks, config, Hyper())
-    parts = module._learner_of(family, config, networks)
-    drawn = tasks.sample_tasks(jax.random.key(1), family, 4, split="train")
-    told = jax.vmap(family.task_vector)(drawn)
-    meta = meta._replace(hyper=meta.hyper._replace(epsilon=jnp.asarray(1.0)))
-    recorded = module.trials(jax.random.key(2), meta, drawn, told, parts=parts, networks=networks)
-    data, counted = module.counted_steps(recorded, 2)
-    batch = module.batch_of(meta, data, counted, told, parts=parts)
+    """The bottleneck learns from the exploiter's loss and its own size, the decoder from its error alone."""
+    networks, meta, batch = made(Config(**SMALL), num_tasks=8, family=family)
+    assert batch.shown.told.any()
 
     def gradient(**numbers):
         hyper = meta.hyper._replace(**numbers)
-        how = dict(networks=networks, config=config, scales=(jnp.array([0.0, 1.0]),) * 2)
-        keys = jax.random.split(jax.random.key(3), 4)
-        return jax.grad(
-            lambda x: module.all_losses(
-                x, keys, batch, hyper, module.whole_minibatch(batch), **how
-            )[0]
-        )(meta.params)
+        keys = jax.random.split(jax.random.key(3), 8)
+
+        def loss(params):
+            whole = module.whole_minibatch(batch)
+            return module.all_losses(params, keys, batch, hyper, whole, networks=networks)[0]
+
+        return jax.grad(loss)(meta.params)
 
     norm = lambda tree: sum(float(jnp.sum(x**2)) for x in jax.tree.leaves(tree))  # noqa: E731
     without = gradient(decoder_cost=0.0, bottleneck_cost=0.0)
@@ -151,60 +214,51 @@ def test_gradients_go_where_the_paper_sends_them(x64, family):
     assert norm(jax.tree.map(jnp.subtract, large["bottleneck"], without["bottleneck"])) > 0
 
 
-def test_what_acts_is_what_is_learned_from(x64, family):
-    """Step by step the learner chooses by the values that a pass over the whole trial gives."""
-    config = Config(**SMALL | dict(num_episodes=3))
-    networks = module.networks_of(family, config)
-    meta = module.first_meta(jax.random.key(0), networks, config, Hyper(epsilon=0.3))
-    meta = meta._replace(reward_scale=jnp.asarray(0.5))
-    parts = module._learner_of(family, config, networks)
-    drawn = tasks.sample_tasks(jax.random.key(1), family, 6, split="train")
-    data = parts.trials(jax.random.key(2), meta, drawn)
-    counted = jnp.ones(data.reward.shape, bool)
-    told = jax.vmap(family.task_vector)(drawn)
-    batch = module.batch_of(meta, data, counted, told, parts=parts)
-    of = module.episodes(batch)
-    seen = module._views(meta.params, batch, meta.hyper, networks)
-    z = module._read(seen.g, of)
-    q, _ = module._exploiter(meta.params, batch, z, networks)
-    q = jnp.where(of.explores[..., None], seen.explorer_q, q)
-    policy = module.epsilon_greedy(q, 0.3)
-    np.testing.assert_allclose(policy.log_prob(data.action), data.log_prob, rtol=1e-6)
-    assert jnp.any(of.read, axis=1).all()
-    # What is told takes the decoder's place.
-    latent = jnp.full(3, 2.0)
-    given = meta._replace(told=jnp.asarray(True), latent=latent)
-    data = parts.trials(jax.random.key(2), given, drawn)
-    batch = module.batch_of(meta, data, counted, told, parts=parts)
-    of = module.episodes(batch)
-    q, _ = module._exploiter(meta.params, batch, jnp.tile(latent, (6, 1)), networks)
-    chosen = module.epsilon_greedy(q, 0.3).log_prob(data.action)
-    np.testing.assert_allclose(chosen[of.exploits], data.log_prob[of.exploits], rtol=1e-6)
+@pytest.mark.parametrize("num_episodes", [2, 3])
+def test_what_acts_is_what_is_learned_from(x64, family, num_episodes):
+    """Step by step the learner acts by the policies that a pass over the cut trials gives, told or not."""
+    config = Config(**SMALL | dict(num_episodes=num_episodes))
+    networks, meta, batch = made(config, num_tasks=8, family=family)
+    told = batch.shown.told
+    assert 0 < told.sum() < 8
+    f = networks.bottleneck.apply(meta.params["bottleneck"], batch.shown.task)
+    inputs = module.with_latent(batch.exploiter.inputs, batch.begins, module._told(f, batch))
+    for name, part, x in (
+        ("explorer", batch.explorer, batch.explorer.inputs),
+        ("exploiter", batch.exploiter, inputs),
+    ):
+        unroll = jax.vmap(getattr(networks, name).unroll, (None, 0, 0))
+        policy, _ = unroll(meta.params[name], part.data.memory.state, x)
+        counted = part.counted
+        assert counted.any(axis=1).all()
+        log_prob = policy.log_prob(part.data.action)
+        np.testing.assert_allclose(log_prob[counted], part.data.log_prob[counted], rtol=1e-6)
 
 
-def test_half_of_the_trials_are_told(family):
+def test_a_half_of_the_tasks_is_told(family):
     config = Config(**SMALL)
     networks = module.networks_of(family, config)
     meta = module.first_meta(jax.random.key(0), networks, config, Hyper())
-    seen = []
 
     def spied(key, meta, drawn):
-        seen.append((meta.told, meta.latent))
-        return {"told": meta.told[None], "z": meta.latent[None]}
+        """Two trials of a task, which show what the exploiter is told."""
+        told, latent = (jnp.tile(x, (2, *[1] * x.ndim)) for x in (meta.told, meta.latent))
+        return Trajectory((), told, latent, jnp.zeros((2, 1)), (), (), (), ())
 
     parts = module._learner_of(family, config, networks)._replace(trials=spied)
     drawn = tasks.sample_tasks(jax.random.key(1), family, 400, split="train")
-    told = jax.vmap(family.task_vector)(drawn)
-    data = module.trials(jax.random.key(2), meta, drawn, told, parts=parts, networks=networks)
-    assert 160 < data["told"].sum() < 240
-    f = networks.bottleneck.apply(meta.params["bottleneck"], told)
-    np.testing.assert_allclose(jnp.std(data["z"] - f), 0.1, rtol=0.1)
-    keys = jax.random.split(jax.random.key(3), 400)
-    z = jax.vmap(module.latent, (0, 0, 0, None))(keys, f, jnp.zeros_like(f), 0.1)
-    assert 160 < jnp.sum(jnp.all(z == 0, axis=1)) < 240
+    how = dict(family=family, parts=parts, networks=networks)
+    data, shown = module.trials(jax.random.key(2), meta, drawn, **how)
+    assert 320 < shown.told.sum() < 480
+    np.testing.assert_array_equal(data.action, shown.told)
+    vectors = jnp.repeat(jax.vmap(family.task_vector)(drawn), 2, axis=0)
+    np.testing.assert_array_equal(shown.task, vectors)
+    f = networks.bottleneck.apply(meta.params["bottleneck"], vectors)
+    np.testing.assert_allclose(data.log_prob, f + shown.noise, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(jnp.std(shown.noise), 0.1, rtol=0.1)
 
 
-def test_a_step_on_replay_learns_and_broken_trials_change_nothing(family):
+def test_a_step_learns(family):
     algorithm = dream(family, Config(**SMALL, num_streams=2))
     state = algorithm.init(jax.random.key(0))
     step = jax.jit(algorithm.step)
@@ -212,7 +266,6 @@ def test_a_step_on_replay_learns_and_broken_trials_change_nothing(family):
     state, metrics = step(jax.random.key(2), state, drawn)
     state, metrics = step(jax.random.key(3), state, drawn)
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(metrics))
-    assert metrics["replay_trials"] == 8
     assert metrics["env_steps"] == 2 * 2 * 2 * 5
     assert not state.meta.told
     assert jnp.all(state.meta.latent == 0)
@@ -239,9 +292,7 @@ def test_a_task_that_is_no_number_does_not_spread(family):
         (dict(num_episodes=1), "num_episodes=1 must be at least 2"),
         (dict(remembers="episode"), "remembers='episode' has no effect in DREAM"),
         (dict(latent_size=0), "latent_size=0 must be at least 1"),
-        (dict(replay_trials=0), "replay_trials=0 must be at least 1"),
-        (dict(replay_trials=4, replayed_trials=5), "replayed_trials=5 must be"),
-        (dict(trace="retrace"), "trace='retrace'"),
+        (dict(encoder_sizes=(0,)), "encoder_sizes=0 must be at least 1"),
     ],
 )
 def test_settings_that_are_wrong(settings, message):
@@ -249,9 +300,13 @@ def test_settings_that_are_wrong(settings, message):
         Config(**settings)
 
 
-def test_actions_must_be_discrete():
-    with pytest.raises(ValueError, match="dream needs a Discrete space"):
-        dream(tasks.make("navigation"))
+def test_actions_may_be_continuous():
+    family = tasks.make("navigation", horizon=3)
+    algorithm = dream(family, Config(**SMALL))
+    drawn = tasks.sample_tasks(jax.random.key(1), family, 2, split="train")
+    state = algorithm.init(jax.random.key(0))
+    _, metrics = jax.jit(algorithm.step)(jax.random.key(2), state, drawn)
+    assert metrics["skipped_updates"] == 0
 
 
 def clue_family():
@@ -287,12 +342,12 @@ def clue_family():
 def test_it_learns_to_look_for_the_sake_of_the_next_episode():
     """The best return of the second episode is 1, of a guess 1/2."""
     family = clue_family()
-    config = Config(memory_size=8, num_epochs=1, num_minibatches=4, replay_trials=512)
-    hyper = Hyper(learning_rate=5e-3, epsilon_updates=100, anneal_updates=300)
+    config = Config(memory_size=8)
+    hyper = Hyper(learning_rate=5e-3, anneal_updates=200)
     algorithm = dream(family, config, hyper)
     from jaxmeta.runs import training
 
-    run = training.train(algorithm, family, training.Config(meta_updates=300, num_tasks=32))
+    run = training.train(algorithm, family, training.Config(meta_updates=200, num_tasks=64))
     drawn = tasks.sample_tasks(jax.random.key(1), family, 200, split="test")
     how = dict(learner=algorithm.learner, env=family.env, num_steps=algorithm.lifetime.num_steps)
     trials = evaluation.trials(jax.random.key(2), run.state.meta, drawn, **how)

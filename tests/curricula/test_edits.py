@@ -2,12 +2,13 @@
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jaxmeta import curricula
-from jaxmeta.curricula import ACCELConfig
+from jaxmeta.curricula import ACCELConfig, edits
 from tests.curricula.shared import FAMILY, lived
 
 HOW = dict(capacity=12, fill=0.5, score="absolute_advantage")
@@ -36,6 +37,27 @@ def test_a_changed_task_follows_each_replayed_one():
     assert np.abs(new).max() < 50
     # Changed tasks score higher here, so that they fill the buffer.
     assert np.asarray(state.levels.score).min() > 250
+
+
+@pytest.mark.parametrize("num", [0, 1, 3, 4, 7, 10])
+def test_only_as_many_quarters_are_changed_as_are_needed(num):
+    """Of 10 tasks, in groups of 3; the last group reaches back."""
+    which = jnp.isin(jnp.arange(10), jax.random.permutation(jax.random.key(num), 10)[:num])
+    calls = []
+
+    def changed(key, task):
+        jax.debug.callback(lambda x: calls.append(int(x)), task)
+        return task + 100 + jax.random.randint(key, (), 0, 50)
+
+    tasks = jnp.arange(10)
+    after = edits.where(changed, jax.random.key(0), tasks, which)
+    jax.effects_barrier()
+    every = edits.where(changed, jax.random.key(0), tasks, jnp.ones(10, bool))
+    jax.effects_barrier()
+    np.testing.assert_array_equal(after[which], every[which])
+    assert np.all(np.asarray(every) >= 100)
+    assert len(np.unique(np.asarray(every) - np.arange(10))) > 5
+    assert len(calls) == 3 * -(-num // 3) + 12
 
 
 def test_new_tasks_come_from_the_start():
