@@ -61,7 +61,11 @@ BUSES = {
         256,
     ),
     "dream": Recipe(
-        "dream", _TRIALS, _PPO | dict(learning_rate=2e-3, entropy_cost=0.06, discount=0.9), 1000, 256
+        "dream",
+        _TRIALS,
+        _PPO | dict(learning_rate=2e-3, entropy_cost=0.06, discount=0.9),
+        1000,
+        256,
     ),
 }
 _SPARSE = dict(num_episodes=NUM_EPISODES, hidden_sizes=(64,))
