@@ -67,7 +67,7 @@ from jaxmeta.learners.buffers import check_memory
 from jaxmeta.learners.recurrent import Meta
 from jaxmeta.learners.soft_actor_critic import Learned, State
 from jaxmeta.meta_updates.outer_loop import Optimizer, as_arrays, outer_optimizer
-from jaxmeta.networks.distributions import TanhGaussian
+from jaxmeta.networks.distributions import DiagGaussian, TanhGaussian
 from jaxmeta.networks.encodings import encode_action, input_sizes
 from jaxmeta.networks.heads import Head
 from jaxmeta.networks.policies import acting
@@ -368,7 +368,7 @@ def learner_of(
         """The memory with the last transition in it and, where an episode begins, a new z."""
         action = encode_action(timestep.action[None], family)[0]
         before = Transition(memory.obs, action, timestep.reward)
-        factor = factors(networks.encoder, meta.params["encoder"], before, meta)
+        factor = factors(networks.encoder, meta.params["encoder"], before, meta.reward_scale)
         begun = memory.episodes > 0
         evidence = jax.tree.map(lambda x, y: x + jnp.where(begun, y, 0.0), memory.evidence, factor)
         episodes = memory.episodes + timestep.first.astype(jnp.int32)
@@ -401,15 +401,11 @@ def learner_of(
     return checks.reading(learner, Meta)
 
 
-def factors(encoder: ContextEncoder, params: Params, context: Transition, meta: Meta) -> Evidence:
-    """The factors ``[...]`` of transitions ``[...]``, whose rewards the encoder reads in units."""
-    reward = in_units(context.reward, meta.reward_scale)
-    return encoder.factors(params, context.obs, context.action, reward)
-
-
-def taught(encoder: ContextEncoder, params: Params, context: Transition, meta: Meta) -> Evidence:
-    """The teacher's factors ``[...]`` of transitions ``[...]``: the encoder reads the critic's rewards, in units of the returns' spread."""
-    reward = in_units(context.training_reward, meta.value_scale[1])
+def factors(
+    encoder: ContextEncoder, params: Params, context: Transition, unit: jax.Array
+) -> Evidence:
+    """The factors ``[...]`` of transitions ``[...]``, whose rewards the encoder reads in units of ``unit []``."""
+    reward = in_units(context.reward, unit)
     return encoder.factors(params, context.obs, context.action, reward)
 
 
@@ -515,6 +511,20 @@ def batch_of(key: jax.Array, *, replay: task_replay.Kept, config: Config) -> Bat
     return Batch(drawn.steps, drawn.context, drawn.in_context, counted)
 
 
+def posteriors(
+    params: Params, batch: Batch, *, meta: Meta, networks: Networks
+) -> dict[str, DiagGaussian]:
+    """The posteriors ``[B]`` of the ``"encoder"`` and, where there is one, of the ``"teacher"``, given the contexts of a batch."""
+    shown = {"encoder": batch.context}
+    if "teacher" in params:
+        shown["teacher"] = batch.context._replace(reward=batch.context.training_reward)
+    units = {"encoder": meta.reward_scale, "teacher": meta.value_scale[1]}
+    found = {
+        name: factors(networks.encoder, params[name], x, units[name]) for name, x in shown.items()
+    }
+    return {name: posterior(product(x, batch.in_context)) for name, x in found.items()}
+
+
 def losses(
     params: Params,
     target: Params,
@@ -528,11 +538,8 @@ def losses(
     """``(loss [], report)`` of a batch: of critic and encoder together, of the policy and of the temperature."""
     z_key, now_key, next_key = jax.random.split(key, 3)
     steps, counted = batch.steps, batch.counted
-    found = factors(networks.encoder, params["encoder"], batch.context, meta)
-    q_z = posterior(product(found, batch.in_context))
-    if "teacher" in params:
-        predicted = q_z
-        q_z = posterior(product(taught(networks.encoder, params["teacher"], batch.context, meta), batch.in_context))
+    inferred = posteriors(params, batch, meta=meta, networks=networks)
+    q_z = inferred.get("teacher", inferred["encoder"])
     z = jnp.broadcast_to(q_z.sample(z_key)[:, None], (*counted.shape, q_z.mean.shape[-1]))
     fixed_z = jax.lax.stop_gradient(z)
     temperature = jnp.exp(params["log_temperature"])
@@ -564,9 +571,11 @@ def losses(
     total += soft_actor_critic.temperature_loss(
         params["log_temperature"], log_prob, wanted, counted
     )
-    if "teacher" in params:
-        total -= jnp.mean(predicted.log_prob(fixed_z[:, 0]))
-    return total, {
+    report = {}
+    if "teacher" in inferred:
+        report["prediction_loss"] = -jnp.mean(inferred["encoder"].log_prob(fixed_z[:, 0]))
+        total += report["prediction_loss"]
+    return total, report | {
         "value_loss": critic,
         "policy_loss": actor,
         "entropy": -soft_actor_critic.mean_where(log_prob, counted),
