@@ -23,11 +23,17 @@ The paper draws a context of a fixed number of transitions. The KL is the mean o
 its mean and spread.
 
 In the paper's sparse task the critic learns from a dense reward in training, and the context shows the sparse one: ``training_reward=
-navigation.dense_reward`` does that.
+navigation.dense_reward`` does that. The first ``prior_episodes`` draw z from the prior, and with ``context_from="trial"`` the context
+has the later episodes, too, as published.
+
+Where rewards are rare this has a circle: the encoder learns nothing until contexts hold rewards, and contexts hold none until z makes
+policies differ. ``encoder_learns="teacher"``, which is not in the paper, opens it. A second encoder, the teacher, reads the critic's rewards of the same context and
+learns by L. The encoder learns to predict its z, by $-\log q(z | c)$. So its posterior is wide where the context leaves several tasks
+possible. By L alone it is not: the values of a mean task err less than those of a drawn one.
 
 Use it where tasks are told apart by rewards at single steps, actions are continuous and environment steps are dear. It explores
-by whole episodes of one hypothesis, so it needs two or more episodes, and does less well than `rl2` where exploring within the first pays. Policies of the prior must meet rewards: on the sparse point robot they seldom do, and this
-implementation has not learned it yet.
+by whole episodes of one hypothesis, so it needs two or more episodes, and does less well than `rl2` where exploring within the first pays. Where rewards are sparse
+it needs a dense one in training, and the teacher.
 
 ```python
 import jax
@@ -122,8 +128,8 @@ class Config:
     batch_size: int = 64
     """Kept steps of each of them."""
     context_size: int = 80
-    """Transitions of its context from which z is inferred, if they are of all N first episodes. From p episodes, p uniform, there
-    are p / N of them."""
+    """Transitions of its context from which z is inferred, if they are of all of its P episodes. From p episodes, p uniform, there
+    are p / P of them."""
     latent_size: int = 5
     """Entries of z."""
     hidden_sizes: tuple[int, ...] = (128, 128)
