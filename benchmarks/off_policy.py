@@ -174,12 +174,13 @@ def measure(contest: Contest, name: str, main: Main) -> dict[str, Any]:
     )
 
     # A learner without memory learns from N trajectories at a time.
-    each = 1 if algorithm.lifetime.trial else algorithm.lifetime.num_streams
+    lifetime: Any = algorithm.lifetime
+    each = 1 if lifetime.trial else lifetime.num_streams
 
     @jax.jit
     def look(meta: Any) -> jax.Array:
         key = jax.random.key(study.EVALUATION_SEED + 1)
-        if not algorithm.lifetime.trial:
+        if not lifetime.trial:
             how = dict(num_streams=each, num_updates=(episodes - 1) // each)
             adapted = study.adapted(key, meta, drawn, algorithm, family, **how)
             return jnp.mean(adapted, axis=0)
