@@ -1,13 +1,14 @@
-"""Do off-policy learners with continuous actions need fewer environment steps? Recurrent SAC and PEARL beside RL² by PPO.
+"""Do off-policy learners with continuous actions need fewer environment steps? Recurrent SAC and PEARL beside RL² by PPO and MAML.
 
     OMP_NUM_THREADS=1 taskset -c 1 python benchmarks/off_policy.py
     python benchmarks/off_policy.py --contests sparse --learners pearl
 
 The family is the point robot of PEARL, a goal on the half circle. Each contest has its number of
-episodes in a held-out trial; before episode k the learner has seen k trajectories. *The way* goes from the random agent's return to the
+episodes in a held-out trial; before episode k the learner has seen k trajectories. MAML takes a gradient step on N of them at a
+time, so it is measured after 0, N, 2 N... *The way* goes from the random agent's return to the
 return of the agent that is told the goal. *Steps to it* are the environment steps of training up to a look. It is the first look at which the
-seeds' mean return of the last episode reaches the level. In the sparse contest PEARL learns values of the dense reward, as published; RL² has the
-sparse reward alone. CPU seconds are of training one seed, without compiling and without the looks.
+seeds' mean return of the last episode reaches the level. In the sparse contest PEARL learns values of the dense reward, as published, and its
+encoder is taught by it; RL² and MAML have the sparse reward alone. CPU seconds are of training one seed, without compiling and without the looks.
 
 Each learner is kept in learners/*.json as soon as it is measured; `--resume` keeps those that are there.
 """
@@ -24,7 +25,7 @@ import numpy as np
 import study
 
 from jaxmeta import evaluation, plotting, tasks
-from jaxmeta.algorithms import pearl, recurrent_sac, rl2
+from jaxmeta.algorithms import maml, pearl, recurrent_sac, rl2
 from jaxmeta.runs import reports
 from jaxmeta.tasks import TaskFamily, navigation
 from jaxmeta.types import MetaAlgorithm
@@ -73,6 +74,13 @@ def _ppo(episodes: int, entropy_cost: float) -> Learner:
     return Learner(rl2.rl2, config, hyper, num_tasks=32, meta_updates=400)
 
 
+def _maml(streams: int, updates: int, step_size: float, meta_updates: int) -> Learner:
+    """MAML, trained by as many gradient steps on as many trajectories as it has on held-out tasks."""
+    config = maml.Config(num_streams=streams, num_updates=updates)
+    hyper = maml.Hyper(step_size=step_size)
+    return Learner(maml.maml, config, hyper, num_tasks=40, meta_updates=meta_updates)
+
+
 CONTESTS = {
     "memory": Contest(
         "distance",
@@ -93,6 +101,7 @@ CONTESTS = {
         4,
         {
             "rl2": _ppo(4, 0.0),
+            "maml": _maml(1, 3, 0.1, 200),
             "pearl": Learner(
                 pearl.pearl,
                 _PEARL,
@@ -107,13 +116,27 @@ CONTESTS = {
         10,
         {
             "rl2": _ppo(10, 0.01),
-            # A first episode rarely passes the goal, so the context is of many.
+            "maml": _maml(3, 3, 0.5, 100),
+            # Alone in a task for a trial as long as the held-out ones. A teacher, as a first episode rarely passes the goal.
             "pearl": Learner(
                 pearl.pearl,
-                dataclasses.replace(_PEARL, num_streams=16, context_size=128),
-                pearl.Hyper(learning_rate=2e-3, kl_cost=1e-4, discount=0.9, target_entropy=0.4),
-                num_tasks=4,
-                meta_updates=200,
+                dataclasses.replace(
+                    _PEARL,
+                    num_episodes=10,
+                    num_streams=1,
+                    context_from="trial",
+                    context_size=200,
+                    encoder_learns="teacher",
+                ),
+                pearl.Hyper(
+                    learning_rate=2e-3,
+                    kl_cost=1e-4,
+                    discount=0.9,
+                    max_grad_norm=100.0,
+                    anneal_updates=330.0,
+                ),
+                num_tasks=8,
+                meta_updates=300,
                 arguments={"training_reward": navigation.dense_reward},
             ),
         },
@@ -138,7 +161,7 @@ class Main(study.Study):
 
 
 def measure(contest: Contest, name: str, main: Main) -> dict[str, Any]:
-    """Held-out shares of the way by episode at every look, ``[S, looks, E]``, with the steps and CPU seconds up to each."""
+    """Held-out returns after so many trajectories at every look, ``[S, looks, K]``, with the steps and CPU seconds up to each."""
     told, episodes = contest.learners[name], contest.episodes
     family = tasks.make("half_circle", reward=contest.reward)
     algorithm = told.algorithm(family)
@@ -150,9 +173,17 @@ def measure(contest: Contest, name: str, main: Main) -> dict[str, Any]:
         for x in study.references(jax.random.split(jax.random.key(1)), drawn, family)
     )
 
+    # A learner without memory learns from N trajectories at a time.
+    lifetime: Any = algorithm.lifetime
+    each = 1 if lifetime.trial else lifetime.num_streams
+
     @jax.jit
     def look(meta: Any) -> jax.Array:
         key = jax.random.key(study.EVALUATION_SEED + 1)
+        if not lifetime.trial:
+            how = dict(num_streams=each, num_updates=(episodes - 1) // each)
+            adapted = study.adapted(key, meta, drawn, algorithm, family, **how)
+            return jnp.mean(adapted, axis=0)
         num_steps = episodes * family.horizon
         trials = evaluation.trials(
             key, meta, drawn, learner=algorithm.learner, env=family.env, num_steps=num_steps
@@ -177,6 +208,7 @@ def measure(contest: Contest, name: str, main: Main) -> dict[str, Any]:
     env_steps = chunk * int(trained.curve["env_steps"][0])
     return {
         "env_steps": [env_steps * (i + 1) for i in range(len(returns[0]))],
+        "trajectories": list(range(0, episodes, each)),
         "returns": returns,
         "random": random,
         "told": known,
@@ -186,7 +218,7 @@ def measure(contest: Contest, name: str, main: Main) -> dict[str, Any]:
 
 
 def shares(part: dict[str, Any]) -> np.ndarray:
-    """The shares of the way of a learner's returns, ``[S, looks, E]``."""
+    """The shares of the way of a learner's returns, ``[S, looks, K]``."""
     return (np.asarray(part["returns"]) - part["random"]) / (part["told"] - part["random"])
 
 
@@ -198,8 +230,13 @@ def row(name: str, part: dict[str, Any], level: float, equal: int) -> dict[str, 
     there = max((i for i, x in enumerate(steps) if x <= equal), default=0)
     cpu = np.mean(part["cpu_seconds"], axis=0)
 
+    # After the first three and after all.
+    columns = [i for i, x in enumerate(part["trajectories"]) if x <= 3 or i == mean.shape[1] - 1]
+    if len(part["trajectories"]) <= 4:
+        columns = list(range(mean.shape[1]))
+
     def shown(values: np.ndarray) -> str:
-        return ", ".join(f"{x:.2f}" for x in values)
+        return ", ".join(f"{values[i]:.2f}" for i in columns)
 
     last = share[:, -1, -1]
     return {
@@ -209,7 +246,8 @@ def row(name: str, part: dict[str, Any], level: float, equal: int) -> dict[str, 
         else study.spaced(steps[at]),
         "CPU seconds to it": "" if at is None else f"{cpu[at]:.0f}",
         "at equal steps": study.spaced(steps[there]),
-        "return after 0, 1, ... trajectories": shown(np.mean(part["returns"], axis=0)[there]),
+        "after trajectories": ", ".join(str(part["trajectories"][i]) for i in columns),
+        "return": shown(np.mean(part["returns"], axis=0)[there]),
         "share of the way": shown(mean[there]),
         "at the end": study.spaced(steps[-1]),
         "share then": shown(mean[-1]),

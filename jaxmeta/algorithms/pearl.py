@@ -23,11 +23,17 @@ The paper draws a context of a fixed number of transitions. The KL is the mean o
 its mean and spread.
 
 In the paper's sparse task the critic learns from a dense reward in training, and the context shows the sparse one: ``training_reward=
-navigation.dense_reward`` does that.
+navigation.dense_reward`` does that. The first ``prior_episodes`` draw z from the prior, and with ``context_from="trial"`` the context
+has the later episodes, too, as published.
+
+Where rewards are rare this has a circle: the encoder learns nothing until contexts hold rewards, and contexts hold none until z makes
+policies differ. ``encoder_learns="teacher"``, which is not in the paper, opens it. A second encoder, the teacher, reads the critic's rewards of the same context and
+learns by L. The encoder learns to predict its z, by $-\log q(z | c)$. So its posterior is wide where the context leaves several tasks
+possible. By L alone it is not: the values of a mean task err less than those of a drawn one.
 
 Use it where tasks are told apart by rewards at single steps, actions are continuous and environment steps are dear. It explores
-by whole episodes of one hypothesis, so it needs two or more episodes, and does less well than `rl2` where exploring within the first pays. Policies of the prior must meet rewards: on the sparse point robot they seldom do, and this
-implementation has not learned it yet.
+by whole episodes of one hypothesis, so it needs two or more episodes, and does less well than `rl2` where exploring within the first pays. Where rewards are sparse
+it needs a dense one in training, and the teacher.
 
 ```python
 import jax
@@ -67,7 +73,7 @@ from jaxmeta.learners.buffers import check_memory
 from jaxmeta.learners.recurrent import Meta
 from jaxmeta.learners.soft_actor_critic import Learned, State
 from jaxmeta.meta_updates.outer_loop import Optimizer, as_arrays, outer_optimizer
-from jaxmeta.networks.distributions import TanhGaussian
+from jaxmeta.networks.distributions import DiagGaussian, TanhGaussian
 from jaxmeta.networks.encodings import encode_action, input_sizes
 from jaxmeta.networks.heads import Head
 from jaxmeta.networks.policies import acting
@@ -102,6 +108,13 @@ class Config:
 
     num_episodes: int = 3
     """Episodes in a trial (E): the first with z from the prior, the others with z from the posterior."""
+    prior_episodes: int = 1
+    """The first episodes of a trial, whose z is from the prior (k); each has a new one."""
+    context_from: Literal["prior", "trial"] = "prior"
+    """The episodes of a visit that are its context: those with z from the `prior`, or all of a `trial`."""
+    encoder_learns: Literal["values", "teacher"] = "values"
+    """What the encoder learns: to infer a z that the `values` need, or to predict the z of a `teacher`. The teacher is a second encoder
+    that reads the critic's rewards in place of the context's, and infers a z that the values need."""
     num_streams: int = 4
     """Trials of a task in a meta-update (N). Their first episodes are the task's context."""
     num_training_tasks: int = 100
@@ -115,8 +128,8 @@ class Config:
     batch_size: int = 64
     """Kept steps of each of them."""
     context_size: int = 80
-    """Transitions of its context from which z is inferred, if they are of all N first episodes. From p episodes, p uniform, there
-    are p / N of them."""
+    """Transitions of its context from which z is inferred, if they are of all of its P episodes. From p episodes, p uniform, there
+    are p / P of them."""
     latent_size: int = 5
     """Entries of z."""
     hidden_sizes: tuple[int, ...] = (128, 128)
@@ -131,10 +144,20 @@ class Config:
     def __post_init__(self) -> None:
         checks.fields(self)
         for name, value in dataclasses.asdict(self).items():
-            if name == "acts":
+            if isinstance(value, str):
                 continue
             for number in value if isinstance(value, tuple) else (value,):
                 checks.at_least(name, number, 1)
+        if self.prior_episodes > self.num_episodes:
+            raise ValueError(
+                f"prior_episodes={self.prior_episodes} must be at most num_episodes={self.num_episodes}"
+            )
+
+    @property
+    def context_parts(self) -> int:
+        """Episodes of a visit that are its context."""
+        of_trial = self.num_episodes if self.context_from == "trial" else self.prior_episodes
+        return self.num_streams * of_trial
 
 
 class Hyper(NamedTuple):
@@ -168,8 +191,8 @@ class Memory(NamedTuple):
     """``[O]``, the observation before."""
     z: jax.Array
     """``[Z]``, the latent variable of this episode."""
-    time: jax.Array
-    """``[]``, int32: steps since the trial began."""
+    episodes: jax.Array
+    """``[]``, int32: episodes that have begun."""
 
 
 class Transition(NamedTuple):
@@ -181,6 +204,8 @@ class Transition(NamedTuple):
     """``[A]``, encoded."""
     reward: jax.Array
     """``[]``, as the learner sees it, not in units."""
+    training_reward: Any = ()
+    """``[]``, as the critic learns it, not in units; ``()`` while acting."""
 
 
 class Step(NamedTuple):
@@ -264,7 +289,7 @@ def pearl(
     first_replay = empty_replay(family, config)
 
     def init(key: jax.Array, hyper: Hyper = hyper) -> State:
-        meta = first_meta(key, networks, hyper)
+        meta = first_meta(key, networks, hyper, config)
         optimizer_state = outer_optimizer(optimizer, meta.hyper).init(meta.params)
         # A copy: a state that is overwritten in place must not hold an array twice.
         target = jax.tree.map(jnp.copy, meta.params["critic"])
@@ -279,7 +304,7 @@ def pearl(
         every = jax.tree.map(lambda x: jnp.repeat(x, config.num_streams, axis=0), visited.tasks)
         steps = steps_of(every, data, family, training_reward)
         meta = with_scales(state.meta, data, steps, counted)
-        replay = remembered(state.replay, visited, data, steps, counted, family)
+        replay = remembered(state.replay, visited, data, steps, counted, family, config)
         learned, reports, applied = soft_actor_critic.learn_from_replay(
             learn_key,
             Learned(meta.params, state.target, state.optimizer),
@@ -319,7 +344,7 @@ def networks_of(family: TaskFamily, config: Config) -> Networks:
     )
 
 
-def first_meta(key: jax.Array, networks: Networks, hyper: Hyper) -> Meta:
+def first_meta(key: jax.Array, networks: Networks, hyper: Hyper, config: Config) -> Meta:
     """The meta of a run before its first meta-update; ``params["log_temperature"]`` is ``[]``."""
     hyper = as_arrays(hyper)
     params = {
@@ -328,6 +353,8 @@ def first_meta(key: jax.Array, networks: Networks, hyper: Hyper) -> Meta:
             jax.random.split(key, 3), networks._asdict().items(), strict=True
         )
     }
+    if config.encoder_learns == "teacher":
+        params["teacher"] = jax.tree.map(jnp.copy, params["encoder"])
     params["log_temperature"] = jnp.log(hyper.first_temperature)
     return Meta(params, jnp.zeros(2), jnp.zeros(()), hyper)
 
@@ -347,11 +374,14 @@ def learner_of(
         """The memory with the last transition in it and, where an episode begins, a new z."""
         action = encode_action(timestep.action[None], family)[0]
         before = Transition(memory.obs, action, timestep.reward)
-        factor = factors(networks.encoder, meta.params["encoder"], before, meta)
-        begun = memory.time > 0
+        factor = factors(networks.encoder, meta.params["encoder"], before, meta.reward_scale)
+        begun = memory.episodes > 0
         evidence = jax.tree.map(lambda x, y: x + jnp.where(begun, y, 0.0), memory.evidence, factor)
-        z = jnp.where(timestep.first, posterior(evidence).sample(key), memory.z)
-        return Memory(evidence, timestep.obs.reshape(-1), z, memory.time + 1)
+        episodes = memory.episodes + timestep.first.astype(jnp.int32)
+        infers = episodes > config.prior_episodes
+        known = jax.tree.map(lambda x: jnp.where(infers, x, 0.0), evidence)
+        z = jnp.where(timestep.first, posterior(known).sample(key), memory.z)
+        return Memory(evidence, timestep.obs.reshape(-1), z, episodes)
 
     def policy_step(
         params: Params, memory: Memory, timestep: TimeStep
@@ -377,9 +407,11 @@ def learner_of(
     return checks.reading(learner, Meta)
 
 
-def factors(encoder: ContextEncoder, params: Params, context: Transition, meta: Meta) -> Evidence:
-    """The factors ``[...]`` of transitions ``[...]``, whose rewards the encoder reads in units."""
-    reward = in_units(context.reward, meta.reward_scale)
+def factors(
+    encoder: ContextEncoder, params: Params, context: Transition, unit: jax.Array
+) -> Evidence:
+    """The factors ``[...]`` of transitions ``[...]``, whose rewards the encoder reads in units of ``unit []``."""
+    reward = in_units(context.reward, unit)
     return encoder.factors(params, context.obs, context.action, reward)
 
 
@@ -400,10 +432,10 @@ def empty_replay(family: TaskFamily, config: Config) -> Callable[[], task_replay
         task_replay.empty,
         task,
         step,
-        Transition(obs, jnp.zeros(past_size - 1), nothing),
+        Transition(obs, jnp.zeros(past_size - 1), nothing, nothing),
         num_tasks=config.num_training_tasks,
         capacity=config.replay_steps,
-        size=config.num_streams * family.horizon,
+        size=config.context_parts * family.horizon,
     )
 
 
@@ -434,24 +466,27 @@ def remembered(
     steps: Step,
     counted: jax.Array,
     family: TaskFamily,
+    config: Config,
 ) -> task_replay.Kept:
-    """``replay`` with the trials ``[M N, T]`` of a visit: their steps, and their first episodes as the context."""
+    """``replay`` with the trials ``[M N, T]`` of a visit: their steps, and their episodes that are the context."""
     num_tasks = visited.places.shape[0]
 
     def by_task(x: jax.Array, length: int | None = None) -> jax.Array:
         x = x[:, :length]
         return x.reshape(num_tasks, -1, *x.shape[2:])
 
-    first = counted & (jax.vmap(episode_index)(data.last) == 0)
+    episodes = config.context_parts // config.num_streams
+    length = episodes * family.horizon
+    shown = counted & (jax.vmap(episode_index)(data.last) < episodes)
     encode = jax.vmap(partial(encode_action, family=family))
-    context = Transition(steps.obs, encode(data.action), data.reward)
+    context = Transition(steps.obs, encode(data.action), data.reward, steps.reward)
     return task_replay.add(
         replay,
         visited,
         jax.tree.map(by_task, steps),
         by_task(counted),
-        jax.tree.map(lambda x: by_task(x, family.horizon), context),
-        by_task(first, family.horizon),
+        jax.tree.map(lambda x: by_task(x, length), context),
+        by_task(shown, length),
     )
 
 
@@ -476,10 +511,24 @@ def batch_of(key: jax.Array, *, replay: task_replay.Kept, config: Config) -> Bat
         num_tasks=config.batch_tasks,
         num_steps=config.batch_size,
         num_context=config.context_size,
-        num_parts=config.num_streams,
+        num_parts=config.context_parts,
     )
     counted = jnp.broadcast_to(replay.num_tasks > 0, drawn.steps.reward.shape)
     return Batch(drawn.steps, drawn.context, drawn.in_context, counted)
+
+
+def posteriors(
+    params: Params, batch: Batch, *, meta: Meta, networks: Networks
+) -> dict[str, DiagGaussian]:
+    """The posteriors ``[B]`` of the ``"encoder"`` and, where there is one, of the ``"teacher"``, given the contexts of a batch."""
+    shown = {"encoder": batch.context}
+    if "teacher" in params:
+        shown["teacher"] = batch.context._replace(reward=batch.context.training_reward)
+    units = {"encoder": meta.reward_scale, "teacher": meta.value_scale[1]}
+    found = {
+        name: factors(networks.encoder, params[name], x, units[name]) for name, x in shown.items()
+    }
+    return {name: posterior(product(x, batch.in_context)) for name, x in found.items()}
 
 
 def losses(
@@ -495,8 +544,8 @@ def losses(
     """``(loss [], report)`` of a batch: of critic and encoder together, of the policy and of the temperature."""
     z_key, now_key, next_key = jax.random.split(key, 3)
     steps, counted = batch.steps, batch.counted
-    found = factors(networks.encoder, params["encoder"], batch.context, meta)
-    q_z = posterior(product(found, batch.in_context))
+    inferred = posteriors(params, batch, meta=meta, networks=networks)
+    q_z = inferred.get("teacher", inferred["encoder"])
     z = jnp.broadcast_to(q_z.sample(z_key)[:, None], (*counted.shape, q_z.mean.shape[-1]))
     fixed_z = jax.lax.stop_gradient(z)
     temperature = jnp.exp(params["log_temperature"])
@@ -528,7 +577,11 @@ def losses(
     total += soft_actor_critic.temperature_loss(
         params["log_temperature"], log_prob, wanted, counted
     )
-    return total, {
+    report = {}
+    if "teacher" in inferred:
+        report["prediction_loss"] = -jnp.mean(inferred["encoder"].log_prob(fixed_z[:, 0]))
+        total += report["prediction_loss"]
+    return total, report | {
         "value_loss": critic,
         "policy_loss": actor,
         "entropy": -soft_actor_critic.mean_where(log_prob, counted),

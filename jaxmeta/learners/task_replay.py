@@ -161,9 +161,13 @@ def draw(
     size = jnp.maximum(kept.num_context[places][:, None], 1)
     width = (size * parts + num_parts - 1) // num_parts
     start = _below(start_key, size, (num_tasks, 1))
-    rows = (start + _below(context_key, width, (num_tasks, num_context))) % size
     used = (num_context * parts + num_parts - 1) // num_parts
     order = jnp.arange(num_context, dtype=jnp.int32)[None]
+    # One from each of as many equal stretches, so that none is drawn twice where there are enough.
+    place = order + jax.random.uniform(context_key, (num_tasks, num_context))
+    stretch = width.astype(place.dtype) / used.astype(place.dtype)
+    row = jnp.minimum((place * stretch).astype(jnp.int32), width - 1)
+    rows = (start + row) % size
     return Drawn(
         jax.tree.map(lambda x: x[places[:, None], slots], kept.steps),
         jax.tree.map(lambda x: x[places[:, None], rows], kept.context),

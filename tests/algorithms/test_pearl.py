@@ -40,6 +40,9 @@ NUM_TASKS = 2
         (dict(context_size=0), "context_size=0 must be at least 1"),
         (dict(hidden_sizes=(8, 0)), "hidden_sizes=0 must be at least 1"),
         (dict(acts="mod"), "acts='mod' is unknown: did you mean 'mode'"),
+        (dict(num_episodes=2, prior_episodes=3), "prior_episodes=3 must be at most num_episodes=2"),
+        (dict(context_from="trail"), "context_from='trail' is unknown: did you mean 'trial'"),
+        (dict(encoder_learns="value"), "encoder_learns='value' is unknown: did you mean 'values'"),
     ],
 )
 def test_bad_settings_are_named(settings, message):
@@ -96,12 +99,14 @@ def small():
     return algorithm, jax.jit(algorithm.step)
 
 
-def test_z_is_drawn_from_the_product_of_all_episodes_so_far_and_held_within_one():
-    """By hand over a trial of three episodes: the prior's first, then N(μ, σ²) of the transitions before, with the last one of the
+@pytest.mark.parametrize("prior_episodes", [1, 2])
+def test_z_is_drawn_from_the_product_of_all_episodes_so_far_and_held_within_one(prior_episodes):
+    """By hand over a trial of three episodes: from the prior first, then from N(μ, σ²) of the transitions before, with the last one of the
     episode and no step across its end."""
-    networks = module.networks_of(FAMILY, SMALL)
-    learner = module.learner_of(FAMILY, SMALL, networks)
-    meta = module.first_meta(jax.random.key(0), networks, Hyper())
+    config = dataclasses.replace(SMALL, prior_episodes=prior_episodes)
+    networks = module.networks_of(FAMILY, config)
+    learner = module.learner_of(FAMILY, config, networks)
+    meta = module.first_meta(jax.random.key(0), networks, Hyper(), config)
     unit = 0.5
     meta = meta._replace(reward_scale=jnp.asarray(unit))
     rng = np.random.default_rng(0)
@@ -122,7 +127,7 @@ def test_z_is_drawn_from_the_product_of_all_episodes_so_far_and_held_within_one(
     for begin in range(0, length, HORIZON):
         noise = np.asarray(jax.random.normal(jax.random.split(keys[begin])[0], (2,)))
         mean, std = np.zeros(2), np.ones(2)
-        if begin:
+        if begin >= prior_episodes * HORIZON:
             seen = networks.encoder.factors(
                 meta.params["encoder"], *map(jnp.asarray, (obs[:begin], np.stack(actions[:begin]), reward[:begin] / unit))
             )  # fmt: skip
@@ -163,21 +168,25 @@ def linear_factors(outputs):
     return Evidence(precision, outputs[..., :1] * precision)
 
 
-def test_the_loss_and_its_gradients_are_those_written_out_by_hand(x64, monkeypatch):
-    """In numpy, on two tasks of three steps. Only the critic's error and the divergence reach the encoder; z is a constant in the
-    target and for the policy; a termination ends the values and a time limit does not."""
+@pytest.mark.parametrize("infers", ["encoder", "teacher"])
+def test_the_loss_and_its_gradients_are_those_written_out_by_hand(x64, monkeypatch, infers):
+    """In numpy, on two tasks of three steps. Only the critic's error and the divergence reach what infers z, the encoder or its
+    teacher; z is a constant in the target, for the policy and where it is predicted; a termination ends the values and a time limit
+    does not."""
     rng = np.random.default_rng(1)
     draw = lambda *shape: rng.normal(size=shape)  # noqa: E731
     params = {
         "actor": draw(3, 2), "critic": draw(2, 3, 3), "encoder": 0.5 * draw(5, 2),
         "log_temperature": np.log(0.4),
     }  # fmt: skip
+    if infers == "teacher":
+        params["teacher"] = 0.5 * draw(5, 2)
     target = draw(2, 3, 3)
     steps = module.Step(
         draw(2, 3, 2), 0.1 * np.tanh(draw(2, 3, 2)), draw(2, 3), np.ones((2, 3)), draw(2, 3, 2)
     )
     steps.discount[0, 1] = 0.0
-    context = module.Transition(draw(2, 4, 2), draw(2, 4, 2), draw(2, 4))
+    context = module.Transition(draw(2, 4, 2), draw(2, 4, 2), draw(2, 4), draw(2, 4))
     hyper = Hyper(discount=0.9, kl_cost=0.3, target_entropy=-0.5)
     meta = module.Meta((), jnp.array([0.7, 2.0]), jnp.asarray(0.5), hyper)
     noise, z_noise = draw(3, 2), draw(2, 1)
@@ -198,8 +207,10 @@ def test_the_loss_and_its_gradients_are_those_written_out_by_hand(x64, monkeypat
 
     (total, report), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(given[0])
 
-    def posterior(encoder):
-        x = np.concatenate([context.obs, context.action, context.reward[..., None] / 0.5], axis=-1)
+    rewards = {"encoder": context.reward / 0.5, "teacher": context.training_reward / 2.0}
+
+    def posterior(encoder, name=infers):
+        x = np.concatenate([context.obs, context.action, rewards[name][..., None]], axis=-1)
         outputs = x @ encoder
         precision = in_context / np.log1p(np.exp(outputs[..., 1]))
         variance = 1 / precision.sum(axis=1)
@@ -220,7 +231,12 @@ def test_the_loss_and_its_gradients_are_those_written_out_by_hand(x64, monkeypat
         row = np.concatenate([action, np.ones((2, 3, 1))], axis=-1)
         return np.einsum("bti,kij,btj->kbt", x, critic, row)
 
-    fixed_z = drawn_z(params["encoder"])
+    def prediction_loss(encoder):
+        mean, variance = posterior(encoder, "encoder")
+        error = fixed_z[:, 0, 0] - mean
+        return np.mean(0.5 * (error**2 / variance + np.log(2 * np.pi * variance)))
+
+    fixed_z = drawn_z(params[infers])
     action, log_prob = policy(params["actor"], steps.next_obs, fixed_z)
     v = 0.7 + 2.0 * (q(target, steps.next_obs, fixed_z, action).min(axis=0) - 0.4 * log_prob)
     y = (steps.reward + 0.9 * steps.discount * v - 0.7) / 2.0
@@ -239,20 +255,24 @@ def test_the_loss_and_its_gradients_are_those_written_out_by_hand(x64, monkeypat
 
     now = policy(params["actor"], steps.obs, fixed_z)[1]
     np.testing.assert_allclose(
-        report["value_loss"], critic_loss(params["critic"], params["encoder"]), rtol=1e-9
+        report["value_loss"], critic_loss(params["critic"], params[infers]), rtol=1e-9
     )
-    np.testing.assert_allclose(report["belief_kl"], divergence(params["encoder"]), rtol=1e-9)
+    np.testing.assert_allclose(report["belief_kl"], divergence(params[infers]), rtol=1e-9)
     np.testing.assert_allclose(report["policy_loss"], actor_loss(params["actor"]), rtol=1e-9)
     np.testing.assert_allclose(report["entropy"], -now.mean(), rtol=1e-9)
     cooled = -0.4 * (now.mean() - 1.0)
-    expected = critic_loss(params["critic"], params["encoder"]) + actor_loss(params["actor"])
-    expected += 0.3 * divergence(params["encoder"]) + cooled
+    expected = critic_loss(params["critic"], params[infers]) + actor_loss(params["actor"])
+    expected += 0.3 * divergence(params[infers]) + cooled
+    if infers == "teacher":
+        expected += prediction_loss(params["encoder"])
     np.testing.assert_allclose(total, expected, rtol=1e-9)
-    for name, function in {
+    functions = {
         "actor": actor_loss,
-        "critic": lambda x: critic_loss(x, params["encoder"]),
-        "encoder": lambda x: critic_loss(params["critic"], x) + 0.3 * divergence(x),
-    }.items():
+        "critic": lambda x: critic_loss(x, params[infers]),
+        "encoder": prediction_loss,
+    }
+    functions[infers] = lambda x: critic_loss(params["critic"], x) + 0.3 * divergence(x)
+    for name, function in functions.items():
         found = slope(function, params[name])
         assert np.max(np.abs(found)) > 1e-3
         np.testing.assert_allclose(gradient[name], found, rtol=1e-5, atol=1e-7, err_msg=name)
@@ -303,9 +323,12 @@ def test_a_visit_keeps_every_step_and_renews_the_context_by_first_episodes():
     assert np.all(np.asarray(third.replay.num_context) == context_steps)
 
 
-def test_a_context_ends_with_a_first_episode_that_ends_early():
-    """The first episode terminates at its second step of the possible three; a second trial is broken."""
-    algorithm, _ = small()
+@pytest.mark.parametrize(("context_from", "length"), [("prior", 2), ("trial", 5)])
+def test_a_context_ends_with_an_episode_that_ends_early(context_from, length):
+    """The first episode terminates at its second step of the possible three, and the second at the trial's fifth; a second trial is
+    broken."""
+    config = dataclasses.replace(SMALL, context_from=context_from)
+    algorithm = pearl(FAMILY, config)
     state, drawn = begun_with(algorithm)
     one = jax.tree.map(lambda x: x[:1], drawn)
     x, ones = jnp.arange(24.0).reshape(2, 6, 2), jnp.ones((2, 6))
@@ -314,23 +337,31 @@ def test_a_context_ends_with_a_first_episode_that_ends_early():
     counted = jnp.array([[True] * 5 + [False], [False] * 6])
     visited = task_replay.visit(jax.random.key(0), state.replay, one)
     steps = module.Step(x, x, ones, ones, x)
-    replay = module.remembered(state.replay, visited, data, steps, counted, FAMILY)
+    replay = module.remembered(state.replay, visited, data, steps, counted, FAMILY, config)
     assert replay.num_steps.tolist() == [5, 0, 0, 0]
-    assert replay.num_context.tolist() == [2, 0, 0, 0]
-    np.testing.assert_array_equal(replay.context.obs[0, :2], x[0, :2])
+    assert replay.num_context.tolist() == [length, 0, 0, 0]
+    np.testing.assert_array_equal(replay.context.obs[0, :length], x[0, :length])
 
 
 def test_the_critic_may_learn_another_reward_than_the_context_shows():
     """The sparse point robot of the paper: a dense reward in training."""
     sparse = tasks.make("half_circle", horizon=HORIZON, reward="sparse")
-    algorithm = pearl(sparse, SMALL, training_reward=navigation.dense_reward)
-    state, drawn = begun_with(algorithm)
-    state, metrics = jax.jit(algorithm.step)(jax.random.key(2), state, drawn)
+    config = dataclasses.replace(SMALL, encoder_learns="teacher")
+    algorithm = pearl(sparse, config, training_reward=navigation.dense_reward)
+    begun, drawn = begun_with(algorithm)
+    state, metrics = jax.jit(algorithm.step)(jax.random.key(2), begun, drawn)
     replay = jax.tree.map(np.asarray, state.replay)
     goals = replay.tasks.goal[:2, None]
     distance = np.linalg.norm(replay.steps.next_obs[:2, :12] - goals, axis=-1)
     np.testing.assert_allclose(replay.steps.reward[:2, :12], -distance, rtol=1e-5)
     assert np.all(replay.context.reward == 0)  # nobody is within reach of a goal
+    np.testing.assert_array_equal(
+        replay.context.training_reward[:2].reshape(2, 2, HORIZON),
+        replay.steps.reward[:2, :12].reshape(2, 2, 2 * HORIZON)[..., :HORIZON],
+    )
+    for name in ("encoder", "teacher"):
+        before, after = (flat(x.meta.params[name]) for x in (begun, state))
+        assert np.any(before != after), name
     assert metrics["return/trial"] == 0
     assert state.meta.reward_scale == 0
     assert state.meta.value_scale[1] > 0
