@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 
 from jaxmeta.estimators.returns import advantages_and_targets
-from jaxmeta.estimators.streams import unless
 from jaxmeta.estimators.units import in_units
 from jaxmeta.learners.recurrent import values_to_come
 from jaxmeta.learners.trial_replay import Batch
@@ -39,7 +38,6 @@ def value_error(
     *,
     trace: str,
     divisor: jax.Array,
-    last: jax.Array | None = None,
 ) -> jax.Array:
     """Half the squared error of the values ``q [B, T, A]`` to their λ-returns over ``divisor []``, in units of the returns' spread, ``[]``.
 
@@ -48,7 +46,7 @@ def value_error(
     """
     mean, spread = value_scale
     fixed = jax.lax.stop_gradient(q)
-    returns = lambda_returns(fixed, batch, value_scale, hyper, trace, last=last)
+    returns = lambda_returns(fixed, batch, value_scale, hyper, trace)
     target = in_units(returns - mean, spread)
     taken = jnp.sum(jnp.where(_one_hot(batch.action, q), q, 0.0), axis=-1)
     error = jnp.where(batch.counted, taken - target, 0.0)
@@ -56,13 +54,7 @@ def value_error(
 
 
 def lambda_returns(
-    q: jax.Array,
-    batch: Batch,
-    value_scale: jax.Array,
-    hyper: Any,
-    trace: str,
-    *,
-    last: jax.Array | None = None,
+    q: jax.Array, batch: Batch, value_scale: jax.Array, hyper: Any, trace: str
 ) -> jax.Array:
     """The λ-returns ``G [B, T]`` of trials, from values ``q [B, T, A]`` in units; rewards and G are not in units.
 
@@ -72,7 +64,6 @@ def lambda_returns(
         value_scale: ``[2]``, mean and spread of returns, the units of ``q``.
         hyper: Its ``discount`` and ``trace_lambda``.
         trace: One of `TRACES`.
-        last: bool ``[B, T]``: steps with which a return ends; None ends it with the trial alone.
     """
     mean, spread = value_scale
     best = jnp.where(batch.counted, mean + spread * jnp.max(q, axis=-1), 0.0)
@@ -81,8 +72,6 @@ def lambda_returns(
         greedy = jnp.argmax(q, axis=-1).astype(batch.action.dtype) == batch.action
         goes_on = jax.vmap(values_to_come)(greedy.astype(best.dtype))
     discount = jnp.full_like(best, hyper.discount)
-    if last is not None:
-        discount = discount * unless(last, discount)
 
     def returns(reward: jax.Array, discount: jax.Array, v: jax.Array, goes_on: jax.Array) -> Any:
         return advantages_and_targets(

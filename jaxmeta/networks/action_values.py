@@ -114,7 +114,6 @@ def recurrent_outputs(
     encoder_sizes: Sequence[int] = (),
     hidden_sizes: Sequence[int] = (64,),
     encoder: Module | None = None,
-    more_inputs: int = 0,
     scale: float = 0.01,
 ) -> ActionValues:
     """A network like `recurrent_action_values` with ``num_outputs`` outputs, values or others.
@@ -126,14 +125,13 @@ def recurrent_outputs(
         encoder_sizes: As in `actor_critic.recurrent_actor_critic`.
         hidden_sizes: As in `recurrent_action_values`.
         encoder: As in `actor_critic.recurrent_actor_critic`.
-        more_inputs: Numbers that are read beside the family's, at the end of `Inputs.time`.
         scale: Factor of the last layer's initial weights.
 
     Raises:
         ValueError: the encoder does not fit the observations.
     """
     sizes = checks.each_at_least("encoder_sizes", encoder_sizes, 1)
-    stem = stem_of(family, sizes, encoder, more_inputs)
+    stem = stem_of(family, sizes, encoder)
     num_features = memory.size + (stem.size if stem.beside else 0)
     head = normalized_mlp(num_features, hidden_sizes, num_outputs, scale)
 
