@@ -118,13 +118,15 @@ def where(
     """
     num_tasks = len(which)
     size = math.ceil(num_tasks / 4)
-    keys = jax.random.split(quick(key), num_tasks)
+    key = quick(key)
     order = jnp.argsort(~which, stable=True)
     groups = (jnp.sum(which, dtype=jnp.int32) + size - 1) // size
 
     def quarter(i: jax.Array, done: Task) -> Task:
         at = jax.lax.dynamic_slice_in_dim(order, i * size, size)
-        some = jax.vmap(changed)(keys[at], jax.tree.map(lambda x: x[at], tasks))
+        # Of keys that a loop takes from an array it cannot be shown that none is used twice.
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, at)
+        some = jax.vmap(changed)(keys, jax.tree.map(lambda x: x[at], tasks))
         return jax.tree.map(lambda x, y: x.at[at].set(y), done, some)
 
     return jax.lax.fori_loop(0, groups, quarter, tasks)
