@@ -89,7 +89,7 @@ from jaxmeta.tasks.family import TaskFamily
 from jaxmeta.tasks.keys import quick
 from jaxmeta.types import MetaAlgorithm, Params, Task
 
-NETWORK_SETTINGS = (*MEMORY_SETTINGS, "encoder_sizes", "hidden_sizes", "dueling")
+NETWORK_SETTINGS = (*MEMORY_SETTINGS, "encoder_sizes", "hidden_sizes")
 """The settings that name a network."""
 
 
@@ -99,8 +99,6 @@ class Config(learners.recurrent.EpochConfig):
 
     hidden_sizes: tuple[int, ...] = (64,)
     """Widths of the layers between the memory and the values, with layer normalisation before a ReLU."""
-    dueling: bool = False
-    """Whether values are the sum of a value of the history and of advantages of the actions (`recurrent_action_values`)."""
     memory: Literal["gru", "lstm", "linear", "transformer", "none"] = "gru"
     """The recurrent network; `none` is a control without memory."""
     memory_size: int = 64
@@ -279,7 +277,6 @@ def network_of(
         memory_of(family, config, memory),
         encoder_sizes=config.encoder_sizes,
         hidden_sizes=config.hidden_sizes,
-        dueling=config.dueling,
     )
 
 

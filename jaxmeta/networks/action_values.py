@@ -59,7 +59,6 @@ def recurrent_action_values(
     encoder_sizes: Sequence[int] = (),
     hidden_sizes: Sequence[int] = (64,),
     encoder: Module | None = None,
-    dueling: bool = False,
 ) -> ActionValues:
     """Action values on the outputs of a recurrent network that reads all inputs.
 
@@ -70,39 +69,19 @@ def recurrent_action_values(
         hidden_sizes: Widths of the layers between the memory and the values, each with layer normalisation
             before a ReLU.
         encoder: As in `actor_critic.recurrent_actor_critic`.
-        dueling: Whether the network's outputs are a value V of the history and advantages A(a), and
-            ``Q(a) = V + A(a) - mean(A)`` (Wang et al. 2016, "Dueling network architectures for deep
-            reinforcement learning", eq. 9). What is learned by one action then moves the others' values, too.
 
     Raises:
         ValueError: the actions are not discrete, or the encoder does not fit the observations.
     """
     num_actions = num_discrete_actions("recurrent_action_values", family)
-    outputs = recurrent_outputs(
+    return recurrent_outputs(
         family,
         memory,
-        num_actions + dueling,
+        num_actions,
         encoder_sizes=encoder_sizes,
         hidden_sizes=hidden_sizes,
         encoder=encoder,
     )
-    if not dueling:
-        return outputs
-
-    def step(params: Params, state: Any, inputs: Inputs) -> tuple[jax.Array, Any]:
-        y, state = outputs.step(params, state, inputs)
-        return _dueling(y), state
-
-    def unroll(params: Params, state: Any, inputs: Inputs) -> jax.Array:
-        return _dueling(outputs.unroll(params, state, inputs))
-
-    return outputs._replace(step=step, unroll=unroll)
-
-
-def _dueling(outputs: jax.Array) -> jax.Array:
-    """``Q [..., A]`` of ``outputs [..., 1 + A]``: V and the advantages."""
-    v, advantage = outputs[..., :1], outputs[..., 1:]
-    return v + advantage - jnp.mean(advantage, axis=-1, keepdims=True)
 
 
 @checks.arguments

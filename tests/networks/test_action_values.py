@@ -25,10 +25,9 @@ def stream(num_steps=4):
     return Inputs(obs, past, time, jnp.arange(num_steps) == 0)
 
 
-@pytest.mark.parametrize(("encoder_sizes", "dueling"), [((), False), ((6,), True)])
-def test_steps_and_unrolls_give_the_same_values(encoder_sizes, dueling):
-    sizes = dict(encoder_sizes=encoder_sizes, dueling=dueling)
-    network = recurrent_action_values(FAMILY, gru(8), **sizes)
+@pytest.mark.parametrize("encoder_sizes", [(), (6,)])
+def test_steps_and_unrolls_give_the_same_values(encoder_sizes):
+    network = recurrent_action_values(FAMILY, gru(8), encoder_sizes=encoder_sizes)
     params, inputs = network.init(jax.random.key(1)), stream()
 
     @jax.jit
@@ -59,17 +58,6 @@ def test_the_head_normalises_before_each_relu(x64):
         x = np.maximum(x * norm["scale"] + norm["bias"], 0)
     np.testing.assert_allclose(q, x @ head["kernel"] + head["bias"], rtol=1e-6, atol=1e-9)
     assert np.std(q) > 1e-4
-
-
-def test_dueling_values_are_a_value_and_advantages_without_their_mean(x64):
-    """In numpy, of the outputs of the same network."""
-    outputs = recurrent_outputs(FAMILY, feed_forward(7), 6)
-    network = recurrent_action_values(FAMILY, feed_forward(7), dueling=True)
-    params, inputs = network.init(jax.random.key(1)), stream()
-    y = np.asarray(outputs.unroll(params, (), inputs))
-    expected = y[:, :1] + y[:, 1:] - y[:, 1:].mean(axis=1, keepdims=True)
-    np.testing.assert_allclose(network.unroll(params, (), inputs), expected, rtol=1e-9, atol=1e-12)
-    assert np.std(expected, axis=1).min() > 1e-5
 
 
 def test_epsilon_greedy_acts_at_random_as_often_as_it_says():
