@@ -87,9 +87,16 @@ def posterior_action(goal: jax.Array, cell: jax.Array, *, size: int) -> jax.Arra
     Args:
         goal: ``[C]``, probability of each cell to be the goal.
         cell: ``[]``, the agent's cell; (x, y) has index ``x + size * y``.
-        size: Cells along a side, at least 2.
+        size: Cells along a side, at least 2; C is its square.
+
+    Raises:
+        ValueError: ``size`` is less than 2, or ``goal`` is not of so many cells.
     """
     checks.at_least("size", size, 2)
+    if jnp.shape(goal) != (size**2,):
+        raise ValueError(
+            f"goal must have shape {(size**2,)}, a number for each cell of size={size}, and has {jnp.shape(goal)}"
+        )
     index = jnp.arange(size**2)
     places = jnp.stack([index % size, index // size], axis=1)
     best = jax.vmap(lambda place: gridnavi.towards(place, cell, size=size))(places)

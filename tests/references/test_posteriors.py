@@ -211,3 +211,10 @@ def test_the_prior_is_over_the_training_goals():
 def test_bad_arguments_are_named(settings, message):
     with pytest.raises(ValueError, match=message):
         posterior_best_arm(**dict(reward=jnp.zeros(2), pulls=jnp.zeros(2)) | settings)
+
+
+def test_a_goal_of_another_room_is_refused():
+    with pytest.raises(
+        ValueError, match=r"goal must have shape \(9,\), .* of size=3, and has \(4,\)"
+    ):
+        posterior_action(jnp.ones(4), jnp.array(0), size=3)
