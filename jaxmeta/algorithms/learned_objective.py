@@ -200,7 +200,8 @@ def learned_objective(
         optimizer: ``learning_rate -> optax.GradientTransformation`` of the outer loop.
         agent_optimizer: The same of the agents. A meta-gradient through Adam needs its ``eps_root``
             positive; `disco.adam` needs none. A learned optimiser, such as ``learned_optimizers.open_optimizer()``, is learned
-            with the rule, or alone where the rule has no parameters, as ``update_rules.dpo()``. It is made for evolution strategies.
+            with the rule, or alone where the rule has no parameters, as ``update_rules.dpo()``. It is made for evolution strategies:
+            a meta-gradient reaches its own parameters, and none of the rule's.
 
     Raises:
         ValueError: the policy does not fit the family's action space; a value of ``hyper`` is out of
@@ -208,6 +209,8 @@ def learned_objective(
     """
     _refuse_ignored(config, hyper, rule, estimator)
     followed = rule or rule_of(config)
+    make_estimator = estimator or ESTIMATORS[config.outer]
+    _refuse_unlearned(followed, agent_optimizer, make_estimator)
     critic = value_mlp(family.observation_shape, config.hidden_sizes)
     how = (family, config, agent_optimizer, critic, policy)
     if isinstance(followed, DiscoRule):
@@ -216,7 +219,7 @@ def learned_objective(
         learner, first_params, judged = _rule_parts(followed, *how)
     setup = Setup(learner, family.env, config.num_streams, config.num_steps, config.unroll)
     window = Window(setup, config.lifespan, config.num_updates)
-    made = (estimator or ESTIMATORS[config.outer])(window, judged)
+    made = make_estimator(window, judged)
 
     def init(key: jax.Array, hyper: Hyper = hyper) -> State:
         rule_key, *keys = jax.random.split(key, 3)
@@ -349,6 +352,20 @@ def _first_members(
     ages = windows // config.num_agents * config.num_updates
     everyone = jnp.ones(config.num_agents, bool)
     return members._replace(life=lifelong.aged(members.life, everyone, ages))
+
+
+def _refuse_unlearned(
+    rule: UpdateRule | DiscoRule,
+    optimizer: AgentOptimizer | LearnedOptimizer,
+    estimator: MakeEstimator,
+) -> None:
+    """Raises ValueError if no derivative reaches the rule: a learned optimiser takes what it reads as data."""
+    through = estimator is windows.policy_gradient and isinstance(optimizer, LearnedOptimizer)
+    if through and jax.tree.leaves(jax.eval_shape(rule.init, jax.random.key(0))):
+        raise ValueError(
+            "outer='meta_gradient' must be 'es' or 'pes' for a rule with parameters beside a learned agent_optimizer, "
+            "through which no meta-gradient reaches the rule"
+        )
 
 
 def _refuse_ignored(

@@ -164,7 +164,8 @@ def draw(
     used = (num_context * parts + num_parts - 1) // num_parts
     order = jnp.arange(num_context, dtype=jnp.int32)[None]
     # One from each of as many equal stretches, so that none is drawn twice where there are enough.
-    place = order + jax.random.uniform(context_key, (num_tasks, num_context))
+    offset = jax.random.uniform(context_key, (num_tasks, num_context))
+    place = order.astype(offset.dtype) + offset
     stretch = width.astype(place.dtype) / used.astype(place.dtype)
     row = jnp.minimum((place * stretch).astype(jnp.int32), width - 1)
     rows = (start + row) % size

@@ -375,7 +375,13 @@ def with_open(outer, rule=update_rules.dpo, **settings):
 
 @pytest.mark.parametrize("outer", thorough(OUTERS, ("pes",)))
 def test_an_optimizer_is_learned_alone_or_with_a_rule(family, outer):
-    for rule in (update_rules.dpo, partial(update_rules.lpo, hidden_size=2)):
+    lpo = partial(update_rules.lpo, hidden_size=2)
+    if outer == "meta_gradient":
+        with pytest.raises(
+            ValueError, match="outer='meta_gradient' must be 'es' or 'pes' for a rule"
+        ):
+            with_open(outer, lpo)
+    for rule in (update_rules.dpo,) if outer == "meta_gradient" else (update_rules.dpo, lpo):
         algorithm = with_open(outer, rule)
         state = jax.jit(algorithm.init)(jax.random.key(0))
         step = jax.jit(chex.assert_max_traces(algorithm.step, n=1))
