@@ -62,7 +62,7 @@ BUSES = {
     ),
     "dream": Recipe(
         "dream",
-        _TRIALS,
+        _TRIALS | dict(bottleneck_scale=0.5),
         _PPO | dict(learning_rate=2e-3, entropy_cost=0.06, discount=0.9),
         1000,
         256,

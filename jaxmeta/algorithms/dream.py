@@ -81,10 +81,6 @@ from jaxmeta.tasks.family import TaskFamily
 from jaxmeta.tasks.keys import quick
 from jaxmeta.types import MetaAlgorithm, Params, Task, Trajectory
 
-BOTTLENECK_SCALE = 0.5
-"""Factor of the initial weights of the bottleneck's last layer. Codes begin near each other, and the exploiter draws those apart that
-it has a use for. What else told codes apart would be worth as much to the explorer."""
-
 
 @dataclasses.dataclass(frozen=True)
 class Config(learners.recurrent.EpochConfig):
@@ -106,6 +102,9 @@ class Config(learners.recurrent.EpochConfig):
     """Entries of z."""
     bottleneck_sizes: tuple[int, ...] = (64,)
     """Widths of the bottleneck's tanh layers."""
+    bottleneck_scale: float = 1.0
+    """Factor of the initial weights of the bottleneck's last layer. The less it is, the nearer codes begin to each other: the exploiter
+    then draws those apart that it has a use for, and the explorer is paid later."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -113,6 +112,7 @@ class Config(learners.recurrent.EpochConfig):
         checks.ignored(self, ["remembers"], "in DREAM, whose exploiter remembers z")
         recurrent.check(self.memory, self.memory_size, self.precision)
         checks.at_least("latent_size", self.latent_size, 1)
+        checks.between("bottleneck_scale", self.bottleneck_scale, 0.0, 1e3)
         for name in ("encoder_sizes", "bottleneck_sizes"):
             for size in getattr(self, name):
                 checks.at_least(name, size, 1)
@@ -327,7 +327,9 @@ def networks_of(family: TaskFamily, config: Config, memory: Memory | None = None
     )
     task = jax.eval_shape(lambda key: family.task_vector(family.train(key)), jax.random.key(0))
     return Networks(
-        bottleneck=mlp(task.size, config.bottleneck_sizes, config.latent_size, BOTTLENECK_SCALE),
+        bottleneck=mlp(
+            task.size, config.bottleneck_sizes, config.latent_size, config.bottleneck_scale
+        ),
         decoder=recurrent_outputs(family, memory, config.latent_size, **sizes),
         explorer=recurrent_actor_critic(family, memory, **sizes),
         exploiter=recurrent_actor_critic(family, memory, more_inputs=config.latent_size, **sizes),

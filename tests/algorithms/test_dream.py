@@ -343,11 +343,13 @@ def test_it_learns_to_look_for_the_sake_of_the_next_episode():
     """The best return of the second episode is 1, of a guess 1/2."""
     family = clue_family()
     config = Config(memory_size=8)
-    hyper = Hyper(learning_rate=5e-3, anneal_updates=200)
+    hyper = Hyper(
+        learning_rate=5e-3, anneal_updates=400, entropy_cost=0.05, exploration_entropy=1.0
+    )
     algorithm = dream(family, config, hyper)
     from jaxmeta.runs import training
 
-    run = training.train(algorithm, family, training.Config(meta_updates=200, num_tasks=64))
+    run = training.train(algorithm, family, training.Config(meta_updates=400, num_tasks=64))
     drawn = tasks.sample_tasks(jax.random.key(1), family, 200, split="test")
     how = dict(learner=algorithm.learner, env=family.env, num_steps=algorithm.lifetime.num_steps)
     trials = evaluation.trials(jax.random.key(2), run.state.meta, drawn, **how)
