@@ -298,7 +298,7 @@ MUTANTS = (
     Mutant("algorithms/pearl.py", "infers = episodes > config.prior_episodes", "infers = episodes > 1"),
     Mutant("algorithms/pearl.py", "context._replace(reward=batch.context.training_reward)", "context"),
     Mutant("algorithms/pearl.py", "log_prob(fixed_z[:, 0])", "log_prob(z[:, 0])"),
-    Mutant("learners/task_replay.py", "place = order + jax.random.uniform(context_key, (num_tasks, num_context))", "place = used * jax.random.uniform(context_key, (num_tasks, num_context))"),
+    Mutant("learners/task_replay.py", "place = order.astype(offset.dtype) + offset", "place = used.astype(offset.dtype) * offset"),
     Mutant("algorithms/recurrent_sac.py", "jnp.where(batch.counted, v, 0.0)", "v"),
     Mutant("algorithms/recurrent_sac.py", "jax.lax.stop_gradient(known), action", "known, action"),
     Mutant("algorithms/recurrent_sac.py", "v_next = jax.vmap(values_to_come)(", "v_next = ("),

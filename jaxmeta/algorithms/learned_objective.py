@@ -210,7 +210,8 @@ def learned_objective(
     _refuse_ignored(config, hyper, rule, estimator)
     followed = rule or rule_of(config)
     make_estimator = estimator or ESTIMATORS[config.outer]
-    _refuse_unlearned(followed, agent_optimizer, make_estimator)
+    if not isinstance(followed, DiscoRule):
+        _refuse_unlearned(followed, agent_optimizer, make_estimator)
     critic = value_mlp(family.observation_shape, config.hidden_sizes)
     how = (family, config, agent_optimizer, critic, policy)
     if isinstance(followed, DiscoRule):
@@ -355,7 +356,7 @@ def _first_members(
 
 
 def _refuse_unlearned(
-    rule: UpdateRule | DiscoRule,
+    rule: UpdateRule,
     optimizer: AgentOptimizer | LearnedOptimizer,
     estimator: MakeEstimator,
 ) -> None:
