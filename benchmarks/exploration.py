@@ -5,7 +5,7 @@
 
 A trial is two episodes. Within one episode of a bus world to explore does not pay: the best agent walks and earns 0.3. An agent that has
 found out where the buses go earns 0.8 in the second. In sparse navigation an agent earns nothing before it is near the goal, which
-may lie anywhere; the score is 0 for the random agent and 1 for the one that is told the goal.
+may lie anywhere. The random agent has the score 0, and the agent that knows the goal has 1.
 
 Learners are looked at so many times in training, on the same held-out tasks (`distraction` and the goals; the other bus worlds train on all
 of their tasks).
@@ -154,7 +154,7 @@ def measure(family: TaskFamily, label: str, recipe: Recipe, main: Any) -> dict[s
 
 
 def training_of(name: str, recipe: Recipe, part: Mapping[str, Any]) -> dict[str, str]:
-    """What a learner's row of a table says of its training."""
+    """The cells about training in a learner's row."""
     return {
         "learner": name,
         "tasks an update": str(recipe.num_tasks),

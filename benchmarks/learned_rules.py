@@ -5,10 +5,10 @@
     python benchmarks/learned_rules.py check --weights disco_103.npz
     python benchmarks/learned_rules.py catch --weights disco_103.npz --output runs/disco-catch
 
-`compare` meta-trains LPG, TA-LPG and OPEN on random MDPs. Then they meet A2C, DPO and, with weights, DiscoRL: on held-out tasks
-and on tasks out of distribution of the same family and of others. Every agent has Adam, but those of OPEN, whose optimiser is
-learned and whose loss is A2C's. The step size is chosen on training tasks for all of them, and for A2C and DPO the weight of the
-entropy too. `lifespans` trains LPG and TA-LPG on lives of several lengths, and measures both in each.
+`compare` meta-trains LPG, TA-LPG and OPEN on random MDPs. Then they meet A2C, DPO and, with weights, DiscoRL. The rules are
+measured on held-out tasks and on tasks out of distribution, of random MDPs and of other families. OPEN's agents have A2C's loss
+and a learned optimiser; all other agents have Adam. Training tasks choose the step size of every rule, and the weight of the
+entropy of A2C and DPO. `lifespans` trains LPG and TA-LPG on lives of several lengths, and measures both in each.
 
 `check` compares the outputs of DiscoRL's meta-network on a fixed batch with recorded ones. `catch` follows the rule in Catch on
 8 × 8, with the settings of the authors' notebook: 2 environments, 28 steps between updates, each on 64 of the last 1024 pieces.
@@ -266,9 +266,9 @@ class Lives(study.Study):
 
 
 class Compare(Lives):
-    """Rules in families. What is learned or measured is kept in the folder at once."""
+    """Rules in families. The folder keeps each rule when it is learned, and each cell when it is measured."""
 
-    resume: bool = False  # Keep what is in the folder and measure the rest.
+    resume: bool = False  # Keep the rules and cells that are in the folder and measure the others.
 
     rules: Annotated[study.Names, study.known(RULES)] = RULES[:-1]  # Disco needs weights.
     families: Annotated[study.Names, study.known(FAMILIES)] = (*FAMILIES,)[:-1]
@@ -279,7 +279,7 @@ class Compare(Lives):
     open_meta_updates: int = 300  # Of OPEN, by evolution.
     open_learning_rate: Positive = 0.03
     open_step_size: Positive = 100.0
-    """The unit of OPEN's steps in meta-training, in those of the paper: linear agents take large ones."""
+    """OPEN's step size in meta-training. The paper's is 1; linear agents take larger steps."""
     noise_std: Positive = 0.03  # Of the perturbations of OPEN.
     open_entropy_cost: Annotated[float, study.within(0, 1e6)] = 0.05
     """Weight of the entropy in the loss of OPEN's agents, in meta-training and after it."""
@@ -494,7 +494,7 @@ def runner(args: Lives, place: Place, learner: Learner) -> Callable[..., np.ndar
 
 
 def drawn_tasks(args: Lives, family: TaskFamily) -> dict[str, Task]:
-    """The tasks of each split that all are measured on, ``[M]``; settings are chosen on those of ``train``."""
+    """Tasks ``[M]`` of each split. All rules are measured on the same ones. The ``train`` tasks choose settings."""
     return {
         split: jax.jit(
             partial(tasks.sample_tasks, family=family, num_tasks=args.tasks, split=split)

@@ -269,7 +269,7 @@ MUTANTS = (
     Mutant("algorithms/varibad.py", "jnp.where(counted, q.kl(_priors(q, inputs.reset)), 0.0)", "q.kl(_priors(q, inputs.reset))", "algorithms/test_varibad.py learners/test_recurrent.py"),
     Mutant("algorithms/varibad.py", "return jnp.where(reset[:, None], 0.0, past)", "return past"),
     Mutant("algorithms/varibad.py", "q = jax.lax.stop_gradient(self.posteriors(params, y))\n        return", "q = self.posteriors(params, y)\n        return"),
-    Mutant("learners/action_values.py", "v_next=values_to_come(v)", "v_next=v", "algorithms/test_recurrent_q.py"),
+    Mutant("learners/recurrent.py", "v_next=values_to_come(v)", "v_next=v", "algorithms/test_recurrent_q.py"),
     Mutant("learners/action_values.py", "fixed = jax.lax.stop_gradient(q)", "fixed = q", "algorithms/test_recurrent_q.py"),
     Mutant("learners/action_values.py", "jax.vmap(values_to_come)(greedy.astype(best.dtype))", "greedy.astype(best.dtype)", "algorithms/test_recurrent_q.py"),
     Mutant("algorithms/recurrent_q.py", "state.meta._replace(hyper=hyper), tasks)", "state.meta, tasks)"),

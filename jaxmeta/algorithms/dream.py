@@ -47,7 +47,6 @@ import jax.numpy as jnp
 import optax
 
 from jaxmeta import checks, learners
-from jaxmeta.estimators.returns import advantages_and_targets
 from jaxmeta.estimators.streams import count, unless
 from jaxmeta.estimators.units import in_units, running_reward_scale
 from jaxmeta.learners import trial_gradients
@@ -60,8 +59,8 @@ from jaxmeta.learners.recurrent import (
     memory_of,
     moved_value_scale,
     step_metrics,
+    trial_estimates,
     trial_learner,
-    values_to_come,
 )
 from jaxmeta.meta_updates.gradients import State
 from jaxmeta.meta_updates.outer_loop import (
@@ -505,17 +504,10 @@ def with_advantages(
     v = jnp.where(part.counted, mean + spread * v, 0.0)
     discount = hyper.discount * unless(ends, v)
 
-    def estimates(reward: jax.Array, discount: jax.Array, v: jax.Array) -> tuple:
-        return advantages_and_targets(
-            reward,
-            discount,
-            v=v,
-            v_next=values_to_come(v),
-            last=jnp.zeros_like(v),
-            lambda_=hyper.gae_lambda,
-        )
+    def estimates(reward: jax.Array, v: jax.Array, discount: jax.Array) -> tuple:
+        return trial_estimates(reward, v, discount=discount, lambda_=hyper.gae_lambda)
 
-    advantage, returns = jax.vmap(estimates)(reward, discount, v)
+    advantage, returns = jax.vmap(estimates)(reward, v, discount)
     mean, spread = scale = moved_value_scale(scale, returns, part.counted)
     advantage, target = in_units(advantage, spread), in_units(returns - mean, spread)
     return scale, part._replace(advantage=advantage, target=target)

@@ -8,9 +8,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxmeta.estimators.returns import advantages_and_targets
 from jaxmeta.estimators.units import in_units
-from jaxmeta.learners.recurrent import values_to_come
+from jaxmeta.learners.recurrent import trial_estimates, values_to_come
 from jaxmeta.learners.trial_replay import Batch
 from jaxmeta.networks.action_values import ActionValues
 from jaxmeta.networks.actor_critic import Inputs
@@ -71,19 +70,12 @@ def lambda_returns(
     if trace == "watkins":
         greedy = jnp.argmax(q, axis=-1).astype(batch.action.dtype) == batch.action
         goes_on = jax.vmap(values_to_come)(greedy.astype(best.dtype))
-    discount = jnp.full_like(best, hyper.discount)
 
-    def returns(reward: jax.Array, discount: jax.Array, v: jax.Array, goes_on: jax.Array) -> Any:
-        return advantages_and_targets(
-            reward,
-            discount,
-            v=v,
-            v_next=values_to_come(v),
-            last=jnp.zeros_like(v),
-            lambda_=hyper.trace_lambda * goes_on,
-        )[1]
+    def returns(reward: jax.Array, v: jax.Array, goes_on: jax.Array) -> jax.Array:
+        lambda_ = hyper.trace_lambda * goes_on
+        return trial_estimates(reward, v, discount=hyper.discount, lambda_=lambda_)[1]
 
-    return jax.vmap(returns)(batch.reward, discount, best, goes_on)
+    return jax.vmap(returns)(batch.reward, best, goes_on)
 
 
 def unrolled(params: Params, inputs: Inputs, network: ActionValues) -> jax.Array:

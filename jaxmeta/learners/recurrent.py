@@ -28,6 +28,7 @@ import jax.numpy as jnp
 
 from jaxmeta import checks, rollouts
 from jaxmeta.estimators.episodes import episode_index
+from jaxmeta.estimators.returns import advantages_and_targets
 from jaxmeta.estimators.streams import finite_streams
 from jaxmeta.estimators.units import in_units, running
 from jaxmeta.learners import minibatches
@@ -303,6 +304,24 @@ def trials_of(key: jax.Array, meta: Any, tasks: Task, *, setup: rollouts.Setup) 
 def values_to_come(v: jax.Array) -> jax.Array:
     """``v_{t+1}``, and 0 after the trial, ``[T]``. Values cross the ends of episodes within a trial."""
     return jnp.append(v[1:], jnp.zeros_like(v[:1]))
+
+
+def trial_estimates(
+    reward: jax.Array, v: jax.Array, *, discount: jax.Array, lambda_: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Generalised advantages and λ-returns over one whole trial, across the ends of its episodes, ``[T]`` each.
+
+    Rewards and values after the trial's last episode must be 0. ``discount`` and ``lambda_`` are of all steps, ``[]``, or of each,
+    ``[T]``.
+    """
+    return advantages_and_targets(
+        reward,
+        jnp.broadcast_to(jnp.asarray(discount, reward.dtype), reward.shape),
+        v=v,
+        v_next=values_to_come(v),
+        last=jnp.zeros_like(reward),
+        lambda_=lambda_,
+    )
 
 
 def annealed(hyper: TrialHyper, num_updates: jax.Array) -> Any:

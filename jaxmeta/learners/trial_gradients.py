@@ -16,7 +16,6 @@ import optax
 from jaxmeta import checks
 from jaxmeta.estimators import surrogates
 from jaxmeta.estimators.episodes import episode_index
-from jaxmeta.estimators.returns import advantages_and_targets
 from jaxmeta.estimators.units import advantage_scale, in_units, running_reward_scale
 from jaxmeta.learners import minibatches
 from jaxmeta.learners.minibatches import Counts, in_chunks, learn_in_epochs
@@ -31,7 +30,7 @@ from jaxmeta.learners.recurrent import (
     moved_value_scale,
     recurrent_learner,
     step_metrics,
-    values_to_come,
+    trial_estimates,
 )
 from jaxmeta.meta_updates.gradients import State
 from jaxmeta.meta_updates.outer_loop import PARAMS, as_arrays, first_state, outer_optimizer
@@ -89,24 +88,6 @@ class Hyper(NamedTuple):
     """Weight of the policy's entropy, in nats a step."""
     value_cost: float = 0.5
     """Weight of the squared error of values, in units of the spread of returns."""
-
-
-def advantages_and_returns(
-    reward: jax.Array, v: jax.Array, hyper: TrialHyper
-) -> tuple[jax.Array, jax.Array]:
-    """Generalised advantages and λ-returns over one whole trial, across the ends of its episodes, ``[T]`` each.
-
-    Rewards and values after the trial's last episode must be 0.
-    """
-    never = jnp.zeros_like(reward)
-    return advantages_and_targets(
-        reward,
-        jnp.full_like(reward, hyper.discount),
-        v=v,
-        v_next=values_to_come(v),
-        last=never,
-        lambda_=hyper.gae_lambda,
-    )
 
 
 PolicyLoss = Callable[[jax.Array, jax.Array, Any], jax.Array]
@@ -278,7 +259,8 @@ def with_advantages(
     reward = jnp.where(counted, data.reward, 0.0)
     explores = jax.vmap(episode_index)(data.last) < explore_episodes
     earned = jnp.where(explores, 0.0, reward) + bonus
-    advantage, returns = jax.vmap(advantages_and_returns, (0, 0, None))(earned, v, hyper)
+    estimates = partial(trial_estimates, discount=hyper.discount, lambda_=hyper.gae_lambda)
+    advantage, returns = jax.vmap(estimates)(earned, v)
     mean, spread = value_scale = moved_value_scale(meta.value_scale, returns, counted)
     batch = Batch(
         data=data._replace(reward=in_units(reward, meta.reward_scale)),

@@ -11,8 +11,8 @@ import pytest
 
 from jaxmeta import checks, learners, rollouts, tasks
 from jaxmeta.algorithms import recurrent_q, rl2, varibad
-from jaxmeta.learners.recurrent import TrialMemory
-from jaxmeta.learners.trial_gradients import Hyper, Loss, advantages_and_returns
+from jaxmeta.learners.recurrent import TrialMemory, trial_estimates
+from jaxmeta.learners.trial_gradients import Hyper, Loss
 from jaxmeta.meta_updates.outer_loop import outer_optimizer
 from jaxmeta.networks.actor_critic import ActorCritic, joined
 from jaxmeta.networks.distributions import Categorical
@@ -131,8 +131,8 @@ def test_inputs_show_the_past_and_the_time(family):
 def test_advantages_are_of_the_whole_trial():
     reward, v = np.random.default_rng(0).normal(size=(2, 7)).astype(np.float32)
     gamma, lambda_ = 0.9, 0.7
-    hyper = Hyper(discount=gamma, gae_lambda=lambda_)
-    found, returns = map(np.asarray, jax.jit(advantages_and_returns)(reward, v, hyper))
+    estimates = functools.partial(trial_estimates, discount=gamma, lambda_=lambda_)
+    found, returns = map(np.asarray, jax.jit(estimates)(reward, v))
     delta = [reward[t] + gamma * (v[t + 1] if t < 6 else 0) - v[t] for t in range(7)]
     expected = [sum((gamma * lambda_) ** (k - t) * delta[k] for k in range(t, 7)) for t in range(7)]
     np.testing.assert_allclose(found, np.array(expected), rtol=1e-5, atol=1e-6)
