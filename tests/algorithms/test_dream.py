@@ -271,19 +271,25 @@ def test_a_step_learns(family):
     assert jnp.all(state.meta.latent == 0)
 
 
-def noisy(family):
-    """A family whose tasks hold numbers, which may be none."""
-    return dataclasses.replace(family, identity=lambda task: jnp.full(3, jnp.nan))
-
-
-def test_a_task_that_is_no_number_does_not_spread(family):
-    """Its trials are broken only if they hold such numbers; what it is told must not enter the bottleneck's gradient."""
-    algorithm = dream(noisy(family), Config(**SMALL))
+@pytest.mark.parametrize("broken", [1, 2])
+def test_a_task_that_is_no_number_does_not_spread(family, broken):
+    """Its trials are left out, for what they are told would enter the bottleneck's gradient. The other task's are learned from."""
     drawn = tasks.sample_tasks(jax.random.key(1), family, 2, split="train")
+    assert jnp.any(drawn.ends[0] != drawn.ends[1])
+
+    def identity(task):
+        is_broken = jnp.any(jnp.all(task.ends[None] == drawn.ends[:broken], axis=(1, 2)))
+        return jnp.where(is_broken, jnp.nan, task.ends.reshape(-1).astype(float))
+
+    algorithm = dream(dataclasses.replace(family, identity=identity), Config(**SMALL))
     state = algorithm.init(jax.random.key(0))
-    after, metrics = jax.jit(algorithm.step)(jax.random.key(2), state, drawn)
-    assert metrics["skipped_updates"] == 1
-    jax.tree.map(np.testing.assert_array_equal, after.meta.params, state.meta.params)
+    step, before = jax.jit(algorithm.step), jax.flatten_util.ravel_pytree(state.meta.params)[0]
+    for key in (4, 5):  # the broken task is told, and it is not
+        after, metrics = step(jax.random.key(key), state, drawn)
+        assert metrics["skipped_updates"] == (broken == 2)
+        params = jax.flatten_util.ravel_pytree(after.meta.params)[0]
+        assert jnp.all(jnp.isfinite(params))
+        assert jnp.any(params != before) == (broken == 1)
 
 
 @pytest.mark.parametrize(
