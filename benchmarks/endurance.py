@@ -1,6 +1,7 @@
 """Does a run survive being killed, does a long one stay what it was, and what do broken numbers cost?
 
     python benchmarks/endurance.py kill --kills 100
+    python benchmarks/endurance.py kill --learner recurrent_q   # whose checkpoints hold old trials
     python benchmarks/endurance.py long --meta-updates 100000
     python benchmarks/endurance.py faults --rates 0 0.001 0.01
 
@@ -36,12 +37,26 @@ from jaxmeta.types import Task
 
 TRAIN = Path(__file__).parent / "train.py"
 CONFIG = maml.Config()  # of the runs with faults
+LEARNERS = {
+    "maml": {"num-streams": 4, "hidden-sizes": 16, "task.horizon": 20},
+    "recurrent_q": {
+        "algorithm": "recurrent_q",
+        "family": "bernoulli_bandit",
+        "task.num-pulls": 20,
+        "num-streams": 4,
+        "memory-size": 8,
+        "replay-trials": 64,
+        "replayed-trials": 4,
+    },
+}
+"""Small runs to be killed: their flags beside those that all have."""
 
 
 class Kill(study.Study):
     """Kill a training run again and again."""
 
     kills: int = 100  # How often.
+    learner: Annotated[str, study.known(LEARNERS)] = "maml"  # What is trained.
     checkpoint_every: int = 5  # Meta-updates between checkpoints.
 
 
@@ -61,15 +76,12 @@ class Faults(study.Study):
     eval_tasks: int = 200  # Held-out tasks.
 
 
-def command(folder: Path, meta_updates: int, checkpoint_every: int, *, resume: bool) -> list[str]:
+def command(args: Kill, folder: Path, meta_updates: int, *, resume: bool) -> list[str]:
     """The command line of a small training run."""
-    settings = {
+    settings = LEARNERS[args.learner] | {
         "meta-updates": meta_updates,
-        "checkpoint-every": checkpoint_every,
+        "checkpoint-every": args.checkpoint_every,
         "num-tasks": 2,
-        "num-streams": 4,
-        "hidden-sizes": 16,
-        "task.horizon": 20,
         "report-seconds": 0,  # every update is looked at, so that a kill can fall between any two
         "eval-tasks": 2,
         "output": folder,
@@ -122,7 +134,7 @@ def kill_often(args: Kill, folder: Path) -> list[dict[str, Any]]:
         resume = newest(folder) is not None
         if not resume:  # killed before it had anything to resume from
             shutil.rmtree(folder, ignore_errors=True)
-        endless = command(folder, 10**6, args.checkpoint_every, resume=resume)
+        endless = command(args, folder, 10**6, resume=resume)
         kills.append(kill_once(folder, endless, moment))
         study.say(f"kill {len(kills)}: {kills[-1]}")
     return kills
@@ -133,12 +145,13 @@ def run_kill(args: Kill) -> None:
     kills = kill_often(args, folder)
     total = (newest(folder) or 0) + 2 * args.checkpoint_every
     for where in (folder, alone):
-        call = command(where, total, args.checkpoint_every, resume=where == folder)
+        call = command(args, where, total, resume=where == folder)
         subprocess.run(call, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     digests = [checkpoints.digest(experiments.load(where).run) for where in (folder, alone)]
     equal = digests[0] == digests[1] and lines(folder) == total
     lost = [kill["done"] - kill["kept"] for kill in kills if kill["kept"] is not None]
     row = {
+        "learner": args.learner,
         "kills": str(len(kills)),
         "while starting": str(sum(kill["early"] for kill in kills)),
         "meta-updates in the end": str(total),

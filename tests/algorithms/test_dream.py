@@ -258,6 +258,7 @@ def test_a_half_of_the_tasks_is_told(family):
     np.testing.assert_allclose(jnp.std(shown.noise), 0.1, rtol=0.1)
 
 
+@pytest.mark.slow
 def test_a_step_learns(family):
     algorithm = dream(family, Config(**SMALL, num_streams=2))
     state = algorithm.init(jax.random.key(0))
@@ -271,6 +272,7 @@ def test_a_step_learns(family):
     assert jnp.all(state.meta.latent == 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("broken", [1, 2])
 def test_a_task_that_is_no_number_does_not_spread(family, broken):
     """Its trials are left out, for what they are told would enter the bottleneck's gradient. The other task's are learned from."""
@@ -306,6 +308,7 @@ def test_settings_that_are_wrong(settings, message):
         Config(**settings)
 
 
+@pytest.mark.slow
 def test_actions_may_be_continuous():
     family = tasks.make("navigation", horizon=3)
     algorithm = dream(family, Config(**SMALL))

@@ -49,6 +49,7 @@ def test_the_step_is_openai_s_on_the_adapted_return(x64, family):
     np.testing.assert_allclose(metrics["return/after"], own, rtol=1e-9)  # θ's
 
 
+@pytest.mark.slow
 def test_every_task_counts_for_the_ranks(family):
     """Reports are means over all tasks: one that earns nothing like the others shows."""
     config = Config(num_streams=3, hidden_sizes=(4,), population_size=2)

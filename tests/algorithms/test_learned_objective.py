@@ -319,6 +319,7 @@ def test_a_rule_is_found(outer, learning_rate, meta_updates):
     assert curve[-1] > 1.4
 
 
+@pytest.mark.slow
 def test_a_rule_of_one_s_own_is_learned_by_any_estimator(family):
     """The policy gradient times a learned number: evolution moves that number."""
     scaled = update_rules.a2c()._replace(
@@ -373,7 +374,8 @@ def with_open(outer, rule=update_rules.dpo, **settings):
     return learned_objective(FAMILY, config, Hyper(step_size=100.0), **told)
 
 
-@pytest.mark.parametrize("outer", thorough(OUTERS, ("pes",)))
+@pytest.mark.slow
+@pytest.mark.parametrize("outer", OUTERS)
 def test_an_optimizer_is_learned_alone_or_with_a_rule(family, outer):
     lpo = partial(update_rules.lpo, hidden_size=2)
     if outer == "meta_gradient":
@@ -400,6 +402,7 @@ def test_an_optimizer_is_learned_alone_or_with_a_rule(family, outer):
             assert now.size == 0 or np.max(np.abs(now - was)) > 1e-4, name
 
 
+@pytest.mark.slow
 def test_a_run_of_an_optimizer_resumes_bit_for_bit(family, tmp_path):
     algorithm = with_open("pes")
     quiet = dict(console=Console(quiet=True))
@@ -415,6 +418,7 @@ def test_a_run_of_an_optimizer_resumes_bit_for_bit(family, tmp_path):
     chex.assert_trees_all_equal(resumed.state, whole.state)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("outer", ["es", "pes"])
 def test_memory_does_not_grow_with_a_life(family, outer):
     """Through an optimiser that is learned: 10 and 100 updates, in windows of five."""
@@ -437,6 +441,7 @@ def test_memory_does_not_grow_with_a_life(family, outer):
     assert temporary_bytes(10) == temporary_bytes(100)
 
 
+@pytest.mark.slow
 def test_agents_of_a_rule_that_reads_the_time_know_their_age(family):
     sizes = dict(num_agents=2, lifespan=4, num_updates=2, num_streams=2, num_steps=4)
     rule = update_rules.lpg(num_predictions=3, memory_size=2, time_aware=True)

@@ -183,7 +183,8 @@ def test_step_sizes_are_learned(family, kind):
     assert not np.allclose(flat(after.meta.params), flat(state.meta.params), atol=1e-7)
 
 
-@pytest.mark.parametrize("name", thorough(["cartpole", "pendulum"], ("cartpole",)))
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["cartpole", "pendulum"])
 def test_discrete_and_continuous_actions(name):
     family = tasks.make(name, horizon=8)
     algorithm = maml(family, dataclasses.replace(SMALL, num_streams=2), Hyper(step_size=0.1))
@@ -465,6 +466,7 @@ def test_sampled_meta_gradients_scatter_around_the_exact_one(x64):
     assert largest_z("none") > 7  # and it would have seen what is missing
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("outer_updates", ["last", "all"])
 def test_e_maml_counts_the_experience_of_every_update(x64, outer_updates):
     settings = dict(sampling_correction="score", inner_surrogate="score", num_updates=2)

@@ -577,9 +577,8 @@ VARIANTS = {
 }
 
 
-@pytest.mark.parametrize(
-    "variant", thorough(VARIANTS, ("all that can be learned, leaving one out",))
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", VARIANTS)
 def test_protocol(variant):
     """One compilation, a state that keeps its shapes and types, metrics by name."""
     family = tasks.make("cartpole", horizon=6)
@@ -615,6 +614,7 @@ def test_protocol(variant):
             assert state.meta.params[name] != first.meta.params[name]
 
 
+@pytest.mark.slow
 def test_hyper_parameters_and_seeds_can_be_mapped_over(x64):
     config = small(learns=("discount",))
     built = algorithm(config)

@@ -343,6 +343,7 @@ def test_a_context_ends_with_an_episode_that_ends_early(context_from, length):
     np.testing.assert_array_equal(replay.context.obs[0, :length], x[0, :length])
 
 
+@pytest.mark.slow
 def test_the_critic_may_learn_another_reward_than_the_context_shows():
     """The sparse point robot of the paper: a dense reward in training."""
     sparse = tasks.make("half_circle", horizon=HORIZON, reward="sparse")
@@ -425,6 +426,7 @@ def test_protocol():
     chex.assert_trees_all_equal(same, partly)
 
 
+@pytest.mark.slow
 def test_the_unit_of_rewards_changes_nothing(x64):
     """Three meta-updates: the same parameters, to the bit where the unit is a power of two."""
 
@@ -438,6 +440,7 @@ def test_the_unit_of_rewards_changes_nothing(x64):
     np.testing.assert_array_equal(flat(meta.params), flat(usual.params))
 
 
+@pytest.mark.slow
 def test_a_run_resumes_bit_for_bit_with_its_replay(tmp_path):
     """Five meta-updates are two, a checkpoint and three: parameters, target, optimiser, tasks, replay and metrics."""
     algorithm, _ = small()

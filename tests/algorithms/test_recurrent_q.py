@@ -298,6 +298,7 @@ def test_training_acts_by_its_own_epsilon_and_evaluation_by_the_best_action(fami
         np.testing.assert_allclose(log_prob, np.log(1 / every), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_trials_of_training_are_acted_by_training_s_epsilon(family):
     """The first actions of sixteen trials in one task: all alike at ε = 0, and not at ε = 1."""
     algorithm = recurrent_q(family, Config(**SETTINGS, replay_trials=16, replayed_trials=1))
@@ -362,7 +363,8 @@ def test_protocol(family, variant):
     chex.assert_trees_all_equal(same, partly)
 
 
-@pytest.mark.parametrize("replay", thorough([0, 1], (1,)))
+@pytest.mark.slow
+@pytest.mark.parametrize("replay", [0, 1])
 def test_the_unit_of_rewards_changes_nothing(x64, replay):
     """Three meta-updates: the same parameters, to the bit where the unit is a power of two."""
     config = Config(num_episodes=2, **SETTINGS | (REPLAY if replay else {}))

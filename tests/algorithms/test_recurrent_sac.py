@@ -351,6 +351,7 @@ def test_old_trials_are_learned_from():
     assert np.max(np.abs(flat(after.meta.params) - flat(others.meta.params))) > 1e-5
 
 
+@pytest.mark.slow
 def test_it_acts_by_draws_in_training_and_by_the_middle_elsewhere():
     config = Config(num_episodes=2, **SETTINGS | REPLAY)
     algorithm = recurrent_sac(FAMILY, config)
@@ -420,6 +421,7 @@ def test_protocol(variant):
     chex.assert_trees_all_equal(same, partly)
 
 
+@pytest.mark.slow
 def test_the_unit_of_rewards_changes_nothing(x64):
     """Three meta-updates: the same parameters, to the bit where the unit is a power of two."""
     config = Config(num_episodes=2, **SETTINGS | REPLAY)
@@ -434,6 +436,7 @@ def test_the_unit_of_rewards_changes_nothing(x64):
     np.testing.assert_allclose(flat(meta.params), flat(usual.params), rtol=0, atol=0)
 
 
+@pytest.mark.slow
 def test_a_run_with_a_buffer_resumes_bit_for_bit(tmp_path):
     """Five meta-updates are two, a checkpoint and three: parameters, target, optimiser, buffer and metrics."""
     algorithm = recurrent_sac(FAMILY, Config(num_episodes=2, **SETTINGS | REPLAY))

@@ -270,6 +270,7 @@ def test_bonuses_are_of_the_belief_after_a_step(x64):
         np.testing.assert_allclose(found["error"][t], error, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_novelty_is_learned_away_and_its_networks_teach_nothing_else():
     """The prediction's error has a gradient in its own network alone; the fixed one stays."""
     family = tasks.make("gridnavi", size=3, horizon=4)

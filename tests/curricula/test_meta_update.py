@@ -64,6 +64,7 @@ def updates(request):
     return state, jax.jit(plain)(state), found
 
 
+@pytest.mark.slow
 def test_learning_from_all_tasks_is_the_algorithm_s_own_step(updates):
     _, (state, metrics), found = updates
     taught, _, theirs = found["all"]

@@ -129,6 +129,7 @@ def test_stream_reads_every_shard_once_in_a_pass(dataset):
     assert shards(4) == first[2:4]
 
 
+@pytest.mark.slow
 def test_training_on_a_stream_resumes_bit_for_bit(dataset, family, tmp_path):
     algorithm = algorithm_distillation(family, Config(num_episodes=2), memory=gru(4))
 
@@ -152,6 +153,7 @@ def test_training_on_a_stream_resumes_bit_for_bit(dataset, family, tmp_path):
         )
 
 
+@pytest.mark.slow
 def test_a_population_trains_on_a_source(dataset, family):
     """Each member equals the run of its seed, up to rounding."""
     algorithm = algorithm_distillation(family, Config(num_episodes=2), memory=gru(4))

@@ -1,5 +1,6 @@
 """A session does in one task what a lifetime does in training, and goes on after it was saved."""
 
+import functools
 from types import SimpleNamespace
 
 import gymnasium
@@ -23,14 +24,17 @@ def trained(name, family, **settings):
     return experiments.Trained(None, algorithm, family, run)
 
 
+slow = functools.partial(pytest.param, marks=pytest.mark.slow)
+
+
 @pytest.mark.parametrize(
     ("name", "family", "settings"),
     [
         ("maml", tasks.make("cartpole", horizon=20), dict(num_streams=2)),
         ("rl2", tasks.make("gridnavi", horizon=5), dict(num_episodes=2)),
-        ("pearl", tasks.make("half_circle", horizon=4), dict(num_streams=1, num_episodes=2)),
-        ("meta_actor_critic", tasks.make("pendulum", horizon=5), dict(num_streams=2)),
-        ("meta_gradient", tasks.make("catch"), dict(num_streams=1, num_steps=7)),
+        slow("pearl", tasks.make("half_circle", horizon=4), dict(num_streams=1, num_episodes=2)),
+        slow("meta_actor_critic", tasks.make("pendulum", horizon=5), dict(num_streams=2)),
+        slow("meta_gradient", tasks.make("catch"), dict(num_streams=1, num_steps=7)),
     ],
     ids=lambda x: x if isinstance(x, str) else "",
 )

@@ -271,6 +271,7 @@ def test_with_normalized_advantages_the_unit_of_rewards_changes_nothing(x64, fam
             np.testing.assert_allclose(x, y, rtol=tolerance, atol=1e-3 * tolerance)
 
 
+@pytest.mark.slow
 def test_rematerializing_changes_nothing_but_memory(x64, family):
     """The same meta-gradient, whether an inner step's intermediate values are kept or computed again."""
     found = []

@@ -290,6 +290,7 @@ def test_of_a_policy_of_one_s_own_nothing_is_known():
     np.testing.assert_allclose(flat(dormancy["policy"]), 1.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "rule"), [("catch", a2c()), ("pendulum", dpo())])
 def test_agents_of_any_family_learn_by_it(name, rule):
     _, meta, agent, data, update = living(
@@ -397,6 +398,7 @@ def test_evolution_through_it_is_unbiased(x64):
     assert np.all(np.abs(found.mean(axis=0) - exact) < 4.5 * error + 1e-3 * np.max(np.abs(exact)))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("in_earnest")
 def test_persistent_evolution_through_it_owes_nothing_to_windows(x64):
     """Two windows of two updates agree with one of four; evolution that forgets does not."""

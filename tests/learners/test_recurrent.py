@@ -257,7 +257,8 @@ PAID = {
 }
 
 
-@pytest.mark.parametrize("variant", thorough(PAID, ("RL², PPO",)))
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", PAID)
 def test_the_unit_of_rewards_changes_nothing(x64, variant):
     """Three meta-updates: the same parameters, to the bit where the unit is a power of two."""
     module, settings = PAID[variant]
@@ -293,7 +294,8 @@ def on_recorded(monkeypatch, make):
     return make()
 
 
-@pytest.mark.parametrize("module", thorough([rl2, varibad], (varibad,)))
+@pytest.mark.slow
+@pytest.mark.parametrize("module", [rl2, varibad])
 def test_what_does_not_count_changes_nothing(x64, monkeypatch, module):
     """Trials of three episodes that end after nine steps of twelve, and one that is broken: the update is
     the one on the good trials cut to nine steps, whatever the rest holds."""
@@ -630,7 +632,8 @@ CUT = {
 }
 
 
-@pytest.mark.parametrize("variant", thorough(CUT, ("RL²",)))
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", CUT)
 def test_chunks_of_trials_change_no_result(x64, family, variant):
     """Two meta-updates, with a broken trial."""
     module, settings = CUT[variant]

@@ -108,6 +108,7 @@ def test_a_checkpoint_of_an_older_version_resumes(folder, tmp_path):
         resume(tmp_path, algorithm, other)
 
 
+@pytest.mark.slow
 def test_a_population_is_of_its_settings_alone(tmp_path):
     plan = dict(num_seeds=1, hypers=[HYPER], folder=tmp_path / "run", console=QUIET)
     training.train_population(maml.maml(FAMILY, CONFIG), FAMILY, PLAN, **plan)

@@ -94,6 +94,7 @@ def test_a_population_is_given_back_whole(hypers, tmp_path):
     assert loaded.run.num_updates.shape == (len(hypers or [None]), 3)
 
 
+@pytest.mark.slow
 def test_finetuning_begins_with_what_was_learned_and_other_numbers(trained, tmp_path):
     folder, run = trained
     plan = training.Config(meta_updates=1, num_tasks=2, seed=3)
@@ -185,6 +186,7 @@ def test_parts_of_one_s_own_are_loaded_with_them(own):
         jaxmeta.load(folder / "run", algorithm=algorithm, family=other)
 
 
+@pytest.mark.slow
 def test_a_run_that_was_finetuned_on_another_family_is_loaded(trained, tmp_path):
     folder, run = trained
     how = dict(plan=training.Config(meta_updates=1, num_tasks=2), console=QUIET)
@@ -209,6 +211,7 @@ def test_a_run_that_was_finetuned_on_another_family_is_loaded(trained, tmp_path)
     chex.assert_trees_all_equal(again.state.meta.params, loaded.meta.params)
 
 
+@pytest.mark.slow
 def test_objects_of_one_s_own_go_along(tmp_path):
     """What was made with an object is loaded with the algorithm, and finetuned with the object."""
     family = tasks.make("navigation", horizon=3)

@@ -51,6 +51,7 @@ def test_programs_on_one_core():
         assert cores() == before
 
 
+@pytest.mark.slow
 def test_what_a_script_leaves(tmp_path, capsys):
     settings = {"output": tmp_path / "out", "repeats": 3}
     reports.leave(tmp_path / "out", settings, [{"a": "1"}], rows=[{"a": 1.5}])

@@ -1011,6 +1011,7 @@ def test_without_a_curriculum_numbers_are_those_of_the_plain_step(whole, family,
     assert run.curriculum == ()
 
 
+@pytest.mark.slow
 def test_members_of_a_population_have_curricula_of_their_own(taught, family):
     algorithm, curriculum = taught
     how = dict(curriculum=curriculum)

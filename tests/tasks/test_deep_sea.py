@@ -33,6 +33,7 @@ def test_of_all_ways_down_the_optimum_is_the_best_and_its_return_what_it_earns()
         assert family.optimal_action(task, obs) == diagonal[i]
 
 
+@pytest.mark.slow
 def test_the_mapping_survives_and_random_agents_find_nothing():
     family = tasks.make("deep_sea")
     drawn = tasks.sample_tasks(jax.random.key(0), family, 20, split="train")

@@ -178,6 +178,7 @@ def test_names_are_drawn_by_kind(language):
     assert scipy.stats.chisquare(counts[there], expected[there]).pvalue > 1e-4
 
 
+@pytest.mark.slow
 def test_random_characters_earn_a_28th(in_earnest):
     @jax.jit
     def earned():
