@@ -101,7 +101,9 @@ CONTESTS = {
         4,
         {
             "rl2": _ppo(4, 0.0),
-            "maml": _maml(1, 3, 0.1, 200),
+            "maml": _maml(
+                3, 1, 0.1, 200
+            ),  # one trajectory alone says too little for a gradient step
             "pearl": Learner(
                 pearl.pearl,
                 _PEARL,

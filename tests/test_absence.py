@@ -187,7 +187,7 @@ UPDATES = {
     ),
 }
 """What learners make of streams ``[N, T]``: functions ``data -> tree``, finite whatever is broken."""
-QUICK_UPDATES = ("inner steps", "weighted")
+QUICK_UPDATES = ("inner steps", "LPO", "weighted")
 
 
 def flat(tree):

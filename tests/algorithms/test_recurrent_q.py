@@ -298,7 +298,6 @@ def test_training_acts_by_its_own_epsilon_and_evaluation_by_the_best_action(fami
         np.testing.assert_allclose(log_prob, np.log(1 / every), rtol=1e-6)
 
 
-@pytest.mark.slow
 def test_trials_of_training_are_acted_by_training_s_epsilon(family):
     """The first actions of sixteen trials in one task: all alike at ε = 0, and not at ε = 1."""
     algorithm = recurrent_q(family, Config(**SETTINGS, replay_trials=16, replayed_trials=1))

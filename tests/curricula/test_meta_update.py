@@ -18,6 +18,7 @@ from jaxmeta.curricula.meta_update import check_fits, step
 from jaxmeta.networks.recurrent import gru
 from jaxmeta.runs import checkpoints
 from jaxmeta.types import Curriculum, Draw, Source
+from tests.probes import thorough
 
 FAMILY = tasks.make("tabular", num_states=3, num_actions=2, horizon=4)
 
@@ -44,7 +45,7 @@ ALGORITHMS = {
 }
 
 
-@pytest.fixture(scope="module", params=list(ALGORITHMS))
+@pytest.fixture(scope="module", params=thorough(ALGORITHMS, ("rl2",)))
 def updates(request):
     """One meta-update of an algorithm by its own step, and under curricula: ``{learns: (state, taught, metrics)}``."""
     algorithm = ALGORITHMS[request.param]
@@ -64,7 +65,6 @@ def updates(request):
     return state, jax.jit(plain)(state), found
 
 
-@pytest.mark.slow
 def test_learning_from_all_tasks_is_the_algorithm_s_own_step(updates):
     _, (state, metrics), found = updates
     taught, _, theirs = found["all"]

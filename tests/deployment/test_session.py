@@ -33,7 +33,7 @@ slow = functools.partial(pytest.param, marks=pytest.mark.slow)
         ("maml", tasks.make("cartpole", horizon=20), dict(num_streams=2)),
         ("rl2", tasks.make("gridnavi", horizon=5), dict(num_episodes=2)),
         slow("pearl", tasks.make("half_circle", horizon=4), dict(num_streams=1, num_episodes=2)),
-        slow("meta_actor_critic", tasks.make("pendulum", horizon=5), dict(num_streams=2)),
+        ("meta_actor_critic", tasks.make("pendulum", horizon=5), dict(num_streams=2)),
         slow("meta_gradient", tasks.make("catch"), dict(num_streams=1, num_steps=7)),
     ],
     ids=lambda x: x if isinstance(x, str) else "",
