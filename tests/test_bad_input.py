@@ -687,6 +687,7 @@ COMMANDS = {
     "estimators": ["Main"],
     "experts": ["Main"],
     "exploration": ["Buses", "Sparse"],
+    "heads": ["Heads"],
     "families": ["Main"],
     "fields": ["Main"],
     "in_context": ["Bandits", "Rooms", "Distillation", "Regret"],

@@ -981,7 +981,7 @@ def test_fields_study(field, tmp_path, refusal):
 @pytest.mark.slow
 def test_endurance_study(tmp_path):
     """Three kills cost no more than a checkpoint interval each, and nothing in the end; a longer run stays as it is."""
-    settings = "--kills 3 --checkpoint-every 2 --output out".split()
+    settings = "--kills 3 --learner recurrent_q --checkpoint-every 2 --output out".split()
     result = run("endurance.py", "kill", *settings, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     report = json.loads((tmp_path / "out" / "results.json").read_text())
@@ -990,7 +990,7 @@ def test_endurance_study(tmp_path):
     assert len(kills) == 3
     assert all(kill["done"] - kill["kept"] <= 2 for kill in kills if kill["kept"] is not None)
     assert [kill["kept"] for kill in kills] == sorted(kill["kept"] for kill in kills)
-    result = started("endurance.py", "long", "--meta-updates=1000", "--output=long", cwd=tmp_path)
+    result = started("endurance.py", "long", "--meta-updates=300", "--output=long", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     looks = json.loads((tmp_path / "long" / "results.json").read_text())["looks"]
     assert len(looks) == 100
@@ -1040,6 +1040,24 @@ SMALL_CONTEXTS = {
     "distillation": "--num-histories=2 --num-episodes=3 --meta-updates=2 --num-tasks=2 --memory-size=4 --eval-tasks=4",
     "regret": "--num-pulls=24 --eval-pulls=12 --train-tasks=3 --meta-updates=2 --num-tasks=2 --memory-size=4 --eval-tasks=5",
 }
+
+
+@pytest.mark.slow
+def test_heads_study(tmp_path, refusal):
+    small = "--contests gridnavi --num-seeds 2 --memory-size 4 --budget 0.01 --eval-tasks 20"
+    result = run("heads.py", *small.split(), "--output", "out", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    parts = json.loads((tmp_path / "out" / "results.json").read_text())["parts"]
+    networks = ["plain", "hypernetwork", "split aggregation"]
+    assert list(parts) == [f"gridnavi-{name}" for name in networks]
+    least = parts["gridnavi-hypernetwork"]["parameters"]
+    for part in parts.values():
+        assert np.shape(part["returns"]) == (2, 20)
+        assert part["random"] < np.mean(part["returns"]) + 2 < part["best"]
+        assert least <= part["parameters"] < 1.2 * least
+        assert part["env_steps"] == 2 * 128 * 60
+    assert "| gridnavi | split aggregation |" in (tmp_path / "out" / "table.md").read_text()
+    assert "is not empty" in refusal("heads.py", *small.split(), "--output", "out")
 
 
 SMALL_EXPLORATIONS = {
