@@ -10,6 +10,7 @@ from jaxmeta.algorithms import dream as module
 from jaxmeta.algorithms.dream import Config, Hyper, dream
 from jaxmeta.networks.actor_critic import Inputs
 from jaxmeta.types import Trajectory
+from tests.probes import thorough
 
 SMALL = dict(
     memory_size=4,
@@ -272,8 +273,7 @@ def test_a_step_learns(family):
     assert jnp.all(state.meta.latent == 0)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("broken", [1, 2])
+@pytest.mark.parametrize("broken", thorough([1, 2], (1,)))
 def test_a_task_that_is_no_number_does_not_spread(family, broken):
     """Its trials are left out, for what they are told would enter the bottleneck's gradient. The other task's are learned from."""
     drawn = tasks.sample_tasks(jax.random.key(1), family, 2, split="train")
