@@ -7,6 +7,7 @@ only, so loading it executes no code.
 
 import contextlib
 import hashlib
+import logging
 import re
 import shutil
 import tempfile
@@ -31,6 +32,10 @@ PLAIN_PATH = re.compile(r"[\w/.-]*", re.ASCII)
 patterns or protocols."""
 
 
+LEFTOVERS = ("Metadata file does not exist", "already exists. Removing existing directory")
+"""What orbax says of checkpoints that a killed process was writing or deleting; it deals with them itself."""
+
+
 class CheckpointError(ValueError):
     """A checkpoint cannot be used; the message names the checkpoint and says what to do."""
 
@@ -46,10 +51,25 @@ def open_manager(folder: Path, *, keep: int = 3) -> Iterator[ocp.CheckpointManag
         max_to_keep=keep, enable_async_checkpointing=False, create=True
     )
     with (
+        _without_leftovers(logging.getLogger("absl")),
         plainly_named(folder.absolute()) as path,
         ocp.CheckpointManager(path, options=options) as manager,
     ):
         yield manager
+
+
+@contextlib.contextmanager
+def _without_leftovers(log: logging.Logger) -> Iterator[None]:
+    """A context in which ``log`` says nothing of `LEFTOVERS`."""
+
+    def matters(record: logging.LogRecord) -> bool:
+        return not any(text in record.getMessage() for text in LEFTOVERS)
+
+    log.addFilter(matters)
+    try:
+        yield
+    finally:
+        log.removeFilter(matters)
 
 
 @contextlib.contextmanager

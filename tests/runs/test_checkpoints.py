@@ -1,3 +1,4 @@
+import logging
 import re
 import shutil
 import subprocess
@@ -47,6 +48,18 @@ def folder(tmp_path):
         for step in (1, 2):
             checkpoints.save(manager, step, carried(step), DESCRIPTION)
     return folder
+
+
+def test_what_a_killed_process_left_is_not_spoken_of(folder, caplog):
+    """It was deleting the first checkpoint and writing the third."""
+    (folder / "1" / "_CHECKPOINT_METADATA").unlink()
+    (folder / "3.orbax-checkpoint-tmp").mkdir()
+    with checkpoints.open_manager(folder) as manager:
+        assert manager.latest_step() == 2
+        checkpoints.save(manager, 3, carried(3), DESCRIPTION)
+        logging.getLogger("absl").warning("something else")
+    assert [x.getMessage() for x in caplog.records] == ["something else"]
+    assert checkpoints.restore(folder, target(), DESCRIPTION)[0] == 3
 
 
 def test_what_is_restored_is_bit_equal_and_the_newest(folder):
