@@ -234,7 +234,7 @@ LEARNED = ("LPG", "TA-LPG", "OPEN")
 ADAM = partial(optax.adam, eps_root=1e-8)
 STEP_SIZES = {"tables": (0.05, 0.1, 0.2, 0.4, 0.8), "networks": (1e-3, 3e-3, 1e-2, 3e-2)}
 UNITS = {"tables": (3.0, 10.0, 30.0, 100.0), "networks": (1.0, 3.0, 10.0, 30.0)}
-DISCO_STEP_SIZES = {"tables": (1e-3, 1e-2), "networks": (1e-3, 1e-2)}
+DISCO_STEP_SIZES = (1e-3, 3e-3, 1e-2, 3e-2)
 Scales = Annotated[tuple[int, ...], study.at_least(1)]
 
 
@@ -438,11 +438,12 @@ def contestant(
     """A rule in a place, with the settings of its agents to choose from."""
     if name == "Disco":
         rule = disco.disco(weights)
-        hidden_sizes = place.hidden_sizes or (32,)
+        # The last layer of its agents' torso is linear, so they have as many ReLU layers as others.
+        hidden_sizes = (*place.hidden_sizes, 32)
         parts = disco.disco_learner(rule, place.family, hidden_sizes=hidden_sizes, model_size=32)
         weights_of = jax.jit(rule.init)(jax.random.key(0))
-        sizes = DISCO_STEP_SIZES[place.kind]
-        return Contestant(parts.learner, [Meta(weights_of, Hyper(step_size=x)) for x in sizes])
+        metas = [Meta(weights_of, Hyper(step_size=x)) for x in DISCO_STEP_SIZES]
+        return Contestant(parts.learner, metas)
     parts = agents_of(name, place)
     sizes = (UNITS if name == "OPEN" else STEP_SIZES)[place.kind]
     metas = [
