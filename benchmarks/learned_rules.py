@@ -56,6 +56,8 @@ class Catch(study.Study):
     num_steps: int = 28  # Steps of each between two updates.
     num_sampled: int = 64  # Pieces in an update.
     capacity: int = 1024  # Pieces that are kept.
+    first_steps: bool = False
+    """Whether agents learn from the first step of an episode. The notebook's do not."""
     step_size: Positive = 0.01  # Of the agents' Adam.
     hidden_sizes: Sizes = (512, 512)  # Layers of the agents' torso.
     model_size: int = 128  # Units of their model of actions.
@@ -130,6 +132,7 @@ def catch(args: Catch) -> None:
         hidden_sizes=args.hidden_sizes,
         model_size=args.model_size,
         replay=Replay(args.num_steps, args.capacity, args.num_sampled),
+        first_steps=args.first_steps,
     )
     meta = Meta(jax.jit(rule.init)(jax.random.key(0)), Hyper(step_size=args.step_size))
     programs, looks = programs_of(args, parts), range(args.every, args.updates + 1, args.every)
