@@ -11,7 +11,8 @@ and a learned optimiser; all other agents have Adam. Training tasks choose the s
 entropy of A2C and DPO. `lifespans` trains LPG and TA-LPG on lives of several lengths, and measures both in each.
 
 `check` compares the outputs of DiscoRL's meta-network on a fixed batch with recorded ones. `catch` follows the rule in Catch on
-8 × 8, with the settings of the authors' notebook: 2 environments, 28 steps between updates, each on 64 of the last 1024 pieces.
+8 × 8, with the settings of the authors' notebook: 2 environments, 28 steps between updates, each on 64 of the last 1024 pieces,
+whose loss leaves out the first step of each episode.
 An agent solves Catch when its mean return reaches 0.99: it catches 99.5 % of the balls. The weights belong to the authors' code and have their own
 licence. They are no part of this project.
 """
@@ -46,8 +47,9 @@ Sizes = Annotated[tuple[int, ...], study.at_least(1)]
 
 
 class Catch(study.Study):
-    """DiscoRL in Catch on 8 × 8."""
+    """DiscoRL in Catch on 8 × 8. The folder keeps each seed when it is measured."""
 
+    resume: bool = False  # Keep the seeds that are in the folder and measure the others.
     weights: Path | None = None  # Published weights; None draws random ones, as a control.
     updates: int = 1000  # Updates of an agent.
     every: int = 100  # Updates between two looks at an agent.
@@ -138,7 +140,10 @@ def catch(args: Catch) -> None:
     programs, looks = programs_of(args, parts), range(args.every, args.updates + 1, args.every)
     curves = {}
     for seed in range(args.seed, args.seed + args.num_seeds):
-        curves[seed] = live(args, meta, seed, programs)
+        path = args.output / "seeds" / f"{seed}.json"
+        settings = args.told("output", "resume", "seed", "num_seeds")
+        one = partial(live, args, meta, seed, programs)
+        curves[seed] = study.kept(path, settings, lambda one=one: {"caught": one()})["caught"]
     rows = [
         {"seed": str(seed)} | {str(x): f"{y:.1%}" for x, y in zip(looks, caught, strict=True)}
         for seed, caught in curves.items()
