@@ -7,7 +7,8 @@
 lifetimes: in held-out tasks of both families against A2C, whose settings are tuned on training tasks for
 lifetimes of the same length; and in Catch and CartPole, which it has never met, with other networks. The
 step size of the agents' optimiser is chosen for both. `memory` measures what a compiled meta-gradient
-through lifetimes of several lengths takes: truncated, by evolution, and through the whole lifetime.
+through lifetimes of several lengths takes, for LPG, OPEN and DiscoRL: truncated, by evolution, and through
+the whole lifetime.
 """
 
 import itertools
@@ -27,7 +28,7 @@ from jaxmeta import evaluation, plotting, rollouts, tasks
 from jaxmeta.algorithms import learned_objective
 from jaxmeta.algorithms.learned_objective import Config, Hyper
 from jaxmeta.estimators.episodes import first_episode_return
-from jaxmeta.learners import update_rules
+from jaxmeta.learners import disco, learned_optimizers, update_rules
 from jaxmeta.learners.update_rules import Meta, RuleLearner, UpdateRule
 from jaxmeta.tasks import TaskFamily
 from jaxmeta.types import MetaAlgorithm, Task
@@ -339,6 +340,11 @@ class Memory(study.Study):
     """Memory of a meta-gradient by the length of the lifetime."""
 
     output: study.Output = Path("runs/lifetime-memory")
+    rules: Annotated[study.Names, study.known(("LPG", "OPEN", "DiscoRL"))] = (
+        "LPG",
+        "OPEN",
+        "DiscoRL",
+    )
     lifespans: tuple[int, ...] = (10, 100, 1000)  # Updates of a lifetime.
     window: int = 5  # Updates that a truncated meta-gradient looks at.
     num_agents: int = 4
@@ -352,54 +358,101 @@ class Memory(study.Study):
                 raise ValueError(f"lifespans={lifespan} must be a multiple of window={self.window}")
 
 
-KINDS = {
-    "meta-gradient, truncated": ("meta_gradient", False),
-    "evolution strategies, truncated": ("es", False),
-    "persistent evolution strategies": ("pes", False),
-    "meta-gradient, whole lifetime": ("meta_gradient", True),
-}
+class Kind(NamedTuple):
+    """A rule, and the estimator of its meta-gradient."""
+
+    rule: str
+    estimator: str  # As the table names it.
+    outer: str
+    whole: bool = False  # Whether a window is a whole lifetime.
+
+    @property
+    def name(self) -> str:
+        """Both."""
+        return f"{self.rule}, {self.estimator}"
 
 
-def measure(args: Memory, kind: str, lifespan: int) -> dict[str, float]:
-    """Bytes and seconds of a compiled program that takes all agents through a lifetime."""
-    outer, whole = KINDS[kind]
-    window = lifespan if whole else args.window
+TRUNCATED = "meta-gradient, truncated"
+EVOLUTION = "evolution strategies, truncated"
+PERSISTENT = "persistent evolution strategies"
+KINDS = (
+    Kind("LPG", TRUNCATED, "meta_gradient"),
+    Kind("LPG", EVOLUTION, "es"),
+    Kind("LPG", PERSISTENT, "pes"),
+    Kind("OPEN", EVOLUTION, "es"),
+    Kind("OPEN", PERSISTENT, "pes"),
+    Kind("DiscoRL", TRUNCATED, "meta_gradient"),
+    Kind("DiscoRL", EVOLUTION, "es"),
+    Kind("LPG", "meta-gradient, whole lifetime", "meta_gradient", whole=True),
+)
+
+
+def lives_of(args: Memory, kind: Kind, family: TaskFamily, lifespan: int) -> MetaAlgorithm:
+    """The algorithm that learns the rule. DiscoRL has the sizes of the published weights, and agents with a torso of 32 units."""
+    told: dict[str, Any] = {}
+    if kind.rule == "OPEN":
+        optimizer = learned_optimizers.open_optimizer()
+        told = dict(rule=update_rules.a2c(), agent_optimizer=optimizer)
+    elif kind.rule == "DiscoRL":
+        told = dict(rule=disco.disco(), agent_optimizer=disco.adam)
+    config = config_of(
+        args,
+        outer=kind.outer,
+        lifespan=lifespan,
+        num_updates=lifespan if kind.whole else args.window,
+        hidden_sizes=(32,) if kind.rule == "DiscoRL" else (),
+        tasks_per_chunk=args.num_agents,
+    )
+    return learned_objective.learned_objective(family, config, **told)
+
+
+def measure(args: Memory, kind: Kind, lifespan: int) -> dict[str, float]:
+    """Bytes of a compiled program that takes all agents through a lifetime, and its seconds by an update of all agents."""
+    window = lifespan if kind.whole else args.window
     family = families()["random MDPs"]
-    lives = dict(outer=outer, lifespan=lifespan, num_updates=window)
-    config = config_of(args, **lives, tasks_per_chunk=args.num_agents)
-    algorithm = learned_objective.learned_objective(family, config)
+    algorithm = lives_of(args, kind, family, lifespan)
     state = jax.jit(algorithm.init)(jax.random.key(0))
 
-    def live(key: jax.Array, state: Any) -> Any:
+    def live(key: jax.Array, state: Any, windows: jax.Array) -> Any:
         def body(i: jax.Array, state: Any) -> Any:
             task_key, step_key = jax.random.split(jax.random.fold_in(key, i))
             drawn = tasks.sample_tasks(task_key, family, args.num_agents, split="train")
             return algorithm.step(step_key, state, drawn)[0]
 
-        return jax.lax.fori_loop(0, lifespan // window, body, state)
+        return jax.lax.fori_loop(0, windows, body, state)
 
-    program = study.compiled(live, jax.random.key(1), state)
-    _, seconds = study.timed(lambda: program.call(jax.random.key(1), state))
+    # One window is enough for the time, and the program is the same for a lifetime of them.
+    told = jax.random.key(1), state, jnp.asarray(1)
+    program = study.compiled(live, *told)
+    study.timed(lambda: program.call(*told))
+    _, seconds = study.timed(lambda: program.call(*told))
     arguments = program.call.memory_analysis().argument_size_in_bytes
-    return {"temporary_bytes": program.memory, "argument_bytes": arguments, "seconds": seconds}
+    return {
+        "temporary_bytes": program.memory,
+        "argument_bytes": arguments,
+        "seconds": seconds / window,
+    }
 
 
 def memory(args: Memory) -> None:
     results: dict[str, dict[int, dict[str, float]]] = {}
     rows = []
     for kind in KINDS:
-        cells = results[kind] = {}
+        if kind.rule not in args.rules:
+            continue
+        cells = results[kind.name] = {}
         for lifespan in args.lifespans:
             cells[lifespan] = measure(args, kind, lifespan)
-            study.say(f"{kind}, {lifespan} updates: {cells[lifespan]}")
+            study.say(f"{kind.name}, {lifespan} updates: {cells[lifespan]}")
         taken = {x: cell["temporary_bytes"] for x, cell in cells.items()}
         shortest, *_, longest = [*taken.values()] * 2
         rows.append(
             {
-                "meta-gradient": kind,
+                "rule": kind.rule,
+                "meta-gradient": kind.estimator,
                 **{f"{x} updates, MB": f"{memory / 1e6:.1f}" for x, memory in taken.items()},
                 "longest / shortest": f"{longest / shortest:.2f}",
-                "seconds, longest": f"{cells[args.lifespans[-1]]['seconds']:.1f}",
+                "an update, ms": f"{1e3 * cells[args.lifespans[-1]]['seconds']:.1f}",
             }
         )
     study.leave(args, rows, results=results)

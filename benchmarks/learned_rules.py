@@ -11,7 +11,8 @@ and a learned optimiser; all other agents have Adam. Training tasks choose the s
 entropy of A2C and DPO. `lifespans` trains LPG and TA-LPG on lives of several lengths, and measures both in each.
 
 `check` compares the outputs of DiscoRL's meta-network on a fixed batch with recorded ones. `catch` follows the rule in Catch on
-8 × 8, with the settings of the authors' notebook: 2 environments, 28 steps between updates, each on 64 of the last 1024 pieces.
+8 × 8, with the settings of the authors' notebook: 2 environments, 28 steps between updates, each on 64 of the last 1024 pieces,
+whose loss leaves out the first step of each episode.
 An agent solves Catch when its mean return reaches 0.99: it catches 99.5 % of the balls. The weights belong to the authors' code and have their own
 licence. They are no part of this project.
 """
@@ -46,8 +47,9 @@ Sizes = Annotated[tuple[int, ...], study.at_least(1)]
 
 
 class Catch(study.Study):
-    """DiscoRL in Catch on 8 × 8."""
+    """DiscoRL in Catch on 8 × 8. The folder keeps each seed when it is measured."""
 
+    resume: bool = False  # Keep the seeds that are in the folder and measure the others.
     weights: Path | None = None  # Published weights; None draws random ones, as a control.
     updates: int = 1000  # Updates of an agent.
     every: int = 100  # Updates between two looks at an agent.
@@ -56,6 +58,8 @@ class Catch(study.Study):
     num_steps: int = 28  # Steps of each between two updates.
     num_sampled: int = 64  # Pieces in an update.
     capacity: int = 1024  # Pieces that are kept.
+    first_steps: bool = False
+    """Whether agents learn from the first step of an episode. The notebook's do not."""
     step_size: Positive = 0.01  # Of the agents' Adam.
     hidden_sizes: Sizes = (512, 512)  # Layers of the agents' torso.
     model_size: int = 128  # Units of their model of actions.
@@ -130,12 +134,16 @@ def catch(args: Catch) -> None:
         hidden_sizes=args.hidden_sizes,
         model_size=args.model_size,
         replay=Replay(args.num_steps, args.capacity, args.num_sampled),
+        first_steps=args.first_steps,
     )
     meta = Meta(jax.jit(rule.init)(jax.random.key(0)), Hyper(step_size=args.step_size))
     programs, looks = programs_of(args, parts), range(args.every, args.updates + 1, args.every)
     curves = {}
     for seed in range(args.seed, args.seed + args.num_seeds):
-        curves[seed] = live(args, meta, seed, programs)
+        path = args.output / "seeds" / f"{seed}.json"
+        settings = args.told("output", "resume", "seed", "num_seeds")
+        one = partial(live, args, meta, seed, programs)
+        curves[seed] = study.kept(path, settings, lambda one=one: {"caught": one()})["caught"]
     rows = [
         {"seed": str(seed)} | {str(x): f"{y:.1%}" for x, y in zip(looks, caught, strict=True)}
         for seed, caught in curves.items()
@@ -234,7 +242,7 @@ LEARNED = ("LPG", "TA-LPG", "OPEN")
 ADAM = partial(optax.adam, eps_root=1e-8)
 STEP_SIZES = {"tables": (0.05, 0.1, 0.2, 0.4, 0.8), "networks": (1e-3, 3e-3, 1e-2, 3e-2)}
 UNITS = {"tables": (3.0, 10.0, 30.0, 100.0), "networks": (1.0, 3.0, 10.0, 30.0)}
-DISCO_STEP_SIZES = {"tables": (1e-3, 1e-2), "networks": (1e-3, 1e-2)}
+DISCO_STEP_SIZES = (1e-3, 3e-3, 1e-2, 3e-2)
 Scales = Annotated[tuple[int, ...], study.at_least(1)]
 
 
@@ -438,11 +446,12 @@ def contestant(
     """A rule in a place, with the settings of its agents to choose from."""
     if name == "Disco":
         rule = disco.disco(weights)
-        hidden_sizes = place.hidden_sizes or (32,)
+        # The last layer of its agents' torso is linear, so they have as many ReLU layers as others.
+        hidden_sizes = (*place.hidden_sizes, 32)
         parts = disco.disco_learner(rule, place.family, hidden_sizes=hidden_sizes, model_size=32)
         weights_of = jax.jit(rule.init)(jax.random.key(0))
-        sizes = DISCO_STEP_SIZES[place.kind]
-        return Contestant(parts.learner, [Meta(weights_of, Hyper(step_size=x)) for x in sizes])
+        metas = [Meta(weights_of, Hyper(step_size=x)) for x in DISCO_STEP_SIZES]
+        return Contestant(parts.learner, metas)
     parts = agents_of(name, place)
     sizes = (UNITS if name == "OPEN" else STEP_SIZES)[place.kind]
     metas = [

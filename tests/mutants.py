@@ -236,6 +236,7 @@ MUTANTS = (
     Mutant("learners/disco.py", "        + going_on * Categorical(next_policy)", "        + Categorical(next_policy)"),
     Mutant("learners/disco.py", "SLOW_DECAY * old + (1.0 - SLOW_DECAY) * new", "(1.0 - SLOW_DECAY) * old + SLOW_DECAY * new"),
     Mutant("learners/disco.py", "optax.clip(1.0), ", ""),
+    Mutant("learners/disco.py", "if self.first_steps else ~pieces.first", "if self.first_steps else ~pieces.last"),
     Mutant("learners/update_rules.py", "return mean_over_streams(at_steps, good)", "return jnp.mean(at_steps)", "test_absence.py"),
     # The algorithms
     Mutant("algorithms/maml.py", "        weights[-1] = 1.0", "        weights[0] = 1.0"),

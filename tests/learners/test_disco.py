@@ -69,8 +69,8 @@ def outputs_by_hand(params, obs):
     return {k: np.array([[x[k] for x in piece] for piece in rows]) for k in rows[0][0]}
 
 
-def update_by_hand(w, agent, piece, hyper):
-    """``(gradient of the loss, targets, memory, moments)`` of an agent's first update."""
+def update_by_hand(w, agent, piece, hyper, counts):
+    """``(loss, targets, memory, moments)`` of an agent's first update, of which some steps count in the loss."""
     params, slow_params = as_arrays(agent.params), as_arrays(agent.slow)
     seen, slow = (outputs_by_hand(p, piece.obs) for p in (params, slow_params))
     action, last, reward = (np.asarray(x) for x in (piece.action, piece.last, piece.reward))
@@ -119,16 +119,17 @@ def update_by_hand(w, agent, piece, hyper):
         told = outputs | {"logits": outputs["logits"].copy()}
         total = 0.0
         for b in range(batch):
-            for t in range(length):
+            for t in np.flatnonzero(counts[b]):
                 told["logits"][b] = seen["logits"][b]
                 told["logits"][b, t] = outputs["logits"][b, t]
                 total += by_hand.loss(told, targets, action, last, g, b, t)
-        return total / (batch * length)
+        return total / np.sum(counts)
 
     return loss, targets, memory, (mean, (advantage**2).mean())
 
 
-def test_an_update_is_that_of_the_paper(x64):
+@pytest.mark.parametrize("first_steps", [True, False])
+def test_an_update_is_that_of_the_paper(x64, first_steps):
     """Targets, memory, moments, the loss's slope and the new parameters, against a version by hand, step by step.
 
     The agent has lived already: its slow copy, its memory and the policy that acted are others than its own.
@@ -154,14 +155,16 @@ def test_an_update_is_that_of_the_paper(x64):
         jnp.asarray(rng.normal(size=(2, 4))),
         jnp.asarray(last),
         jnp.asarray(rng.normal(size=(2, 4, NUM_ACTIONS))),
+        jnp.asarray(np.roll(last, 1, axis=1)),
     )
     w = by_hand.weights(networks.shapes(SIZES))
     meta = Meta({k: jnp.asarray(x) for k, x in w.items()}, HYPER)
     # Plain descent shows the gradient.
-    parts = small(optimizer=optax.sgd)
+    parts = small(optimizer=optax.sgd, first_steps=first_steps)
     agent = agent._replace(optimizer=optax.sgd(1.0).init(agent.params))
     after = jax.jit(parts.learn)(meta, agent, piece, jnp.ones(2, bool))
-    loss, _, memory, moments = update_by_hand(w, agent, piece, HYPER)
+    counts = np.ones((2, 4), bool) if first_steps else ~np.asarray(piece.first)
+    loss, _, memory, moments = update_by_hand(w, agent, piece, HYPER, counts)
     np.testing.assert_allclose(after.memory[0], memory[0], rtol=1e-7)
     np.testing.assert_allclose(after.memory[1], memory[1], rtol=1e-7)
     np.testing.assert_allclose(
@@ -201,6 +204,7 @@ def test_value_targets_by_hand():
         jnp.array([[1.0, 2.0, 3.0]]),
         jnp.array([[False, True, False]]),
         jnp.asarray(behaviour, float),
+        jnp.array([[True, False, True]]),
     )
     found = disco.estimates(zero, outputs_with_values(slow), pieces, HYPER)
     g_2 = 3.0 + 0.9 * 6.0
@@ -247,7 +251,7 @@ def test_the_end_of_an_episode_is_masked_where_the_next_policy_is_predicted():
     action = jnp.array([[1, 0, 1]])
     z = jnp.stack([outputs.z[0, t, a] for t, a in enumerate(action[0])])[None]
     targets = Targets(outputs.logits[:, :3], outputs.y[:, :3], z)
-    pieces = Piece(None, action, None, jnp.array([[False, True, False]]), None)
+    pieces = Piece(None, action, None, jnp.array([[False, True, False]]), None, None)
     found = disco.loss(outputs, targets, pieces, jnp.array([[2.0, -1.0, 400.0]]))[0]
     o = {name: np.asarray(x, np.float64) for name, x in outputs._asdict().items()}
     told = {name: np.asarray(x, np.float64) for name, x in targets._asdict().items()}
@@ -298,9 +302,21 @@ def test_a_trajectory_is_a_piece_with_the_observation_after_it():
     assert piece.obs.shape == (2, 11, 9)
     np.testing.assert_array_equal(piece.obs[:, :-1], lived.data.timestep.obs)
     np.testing.assert_array_equal(piece.obs[:, -1], lived.data.next_obs[:, -1])
+    np.testing.assert_array_equal(piece.first[:, 1:], lived.data.last[:, :-1])
+    assert np.all(piece.first[:, 0])
     logits = lived.parts.policy(lived.agent.params, lived.data)
     np.testing.assert_allclose(logits.log_prob(lived.data.action), lived.data.log_prob, rtol=1e-5)
     np.testing.assert_allclose(piece.behaviour, logits.logits, rtol=1e-5)
+
+
+def test_the_mean_over_steps_that_count():
+    x = jnp.array([[1.0, 2.0, 4.0], [8.0, 16.0, 32.0]])
+    counts = jnp.array([[True, False, True], [True, True, False]])
+    for good, expected in (((True, True), 29 / 4), ((True, False), 5 / 2), ((False, True), 12.0)):
+        assert disco.mean_over_steps(x, counts, jnp.array(good)) == expected
+    # Episodes of one step: there is nothing to learn from, and nothing is broken.
+    assert disco.mean_over_steps(x, jnp.zeros_like(counts), jnp.array([True, False])) == 0.0
+    assert np.isnan(disco.mean_over_steps(x, counts, jnp.zeros(2, bool)))
 
 
 def test_a_stream_with_a_broken_number_does_not_count():
