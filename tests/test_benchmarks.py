@@ -623,6 +623,10 @@ def test_learned_rules_study(tmp_path, refusal):
     report = json.loads((tmp_path / "out" / "results.json").read_text())
     assert list(report["caught"]) == ["0", "1"]
     assert all(len(x) == 2 and 0 <= min(x) <= max(x) <= 1 for x in report["caught"].values())
+    again = run("learned_rules.py", "catch", *small.split(), "--resume", cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert "caught" not in again.stderr
+    assert again.stdout.splitlines()[:5] == result.stdout.splitlines()[:5]
     weights = networks.disco.init(jax.random.key(0))
     np.savez(tmp_path / "weights.npz", **{name: np.asarray(x) for name, x in weights.items()})
     result = run("learned_rules.py", "check", "--weights", "weights.npz", cwd=tmp_path)
