@@ -213,8 +213,8 @@ def disco_learner(
         model_size: Units of its model of actions.
         replay: Old experience that updates learn from; None learns from the newest alone. It needs flashbax.
         first_steps: Whether the first step of an episode counts in an agent's loss. In the authors' code it does not in
-            environments that begin the next episode in the step that ends one, such as their Catch: Disco103 learns Catch
-            sooner without these steps. Where an episode has one step, or what an agent does first matters, they should count.
+            environments that begin the next episode in the step that ends one, such as their Catch. Where an episode has one
+            step, or what an agent does first matters, it should count.
         optimizer: The agents' optimiser, ``step_size -> optax.GradientTransformation``.
         rematerialize: Compute an update's intermediate values again in the reverse pass.
 
