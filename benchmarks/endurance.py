@@ -56,7 +56,7 @@ class Kill(study.Study):
     """Kill a training run again and again."""
 
     kills: int = 100  # How often.
-    learner: Annotated[str, study.known(LEARNERS)] = "maml"  # What is trained.
+    learner: Annotated[str, study.known(LEARNERS)] = "maml"  # The run that is killed.
     checkpoint_every: int = 5  # Meta-updates between checkpoints.
 
 

@@ -107,7 +107,7 @@ NETWORKS = {
 class Heads(study.Study):
     """Networks of RL²."""
 
-    resume: bool = False  # Keep what is in the folder and measure the rest.
+    resume: bool = False  # Keep the networks that are in the folder and measure the others.
     contests: Annotated[study.Names, study.known(CONTESTS)] = tuple(CONTESTS)
     networks: Annotated[study.Names, study.known(NETWORKS)] = tuple(NETWORKS)
     num_seeds: int = 3  # Seeds, trained as one program.

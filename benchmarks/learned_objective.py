@@ -340,11 +340,8 @@ class Memory(study.Study):
     """Memory of a meta-gradient by the length of the lifetime."""
 
     output: study.Output = Path("runs/lifetime-memory")
-    rules: Annotated[study.Names, study.known(("LPG", "OPEN", "DiscoRL"))] = (
-        "LPG",
-        "OPEN",
-        "DiscoRL",
-    )
+    rules: Annotated[study.Names, study.known(("LPG", "OPEN", "DiscoRL"))] = ("LPG", "OPEN")
+    """Rules; programs of DiscoRL, whose network is large, compile for minutes each."""
     lifespans: tuple[int, ...] = (10, 100, 1000)  # Updates of a lifetime.
     window: int = 5  # Updates that a truncated meta-gradient looks at.
     num_agents: int = 4

@@ -24,7 +24,7 @@ SHORT = (
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 @pytest.mark.filterwarnings("ignore")  # Jupyter's own
 def test_notebook_runs_in_small(path):
-    """Every line runs. That the whole notebook runs, its committed outputs show."""
+    """Every line runs. The committed outputs show that the whole notebook runs."""
     notebook = nbformat.read(path, as_version=4)
     for cell in notebook.cells:
         if cell.cell_type == "code":
