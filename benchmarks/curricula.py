@@ -69,7 +69,7 @@ class Overhead(study.Study):
     num_tasks: Annotated[int, study.multiple_of(4)] = 64  # Tasks in a meta-update.
     memory_size: int = 64  # Width of the GRU.
     capacity: int = 4000  # Tasks in the buffers.
-    updates: int = 10  # Meta-updates of a call.
+    updates: int = 50  # Meta-updates of a call, between two tries of `learnability`.
     repeats: int = 7  # Calls of each program.
 
 

@@ -190,15 +190,15 @@ def test_gradients_go_where_the_paper_sends_them(x64, family):
     networks, meta, batch = made(Config(**SMALL), num_tasks=8, family=family)
     assert batch.shown.told.any()
 
-    def gradient(**numbers):
-        hyper = meta.hyper._replace(**numbers)
+    @jax.jit
+    @jax.grad
+    def slope(params, hyper):
         keys = jax.random.split(jax.random.key(3), 8)
+        whole = module.whole_minibatch(batch)
+        return module.all_losses(params, keys, batch, hyper, whole, networks=networks)[0]
 
-        def loss(params):
-            whole = module.whole_minibatch(batch)
-            return module.all_losses(params, keys, batch, hyper, whole, networks=networks)[0]
-
-        return jax.grad(loss)(meta.params)
+    def gradient(**numbers):
+        return slope(meta.params, meta.hyper._replace(**numbers))
 
     norm = lambda tree: sum(float(jnp.sum(x**2)) for x in jax.tree.leaves(tree))  # noqa: E731
     without = gradient(decoder_cost=0.0, bottleneck_cost=0.0)
