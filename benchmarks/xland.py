@@ -7,7 +7,6 @@ The score of an episode is `1 - 0.9 t / limit` if the goal is reached at step t,
 through all 25 episodes of a test. Needs the package: pip install ".[xland]".
 """
 
-import dataclasses
 import time
 from typing import Annotated, Any, Literal
 
@@ -71,9 +70,16 @@ def measure(told: XLand, seed: int) -> dict[str, Any]:
     @jax.jit
     def look(meta: Any) -> protocols.Tested:
         key = jax.random.key(study.EVALUATION_SEED + 1)
-        how = dict(learner=algorithm.learner, env=family.env, horizon=family.horizon)
-        how |= dict(protocol=protocols.XLAND, in_context=True, tasks_per_chunk=50)
-        return protocols.run_protocol(key, meta, drawn, **how)
+        return protocols.run_protocol(
+            key,
+            meta,
+            drawn,
+            learner=algorithm.learner,
+            env=family.env,
+            horizon=family.horizon,
+            protocol=protocols.XLAND,
+            in_context=True,
+        )
 
     chunk = told.meta_updates // told.looks
     run = study.one(algorithm, seed)

@@ -706,6 +706,7 @@ COMMANDS = {
     "time_to": ["Main"],
     "train": ["main"],
     "units": ["Main"],
+    "xland": ["XLand"],
     "reproduce/bandits": ["Bandits"],
     "reproduce/dependent_bandits": ["DependentBandits"],
     "reproduce/gridnavi": ["GridNavi"],

@@ -1091,6 +1091,24 @@ def test_exploration(kind, tmp_path):
 
 
 @pytest.mark.slow
+def test_xland(tmp_path, refusal):
+    pytest.importorskip("xminigrid")
+    small = "--size=5 --num-rulesets=16 --num-episodes=1 --num-tasks=8 --meta-updates=2 --memory-size=4 --looks=2 --eval-tasks=4"
+    result = run("xland.py", *small.split(), cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    (found,) = json.loads((tmp_path / "runs" / "xland" / "results.json").read_text())[
+        "runs"
+    ].values()
+    assert found["env_steps"] == 2 * 8 * 75  # an episode has 3 · 5² steps
+    assert np.shape(found["curve"]) == (3, 25)
+    assert found["trials"]["mean"] == pytest.approx(np.mean(found["curve"][-1]))
+    assert 0 <= found["trials"]["percentile_20"] <= found["trials"]["mean"] <= found["solved"] < 1
+    assert "meta_updates=2 must be a multiple of looks=4" in refusal(
+        "xland.py", *small.split(), "--looks=4"
+    )
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", SMALL_CONTEXTS)
 def test_in_context(kind, tmp_path):
     result = run("in_context.py", kind, *SMALL_CONTEXTS[kind].split(), cwd=tmp_path)
