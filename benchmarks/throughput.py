@@ -170,11 +170,18 @@ UPDATES = {
     "recurrent Q, GRU, replay": update_of(
         "recurrent_q", "bernoulli_bandit", 256, RL2 | REPLAY, **BANDITS
     ),
+    "recurrent SAC, GRU": update_of(
+        "recurrent_sac",
+        "half_circle",
+        64,
+        dict(memory_size=128, num_episodes=2, gradient_steps=16) | REPLAY,
+    ),
     "meta-gradient": update_of("meta_gradient", "cartpole", 20, dict(num_agents=20)),
     "LPG": update_of("learned_objective", "tabular", 32, dict(num_agents=32), **MDPS),
 }
 """MAML and ProMP: 20 tasks of 20 episodes of 100 steps, one inner step. RL²: 256 trials of 100 pulls of two arms,
-width 128, 4 passes of 4 minibatches. Recurrent Q: the same; with replay each minibatch of 64 has 64 old trials beside it. Meta-gradient: 20 lives of 16 streams of 20 steps. LPG: 32 lives of 8 streams of
+width 128, 4 passes of 4 minibatches. Recurrent Q: the same; with replay each minibatch of 64 has 64 old trials beside it. Recurrent SAC: 64 trials of 40 steps, width 128, 16 steps on 64 old
+trials. Meta-gradient: 20 lives of 16 streams of 20 steps. LPG: 32 lives of 8 streams of
 20 steps, 5 updates."""
 
 
