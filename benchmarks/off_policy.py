@@ -67,6 +67,13 @@ _PEARL = pearl.Config(
 )
 
 
+def _recurrent_sac(**settings: Any) -> Learner:
+    """Recurrent SAC on trials of two episodes."""
+    config = recurrent_sac.Config(num_episodes=2, gradient_steps=32, replayed_trials=16, **settings)
+    hyper = recurrent_sac.Hyper(learning_rate=2e-3)
+    return Learner(recurrent_sac.recurrent_sac, config, hyper, num_tasks=4, meta_updates=320)
+
+
 def _ppo(episodes: int, entropy_cost: float) -> Learner:
     """RL² by PPO, trained on trials like the held-out ones."""
     config = rl2.Config(num_episodes=episodes, hidden_sizes=(64,))
@@ -87,13 +94,8 @@ CONTESTS = {
         2,
         {
             "rl2": _ppo(2, 0.0),
-            "recurrent_sac": Learner(
-                recurrent_sac.recurrent_sac,
-                recurrent_sac.Config(num_episodes=2, gradient_steps=32, replayed_trials=16),
-                recurrent_sac.Hyper(learning_rate=2e-3),
-                num_tasks=4,
-                meta_updates=320,
-            ),
+            "recurrent_sac": _recurrent_sac(),
+            "recurrent_sac_cloning": _recurrent_sac(filtered_cloning=True),
         },
     ),
     "dense": Contest(

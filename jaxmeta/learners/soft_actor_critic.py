@@ -8,7 +8,12 @@ $$y = r + γ (\min_i \bar Q_i(s', a') - α \log π(a'|s')), \quad L_Q = ½ \sum_
 
 $$L_π = \mathrm{mean} (α \log π(\tilde a|s) - \min_i Q_i(s, \tilde a)), \quad L_α = -α\, \mathrm{mean} (\log π(\tilde a|s) + \bar H)$$
 
-with $a' \sim π(s')$ and $\tilde a \sim π(s)$. Each loss moves its own part alone. Values and α are in units of the spread of
+with $a' \sim π(s')$ and $\tilde a \sim π(s)$. Filtered cloning (Grigsby et al. 2024, "AMAGO: scalable in-context reinforcement
+learning for adaptive agents") may be added to the policy's loss: the policy takes after old actions that were better than its own,
+
+$$L_C = -\mathrm{mean} (1[A > 0] \log π(a|s)), \quad A = ½ \sum_i (Q_i(s, a) - Q_i(s, \tilde a)).$$
+
+Each loss moves its own part alone. Values and α are in units of the spread of
 returns, and actions are in half widths (`networks.soft_actor_critic`), so neither unit changes anything.
 """
 
@@ -85,6 +90,14 @@ def actor_loss(
 ) -> jax.Array:
     """``L_π []`` of actions of the policy with ``log_prob [...]`` and ``q [2, ...]``; α is a constant."""
     return -mean_where(soft_value(q, log_prob, jax.lax.stop_gradient(temperature)), counted)
+
+
+def cloning_loss(
+    log_prob: jax.Array, q: jax.Array, q_drawn: jax.Array, counted: jax.Array
+) -> jax.Array:
+    """``L_C []`` of old actions with ``log_prob [...]`` and ``q [2, ...]``; ``q_drawn [2, ...]`` is of the policy's own draws."""
+    advantage = jax.lax.stop_gradient(jnp.mean(q, axis=0) - jnp.mean(q_drawn, axis=0))
+    return -mean_where(jnp.where(advantage > 0, log_prob, 0.0), counted)
 
 
 def temperature_loss(

@@ -57,6 +57,7 @@ def test_bad_settings_are_named(settings, message):
         (dict(target_rate=2.0), "target_rate=2.0 must lie between 0.0 and 1.0"),
         (dict(first_temperature=0.0), "first_temperature=0.0 must lie between"),
         (dict(target_entropy=2.0), "target_entropy=2.0 must lie between"),
+        (dict(cloning_cost=0.2), "cloning_cost=0.2 has no effect with filtered_cloning=False"),
     ],
 )
 def test_bad_hyper_parameters_are_named(values, message):
@@ -189,13 +190,15 @@ def kept_shapes():
 
 
 def test_a_step_on_a_trial_of_three_steps_is_the_one_written_out_by_hand(x64, monkeypatch):
-    """In numpy, with random numbers as data: targets across the end of an episode and to the end of the trial, three losses, their
-    gradients by differences, each of its own part, the step and the target's."""
+    """In numpy, with random numbers as data: targets across the end of an episode and to the end of the trial, three losses and
+    cloning, their gradients by differences, each of its own part, the step and the target's."""
     hyper = Hyper(
         discount=0.9, learning_rate=0.3, max_grad_norm=1e9, target_rate=0.2, first_temperature=0.5,
-        target_entropy=-1.5,
+        target_entropy=-1.5, cloning_cost=0.7,
     )  # fmt: skip
-    config = Config(num_episodes=2, replay_trials=1, replayed_trials=1, gradient_steps=1)
+    config = Config(
+        num_episodes=2, replay_trials=1, replayed_trials=1, gradient_steps=1, filtered_cloning=True
+    )
     data = recorded_trials(1)
     algorithm = on_recorded(
         monkeypatch,
@@ -206,7 +209,7 @@ def test_a_step_on_a_trial_of_three_steps_is_the_one_written_out_by_hand(x64, mo
     mean, spread, unit = 0.7, 2.0, 0.5
     scales = dict(value_scale=jnp.array([mean, spread]), reward_scale=jnp.asarray(unit))
     state = state._replace(meta=state.meta._replace(**scales), target=target)
-    noise = np.array([[0.3, -0.5], [1.1, 0.2], [-0.4, 0.9]])
+    noise = np.array([[0.3, 1.0], [1.1, 0.2], [-0.4, 0.9]])
     monkeypatch.setattr(
         TanhGaussian, "sample_and_log_prob", lambda self, key: drawn_with(self, noise)
     )
@@ -221,11 +224,14 @@ def test_a_step_on_a_trial_of_three_steps_is_the_one_written_out_by_hand(x64, mo
     np.testing.assert_allclose(after.meta.reward_scale, unit, rtol=1e-9)
     (x,), _, (taken,) = in_numpy(data, unit)
 
+    def log_density(u, noise):
+        density = -0.5 * noise**2 + 0.7 - 0.5 * np.log(2 * np.pi) - np.log(1 - np.tanh(u) ** 2)
+        return density.sum(axis=1)
+
     def policy(actor):
         """Actions in half widths, and their log-density there."""
         u = x @ actor + np.exp(-0.7) * noise
-        density = -0.5 * noise**2 + 0.7 - 0.5 * np.log(2 * np.pi) - np.log(1 - np.tanh(u) ** 2)
-        return np.tanh(u), density.sum(axis=1)
+        return np.tanh(u), log_density(u, noise)
 
     def q(critic, action):
         row = np.concatenate([action, np.ones((3, 1))], axis=1)
@@ -242,9 +248,15 @@ def test_a_step_on_a_trial_of_three_steps_is_the_one_written_out_by_hand(x64, mo
     def critic_loss(critic):
         return 0.5 * np.mean(np.sum((q(critic, taken) - y) ** 2, axis=0))
 
+    better = q(critic, taken).mean(axis=0) > q(critic, action).mean(axis=0)
+    assert 0 < better.sum() < 3
+
     def actor_loss(actor):
         action, log_prob = policy(actor)
-        return np.mean(0.5 * log_prob - q(critic, action).min(axis=0))
+        u = np.arctanh(taken)
+        told = log_density(u, (u - x @ actor) / np.exp(-0.7))
+        cloned = np.mean(np.where(better, told, 0.0))
+        return np.mean(0.5 * log_prob - q(critic, action).min(axis=0)) - 0.7 * cloned
 
     moved_critic = {
         name: part - 0.3 * slope(lambda x, name=name: critic_loss(critic | {name: x}), part)
@@ -271,7 +283,8 @@ def test_steps_after_a_trial_s_last_episode_count_for_nothing(x64, monkeypatch):
     meta = module.first_meta(jax.random.key(0), network=network)
     meta = meta._replace(value_scale=jnp.array([0.7, 2.0]), reward_scale=jnp.asarray(0.5))
     target = jax.tree.map(lambda x: 0.5 * x + 0.1, meta.params["critic"])
-    parts = module._learner_of(FAMILY, Config(num_episodes=2), network)
+    config = Config(num_episodes=2, filtered_cloning=True)
+    parts = module._learner_of(FAMILY, config, network)
     data = recorded_trials(2)
     noise = jnp.array([[0.3, -0.5], [1.1, 0.2], [-0.4, 0.9]])
 
@@ -282,7 +295,9 @@ def test_steps_after_a_trial_s_last_episode_count_for_nothing(x64, monkeypatch):
             lambda self, key: drawn_with(self, noise[: counted.shape[1]]),
         )
         batch = module.trial_replay.batch_of(meta, data, counted, parts=parts)
-        loss = functools.partial(module.losses, meta=meta, network=network, family=FAMILY)
+        loss = functools.partial(
+            module.losses, meta=meta, network=network, family=FAMILY, config=config
+        )
         return jax.jit(jax.value_and_grad(lambda x: loss(x, target, jax.random.key(0), batch)[0]))(
             meta.params
         )

@@ -30,6 +30,10 @@ def test_losses_are_those_of_the_paper():
     np.testing.assert_allclose(loss, (0.5 * LOG_PROB - least)[:2].mean(), rtol=1e-6)
     loss = module.temperature_loss(jnp.log(0.5), jnp.asarray(LOG_PROB), -2.0, counted)
     np.testing.assert_allclose(loss, (-0.5 * (LOG_PROB - 2.0))[:2].mean(), rtol=1e-6)
+    # Of the two steps that count, the first was better than the policy's own draw.
+    drawn = Q + np.array([[-1.0, 1.0, 0.0], [0.5, 1.0, 0.0]])
+    loss = module.cloning_loss(jnp.asarray(LOG_PROB), jnp.asarray(Q), jnp.asarray(drawn), counted)
+    np.testing.assert_allclose(loss, -LOG_PROB[0] / 2, rtol=1e-6)
     nothing = jnp.zeros(3, bool)
     assert module.mean_where(jnp.ones(3), nothing) == 0
 
@@ -40,6 +44,8 @@ def test_each_loss_moves_its_own_part_alone():
     by_target = jax.grad(module.critic_loss, 1)(q, log_prob, counted)
     np.testing.assert_array_equal(by_target, jnp.zeros(3))
     assert jax.grad(module.actor_loss, 2)(log_prob, q, jnp.asarray(0.5), counted) == 0
+    by_q = jax.grad(lambda q: module.cloning_loss(log_prob, q, 0.5 * q, counted))(q)
+    np.testing.assert_array_equal(by_q, jnp.zeros((2, 3)))
     by_log_prob = jax.grad(module.temperature_loss, 1)(jnp.asarray(0.0), log_prob, 1.0, counted)
     np.testing.assert_array_equal(by_log_prob, jnp.zeros(3))
 
