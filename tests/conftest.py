@@ -30,6 +30,15 @@ jax.config.update("jax_compilation_cache_dir", CACHE)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """A process runs whole files: the tests of a file share fixtures and traced functions. Slow tests are few and long, and share little."""
+    from xdist.scheduler import LoadFileScheduling, LoadScheduling
+
+    kind = LoadFileScheduling if config.option.markexpr == "not slow" else LoadScheduling
+    return kind(config, log)
+
+
 # How long an example takes says what else the machine does, and whether it compiled.
 # Examples are the same in every run: a failure is the code's, and not the day's.
 hypothesis.settings.register_profile("untimed", deadline=None, derandomize=True)
