@@ -40,7 +40,7 @@ DISCOUNT, STEP_SIZE, LEARNING_RATE = 0.99, 0.5, 1e-3
 
 
 class Main(study.Study):
-    """What to measure."""
+    """The measurements to make."""
 
     parts: Annotated[study.Names, study.known(PARTS)] = PARTS
     small: bool = False  # Sizes for a quick look, or for a CPU.

@@ -155,7 +155,7 @@ def divergence(
 
 
 def beliefs(meta: Any, family: TaskFamily, predict: Any) -> dict[str, tuple[float, float]]:
-    """What the network and the exact posterior say of arm 0 after each of `CONTEXTS`."""
+    """The probabilities of arm 0 by the network and by the exact posterior after each of `CONTEXTS`."""
     found = {}
     for name, pulls in CONTEXTS.items():
         arms, paid = (np.asarray(x) for x in zip(*pulls, (0, 0), strict=True))

@@ -32,7 +32,7 @@ from jaxmeta.tasks import TaskFamily
 from jaxmeta.types import MetaAlgorithm, Task
 
 GRIDNAVI = 37.214
-"""What the Bayes-optimal agent earns in four episodes of GridNavi."""
+"""The return of the Bayes-optimal agent in four episodes of GridNavi."""
 
 
 PINNED = hasattr(os, "sched_getaffinity") and len(os.sched_getaffinity(0)) == 1

@@ -47,12 +47,12 @@ The rooms are listed in the order of imports: each uses only earlier ones.
   give them rewards of about 1.
 - A run owns its folder from before it compiles: a second run into it is refused. If the process that owned the folder has ended,
   a new run may use it. A run that was killed before its first checkpoint can be begun again. All files are strict JSON: `"Infinity"`
-  stands for an infinite setting, `null` for a metric that is not finite. What cannot be shown on a terminal ends no run.
+  stands for an infinite setting, `null` for a metric that is not finite. A character that a terminal cannot show ends no run.
 - jax's debug modes work with every algorithm: `jax.disable_jit`, `jax.debug_nans`, `jax.checking_leaks`, raw `PRNGKey`s, `rbg`
   keys, and strict dtype promotion. Strict promotion does not cover optimisers (optax's Adam raises an error in it). The families whose
   gymnax dynamics mix dtypes raise an error in it too: classic control but for the pendulum, Catch, Deep Sea, the reacher and MinAtar.
 - Learners with memory are trained for whole trials: returns cross the ends of episodes, and the previous action and reward
-  are shown across them too, for the last reward of an episode says most. What follows a trial's last episode counts for nothing.
+  are shown across them too, for the last reward of an episode says most. Steps after a trial's last episode count for nothing.
 - The library calls no LAPACK: jaxlib 0.10's batched CPU kernels can wait for each other for ever where there are few
   cores.
 

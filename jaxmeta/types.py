@@ -24,7 +24,7 @@ Params = Any
 """Parameters of a network: nested dicts of arrays."""
 
 Meta = Any
-"""What the slow loop learns and every learner reads: an algorithm's own NamedTuple, mostly of ``params`` and ``hyper``."""
+"""The part that the slow loop learns and every learner reads: an algorithm's own NamedTuple, mostly of ``params`` and ``hyper``."""
 
 Hyper = Any
 """An algorithm's own NamedTuple ``Hyper``: numbers that a run may sweep, schedule or learn."""
@@ -174,7 +174,7 @@ class Description:
 
 
 class TaskResults(NamedTuple):
-    """What each task of a meta-update gave, ``[M]``. A field is None if the algorithm does not report it.
+    """The results of each task of a meta-update, ``[M]``. A field is None if the algorithm does not report it.
 
     N are the streams of a task, E their episodes and T their steps.
     """
@@ -208,7 +208,7 @@ class MetaAlgorithm(NamedTuple):
     lifetime: Lifetime | None = None
     """How the learner collects experience in meta-training; `deployment.Session` does the same in one real task."""
     description: Description | None = None
-    """What the algorithm was made of; None for an algorithm of your own. `training.train` records it and compares it on
+    """The parts that the algorithm was made of; None for an algorithm of your own. `training.train` records it and compares it on
     resuming."""
     step_with_results: Callable[..., tuple[Any, dict[str, jax.Array], TaskResults]] | None = None
     """``(key, state, tasks [M], learns [M]) -> (state, metrics, results [M])``: a meta-update as ``step``, for a `Curriculum`.
@@ -224,7 +224,7 @@ class Source(NamedTuple):
     """``(update) -> (data, end)``: the arrays that meta-updates ``update .. end - 1`` sample from. It runs on the host and
     depends on ``update`` alone, so that a resumed run gets the same batches."""
     description: Mapping[str, Any]
-    """What identifies the data; ``config.json`` holds it, and a resumed run compares it."""
+    """The identity of the data; ``config.json`` holds it, and a resumed run compares it."""
 
 
 class Draw(NamedTuple):
@@ -257,7 +257,7 @@ class Curriculum:
     needs: tuple[str, ...]
     """The fields of `TaskResults` that ``update`` reads."""
     description: Mapping[str, Any]
-    """What identifies the curriculum; ``config.json`` holds it, and a resumed run compares it."""
+    """The identity of the curriculum; ``config.json`` holds it, and a resumed run compares it."""
 
 
 class _Documented:

@@ -1,6 +1,6 @@
 """PPO on CartPole (Schulman et al. 2017) with this library's parts, as `benchmarks/peers.py` asks for it.
 
-What differs from the usual implementation is where the numbers lie. A minibatch is a set of whole streams: as
+The numbers lie in other places than in the usual implementation. A minibatch is a set of whole streams: as
 good a sample as single steps of all of them, and to shuffle 2 048 streams costs nothing beside shuffling 262 144 steps, a random key each.
 And its gradient is added up over rows that fit into a core's cache, on a CPU in less than half of the time.
 """

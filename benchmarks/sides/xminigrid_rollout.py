@@ -19,7 +19,7 @@ num_actions = grid.num_actions(params)
 
 
 class Gymnaxs:
-    """What a rollout asks of an environment, of xminigrid's; the state is its time step."""
+    """The functions of xminigrid's environments that a rollout needs; the state is its time step."""
 
     default_params = params
 

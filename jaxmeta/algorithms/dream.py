@@ -172,7 +172,7 @@ class Meta(NamedTuple):
 
 
 class Acting(NamedTuple):
-    """What the learner remembers of a trial: the states of its networks."""
+    """The learner's memory of a trial: the states of its networks."""
 
     episode: jax.Array
     """``[]``, int32: the number of the episode."""
@@ -187,7 +187,7 @@ class Acting(NamedTuple):
 
 
 class Shown(NamedTuple):
-    """What training knows of the tasks of its trials, ``[B]``."""
+    """The tasks of the trials as training knows them, ``[B]``."""
 
     task: jax.Array
     """``[B, P]``, the tasks as vectors."""
@@ -211,7 +211,7 @@ class Batch(NamedTuple):
     z: jax.Array
     """``[B, Z]``, what the decoder made of the exploration when the trial was new."""
     shown: Shown
-    """What is known of the tasks."""
+    """The tasks as training knows them."""
     counted: jax.Array
     """bool ``[B, T]``: the steps to learn from."""
 

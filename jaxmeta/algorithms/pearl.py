@@ -113,7 +113,7 @@ class Config:
     context_from: Literal["prior", "trial"] = "prior"
     """The episodes of a visit that are its context: those with z from the `prior`, or all of a `trial`."""
     encoder_learns: Literal["values", "teacher"] = "values"
-    """What the encoder learns: to infer a z that the `values` need, or to predict the z of a `teacher`. The teacher is a second encoder
+    """The encoder learns to infer a z that the `values` need, or to predict the z of a `teacher`. The teacher is a second encoder
     that reads the critic's rewards in place of the context's, and infers a z that the values need."""
     num_streams: int = 4
     """Trials of a task in a meta-update (N). Their first episodes are the task's context."""
@@ -183,7 +183,7 @@ class Hyper(NamedTuple):
 
 
 class Memory(NamedTuple):
-    """What the learner remembers of a trial."""
+    """The learner's memory of a trial."""
 
     evidence: Evidence
     """The product of the factors of all transitions so far but the last."""
@@ -224,7 +224,7 @@ class Step(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """What a gradient step learns from."""
+    """The experience that a gradient step learns from."""
 
     steps: Step
     """``[B, S]``."""

@@ -13,7 +13,7 @@ def check_fits(
 ) -> None:
     """Raises ValueError unless the algorithm can be trained under the curriculum. None fits every algorithm.
 
-    What the algorithm reports is seen when `step` is traced.
+    The reports of the algorithm are seen when `step` is traced.
     """
     if curriculum is None:
         return

@@ -52,7 +52,7 @@ class Writer:
     family: TaskFamily
     """The family of the tasks."""
     description: Mapping[str, Any]
-    """What the header says of the histories."""
+    """The header's facts of the histories."""
     num_shards: int
     """Whole shards so far. A write that resumes begins with this number."""
     header: dict[str, Any] | None
@@ -172,7 +172,7 @@ class Dataset:
 
     @property
     def description(self) -> dict[str, Any]:
-        """What identifies the data: the description, the family, and a digest of all shards."""
+        """The identity of the data: the description, the family, and a digest of all shards."""
         digest = hashlib.sha256(json.dumps(self.shards, sort_keys=True).encode()).hexdigest()
         return {x: self.header[x] for x in ("family", "description")} | {"sha256": digest}
 
@@ -235,7 +235,7 @@ def load(folder: str | os.PathLike, family: TaskFamily) -> Dataset:
 
 
 def _identity(family: TaskFamily) -> dict[str, Any]:
-    """What tells a family from others: its name, its horizon, and hashes of its tasks."""
+    """The identity of a family: its name, its horizon, and hashes of its tasks."""
     return {
         "name": family.name,
         "horizon": family.horizon,

@@ -44,7 +44,7 @@ def record(
 
     Args:
         key: A random key.
-        meta: What the learner reads.
+        meta: The input of the learner.
         tasks: The tasks.
         setup: The learner in its environment, N streams, and T steps between two updates.
         num_updates: K, the updates of each learner.

@@ -99,7 +99,7 @@ def baseline_td_errors(
         horizon: An episode's time limit, the scale of the time features.
         counted: bool ``[N, T]``, the steps that the baseline is fitted to and predicts; None is all.
             Where only some steps are learned from, the others must not speak through the baseline.
-        baseline: What it is a function of, as `sees_observations` says.
+        baseline: The inputs of the baseline, as `sees_observations` says.
     """
     told = {} if counted is None else dict(counted=counted)
     parts = {

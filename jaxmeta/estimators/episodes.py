@@ -36,7 +36,7 @@ def sum_so_far(x: jax.Array, last: jax.Array, start: jax.Array) -> jax.Array:
 def first_episode_return(reward: jax.Array, last: jax.Array) -> jax.Array:
     """Undiscounted return of the stream's first episode, ``[T] -> []``.
 
-    What evaluation reports: averaging over however many episodes fit into T steps would favour the
+    Evaluation reports it: averaging over however many episodes fit into T steps would favour the
     short ones.
     """
     checks.shapes("T", reward=reward, last=last)

@@ -96,7 +96,7 @@ def weighted_importance_returns(
     expectation; dividing by the mean that came out bounds it by N (Precup et al. 2000, weighted
     per-decision estimator). Biased by O(1/N), consistent; one stream alone returns what it saw. The
     streams' episodes begin and end together, or as if: w_tk is of those streams whose episode lasts from t to k,
-    and of those that are ``good`` (bool ``[N]``; None is all). What comes back for the others means nothing.
+    and of those that are ``good`` (bool ``[N]``; None is all). The values of the others mean nothing.
     """
     arrays = dict(reward=reward, discount=discount, v_next=v_next, rho=rho, last=last)
     good = jnp.ones(rho.shape[:1], bool) if good is None else good
@@ -181,7 +181,7 @@ def action_value_targets(
     | λ ρ          | importance sampling: unbiased at λ = 1 |
     | 0            | expected SARSA                         |
 
-    Whatever c does not exceed ρ, the fixed point is Q^π.
+    For every c that does not exceed ρ, the fixed point is Q^π.
     """
     checks.shapes("T", reward=reward, discount=discount, q=q, v_next=v_next, c=c, last=last)
     delta = td_errors(reward, discount, v=q, v_next=v_next)

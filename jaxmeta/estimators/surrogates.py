@@ -242,7 +242,7 @@ def semi_gradient(value: Callable[[Params], jax.Array], params: Params, error: j
 def sampling_correction(log_prob: jax.Array, gain: jax.Array) -> jax.Array:
     """``sum_n gain_n sum_t log π(a_t|s_t)`` of one task's streams, ``[N, T], [N] -> []``, to be maximised.
 
-    What pre-update experience D is worth: its distribution depends on the parameters too, and the
+    The worth of pre-update experience D: its distribution depends on the parameters too, and the
     derivative through the update on *fixed* D leaves that out. With ``gain_n`` = (what was earned after
     the update) - b_n, for any b_n that does not depend on stream n, the sum of the two derivatives is
     the gradient of ``E_D J(U(θ, D))`` without bias at every N (E-MAML: Stadie et al. 2018, "Some

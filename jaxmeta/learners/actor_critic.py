@@ -68,7 +68,7 @@ class Config:
     leave_one_out: bool = False
     """Take from the derivative of an advantage in η that of the other streams' mean at the same step. A value
     is a baseline of advantages and not of their derivative in γ, to which every later value adds: large, alike
-    in all streams, and times a score nothing but noise. What agents do is the same."""
+    in all streams, and times a score nothing but noise. The agents' acts are the same."""
     inner_optimizer: Literal["sgd", "rmsprop", "adam"] = "sgd"
     """The optimiser of the agents; its state is part of an agent."""
     policy: Literal["mlp", "categorical", "gaussian", "softmax_linear"] = "mlp"

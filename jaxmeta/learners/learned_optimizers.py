@@ -23,7 +23,7 @@ from jaxmeta.types import Params
 
 
 class Progress(NamedTuple):
-    """What an optimiser is told of an agent beside its gradient."""
+    """The facts of an agent that an optimiser is told beside its gradient."""
 
     life: jax.Array
     """``[]``, the share of the agent's updates that are over."""
@@ -54,7 +54,7 @@ class State(NamedTuple):
 
 
 MOMENTUM_DECAYS = (0.1, 0.5, 0.9, 0.99, 0.999, 0.9999)
-"""What the moving averages of the gradient keep of themselves in a step."""
+"""The shares of themselves that moving averages of the gradient keep in a step."""
 
 NUM_SIGNALS = 1 + 2 * (len(MOMENTUM_DECAYS) + 1)
 """Features that are scaled: the parameter, and sign and logarithm of momenta and gradient."""
@@ -66,7 +66,7 @@ SCALE = 1e-3
 """The units of the network's outputs."""
 
 TINY = 1e-8
-"""What logarithms of absolute values begin at, and what is added to mean squares of features."""
+"""The number at which logarithms of absolute values begin. It is also added to mean squares of features."""
 
 
 @checks.arguments

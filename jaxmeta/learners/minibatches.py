@@ -7,7 +7,7 @@ gradients is all that crosses devices, once a minibatch. The groups are a settin
 one device computes the same numbers, to rounding.
 
 A gradient is a sum over trials. ``trials_per_chunk`` bounds the trials whose intermediate values are in memory at a
-time. What a loss divides by is counted in the whole minibatch first (`Counts`), so the sum over chunks is the gradient of
+time. The divisors of a loss are counted in the whole minibatch first (`Counts`), so the sum over chunks is the gradient of
 the whole.
 """
 
@@ -51,7 +51,7 @@ class Settings(Cuts, Protocol):
 
 
 class Counts(NamedTuple):
-    """What the means in a minibatch's loss divide by; each is at least 1."""
+    """The divisors of the means in a minibatch's loss; each is at least 1."""
 
     steps: jax.Array
     """``[]``, int32: the minibatch's counted steps."""

@@ -46,7 +46,7 @@ class State(NamedTuple):
 
 
 class Learned(NamedTuple):
-    """What a gradient step changes."""
+    """The parts that a gradient step changes."""
 
     params: Params
     """All parameters, with a part ``"critic"``."""

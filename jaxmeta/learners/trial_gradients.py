@@ -328,7 +328,7 @@ def bonuses(
 def task_results(
     meta: Meta, batch: Batch, recorded: Trajectory, config: TrialConfig
 ) -> TaskResults:
-    """What each task gave, for a curriculum: of a batch of trials ``[M N, T]`` and ``meta`` after `with_advantages`."""
+    """The results of each task, for a curriculum: of a batch of trials ``[M N, T]`` and ``meta`` after `with_advantages`."""
     mean, spread = meta.value_scale
     counted = batch.counted
     reward = jnp.where(counted, recorded.reward, 0.0)

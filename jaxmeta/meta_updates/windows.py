@@ -63,7 +63,7 @@ class Window(NamedTuple):
 
 
 class Objective(NamedTuple):
-    """What the agents of a learner are judged by, beside the rewards that they earn."""
+    """The parts that judge the agents of a learner, beside the rewards that they earn."""
 
     log_prob: Callable[[Any, Trajectory], jax.Array]
     """``(agent, data [N, T]) -> [N, T]``, the log-probability of its actions."""

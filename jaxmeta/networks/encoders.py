@@ -100,7 +100,7 @@ def encoder(family: TaskFamily, module: Module) -> Encoder:
 
 
 def _instead_of(module: type) -> str:
-    """What to give instead of a class."""
+    """The object to give instead of a class."""
     nnx = sys.modules.get("flax.nnx")  # who has a class of its own has imported it
     if nnx is not None and issubclass(module, nnx.Module):
         return f"it must be a function of rngs that makes one: lambda rngs: {module.__name__}(..., rngs=rngs)"

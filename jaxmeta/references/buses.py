@@ -13,7 +13,7 @@ Known = tuple[int, ...]
 
 
 class _World(NamedTuple):
-    """What the search needs of a world."""
+    """The facts of a world that the search needs."""
 
     stops: tuple[Cell, ...]
     ends: tuple[Cell, ...]
@@ -128,7 +128,7 @@ class _Search:
         return best
 
     def _rides(self, known: Known, place: Cell) -> list[tuple[Known, Cell]]:
-        """What is known after a ride from a stop, and where it ends; all are as likely."""
+        """The knowledge after a ride from a stop, and the place where it ends; all are as likely."""
         world = self.world
         if place in world.stops:
             stop = world.stops.index(place)
@@ -140,7 +140,7 @@ class _Search:
 
 
 def _filled(known: Known, stop: int, end: int) -> Known:
-    """What is known when one more line is; the last line of a group follows from the others."""
+    """The knowledge when one more line is known; the last line of a group follows from the others."""
     after = [*known[:stop], end, *known[stop + 1 :]]
     for first in range(0, len(after), 4):
         group = after[first : first + 4]

@@ -33,7 +33,7 @@ patterns or protocols."""
 
 
 LEFTOVERS = ("Metadata file does not exist", "already exists. Removing existing directory")
-"""What orbax says of checkpoints that a killed process was writing or deleting; it deals with them itself."""
+"""The warnings of orbax about checkpoints that a killed process was writing or deleting; it deals with them itself."""
 
 
 class CheckpointError(ValueError):

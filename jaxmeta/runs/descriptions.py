@@ -1,4 +1,4 @@
-"""What identifies a run, as plain settings: the algorithm, the family and its tasks."""
+"""The identity of a run, as plain settings: the algorithm, the family and its tasks."""
 
 import contextlib
 import dataclasses

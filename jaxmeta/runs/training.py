@@ -529,13 +529,13 @@ def _train(
 
 
 def _compiling(described: Mapping[str, Any], last_time: float | None) -> str:
-    """What is compiled, and how long that took ``last_time``, if that is known."""
+    """The program that is compiled, and how long that took ``last_time``, if that is known."""
     known = "this can take a minute" if last_time is None else f"{last_time:.0f} s last time"
     return f"compiling {_title(described)} ({known})"
 
 
 def _title(described: Mapping[str, Any]) -> str:
-    """What is compiled, in a few words."""
+    """The program that is compiled, in a few words."""
     family, num_tasks = described.get("family"), described["training"]["num_tasks"]
     what = f"{described['algorithm']} on {family}" if "algorithm" in described else f"{family}"
     return f"{what}, {num_tasks} tasks"

@@ -4,7 +4,7 @@
 `TaskFamily` of a gymnax environment, `from_list` of a fixed list of tasks, and `transform` makes one family from
 another. `check` tries a family before training. `craftax.craftax` makes Craftax's worlds tasks, `jumanji.jumanji`
 boards of Jumanji's games, and `playground.playground` bodies of MuJoCo Playground; they have no name in `FAMILIES`.
-What an environment and its samplers must hand over is checked before anything compiles; an
+The outputs of an environment and its samplers are checked before anything compiles; an
 `InvalidEnvironment` names the part that is wrong and what would be right:
 
 | | |

@@ -233,7 +233,7 @@ def _distinct(tasks: Any) -> set[bytes]:
 def _table(
     family: TaskFamily, tasks: Any, episodes: _Seen, *, longest: int, distinct: int
 ) -> tuple[tuple[str, str], ...]:
-    """What the family is and how random actions fare, for the table of `Checked`."""
+    """Facts of the family, and how random actions fare, for the table of `Checked`."""
     num_tasks = len(jax.tree.leaves(tasks)[0])
     lived = np.cumsum(episodes.last, axis=1) - episodes.last == 0
     returns = np.sum(np.where(lived, episodes.reward, 0.0), axis=1)

@@ -45,7 +45,7 @@ def quick(key: jax.Array) -> jax.Array:
     memory. Here the rounds are unrolled, so the words stay in registers. On other devices jax
     unrolls them itself, and the key is returned as it is. Keys of other generators are returned as
     they are, and so are Threefry's if ``jax_threefry_partitionable`` is off. A program compiles in less time, too,
-    and so a meta-update makes its key quick before it splits it. What an agent or an environment may keep is made
+    and so a meta-update makes its key quick before it splits it. Keys that an agent or an environment may keep are made
     `plain` again. Words are made a key, as by `typed`.
     """
     key = typed(key)

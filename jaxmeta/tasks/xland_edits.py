@@ -38,7 +38,7 @@ Tiles = jax.Array
 
 
 class Kinds(NamedTuple):
-    """What a changed ruleset may be made of."""
+    """The goals, rules and objects that a changed ruleset may have."""
 
     goals: np.ndarray
     """bool ``[15, 15]``: whether a goal of one kind may become one of another."""
@@ -58,7 +58,7 @@ def numbers(tiles: Iterable[tuple[int, int]]) -> np.ndarray:
 
 
 def kinds(*, published: bool) -> Kinds:
-    """What published rulesets are made of, or those without directions."""
+    """The goals, rules and objects of published rulesets, or of those without directions."""
     one_goals, two_goals = (HOLD, *NEAR_GOALS), tuple(PAIR_GOALS)
     one_rules, two_rules = (HOLD, *NEAR_RULES), tuple(PAIR_RULES)
     colors: tuple[int, ...] = COLORS

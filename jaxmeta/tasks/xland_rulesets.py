@@ -423,7 +423,7 @@ def read(path: str | os.PathLike) -> XLandParams:
 
 
 def _fault(goals: np.ndarray, rules: np.ndarray, objects: np.ndarray) -> str | None:
-    """What is wrong with the arrays of a file, if anything."""
+    """The fault of the arrays of a file, if there is one."""
     for name, x, shape in (
         ("goals", goals, (GOAL_LENGTH,)),
         ("rules", rules, (None, RULE_LENGTH)),
@@ -460,7 +460,7 @@ class _Arrays(pickle.Unpickler):
 
 
 def _array(make: Any, args: tuple, state: Any, _: Any) -> np.ndarray:
-    """What is within a pickled array of jax, of any of its versions."""
+    """The array within a pickled array of jax, of any of its versions."""
     array = make(*args)
     array.__setstate__(state)
     return array

@@ -227,7 +227,7 @@ def hidden(
     controllers are not, for they need the entries.
 
     Args:
-        family: A family with observations in a `Box`, or of several parts. What remains of several parts is one flat
+        family: A family with observations in a `Box`, or of several parts. The rest of several parts is one flat
             array (see `composite`): a network sees no parts any more.
         entries: Indices of the entries to remove from the flat observation, which becomes ``[O - len(entries)]``; or
             of the slices along ``axis``; or names of the parts of a dictionary.
