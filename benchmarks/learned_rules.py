@@ -15,6 +15,9 @@ entropy of A2C and DPO. `lifespans` trains LPG and TA-LPG on lives of several le
 whose loss leaves out the first step of each episode.
 An agent solves Catch when its mean return reaches 0.99: it catches 99.5 % of the balls. The weights belong to the authors' code and have their own
 licence. They are no part of this project.
+
+In `catch` A2C and LPG take as many steps in as many environments between as many updates, and learn from these steps alone. Their agents
+have layers of the same sizes. Other seeds choose their settings. LPG is one rule that `catch` learns on random MDPs, as `compare` does.
 """
 
 import itertools
@@ -30,11 +33,11 @@ import numpy as np
 import optax
 import study
 
-from jaxmeta import evaluation, rollouts, tasks
+from jaxmeta import evaluation, plotting, rollouts, tasks
 from jaxmeta.algorithms import learned_objective
 from jaxmeta.estimators.episodes import first_episode_return
 from jaxmeta.learners import disco, learned_optimizers, update_rules
-from jaxmeta.learners.disco import DiscoLearner, Hyper, Replay
+from jaxmeta.learners.disco import Hyper, Replay
 from jaxmeta.learners.update_rules import Meta
 from jaxmeta.meta_updates import windows
 from jaxmeta.networks import disco as networks
@@ -46,23 +49,32 @@ Positive = Annotated[float, study.within(1e-6, 1e3)]
 Sizes = Annotated[tuple[int, ...], study.at_least(1)]
 
 
-class Catch(study.Study):
-    """DiscoRL in Catch on 8 × 8. The folder keeps each seed when it is measured."""
+CATCHERS = ("Disco", "A2C", "DPO", "LPG")
 
-    resume: bool = False  # Keep the seeds that are in the folder and measure the others.
+
+class Catch(study.Study):
+    """DiscoRL and other rules in Catch on 8 × 8. The folder keeps each part when it is measured."""
+
+    resume: bool = False  # Keep the parts that are in the folder and measure the others.
+    rules: Annotated[study.Names, study.known(CATCHERS)] = ("Disco", "A2C", "LPG")
     weights: Path | None = None  # Published weights; None draws random ones, as a control.
     updates: int = 1000  # Updates of an agent.
     every: int = 100  # Updates between two looks at an agent.
-    num_seeds: int = 5  # Agents, one after the other.
+    num_seeds: int = 5  # Agents of a rule, one after the other.
     num_streams: int = 2  # Environments of an agent.
     num_steps: int = 28  # Steps of each between two updates.
-    num_sampled: int = 64  # Pieces in an update.
-    capacity: int = 1024  # Pieces that are kept.
+    num_sampled: int = 64  # Pieces in an update of DiscoRL.
+    capacity: int = 1024  # Pieces that its agents keep.
     first_steps: bool = False
-    """Whether agents learn from the first step of an episode. The notebook's do not."""
-    step_size: Positive = 0.01  # Of the agents' Adam.
-    hidden_sizes: Sizes = (512, 512)  # Layers of the agents' torso.
-    model_size: int = 128  # Units of their model of actions.
+    """Whether DiscoRL's agents learn from the first step of an episode. The notebook's do not."""
+    step_size: Positive = 0.01  # Of the Adam of DiscoRL's agents.
+    hidden_sizes: Sizes = (512, 512)  # Layers of the agents' networks.
+    model_size: int = 128  # Units of DiscoRL's model of actions.
+    step_sizes: Annotated[study.Numbers, study.within(1e-6, 1e3)] = (3e-4, 1e-3, 3e-3)
+    """Step sizes of Adam that all other rules may choose from."""
+    entropy_costs: Annotated[study.Numbers, study.within(0, 1e6)] = (0.0, 0.05, 0.2)
+    """Weights of the entropy that A2C and DPO may choose from."""
+    lpg_meta_updates: int = 200  # Of LPG, on random MDPs.
     episodes: int = 256  # Episodes of a look.
     seed: int = 0  # Of the first agent.
 
@@ -73,11 +85,22 @@ class Check(study.Study):
     weights: Path | None = None  # Published weights, which are needed.
 
 
-def live(args: Catch, meta: Meta, seed: int, programs: dict[str, Callable]) -> list[float]:
+DISCO_ALONE = ("weights", "num_sampled", "capacity", "first_steps", "step_size", "model_size")
+OTHERS_ALONE = ("step_sizes", "entropy_costs", "lpg_meta_updates")
+"""The settings of `Catch` that DiscoRL alone reads, and those that all other rules alone read."""
+
+CHOICE_SEEDS = range(study.EVALUATION_SEED, study.EVALUATION_SEED + 5)
+"""The agents that choose a rule's settings, by the share that they catch at last. None of them is measured."""
+
+
+def live(
+    args: Catch, name: str, meta: Meta, programs: dict[str, Callable], seed: int
+) -> list[float]:
     """The share of balls that an agent catches at each look."""
     key = jax.random.key(seed)
     begin_key, live_key, look_key = jax.random.split(key, 3)
-    carry, caught = programs["begin"](begin_key, meta), []
+    # No two arrays may share memory that is overwritten.
+    carry, caught = jax.tree.map(jnp.copy, programs["begin"](begin_key, meta)), []
     for done in range(0, args.updates, args.every):
         keys = jax.random.split(jax.random.fold_in(live_key, done), args.every)
         began = time.perf_counter()
@@ -85,29 +108,26 @@ def live(args: Catch, meta: Meta, seed: int, programs: dict[str, Callable]) -> l
         share = programs["look"](jax.random.fold_in(look_key, done), meta, carry[0])
         caught.append(float(share))
         study.say(
-            f"seed {seed}, update {done + args.every}: {caught[-1]:.1%} caught, "
-            f"{(time.perf_counter() - began) / args.every:.2f} s an update"
+            f"{name}, seed {seed}, update {done + args.every}: {caught[-1]:.1%} caught, "
+            f"{(time.perf_counter() - began) / args.every:.3f} s an update"
         )
     return caught
 
 
-def programs_of(args: Catch, parts: DiscoLearner) -> dict[str, Callable]:
+def programs_of(args: Catch, family: TaskFamily, learner: Learner) -> dict[str, Callable]:
     """The compiled programs of a life: its beginning, `Catch.every` updates, and a look."""
-    family = parts.family
-    setup = rollouts.Setup(parts.learner, family.env, args.num_streams, args.num_steps)
-    episodes = rollouts.Setup(parts.learner, family.env, args.episodes, family.horizon)
+    setup = rollouts.Setup(learner, family.env, args.num_streams, args.num_steps)
+    episodes = rollouts.Setup(learner, family.env, args.episodes, family.horizon)
     task = family.train(jax.random.key(0))
 
     def begin(key: jax.Array, meta: Meta) -> Any:
-        agent, streams = rollouts.begin(key, meta, task, setup=setup)
-        # No two arrays may share memory that is overwritten.
-        return agent._replace(slow=jax.tree.map(jnp.copy, agent.slow)), streams
+        return rollouts.begin(key, meta, task, setup=setup)
 
     def update(meta: Meta, carry: Any, key: jax.Array) -> tuple[Any, None]:
         agent, streams = carry
         act_key, update_key = jax.random.split(key)
         streams, data = rollouts.collect(act_key, meta, task, agent, streams, setup=setup)
-        return (parts.learner.update(update_key, meta, agent, data), streams), None
+        return (learner.update(update_key, meta, agent, data), streams), None
 
     def look(key: jax.Array, meta: Meta, agent: Any) -> jax.Array:
         data = rollouts.sample(key, meta, task, agent, setup=episodes)
@@ -123,35 +143,92 @@ def programs_of(args: Catch, parts: DiscoLearner) -> dict[str, Callable]:
     }
 
 
+def catcher(args: Catch, name: str, family: TaskFamily) -> "Contestant":
+    """A rule in Catch, with the settings of its agents to choose from."""
+    if name == "Disco":
+        rule = disco.disco(args.weights)
+        parts = disco.disco_learner(
+            rule,
+            family,
+            hidden_sizes=args.hidden_sizes,
+            model_size=args.model_size,
+            replay=Replay(args.num_steps, args.capacity, args.num_sampled),
+            first_steps=args.first_steps,
+        )
+        params = jax.jit(rule.init)(jax.random.key(0))
+        return Contestant(parts.learner, [Meta(params, Hyper(step_size=args.step_size))])
+    learner = agents_of(name, Place("Catch", family, args.hidden_sizes, args.updates)).learner
+    costs = (0.0,) if name == "LPG" else args.entropy_costs
+    params = rule_of_catch(args) if name == "LPG" else {}
+    settings = itertools.product(args.step_sizes, costs)
+    metas = [
+        Meta(params, learned_objective.Hyper(step_size=x, entropy_cost=y)) for x, y in settings
+    ]
+    return Contestant(learner, metas)
+
+
+def rule_of_catch(args: Catch) -> Any:
+    """The parameters of LPG, which is learned on random MDPs unless it is in the folder."""
+
+    def learned() -> dict[str, Any]:
+        lives = Lives(lpg_meta_updates=args.lpg_meta_updates)
+        (params, earned), seconds = study.timed(lambda: meta_trained(lives, "LPG", (50,), 0))
+        study.say(f"LPG is learned in {seconds:.0f} s: {earned:.3f} a step")
+        return {"params": as_lists(params), "reward": earned, "seconds": seconds}
+
+    part = study.kept(args.output / "rules" / "LPG-0.json", args.some("lpg_meta_updates"), learned)
+    shapes = jax.eval_shape(update_rules.lpg().init, jax.random.key(0))
+    return jax.tree.map(lambda like, x: np.asarray(x, like.dtype), shapes, part["params"])
+
+
+def caught_by(args: Catch, name: str, family: TaskFamily) -> tuple[dict[str, float], dict]:
+    """The settings that a rule's agents choose, and the shares of balls that they catch, by their seeds."""
+    learner, metas = catcher(args, name, family)
+    programs = programs_of(args, family, learner)
+    alone = OTHERS_ALONE if name == "Disco" else DISCO_ALONE
+    settings = args.told("output", "resume", "rules", "seed", "num_seeds", *alone)
+
+    def lives(meta: Meta, seeds: Sequence[int]) -> np.ndarray:
+        return np.array([live(args, name, meta, programs, seed) for seed in seeds])
+
+    best = 0
+    if len(metas) > 1:
+        path = args.output / "choices" / f"{name}.json"
+        tried = lambda: {"caught": [lives(x, CHOICE_SEEDS).tolist() for x in metas]}  # noqa: E731
+        found = study.kept(path, settings, tried)["caught"]
+        best = int(np.argmax(np.mean(found, axis=1)[:, -1]))
+    caught = {}
+    for seed in range(args.seed, args.seed + args.num_seeds):
+        path = args.output / "seeds" / f"{name}-{seed}.json"
+        one = lambda seed=seed: {"caught": lives(metas[best], [seed])[0].tolist()}  # noqa: E731
+        caught[str(seed)] = study.kept(path, settings, one)["caught"]
+    return chosen_of(metas[best].hyper), caught
+
+
 def catch(args: Catch) -> None:
     if args.updates % args.every:
         raise ValueError(f"updates={args.updates} must be a multiple of every={args.every}")
-    began = time.perf_counter()
-    rule = disco.disco(args.weights)
-    parts = disco.disco_learner(
-        rule,
-        tasks.make("catch", rows=8, columns=8),
-        hidden_sizes=args.hidden_sizes,
-        model_size=args.model_size,
-        replay=Replay(args.num_steps, args.capacity, args.num_sampled),
-        first_steps=args.first_steps,
+    began, family = time.perf_counter(), tasks.make("catch", rows=8, columns=8)
+    looks, found = range(args.every, args.updates + 1, args.every), {}
+    rows, lines = [], {}
+    for name in args.rules:
+        chosen, caught = caught_by(args, name, family)
+        found[name] = {"chosen": chosen, "caught": caught}
+        every = np.array(list(caught.values()))
+        told = ", ".join(f"{x} {y:g}" for x, y in chosen.items())
+        for seed, shares in (*caught.items(), ("mean", every.mean(axis=0))):
+            cells = {str(x): f"{y:.1%}" for x, y in zip(looks, shares, strict=True)}
+            rows.append({"rule": name, "seed": seed} | cells | {"settings": told})
+        ends = np.stack([every.min(axis=0), every.max(axis=0)], axis=-1)
+        lines[name] = {"x": [*looks], "mean": every.mean(axis=0), "intervals": ends}
+    study.leave(args, rows, results=found, seconds=time.perf_counter() - began)
+    steps = args.num_streams * args.num_steps
+    plotting.lifetimes(
+        args.output / "catch.png",
+        {"Catch, 8 × 8": {"contestants": lines}},
+        x_label=f"updates, {steps} environment steps each",
+        y_label="share of balls caught",
     )
-    meta = Meta(jax.jit(rule.init)(jax.random.key(0)), Hyper(step_size=args.step_size))
-    programs, looks = programs_of(args, parts), range(args.every, args.updates + 1, args.every)
-    curves = {}
-    for seed in range(args.seed, args.seed + args.num_seeds):
-        path = args.output / "seeds" / f"{seed}.json"
-        settings = args.told("output", "resume", "seed", "num_seeds")
-        one = partial(live, args, meta, seed, programs)
-        curves[seed] = study.kept(path, settings, lambda one=one: {"caught": one()})["caught"]
-    rows = [
-        {"seed": str(seed)} | {str(x): f"{y:.1%}" for x, y in zip(looks, caught, strict=True)}
-        for seed, caught in curves.items()
-    ]
-    mean = np.mean(list(curves.values()), axis=0)
-    rows.append({"seed": "mean"} | {str(x): f"{y:.1%}" for x, y in zip(looks, mean, strict=True)})
-    caught_at = {str(seed): caught for seed, caught in curves.items()}
-    study.leave(args, rows, caught=caught_at, seconds=time.perf_counter() - began)
 
 
 def fixed_batch() -> Experience:
@@ -547,13 +624,16 @@ def measured(args: Lives, place: Place, name: str, each: Sequence[Contestant]) -
             found[split].append(run(seed + 10**4, best, splits[split]))
     one_task = jax.tree.map(lambda x: x[0], splits["test"])
     cost = seconds_of_an_update(args, place, each[0].learner, chosen[0], one_task)
-    hyper = chosen[0].hyper
-    settings = {
-        x: float(getattr(hyper, x)) for x in ("step_size", "entropy_cost") if hasattr(hyper, x)
-    }
+    settings = chosen_of(chosen[0].hyper)
     returns = {split: np.stack(x) for split, x in found.items()}
     study.say(f"{place.name}, {name}: {returns['test'][..., -1].mean():.3f} with {settings}")
     return {"returns": returns, "chosen": settings, "microseconds": 1e6 * cost}
+
+
+def chosen_of(hyper: Any) -> dict[str, float]:
+    """The settings of a rule's agents that may be chosen."""
+    names = [x for x in ("step_size", "entropy_cost") if hasattr(hyper, x)]
+    return {x: float(getattr(hyper, x)) for x in names}
 
 
 def references_of(args: Lives, place: Place) -> dict[str, tuple[float, float]]:

@@ -20,6 +20,7 @@ from rich.console import Console
 
 from jaxmeta import networks, tasks
 from jaxmeta.algorithms import ALGORITHMS
+from jaxmeta.learners import update_rules
 from jaxmeta.runs import presets, training
 from tests.conftest import IN_EARNEST
 
@@ -615,18 +616,36 @@ def test_rules_in_lives_of_several_lengths(tmp_path, refusal):
 
 @pytest.mark.slow
 def test_learned_rules_study(tmp_path, refusal):
-    """Random weights of the published sizes, and a check of weights that are others than the published ones."""
+    """Random weights of the published sizes, and a check of weights that are others than the published ones.
+
+    LPG is in the folder already: to learn it takes a minute.
+    """
     small = "--updates 4 --every 2 --num-seeds 2 --num-steps 3 --num-sampled 2 --capacity 4 --episodes 8"
-    small += " --hidden-sizes 4 --model-size 4 --output out"
-    result = run("learned_rules.py", "catch", *small.split(), cwd=tmp_path)
+    small += " --hidden-sizes 4 --model-size 4 --step-sizes 0.1 0.01 --entropy-costs 0 0.1 --lpg-meta-updates 1 --output out"
+    rule = jax.tree.map(lambda x: x.tolist(), update_rules.lpg().init(jax.random.key(0)))
+    (tmp_path / "out" / "rules").mkdir(parents=True)
+    kept = {"params": rule, "settings": {"lpg_meta_updates": 1}}
+    (tmp_path / "out" / "rules" / "LPG-0.json").write_text(json.dumps(kept))
+    result = run("learned_rules.py", "catch", *small.split(), "--resume", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
-    report = json.loads((tmp_path / "out" / "results.json").read_text())
-    assert list(report["caught"]) == ["0", "1"]
-    assert all(len(x) == 2 and 0 <= min(x) <= max(x) <= 1 for x in report["caught"].values())
+    assert "is learned" not in result.stderr
+    report = json.loads((tmp_path / "out" / "results.json").read_text())["results"]
+    assert list(report) == ["Disco", "A2C", "LPG"]
+    for found in report.values():
+        assert list(found["caught"]) == ["0", "1"]
+        assert all(len(x) == 2 and 0 <= min(x) <= max(x) <= 1 for x in found["caught"].values())
+    # The settings of others are those whose agents, which are no contestants, catch the most at last.
+    for name, number in (("A2C", 4), ("LPG", 2)):
+        choice = json.loads((tmp_path / "out" / "choices" / f"{name}.json").read_text())["caught"]
+        assert np.shape(choice) == (number, 5, 2)
+        best = int(np.argmax(np.mean(choice, axis=1)[:, -1]))
+        step_size = (0.1, 0.01)[best * 2 // number]
+        assert report[name]["chosen"]["step_size"] == step_size
+    assert matplotlib.image.imread(tmp_path / "out" / "catch.png").size > 0
     again = run("learned_rules.py", "catch", *small.split(), "--resume", cwd=tmp_path)
     assert again.returncode == 0, again.stderr
     assert "caught" not in again.stderr
-    assert again.stdout.splitlines()[:5] == result.stdout.splitlines()[:5]
+    assert again.stdout.splitlines()[:11] == result.stdout.splitlines()[:11]
     weights = networks.disco.init(jax.random.key(0))
     np.savez(tmp_path / "weights.npz", **{name: np.asarray(x) for name, x in weights.items()})
     result = run("learned_rules.py", "check", "--weights", "weights.npz", cwd=tmp_path)

@@ -188,6 +188,17 @@ def test_a_newborn_s_policy_is_nearly_uniform():
     assert np.max(np.abs(logits)) > 1e-4
 
 
+def test_where_the_weights_of_an_agent_begin():
+    """All but two of the last layers begin with one over the root of their inputs, cut off at two."""
+    params = disco.agent_network((8, 8), 3).init(jax.random.key(0))
+    for name, layer in params.items():
+        kernel = np.asarray(layer["kernel"])
+        expected = 0.01 if name in ("logits", "y") else kernel.shape[0] ** -0.5
+        assert abs(np.std(kernel) / (0.8796 * expected) - 1) < 0.1, name
+        assert np.max(np.abs(kernel)) <= 2 * expected, name
+        assert not np.any(layer["bias"]), name
+
+
 def test_values_are_squashed_and_split_over_two_bins():
     x = np.concatenate([-np.logspace(4, -4, 30), [0.0], np.logspace(-4, 4, 30)])
     expected = np.array([by_hand.squash(v) for v in x])
