@@ -179,7 +179,7 @@ def run_buses(main: Buses) -> None:
     walking = references.bayes_optimal_bus(num_episodes=1)
     exploring = references.bayes_optimal_bus(num_episodes=2, explore_episodes=1)
     for world in main.worlds:
-        panels[world] = {}
+        lines = panels[f"{world}: return of the second episode"] = {}
         family = tasks.make("bus", world=world)
         for name in main.learners:
             path, recipe = main.output / "learners" / f"{world}-{name}.json", BUSES[name]
@@ -198,7 +198,7 @@ def run_buses(main: Buses) -> None:
             )
             rows[f"{world}-{name}"] = part
             mean = np.mean(part["returns"], axis=0)[:, 1].tolist()
-            panels[world][name] = (part["env_steps"], mean)
+            lines[name] = (part["env_steps"], mean)
     best = dict(one_episode=walking, after_exploration=exploring)
     study.leave(main, table, csv=table, best=best, learners=rows)
     plotting.lines(main.output / "returns.png", panels, x_label="environment steps")
@@ -210,7 +210,7 @@ def run_sparse(main: Sparse) -> None:
     drawn = study.held_out(family, main.eval_tasks)
     keys = jax.random.split(jax.random.key(study.EVALUATION_SEED + 2))
     random, best = (float(np.mean(x)) for x in study.references(keys, drawn, family))
-    table, rows, panels = [], {}, {"first episode": {}, "second episode": {}}
+    table, rows, panels = [], {}, {f"return of the {x} episode": {} for x in ("first", "second")}
     for name in main.learners:
         path, recipe = main.output / "learners" / f"{name}.json", SPARSE[name]
         part = study.kept(path, settings, partial(measure, family, name, recipe, main))
