@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -171,18 +172,24 @@ def test_an_episode_of_exploitation_begins_without_a_past():
     assert shown.time[0, 1].tolist() == [0, 1, 7, 7]
 
 
-def made(config, *, num_tasks, family, told=None, **numbers):
-    """Networks, parts and trials of ``num_tasks`` tasks, prepared for learning."""
+@functools.lru_cache
+def made(config, *, num_tasks, family):
+    """In double precision: networks, parts and trials of ``num_tasks`` tasks, prepared for learning."""
     networks = module.networks_of(family, config)
-    meta = module.first_meta(jax.random.key(0), networks, config, Hyper(**numbers))
-    meta = meta._replace(reward_scale=jnp.asarray(0.5))
     parts = module._learner_of(family, config, networks)
-    drawn = tasks.sample_tasks(jax.random.key(1), family, num_tasks, split="train")
-    how = dict(family=family, parts=parts, networks=networks)
-    recorded, shown = module.trials(jax.random.key(2), meta, drawn, **how)
-    how = dict(parts=parts, networks=networks, config=config)
-    meta, batch, _ = module.prepared(meta, meta.hyper, recorded, shown, **how)
-    return networks, meta, batch
+
+    @jax.jit
+    def prepared():
+        meta = module.first_meta(jax.random.key(0), networks, config, Hyper())
+        meta = meta._replace(reward_scale=jnp.asarray(0.5))
+        drawn = tasks.sample_tasks(jax.random.key(1), family, num_tasks, split="train")
+        how = dict(family=family, parts=parts, networks=networks)
+        recorded, shown = module.trials(jax.random.key(2), meta, drawn, **how)
+        how = dict(parts=parts, networks=networks, config=config)
+        meta, batch, _ = module.prepared(meta, meta.hyper, recorded, shown, **how)
+        return meta, batch
+
+    return networks, *prepared()
 
 
 def test_gradients_go_where_the_paper_sends_them(x64, family):
