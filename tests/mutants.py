@@ -205,8 +205,12 @@ MUTANTS = (
     Mutant("learners/gradient.py", 'for name, x in params.items() if name != "context"}', 'for name, x in params.items() if name != "head"}'),
     Mutant("learners/trial_gradients.py", "- gain - hyper.entropy_cost * entropy", "- gain + hyper.entropy_cost * entropy", "learners/test_recurrent.py"),
     Mutant("learners/trial_gradients.py", "total = hyper.value_cost * error", "total = 0.5 * hyper.value_cost * error", "learners/test_recurrent.py"),
+<<<<<<< HEAD
     Mutant("learners/soft_actor_critic.py", "jnp.where(advantage > 0, log_prob, 0.0)", "jnp.where(advantage < 0, log_prob, 0.0)"),
     Mutant("learners/recurrent.py", "(\"learning_rate\", \"entropy_cost\") if x in", "(\"learning_rate\",) if x in"),
+=======
+    Mutant("learners/recurrent.py", "(*rates, \"entropy_cost\") if x in", "rates if x in"),
+>>>>>>> varibad
     Mutant("learners/minibatches.py", "numbers = rows + size *", "numbers = rows + 0 * size *"),
     Mutant("learners/minibatches.py", "unravel(jnp.sum(rows, axis=0))", "unravel(jnp.mean(rows, axis=0))"),
     Mutant("learners/minibatches.py", "jax.tree.map(jnp.add, total, of_chunk(*chunk))", "of_chunk(*chunk)"),
@@ -268,9 +272,9 @@ MUTANTS = (
     Mutant("learners/update_rules.py", "((agent.age, self.lifespan), (number, self.num_epochs))", "((agent.age + 1, self.lifespan), (number, self.num_epochs))", "learners/test_learned_optimizers.py"),
     Mutant("learners/update_rules.py", "mean(jnp.abs(x), good)", "mean(x, good)", "learners/test_learned_optimizers.py"),
     Mutant("meta_updates/windows.py", "0.5 * jnp.sign(fitness - fitness[::-1])", "0.5 * jnp.sign(fitness[::-1] - fitness)"),
-    Mutant("algorithms/varibad.py", "jnp.where(counted, q.kl(_priors(q, inputs.reset)), 0.0)", "q.kl(_priors(q, inputs.reset))", "algorithms/test_varibad.py learners/test_recurrent.py"),
-    Mutant("algorithms/varibad.py", "return jnp.where(reset[:, None], 0.0, past)", "return past"),
-    Mutant("algorithms/varibad.py", "q = jax.lax.stop_gradient(self.posteriors(params, y))\n        return", "q = self.posteriors(params, y)\n        return"),
+    Mutant("learners/beliefs.py", "jnp.where(counted, q.kl(_priors(q, inputs.reset)), 0.0)", "q.kl(_priors(q, inputs.reset))", "learners/test_beliefs.py learners/test_recurrent.py"),
+    Mutant("learners/beliefs.py", "return jnp.where(reset[:, None], 0.0, past)", "return past"),
+    Mutant("learners/beliefs.py", "if not self.end_to_end:", "if self.end_to_end:", "algorithms/test_varibad.py"),
     Mutant("learners/recurrent.py", "v_next=values_to_come(v)", "v_next=v", "algorithms/test_recurrent_q.py"),
     Mutant("learners/action_values.py", "fixed = jax.lax.stop_gradient(q)", "fixed = q", "algorithms/test_recurrent_q.py"),
     Mutant("learners/action_values.py", "jax.vmap(values_to_come)(greedy.astype(best.dtype))", "greedy.astype(best.dtype)", "algorithms/test_recurrent_q.py"),
@@ -314,7 +318,11 @@ MUTANTS = (
     Mutant("algorithms/dream.py", "f + batch.shown.noise, batch.z", "f, batch.z"),
     Mutant("algorithms/dream.py", "lambda x: x[:, : horizon + 1], x", "lambda x: x[:, :horizon], x"),
     Mutant("algorithms/dream.py", "counted = counted & known[:, None]", "counted = counted & True"),
-    Mutant("algorithms/varibad.py", "jax.tree.map(_next, self.posteriors(params, y)).sample(key)", "self.posteriors(params, y).sample(key)"),
+    Mutant("learners/beliefs.py", "jax.tree.map(_next, self.posteriors(params, y)).sample(key)", "self.posteriors(params, y).sample(key)"),
+    Mutant("learners/beliefs.py", "jnp.where(target > 0, decoded, 0.0)", "jnp.where(target > 1, decoded, 0.0)"),
+    Mutant("learners/auxiliary_steps.py", "reward = in_units(data.reward, meta.reward_scale)", "reward = data.reward"),
+    Mutant("learners/auxiliary_steps.py", "kept(blank(recorded, counted), counted", "kept(recorded, counted"),
+    Mutant("algorithms/varibad.py", "_replace(learning_rate=hyper.belief_learning_rate)", "_replace()"),
     # The networks
     Mutant("networks/distributions.py", "-0.5 * z**2 - self.log_std", "-0.5 * z**2 + self.log_std"),
     Mutant("networks/distributions.py", "jnp.exp(2.0 * (self.log_std - other.log_std))", "jnp.exp(2.0 * (other.log_std - self.log_std))"),

@@ -682,6 +682,7 @@ def test_a_wrong_setting_of_a_plan_is_refused_by_name(name):
 COMMANDS = {
     "accelerator": ["Main"],
     "algorithms": ["Main"],
+    "beliefs": ["Beliefs"],
     "curricula": ["Mazes", "Physics", "Overhead"],
     "endurance": ["Kill", "Long"],
     "estimators": ["Main"],

@@ -1084,6 +1084,25 @@ def test_heads_study(tmp_path, refusal):
     assert "is not empty" in refusal("heads.py", *small.split(), "--output", "out")
 
 
+@pytest.mark.slow
+def test_beliefs_study(tmp_path, refusal):
+    pytest.importorskip("flashbax")
+    names = ["best", "without latent and gradient, two optimisers"]
+    sizes = "--num-seeds 2 --meta-updates 2 --num-tasks 8 --eval-tasks 20"
+    small = [*sizes.split(), "--variants", *names]
+    result = run("beliefs.py", *small, "--output", "out", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    parts = json.loads((tmp_path / "out" / "results.json").read_text())["parts"]
+    assert list(parts) == names
+    for name, part in parts.items():
+        assert np.shape(part["returns"]) == (2, 20)
+        assert np.shape(part["training_returns"]) == (2, 2)
+        assert -6.1 < np.mean(part["returns"]) < 37.3
+        assert part["env_steps"] == 2 * 8 * 60
+        assert f"| {name} |" in (tmp_path / "out" / "table.md").read_text()
+    assert "is not empty" in refusal("beliefs.py", *small, "--output", "out")
+
+
 SMALL_EXPLORATIONS = {
     "buses": "--worlds map --learners rl2 --looks 2 --budget 0.0001 --eval-tasks 2",
     "sparse": "--learners e-rl2 --looks 2 --budget 0.0001 --eval-tasks 2",

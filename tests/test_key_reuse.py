@@ -62,6 +62,7 @@ def family():
             ("learned_objective", dict(num_agents=2, outer=outer))
             for outer in ("meta_gradient", "es", "pes")
         ),
+        ("varibad", dict(num_minibatches=2, replay_trials=8, replayed_trials=2, belief_steps=2)),
     ],
 )
 def test_training_uses_each_key_once(family, name, settings):

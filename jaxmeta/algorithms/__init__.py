@@ -26,7 +26,7 @@ written out.
 
 A trial is several episodes in one task. These learners learn a task in the state of a recurrent network. RL² (`rl2`; Duan et al.
 2016, Wang et al. 2016) is trained by PPO or A2C. VariBAD (`varibad`; Zintgraf et al. 2020) acts on a belief, which is trained to
-predict rewards and successors. Recurrent Q (`recurrent_q`; PQN, Gallici et al. 2024) learns action values by λ-returns, from new trials alone
+predict rewards and successors, beside the policy or, with `Config(replay_trials=4096)`, from old trials. Recurrent Q (`recurrent_q`; PQN, Gallici et al. 2024) learns action values by λ-returns, from new trials alone
 or also from old ones: `Config(replay_trials=4096)`, which needs flashbax. Recurrent SAC (`recurrent_sac`; Ni et al. 2022, Haarnoja et
 al. 2018) learns continuous actions from old trials, and needs flashbax. All take the network as an object of `networks.recurrent`: `memory=gru(64)`, `lstm(64)`,
 `linear_recurrence(64)`, `transformer(64, context=...)`, or for RL², recurrent Q and SAC `feed_forward(64)`, the control without memory. RL² also takes

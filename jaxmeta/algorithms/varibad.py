@@ -12,6 +12,15 @@ the encoder sees (`learners.recurrent`). PPO trains the policy, which reads the 
 sends no gradient into the encoder (section 3.3). Both learn from the same trials in the same steps of one
 optimiser, so PPO's ratio also holds changes of the belief.
 
+The paper's own form is set by ``Config``. ``replay_trials=...`` keeps the last trials. The encoder and the decoders then have an
+optimiser of their own, with ``Hyper(belief_learning_rate=...)``, and learn from kept trials in ``belief_steps`` steps after PPO
+(`learners.auxiliary_steps`). ``reward_error="cross_entropy"`` and ``reward_decoder="successor"`` decode whether a reward is positive,
+by one logit for each state. The preset ``varibad-gridnavi-published`` has the published numbers, and
+`runs.presets` says what differs.
+
+Two settings go beyond the paper. With ``head="hyper"`` the belief makes the weights of the policy (Beck et al. 2023). With
+``end_to_end=True`` PPO's gradient reaches the encoder, too. The preset ``varibad-gridnavi-quick`` has both.
+
 HyperX (Zintgraf et al. 2021, "Exploration in approximate hyper-state space for meta reinforcement learning") adds two bonuses to
 the rewards that the policy learns from, by ``Config(bonuses=("novelty", "error"))``. ``novelty``: the squared error of a network
 that learns to predict the outputs of another one, which is fixed and random, from the observation and the belief after a step
@@ -43,20 +52,31 @@ print(metrics["return/before"], metrics["return/after"])
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from functools import partial
+from typing import Literal, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import optax
 
 from jaxmeta import checks, learners
-from jaxmeta.estimators.streams import count
+from jaxmeta.learners.auxiliary_steps import AuxiliarySteps
+from jaxmeta.learners.beliefs import (
+    COSTS,
+    BeliefNetwork,
+    Decoder,
+    cross_entropy_of_sign,
+    squared,
+    successors,
+)
+from jaxmeta.learners.buffers import check_sizes, item_buffer, predicted_bytes
 from jaxmeta.learners.recurrent import memory_of
 from jaxmeta.learners.trial_gradients import Loss
+from jaxmeta.learners.trial_replay import kept_trial
+from jaxmeta.meta_updates.outer_loop import Optimizer, outer_optimizer
 from jaxmeta.networks import encodings, recurrent
-from jaxmeta.networks.actor_critic import ActorCritic, Inputs, joined
-from jaxmeta.networks.distributions import DiagGaussian, Distribution
+from jaxmeta.networks.actor_critic import ActorCritic, check_network_fits
 from jaxmeta.networks.heads import Head, action_head
+from jaxmeta.networks.hypernetworks import hyper_head
 from jaxmeta.networks.recurrent import Memory
 from jaxmeta.networks.values import Value, value_mlp
 from jaxmeta.tasks.family import TaskFamily
@@ -75,13 +95,33 @@ class Config(learners.trial_gradients.Config):
     """Width of the encoder's memory."""
     precision: Literal["full", "bfloat16"] = "full"
     """The precision of the encoder's matrix products, as in `rl2`."""
+    head: Literal["plain", "hyper"] = "plain"
+    """The policy. With `hyper` the belief makes its weights, and it reads the observation and the time (`networks.hypernetworks`)."""
+    policy_sizes: tuple[int, ...] | None = None
+    """Widths of the policy's hidden layers; None is `hidden_sizes`."""
     latent_size: int = 8
     """Entries of m."""
     decoder_sizes: tuple[int, ...] = (32,)
-    """Widths of the decoders' hidden layers; the last is their rank."""
+    """Widths of the decoders' hidden layers; the last is their rank, unless rewards are decoded from the successor."""
     decodes: tuple[Literal["rewards", "states"], ...] = ("rewards",)
     """The targets that are predicted from the latent: `rewards`, `states` (successors) where the dynamics vary from
     task to task, or both."""
+    reward_error: Literal["squared", "cross_entropy"] = "squared"
+    """The error of decoded rewards: squared, or, for rewards that are one of two, the `cross_entropy` of whether a reward is positive."""
+    reward_decoder: Literal["transition", "successor"] = "transition"
+    """The input from which a reward is decoded, beside the latent: the whole `transition`, by a network, or its `successor`, of whose
+    observation it is a linear function. Of one-hot observations that is a reward for each state, as in the paper."""
+    spread: Literal["std", "log_variance"] = "std"
+    """How the policy and the value read σ_t; its logarithm falls without bound as a belief sharpens."""
+    end_to_end: bool = False
+    """PPO's gradient reaches the encoder, too, as in `rl2`; the paper stops it."""
+    replay_trials: int = 0
+    """The last trials that are kept, for the belief to learn from in gradient steps of its own; 0 learns everything from new trials
+    in the same steps. It needs flashbax."""
+    replayed_trials: int = 32
+    """Kept trials that each of the belief's gradient steps draws, all in memory at a time. It needs `replay_trials`."""
+    belief_steps: int = 8
+    """The belief's gradient steps in a meta-update. It needs `replay_trials`."""
     bonuses: tuple[Literal["novelty", "error"], ...] = ()
     """HyperX's bonuses for exploration."""
     novelty_sizes: tuple[int, ...] = (256, 256, 128)
@@ -95,6 +135,9 @@ class Config(learners.trial_gradients.Config):
             self.precision,
             [x for x in recurrent.MEMORIES if x != "none"],
         )
+        checks.choice("head", self.head, ("plain", "hyper"))
+        for size in self.policy_sizes or ():
+            checks.at_least("policy_sizes", size, 1)
         checks.at_least("latent_size", self.latent_size, 1)
         checks.distinct("decodes", self.decodes)
         for name in self.decodes:
@@ -105,6 +148,19 @@ class Config(learners.trial_gradients.Config):
             raise ValueError("decoder_sizes=() must have at least one width")
         for size in self.decoder_sizes:
             checks.at_least("decoder_sizes", size, 1)
+        checks.choice("reward_error", self.reward_error, ("squared", "cross_entropy"))
+        checks.choice("reward_decoder", self.reward_decoder, ("transition", "successor"))
+        checks.choice("spread", self.spread, ("std", "log_variance"))
+        if "rewards" not in self.decodes:
+            unused = ["reward_error", "reward_decoder"]
+            checks.ignored(self, unused, f"with decodes={self.decodes!r}")
+        checks.at_least("replay_trials", self.replay_trials, 0)
+        if self.replay_trials:
+            check_sizes(self.replay_trials, self.replayed_trials)
+            checks.at_least("belief_steps", self.belief_steps, 1)
+            checks.ignored(self, ["end_to_end"], f"with replay_trials={self.replay_trials}")
+        else:
+            checks.ignored(self, ["replayed_trials", "belief_steps"], "with replay_trials=0")
         checks.distinct("bonuses", self.bonuses)
         for bonus in self.bonuses:
             checks.choice("bonuses", bonus, ("novelty", "error"))
@@ -126,9 +182,9 @@ class Hyper(NamedTuple):
     learning_rate: float = 1e-3
     """Step size of the optimiser, a minibatch."""
     anneal_updates: float = math.inf
-    """Meta-updates in which the step size and the weight of the entropy fall to zero."""
+    """Meta-updates in which the step sizes and the weight of the entropy fall to zero."""
     max_grad_norm: float = 1.0
-    """Clips the norm of the gradient."""
+    """Clips the norm of each optimiser's gradient."""
     clip: float = 0.2
     """ε of PPO."""
     entropy_cost: float = 0.01
@@ -136,7 +192,7 @@ class Hyper(NamedTuple):
     value_cost: float = 0.5
     """Weight of the squared error of values."""
     reward_cost: float = 10.0
-    """Weight of the squared error of rewards, in units of their running scale."""
+    """Weight of the error of rewards: squared and in units of their running scale, or a cross-entropy in nats."""
     state_cost: float = 1.0
     """Weight of the squared error of successors, a mean over their entries."""
     kl_cost: float = 0.1
@@ -147,10 +203,8 @@ class Hyper(NamedTuple):
     """Weight of the bonus `error`."""
     bonus_updates: float = math.inf
     """Meta-updates in which the weights of the bonuses fall to zero in a straight line."""
-
-
-COSTS = {"rewards": "reward_cost", "states": "state_cost"}
-"""The weight of each decoded target."""
+    belief_learning_rate: float = 1e-3
+    """Step size of the belief's own optimiser, a gradient step. It needs `Config.replay_trials`."""
 
 
 @checks.constructor(
@@ -162,7 +216,8 @@ def varibad(
     hyper: Hyper = Hyper(),
     *,
     memory: Memory | None = None,
-    optimizer: Callable[[Any], optax.GradientTransformation] = optax.adam,
+    head: Callable[[int], Head] | None = None,
+    optimizer: Optimizer = optax.adam,
 ) -> MetaAlgorithm:
     """VariBAD on a family of tasks.
 
@@ -172,258 +227,146 @@ def varibad(
         hyper: Defaults of ``init(key, hyper)``, as in `rl2`.
         memory: The encoder's recurrent network, for example ``gru(64)``; None makes the one that
             ``config`` names.
+        head: ``(num_features) -> Head``, the policy, for example a ``hyper_head``. Its features are the observation, the time and
+            the belief, which is the last ``2 * config.latent_size``. None makes the one that ``config`` names.
         optimizer: ``learning_rate -> optax.GradientTransformation``.
 
     Raises:
-        ValueError: a value of ``hyper`` is out of range; a setting has no effect beside the others; in
-            ``step``, the number of trials is no multiple of ``config.num_minibatches``.
+        ImportError: ``config.replay_trials`` is set and flashbax is not installed.
+        ValueError: a value of ``hyper`` is out of range; a setting has no effect beside the others; ``head`` does not fit the
+            family; the buffer takes more memory than the device has; in ``step``, the number of trials is no multiple of
+            ``config.num_minibatches`` or greater than ``config.replay_trials``.
     """
     unused = [cost for target, cost in COSTS.items() if target not in config.decodes]
     checks.ignored(hyper, unused, f"with decodes={config.decodes!r}")
     unused = [f"{name}_bonus" for name in ("novelty", "error") if name not in config.bonuses]
     unused += [] if config.bonuses else ["bonus_updates"]
     checks.ignored(hyper, unused, f"with bonuses={config.bonuses!r}")
-    network, parts = belief_actor_critic(family, config, memory)
+    network, parts = belief_actor_critic(family, config, memory, head)
     loss = Loss(learners.trial_gradients.ppo, parts.loss, parts.bonus if config.bonuses else None)
-    return learners.trial_gradients.learn_from_trials(
-        family, config, hyper, network, loss, optimizer
+    learn = learners.trial_gradients.learn_from_trials
+    if not config.replay_trials:
+        checks.ignored(hyper, ["belief_learning_rate"], "with replay_trials=0")
+        return learn(family, config, hyper, network, loss, optimizer)
+    loss, policy_optimizer = loss._replace(auxiliary=None), _of(optimizer, belief=False)
+    return learn(
+        family,
+        config,
+        hyper,
+        network,
+        loss,
+        policy_optimizer,
+        _belief_steps(family, config, hyper, network, parts, optimizer),
     )
+
+
+def replay_bytes(
+    family: TaskFamily,
+    config: Config,
+    *,
+    memory: Memory | None = None,
+    head: Callable[[int], Head] | None = None,
+) -> int:
+    """The bytes that the buffer of ``config.replay_trials`` trials takes, before it is made."""
+    network, _ = belief_actor_critic(family, config, memory, head)
+    return predicted_bytes(_kept_trial(family, config, Hyper(), network), config.replay_trials)
+
+
+def _kept_trial(
+    family: TaskFamily, config: Config, hyper: Hyper, network: ActorCritic
+) -> tuple[Trajectory, jax.Array]:
+    acting = learners.recurrent_learner(family, config, network)
+    first_meta = partial(learners.trial_gradients.first_meta, network=network, hyper=hyper)
+    return kept_trial(family, acting, first_meta, successors=True)
+
+
+def _belief_steps(
+    family: TaskFamily,
+    config: Config,
+    hyper: Hyper,
+    network: ActorCritic,
+    parts: BeliefNetwork,
+    optimizer: Optimizer,
+) -> AuxiliarySteps:
+    """The belief's gradient steps on kept trials."""
+    buffer = item_buffer(
+        _kept_trial(family, config, hyper, network),
+        config.replay_trials,
+        config.replayed_trials,
+        name="replay_trials",
+    )
+
+    def own(hyper: Hyper) -> optax.GradientTransformation:
+        hyper = hyper._replace(learning_rate=hyper.belief_learning_rate)
+        return outer_optimizer(_of(optimizer, belief=True), hyper)
+
+    return AuxiliarySteps(parts.loss, buffer, own, config.belief_steps)
+
+
+def _of(optimizer: Optimizer, *, belief: bool) -> Optimizer:
+    """``optimizer`` of the parameters of the belief, or of the policy and the value, alone. The others must have no gradient."""
+
+    def chosen(params: Params) -> Params:
+        return {name: (name not in ("policy", "value")) == belief for name in params}
+
+    return lambda learning_rate: optax.masked(optimizer(learning_rate), chosen)
 
 
 @checks.arguments
 def belief_actor_critic(
-    family: TaskFamily, config: Config, memory: Memory | None = None
-) -> tuple[ActorCritic, "_BeliefNetwork"]:
-    """A policy and a value on a belief, and what has its loss on one trial, `Loss.auxiliary`, and its bonuses, `Loss.bonus`."""
+    family: TaskFamily,
+    config: Config,
+    memory: Memory | None = None,
+    head: Callable[[int], Head] | None = None,
+) -> tuple[ActorCritic, BeliefNetwork]:
+    """A policy and a value on a belief, and what has its loss on one trial, `Loss.auxiliary`, and its bonuses, `Loss.bonus`.
+
+    ``memory`` and ``head`` are those of `varibad`.
+    """
     obs_size, past_size, time_size = encodings.input_sizes(family)
     encoder = memory_of(family, config, memory)
     num_features = obs_size + time_size + 2 * config.latent_size
     *hidden, rank = config.decoder_sizes
     cause_size = obs_size + past_size - 1
-    features = {
-        "rewards": value_mlp((cause_size + obs_size,), hidden, rank),
-        "states": value_mlp((cause_size,), hidden, rank * obs_size),
-    }
     code = value_mlp((config.latent_size,), hidden, rank)
-    network = _BeliefNetwork(
+    error = squared if config.reward_error == "squared" else cross_entropy_of_sign
+    features = value_mlp((cause_size + obs_size,), hidden, rank)
+    rewards = Decoder(code, features, rank, error)
+    if config.reward_decoder == "successor":
+        per_entry = value_mlp((config.latent_size,), config.decoder_sizes, obs_size)
+        rewards = Decoder(per_entry, successors(obs_size, obs_size), obs_size, error)
+    states = Decoder(code, value_mlp((cause_size,), hidden, rank * obs_size), rank)
+    decoders = {"rewards": rewards, "states": states}
+    network = BeliefNetwork(
         family,
         encoder,
         posterior=value_mlp((encoder.size,), (), 2 * config.latent_size),
-        policy=action_head(num_features, family.action_space, config.hidden_sizes),
+        policy=_policy(family, config, num_features, head),
         value=value_mlp((num_features,), config.hidden_sizes),
-        decoders={name: _Decoder(code, features[name], rank) for name in config.decodes},
-        novelty=_novelty(config, obs_size) if "novelty" in config.bonuses else None,
+        decoders={name: decoders[name] for name in config.decodes},
+        spread=config.spread,
+        end_to_end=config.end_to_end,
         bonuses=config.bonuses,
+        novelty=_novelty(config, obs_size) if "novelty" in config.bonuses else None,
     )
     actor_critic = ActorCritic(network.init, encoder.initial, network.step, network.unroll)
+    if head is not None:
+        check_network_fits(family, actor_critic, name="head")
     return actor_critic, network
+
+
+def _policy(
+    family: TaskFamily, config: Config, num_features: int, head: Callable[[int], Head] | None
+) -> Head:
+    if head is not None:
+        checks.ignored(config, ["head", "policy_sizes"], "with the argument head=")
+        return head(num_features)
+    sizes = config.hidden_sizes if config.policy_sizes is None else config.policy_sizes
+    if config.head == "plain":
+        return action_head(num_features, family.action_space, sizes)
+    return hyper_head(num_features, family.action_space, 2 * config.latent_size, sizes)
 
 
 def _novelty(config: Config, obs_size: int) -> Value:
     *hidden, size = config.novelty_sizes
     return value_mlp((obs_size + 2 * config.latent_size,), hidden, size)
-
-
-class _Decoder(NamedTuple):
-    """A prediction about transitions from the latent: a product of a code of the latent and features of a transition.
-
-    The posteriors of all steps are compared with all transitions, T² pairs. With the product each network
-    runs only T times.
-    """
-
-    code: Value
-    features: Value
-    rank: int
-
-    def init(self, key: jax.Array) -> Params:
-        """New parameters."""
-        code_key, features_key = jax.random.split(key)
-        return {"code": self.code.init(code_key), "features": self.features.init(features_key)}
-
-    def apply(self, params: Params, m: jax.Array, transitions: jax.Array) -> jax.Array:
-        """Predictions ``[T, T, D]`` from each of the latents ``m [T, L]`` about each of ``transitions [T, F]``."""
-        return jnp.einsum("tr,iro->tio", *self._factors(params, m, transitions))
-
-    def each(self, params: Params, m: jax.Array, transitions: jax.Array) -> jax.Array:
-        """Predictions ``[T, D]`` from each of the latents ``m [T, L]`` about the transition in the same place."""
-        return jnp.einsum("tr,tro->to", *self._factors(params, m, transitions))
-
-    def _factors(
-        self, params: Params, m: jax.Array, transitions: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
-        codes = self.code.apply(params["code"], m)
-        features = self.features.apply(params["features"], transitions)
-        return codes / math.sqrt(self.rank), features.reshape(len(transitions), self.rank, -1)
-
-
-class _BeliefNetwork(NamedTuple):
-    """The parts of a `belief_actor_critic` and the functions of them."""
-
-    family: TaskFamily
-    encoder: Memory
-    posterior: Value
-    policy: Head
-    value: Value
-    decoders: dict[str, _Decoder]
-    novelty: Value | None = None
-    bonuses: tuple[str, ...] = ()
-
-    def init(self, key: jax.Array) -> Params:
-        """New parameters."""
-        keys = jax.random.split(key, 6 if self.novelty is None else 7)
-        params = {
-            "encoder": self.encoder.init(keys[0], sum(encodings.input_sizes(self.family))),
-            "posterior": self.posterior.init(keys[1]),
-            "policy": self.policy.init(keys[2]),
-            "value": self.value.init(keys[3]),
-        }
-        for key, (name, decoder) in zip(keys[4:], self.decoders.items(), strict=False):
-            params[name] = decoder.init(key)
-        if self.novelty is not None:
-            fixed_key, trained_key = jax.random.split(keys[6])
-            fixed = self.novelty.init(fixed_key)
-            # Hidden layers that saturate make a function that differs from place to place.
-            fixed |= {"body": jax.tree.map(lambda x: 10.0 * x, fixed["body"])}
-            params["novelty"] = {"fixed": fixed, "trained": self.novelty.init(trained_key)}
-        return params
-
-    def posteriors(self, params: Params, y: jax.Array) -> DiagGaussian:
-        """The posterior over m at each step, from the encoder's outputs."""
-        mean, log_std = jnp.split(self.posterior.apply(params["posterior"], y), 2, axis=-1)
-        return DiagGaussian(mean, log_std)
-
-    def features(self, params: Params, inputs: Inputs, y: jax.Array) -> jax.Array:
-        """Inputs of the policy and the value: the observation, the time and the belief, without a gradient."""
-        # The logarithm of the standard deviation would grow without bound as a belief sharpens.
-        q = jax.lax.stop_gradient(self.posteriors(params, y))
-        return jnp.concatenate([inputs.obs, inputs.time, q.mean, jnp.exp(q.log_std)], axis=-1)
-
-    def step(self, params: Params, state: Any, inputs: Inputs) -> tuple[Distribution, Any]:
-        """`ActorCritic.step`."""
-        y, state = self.encoder.step(params["encoder"], state, joined(inputs), inputs.reset)
-        return self.policy.apply(params["policy"], self.features(params, inputs, y)), state
-
-    def unroll(self, params: Params, state: Any, inputs: Inputs) -> tuple[Distribution, jax.Array]:
-        """`ActorCritic.unroll`."""
-        y, _ = self.encoder.unroll(params["encoder"], state, joined(inputs), inputs.reset)
-        x = self.features(params, inputs, y)
-        return self.policy.apply(params["policy"], x), self.value.apply(params["value"], x)
-
-    def loss(
-        self,
-        params: Params,
-        key: jax.Array,
-        data: Trajectory,
-        inputs: Inputs,
-        counted: jax.Array,
-        hyper: Hyper,
-    ) -> tuple[jax.Array, dict]:
-        """Minus the ELBO, and the error of the novelty's prediction where there is one; and their report."""
-        y, _ = self.encoder.unroll(
-            params["encoder"], data.memory.state, joined(inputs), inputs.reset
-        )
-        loss, report = self.negative_elbo(params, key, y, data, inputs, counted, hyper)
-        if self.novelty is None:
-            return loss, report
-        squares = self.novelties(params, inputs, y)
-        error = jnp.sum(jnp.where(counted, squares, 0.0)) / count(counted, squares)
-        return loss + error, report | {"error/novelty": error}
-
-    def novelties(self, params: Params, inputs: Inputs, y: jax.Array) -> jax.Array:
-        """The error of the prediction about each observation and belief, ``[T]``; the encoder gets no gradient."""
-        assert self.novelty is not None
-        q = jax.lax.stop_gradient(self.posteriors(params, y))
-        seen = jnp.concatenate([inputs.obs, q.mean, 2.0 * q.log_std], axis=-1)
-        fixed, trained = (
-            self.novelty.apply(params["novelty"][name], seen) for name in ("fixed", "trained")
-        )
-        return jnp.mean((trained - jax.lax.stop_gradient(fixed)) ** 2, axis=-1)
-
-    def bonus(
-        self,
-        params: Params,
-        key: jax.Array,
-        data: Trajectory,
-        inputs: Inputs,
-        counted: jax.Array,
-        hyper: Hyper,
-    ) -> dict[str, jax.Array]:
-        """HyperX's bonuses of the steps of one trial, ``[T]`` each: of what is seen and believed after each.
-
-        The last step's are 0: what follows it is not seen.
-        """
-        y, _ = self.encoder.unroll(
-            params["encoder"], data.memory.state, joined(inputs), inputs.reset
-        )
-        found = {}
-        if "novelty" in self.bonuses:
-            found["novelty"] = _next(self.novelties(params, inputs, y))
-        if "error" in self.bonuses:
-            m = jax.tree.map(_next, self.posteriors(params, y)).sample(key)
-            transitions, targets = self.transitions(data, inputs)
-            found["error"] = sum(
-                getattr(hyper, COSTS[name])
-                * jnp.mean(
-                    (decoder.each(params[name], m, transitions[name]) - targets[name]) ** 2, axis=-1
-                )
-                for name, decoder in self.decoders.items()
-            )
-        seen = counted & _next(counted)
-        return {name: jnp.where(seen, x, 0.0) for name, x in found.items()}
-
-    def transitions(
-        self, data: Trajectory, inputs: Inputs
-    ) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
-        """What each decoder reads of the transitions of a trial, and what it predicts, ``[T, ...]`` each."""
-        next_obs = data.next_obs.reshape(len(data.reward), -1)
-        cause = jnp.concatenate([inputs.obs, encodings.encode_action(data.action, self.family)], 1)
-        transitions = {"rewards": jnp.concatenate([cause, next_obs], axis=1), "states": cause}
-        return transitions, {"rewards": data.reward[:, None], "states": next_obs}
-
-    def negative_elbo(
-        self,
-        params: Params,
-        key: jax.Array,
-        y: jax.Array,
-        data: Trajectory,
-        inputs: Inputs,
-        counted: jax.Array,
-        hyper: Hyper,
-    ) -> tuple[jax.Array, dict]:
-        """Minus the weighted mean over t of ELBO_t / T, over the T ``counted`` steps of one trial; and its report."""
-        q = self.posteriors(params, y)
-        kl = jnp.sum(jnp.where(counted, q.kl(_priors(q, inputs.reset)), 0.0))
-        errors = self.errors(params, q.sample(key), data, inputs, counted)
-        loss = hyper.kl_cost * kl / count(counted, data.reward) ** 2
-        loss += sum(getattr(hyper, COSTS[name]) * x for name, x in errors.items())
-        report = {f"error/{name}": x for name, x in errors.items()}
-        return loss, report | {"belief_kl": kl}
-
-    def errors(
-        self, params: Params, m: jax.Array, data: Trajectory, inputs: Inputs, counted: jax.Array
-    ) -> dict[str, jax.Array]:
-        """Mean squared error of each decoder over all pairs of a latent ``m [T, L]`` and a transition."""
-        transitions, targets = self.transitions(data, inputs)
-        pairs = (counted[:, None] & counted[None, :])[:, :, None]
-        num_pairs = count(counted, data.reward) ** 2
-        errors = {}
-        for name, decoder in self.decoders.items():
-            decoded = decoder.apply(params[name], m, transitions[name])
-            square = jnp.where(pairs, (decoded - targets[name][None]) ** 2, 0.0)
-            errors[name] = jnp.sum(square) / (num_pairs * square.shape[-1])
-        return errors
-
-
-def _next(x: jax.Array) -> jax.Array:
-    """``x [T, ...]`` one step later; zeros after the last."""
-    return jnp.concatenate([x[1:], jnp.zeros_like(x[:1])])
-
-
-def _priors(q: DiagGaussian, reset: jax.Array) -> DiagGaussian:
-    """The posterior of the step before, ``[T]``; N(0, I) at the first step and after a reset."""
-
-    def before(x: jax.Array) -> jax.Array:
-        past = jnp.concatenate([jnp.zeros_like(x[:1]), x[:-1]])
-        return jnp.where(reset[:, None], 0.0, past)
-
-    return jax.tree.map(before, q)

@@ -7,13 +7,16 @@ learns to predict actions, and `disco` by the rule that DiscoRL published. `lear
 The outer loop learns from recorded trials: `minibatches` takes gradient steps on them, `trial_gradients` follows policy
 gradients, `action_values` learns values of discrete actions
 by λ-returns, and `soft_actor_critic` of continuous ones. `buffers` keep old experience for it: `trial_replay` replays
-whole trials, and `task_replay` keeps tasks with their steps.
+whole trials, `auxiliary_steps` learn from them beside a policy, and `task_replay` keeps tasks with their steps. `beliefs` are what
+policies of VariBAD act on.
 """
 
 from jaxmeta import types
 from jaxmeta.learners import (
     action_values,
     actor_critic,
+    auxiliary_steps,
+    beliefs,
     buffers,
     disco,
     gradient,
@@ -39,6 +42,8 @@ __all__ = [
     "action_values",
     "actor_critic",
     "actor_critic_learner",
+    "auxiliary_steps",
+    "beliefs",
     "buffers",
     "disco",
     "disco_learner",

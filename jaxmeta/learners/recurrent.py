@@ -325,10 +325,11 @@ def trial_estimates(
 
 
 def annealed(hyper: TrialHyper, num_updates: jax.Array) -> Any:
-    """``hyper`` with the step size and the weights of the entropy and of bonuses after ``num_updates []`` meta-updates."""
+    """``hyper`` with the step sizes and the weights of the entropy and of bonuses after ``num_updates []`` meta-updates."""
     done = num_updates.astype(float) / hyper.anneal_updates
     left = jnp.maximum(1.0 - done, 0.0)
-    falling = [x for x in ("learning_rate", "entropy_cost") if x in hyper._fields]
+    rates = ("learning_rate", "belief_learning_rate")
+    falling = [x for x in (*rates, "entropy_cost") if x in hyper._fields]
     after = {name: left * getattr(hyper, name) for name in falling}
     if "bonus_updates" in hyper._fields:
         left = jnp.maximum(1.0 - num_updates.astype(float) / hyper.bonus_updates, 0.0)

@@ -18,6 +18,7 @@ from jaxmeta.estimators import surrogates
 from jaxmeta.estimators.episodes import episode_index
 from jaxmeta.estimators.units import advantage_scale, in_units, running_reward_scale
 from jaxmeta.learners import minibatches
+from jaxmeta.learners.auxiliary_steps import AuxiliarySteps
 from jaxmeta.learners.minibatches import Counts, in_chunks, learn_in_epochs
 from jaxmeta.learners.recurrent import (
     EpochConfig,
@@ -32,7 +33,6 @@ from jaxmeta.learners.recurrent import (
     step_metrics,
     trial_estimates,
 )
-from jaxmeta.meta_updates.gradients import State
 from jaxmeta.meta_updates.outer_loop import PARAMS, as_arrays, first_state, outer_optimizer
 from jaxmeta.networks.actor_critic import ActorCritic, Inputs
 from jaxmeta.recurrences import linear_recurrence
@@ -141,8 +141,9 @@ def learn_from_trials(
     network: ActorCritic,
     loss: Loss,
     optimizer: Callable[[Any], optax.GradientTransformation],
+    auxiliary: AuxiliarySteps | None = None,
 ) -> MetaAlgorithm:
-    """The outer loop: act in trials of new tasks, then learn from them in epochs of minibatches.
+    """The outer loop: act in trials of new tasks, then learn from them in epochs of minibatches, and then take the ``auxiliary`` steps.
 
     A trial with a number in its counted steps that is not finite is left out and counted in
     ``skipped_tasks``. A minibatch without a good trial or without a finite gradient changes nothing;
@@ -150,19 +151,17 @@ def learn_from_trials(
     acting, and for learning if their number divides ``config.minibatch_groups`` (`learners.minibatches`).
     """
     parts = recurrent_learner(family, config, network)
-    losses = partial(minibatch_loss, network=network, loss=loss)
-    of_whole = partial(whole_minibatch, normalize=config.normalize)
+    improve = partial(_improved, network=network, config=config, loss=loss, optimizer=optimizer)
     prepare = partial(prepared, parts=parts, network=network, config=config, bonus=loss.bonus)
 
-    def init(key: jax.Array, hyper: TrialHyper = hyper) -> State:
-        meta = Meta(network.init(key), jnp.zeros(2), jnp.zeros(()), as_arrays(hyper))
-        return first_state(meta, PARAMS, optimizer)
+    def init(key: jax.Array, hyper: TrialHyper = hyper) -> Any:
+        state = first_state(first_meta(key, network, hyper), PARAMS, optimizer)
+        return state if auxiliary is None else auxiliary.begin(state)
 
     def step_with_results(
-        key: jax.Array, state: State, tasks: Task, learns: jax.Array | None = None
-    ) -> tuple[State, dict, TaskResults]:
-        key = quick(key)
-        act_key, learn_key = jax.random.split(key)
+        key: jax.Array, state: Any, tasks: Task, learns: jax.Array | None = None
+    ) -> tuple[Any, dict, TaskResults]:
+        act_key, learn_key, *more_keys = jax.random.split(quick(key), 2 if auxiliary is None else 3)
         hyper = annealed(state.meta.hyper, state.num_updates)
         recorded = parts.trials(act_key, state.meta, tasks)
         learn_key, meta, batch = prepare(learn_key, state.meta, hyper, recorded)
@@ -171,16 +170,7 @@ def learn_from_trials(
         if learns is not None:
             trials = jnp.repeat(learns, config.num_streams)
             batch = batch._replace(counted=counted & trials[:, None])
-        learned, reports, applied = learn_in_epochs(
-            learn_key,
-            (meta.params, state.optimizer),
-            batch,
-            hyper,
-            losses=losses,
-            of_whole=of_whole,
-            optimizer=outer_optimizer(optimizer, hyper),
-            config=config,
-        )
+        state, reports, applied = improve(learn_key, state._replace(meta=meta), batch, hyper)
         metrics = step_metrics(
             reports,
             applied,
@@ -189,19 +179,63 @@ def learn_from_trials(
             config.num_episodes,
             explore_episodes=config.explore_episodes,
         )
-        done = jnp.any(applied).astype(jnp.int32)
         if learns is not None:  # a meta-update that has nothing to learn from skips nothing
             metrics["skipped_updates"] *= jnp.any(learns).astype(jnp.int32)
-        params, optimizer_state = learned
-        meta = meta._replace(params=params)
-        return State(meta, optimizer_state, state.num_updates + done), metrics, results
+        if auxiliary is not None:
+            state, report = auxiliary.follow(
+                more_keys[0],
+                state,
+                recorded,
+                batch.counted,
+                hyper,
+                parts=parts,
+                initial=network.initial,
+            )
+            metrics |= report
+        return state, metrics, results
 
-    def step(key: jax.Array, state: State, tasks: Task) -> tuple[State, dict]:
+    def step(key: jax.Array, state: Any, tasks: Task) -> tuple[Any, dict]:
         return step_with_results(key, state, tasks)[:2]
 
     return MetaAlgorithm(
         init, step, parts.learner, parts.lifetime, step_with_results=step_with_results
     )
+
+
+def _improved(
+    key: jax.Array,
+    state: Any,
+    batch: Batch,
+    hyper: TrialHyper,
+    *,
+    network: ActorCritic,
+    config: Config,
+    loss: Loss,
+    optimizer: Callable[[Any], optax.GradientTransformation],
+) -> tuple[Any, dict[str, jax.Array], jax.Array]:
+    """``state`` after epochs of minibatches of ``batch``, with their reports and whether each was applied."""
+    learned, reports, applied = learn_in_epochs(
+        key,
+        (state.meta.params, state.optimizer),
+        batch,
+        hyper,
+        losses=partial(minibatch_loss, network=network, loss=loss),
+        of_whole=partial(whole_minibatch, normalize=config.normalize),
+        optimizer=outer_optimizer(optimizer, hyper),
+        config=config,
+    )
+    params, optimizer_state = learned
+    state = state._replace(
+        meta=state.meta._replace(params=params),
+        optimizer=optimizer_state,
+        num_updates=state.num_updates + jnp.any(applied).astype(jnp.int32),
+    )
+    return state, reports, applied
+
+
+def first_meta(key: jax.Array, network: ActorCritic, hyper: TrialHyper) -> Meta:
+    """The meta of a run before its first meta-update."""
+    return Meta(network.init(key), jnp.zeros(2), jnp.zeros(()), as_arrays(hyper))
 
 
 def prepared(

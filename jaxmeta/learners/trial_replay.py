@@ -81,14 +81,22 @@ def drawn(key: jax.Array, replay: Any, buffer: Buffer, batch_of: Callable[..., A
     return batch_of(data._replace(memory=TrialMemory((), time)), counted, *more)
 
 
-def kept(data: Trajectory, counted: jax.Array) -> tuple[Trajectory, jax.Array]:
-    """The parts of trials ``[B, T]`` that a buffer keeps, as ``(data, counted)``."""
-    unused: Any = dict.fromkeys(("log_prob", "discount", "last", "next_obs", "memory"), ())
+def kept(
+    data: Trajectory, counted: jax.Array, *, successors: bool = False
+) -> tuple[Trajectory, jax.Array]:
+    """The parts of trials ``[B, T]`` that a buffer keeps, as ``(data, counted)``; with ``successors`` also ``next_obs``."""
+    unused: Any = dict.fromkeys(("log_prob", "discount", "last", "memory"), ())
+    if not successors:
+        unused["next_obs"] = ()
     return data._replace(**unused), counted
 
 
 def kept_trial(
-    family: TaskFamily, parts: RecurrentLearner, first_meta: Callable[[jax.Array], Any]
+    family: TaskFamily,
+    parts: RecurrentLearner,
+    first_meta: Callable[[jax.Array], Any],
+    *,
+    successors: bool = False,
 ) -> Any:
     """Shapes and dtypes of one kept trial; nothing is run.
 
@@ -96,12 +104,15 @@ def kept_trial(
         family: The tasks' family.
         parts: The learner that acts.
         first_meta: ``(key) -> meta``, the learner's.
+        successors: As in `kept`.
     """
 
     def trial(key: jax.Array) -> Any:
         init_key, key = jax.random.split(key)
         task = jax.tree.map(lambda x: jnp.asarray(x)[None], family.env.default_params)
         recorded = parts.trials(quick(key), first_meta(init_key), task)
-        return jax.tree.map(lambda x: x[0], kept(*counted_steps(recorded, 1)))
+        return jax.tree.map(
+            lambda x: x[0], kept(*counted_steps(recorded, 1), successors=successors)
+        )
 
     return jax.eval_shape(trial, jax.eval_shape(lambda: jax.random.key(0)))

@@ -53,13 +53,13 @@ class ActorCritic(NamedTuple):
     `Meta.value_scale`."""
 
 
-def check_network_fits(family: TaskFamily, network: ActorCritic) -> None:
-    """Raises ValueError unless ``network`` takes the family's observations and its actions are the family's."""
+def check_network_fits(family: TaskFamily, network: ActorCritic, *, name: str = "network") -> None:
+    """Raises ValueError, which names the argument ``name``, unless ``network`` takes the family's observations and its actions are the family's."""
 
     def distribution_of(key: jax.Array) -> Distribution:
         return network.step(network.init(key), network.initial(), zero_inputs(family))[0]
 
-    check_fits("network", family, distribution_of)
+    check_fits(name, family, distribution_of)
 
 
 def zero_inputs(family: TaskFamily) -> Inputs:

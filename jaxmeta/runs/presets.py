@@ -10,6 +10,7 @@ once, hold their own settings: ``off_policy_evaluation.py``, ``learned_objective
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -126,9 +127,10 @@ def compared(
 
 
 def lasting(experiment: Experiment, meta_updates: int) -> Experiment:
-    """``experiment`` for another number of meta-updates, over which annealed settings fall too."""
+    """``experiment`` for another number of meta-updates, over which annealed settings fall too, unless ``anneal_updates`` is infinite."""
     hyper = dict(experiment.hyper)
-    if "anneal_updates" in ALGORITHMS[experiment.algorithm].Hyper._fields:
+    anneals = "anneal_updates" in ALGORITHMS[experiment.algorithm].Hyper._fields
+    if anneals and hyper.get("anneal_updates") != math.inf:
         hyper["anneal_updates"] = meta_updates
     if "epsilon_updates" in hyper:
         hyper["epsilon_updates"] *= meta_updates / experiment.plan.meta_updates
@@ -234,6 +236,66 @@ PRESETS: dict[str, Experiment] = {
     # Zintgraf et al. 2020, section 5.1
     "rl2-gridnavi": _gridnavi("rl2"),
     "varibad-gridnavi": _gridnavi("varibad"),
+    # A hypernetwork head, a larger latent, a heavier divergence and PPO's gradient in the encoder; benchmarks/beliefs.py measures what
+    # each is worth.
+    "varibad-gridnavi-quick": _memory(
+        "gridnavi",
+        {},
+        dict(
+            num_episodes=4,
+            hidden_sizes=(64,),
+            latent_size=32,
+            head="hyper",
+            policy_sizes=(),
+            end_to_end=True,
+            decoder_sizes=(32, 32),
+            reward_decoder="successor",
+            reward_error="cross_entropy",
+        ),
+        dict(
+            gae_lambda=0.9,
+            learning_rate=3e-3,
+            entropy_cost=0.06,
+            reward_cost=1.0,
+            kl_cost=0.3,
+        ),
+        meta_updates=250,
+        num_tasks=128,
+        algorithm="varibad",
+    ),
+    # The published settings, for 20 million environment steps. What differs: PPO's value loss is neither clipped nor Huber's,
+    # the encoder reads its inputs without embeddings, the decoder's units are tanh, and the belief learns from the first
+    # meta-update on.
+    "varibad-gridnavi-published": _memory(
+        "gridnavi",
+        {},
+        dict(
+            num_episodes=4,
+            hidden_sizes=(32,),
+            latent_size=5,
+            num_epochs=2,
+            spread="log_variance",
+            decoder_sizes=(32, 32),
+            reward_decoder="successor",
+            reward_error="cross_entropy",
+            replay_trials=100_000,
+            replayed_trials=25,
+            belief_steps=3,
+        ),
+        dict(
+            discount=0.95,
+            learning_rate=7e-4,
+            belief_learning_rate=1e-3,
+            anneal_updates=math.inf,
+            max_grad_norm=0.5,
+            clip=0.05,
+            reward_cost=1.0,
+            kl_cost=0.01,
+        ),
+        meta_updates=20_833,
+        num_tasks=16,
+        algorithm="varibad",
+    ),
     # What is searched next is worth little more than the second best, so it is tried by temperature. By ε alone returns
     # rose later, and seeds settled on ways to search that earn up to 2 less.
     "recurrent_q-gridnavi": _memory(

@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 
 import chex
@@ -6,11 +7,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from gymnax.environments import spaces
+from rich.console import Console
 
-from jaxmeta import learners, rollouts, tasks
-from jaxmeta.algorithms.varibad import Config, Hyper, belief_actor_critic, varibad
+from jaxmeta import learners, tasks
+from jaxmeta.algorithms.varibad import Config, Hyper, belief_actor_critic, replay_bytes, varibad
 from jaxmeta.networks import recurrent
-from jaxmeta.networks.actor_critic import joined
+from jaxmeta.networks.actor_critic import zero_inputs
+from jaxmeta.networks.heads import action_head
+from jaxmeta.networks.hypernetworks import hyper_head
+from jaxmeta.runs import training
 
 SMALL = dict(
     num_episodes=2, memory_size=6, hidden_sizes=(8,), decoder_sizes=(8,), latent_size=3,
@@ -37,9 +43,9 @@ def stepping():
     return jax.jit(algorithm.init), jax.jit(algorithm.step)
 
 
-def moved(hyper):
+def moved(hyper, compiled=stepping):
     """Which parts of the parameters a step changes."""
-    init, step = stepping()
+    init, step = compiled()
     state = init(jax.random.key(0), hyper)
     drawn = tasks.sample_tasks(jax.random.key(1), FAMILY, 6, split="train")
     after, metrics = step(jax.random.key(2), state, drawn)
@@ -70,84 +76,28 @@ def test_who_learns_from_what():
     assert moved(states)[0] == acting | belief | {"states"}
 
 
+def test_end_to_end_the_policy_teaches_the_encoder(family):
+    """Through the belief alone: nothing else of the belief has a gradient of what the policy and the value say."""
+    config = Config(**SMALL, end_to_end=True)
+    network, _ = belief_actor_critic(family, config)
+    params = network.init(jax.random.key(0))
+    inputs = jax.tree.map(lambda x: x[None], zero_inputs(family))
+
+    def said(params):
+        distribution, v = network.unroll(params, network.initial(), inputs)
+        return jnp.sum(v) + distribution.logits[0, 0]
+
+    gradient = jax.grad(said)(params)
+    reached = {name for name, x in gradient.items() if any(map(jnp.any, jax.tree.leaves(x)))}
+    assert reached == {"encoder", "posterior", "policy", "value"}
+
+
 def test_metrics():
     _, metrics = moved(Hyper())
     for name in ("error/rewards", "error/states", "belief_kl", "entropy", "return/trial"):
         assert np.isfinite(metrics[name]), name
     assert metrics["belief_kl"] > 0
     assert metrics["env_steps"] == 6 * 2 * 4
-
-
-def test_the_loss_is_the_weighted_elbo_of_the_paper():
-    """Written out in numpy for one trial with a reset in its middle: each posterior against the one before,
-    or N(0, I) where nothing was known, and each held against all transitions."""
-    family = tasks.make("gridnavi", size=3, horizon=2)
-    config = Config(**SMALL | {"remembers": "episode"})
-    hyper = Hyper(reward_cost=2.0, state_cost=3.0, kl_cost=5.0)
-    network, belief = belief_actor_critic(family, config)
-    parts = learners.recurrent_learner(family, config, network)
-    setup = rollouts.Setup(parts.learner, family.env, num_streams=1, num_steps=4)
-
-    @jax.jit
-    def lived():
-        meta = varibad(family, config, hyper).init(jax.random.key(0)).meta
-        task = family.train(jax.random.key(2))
-        history = rollouts.lifetime(jax.random.key(1), meta, task, setup=setup, num_updates=0)
-        data = jax.tree.map(lambda x: x[0, 0], history.trajectories)
-        return meta, data, parts.inputs(meta, data)
-
-    meta, data, inputs = jax.tree.map(np.asarray, lived())
-    assert inputs.reset.tolist() == [True, False, True, False]
-    params = jax.tree.map(lambda x: 2.0 * x, meta.params)
-    key = jax.random.key(3)
-    # Nothing of a fifth step, which does not count.
-    longer = jax.tree.map(lambda x: np.concatenate([x, 3 * x[:1]]), data._replace(memory=()))
-    longer = longer._replace(memory=data.memory)
-    more = jax.tree.map(lambda x: np.concatenate([x, x[:1]]), inputs)
-    counted = np.arange(5) < 4
-    loss, report = jax.jit(belief.loss)(params, key, longer, more, counted, hyper)
-
-    plain = jax.tree.map(np.asarray, params)
-    data, inputs = jax.tree.map(np.asarray, (data, inputs))
-
-    def mlp(part, x):
-        for name in sorted(part["body"]["params"]) if part["body"] else ():
-            layer = part["body"]["params"][name]
-            x = np.tanh(x @ layer["kernel"] + layer["bias"])
-        head = part["head"]["params"]
-        return x @ head["kernel"] + head["bias"]
-
-    memory = recurrent.gru(6)
-    seen = np.concatenate([inputs.obs, inputs.past, inputs.time], axis=1)
-    y, _ = jax.jit(
-        lambda seen: memory.unroll(params["encoder"], memory.initial(), seen, inputs.reset)
-    )(seen)
-    belief = mlp(plain["posterior"], np.asarray(y))
-    mean, std = belief[:, :3], np.exp(belief[:, 3:])
-    kl = np.zeros(4)
-    for t in range(4):
-        m0, s0 = (0.0, 1.0) if t in (0, 2) else (mean[t - 1], std[t - 1])
-        terms = np.log(s0 / std[t]) + (std[t] ** 2 + (mean[t] - m0) ** 2) / (2 * s0**2) - 0.5
-        kl[t] = terms.sum()
-    m = mean + std * np.asarray(jax.random.normal(key, (4, 3)))
-    action = np.eye(5)[np.asarray(data.action)]
-    errors = {"rewards": [], "states": []}
-    for t in range(4):
-        for i in range(4):
-            cause = np.concatenate([data.timestep.obs[i], action[i]])
-            rank = 8
-            code = mlp(plain["rewards"]["code"], m[t])
-            features = mlp(plain["rewards"]["features"], np.append(cause, data.next_obs[i]))
-            errors["rewards"].append((code @ features / rank**0.5 - data.reward[i]) ** 2)
-            code = mlp(plain["states"]["code"], m[t])
-            features = mlp(plain["states"]["features"], cause).reshape(rank, -1)
-            errors["states"].append(np.mean((code @ features / rank**0.5 - data.next_obs[i]) ** 2))
-    reward_error, state_error = (np.mean(errors[name]) for name in ("rewards", "states"))
-    np.testing.assert_allclose(report["belief_kl"], kl.sum(), rtol=1e-4)
-    np.testing.assert_allclose(report["error/rewards"], reward_error, rtol=1e-4)
-    np.testing.assert_allclose(report["error/states"], state_error, rtol=1e-4)
-    expected = 2.0 * reward_error + 3.0 * state_error + 5.0 * kl.mean() / 4
-    np.testing.assert_allclose(loss, expected, rtol=1e-4)
 
 
 @pytest.mark.slow
@@ -175,6 +125,115 @@ def test_the_belief_finds_the_goal():
     assert returns[-20:].mean() > returns[:20].mean() + 1.0
 
 
+KEPT = dict(replay_trials=8, replayed_trials=4, belief_steps=2)
+
+
+@functools.lru_cache
+def stepping_apart():
+    """As `stepping`, with a belief that learns from kept trials."""
+    pytest.importorskip("flashbax")
+    algorithm = varibad(FAMILY, Config(**SMALL | KEPT), optimizer=optax.sgd)
+    return jax.jit(algorithm.init), jax.jit(algorithm.step)
+
+
+def test_apart_each_optimiser_moves_its_own_part():
+    """Without the other's step size PPO leaves the belief as it is, and the ELBO the policy."""
+    acting = {"policy", "value"}
+    belief = {"encoder", "posterior", "rewards", "states"}
+    assert moved(Hyper(belief_learning_rate=0.0), stepping_apart)[0] == acting
+    assert moved(Hyper(learning_rate=0.0), stepping_apart)[0] == belief
+    changed, metrics = moved(Hyper(), stepping_apart)
+    assert changed == acting | belief
+    assert metrics["replay_trials"] == 6
+    assert metrics["belief_kl"] > 0
+
+
+def test_apart_each_optimiser_holds_the_state_of_its_own_part():
+    pytest.importorskip("flashbax")
+    algorithm = varibad(FAMILY, Config(**SMALL | KEPT))
+    state = jax.eval_shape(algorithm.init, jax.random.key(0))
+
+    def size(tree):
+        return sum(x.size for x in jax.tree.leaves(tree))
+
+    params = state.meta.params
+    acting = size([params["policy"], params["value"]])
+    assert size(state.optimizer) == 2 * acting + 1  # Adam's two moments and its count
+    assert size(state.auxiliary_optimizer) == 2 * (size(params) - acting) + 1
+
+
+def test_a_run_with_a_belief_apart_resumes_bit_for_bit(tmp_path):
+    """Three meta-updates are one, a checkpoint and two: parameters, both optimisers, buffer and metrics."""
+    pytest.importorskip("flashbax")
+    algorithm = varibad(FAMILY, Config(**SMALL | KEPT))
+    quiet = dict(console=Console(quiet=True))
+
+    def config(meta_updates):
+        return training.Config(meta_updates=meta_updates, num_tasks=4, checkpoint_every=1)
+
+    whole = training.train(algorithm, FAMILY, config(3), **quiet)
+    training.train(algorithm, FAMILY, config(1), folder=tmp_path / "run", **quiet)
+    how = dict(folder=tmp_path / "run", resume=True) | quiet
+    resumed = training.train(algorithm, FAMILY, config(3), **how)
+    assert resumed.state.replay.is_full
+    chex.assert_trees_all_equal(resumed.state, whole.state)
+
+
+def test_both_step_sizes_fall():
+    hyper = Hyper(learning_rate=2.0, belief_learning_rate=4.0, anneal_updates=10.0)
+    fallen = learners.recurrent.annealed(hyper, jnp.asarray(5))
+    assert (fallen.learning_rate, fallen.belief_learning_rate) == (1.0, 2.0)
+    assert fallen.entropy_cost == 0.5 * hyper.entropy_cost
+
+
+def test_the_bytes_of_a_buffer_are_known_before_it_is_made():
+    """GridNavi: 25 cells and as many of the successor, two actions, two rewards and two flags a step."""
+    pytest.importorskip("flashbax")
+    family = tasks.make("gridnavi", horizon=15)
+    config = Config(num_episodes=4, replay_trials=100)
+    predicted = replay_bytes(family, config)
+    assert predicted == 100 * 60 * (2 * 25 * 4 + 2 * 4 + 2 * 4 + 2)
+    taken = jax.eval_shape(varibad(family, config).init, jax.random.key(0)).replay.experience
+    assert predicted == sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(taken))
+    assert replay_bytes(family, Config()) == 0
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_a_hyper_head_begins_with_the_policy_without_a_belief(family, given):
+    """And it reads the belief once the belief makes weights: the last features are the belief."""
+    latent, sizes = 3, (4,)
+    config = Config(latent_size=latent, memory_size=4, hidden_sizes=sizes)
+    head = None
+    if given:
+        head = functools.partial(
+            hyper_head, action_space=family.action_space, memory_size=2 * latent, hidden_sizes=sizes
+        )
+    else:
+        config = dataclasses.replace(config, head="hyper", policy_sizes=sizes, hidden_sizes=(5,))
+    network, parts = belief_actor_critic(family, config, head=head)
+    params = network.init(jax.random.key(0))
+    x = jax.random.normal(jax.random.key(1), (5, 9 + 2 + 2 * latent))
+    base = action_head(9 + 2, family.action_space, sizes)
+    expected = base.apply(params["policy"]["a"], x[:, :11]).logits
+    np.testing.assert_allclose(
+        parts.policy.apply(params["policy"], x).logits, expected, rtol=1e-5, atol=1e-7
+    )
+    made = params["policy"] | {"A": jax.tree.map(jnp.ones_like, params["policy"]["A"])}
+    found = parts.policy.apply(made, x).logits
+    weights = jax.tree.map(lambda a: a + jnp.sum(x[0, 11:]), made["a"])
+    np.testing.assert_allclose(found[0], base.apply(weights, x[0, :11]).logits, rtol=1e-4)
+
+
+def test_a_head_that_does_not_fit_is_refused(family):
+    def three(num_features):
+        return action_head(num_features, spaces.Discrete(3))
+
+    with pytest.raises(ValueError, match="head does not fit family 'gridnavi'"):
+        varibad(family, head=three)
+    with pytest.raises(ValueError, match="head='hyper' has no effect with the argument head="):
+        varibad(family, Config(head="hyper"), head=three)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -183,6 +242,24 @@ def test_the_belief_finds_the_goal():
         (dict(decoder_sizes=()), "decoder_sizes=.. must have at least one width"),
         (dict(decodes=("reward",)), "decodes='reward' is unknown: did you mean 'rewards'"),
         (dict(decodes=()), "decodes=.. must name 'rewards', 'states' or both"),
+        (dict(head="mlp"), "head='mlp' is unknown"),
+        (dict(policy_sizes=(0,)), "policy_sizes=0 must be at least 1"),
+        (dict(reward_error="huber"), "reward_error='huber' is unknown"),
+        (dict(reward_decoder="state"), "reward_decoder='state' is unknown"),
+        (dict(spread="variance"), "spread='variance' is unknown"),
+        (dict(replay_trials=-1), "replay_trials=-1 must be at least 0"),
+        (dict(replay_trials=9), "replayed_trials=32 must be at most replay_trials=9"),
+        (dict(replay_trials=64, belief_steps=0), "belief_steps=0 must be at least 1"),
+        (
+            dict(replay_trials=64, end_to_end=True),
+            "end_to_end=True has no effect with replay_trials=64",
+        ),
+        (dict(belief_steps=3), "belief_steps=3 has no effect with replay_trials=0"),
+        (dict(replayed_trials=3), "replayed_trials=3 has no effect with replay_trials=0"),
+        (
+            dict(decodes=("states",), reward_error="cross_entropy"),
+            "reward_error='cross_entropy' has no effect with decodes=.'states',.",
+        ),
     ],
 )
 def test_bad_settings_are_named(settings, message):
@@ -196,6 +273,8 @@ def test_settings_without_an_effect_are_refused(family):
         varibad(family, Config(memory_size=8), memory=memory)
     with pytest.raises(ValueError, match="state_cost=2.0 has no effect with decodes=.'rewards',."):
         varibad(family, hyper=Hyper(state_cost=2.0))
+    with pytest.raises(ValueError, match="belief_learning_rate=0.1 has no effect with replay_tri"):
+        varibad(family, hyper=Hyper(belief_learning_rate=0.1))
     with pytest.raises(ValueError, match="reward_cost=2.0 has no effect"):
         varibad(family, Config(decodes=("states",)), Hyper(reward_cost=2.0))
 
@@ -219,78 +298,6 @@ def test_its_numbers_are_those_of_learners_with_memory_and_more():
 def test_bad_hyper_parameters_are_named(family):
     with pytest.raises(ValueError, match="state_cost=-1.0 must lie between 0"):
         varibad(family, hyper=Hyper(state_cost=-1.0))
-
-
-BONUSES = dict(bonuses=("novelty", "error"), novelty_sizes=(3, 2), latent_size=2, memory_size=3)
-
-
-def recorded_trial(family, config):
-    """The network's parts, its parameters, and a trial of a random policy with the network's inputs, without an axis."""
-    network, parts = belief_actor_critic(family, config)
-    learner = learners.recurrent_learner(family, config, network)
-    params = network.init(jax.random.key(0))
-    meta = learners.recurrent.Meta(params, jnp.zeros(2), jnp.ones(()), Hyper())
-    drawn = tasks.sample_tasks(jax.random.key(1), family, 1, split="train")
-    data = learner.trials(jax.random.key(2), meta, drawn)
-    data = jax.tree.map(lambda x: x[0], data)
-    return parts, params, data, learner.inputs(meta, data)
-
-
-def test_bonuses_are_of_the_belief_after_a_step(x64):
-    """Both written out: of the next step's inputs and belief, and of the transition before them; 0 at the last step."""
-    family = tasks.make("gridnavi", size=3, horizon=4)
-    config = Config(**BONUSES, decodes=("rewards", "states"), decoder_sizes=(3,))
-    parts, params, data, inputs = recorded_trial(family, config)
-    counted = jnp.arange(4) < 3
-    hyper = Hyper(reward_cost=2.0, state_cost=3.0)
-    key = jax.random.key(3)
-    found = parts.bonus(params, key, data, inputs, counted, hyper)
-    y, _ = parts.encoder.unroll(
-        params["encoder"], parts.encoder.initial(), joined(inputs), inputs.reset
-    )
-    mean, log_std = np.split(np.asarray(parts.posterior.apply(params["posterior"], y)), 2, axis=1)
-    m = mean[1:] + np.exp(log_std[1:]) * jax.random.normal(key, (4, 2))[:3]
-    for t in range(4):
-        novelty = error = 0.0
-        if t < 2:  # the third is the last that counts
-            seen = jnp.concatenate([inputs.obs[t + 1], mean[t + 1], 2 * log_std[t + 1]])
-            fixed, trained = (
-                parts.novelty.apply(params["novelty"][x], seen) for x in ("fixed", "trained")
-            )
-            novelty = np.mean((fixed - trained) ** 2)
-            cause = jnp.concatenate([inputs.obs[t], jnp.eye(5)[data.action[t]]])
-            whole = jnp.concatenate([cause, data.next_obs[t]])
-            reward, state = (
-                parts.decoders[name].apply(params[name], m[t][None], x[None])[0, 0]
-                for name, x in (("rewards", whole), ("states", cause))
-            )
-            error = 2 * (reward[0] - data.reward[t]) ** 2
-            error += 3 * np.mean((state - data.next_obs[t]) ** 2)
-        np.testing.assert_allclose(found["novelty"][t], novelty, rtol=1e-6)
-        np.testing.assert_allclose(found["error"][t], error, rtol=1e-6)
-
-
-@pytest.mark.slow
-def test_novelty_is_learned_away_and_its_networks_teach_nothing_else():
-    """The prediction's error has a gradient in its own network alone; the fixed one stays."""
-    family = tasks.make("gridnavi", size=3, horizon=4)
-    config, hyper = Config(**BONUSES), Hyper()
-    parts, params, data, inputs = recorded_trial(family, config)
-    counted = jnp.ones(4, bool)
-
-    def error(params):
-        return parts.loss(params, jax.random.key(3), data, inputs, counted, hyper)[1][
-            "error/novelty"
-        ]
-
-    gradient = jax.grad(error)(params)
-    moved = {name: any(map(jnp.any, jax.tree.leaves(x))) for name, x in gradient.items()}
-    assert [name for name, any_moved in moved.items() if any_moved] == ["novelty"]
-    assert not any(map(jnp.any, jax.tree.leaves(gradient["novelty"]["fixed"])))
-    before = error(params)
-    for _ in range(20):
-        params = jax.tree.map(lambda x, g: x - 0.01 * g, params, jax.grad(error)(params))
-    assert error(params) < 0.9 * before
 
 
 @pytest.mark.parametrize(

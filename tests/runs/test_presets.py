@@ -1,5 +1,7 @@
 """Presets: each makes an algorithm on its family, and they say what the papers and scripts say."""
 
+import math
+
 import jax
 import pytest
 
@@ -54,9 +56,14 @@ def test_lasting_stretches_what_falls():
     assert longer.plan.meta_updates == longer.hyper["anneal_updates"] == 1000
     assert longer.plan.num_tasks == presets.PRESETS["rl2-gridnavi"].plan.num_tasks
     assert presets.lasting(Experiment(), 3).hyper == {}
+    never = presets.lasting(presets.PRESETS["varibad-gridnavi-published"], 10)
+    assert never.plan.meta_updates == 10
+    assert never.hyper["anneal_updates"] == math.inf
 
 
 def test_learners_with_memory_are_annealed_to_the_end():
     for name, experiment in presets.PRESETS.items():
-        if experiment.algorithm in ("recurrent_q", "rl2", "varibad"):
+        if name == "varibad-gridnavi-published":
+            assert experiment.hyper["anneal_updates"] == math.inf
+        elif experiment.algorithm in ("recurrent_q", "rl2", "varibad"):
             assert experiment.hyper["anneal_updates"] == experiment.plan.meta_updates, name
