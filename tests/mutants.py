@@ -205,12 +205,8 @@ MUTANTS = (
     Mutant("learners/gradient.py", 'for name, x in params.items() if name != "context"}', 'for name, x in params.items() if name != "head"}'),
     Mutant("learners/trial_gradients.py", "- gain - hyper.entropy_cost * entropy", "- gain + hyper.entropy_cost * entropy", "learners/test_recurrent.py"),
     Mutant("learners/trial_gradients.py", "total = hyper.value_cost * error", "total = 0.5 * hyper.value_cost * error", "learners/test_recurrent.py"),
-<<<<<<< HEAD
     Mutant("learners/soft_actor_critic.py", "jnp.where(advantage > 0, log_prob, 0.0)", "jnp.where(advantage < 0, log_prob, 0.0)"),
-    Mutant("learners/recurrent.py", "(\"learning_rate\", \"entropy_cost\") if x in", "(\"learning_rate\",) if x in"),
-=======
     Mutant("learners/recurrent.py", "(*rates, \"entropy_cost\") if x in", "rates if x in"),
->>>>>>> varibad
     Mutant("learners/minibatches.py", "numbers = rows + size *", "numbers = rows + 0 * size *"),
     Mutant("learners/minibatches.py", "unravel(jnp.sum(rows, axis=0))", "unravel(jnp.mean(rows, axis=0))"),
     Mutant("learners/minibatches.py", "jax.tree.map(jnp.add, total, of_chunk(*chunk))", "of_chunk(*chunk)"),
