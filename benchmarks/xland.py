@@ -31,12 +31,12 @@ class XLand(study.Study):
     layout: Literal["R1", "R2", "R4", "R6", "R9"] = "R1"  # The number of rooms.
     size: int = 9  # Cells along a side.
     num_rulesets: int = 4096  # For training, and as many that are held out.
-    num_episodes: int = 3  # Episodes of a trial in training.
-    num_tasks: int = 64  # Trials in a meta-update.
-    meta_updates: int = 180  # Meta-updates, in which the step size falls to zero.
-    memory_size: int = 128  # Units of the GRU.
-    learning_rate: Annotated[float, study.within(1e-9, 1.0)] = 5e-4  # Step size of Adam.
-    looks: int = 3  # Looks at the learner in training, beside the one before it.
+    num_episodes: int = 2  # Episodes of a trial in training.
+    num_tasks: int = 128  # Trials in a meta-update.
+    meta_updates: int = 200  # Meta-updates, in which the step size falls to zero.
+    memory_size: int = 64  # Units of the GRU.
+    learning_rate: Annotated[float, study.within(1e-9, 1.0)] = 2e-3  # Step size of Adam.
+    looks: int = 4  # Looks at the learner in training, beside the one before it.
     num_seeds: int = 1  # Seeds, trained one after the other.
     eval_tasks: int = 100  # Held-out rulesets.
 
@@ -64,7 +64,7 @@ def measure(told: XLand, seed: int) -> dict[str, Any]:
     hyper = Hyper(
         learning_rate=told.learning_rate,
         anneal_updates=float(told.meta_updates),
-        discount=0.995,
+        discount=0.99,
         entropy_cost=0.01,
     )
     algorithm = rl2(family, config, hyper, memory=gru(told.memory_size))
