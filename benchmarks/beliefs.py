@@ -1,11 +1,11 @@
-"""What makes VariBAD good on GridNavi? Its best variant here, and what is lost without its parts.
+"""Which parts make VariBAD good on GridNavi? Its best variant here, and variants without its parts.
 
     python benchmarks/beliefs.py
     python benchmarks/beliefs.py --variants best "without the hypernetwork" --num-seeds 1
 
 The best variant, the preset `varibad-gridnavi-quick`, has a hypernetwork head, a latent of 32 numbers, a divergence that weighs 30
 times as much as in the paper, the published decoder, and PPO's gradient in the encoder. The first variants leave one of them out.
-The last three leave out several: VariBAD sends no gradient of PPO into its encoder.
+The last three leave out several: in the paper the latent is small, and PPO sends no gradient into the encoder.
 
 A score is the return of a held-out trial of four episodes, as a share of the Bayes-optimal agent's, which is computed exactly. All
 variants act in as many trials. The interval is over tasks. Each variant is kept in parts/*.json as soon as it is measured;
@@ -66,12 +66,10 @@ class Beliefs(study.Study):
     resume: bool = False  # Keep the variants that are in the folder and measure the others.
     variants: Annotated[study.Names, study.known(VARIANTS)] = tuple(VARIANTS)
     num_seeds: int = 3  # Seeds, trained as one program.
-    meta_updates: int = (
-        BEST.plan.meta_updates
-    )  # Meta-updates; step sizes and entropies are annealed in as many.
-    num_tasks: Annotated[int, study.multiple_of(4)] = (
-        BEST.plan.num_tasks
-    )  # Trials in a meta-update.
+    meta_updates: int = BEST.plan.meta_updates
+    """Meta-updates; step sizes and entropies are annealed in as many."""
+    num_tasks: Annotated[int, study.multiple_of(4)] = BEST.plan.num_tasks
+    """Trials in a meta-update."""
     eval_tasks: int = 1000  # Held-out tasks.
 
 

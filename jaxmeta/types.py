@@ -235,7 +235,7 @@ class Draw(NamedTuple):
     learns: jax.Array
     """``[M]``, bool: the tasks to learn from. The others are only tried."""
     info: Any
-    """What `Curriculum.update` needs to know of the draw."""
+    """The facts of the draw that `Curriculum.update` needs."""
 
 
 @dataclasses.dataclass(

@@ -32,11 +32,13 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
-    """A process runs whole files: the tests of a file share fixtures and traced functions. Slow tests are few and long, and share little."""
-    from xdist.scheduler import LoadFileScheduling, LoadScheduling
+    """A process runs whole files, unless ``--dist`` says otherwise: the tests of a file share fixtures and traced functions. Slow tests are
+    few and long, and share little."""
+    if config.option.dist != "load" or config.option.markexpr != "not slow":
+        return None
+    from xdist.scheduler import LoadFileScheduling
 
-    kind = LoadFileScheduling if config.option.markexpr == "not slow" else LoadScheduling
-    return kind(config, log)
+    return LoadFileScheduling(config, log)
 
 
 # How long an example takes says what else the machine does, and whether it compiled.

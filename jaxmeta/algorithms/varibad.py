@@ -107,7 +107,8 @@ class Config(learners.trial_gradients.Config):
     """The targets that are predicted from the latent: `rewards`, `states` (successors) where the dynamics vary from
     task to task, or both."""
     reward_error: Literal["squared", "cross_entropy"] = "squared"
-    """The error of decoded rewards: squared, or, for rewards that are one of two, the `cross_entropy` of whether a reward is positive."""
+    """The error of decoded rewards: squared, or the `cross_entropy` of whether a reward is positive. That tells tasks apart only where
+    rewards are of two values, and one of them is positive."""
     reward_decoder: Literal["transition", "successor"] = "transition"
     """The input from which a reward is decoded, beside the latent: the whole `transition`, by a network, or its `successor`, of whose
     observation it is a linear function. Of one-hot observations that is a reward for each state, as in the paper."""
@@ -319,7 +320,7 @@ def belief_actor_critic(
     memory: Memory | None = None,
     head: Callable[[int], Head] | None = None,
 ) -> tuple[ActorCritic, BeliefNetwork]:
-    """A policy and a value on a belief, and what has its loss on one trial, `Loss.auxiliary`, and its bonuses, `Loss.bonus`.
+    """A policy and a value on a belief, and the parts whose methods are its loss on one trial, `Loss.auxiliary`, and its bonuses, `Loss.bonus`.
 
     ``memory`` and ``head`` are those of `varibad`.
     """

@@ -7,8 +7,8 @@ learns to predict actions, and `disco` by the rule that DiscoRL published. `lear
 The outer loop learns from recorded trials: `minibatches` takes gradient steps on them, `trial_gradients` follows policy
 gradients, `action_values` learns values of discrete actions
 by λ-returns, and `soft_actor_critic` of continuous ones. `buffers` keep old experience for it: `trial_replay` replays
-whole trials, `auxiliary_steps` learn from them beside a policy, and `task_replay` keeps tasks with their steps. `beliefs` are what
-policies of VariBAD act on.
+whole trials, `auxiliary_steps` learn from them beside a policy, and `task_replay` keeps tasks with their steps. The policies of
+VariBAD act on `beliefs`.
 """
 
 from jaxmeta import types

@@ -79,6 +79,9 @@ class AuxiliarySteps(NamedTuple):
     ) -> tuple[State, dict[str, jax.Array]]:
         """``state`` after the new trials are kept and all steps are taken, and the report of the steps.
 
+        Without a counted step among the new trials no step is taken. ``skipped_auxiliary_steps`` of the report counts steps that were not
+        taken, for that or because their gradient was not finite.
+
         Args:
             key: A key.
             state: After the policy's update; its running scale is the unit of rewards.
@@ -100,9 +103,10 @@ class AuxiliarySteps(NamedTuple):
             (_, report), gradient = jax.value_and_grad(self._mean, has_aux=True)(
                 params, loss_key, batch, hyper
             )
-            applied = jnp.isfinite(optax.tree.norm(gradient)) & jnp.any(batch.counted)
+            norm = optax.tree.norm(gradient)
+            applied = jnp.isfinite(norm) & jnp.any(batch.counted) & jnp.any(counted)
             learned = guarded_update(optimizer, gradient, optimizer_state, params, apply=applied)
-            return learned, (report, applied)
+            return learned, (report | {"auxiliary_grad_norm": norm}, applied)
 
         reports: dict[str, jax.Array]
         applied: jax.Array
@@ -113,6 +117,7 @@ class AuxiliarySteps(NamedTuple):
         )
         report = jax.tree.map(lambda x: jnp.mean(x, where=applied), reports)
         report["replay_trials"] = self.buffer.size(replay)
+        report["skipped_auxiliary_steps"] = jnp.sum(~applied, dtype=jnp.int32)
         params, own = learned
         meta = state.meta._replace(params=params)
         return state._replace(meta=meta, auxiliary_optimizer=own, replay=replay), report

@@ -148,7 +148,7 @@ class Agent(NamedTuple):
 
 
 class Estimates(NamedTuple):
-    """What an agent's action values say of B pieces."""
+    """The values, advantages and targets of B pieces by an agent's action values."""
 
     value: jax.Array
     """V ``[B, T + 1]``."""
@@ -166,10 +166,10 @@ VALUE_COST = 0.2
 """Weight of the action values' part of an agent's loss."""
 
 SLOW_DECAY = 0.9
-"""What a slow copy keeps of itself in an update."""
+"""The share of itself that a slow copy keeps in an update."""
 
 MOMENT_DECAY = 0.99
-"""What the moments keep of themselves in an update."""
+"""The share of themselves that the moments keep in an update."""
 
 
 def adam(step_size: Any) -> optax.GradientTransformation:
@@ -371,7 +371,7 @@ class DiscoLearner:
 
 
 def estimates(seen: Outputs, slow: Outputs, pieces: Piece, hyper: DiscoHyper) -> Estimates:
-    """What action values say of ``pieces [B]``, by Retrace(λ) with the slow copy's (`action_value_targets`).
+    """Values, advantages and targets of ``pieces [B]``, by Retrace(λ) with the slow copy's (`action_value_targets`).
 
     All ends of episodes are alike here, a time limit too: after an end nothing is earned. No derivative runs through these
     numbers, as in the paper.
@@ -417,7 +417,7 @@ def scaled(moments: Moments, x: jax.Array) -> jax.Array:
 def experience_of(
     seen: Outputs, slow: Outputs, pieces: Piece, found: Estimates, moments: Moments
 ) -> Experience:
-    """What the rule reads of ``pieces [B]``. As in the paper, y and z alone are differentiable in an agent's parameters."""
+    """The rule's inputs from ``pieces [B]``. As in the paper, y and z alone are differentiable in an agent's parameters."""
     stopped = jax.lax.stop_gradient((seen.logits, slow.logits))
     policy, slow_policy = map(jax.nn.softmax, stopped)
     slow_q = found.slow_q[:, :-1]

@@ -235,7 +235,7 @@ def init(key: jax.Array, sizes: Sizes = Sizes()) -> Params:
 
 
 class Experience(NamedTuple):
-    """What a meta-network reads of B pieces. Names with ``slow`` are of the agent's slow copy."""
+    """The inputs of a meta-network from B pieces. Names with ``slow`` are of the agent's slow copy."""
 
     policy: jax.Array
     """``[B, T + 1, A]``, π: probabilities."""
@@ -272,7 +272,7 @@ class Experience(NamedTuple):
 
 
 class Targets(NamedTuple):
-    """What a meta-network says that an agent's outputs should be: logits."""
+    """The outputs that a meta-network wants an agent to have: logits."""
 
     policy: jax.Array
     """``[B, T, A]``."""

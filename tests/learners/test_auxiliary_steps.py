@@ -82,9 +82,16 @@ def test_the_buffer_holds_the_last_trials_and_none_that_does_not_count(x64):
     assert sorted(kept[:, 0]) == [3.0, 3.0, 5.0, 6.0]  # a copy stands for the trial that broke
 
 
-def test_without_a_trial_nothing_is_learned(x64):
+@pytest.mark.parametrize("kept", [0, 1])
+def test_without_a_new_trial_nothing_is_learned(x64, kept):
+    """Not from old trials either: a curriculum may say that a meta-update must not learn, and broken tasks teach nothing."""
     steps, state = steps_on(4, 2)
+    for _ in range(kept):
+        state, report = follow(steps, state, [[1.0, 2.0, 3.0]], [[1, 1, 1]])
+        assert report["skipped_auxiliary_steps"] == 0
+        assert state.meta.params["x"] != START
     after, report = follow(steps, state, [[np.nan] * 3], [[0, 0, 0]])
-    assert after.meta.params["x"] == START
-    assert report["replay_trials"] == 0
+    assert after.meta.params["x"] == state.meta.params["x"]
+    assert report["replay_trials"] == kept
+    assert report["skipped_auxiliary_steps"] == 2
     assert np.isnan(report["state"])
