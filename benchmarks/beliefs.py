@@ -31,7 +31,7 @@ EPISODES = BEST.config["num_episodes"]
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """Settings in the place of those of the preset, the best variant."""
+    """Settings that differ from the preset, the best variant."""
 
     config: dict[str, Any] = dataclasses.field(default_factory=dict)
     hyper: dict[str, float] = dataclasses.field(default_factory=dict)

@@ -316,6 +316,7 @@ MUTANTS = (
     Mutant("algorithms/dream.py", "counted = counted & known[:, None]", "counted = counted & True"),
     Mutant("learners/beliefs.py", "jax.tree.map(_next, self.posteriors(params, y)).sample(key)", "self.posteriors(params, y).sample(key)"),
     Mutant("learners/beliefs.py", "jnp.where(target > 0, decoded, 0.0)", "jnp.where(target > 1, decoded, 0.0)"),
+    Mutant("learners/auxiliary_steps.py", "jnp.any(batch.counted) & jnp.any(counted)", "jnp.any(batch.counted)"),
     Mutant("learners/auxiliary_steps.py", "reward = in_units(data.reward, meta.reward_scale)", "reward = data.reward"),
     Mutant("learners/auxiliary_steps.py", "kept(blank(recorded, counted), counted", "kept(recorded, counted"),
     Mutant("algorithms/varibad.py", "_replace(learning_rate=hyper.belief_learning_rate)", "_replace()"),

@@ -322,7 +322,7 @@ def belief_actor_critic(
 ) -> tuple[ActorCritic, BeliefNetwork]:
     """A policy and a value on a belief, and the parts whose methods are its loss on one trial, `Loss.auxiliary`, and its bonuses, `Loss.bonus`.
 
-    ``memory`` and ``head`` are those of `varibad`.
+    `varibad` explains ``memory`` and ``head``.
     """
     obs_size, past_size, time_size = encodings.input_sizes(family)
     encoder = memory_of(family, config, memory)

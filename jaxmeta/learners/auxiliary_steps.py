@@ -50,14 +50,14 @@ class Batch(NamedTuple):
 
 
 class AuxiliarySteps(NamedTuple):
-    """Gradient steps on kept trials; the arguments of the loss are those of `trial_gradients.Loss.auxiliary`."""
+    """Gradient steps on kept trials. The loss takes the same arguments as `trial_gradients.Loss.auxiliary`."""
 
     loss: Callable[..., tuple[jax.Array, dict]]
     """``(params, key, data [T], inputs [T], counted [T], hyper) -> (loss [], report)`` of one trial, to be minimised."""
     buffer: Buffer
     """The buffer of trials as `trial_replay.kept` gives them with ``successors``."""
     optimizer: Callable[[Any], optax.GradientTransformation]
-    """``hyper -> optax.GradientTransformation`` of all parameters; those of the policy have no gradient."""
+    """``hyper -> optax.GradientTransformation`` of all parameters. The policy's parameters have no gradient."""
     num_steps: int
     """Gradient steps in a meta-update."""
 

@@ -137,10 +137,13 @@ class BeliefNetwork(NamedTuple):
         y, state = self.encoder.step(params["encoder"], state, joined(inputs), inputs.reset)
         return self.policy.apply(params["policy"], self.features(params, inputs, y)), state
 
+    def encoded(self, params: Params, state: Any, inputs: Inputs) -> jax.Array:
+        """The encoder's outputs at the steps of a trial, ``[T, size]``, from its ``state`` before the first."""
+        return self.encoder.unroll(params["encoder"], state, joined(inputs), inputs.reset)[0]
+
     def unroll(self, params: Params, state: Any, inputs: Inputs) -> tuple[Distribution, jax.Array]:
         """`ActorCritic.unroll`."""
-        y, _ = self.encoder.unroll(params["encoder"], state, joined(inputs), inputs.reset)
-        x = self.features(params, inputs, y)
+        x = self.features(params, inputs, self.encoded(params, state, inputs))
         return self.policy.apply(params["policy"], x), self.value.apply(params["value"], x)
 
     def loss(
@@ -153,9 +156,7 @@ class BeliefNetwork(NamedTuple):
         hyper: Any,
     ) -> tuple[jax.Array, dict]:
         """Minus the ELBO, and the error of the novelty's prediction where there is one; and their report."""
-        y, _ = self.encoder.unroll(
-            params["encoder"], data.memory.state, joined(inputs), inputs.reset
-        )
+        y = self.encoded(params, data.memory.state, inputs)
         loss, report = self.negative_elbo(params, key, y, data, inputs, counted, hyper)
         if self.novelty is None:
             return loss, report
@@ -182,13 +183,11 @@ class BeliefNetwork(NamedTuple):
         counted: jax.Array,
         hyper: Any,
     ) -> dict[str, jax.Array]:
-        """HyperX's bonuses of the steps of one trial, ``[T]`` each: of what is seen and believed after each.
+        """HyperX's bonuses of the steps of one trial, ``[T]`` each. A step's bonus is of the observation and the belief after it.
 
-        The last step's are 0: what follows it is not seen.
+        The last step has a bonus of 0, because no observation follows it.
         """
-        y, _ = self.encoder.unroll(
-            params["encoder"], data.memory.state, joined(inputs), inputs.reset
-        )
+        y = self.encoded(params, data.memory.state, inputs)
         found = {}
         if "novelty" in self.bonuses:
             found["novelty"] = _next(self.novelties(params, inputs, y))

@@ -23,7 +23,7 @@ from jaxmeta.types import Params
 
 
 class Progress(NamedTuple):
-    """The facts of an agent that an optimiser is told beside its gradient."""
+    """An optimiser's inputs about an agent, beside the gradient."""
 
     life: jax.Array
     """``[]``, the share of the agent's updates that are over."""

@@ -29,7 +29,7 @@ def trials(reward):
 
 
 def half_square(params, key, data, inputs, counted, hyper):
-    """Half the mean square of what is missing to a reward in units; the network begins with a state of 7."""
+    """Half the mean squared difference of x and rewards in units. The network begins with a state of 7."""
     assert data.memory.state.shape == (2,)
     missing = jnp.where(counted, params["x"] - data.reward, 0.0)
     loss = 0.5 * jnp.sum(missing**2) / jnp.sum(counted)
