@@ -67,17 +67,3 @@ def packing(
         return rows
 
     return packed_function, lambda rows: known[0](rows)
-
-
-def scan(
-    step: Callable[[Any, Any], tuple[Any, Any]], carry: Any, xs: Any, *, unroll: int = 1
-) -> tuple[Any, Any]:
-    """``jax.lax.scan(step, carry, xs)``, whose results are `packed` while they are stacked."""
-    pack, unpack = packing(lambda y: y)
-
-    def row(carry: Any, x: Any) -> tuple[Any, list[jax.Array]]:
-        carry, y = step(carry, x)
-        return carry, pack(y)
-
-    carry, rows = jax.lax.scan(row, carry, xs, unroll=unroll)
-    return carry, jax.vmap(unpack)(rows)

@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 
 from jaxmeta import checks
-from jaxmeta.estimators import rows
 from jaxmeta.tasks import door, environments, keys
 from jaxmeta.types import Environment, Learner, Meta, Stream, Task, TimeStep, Trajectory
 
@@ -96,7 +95,7 @@ def rollout(
         )
         return Stream(after.state, next_timestep, keys.all_quick(memory)), seen
 
-    stream, trajectory = rows.scan(step, stream, jnp.arange(num_steps), unroll=unroll)
+    stream, trajectory = jax.lax.scan(step, stream, jnp.arange(num_steps), unroll=unroll)
     trajectory = trajectory._replace(memory=begun.memory)
     return jax.lax.stop_gradient((keys.as_in(begun, stream), trajectory))
 

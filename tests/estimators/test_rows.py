@@ -40,12 +40,3 @@ def test_one_number_that_is_not_finite_is_seen(bad, name):
 def test_without_a_number_all_are_finite():
     assert rows.all_finite({"count": jnp.array(1)})
     assert rows.all_finite(())
-
-
-def test_a_scan_is_lax_scan():
-    def step(carry, x):
-        return carry + x, {"a": carry, "b": (x > 1, jnp.stack([x, carry]))}
-
-    xs = jnp.arange(4.0)
-    wanted = jax.lax.scan(step, jnp.zeros(()), xs)
-    chex.assert_trees_all_equal(rows.scan(step, jnp.zeros(()), xs, unroll=2), wanted)
