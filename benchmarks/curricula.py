@@ -1,6 +1,7 @@
 """Do curricula help on the worst held-out tasks? Against independent training tasks, at equal environment steps.
 
     python benchmarks/curricula.py mazes      # RL² in mazes: replay, ACCEL, sampling for learnability
+    python benchmarks/curricula.py xland      # the same in XLand-MiniGrid, which needs pip install ".[xland]"
     python benchmarks/curricula.py physics    # RL² on CartPole with drawn physics: RoML
     python benchmarks/curricula.py overhead   # seconds of a meta-update with each curriculum, in turns
 
@@ -9,7 +10,7 @@ The worst tasks are found by one set of trials and measured by another, so that 
 
 import time
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -27,14 +28,12 @@ from jaxmeta.types import Curriculum, MetaAlgorithm, Task
 METHODS = ("none", "plr", "robust_plr", "accel", "learnability")
 
 
-class Mazes(study.Study):
-    """Mazes whose goal is unseen; an episode is solved if the goal is reached once."""
+class Levels(study.Study):
+    """Tasks whose episodes are solved or not, and what is learned there."""
 
     methods: Annotated[study.Names, study.known(METHODS)] = (
         METHODS  # Curricula; none is the control.
     )
-    size: int = 7  # Cells along a side.
-    horizon: int = 30  # Steps of an episode.
     num_episodes: int = 2  # Episodes of a trial.
     env_steps: int = 1_500_000  # Environment steps of a run; the steps of its curriculum count.
     num_tasks: Annotated[int, study.multiple_of(4)] = 64  # Tasks in a meta-update.
@@ -42,8 +41,37 @@ class Mazes(study.Study):
     memory_size: int = 64  # Width of the GRU.
     capacity: int = 512  # Tasks in the buffers.
     score: Annotated[str, study.known(scores.SCORES)] = "max_monte_carlo"  # The score of replay.
-    eval_tasks: int = 500  # Held-out mazes.
+    eval_tasks: int = 500  # Held-out tasks.
     eval_trials: int = 20  # Trials in each, twice.
+
+
+class Mazes(Levels):
+    """Mazes whose goal is unseen; an episode is solved if the goal is reached once."""
+
+    size: int = 7  # Cells along a side.
+    horizon: int = 30  # Steps of an episode.
+
+    def agent(self) -> tuple[TaskFamily, MetaAlgorithm]:
+        """The mazes and RL² on them."""
+        return maze_agent(self)
+
+
+class XLand(Levels):
+    """Rulesets of a published generator; an episode is solved if its goal is reached."""
+
+    generator: Literal["trivial", "small", "medium", "high"] = "small"  # Of rulesets.
+    layout: Literal["R1", "R2", "R4", "R6", "R9"] = "R1"  # The number of rooms.
+    size: int = 9  # Cells along a side.
+    num_rulesets: int = 16384  # For training, and as many that are held out.
+
+    def agent(self) -> tuple[TaskFamily, MetaAlgorithm]:
+        """The rulesets, and RL² with the settings of `xland.py`."""
+        where = dict(generator=self.generator, layout=self.layout, size=self.size)
+        family = tasks.make("xland", num_rulesets=self.num_rulesets, **where)
+        encoder = dict(encoder_sizes=(self.memory_size,), sees_time=False)
+        config = Config(num_episodes=self.num_episodes, **encoder)
+        hyper = Hyper(learning_rate=2e-3, discount=0.99, entropy_cost=0.01)
+        return family, rl2(family, config, hyper, memory=gru(self.memory_size))
 
 
 class Physics(study.Study):
@@ -121,7 +149,7 @@ def trained(
     return run.state.meta, report
 
 
-def updates_within(told: Mazes, algorithm: MetaAlgorithm, curriculum: Curriculum | None) -> int:
+def updates_within(told: Levels, algorithm: MetaAlgorithm, curriculum: Curriculum | None) -> int:
     """The meta-updates that take ``told.env_steps``; the steps of the curriculum's own tries count."""
     assert algorithm.lifetime is not None
     one = told.num_tasks * algorithm.lifetime.num_steps
@@ -170,9 +198,9 @@ def row(name: str, found: list[dict[str, float]], reports: list[dict[str, Any]])
     return (name, *(f"{x:.3f}" for x in means.values()), f"{steps:,.0f}", f"{seconds:.0f}")
 
 
-def mazes(told: Mazes) -> None:
-    """Shares of solved episodes in held-out mazes."""
-    family, algorithm = maze_agent(told)
+def levels(told: Mazes | XLand) -> None:
+    """Shares of solved episodes in held-out tasks."""
+    family, algorithm = told.agent()
     drawn = study.held_out(family, told.eval_tasks)
     rows, kept = [], {}
     for name in told.methods:
@@ -258,4 +286,4 @@ def overhead(told: Overhead) -> None:
 
 
 if __name__ == "__main__":
-    study.main({Mazes: mazes, Physics: physics, Overhead: overhead}, __doc__)
+    study.main({Mazes: levels, XLand: levels, Physics: physics, Overhead: overhead}, __doc__)

@@ -47,6 +47,18 @@ class Contest:
     best: Callable[[Any], Any]
 
 
+def bandits(num_pulls: int, num_tasks: int) -> Contest:
+    """Bandits of five arms."""
+    return Contest(
+        partial(tasks.make, "bernoulli_bandit", num_arms=5, num_pulls=num_pulls),
+        Config(),
+        Hyper(learning_rate=3e-3, discount=1.0, gae_lambda=0.9, entropy_cost=0.02),
+        num_tasks,
+        150,
+        lambda drawn: num_pulls * drawn.mean.max(axis=1).mean(),
+    )
+
+
 CONTESTS = {
     "gridnavi": Contest(
         partial(tasks.make, "gridnavi"),
@@ -56,14 +68,8 @@ CONTESTS = {
         150,
         lambda _: references.bayes_optimal_gridnavi(num_episodes=4, num_steps=15),
     ),
-    "bandits 5,20": Contest(
-        partial(tasks.make, "bernoulli_bandit", num_arms=5, num_pulls=20),
-        Config(),
-        Hyper(learning_rate=3e-3, discount=1.0, gae_lambda=0.9, entropy_cost=0.02),
-        512,
-        150,
-        lambda drawn: 20 * drawn.mean.max(axis=1).mean(),
-    ),
+    "bandits 5,20": bandits(20, 512),
+    "bandits 5,100": bandits(100, 256),
     "cart-poles": Contest(
         partial(tasks.make, "cartpole", horizon=100, scale=3.0),
         Config(num_episodes=2, num_minibatches=4),

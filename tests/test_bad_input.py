@@ -683,7 +683,7 @@ COMMANDS = {
     "accelerator": ["Main"],
     "algorithms": ["Main"],
     "beliefs": ["Beliefs"],
-    "curricula": ["Mazes", "Physics", "Overhead"],
+    "curricula": ["Mazes", "XLand", "Physics", "Overhead"],
     "endurance": ["Kill", "Long"],
     "estimators": ["Main"],
     "experts": ["Main"],

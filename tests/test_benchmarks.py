@@ -1036,6 +1036,7 @@ def test_endurance_study(tmp_path):
 
 SMALL_CURRICULA = {
     "mazes": "--size=5 --horizon=6 --env-steps=300 --num-tasks=8 --memory-size=4 --capacity=16 --eval-tasks=20 --eval-trials=2",
+    "xland": "--methods accel --generator=trivial --size=5 --num-rulesets=16 --num-episodes=1 --env-steps=1200 --num-tasks=8 --memory-size=4 --capacity=16 --eval-tasks=4 --eval-trials=2",
     "physics": "--horizon=8 --meta-updates=2 --num-tasks=8 --memory-size=4 --eval-tasks=20 --eval-trials=2",
     "overhead": "--size=5 --horizon=6 --num-tasks=8 --memory-size=4 --capacity=16 --updates=2 --repeats=1",
 }
@@ -1044,6 +1045,8 @@ SMALL_CURRICULA = {
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", SMALL_CURRICULA)
 def test_curricula(kind, tmp_path):
+    if kind == "xland":
+        pytest.importorskip("xminigrid")
     result = run("curricula.py", kind, *SMALL_CURRICULA[kind].split(), cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     found = json.loads((tmp_path / "runs" / f"curricula-{kind}" / "results.json").read_text())
@@ -1054,7 +1057,7 @@ def test_curricula(kind, tmp_path):
         assert all(np.isfinite(x) for x in method["scores"][0].values())
         steps = method["runs"][0]["env_steps"]
         # Tries of learnability take 32 trials of 12 steps, more than there are steps.
-        most = {"mazes": 300, "physics": 2 * 8 * 8}[kind]
+        most = {"mazes": 300, "xland": 1200, "physics": 2 * 8 * 8}[kind]
         assert steps <= most or name == "learnability"
 
 
