@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from gymnax.environments import spaces
 
-from jaxmeta import rollouts, tasks
+from jaxmeta import evaluation, rollouts, tasks
 from jaxmeta.algorithms.maml import Config, maml
 from jaxmeta.tasks import keys
 from jaxmeta.types import Learner
@@ -71,6 +71,20 @@ def test_as_many_streams_go_on_as_were_set_up():
     agent, streams = rollouts.begin(key, 0.5, task, setup=counter(learner, num_streams=2))
     with pytest.raises(ValueError, match="streams holds 2 streams; it must hold num_streams=3"):
         rollouts.collect(key, 0.5, task, agent, streams, setup=counter(learner, num_streams=3))
+
+
+def test_what_a_caller_does_not_use_is_not_stored():
+    family = tasks.make("navigation")
+    learner = evaluation.controller_learner(lambda key, task, obs: family.random_action(key))
+    setup = rollouts.Setup(learner, family.env, num_streams=16, num_steps=100)
+
+    def rewards(key, task):
+        return rollouts.sample(key, (), task, (), setup=setup).reward
+
+    task = family.train(jax.random.key(0))
+    program = jax.jit(rewards).lower(jax.random.key(1), task).compile()
+    observations = 16 * 100 * 2 * 4
+    assert program.memory_analysis().temp_size_in_bytes < observations
 
 
 def test_a_sample_is_what_new_streams_collect():
