@@ -1,5 +1,5 @@
 import dataclasses
-import functools
+from functools import lru_cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +9,7 @@ import pytest
 from jaxmeta import evaluation, tasks
 from jaxmeta.algorithms import dream as module
 from jaxmeta.algorithms.dream import Config, Hyper, dream
+from jaxmeta.meta_updates.outer_loop import as_arrays
 from jaxmeta.networks.actor_critic import Inputs
 from jaxmeta.types import Trajectory
 from tests.probes import thorough
@@ -101,7 +102,7 @@ def prepared(**numbers):
     meta = meta._replace(value_scale=unit)
     shown = module.Shown(jnp.ones((2, 1)), jnp.asarray([False, True]), jnp.full((2, 2), 3.0))
     how = dict(parts=parts, networks=networks, config=Config(num_episodes=3))
-    return module.prepared(meta, Hyper(**numbers), data, shown, **how)
+    return jax.jit(partial(module.prepared, **how))(meta, Hyper(**numbers), data, shown)
 
 
 class WithoutParameters:
@@ -172,7 +173,7 @@ def test_an_episode_of_exploitation_begins_without_a_past():
     assert shown.time[0, 1].tolist() == [0, 1, 7, 7]
 
 
-@functools.lru_cache
+@lru_cache
 def made(config, *, num_tasks, family):
     """In double precision: networks, parts and trials of ``num_tasks`` tasks, prepared for learning."""
     networks = module.networks_of(family, config)
@@ -205,7 +206,7 @@ def test_gradients_go_where_the_paper_sends_them(x64, family):
         return module.all_losses(params, keys, batch, hyper, whole, networks=networks)[0]
 
     def gradient(**numbers):
-        return slope(meta.params, meta.hyper._replace(**numbers))
+        return slope(meta.params, as_arrays(meta.hyper._replace(**numbers)))
 
     norm = lambda tree: sum(float(jnp.sum(x**2)) for x in jax.tree.leaves(tree))  # noqa: E731
     without = gradient(decoder_cost=0.0, bottleneck_cost=0.0)
