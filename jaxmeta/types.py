@@ -258,6 +258,8 @@ class Curriculum:
     """The fields of `TaskResults` that ``update`` reads."""
     description: Mapping[str, Any]
     """The identity of the curriculum; ``config.json`` holds it, and a resumed run compares it."""
+    family: Any = None
+    """The family whose tasks are drawn, for a check that a run trains on it; None is not checked."""
 
 
 class _Documented:

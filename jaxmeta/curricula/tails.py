@@ -114,7 +114,7 @@ def roml(family: TaskFamily, config: RoMLConfig = RoMLConfig()) -> Curriculum:
         }
         return RoMLState(phi, x, returns, state.time + 1), metrics
 
-    return Curriculum(init, draw, update, ("returns",), {"name": "roml", **as_dict(config)})
+    return Curriculum(init, draw, update, ("returns",), {"name": "roml", **as_dict(config)}, family)
 
 
 def _num_reference(num_tasks: int, config: RoMLConfig) -> int:
