@@ -335,11 +335,16 @@ def finite(tree: Any) -> Any:
 def kept(path: Path, settings: Mapping[str, Any], measure: Callable[[], dict]) -> dict[str, Any]:
     """The part of a study in the file ``path``; it is measured and written where there is none.
 
-    Numbers that JSON cannot hold are None. Raises FileExistsError where it was measured with other settings.
+    Numbers that JSON cannot hold are None. Raises FileExistsError where it was measured with other settings, and ValueError
+    where the file is damaged.
     """
     if path.exists():
-        part = json.loads(path.read_text(encoding="utf-8"))
-        if part["settings"] != settings:
+        try:
+            part = json.loads(path.read_text(encoding="utf-8"))
+            there = part["settings"]
+        except (ValueError, LookupError, TypeError) as error:
+            raise ValueError(f"{path} is damaged: remove it, and it is measured again") from error
+        if there != settings:
             raise FileExistsError(f"{path} was measured with other settings: name another folder")
         return part
     part = finite(measure()) | {"settings": settings}

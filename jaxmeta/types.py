@@ -180,7 +180,8 @@ class TaskResults(NamedTuple):
     """
 
     returns: Any = None
-    """``[M]``, mean undiscounted return of the adapted agent, or of a whole trial; NaN without a good stream."""
+    """``[M]``, mean undiscounted return of the adapted agent, or of a whole trial without episodes that only explore; NaN without
+    a good stream."""
     best: Any = None
     """``[M]``, the highest undiscounted return of a trial; -inf without a good one."""
     episodes: Any = None

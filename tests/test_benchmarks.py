@@ -1203,3 +1203,10 @@ assert one[0] != two[0]
 assert one[1] == two[1]
 """
     assert run("learned_rules.py", cwd=tmp_path, code=code).returncode == 0
+
+
+def test_a_damaged_part_of_a_study_is_named(tmp_path):
+    (tmp_path / "part.json").write_text("[1]")
+    code = "from pathlib import Path; script.kept(Path('part.json'), {}, dict)"
+    with pytest.raises(ValueError, match="part.json is damaged: remove it"):
+        run("study.py", cwd=tmp_path, code=code)
