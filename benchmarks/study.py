@@ -145,9 +145,9 @@ def main(kinds: Mapping[type, Callable[[Any], None]], doc: str | None, *, new: b
         else:
             settings = tyro.cli(next(iter(kinds)), description=doc)
         checks.folder("output", settings.output)
+        if new and not getattr(settings, "resume", False):
+            reports.refuse_to_overwrite(settings.output)
         with claims.claimed(settings.output):
-            if new and not getattr(settings, "resume", False):
-                reports.refuse_to_overwrite(settings.output)
             training.enable_compilation_cache()
             kinds[type(settings)](settings)
 

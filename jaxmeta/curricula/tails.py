@@ -21,7 +21,7 @@ from jax.scipy.special import betaln
 from jaxmeta import checks
 from jaxmeta.curricula.replay import as_dict
 from jaxmeta.tasks.family import TaskFamily
-from jaxmeta.tasks.promises import check_parameters
+from jaxmeta.tasks.inspection import check_parameters
 from jaxmeta.types import Curriculum, Draw, Meta, TaskResults
 
 EDGE = 1e-3

@@ -261,8 +261,12 @@ def _check_of(histories: Histories, family: TaskFamily) -> None:
     """Raises DatasetError unless histories fit together and hold tasks, observations and actions of the family."""
     try:
         check(histories)
-        environments.num_tasks("histories.tasks", histories.tasks, family.env)
         data, batch = histories.data, histories.data.reward.shape
+        num_tasks = environments.num_tasks("histories.tasks", histories.tasks, family.env)
+        if num_tasks != batch[0]:
+            raise ValueError(
+                f"histories.tasks holds {num_tasks} tasks, and the data are of {batch[0]}"
+            )
         for name, x, shape in (
             ("timestep.obs", data.timestep.obs, family.observation_shape),
             ("action", data.action, tuple(family.action_space.shape)),

@@ -203,7 +203,7 @@ def _joined(data: Trajectory) -> Trajectory:
 
 
 def check(histories: Histories) -> None:
-    """Raises unless all arrays of ``histories`` are of the same M tasks, N streams and T steps, and no length is above T.
+    """Raises unless ``data`` and ``length`` of ``histories`` are of M tasks, N streams and T steps, and no length is above T.
 
     Raises:
         TypeError: ``data`` is no `Trajectory`, or ``length`` no array of integers.
@@ -215,14 +215,10 @@ def check(histories: Histories) -> None:
     checks.shapes("MNT MN", **named)
     if 0 in reward.shape:
         raise ValueError(f"histories.data.reward has shape {reward.shape}; it holds nothing")
-    parts = ("data", "MNT MNT..."), ("tasks", "MNT M...")
-    for (part, words), tree in zip(
-        parts, (histories.data._replace(memory=()), histories.tasks), strict=True
-    ):
-        for path, x in jax.tree_util.tree_leaves_with_path(tree):
-            name = f"histories.{part}{jax.tree_util.keystr(path)}"
-            if name != "histories.data.reward":
-                checks.shapes(words, **{"histories.data.reward": reward, name: x})
+    for path, x in jax.tree_util.tree_leaves_with_path(histories.data._replace(memory=())):
+        name = f"histories.data{jax.tree_util.keystr(path)}"
+        if name != "histories.data.reward":
+            checks.shapes("MNT MNT...", **{"histories.data.reward": reward, name: x})
     dtype = histories.length.dtype
     if not jnp.issubdtype(dtype, np.integer):
         raise TypeError(f"histories.length is {dtype}; it must hold numbers, int32")

@@ -243,7 +243,7 @@ class Session:
         if not isinstance(saved, dict):
             raise ValueError(f"path={str(path)!r} is damaged (it holds a {type(saved).__name__})")
         leaves, structure = jax.tree.flatten(self._state())
-        found = [saved.get(str(i)) for i in range(len(saved))]
+        found: list[Any] = [saved.get(str(i)) for i in range(len(saved))]
         returns = len(leaves) - 1  # their number grows
         for i, leaf in enumerate(leaves):
             here, there = np.asarray(keys.words(leaf)), found[i] if i < len(found) else ()

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import jax
 
-from jaxmeta.runs import claims, records, terminal
+from jaxmeta.runs import records, terminal
 
 
 def machine() -> str:
@@ -44,10 +44,8 @@ def on_core(core: int | None) -> Iterator[None]:
 
 
 def refuse_to_overwrite(folder: Path) -> None:
-    """Raises FileExistsError unless ``folder`` is missing, or is a folder that is empty but for a claim (see `claims`)."""
-    if folder.exists() and (
-        not folder.is_dir() or any(x.name != claims.CLAIM_FILE for x in folder.iterdir())
-    ):
+    """Raises FileExistsError unless ``folder`` is an empty folder, or missing."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(f"{folder} is not empty: name another folder")
 
 

@@ -12,12 +12,7 @@ from gymnax.environments import spaces
 from jaxmeta import checks
 from jaxmeta.tasks import door, environments, keys, signatures, time_limit
 from jaxmeta.tasks.environments import InvalidEnvironment
-from jaxmeta.tasks.family import SPLITS, TaskFamily, flat
-
-NUM_COMPARED = 512
-"""Tasks by which `check_parameters` compares two distributions."""
-LARGEST_GAP = 0.205
-"""The gap between two empirical distributions of `NUM_COMPARED` numbers each that chance exceeds once in 10⁹ times (Kolmogorov-Smirnov)."""
+from jaxmeta.tasks.family import SPLITS, TaskFamily
 
 
 def check_promises(family: TaskFamily) -> None:
@@ -58,7 +53,7 @@ def check_promises(family: TaskFamily) -> None:
         if getattr(family, name) is not None:
             action = signatures.shaped(f"{where} {name}", getattr(family, name), task, obs)
             environments.check_action(f"{where} {name}", action, family.action_space)
-    _check_made_tasks(family, where, key, task)
+    check_made_tasks(family, where, key, task)
     if family.optimal_return is not None:
         found = signatures.shaped(f"{where} optimal_return", family.optimal_return, task)
         if getattr(found, "shape", None) != ():
@@ -76,7 +71,7 @@ def check_promises(family: TaskFamily) -> None:
             )
 
 
-def _check_made_tasks(family: TaskFamily, where: str, key: jax.Array, task: Any) -> None:
+def check_made_tasks(family: TaskFamily, where: str, key: jax.Array, task: Any) -> None:
     """Raises InvalidEnvironment unless ``mutate`` and ``parameters`` make tasks like the training tasks."""
     made = {}
     if family.mutate is not None:
@@ -92,40 +87,6 @@ def _check_made_tasks(family: TaskFamily, where: str, key: jax.Array, task: Any)
             raise InvalidEnvironment(
                 f"{where} {name} makes {found}; it must make a task like those of train, {task}"
             )
-
-
-def check_parameters(family: TaskFamily) -> None:
-    """Raises InvalidEnvironment where the family's ``parameters`` do not give the distribution of ``train``.
-
-    So it is after ``dataclasses.replace(family, train=...)``. `NUM_COMPARED` tasks of each are drawn: an entry has another
-    distribution, or ``train`` has far fewer different tasks.
-    """
-    assert family.parameters is not None
-    size = checks.at_least("parameters.size", family.parameters.size, 1)
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    _check_made_tasks(family, f"family={family.name!r}:", key, jax.eval_shape(family.train, key))
-    made, train = family.parameters.task, family.train
-
-    @jax.jit
-    def drawn(key: jax.Array) -> tuple[jax.Array, jax.Array]:
-        train_key, key = jax.random.split(key)
-        x = jax.random.uniform(key, (NUM_COMPARED, size))
-        both = jax.vmap(train)(jax.random.split(train_key, NUM_COMPARED)), jax.vmap(made)(x)
-        rows = jax.vmap(lambda task: flat(jax.tree.map(keys.words, task)))
-        return rows(both[0]), rows(both[1])
-
-    ours, theirs = (np.sort(np.asarray(x), axis=0) for x in drawn(jax.random.key(0)))
-    gap = 0.0
-    for one, other in zip(ours.T, theirs.T, strict=True):
-        places = np.concatenate([one, other])
-        below = [np.searchsorted(x, places, side="right") for x in (one, other)]
-        gap = max(gap, float(np.max(np.abs(below[0] - below[1]))) / NUM_COMPARED)
-    distinct = [max(len(np.unique(x)) for x in rows.T) for rows in (ours, theirs)]
-    if gap > LARGEST_GAP or 2 * distinct[0] < distinct[1]:
-        raise InvalidEnvironment(
-            f"family={family.name!r}: parameters give other tasks than train. Uniform numbers must give the training tasks: "
-            "dataclasses.replace(family, parameters=...), or parameters=None"
-        )
 
 
 def check_pure(family: TaskFamily) -> None:

@@ -258,6 +258,10 @@ def test_a_closed_writer_writes_nothing(tmp_path, family, shards):
     ("change", "message"),
     [
         (lambda h: h._replace(tasks=h.length), "histories.tasks has the structure"),
+        (
+            lambda h: h._replace(tasks=jax.tree.map(lambda x: x[:1], h.tasks)),
+            "histories.tasks holds 1 tasks, and the data are of 2",
+        ),
         (lambda h: h._replace(length=None), "histories.length is NoneType"),
         (lambda h: h._replace(data=None), "histories.data is None"),
         (lambda h: jax.tree.map(lambda x: x[:0], h), "it holds nothing"),
