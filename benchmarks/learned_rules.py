@@ -20,6 +20,7 @@ In `catch` A2C and LPG take as many steps in as many environments between as man
 have layers of the same sizes. Other seeds choose their settings. LPG is one rule that `catch` learns on random MDPs, as `compare` does.
 """
 
+import hashlib
 import itertools
 import time
 from collections.abc import Callable, Sequence
@@ -710,9 +711,12 @@ def kept_rules(args: Compare) -> dict[str, list[Any]]:
     return trained
 
 
-def settings_of(args: Compare) -> dict[str, Any]:
-    """The settings that every part of the study depends on."""
-    return args.told("output", "resume", "rules", "families", "weights")
+def settings_of(args: Compare, name: str = "") -> dict[str, Any]:
+    """The settings that the rule's parts of the study depend on; of Disco also the contents of its weights."""
+    settings = args.told("output", "resume", "rules", "families", "weights")
+    if name == "Disco" and args.weights is not None:
+        settings["weights"] = hashlib.sha256(args.weights.read_bytes()).hexdigest()
+    return settings
 
 
 def compare(args: Compare) -> None:
@@ -736,7 +740,7 @@ def compare(args: Compare) -> None:
         cells = {
             name: study.kept(
                 args.output / "cells" / f"{family}-{name}.json",
-                settings_of(args),
+                settings_of(args, name),
                 partial(measure, name),
             )
             for name in args.rules

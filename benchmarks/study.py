@@ -25,7 +25,7 @@ import numpy as np
 import tyro
 
 from jaxmeta import checks, evaluation, tasks
-from jaxmeta.runs import records, reports, training
+from jaxmeta.runs import claims, records, reports, training
 from jaxmeta.tasks import TaskFamily
 from jaxmeta.types import MetaAlgorithm, Task
 
@@ -136,7 +136,7 @@ def main(kinds: Mapping[type, Callable[[Any], None]], doc: str | None, *, new: b
     """Runs a script by its command line.
 
     ``kinds`` has functions by the class of their settings. Several classes are subcommands.
-    The output folder must be ``new``, or empty, unless the script resumes.
+    The output folder must be ``new``, or empty, unless the script resumes. Until the script ends no other may write to it.
     """
     with answered():
         if len(kinds) > 1:
@@ -144,10 +144,12 @@ def main(kinds: Mapping[type, Callable[[Any], None]], doc: str | None, *, new: b
             settings = tyro.extras.subcommand_cli_from_dict(commands, description=doc)
         else:
             settings = tyro.cli(next(iter(kinds)), description=doc)
+        checks.folder("output", settings.output)
         if new and not getattr(settings, "resume", False):
             reports.refuse_to_overwrite(settings.output)
-        training.enable_compilation_cache()
-        kinds[type(settings)](settings)
+        with claims.claimed(settings.output):
+            training.enable_compilation_cache()
+            kinds[type(settings)](settings)
 
 
 class Program(NamedTuple):
@@ -333,11 +335,16 @@ def finite(tree: Any) -> Any:
 def kept(path: Path, settings: Mapping[str, Any], measure: Callable[[], dict]) -> dict[str, Any]:
     """The part of a study in the file ``path``; it is measured and written where there is none.
 
-    Numbers that JSON cannot hold are None. Raises FileExistsError where it was measured with other settings.
+    Numbers that JSON cannot hold are None. Raises FileExistsError where it was measured with other settings, and ValueError
+    where the file is damaged.
     """
     if path.exists():
-        part = json.loads(path.read_text(encoding="utf-8"))
-        if part["settings"] != settings:
+        try:
+            part = json.loads(path.read_text(encoding="utf-8"))
+            there = part["settings"]
+        except (ValueError, LookupError, TypeError) as error:
+            raise ValueError(f"{path} is damaged: remove it, and it is measured again") from error
+        if there != settings:
             raise FileExistsError(f"{path} was measured with other settings: name another folder")
         return part
     part = finite(measure()) | {"settings": settings}

@@ -180,7 +180,8 @@ class TaskResults(NamedTuple):
     """
 
     returns: Any = None
-    """``[M]``, mean undiscounted return of the adapted agent, or of a whole trial; NaN without a good stream."""
+    """``[M]``, mean undiscounted return of the adapted agent, or of a whole trial without episodes that only explore; NaN without
+    a good stream."""
     best: Any = None
     """``[M]``, the highest undiscounted return of a trial; -inf without a good one."""
     episodes: Any = None
@@ -258,6 +259,8 @@ class Curriculum:
     """The fields of `TaskResults` that ``update`` reads."""
     description: Mapping[str, Any]
     """The identity of the curriculum; ``config.json`` holds it, and a resumed run compares it."""
+    family: Any = None
+    """The family whose tasks are drawn, for a check that a run trains on it; None is not checked."""
 
 
 class _Documented:

@@ -21,7 +21,7 @@ from rich.console import Console
 from jaxmeta import networks, tasks
 from jaxmeta.algorithms import ALGORITHMS
 from jaxmeta.learners import update_rules
-from jaxmeta.runs import presets, training
+from jaxmeta.runs import claims, presets, training
 from tests.conftest import IN_EARNEST
 
 ROOT = Path(__file__).parent.parent
@@ -1169,3 +1169,44 @@ def test_in_context(kind, tmp_path):
     if kind == "regret":
         assert [len(x) for x in found["curves"].values()] == [24, 12]
         assert table.count("never") <= 1  # A2C itself gets there
+
+
+def test_an_output_that_cannot_be_written_is_refused_before_anything_runs(tmp_path):
+    file = tmp_path / "file"
+    file.write_text("mine")
+    for output in (file, file / "within"):
+        got = run("curricula.py", "mazes", f"--output={output}", cwd=tmp_path)
+        assert got.returncode
+        assert "is a file; name another folder" in got.stderr
+    with claims.claimed(tmp_path / "held"):
+        for more in ([], ["--resume"]):
+            kind = ["compare"] if more else ["catch"]
+            told = [*kind, f"--output={tmp_path / 'held'}", *more]
+            got = run("learned_rules.py", *told, cwd=tmp_path)
+            assert got.returncode
+            assert ("held by another run" if more else "is not empty") in got.stderr
+    assert sorted(x.name for x in tmp_path.iterdir()) == ["file"]
+    assert file.read_text() == "mine"
+
+
+def test_parts_of_a_study_depend_on_the_contents_of_weights(tmp_path):
+    code = """
+def settings():
+    args = script.Compare(rules=("A2C", "Disco"), weights=script.Path("weights.npz"))
+    return script.settings_of(args, "Disco"), script.settings_of(args, "A2C")
+path = script.Path("weights.npz")
+path.write_bytes(b"one")
+one = settings()
+path.write_bytes(b"two")
+two = settings()
+assert one[0] != two[0]
+assert one[1] == two[1]
+"""
+    assert run("learned_rules.py", cwd=tmp_path, code=code).returncode == 0
+
+
+def test_a_damaged_part_of_a_study_is_named(tmp_path):
+    (tmp_path / "part.json").write_text("[1]")
+    code = "from pathlib import Path; script.kept(Path('part.json'), {}, dict)"
+    with pytest.raises(ValueError, match="part.json is damaged: remove it"):
+        run("study.py", cwd=tmp_path, code=code)

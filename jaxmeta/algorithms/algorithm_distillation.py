@@ -112,7 +112,8 @@ def algorithm_distillation(
         good = finite_streams(windows)
         counted = jnp.broadcast_to(good[:, None], windows.reward.shape)
         data = in_context.without_broken(windows, counted)
-        state, metrics = parts.imitate(key, state, data, data.action, counted)
+        action, counted = in_context.predictable(data.action, counted, family)
+        state, metrics = parts.imitate(key, state, data, action, counted)
         return state, metrics | {"env_steps": jnp.zeros((), jnp.int32)}
 
     recurrent = parts.recurrent

@@ -49,6 +49,7 @@ from jaxmeta.meta_updates.gradients import State
 from jaxmeta.meta_updates.outer_loop import Optimizer
 from jaxmeta.networks.actor_critic import ActorCritic
 from jaxmeta.networks.recurrent import Memory
+from jaxmeta.tasks import signatures
 from jaxmeta.tasks.family import Controller, TaskFamily
 from jaxmeta.tasks.keys import quick
 from jaxmeta.types import Learner, MetaAlgorithm, Task, TimeStep
@@ -99,12 +100,15 @@ def decision_pretrained(
     Raises:
         ValueError: the family has no expert and none is given; a value of ``hyper`` is out of range; a setting has no effect
             beside the others; in ``step``, the number of trials is no multiple of ``config.num_minibatches``.
+        tasks.InvalidEnvironment: ``expert`` gives no action of the family.
     """
     label = expert or family.optimal_action or family.expert_action
     if label is None:
         raise ValueError(
             f"family {family.name!r} has no optimal_action and no expert_action: give expert=, (task, obs) -> action"
         )
+    if expert is not None:
+        signatures.check_controller("expert", expert, family)
     parts = in_context.in_context_learner(
         family,
         config,
@@ -124,7 +128,7 @@ def decision_pretrained(
         data, counted = recurrent.counted_steps(recorded, config.num_episodes)
         every = jax.tree.map(lambda x: jnp.repeat(x, config.num_streams, axis=0), tasks)
         best = jax.vmap(jax.vmap(label, (None, 0)))(every, data.timestep.obs)
-        best = best.astype(data.action.dtype)
+        best, counted = in_context.predictable(best.astype(data.action.dtype), counted, family)
         state, metrics = parts.imitate(learn_key, state, data, best, counted)
         metrics |= recurrent.trial_metrics(recorded, counted, config.num_episodes)
         metrics["env_steps"] = jnp.asarray(counted.size, jnp.int32)

@@ -260,7 +260,7 @@ def pearl(
 ) -> MetaAlgorithm:
     """PEARL on a family of tasks with continuous actions.
 
-    A trial with a number in its counted steps that is not finite is left out of the replay and counted in ``skipped_tasks``; a
+    A trial with a number in its counted steps, or a training reward, that is not finite is left out of the replay and counted in ``skipped_tasks``; a
     meta-update without a good new trial changes nothing. A new task without a good trial is not taken among the training tasks.
     On several devices the tasks are shared for acting; each device holds the whole replay.
 
@@ -302,7 +302,7 @@ def pearl(
         recorded = recurrent.trials_of(act_key, state.meta, visited.tasks, setup=setup)
         data, counted = recurrent.counted_steps(recorded, config.num_episodes)
         every = jax.tree.map(lambda x: jnp.repeat(x, config.num_streams, axis=0), visited.tasks)
-        steps = steps_of(every, data, family, training_reward)
+        steps, counted = steps_of(every, data, counted, family, training_reward)
         meta = with_scales(state.meta, data, steps, counted)
         replay = remembered(state.replay, visited, data, steps, counted, family, config)
         learned, reports, applied = soft_actor_critic.learn_from_replay(
@@ -440,9 +440,16 @@ def empty_replay(family: TaskFamily, config: Config) -> Callable[[], task_replay
 
 
 def steps_of(
-    tasks: Task, data: Trajectory, family: TaskFamily, training_reward: TrainingReward | None
-) -> Step:
-    """The steps ``[B, T]`` of trials in ``tasks [B]``, with the rewards that the critic learns."""
+    tasks: Task,
+    data: Trajectory,
+    counted: jax.Array,
+    family: TaskFamily,
+    training_reward: TrainingReward | None,
+) -> tuple[Step, jax.Array]:
+    """``(steps, counted)``, ``[B, T]`` each, of trials in ``tasks [B]``, with the rewards that the critic learns.
+
+    A trial with a training reward that is not finite in its ``counted`` steps has no counted step.
+    """
     shape = data.reward.shape
     reward = data.reward
     if training_reward is not None:
@@ -450,13 +457,16 @@ def steps_of(
         reward = jax.vmap(of_stream)(tasks, data.timestep.obs, data.action, data.next_obs)
         checks.shapes("BT BT", training_reward=reward, reward=data.reward)
         reward = reward.astype(data.reward.dtype)
-    return Step(
+        counted = counted & jnp.all(jnp.isfinite(reward) | ~counted, axis=1, keepdims=True)
+        reward = jnp.where(counted, reward, 0.0)
+    steps = Step(
         data.timestep.obs.reshape(*shape, -1),
         data.action,
         reward,
         data.discount,
         data.next_obs.reshape(*shape, -1),
     )
+    return steps, counted
 
 
 def remembered(

@@ -17,6 +17,7 @@ from jaxmeta import checks
 from jaxmeta.curricula import levels as buffers
 from jaxmeta.curricula.levels import Levels
 from jaxmeta.curricula.replay import PLRConfig, Replayed, ScoreName, as_dict, mixed, needs, scored
+from jaxmeta.tasks import signatures
 from jaxmeta.tasks.family import Sampler, TaskFamily
 from jaxmeta.tasks.keys import as_in, quick
 from jaxmeta.types import Curriculum, Draw, Meta, Task, TaskResults
@@ -66,12 +67,16 @@ def accel(
 
     Raises:
         ValueError: the family has no ``mutate``.
+        tasks.InvalidEnvironment: ``start`` makes tasks that are not like the family's training tasks.
     """
     mutate, sample = family.mutate, start or family.train
     if mutate is None:
         raise ValueError(
             f"family={family.name!r} has no mutate; accel needs one: dataclasses.replace(family, mutate=...)"
         )
+
+    if start is not None:
+        signatures.check_sampler("start", start, family.train)
 
     def init(num_tasks: int) -> ACCELState:
         levels = buffers.empty(family.train, config.capacity)
@@ -106,7 +111,7 @@ def accel(
     told = {"name": "accel", **as_dict(config)}
     if start is not None:
         told["start"] = getattr(start, "__qualname__", type(start).__name__)
-    return Curriculum(init, draw, update, needs(config), told)
+    return Curriculum(init, draw, update, needs(config), told, family)
 
 
 def where(

@@ -76,7 +76,8 @@ def sfl(
         config: How many tasks are tried, how often, and how many are kept.
 
     Raises:
-        ValueError: the algorithm's agents do not learn within a trial.
+        ValueError: the algorithm's agents do not learn within a trial, or its trials are of another horizon; a try takes more
+            steps than an int32 holds.
     """
     lifetime = algorithm.lifetime
     if lifetime is None or not lifetime.trial:
@@ -84,6 +85,14 @@ def sfl(
             "sfl needs an algorithm whose agents learn within a trial, with lifetime.trial: rl2, varibad, recurrent_q"
         )
     num_steps, num_episodes = lifetime.num_steps, lifetime.num_steps // family.horizon
+    if num_steps % family.horizon:
+        raise ValueError(
+            f"algorithm has trials of {num_steps} steps, which is no multiple of horizon={family.horizon} of "
+            f"family={family.name!r}: make it for that family"
+        )
+    steps = checks.at_least(
+        "candidates × trials × steps of a trial", config.candidates * config.trials * num_steps, 1
+    )
 
     def tried(key: jax.Array, state: Kept, meta: Meta) -> Kept:
         new_key, key = jax.random.split(key)
@@ -114,11 +123,10 @@ def sfl(
         return state, Draw(choose(from_kept, kept, new), jnp.ones(num_tasks, bool), tries)
 
     def update(state: Kept, drawn: Draw, results: TaskResults) -> tuple[Kept, dict]:
-        steps = config.candidates * config.trials * num_steps
         metrics = {
             "curriculum/learnability": jnp.mean(state.learnability),
             "env_steps": jnp.where(drawn.info, steps, 0).astype(jnp.int32),
         }
         return state._replace(time=state.time + 1), metrics
 
-    return Curriculum(init, draw, update, (), {"name": "sfl", **as_dict(config)})
+    return Curriculum(init, draw, update, (), {"name": "sfl", **as_dict(config)}, family)

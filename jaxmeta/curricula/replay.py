@@ -74,7 +74,12 @@ def plr(family: TaskFamily, config: PLRConfig = PLRConfig()) -> Curriculum:
     Args:
         family: The family whose training tasks are drawn.
         config: The buffer's size, the score and the probabilities.
+
+    Raises:
+        TypeError: ``config`` is one of `curricula.accel`.
     """
+    if type(config) is not PLRConfig:
+        raise TypeError(f"config={config!r} must be a PLRConfig: its other settings have no effect")
 
     def init(num_tasks: int) -> Levels:
         return buffers.empty(family.train, config.capacity)
@@ -91,7 +96,7 @@ def plr(family: TaskFamily, config: PLRConfig = PLRConfig()) -> Curriculum:
         share = jnp.mean(drawn.info.replayed.astype(float))
         return state, {"curriculum/replayed": share} | buffers.report(state)
 
-    return Curriculum(init, draw, update, needs(config), {"name": "plr", **as_dict(config)})
+    return Curriculum(init, draw, update, needs(config), {"name": "plr", **as_dict(config)}, family)
 
 
 def needs(config: PLRConfig) -> tuple[str, ...]:

@@ -21,6 +21,7 @@ from jax.scipy.special import betaln
 from jaxmeta import checks
 from jaxmeta.curricula.replay import as_dict
 from jaxmeta.tasks.family import TaskFamily
+from jaxmeta.tasks.inspection import check_parameters
 from jaxmeta.types import Curriculum, Draw, Meta, TaskResults
 
 EDGE = 1e-3
@@ -73,6 +74,7 @@ def roml(family: TaskFamily, config: RoMLConfig = RoMLConfig()) -> Curriculum:
 
     Raises:
         ValueError: the family has no ``parameters``.
+        tasks.InvalidEnvironment: they do not give its training tasks, as after ``dataclasses.replace(family, train=...)``.
     """
     if family.parameters is None:
         raise ValueError(
@@ -80,6 +82,7 @@ def roml(family: TaskFamily, config: RoMLConfig = RoMLConfig()) -> Curriculum:
             "'cartpole', 'pendulum', 'mountain_car' or 'acrobot', or your own with TaskFamily(parameters=...)"
         )
     size, task = family.parameters
+    check_parameters(family)
 
     def init(num_tasks: int) -> RoMLState:
         updates = math.ceil(config.batch / num_tasks)
@@ -114,7 +117,7 @@ def roml(family: TaskFamily, config: RoMLConfig = RoMLConfig()) -> Curriculum:
         }
         return RoMLState(phi, x, returns, state.time + 1), metrics
 
-    return Curriculum(init, draw, update, ("returns",), {"name": "roml", **as_dict(config)})
+    return Curriculum(init, draw, update, ("returns",), {"name": "roml", **as_dict(config)}, family)
 
 
 def _num_reference(num_tasks: int, config: RoMLConfig) -> int:

@@ -28,8 +28,9 @@ import numpy as np
 
 import jaxmeta
 from jaxmeta import checks
-from jaxmeta.datasets.histories import Histories
+from jaxmeta.datasets.histories import Histories, check
 from jaxmeta.runs import checkpoints, claims, descriptions, records
+from jaxmeta.tasks import environments
 from jaxmeta.tasks.family import TaskFamily
 from jaxmeta.types import TimeStep, Trajectory
 
@@ -52,21 +53,28 @@ class Writer:
     family: TaskFamily
     """The family of the tasks."""
     description: Mapping[str, Any]
-    """The header's facts of the histories."""
+    """The header's facts of the histories, as `runs.records.plain` gives them."""
     num_shards: int
     """Whole shards so far. A write that resumes begins with this number."""
     header: dict[str, Any] | None
     """The header, once the first shard is written."""
+    closed: bool = False
+    """Whether the folder has been given back, so that nothing more can be written."""
 
     def append(self, histories: Histories) -> None:
         """Writes one shard. All shards have the shapes and types of the first.
 
         Raises:
-            DatasetError: the shard cannot be written, does not hold numbers, or differs in shape or type. The shards before
-                it stay whole.
+            DatasetError: the shard cannot be written, does not hold numbers, is not of the family, or differs in shape or type. The
+                shards before it stay whole. Or the dataset is closed.
             TypeError: ``histories`` are no `Histories`.
         """
         checks.instance("histories", histories, Histories)
+        if self.closed:
+            raise DatasetError(
+                f"{self.folder} is closed: append within the with block, or go on with create(..., resume=True)"
+            )
+        _check_of(histories, self.family)
         arrays = _named(histories)
         header = self.header or self._header(arrays)
         _check_like(arrays, header)
@@ -89,7 +97,7 @@ class Writer:
         return {
             "format": FORMAT,
             "family": _identity(self.family),
-            "description": records.plain(self.description),
+            "description": self.description,
             "made_by": f"jaxmeta {jaxmeta.__version__}",
             "arrays": {
                 name: {"shape": list(x.shape), "dtype": x.dtype.name} for name, x in arrays.items()
@@ -125,7 +133,9 @@ def create(
     path = checks.path("folder", folder)
     checks.instance("family", family, TaskFamily)
     checks.field("resume", resume, bool)
-    described = records.plain(dict(description or {}))
+    if description is not None:
+        checks.instance("description", description, Mapping)
+    described = records.plain(description or {})
     checks.folder("folder", path)
     with claims.claimed(path):
         others = [x.name for x in path.iterdir() if x.name != claims.CLAIM_FILE]
@@ -140,7 +150,10 @@ def create(
             writer.num_shards = len(_read_shards(path, mend=True))
         elif set(others) - {ARRAYS_FOLDER, SHARDS_FILE}:
             raise DatasetError(f"{path} holds no dataset to go on with: name another folder")
-        yield writer
+        try:
+            yield writer
+        finally:
+            writer.closed = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,7 +187,8 @@ class Dataset:
     def description(self) -> dict[str, Any]:
         """The identity of the data: the description, the family, and a digest of all shards."""
         digest = hashlib.sha256(json.dumps(self.shards, sort_keys=True).encode()).hexdigest()
-        return {x: self.header[x] for x in ("family", "description")} | {"sha256": digest}
+        told = {x: records.read(self.header[x]) for x in ("family", "description")}
+        return told | {"sha256": digest}
 
     def read(self, shards: Sequence[int] | None = None) -> Histories:
         """The histories of some shards, one after the other; None is all. Arrays are NumPy's.
@@ -243,6 +257,28 @@ def _identity(family: TaskFamily) -> dict[str, Any]:
     }
 
 
+def _check_of(histories: Histories, family: TaskFamily) -> None:
+    """Raises DatasetError unless histories fit together and hold tasks, observations and actions of the family."""
+    try:
+        check(histories)
+        data, batch = histories.data, histories.data.reward.shape
+        num_tasks = environments.num_tasks("histories.tasks", histories.tasks, family.env)
+        if num_tasks != batch[0]:
+            raise ValueError(
+                f"histories.tasks holds {num_tasks} tasks, and the data are of {batch[0]}"
+            )
+        for name, x, shape in (
+            ("timestep.obs", data.timestep.obs, family.observation_shape),
+            ("action", data.action, tuple(family.action_space.shape)),
+        ):
+            if x.shape != (*batch, *shape):
+                raise ValueError(
+                    f"histories.data.{name} has shape {x.shape}; with family {family.name!r} it must be {(*batch, *shape)}"
+                )
+    except (TypeError, ValueError) as error:
+        raise DatasetError(str(error)) from error
+
+
 def _named(histories: Histories) -> dict[str, np.ndarray]:
     """The arrays of histories by their names in the dataset."""
     leaves = jax.tree_util.tree_leaves_with_path(histories)
@@ -268,6 +304,11 @@ def _tree(arrays: Mapping[str, Any], family: TaskFamily, folder: Path) -> Histor
     missing = [x for x in names if x not in arrays]
     if missing:
         raise DatasetError(f"{folder} has no array {missing[0]!r}, which tasks of the family have")
+    of_step = [f"timestep.{x}" for x in TimeStep._fields]
+    of_data = [x for x in Trajectory._fields if x not in ("timestep", "memory")]
+    missing = [x for x in ("length", *(f"data.{x}" for x in of_step + of_data)) if x not in arrays]
+    if missing:
+        raise DatasetError(f"{folder} is damaged: {HEADER_FILE} has no array {missing[0]!r}")
     timestep = TimeStep(**{x: field(f"timestep.{x}") for x in TimeStep._fields})
     others = {x: field(x) for x in Trajectory._fields if x not in ("timestep", "memory")}
     return Histories(
@@ -336,11 +377,13 @@ def _read_header(path: Path) -> dict[str, Any]:
     """``dataset.json``; raises DatasetError unless it is whole and of this format."""
     try:
         header = json.loads((path / HEADER_FILE).read_text(encoding="utf-8"))
-        for name in ("family", "description", "arrays"):
+        for name in ("family", "description"):
             header[name]
+        for array in header["arrays"].values():
+            array["shape"], np.dtype(array["dtype"])
     except FileNotFoundError as error:
         raise DatasetError(f"{path} holds no dataset: it has no {HEADER_FILE}") from error
-    except (OSError, ValueError, LookupError, TypeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise DatasetError(f"{path / HEADER_FILE} is damaged ({_first_line(error)})") from error
     if header.get("format") != FORMAT:
         raise DatasetError(

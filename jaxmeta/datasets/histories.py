@@ -9,9 +9,10 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxmeta import checks, rollouts
-from jaxmeta.tasks import environments
+from jaxmeta.tasks import environments, signatures
 from jaxmeta.tasks.family import Controller, TaskFamily
 from jaxmeta.types import Learner, Task, TimeStep, Trajectory
 
@@ -108,6 +109,7 @@ def mixtures(
 
     Raises:
         ValueError: the family has no expert and none is given; a number is out of range.
+        tasks.InvalidEnvironment: ``expert`` gives no action of the family.
     """
     checks.at_least("num_streams", num_streams, 1)
     checks.at_least("num_episodes", num_episodes, 1)
@@ -118,6 +120,8 @@ def mixtures(
         raise ValueError(
             f"family {family.name!r} has no optimal_action and no expert_action: give expert=, (task, obs) -> action"
         )
+    if expert is not None:
+        signatures.check_controller("expert", expert, family)
     num_steps = num_episodes * family.horizon
     num_tasks = environments.num_tasks("tasks", tasks, family.env)
     learner = _mixture(family, best, random_steps * num_steps, each_step=draw == "step")
@@ -146,7 +150,8 @@ def _mixture(
         drawn = jax.random.uniform(share_key) < noise
         at_random = jnp.where(each_step | timestep.first, drawn, at_random)
         other = family.random_action(action_key)
-        action = jnp.where(at_random, other, best(task, timestep.obs).astype(other.dtype))
+        known = jnp.asarray(best(task, timestep.obs), other.dtype)
+        action = jnp.where(at_random, other, known)
         return action, jnp.zeros(()), (time + 1, at_random)
 
     return Learner(
@@ -195,6 +200,34 @@ def _joined(data: Trajectory) -> Trajectory:
         reward=jnp.where(data.timestep.first, before(data.reward), reward),
     )
     return data._replace(timestep=timestep)
+
+
+def check(histories: Histories) -> None:
+    """Raises unless ``data`` and ``length`` of ``histories`` are of M tasks, N streams and T steps, and no length is above T.
+
+    Raises:
+        TypeError: ``data`` is no `Trajectory`, or ``length`` no array of integers.
+        ValueError: a shape differs, a length is not between 0 and T, or there is nothing in it; the message names the array.
+    """
+    checks.instance("histories.data", histories.data, Trajectory)
+    reward = histories.data.reward
+    named = {"histories.data.reward": reward, "histories.length": histories.length}
+    checks.shapes("MNT MN", **named)
+    if 0 in reward.shape:
+        raise ValueError(f"histories.data.reward has shape {reward.shape}; it holds nothing")
+    for path, x in jax.tree_util.tree_leaves_with_path(histories.data._replace(memory=())):
+        name = f"histories.data{jax.tree_util.keystr(path)}"
+        if name != "histories.data.reward":
+            checks.shapes("MNT MNT...", **{"histories.data.reward": reward, name: x})
+    dtype = histories.length.dtype
+    if not jnp.issubdtype(dtype, np.integer):
+        raise TypeError(f"histories.length is {dtype}; it must hold numbers, int32")
+    length = np.asarray(histories.length)
+    if length.min() < 0 or length.max() > reward.shape[2]:
+        raise ValueError(
+            f"histories.length holds {length.min()} to {length.max()}; it must be between 0 and {reward.shape[2]}, the steps of "
+            "the arrays"
+        )
 
 
 def _full(data: Trajectory) -> jax.Array:

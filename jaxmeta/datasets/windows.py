@@ -13,7 +13,7 @@ import numpy as np
 
 from jaxmeta import checks
 from jaxmeta.datasets.files import Dataset
-from jaxmeta.datasets.histories import Histories
+from jaxmeta.datasets.histories import Histories, check
 from jaxmeta.runs import checkpoints
 from jaxmeta.types import Source, Trajectory
 
@@ -38,7 +38,7 @@ def windows(
         description: What ``config.json`` says of the data, as `runs.records.plain` takes it.
 
     Raises:
-        ValueError: a history is shorter than ``length``, or ``histories.length`` is not of the data's shape.
+        ValueError: a history is shorter than ``length``, or arrays of ``histories`` do not fit together.
     """
     checks.at_least("length", length, 1)
     checks.choice("starts", starts, STARTS)
@@ -94,9 +94,8 @@ def stream(
 
 
 def _check(histories: Histories, length: int) -> None:
-    """Raises ValueError unless every history has at least ``length`` steps."""
-    given = {"histories.data.reward": histories.data.reward, "histories.length": histories.length}
-    checks.shapes("MNT MN", **given)
+    """Raises unless the histories fit together and each has at least ``length`` steps."""
+    check(histories)
     lengths = np.asarray(histories.length)
     m, n = np.unravel_index(np.argmin(lengths), lengths.shape)
     if lengths[m, n] < length:

@@ -14,6 +14,7 @@ another here. With the same key, observations and rewards it draws the same acti
 """
 
 import os
+import secrets
 import warnings
 from functools import partial
 from pathlib import Path
@@ -215,9 +216,13 @@ class Session:
         )
         if not path.absolute().parent.is_dir():
             raise FileNotFoundError(f"path={str(path)!r}: its folder does not exist")
-        temporary = path.with_name(path.name + ".tmp")
-        temporary.write_bytes(MAGIC + content)
-        temporary.replace(path)
+        # No file of the user's has this name.
+        temporary = path.with_name(f"{path.name}.{secrets.token_hex(8)}.tmp")
+        try:
+            temporary.write_bytes(MAGIC + content)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
     def restore(self, path: str | os.PathLike) -> None:
         """Goes on where the session that `save` wrote was, bit for bit.
@@ -235,8 +240,10 @@ class Session:
             saved = flax.serialization.msgpack_restore(path.read_bytes()[len(MAGIC) :])
         except Exception as error:
             raise ValueError(f"path={str(path)!r} is damaged ({error})") from error
+        if not isinstance(saved, dict):
+            raise ValueError(f"path={str(path)!r} is damaged (it holds a {type(saved).__name__})")
         leaves, structure = jax.tree.flatten(self._state())
-        found = [saved.get(str(i)) for i in range(len(saved))]
+        found: list[Any] = [saved.get(str(i)) for i in range(len(saved))]
         returns = len(leaves) - 1  # their number grows
         for i, leaf in enumerate(leaves):
             here, there = np.asarray(keys.words(leaf)), found[i] if i < len(found) else ()

@@ -83,14 +83,15 @@ def by_episode(episodes: np.ndarray) -> tuple[list[float], list[tuple[float, flo
 def probability_of_improvement(x: np.ndarray, y: np.ndarray) -> float:
     """The probability that a run of X returns more than a run of Y in a task, its mean over tasks; equal returns count half.
 
-    Agarwal et al. 2021, "Deep reinforcement learning at the edge of the statistical precipice".
+    Agarwal et al. 2021, "Deep reinforcement learning at the edge of the statistical precipice". The result is NaN if an entry is NaN
+    or if there is none: a NaN is neither above nor below a return.
 
     Args:
         x: ``[S, M]``, returns of S seeds of X in M tasks.
         y: ``[S', M]``, returns of S' seeds of Y in the same tasks.
     """
     x, y = checks.numbers("SM PM", x=x, y=y)
-    return float(np.mean(_wins(x, y)))
+    return float(np.mean(_wins(x, y))) if _comparable(x, y) else float("nan")
 
 
 def improvement_interval(
@@ -103,12 +104,15 @@ def improvement_interval(
 ) -> tuple[float, float]:
     """Percentile bootstrap interval of `probability_of_improvement`: ``(low, high)``.
 
-    Seeds of X, seeds of Y and tasks are resampled independently, as in `interquartile_interval`.
+    Seeds of X, seeds of Y and tasks are resampled independently, as in `interquartile_interval`. The result is NaN where the
+    probability is.
     """
     x, y = checks.numbers("SM PM", x=x, y=y)
     checks.between("confidence", confidence, 0, 1)
     checks.at_least("num_resamples", num_resamples, 1)
     checks.at_least("seed", seed, 0)
+    if not _comparable(x, y):
+        return (float("nan"), float("nan"))
     wins = _wins(x, y)
     rng = np.random.default_rng(seed)
     found = []
@@ -117,6 +121,11 @@ def improvement_interval(
         found.append(np.einsum("i,j,m,ijm->", ours, theirs, columns, wins, optimize=True))
     low, high = np.quantile(found, [(1 - confidence) / 2, (1 + confidence) / 2])
     return float(low), float(high)
+
+
+def _comparable(x: np.ndarray, y: np.ndarray) -> bool:
+    """Whether there are entries, and none is NaN."""
+    return bool(x.size and y.size) and not (np.any(np.isnan(x)) or np.any(np.isnan(y)))
 
 
 def _wins(x: np.ndarray, y: np.ndarray) -> np.ndarray:

@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from gymnax.environments import spaces
 
 from jaxmeta import checks
 from jaxmeta.estimators.units import running_reward_scale
@@ -228,6 +229,26 @@ def predictions(
         return network.unroll(meta.params, network.initial(), inputs)[0]
 
     return predicted
+
+
+def predictable(
+    action: jax.Array, counted: jax.Array, family: TaskFamily
+) -> tuple[jax.Array, jax.Array]:
+    """``(action, counted)``, ``[B, T]`` each, without the streams in which a counted action is none of the family's.
+
+    No network can predict it: the loss would be infinite, and its gradient 0 or NaN, for all streams of a minibatch.
+    """
+    sound = is_action(action, family.action_space)
+    counted = counted & jnp.all(sound | ~counted, axis=1, keepdims=True)
+    where = counted.reshape(*counted.shape, *[1] * (action.ndim - counted.ndim))
+    return jnp.where(where, action, jnp.zeros_like(action)), counted
+
+
+def is_action(action: jax.Array, space: spaces.Discrete | spaces.Box) -> jax.Array:
+    """Whether each of the actions ``[B, T, *action_shape]`` is one: in 0 .. A - 1, or finite, bool ``[B, T]``."""
+    if isinstance(space, spaces.Discrete):
+        return (action >= 0) & (action < space.n)
+    return jnp.all(jnp.isfinite(action), axis=tuple(range(2, action.ndim)))
 
 
 def without_broken(data: Trajectory, counted: jax.Array) -> Trajectory:

@@ -24,7 +24,6 @@ from jaxmeta.learners.recurrent import (
     EpochConfig,
     Meta,
     RecurrentLearner,
-    TrialConfig,
     TrialHyper,
     annealed,
     counted_steps,
@@ -167,6 +166,8 @@ def learn_from_trials(
         learn_key, meta, batch = prepare(learn_key, state.meta, hyper, recorded)
         counted = batch.counted
         results = task_results(meta, batch, recorded, config)
+        if loss.bonus is not None:  # they are of rewards with bonuses, and returns are not
+            results = results._replace(value=None, advantage=None)
         if learns is not None:
             trials = jnp.repeat(learns, config.num_streams)
             batch = batch._replace(counted=counted & trials[:, None])
@@ -359,10 +360,11 @@ def bonuses(
     return key, jax.lax.stop_gradient(total)
 
 
-def task_results(
-    meta: Meta, batch: Batch, recorded: Trajectory, config: TrialConfig
-) -> TaskResults:
-    """The results of each task, for a curriculum: of a batch of trials ``[M N, T]`` and ``meta`` after `with_advantages`."""
+def task_results(meta: Meta, batch: Batch, recorded: Trajectory, config: Config) -> TaskResults:
+    """The results of each task, for a curriculum: of a batch of trials ``[M N, T]`` and ``meta`` after `with_advantages`.
+
+    As in the values, rewards of the first ``config.explore_episodes`` count 0, except in ``episodes``.
+    """
     mean, spread = meta.value_scale
     counted = batch.counted
     reward = jnp.where(counted, recorded.reward, 0.0)
@@ -377,6 +379,7 @@ def task_results(
     def by_task(x: jax.Array) -> jax.Array:
         return x.reshape(-1, config.num_streams, *x.shape[1:])
 
+    reward = jnp.where(index < config.explore_episodes, 0.0, reward)
     trial = by_task(jnp.sum(reward, axis=1))
     return TaskResults(
         returns=jnp.mean(trial, axis=1, where=by_task(good)),

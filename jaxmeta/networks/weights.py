@@ -5,6 +5,7 @@ import zipfile
 from collections.abc import Mapping
 from typing import BinaryIO
 
+import jax.numpy as jnp
 import numpy as np
 
 from jaxmeta import checks
@@ -72,8 +73,12 @@ def _read(here: str, file: np.lib.npyio.NpzFile, array: str, shape: tuple[int, .
         raise ValueError(
             f"{here}: the array {array!r} has the type {x.dtype}; it must be of floating-point numbers"
         )
-    if not np.all(np.isfinite(x)):
-        raise ValueError(f"{here}: the array {array!r} holds a number that is not finite")
+    with np.errstate(over="ignore"):
+        finite = np.isfinite(x.astype(jnp.result_type(float)))
+    if not np.all(finite):
+        raise ValueError(
+            f"{here}: the array {array!r} holds a number that is not finite, or not as {jnp.result_type(float)}"
+        )
     return x
 
 

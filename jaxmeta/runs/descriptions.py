@@ -143,6 +143,26 @@ def check_made_for(algorithm: MetaAlgorithm, family: TaskFamily, num_tasks: int)
         )
 
 
+def check_draws_from(curriculum: Curriculum | None, family: TaskFamily) -> None:
+    """Raises ValueError if ``curriculum`` draws the training tasks of another family: the run would not be of ``family``.
+
+    Another object with the same training tasks is the same family. A few of them are drawn to find out.
+    """
+    theirs = None if curriculum is None else curriculum.family
+    if theirs is None or theirs is family:
+        return
+    assert curriculum is not None
+    same = theirs.horizon == family.horizon and not different(
+        time_limit.without_limit(theirs.env), time_limit.without_limit(family.env)
+    )
+    if not same or content_hash(theirs, "train") != content_hash(family, "train"):
+        name = curriculum.description.get("name")
+        raise ValueError(
+            f"curriculum {name!r} draws the training tasks of another family, {theirs.name!r}, than family={family.name!r}: "
+            "make it for the family that the run trains on"
+        )
+
+
 def different(ours: Any, theirs: Any, name: str = "env", depth: int = 0) -> str:
     """How the environment ``theirs`` differs from ``ours``, in words; empty if no difference is found.
 

@@ -44,8 +44,8 @@ def on_core(core: int | None) -> Iterator[None]:
 
 
 def refuse_to_overwrite(folder: Path) -> None:
-    """Raises FileExistsError unless ``folder`` is empty or missing."""
-    if folder.is_dir() and any(folder.iterdir()):
+    """Raises FileExistsError unless ``folder`` is an empty folder, or missing."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(f"{folder} is not empty: name another folder")
 
 

@@ -279,7 +279,7 @@ def train(
             ``folder``; without a folder the state is lost. It has the code to exit with. A second interrupt stops at once.
         ValueError: the number of devices does not divide ``config.num_tasks``; ``initial`` while
             resuming; ``algorithm`` was made for a family of another horizon or environment, or does not report what
-            ``curriculum`` needs; or there are both a source and a curriculum.
+            ``curriculum`` needs; ``curriculum`` draws tasks of another family; or there are both a source and a curriculum.
         TypeError: a metric is no scalar; or the arrays of ``initial``, or of the state after a
             meta-update, differ from those that ``algorithm.init`` makes.
         tasks.InvalidEnvironment: the family breaks a promise (see `tasks.check_promises`).
@@ -287,6 +287,7 @@ def train(
     check_promises(family)
     descriptions.check_made_for(algorithm, family, config.num_tasks)
     curricula.check_fits(curriculum, algorithm, source)
+    descriptions.check_draws_from(curriculum, family)
     mesh = device_mesh(config.num_tasks)
     description = descriptions.described(
         description, algorithm, family, source, curriculum, with_tasks=folder is not None
@@ -378,6 +379,7 @@ def train_population(
     check_promises(family)
     descriptions.check_made_for(algorithm, family, config.num_tasks)
     curricula.check_fits(curriculum, algorithm, source)
+    descriptions.check_draws_from(curriculum, family)
     mesh = device_mesh(config.num_tasks)
     num_settings = 1 if hypers is None else len(hypers)
 

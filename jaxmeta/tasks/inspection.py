@@ -12,9 +12,14 @@ from gymnax.environments import spaces
 from jaxmeta import checks
 from jaxmeta.tasks import boxes, door, environments, time_limit
 from jaxmeta.tasks.environments import InvalidEnvironment
-from jaxmeta.tasks.family import SPLITS, TaskFamily
+from jaxmeta.tasks.family import SPLITS, TaskFamily, flat
 from jaxmeta.tasks.keys import is_key, words
-from jaxmeta.tasks.promises import check_promises, check_pure, keys_used_twice
+from jaxmeta.tasks.promises import check_made_tasks, check_promises, check_pure, keys_used_twice
+
+NUM_COMPARED = 512
+"""Tasks by which `check_parameters` compares two distributions."""
+LARGEST_GAP = 0.205
+"""The gap between two empirical distributions of `NUM_COMPARED` numbers each that chance exceeds once in 10⁹ times (Kolmogorov-Smirnov)."""
 
 
 class Checked(NamedTuple):
@@ -56,7 +61,7 @@ def check(family: TaskFamily, *, num_tasks: int = 16, seed: int = 0, show: bool 
 
     Raises:
         TypeError: ``family`` is no TaskFamily.
-        InvalidEnvironment: a promise is broken: one of `check_promises`; resets and steps are not pure; an episode did
+        InvalidEnvironment: a promise is broken: one of `check_promises`, or of `check_parameters`; resets and steps are not pure; an episode did
             not end by the horizon; numbers are not finite; observations leave their space; or splits of
             ``family.disjoint`` have a task in common. The message has a line for each.
     """
@@ -64,6 +69,8 @@ def check(family: TaskFamily, *, num_tasks: int = 16, seed: int = 0, show: bool 
     checks.at_least("num_tasks", num_tasks, 2)
     checks.at_least("seed", seed, 0)
     check_pure(family)
+    if family.parameters is not None:
+        check_parameters(family)
     keys = jax.random.split(jax.random.key(seed), len(SPLITS) + 1)
     samplers = {split: getattr(family, split) for split in SPLITS}
     # Compiled, because a sampler may make a world; splits with one sampler share its program.
@@ -112,6 +119,40 @@ def check(family: TaskFamily, *, num_tasks: int = 16, seed: int = 0, show: bool 
     if show:
         print(found)
     return found
+
+
+def check_parameters(family: TaskFamily) -> None:
+    """Raises InvalidEnvironment where the family's ``parameters`` do not give the distribution of ``train``.
+
+    So it is after ``dataclasses.replace(family, train=...)``. `NUM_COMPARED` tasks of each are drawn: an entry has another
+    distribution, or ``train`` has far fewer different tasks.
+    """
+    assert family.parameters is not None
+    size = checks.at_least("parameters.size", family.parameters.size, 1)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    check_made_tasks(family, f"family={family.name!r}:", key, jax.eval_shape(family.train, key))
+    made, train = family.parameters.task, family.train
+
+    @jax.jit
+    def drawn(key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        train_key, key = jax.random.split(key)
+        x = jax.random.uniform(key, (NUM_COMPARED, size))
+        both = jax.vmap(train)(jax.random.split(train_key, NUM_COMPARED)), jax.vmap(made)(x)
+        rows = jax.vmap(lambda task: flat(jax.tree.map(words, task)))
+        return rows(both[0]), rows(both[1])
+
+    ours, theirs = (np.sort(np.asarray(x), axis=0) for x in drawn(jax.random.key(0)))
+    gap = 0.0
+    for one, other in zip(ours.T, theirs.T, strict=True):
+        places = np.concatenate([one, other])
+        below = [np.searchsorted(x, places, side="right") for x in (one, other)]
+        gap = max(gap, float(np.max(np.abs(below[0] - below[1]))) / NUM_COMPARED)
+    distinct = [max(len(np.unique(x)) for x in rows.T) for rows in (ours, theirs)]
+    if gap > LARGEST_GAP or 2 * distinct[0] < distinct[1]:
+        raise InvalidEnvironment(
+            f"family={family.name!r}: parameters give other tasks than train. Uniform numbers must give the training tasks: "
+            "dataclasses.replace(family, parameters=...), or parameters=None"
+        )
 
 
 def _sentences(found: dict[str, list[str]]) -> tuple[str, ...]:

@@ -53,7 +53,7 @@ def check_promises(family: TaskFamily) -> None:
         if getattr(family, name) is not None:
             action = signatures.shaped(f"{where} {name}", getattr(family, name), task, obs)
             environments.check_action(f"{where} {name}", action, family.action_space)
-    _check_made_tasks(family, where, key, task)
+    check_made_tasks(family, where, key, task)
     if family.optimal_return is not None:
         found = signatures.shaped(f"{where} optimal_return", family.optimal_return, task)
         if getattr(found, "shape", None) != ():
@@ -71,7 +71,7 @@ def check_promises(family: TaskFamily) -> None:
             )
 
 
-def _check_made_tasks(family: TaskFamily, where: str, key: jax.Array, task: Any) -> None:
+def check_made_tasks(family: TaskFamily, where: str, key: jax.Array, task: Any) -> None:
     """Raises InvalidEnvironment unless ``mutate`` and ``parameters`` make tasks like the training tasks."""
     made = {}
     if family.mutate is not None:

@@ -17,6 +17,7 @@ from jaxmeta.tasks.environments import (
     InvalidEnvironment,
     action_space,
     call,
+    check_action,
     declared_observation_space,
     default_task,
     is_one_array,
@@ -225,6 +226,37 @@ def shaped(where: str, function: Callable[..., Any], *args: Any) -> Any:
     shapes = jax.eval_shape(arrays, *args)
     leaves, structure = jax.tree.flatten(shapes)
     return jax.tree.unflatten(structure, [others.get(i, x) for i, x in enumerate(leaves)])
+
+
+def check_sampler(where: str, sample: Callable[[jax.Array], Task], train: Callable) -> None:
+    """Raises InvalidEnvironment unless ``sample(key)`` makes tasks with the structure, the shapes and the types of ``train``'s."""
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    found, right = shaped(where, sample, key), shaped("train", train, key)
+    if not same_arrays(found, right):
+        raise InvalidEnvironment(
+            f"{where} makes {found}; it must make a task like those of train, {right}"
+        )
+
+
+def same_arrays(found: Any, right: Any) -> bool:
+    """Whether two trees, of arrays or of their shapes and types, have one structure, and the same shapes and types."""
+    if str(jax.tree.structure(found)) != str(jax.tree.structure(right)):
+        return False
+    pairs = zip(jax.tree.leaves(found), jax.tree.leaves(right), strict=True)
+    of = [[(getattr(x, "shape", None), getattr(x, "dtype", None)) for x in pair] for pair in pairs]
+    return all(one == other for one, other in of)
+
+
+def check_controller(where: str, controller: Callable, family: Any) -> None:
+    """Raises InvalidEnvironment unless ``controller(task, obs)`` is an action of the family's kind and shape.
+
+    An action of another kind would be cut to a whole number.
+    """
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    task = shaped("train", family.train, key)
+    obs = jax.ShapeDtypeStruct(family.observation_shape, jnp.result_type(float))
+    action = shaped(where, controller, task, obs)
+    check_action(where, action, family.action_space)
 
 
 def _is_array(x: Any) -> bool:

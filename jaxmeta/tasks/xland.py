@@ -329,6 +329,7 @@ def xland(
         FileNotFoundError: there is no such file.
         ImportError: XLand-MiniGrid is not installed.
     """
+    size = checks.at_least("size", size, 3)
     checks.at_least("view_size", view_size, 3)
     checks.at_least("depth", depth, 0)
     checks.at_least("num_distractors", num_distractors, 0)

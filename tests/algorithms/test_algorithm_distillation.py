@@ -83,6 +83,17 @@ def test_a_step_descends_the_loss_of_the_paper(family, algorithm, step, batch):
     assert metrics["env_steps"] == metrics["skipped_tasks"] == metrics["skipped_updates"] == 0
 
 
+def test_a_window_with_what_is_no_action_is_left_out_and_counted(algorithm, step, batch):
+    state, key = algorithm.init(jax.random.key(3)), jax.random.key(4)
+    wrong = batch._replace(action=batch.action.at[1, 3].set(5))
+    after, metrics = step(key, state, wrong)
+    assert metrics["skipped_tasks"] == 1
+    broken = batch._replace(reward=batch.reward.at[1, 3].set(np.nan))
+    without, _ = step(key, state, broken)
+    for x, y in zip(*map(jax.tree.leaves, (after.meta.params, without.meta.params)), strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
 def test_a_broken_window_is_left_out_and_counted(algorithm, step, batch):
     state = algorithm.init(jax.random.key(3))
     broken = batch._replace(reward=batch.reward.at[2, 5].set(jnp.nan))

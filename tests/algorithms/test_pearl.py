@@ -483,3 +483,25 @@ def test_it_finds_the_goal_from_one_episode():
     share = (returns - random) / (told - random)
     assert share[1] > 0.5, share
     assert share[1] > share[0] + 0.1, share
+
+
+def test_a_training_reward_that_is_not_finite_leaves_its_trial_out():
+    """Its scale would be NaN for ever, and every value after it."""
+    drawn = tasks.sample_tasks(jax.random.key(1), FAMILY, NUM_TASKS, split="train")
+    goal = drawn.goal[0]
+
+    def reward(task, obs, action, after):
+        return jnp.where(jnp.all(task.goal == goal), jnp.nan, after[0])
+
+    algorithm = pearl(FAMILY, SMALL, training_reward=reward)
+    state, metrics = jax.jit(algorithm.step)(
+        jax.random.key(2), algorithm.init(jax.random.key(0)), drawn
+    )
+    left_out = int(np.sum(np.all(np.asarray(drawn.goal) == np.asarray(goal), axis=1)))
+    assert 0 < left_out < NUM_TASKS
+    assert metrics["skipped_tasks"] == left_out * SMALL.num_streams
+    assert metrics["training_tasks"] == NUM_TASKS - left_out
+    assert metrics["skipped_updates"] == 0
+    for part in (state.meta.params, state.meta.value_scale, state.replay.steps.reward):
+        assert np.all(np.isfinite(flat(part)))
+    assert state.meta.value_scale[1] > 0

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxmeta import curricula
+from jaxmeta import curricula, tasks
 from jaxmeta.curricula import ACCELConfig, edits
 from tests.curricula.shared import FAMILY, lived
 
@@ -76,3 +76,17 @@ def test_a_family_without_changes_is_refused():
         curricula.accel(family)
     with pytest.raises(ValueError, match="num_edits=0 must be at least 1"):
         ACCELConfig(num_edits=0)
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        lambda key: FAMILY.train(key).replace(reward=jnp.zeros(())),
+        lambda key: FAMILY.train(key).replace(reward=jnp.zeros((2, 2), jnp.int32)),
+        lambda key: {"reward": jnp.zeros((2, 2))},
+    ],
+)
+def test_a_start_of_other_tasks_is_refused(start):
+    """Tasks of another shape or type would be broadcast or cast, so the buffer would hold others than were tried."""
+    with pytest.raises(tasks.InvalidEnvironment, match="start makes .* like those of train"):
+        curricula.accel(MARKING, ACCELConfig(**HOW), start=start)

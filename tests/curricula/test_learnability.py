@@ -1,5 +1,7 @@
 """Sampling for learnability: the tasks that are kept, when they are tried, and what that costs."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -95,3 +97,14 @@ def test_what_does_not_fit_is_refused(family):
         curricula.sfl(maml(family), family)
     with pytest.raises(ValueError, match="keeps=6 must be at most candidates=5"):
         SFLConfig(candidates=5, keeps=6)
+
+
+def test_a_family_of_another_horizon_is_refused(family, algorithm):
+    longer = dataclasses.replace(family, env=family.env.env, horizon=7 * family.horizon)
+    with pytest.raises(ValueError, match="no multiple of horizon=.*make it for that family"):
+        curricula.sfl(algorithm, longer, SFLConfig(4, 2))
+
+
+def test_tries_of_more_steps_than_are_counted_are_refused(family, algorithm):
+    with pytest.raises(ValueError, match="candidates × trials × steps of a trial=.* at most"):
+        curricula.sfl(algorithm, family, SFLConfig(10**6, 2, trials=10**6))

@@ -113,5 +113,10 @@ def test_wrong_settings_are_refused(settings, message):
         PLRConfig(**settings)
 
 
+def test_settings_of_accel_are_refused():
+    with pytest.raises(TypeError, match="config=ACCELConfig.* must be a PLRConfig"):
+        curricula.plr(FAMILY, curricula.ACCELConfig(num_edits=7))
+
+
 def test_priorities_are_the_config_s():
     assert PLRConfig(temperature=0.2, staleness=0.1).priorities == levels.Priorities(0.2, 0.1)

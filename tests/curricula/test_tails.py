@@ -93,3 +93,33 @@ def test_a_family_without_parameters_is_refused():
         curricula.roml(family)
     with pytest.raises(ValueError, match="alpha=0 must lie between"):
         RoMLConfig(alpha=0)
+
+
+def test_parameters_that_do_not_give_the_training_tasks_are_refused():
+    """Else RoML would draw tasks that the family does not train on."""
+    family = tasks.make("cartpole", horizon=3)
+    few = tasks.sample_tasks(jax.random.key(0), family, 20, split="train")
+
+    def one_of_few(key):
+        place = jax.random.randint(key, (), 0, 20)
+        return jax.tree.map(lambda x: x[place], few)
+
+    size, task = family.parameters
+    others = (
+        dataclasses.replace(family, train=one_of_few),
+        dataclasses.replace(family, train=family.out_of_distribution),
+        dataclasses.replace(family, parameters=tasks.Parameters(size, lambda x: task(x**2))),
+    )
+    for other in others:
+        with pytest.raises(
+            tasks.InvalidEnvironment, match="parameters give other tasks than train"
+        ):
+            curricula.roml(other)
+    zero = dataclasses.replace(family, parameters=tasks.Parameters(0, task))
+    with pytest.raises(ValueError, match="parameters.size=0 must be at least 1"):
+        curricula.roml(zero)
+
+
+@pytest.mark.parametrize("name", ["pendulum", "mountain_car", "acrobot"])
+def test_families_keep_that_promise(name):
+    curricula.roml(tasks.make(name))

@@ -14,7 +14,9 @@ import numpy as np
 import pytest
 
 from jaxmeta import datasets, tasks
+from jaxmeta.algorithms.rl2 import Hyper
 from jaxmeta.datasets import files
+from jaxmeta.runs import records
 
 
 @pytest.fixture(scope="module")
@@ -224,3 +226,72 @@ def test_bad_input(tmp_path, family, shards):
     with pytest.raises(files.DatasetError, match="format 7"):
         datasets.load(folder, family)
     assert dataclasses.is_dataclass(dataset)
+
+
+def test_infinite_settings_are_described(tmp_path, family, shards):
+    """Many an algorithm's own have one: ``anneal_updates``."""
+    description = {"hyper": Hyper(), "sizes": (2, 3)}
+    for num in (1, 2):
+        write(tmp_path / "d", family, shards[:num], resume=num > 1, description=description)
+    dataset = datasets.load(tmp_path / "d", family)
+    assert dataset.num_shards == 2
+    assert dataset.header["description"]["hyper"]["anneal_updates"] == "Infinity"
+    # As `train` describes the data of a run.
+    told = records.plain(datasets.stream(dataset, 3, num_shards=1, updates_per_load=1).description)
+    assert told["dataset"]["description"]["hyper"]["anneal_updates"] == "Infinity"
+    with pytest.raises(TypeError, match="description is str 'mine'; it must be"):
+        write(tmp_path / "e", family, shards, description="mine")
+
+
+def test_a_closed_writer_writes_nothing(tmp_path, family, shards):
+    """Else two of them would give one number to two shards, and the dataset could not be read."""
+    with datasets.create(tmp_path / "d", family) as first:
+        first.append(shards[0])
+    with datasets.create(tmp_path / "d", family, resume=True) as second:
+        with pytest.raises(files.DatasetError, match="is closed: append within the with block"):
+            first.append(shards[1])
+        second.append(shards[1])
+    assert_equal(datasets.load(tmp_path / "d", family).read(), shards[:2])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda h: h._replace(tasks=h.length), "histories.tasks has the structure"),
+        (
+            lambda h: h._replace(tasks=jax.tree.map(lambda x: x[:1], h.tasks)),
+            "histories.tasks holds 1 tasks, and the data are of 2",
+        ),
+        (lambda h: h._replace(length=None), "histories.length is NoneType"),
+        (lambda h: h._replace(data=None), "histories.data is None"),
+        (lambda h: jax.tree.map(lambda x: x[:0], h), "it holds nothing"),
+        (
+            lambda h: h._replace(data=h.data._replace(action=h.data.action[..., None])),
+            r"histories.data.action has shape \(2, 2, 12, 1\); with family 'dark_room' it must be",
+        ),
+        (
+            lambda h: h._replace(data=h.data._replace(last=h.data.last[:, :1])),
+            r"histories.data.last has shape \(2, 1, 12\)",
+        ),
+    ],
+)
+def test_what_could_not_be_loaded_is_not_written(tmp_path, family, shards, change, message):
+    with (
+        datasets.create(tmp_path / "d", family) as writer,
+        pytest.raises(files.DatasetError, match=message),
+    ):
+        writer.append(change(shards[0]))
+    assert not (tmp_path / "d").exists()
+
+
+@pytest.mark.parametrize("arrays", [[1], {"data.reward": 3}, "without data.reward"])
+def test_a_damaged_header_is_named(tmp_path, family, shards, arrays):
+    write(tmp_path / "d", family, shards[:1])
+    header = json.loads((tmp_path / "d" / "dataset.json").read_text())
+    if isinstance(arrays, str):
+        arrays = {name: x for name, x in header["arrays"].items() if name != "data.reward"}
+    (tmp_path / "d" / "dataset.json").write_text(json.dumps(header | {"arrays": arrays}))
+    with pytest.raises(
+        files.DatasetError, match="dataset.json (is damaged|has no array 'data.reward')"
+    ):
+        datasets.load(tmp_path / "d", family).read()

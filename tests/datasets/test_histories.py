@@ -109,6 +109,27 @@ def test_mixtures_need_an_expert(family, drawn):
     assert np.all(other.data.action == 0)
 
 
+@pytest.mark.parametrize(
+    ("expert", "message"),
+    [
+        (lambda task, obs: 2.9, "expert is .*takes ints of shape"),
+        (lambda task, obs: jnp.asarray(2.9), "expert is .*takes ints of shape"),
+        (lambda task, obs: jnp.zeros(5), "expert is .*takes ints of shape"),
+        (lambda task, obs: obs[99, 99], "expert"),
+    ],
+)
+def test_an_expert_s_action_is_never_cut_to_a_whole_number(family, drawn, expert, message):
+    how = dict(family=family, num_streams=1, num_episodes=1)
+    with pytest.raises(tasks.InvalidEnvironment, match=message):
+        datasets.mixtures(jax.random.key(0), drawn, expert=expert, **how)
+
+
+def test_an_expert_may_give_a_number_of_python(family, drawn):
+    how = dict(family=family, num_streams=1, num_episodes=1, random_steps=0.0)
+    got = datasets.mixtures(jax.random.key(0), drawn, expert=lambda task, obs: 2, **how)
+    assert np.all(got.data.action == 2)
+
+
 def test_thin_keeps_every_third_episode(mixed):
     thinned = datasets.thin(mixed, 3)
     assert np.all(thinned.length == 16)

@@ -57,3 +57,20 @@ def test_without_an_episode_there_is_no_figure():
     family, histories = hand_made([[0, 0]], [[0, 0]], [[4, 4]], [2])
     with pytest.raises(ValueError, match="holds no episode that ends"):
         datasets.quality(jax.random.key(0), histories, family=family)
+
+
+def test_a_broken_history_is_left_out_and_counted():
+    made = dict(
+        rewards=[[0, 1, 1, 0, 2, np.nan], [1, np.inf, 0, 3, 5, 5], [1, 1, 0, 3, 5, 5]],
+        lasts=[[0, 0, 1, 0, 1, 0], [0, 1, 0, 1, 0, 1], [0, 1, 0, 1, 0, 1]],
+        cells=[[4, 4, 5, 4, 4, 4], [8, 8, 8, 8, 8, 8], [4, 1, 0, 3, 4, 4]],
+    )
+    family, histories = hand_made(**made, lengths=[5, 4, 4])
+    got = datasets.quality(jax.random.key(0), histories, family=family)
+    # A NaN beyond a history's length is no part of it.
+    assert got.skipped == 1
+    np.testing.assert_allclose(got.returns, [2.0, 2.5])
+    assert got.coverage == pytest.approx((2 / 5 + 4 / 5) / 2)
+    family, histories = hand_made(**made, lengths=[6, 4, 0])
+    with pytest.raises(ValueError, match="holds no episode that ends"):
+        datasets.quality(jax.random.key(0), histories, family=family)

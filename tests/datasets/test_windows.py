@@ -87,6 +87,22 @@ def test_all_arrays_are_cut_at_the_same_place():
             r"histories.length has shape \(1, 1\); it must be \[M, N\]",
         ),
         (lambda h: datasets.windows(h, 3, starts="episodes"), "starts='episodes' is unknown"),
+        (
+            lambda h: datasets.windows(h._replace(length=h.length + 1), 3),
+            "histories.length holds 13 to 21; it must be between 0 and 20",
+        ),
+        (
+            lambda h: datasets.windows(
+                h._replace(data=h.data._replace(action=h.data.action[:, :1])), 3
+            ),
+            r"histories.data.action has shape \(1, 1, 20",
+        ),
+        (
+            lambda h: datasets.windows(
+                h._replace(data=h.data._replace(last=h.data.last[:, :, 1:])), 3
+            ),
+            r"histories.data.last has shape \(1, 2, 19\)",
+        ),
     ],
 )
 def test_bad_input(call, message):

@@ -3,6 +3,7 @@
 import functools
 from types import SimpleNamespace
 
+import flax.serialization
 import gymnasium
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ import pytest
 from jaxmeta import rollouts, tasks
 from jaxmeta.algorithms import ALGORITHMS
 from jaxmeta.deployment import Session
+from jaxmeta.deployment.session import MAGIC
 from jaxmeta.runs import experiments, training
 from jaxmeta.types import Lifetime, MetaAlgorithm
 from tests.probes import constant_learner
@@ -101,8 +103,11 @@ def test_it_plays_gymnasium_and_goes_on_after_it_was_saved(agent, tmp_path):
     assert whole.num_updates == whole.num_episodes // 2
     np.testing.assert_allclose(whole.returns, 8.0, atol=3)
     head = play(first, env, whole.num_steps - 40 + 19)
+    (tmp_path / "session.tmp").write_text("another's")
     first.save(tmp_path / "session")
     first.save(tmp_path / "session")  # its own file, it may write again
+    assert (tmp_path / "session.tmp").read_text() == "another's"
+    assert len(list(tmp_path.iterdir())) == 2
     second = Session(agent, seed=9)
     second.restore(tmp_path / "session")
     observation = np.array([0.01, 0.02, 0.03, 0.04])
@@ -163,6 +168,13 @@ def test_bad_input_is_named(agent, tmp_path):
     many = jax.tree.map(lambda x: jnp.stack([x]), agent.run)
     with pytest.raises(ValueError, match="is a population"):
         Session(agent._replace(run=many))
+
+
+def test_a_file_that_holds_no_session_is_named(agent, tmp_path):
+    content = flax.serialization.msgpack_serialize([np.zeros(2)])
+    (tmp_path / "session").write_bytes(MAGIC + content)
+    with pytest.raises(ValueError, match="is damaged"):
+        Session(agent).restore(tmp_path / "session")
 
 
 @pytest.mark.parametrize("broken", [np.nan, np.inf, -np.inf, 1e300])

@@ -76,3 +76,11 @@ def test_probability_of_improvement_by_counting():
     low, high = evaluation.improvement_interval(x, y)
     assert low < np.mean(wins) < high
     assert evaluation.improvement_interval(y + 10, x) == (1.0, 1.0)
+
+
+def test_a_return_that_is_not_known_beats_nothing_and_loses_to_nothing():
+    known, unknown = np.ones((2, 3)), np.array([[1.0, np.nan, 1.0]])
+    for x, y in ((known, unknown), (unknown, known), (np.ones((0, 3)), known)):
+        assert np.isnan(evaluation.probability_of_improvement(x, y))
+        assert np.all(np.isnan(evaluation.improvement_interval(x, y)))
+    assert evaluation.probability_of_improvement(known, np.full((1, 3), -np.inf)) == 1.0

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from gymnax.environments import spaces
 
 from jaxmeta import learners, rollouts, tasks
 from jaxmeta.algorithms.decision_pretrained import Config, decision_pretrained
@@ -110,3 +111,31 @@ def test_a_transformer_attends_to_its_context_or_to_the_trial(family):
         config = Config(num_episodes=3, memory_size=8, **settings)
         network = in_context.network_of(family, config, None, None)
         assert network.initial().keys.shape[1] == context
+
+
+def test_a_stream_with_what_is_no_action_is_left_out(family):
+    """Its loss would be infinite and without a gradient, so that nothing would be learned from the others either."""
+    drawn = tasks.sample_tasks(jax.random.key(1), family, 3, split="train")
+    goal = drawn.goal[0]
+
+    def expert(task, obs):
+        return jnp.where(jnp.all(task.goal == goal), 7, 2)
+
+    algorithm = decision_pretrained(family, Config(num_episodes=1), expert=expert, memory=gru(4))
+    state = algorithm.init(jax.random.key(0))
+    after, metrics = jax.jit(algorithm.step)(jax.random.key(2), state, drawn)
+    left_out = int(np.sum(np.all(np.asarray(drawn.goal) == np.asarray(goal), axis=1)))
+    assert 0 < left_out < 3
+    assert int(metrics["skipped_tasks"]) == left_out
+    assert np.isfinite(metrics["loss"])
+    assert metrics["meta_grad_norm"] > 0
+    assert after.num_updates == 1
+
+
+def test_which_actions_are_some():
+    space = spaces.Box(-1.0, 1.0, (2,), jnp.float32)
+    x = jnp.array([[[0.0, 3.0], [jnp.nan, 0.0]]])
+    np.testing.assert_array_equal(in_context.is_action(x, space), [[True, False]])
+    number = jnp.array([[-1, 0, 4, 5]])
+    found = in_context.is_action(number, spaces.Discrete(5))
+    np.testing.assert_array_equal(found, [[False, True, True, False]])

@@ -4,6 +4,7 @@ The steps themselves are tried in `test_recurrent`, with the learner.
 """
 
 import math
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -176,3 +177,28 @@ class WithRate(NamedTuple):
 
 
 WITH_RATE = WithRate()
+
+
+def test_curricula_see_the_rewards_that_values_are_of():
+    """The gap of a best return to a value is of the same rewards: without exploration, and never with bonuses."""
+    family = tasks.make("tabular", num_states=2, num_actions=2, horizon=2)
+    sizes = dict(num_episodes=2, num_minibatches=1, num_epochs=1, hidden_sizes=(2,), memory_size=2)
+
+    def seen(algorithm, key):
+        init_key, task_key, key = jax.random.split(key, 3)
+        drawn = tasks.sample_tasks(task_key, family, 3, split="train")
+        return algorithm.step_with_results(key, algorithm.init(init_key), drawn)[1:]
+
+    algorithm = rl2.rl2(family, rl2.Config(**sizes, explore_episodes=1))
+    metrics, results = jax.jit(partial(seen, algorithm))(jax.random.key(0))
+    after = results.episodes[:, 0, 1]
+    assert np.all(results.episodes[:, 0, 0] != 0)
+    for of_trial in (results.returns, results.best, np.sum(results.reward[:, 0], axis=-1)):
+        np.testing.assert_allclose(of_trial, after, rtol=1e-5)
+    np.testing.assert_allclose(metrics["return/trial"], np.mean(after), rtol=1e-5)
+
+    config = varibad.Config(**sizes, latent_size=2, bonuses=("error",))
+    algorithm = varibad.varibad(family, config)
+    _, results = jax.eval_shape(partial(seen, algorithm), jax.random.key(0))
+    assert (results.value, results.advantage) == (None, None)
+    assert results.returns.shape == (3,)

@@ -33,6 +33,10 @@ def test_arrays_come_back_by_name(tmp_path):
         ({"net/b": np.array(["a", "b"])}, "the array 'net/b' has the type <U1"),
         ({"net/b": np.array([1.0, np.nan])}, "the array 'net/b' holds a number that is not finite"),
         ({"net/b": np.array([1.0, np.inf])}, "the array 'net/b' holds a number that is not finite"),
+        (
+            {"net/b": np.array([1.0, 1e300])},
+            "the array 'net/b' holds a number that is not finite, or not as float32",
+        ),
         ({"net/b": np.array([{}, {}], object)}, "the array 'net/b' cannot be read .*allow_pickle"),
     ],
 )

@@ -11,7 +11,7 @@ import optax
 import pytest
 from rich.console import Console
 
-from jaxmeta import tasks
+from jaxmeta import curricula, tasks
 from jaxmeta.algorithms import ALGORITHMS, maml, rl2
 from jaxmeta.networks.recurrent import gru, lstm
 from jaxmeta.runs import checkpoints, descriptions, records, training
@@ -207,3 +207,23 @@ def test_environments_differ_in_their_numbers():
     assert differs(Sized(np.ones(2)), Sized(jnp.ones(2))) == ""
     assert differs(Sized(np.ones(2)), Sized(np.zeros(2))) == "env.size is another array"
     assert differs(Sized(lambda: 1), Sized(lambda: 2)) == ""
+
+
+def test_a_curriculum_of_another_family_is_refused():
+    """Else the run would learn from tasks that are none of its family, and be described as of that family."""
+    family = tasks.make("tabular", num_states=2, num_actions=2, horizon=3)
+    others = (
+        dataclasses.replace(family, name="fixed", train=lambda key: family.env.default_params),
+        tasks.make("tabular", num_states=2, num_actions=2, horizon=4),
+    )
+    algorithm = rl2.rl2(family, rl2.Config(num_minibatches=1), memory=gru(2))
+    for other in others:
+        message = f"curriculum 'plr' draws the training tasks of another family, '{other.name}'"
+        for train in (training.train, training.train_population):
+            with pytest.raises(ValueError, match=message):
+                train(algorithm, family, PLAN, curriculum=curricula.plr(other), console=QUIET)
+    same = tasks.make("tabular", num_states=2, num_actions=2, horizon=3)
+    for fits in (None, curricula.plr(family), curricula.plr(same)):
+        descriptions.check_draws_from(fits, family)
+    without = dataclasses.replace(curricula.plr(others[0]), family=None)
+    descriptions.check_draws_from(without, family)

@@ -22,6 +22,8 @@ def test_what_is_there_is_not_overwritten(tmp_path):
     (tmp_path / "results.json").write_text("{}")
     with pytest.raises(FileExistsError, match="is not empty: name another folder"):
         reports.refuse_to_overwrite(tmp_path)
+    with pytest.raises(FileExistsError, match="results.json is not empty: name another folder"):
+        reports.refuse_to_overwrite(tmp_path / "results.json")
 
 
 def test_tables(tmp_path):

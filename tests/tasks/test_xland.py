@@ -428,6 +428,7 @@ def test_time_limits_are_the_published_ones_where_the_tasks_are():
     ("settings", "message"),
     [
         ({"view_size": 4}, "view_size=4 must be odd"),
+        ({"size": 2, "generator": "small"}, "size=2 must be at least 3"),
         ({"size": 5}, "size=5 must be at least 6"),
         ({"depth": -1}, "depth=-1 must be at least 0"),
         ({"num_distractors": 31, "size": 20}, "num_distractors=31 must be at most 30 at depth=1"),
