@@ -172,12 +172,9 @@ class Hyper(NamedTuple):
     """τ outside of training."""
 
 
-EXPLORING = Meta(
-    None,
-    None,
-    None,
-    Hyper(*[None] * len(Hyper._fields))._replace(epsilon=0, temperature=0),  # type: ignore[arg-type]
-)
+_SHARED: Any = Hyper(*[None] * len(Hyper._fields))  # type: ignore[arg-type]
+_AXES: Any = dict.fromkeys(Meta._fields) | {"hyper": _SHARED._replace(epsilon=0, temperature=0)}
+EXPLORING = Meta(**_AXES)
 """The axes of ``meta`` while acting in training: each task has its ε and τ."""
 
 
