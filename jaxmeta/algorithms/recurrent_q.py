@@ -54,6 +54,7 @@ from jaxmeta import checks, learners
 from jaxmeta.estimators.units import running_reward_scale
 from jaxmeta.learners.action_values import (
     TRACES,
+    exploring,
     lambda_returns,
     scheduled,
     unrolled,
@@ -159,6 +160,10 @@ class Hyper(NamedTuple):
     softmax(Q / τ), so that those that are nearly as good as the best are tried most. 0 takes the best."""
     last_temperature: float = 0.0
     """τ after `epsilon_updates`."""
+    diversity: float = 0.0
+    """How far the tasks of a meta-update differ in exploration, from 0 to 1: ε and τ of training are times factors from
+    1 - diversity at the first task to 1 + diversity at the last. With 1 some trials show what the best actions earn
+    while others try what these leave out. 0 explores alike in all."""
     epsilon_updates: float = 100.0
     """Meta-updates in which ε and τ fall from the first to the last in a straight line."""
     epsilon: float = 0.0
@@ -167,7 +172,14 @@ class Hyper(NamedTuple):
     """τ outside of training."""
 
 
+_SHARED: Any = Hyper(*[None] * len(Hyper._fields))  # type: ignore[arg-type]
+_AXES: Any = dict.fromkeys(Meta._fields) | {"hyper": _SHARED._replace(epsilon=0, temperature=0)}
+EXPLORING = Meta(**_AXES)
+"""The axes of ``meta`` while acting in training: each task has its ε and τ."""
+
+
 @checks.constructor(
+    diversity=(0.0, 1.0),
     first_epsilon=(0.0, 1.0),
     last_epsilon=(0.0, 1.0),
     epsilon_updates=(1e-6, math.inf),
@@ -227,7 +239,8 @@ def recurrent_q(
     def step(key: jax.Array, state: State, tasks: Task) -> tuple[State, dict]:
         act_key, learn_key = jax.random.split(quick(key))
         hyper = scheduled(state.meta.hyper, state.num_updates)
-        recorded = parts.trials(act_key, state.meta._replace(hyper=hyper), tasks)
+        acting = state.meta._replace(hyper=exploring(hyper, jax.tree.leaves(tasks)[0].shape[0]))
+        recorded = parts.trials(act_key, acting, tasks, meta_axes=EXPLORING)
         data, counted = counted_steps(recorded, config.num_episodes)
         make = partial(batch_of, state.meta, parts=parts)
         replay, replayed = remembered(state.replay, buffer, kept(data, counted), make)

@@ -29,6 +29,17 @@ def scheduled(hyper: Any, num_updates: jax.Array) -> Any:
     return hyper._replace(learning_rate=rate, epsilon=epsilon, temperature=temperature)
 
 
+def exploring(hyper: Any, num_tasks: int) -> Any:
+    """``hyper`` with ε and temperature of each of M = ``num_tasks`` tasks, ``[M]``: times factors that stand evenly around 1.
+
+    The factor of task i is ``1 + diversity ((2 i + 1) / M - 1)``, and no ε is more than 1.
+    """
+    place = (2.0 * jnp.arange(num_tasks) + 1.0) / num_tasks - 1.0
+    factor = 1.0 + hyper.diversity * place
+    epsilon = jnp.minimum(hyper.epsilon * factor, 1.0)
+    return hyper._replace(epsilon=epsilon, temperature=hyper.temperature * factor)
+
+
 def value_error(
     q: jax.Array,
     batch: Batch,

@@ -151,8 +151,9 @@ class RecurrentLearner(NamedTuple):
     """The learner."""
     inputs: Callable[[Any, Trajectory], Inputs]
     """``(meta, data [T]) -> inputs [T]``."""
-    trials: Callable[[jax.Array, Any, Task], Trajectory]
-    """``(key, meta, tasks [M]) -> [M N, T]``: the trials of all streams of all tasks."""
+    trials: Callable[..., Trajectory]
+    """``(key, meta, tasks [M], meta_axes=None) -> [M N, T]``: the trials of all streams of all tasks. Leaves of ``meta``
+    at which ``meta_axes`` is 0 hold a number for each task."""
     lifetime: Lifetime
     """N trials of T = E H steps."""
 
@@ -289,15 +290,21 @@ def trial_learner(
     return RecurrentLearner(learner, inputs, trials, setup.collects(trial=True))
 
 
-def trials_of(key: jax.Array, meta: Any, tasks: Task, *, setup: rollouts.Setup) -> Trajectory:
-    """The trials of all streams of all tasks ``[M]``, each a whole rollout of ``setup``: ``[M N, T]``."""
+def trials_of(
+    key: jax.Array, meta: Any, tasks: Task, *, setup: rollouts.Setup, meta_axes: Any = None
+) -> Trajectory:
+    """The trials of all streams of all tasks ``[M]``, each a whole rollout of ``setup``: ``[M N, T]``.
 
-    def trial(key: jax.Array, task: Task) -> Trajectory:
+    ``meta_axes`` are as ``in_axes`` of `jax.vmap`: 0 at leaves of ``meta`` with a leading ``[M]``; None is one meta for all.
+    """
+
+    def trial(key: jax.Array, meta: Any, task: Task) -> Trajectory:
         history = rollouts.lifetime(key, meta, task, setup=setup, num_updates=0)
         return jax.tree.map(lambda x: x[0], history.trajectories)
 
     num_tasks = jax.tree.leaves(tasks)[0].shape[0]
-    data = jax.vmap(trial)(jax.random.split(key, num_tasks), tasks)
+    mapped = jax.vmap(trial, in_axes=(0, meta_axes, 0))
+    data = mapped(jax.random.split(key, num_tasks), meta, tasks)
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), data)
 
 

@@ -73,6 +73,7 @@ def test_bad_settings_are_named(settings, message):
         (dict(last_epsilon=-0.1), "last_epsilon=-0.1 must lie between"),
         (dict(epsilon=1.1), "epsilon=1.1 must lie between"),
         (dict(first_temperature=-1.0), "first_temperature=-1.0 must lie between"),
+        (dict(diversity=1.1), "diversity=1.1 must lie between 0.0 and 1.0"),
         (dict(epsilon_updates=0.0), "epsilon_updates=0.0 must lie between"),
         (dict(anneal_updates=0), "anneal_updates=0 must lie between 1"),
     ],
@@ -169,7 +170,7 @@ def on_recorded(monkeypatch, make):
     whole = module.trial_learner
 
     def without_acting(*arguments):
-        return whole(*arguments)._replace(trials=lambda key, meta, data: data)
+        return whole(*arguments)._replace(trials=lambda key, meta, data, **axes: data)
 
     monkeypatch.setattr(module, "trial_learner", without_acting)
     monkeypatch.setattr(checks, "batch", lambda *arguments: None)  # they are no tasks
@@ -310,6 +311,29 @@ def test_trials_of_training_are_acted_by_training_s_epsilon(family):
         state, _ = step(jax.random.key(2), state, same)
         data, _ = state.replay.experience
         assert len(set(np.asarray(data.action)[0, :, 0].tolist())) == distinct
+
+
+def test_diverse_tasks_explore_each_by_an_epsilon_and_a_temperature_of_its_own(family):
+    """Trial i is the one that a run without diversity acts at task i's ε and temperature."""
+    algorithm = recurrent_q(family, Config(**SETTINGS, replay_trials=4, replayed_trials=1))
+    _, drawn = begun_with(algorithm, family, 4)
+    init, step = jax.jit(algorithm.init), jax.jit(algorithm.step)
+
+    def actions(epsilon, temperature, diversity):
+        hyper = Hyper(
+            first_epsilon=epsilon, first_temperature=temperature, diversity=diversity
+        )  # fmt: skip
+        state = init(jax.random.key(0), jax.tree.map(lambda x: jnp.asarray(x, float), hyper))
+        # Larger outputs, at which the temperature matters.
+        params = jax.tree.map(lambda x: 30.0 * x, state.meta.params)
+        state = state._replace(meta=state.meta._replace(params=params))
+        data, _ = step(jax.random.key(2), state, drawn)[0].replay.experience
+        return np.asarray(data.action)[0]
+
+    diverse, alike = actions(0.5, 0.4, 1.0), actions(0.5, 0.4, 0.0)
+    assert np.any(diverse != alike)
+    for i, factor in enumerate([0.25, 0.75, 1.25, 1.75]):
+        np.testing.assert_array_equal(diverse[i], actions(0.5 * factor, 0.4 * factor, 0.0)[i])
 
 
 PROTOCOL = {

@@ -43,3 +43,17 @@ def test_returns_and_their_error_written_out(trace):
     error = action_values.value_error(q, a_batch(), SCALE, hyper, **told)
     taken = Q[np.arange(4), ACTION]
     np.testing.assert_allclose(error, 0.25 * np.mean((taken - (expected - 1) / 2) ** 2), rtol=1e-6)
+
+
+def test_exploration_of_diverse_tasks_written_out():
+    hyper = Hyper(epsilon=0.6, temperature=0.2, diversity=1.0)
+    found = action_values.exploring(hyper, 4)
+    np.testing.assert_allclose(found.epsilon, [0.15, 0.45, 0.75, 1.0], rtol=1e-6)
+    np.testing.assert_allclose(found.temperature, [0.05, 0.15, 0.25, 0.35], rtol=1e-6)
+    half = action_values.exploring(hyper._replace(diversity=0.5), 2)
+    np.testing.assert_allclose(half.epsilon, [0.45, 0.75], rtol=1e-6)
+    for num_tasks in (1, 3):
+        alike = action_values.exploring(hyper._replace(diversity=0.0), num_tasks)
+        np.testing.assert_array_equal(alike.epsilon, np.full(num_tasks, np.float32(0.6)))
+    alone = action_values.exploring(hyper, 1)  # a task alone explores as is scheduled
+    np.testing.assert_array_equal(alone.temperature, [np.float32(0.2)])
