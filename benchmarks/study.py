@@ -99,6 +99,8 @@ class Study:
             value = getattr(self, field.name)
             if isinstance(value, tuple) and field.default != ():
                 checks.some(field.name, value)
+            if isinstance(value, tuple) and any(isinstance(x, str) for x in value):
+                checks.distinct(field.name, value)
             annotations = getattr(hints[field.name], "__metadata__", ())
             for x in value if isinstance(value, tuple) else [value]:
                 for annotation in annotations:

@@ -77,7 +77,7 @@ def sfl(
 
     Raises:
         ValueError: the algorithm's agents do not learn within a trial, or its trials are of another horizon; a try takes more
-            steps than an int32 holds.
+            steps than an int32 holds; in training, ``config.share`` of a batch is less than half a task.
     """
     lifetime = algorithm.lifetime
     if lifetime is None or not lifetime.trial:
@@ -108,6 +108,10 @@ def sfl(
         return Kept(jax.tree.map(lambda x: x[places], new), best, state.time)
 
     def init(num_tasks: int) -> Kept:
+        if config.share > 0 and round(config.share * num_tasks) == 0:
+            raise ValueError(
+                f"share={config.share} of num_tasks={num_tasks} is no task: no kept task would be drawn"
+            )
         one = jax.eval_shape(family.train, jax.random.key(0))
         tasks = jax.tree.map(lambda x: jnp.zeros((config.keeps, *x.shape), x.dtype), one)
         return Kept(tasks, jnp.zeros(config.keeps), jnp.zeros((), jnp.int32))

@@ -195,9 +195,12 @@ class Dataset:
 
         Raises:
             DatasetError: a shard is damaged; the message names it.
+            TypeError: ``shards`` is no sequence.
             ValueError: there is no shard of such a number.
         """
         numbers = range(self.num_shards) if shards is None else shards
+        if not isinstance(numbers, Sequence | np.ndarray):
+            raise TypeError(f"shards={shards!r} must be a list of numbers of shards")
         for number in numbers:
             if not 0 <= checks.at_least("shards", number, 0) < self.num_shards:
                 raise ValueError(f"shards holds {number}; there are {self.num_shards} shards")

@@ -19,7 +19,7 @@ from jaxmeta.estimators.streams import finite_streams
 from jaxmeta.evaluation.tails import tail_summary
 from jaxmeta.evaluation.trials import Trials, trials
 from jaxmeta.rollouts.fits import check_fits
-from jaxmeta.tasks import environments
+from jaxmeta.tasks import environments, time_limit
 from jaxmeta.types import Environment, Learner, Meta, Task, Trajectory
 
 
@@ -79,9 +79,15 @@ def run_protocol(
         tasks_per_chunk: Tasks evaluated at a time; bounds memory.
 
     Raises:
-        ValueError: a number is out of range, or the learner does not fit the environment.
+        ValueError: a number is out of range; ``horizon`` is less than the family's; the learner does not fit the environment, or
+            has no agent that updates could change without ``in_context``.
     """
     checks.at_least("horizon", horizon, 1)
+    limit = time_limit.ends_by(env)
+    if limit is not None and horizon < limit:
+        raise ValueError(
+            f"horizon={horizon} must be at least {limit}: an episode that is cut has no return"
+        )
     checks.at_least("protocol.adaptation", protocol.adaptation, 0)
     checks.at_least("protocol.tests", protocol.tests, 1)
     checks.field("in_context", in_context, bool)
@@ -89,6 +95,10 @@ def run_protocol(
     checks.at_least("tasks_per_chunk", tasks_per_chunk, 1)
     num_tasks = environments.num_tasks("tasks", tasks, env)
     check_fits(meta, tasks, learner=learner, env=env)
+    if not (in_context or jax.tree.leaves(jax.eval_shape(learner.init, key, meta))):
+        raise ValueError(
+            "in_context=False, but the learner has no agent that updates could change: it learns in its memory"
+        )
     if in_context:
         steps = sum(protocol) * horizon
         how = dict(num_steps=steps, tasks_per_chunk=tasks_per_chunk)

@@ -252,7 +252,7 @@ def train(
             holds its state. None draws independent training tasks (domain randomisation).
         initial: A `Run`, or the state of one, to start from instead of ``algorithm.init``; for
             example to continue another run with other settings. Keys still come from the seed, and
-            meta-updates count from 0. ``config.json`` holds the SHA-256 of ``initial``.
+            meta-updates count from 0. A curriculum begins anew. ``config.json`` holds the SHA-256 of ``initial``.
         folder: Folder for ``config.json``, ``metrics.jsonl`` (a line per meta-update) and
             checkpoints; None writes no files. The run holds the folder from before compilation to
             its end. A run that was killed before its first checkpoint may be started again in the

@@ -149,8 +149,23 @@ def check_action(what: str, action: Any, space: spaces.Discrete | spaces.Box) ->
 
 
 def num_tasks(name: str, tasks: Task, env: Environment) -> int:
-    """The number M of ``tasks [M]``; raises ValueError unless they are a batch of tasks of ``env`` (`checks.batch`)."""
-    return checks.batch(name, tasks, default_task(env), f"a task of {name_of(env)}")
+    """The number M of ``tasks [M]``; raises ValueError unless they are a batch of tasks of ``env`` (`checks.batch`).
+
+    Where the environment's default task has an array, tasks have numbers of its kind: a float that stands for an integer
+    is another task, and equals none. A Python number says less, for ``gravity=10`` may become 9.8.
+    """
+    one = default_task(env)
+    count = checks.batch(name, tasks, one, f"a task of {name_of(env)}")
+    for (path, x), y in zip(
+        jax.tree_util.tree_leaves_with_path(tasks), jax.tree.leaves(one), strict=True
+    ):
+        given, right = jnp.result_type(x), jnp.result_type(y)
+        kinds = {kind(given), kind(right)}
+        if is_one_array(y) and len(kinds) > 1 and kinds != {"int", "uint"}:
+            raise ValueError(
+                f"{name}{jax.tree_util.keystr(path)} holds {given}; in a task of {name_of(env)} it is {right}"
+            )
+    return count
 
 
 def call(where: str, function: Callable[..., Any], *args: Any) -> Any:

@@ -108,3 +108,9 @@ def test_a_family_of_another_horizon_is_refused(family, algorithm):
 def test_tries_of_more_steps_than_are_counted_are_refused(family, algorithm):
     with pytest.raises(ValueError, match="candidates × trials × steps of a trial=.* at most"):
         curricula.sfl(algorithm, family, SFLConfig(10**6, 2, trials=10**6))
+
+
+def test_a_share_of_less_than_a_task_is_refused(family, algorithm):
+    curriculum = curricula.sfl(algorithm, family, SFLConfig(4, 2, share=0.5))
+    with pytest.raises(ValueError, match="share=0.5 of num_tasks=1 is no task"):
+        curriculum.init(1)

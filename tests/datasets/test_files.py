@@ -58,6 +58,8 @@ def test_read_is_what_was_written(tmp_path, family, shards, name):
     assert dataset.header["description"] == {"seed": 3}
     assert_equal(dataset.read(), shards)
     assert_equal(dataset.read([2, 0]), [shards[2], shards[0]])
+    with pytest.raises(TypeError, match="shards=1 must be a list"):
+        dataset.read(1)
     dataset.verify()
     assert sorted(os.listdir(tmp_path / name)) == ["arrays", "dataset.json", "shards.jsonl"]
 

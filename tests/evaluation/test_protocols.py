@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxmeta import evaluation
+from jaxmeta import evaluation, tasks
 from jaxmeta.evaluation import META_WORLD, XLAND, Protocol, protocols
 from tests.probes import Counter, CounterParams, constant_learner
 
@@ -66,3 +66,19 @@ def test_wrong_numbers_are_named():
     with pytest.raises(ValueError, match="protocol.tests=0 must be at least 1"):
         found(Protocol(1, 0), counting(), in_context=True)
     assert protocols.PROTOCOLS == {"meta_world": (10, 3), "xland": (0, 25)}
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (dict(in_context=False), "in_context=False, but the learner has no agent that updates"),
+        (dict(in_context=True, horizon=14), "horizon=14 must be at least 15"),
+    ],
+)
+def test_what_cannot_be_tested_is_refused(settings, message):
+    family = tasks.make("gridnavi", horizon=15)
+    learner = constant_learner()._replace(init=lambda key, meta: ())
+    drawn = tasks.sample_tasks(jax.random.key(0), family, 2, split="test")
+    told = dict(learner=learner, env=family.env, horizon=15, protocol=META_WORLD) | settings
+    with pytest.raises(ValueError, match=message):
+        evaluation.run_protocol(jax.random.key(0), 0.0, drawn, **told)

@@ -55,3 +55,14 @@ def test_what_is_no_environment_is_told_in_a_few_words():
             environments.check_is_environment(wrong)
         assert message in str(error.value)
         assert len(str(error.value)) < 350
+
+
+def test_tasks_hold_numbers_of_the_right_kind():
+    """A goal of 3.5 equals no cell, so every return would be the return of an agent that never finds it."""
+    family = make("gridnavi")
+    drawn = jax.vmap(family.train)(jax.random.split(jax.random.key(0), 2))
+    floats = jax.tree.map(lambda x: x + 0.5, drawn)
+    with pytest.raises(ValueError, match="tasks.goal holds float32; in a task of GridNavi it is"):
+        environments.num_tasks("tasks", floats, family.env)
+    unsigned = jax.tree.map(lambda x: x.astype(jnp.uint8), drawn)
+    assert environments.num_tasks("tasks", unsigned, family.env) == 2
