@@ -209,7 +209,7 @@ def test_a_list_of_tasks(family):
             {"goal": jnp.zeros((3, 3))},
             r"train\['goal'\] is float32 of shape \(3, 3\); a task of the",
         ),
-        ({"goal": jnp.zeros((3, 2), int)}, r"train\['goal'\] is int32"),
+        ({"goal": jnp.zeros((3, 2), int)}, r"train\['goal'\] holds int32"),
         ({"goal": jnp.full((3, 2), jnp.nan)}, "has a NaN"),
         ([{"goal": jnp.zeros(2)}] * 3, "train is a list of 3; it must be one pytree"),
     ):
