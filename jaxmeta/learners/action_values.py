@@ -34,7 +34,7 @@ def exploring(hyper: Any, num_tasks: int) -> Any:
 
     The factor of task i is ``1 + diversity ((2 i + 1) / M - 1)``, and no ε is more than 1.
     """
-    place = (2.0 * jnp.arange(num_tasks) + 1.0) / num_tasks - 1.0
+    place = (2.0 * jnp.arange(num_tasks, dtype=float) + 1.0) / num_tasks - 1.0
     factor = 1.0 + hyper.diversity * place
     epsilon = jnp.minimum(hyper.epsilon * factor, 1.0)
     return hyper._replace(epsilon=epsilon, temperature=hyper.temperature * factor)

@@ -324,7 +324,7 @@ PRESETS: dict[str, Experiment] = {
             epsilon_updates=90,
             diversity=1.0,
         ),
-        meta_updates=240,
+        meta_updates=320,
         num_tasks=64,
         algorithm="recurrent_q",
     ),
