@@ -29,7 +29,7 @@ METHODS = ("none", "plr", "robust_plr", "accel", "learnability")
 
 
 class Levels(study.Study):
-    """Tasks whose episodes are solved or not, and what is learned there."""
+    """RL² with and without curricula on tasks whose episodes are solved or not."""
 
     methods: Annotated[study.Names, study.known(METHODS)] = (
         METHODS  # Curricula; none is the control.

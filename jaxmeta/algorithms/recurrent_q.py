@@ -163,7 +163,8 @@ class Hyper(NamedTuple):
     diversity: float = 0.0
     """How far the tasks of a meta-update differ in exploration, from 0 to 1: ε and τ of training are times factors from
     1 - diversity at the first task to 1 + diversity at the last. With 1 some trials show what the best actions earn
-    while others try what these leave out. 0 explores alike in all."""
+    while others try what these leave out. 0 explores alike in all. Sampling for
+    learnability (`curricula.sfl`) puts its kept tasks first, so these explore least."""
     epsilon_updates: float = 100.0
     """Meta-updates in which ε and τ fall from the first to the last in a straight line."""
     epsilon: float = 0.0

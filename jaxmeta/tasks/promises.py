@@ -81,9 +81,7 @@ def check_made_tasks(family: TaskFamily, where: str, key: jax.Array, task: Any) 
         x = jax.eval_shape(lambda: jnp.zeros(size))
         made["parameters"] = signatures.shaped(f"{where} parameters", family.parameters.task, x)
     for name, found in made.items():
-        same = str(jax.tree.structure(found)) == str(jax.tree.structure(task))
-        pairs = zip(jax.tree.leaves(found), jax.tree.leaves(task), strict=True) if same else ()
-        if not same or any((x.shape, x.dtype) != (y.shape, y.dtype) for x, y in pairs):
+        if not signatures.same_arrays(found, task):
             raise InvalidEnvironment(
                 f"{where} {name} makes {found}; it must make a task like those of train, {task}"
             )
