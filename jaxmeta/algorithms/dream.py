@@ -16,7 +16,8 @@ whose sum is the gain of the whole exploration less its cost. The family's own r
 them. τ_:t ends with the observation of step t; of the episode's last step its reward and action are read, and not where it led to.
 
 Both policies learn by PPO from the newest trials, as `rl2` does; an episode's return ends with it. The paper has recurrent double
-deep Q-networks with replay instead. The decoder learns by its own loss alone.
+deep Q-networks with replay instead. The decoder learns by its own loss alone. While explorations are alike, it learns to read nothing
+else, and another exploration is not paid; ``Config(decoder_reads="trial")`` shows it more.
 
 Use it where to explore does not pay within an episode, and tasks can be told from each other in training. A task is told as its
 `TaskFamily.task_vector`.
@@ -101,6 +102,10 @@ class Config(learners.recurrent.EpochConfig):
     """Entries of z."""
     bottleneck_sizes: tuple[int, ...] = (64,)
     """Widths of the bottleneck's tanh layers."""
+    decoder_reads: Literal["exploration", "trial"] = "exploration"
+    """What the decoder learns from: explorations, as published; or whole trials, but for those whose exploiter is told the task. In the
+    other trials the exploiter tries what the exploration left open. From these tries the decoder learns to read what the explorer does
+    not do yet, so that the explorer is paid as soon as it does."""
     bottleneck_scale: float = 1.0
     """Factor of the initial weights of the bottleneck's last layer. The less it is, the nearer codes begin to each other: the exploiter
     then draws those apart that it has a use for, and the explorer is paid later."""
@@ -111,6 +116,7 @@ class Config(learners.recurrent.EpochConfig):
         checks.ignored(self, ["remembers"], "in DREAM, whose exploiter remembers z")
         recurrent.check(self.memory, self.memory_size, self.precision)
         checks.at_least("latent_size", self.latent_size, 1)
+        checks.choice("decoder_reads", self.decoder_reads, ("exploration", "trial"))
         checks.between("bottleneck_scale", self.bottleneck_scale, 0.0, 1e3)
         for name in ("encoder_sizes", "bottleneck_sizes"):
             for size in getattr(self, name):
@@ -206,8 +212,10 @@ class Batch(NamedTuple):
     """The other episodes, ``[B, T - H]``. Their inputs are without z."""
     begins: jax.Array
     """bool ``[B, T - H]``: first steps of the exploiter's episodes."""
+    decoder: Inputs
+    """``[B, L]``, the decoder's inputs, which may be of longer trials than the explorer's."""
     read: jax.Array
-    """bool ``[B, H + 1]``: the steps at which the decoder learns, up to the first one after the exploration."""
+    """bool ``[B, L]``: the steps at which the decoder learns."""
     z: jax.Array
     """``[B, Z]``, what the decoder made of the exploration when the trial was new."""
     shown: Shown
@@ -471,11 +479,17 @@ def cut(
         nothing = jnp.zeros_like(data.reward)
         return trial_gradients.Batch(data, inputs, nothing, nothing, counted)
 
+    # An exploiter that is told the task gives it away by what it does.
+    tries = of.exploits & ~shown.told[:, None]
+    decoder, read = inputs, of.explores | of.read | tries
+    if config.decoder_reads == "exploration":
+        decoder, read = early((inputs, of.explores | of.read))
     return Batch(
         explorer=part(early(steps), early(of.explores), networks.explorer),
         exploiter=part(late(steps), late(of.exploits), networks.exploiter),
         begins=late(of.begins & of.exploits),
-        read=early(of.explores | of.read),
+        decoder=decoder,
+        read=read,
         z=jnp.zeros_like(shown.noise),
         shown=shown,
         counted=counted,
@@ -521,7 +535,7 @@ class Whole(NamedTuple):
     exploiter: trial_gradients.Whole
     """Of the other steps."""
     read: jax.Array
-    """``[]``, the prefixes of explorations, the empty and the whole ones with them; at least 1."""
+    """``[]``, the steps at which the decoder learns; at least 1."""
     trials: jax.Array
     """``[]``, the trials with a counted step; at least 1."""
 
@@ -556,16 +570,22 @@ def all_losses(
         )
         loss = loss + its_loss
         reports |= {f"{key}/{name}": x for key, x in report.items()}
-    g = jax.vmap(networks.decoder.unroll, in_axes=(None, None, 0))(
-        params["decoder"], networks.decoder.initial(), batch.explorer.inputs
-    )
-    distance = jnp.sum((g - jax.lax.stop_gradient(f)[:, None]) ** 2, axis=-1)
-    decoder = jnp.sum(jnp.where(batch.read, distance, 0.0)) / whole.read
+    decoder = decoder_error(params, jax.lax.stop_gradient(f), batch, whole, networks=networks)
     square, good = jnp.sum(f**2, axis=-1), jnp.any(batch.counted, axis=1)
     size = jnp.sum(jnp.where(good, jnp.maximum(square, hyper.free_norm), 0.0)) / whole.trials
     reports["decoder_loss"] = decoder
     reports["bottleneck"] = jnp.sum(jnp.where(good, square, 0.0)) / whole.trials
     return loss + hyper.decoder_cost * decoder + hyper.bottleneck_cost * size, reports
+
+
+def decoder_error(
+    params: Params, f: jax.Array, batch: Batch, whole: Whole, *, networks: Networks
+) -> jax.Array:
+    """Some trials' share of the decoder's mean squared distance from ``f [B, Z]`` in a minibatch, ``[]``."""
+    unroll = jax.vmap(networks.decoder.unroll, in_axes=(None, None, 0))
+    g = unroll(params["decoder"], networks.decoder.initial(), batch.decoder)
+    distance = jnp.sum((g - f[:, None]) ** 2, axis=-1)
+    return jnp.sum(jnp.where(batch.read, distance, 0.0)) / whole.read
 
 
 def _told(f: jax.Array, batch: Batch) -> jax.Array:

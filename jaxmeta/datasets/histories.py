@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmeta import checks, rollouts
+from jaxmeta.rollouts.fits import check_fits
 from jaxmeta.tasks import environments, signatures
 from jaxmeta.tasks.family import Controller, TaskFamily
 from jaxmeta.types import Learner, Task, TimeStep, Trajectory
@@ -51,10 +52,14 @@ def record(
         num_updates: K, the updates of each learner.
         restart: Whether all streams begin anew after each update, as gradient-based learners do in training.
         tasks_per_chunk: Tasks that are lived through at a time.
+
+    Raises:
+        ValueError: ``meta`` is of a population or of another learner, or the learner does not fit the environment.
     """
     checks.at_least("num_updates", num_updates, 0)
     checks.at_least("tasks_per_chunk", tasks_per_chunk, 1)
     num_tasks = environments.num_tasks("tasks", tasks, setup.env)
+    check_fits(meta, tasks, learner=setup.learner, env=setup.env)
 
     def history(key_and_task: tuple) -> Trajectory:
         key, task = key_and_task

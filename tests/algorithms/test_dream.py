@@ -87,7 +87,7 @@ def known_networks():
     )
 
 
-def prepared(**numbers):
+def prepared(decoder_reads="exploration", **numbers):
     """What DREAM learns from `trials_of_three_episodes`, of which the second's exploiter is told f + (3, 3)."""
     inputs, _ = trials_of_three_episodes()
     number = jnp.cumsum(inputs.time[..., 0] > 0, axis=1)
@@ -101,7 +101,8 @@ def prepared(**numbers):
     unit = jnp.asarray([0.0, 1.0])
     meta = meta._replace(value_scale=unit)
     shown = module.Shown(jnp.ones((2, 1)), jnp.asarray([False, True]), jnp.full((2, 2), 3.0))
-    how = dict(parts=parts, networks=networks, config=Config(num_episodes=3))
+    config = Config(num_episodes=3, decoder_reads=decoder_reads)
+    how = dict(parts=parts, networks=networks, config=config)
     return jax.jit(partial(module.prepared, **how))(meta, Hyper(**numbers), data, shown)
 
 
@@ -152,6 +153,20 @@ def test_both_policies_get_their_steps_their_rewards_and_their_z():
     np.testing.assert_allclose(exploiter.advantage[0, :3] * spread, returns[0] - 3, rtol=1e-5)
     np.testing.assert_allclose(exploiter.advantage[1, :2] * spread, returns[1, :2] - 4, rtol=1e-5)
     np.testing.assert_allclose(metrics["return/told"], 4 + 5 + 6 + 7 + 8)
+
+
+def test_the_decoder_may_read_what_an_exploiter_tries_that_is_not_told():
+    _, batch, _ = prepared()
+    assert batch.decoder.obs.shape == (2, 5, 1)
+    numbers = dict(decoder_reads="trial", discount=0.5, gae_lambda=1.0, exploration_cost=0.25)
+    _, batch, _ = prepared(**numbers)
+    assert batch.decoder.obs[0, :, 0].tolist() == list(range(12))
+    assert batch.read.tolist() == [[1] * 6 + [0] * 6, [1] * 5 + [0] * 7]
+    # f is (1, 2), and g at step t is (t, t).
+    errors = [(t - 1) ** 2 + (t - 2) ** 2 for t in (*range(6), *range(5))]
+    whole, f = module.whole_minibatch(batch), jnp.tile(jnp.asarray([1.0, 2.0]), (2, 1))
+    error = module.decoder_error({"decoder": ()}, f, batch, whole, networks=known_networks())
+    np.testing.assert_allclose(error, np.mean(errors), rtol=1e-6)
 
 
 def test_no_value_crosses_the_end_of_an_episode():
@@ -308,6 +323,7 @@ def test_a_task_that_is_no_number_does_not_spread(family, broken):
         (dict(num_episodes=1), "num_episodes=1 must be at least 2"),
         (dict(remembers="episode"), "remembers='episode' has no effect in DREAM"),
         (dict(latent_size=0), "latent_size=0 must be at least 1"),
+        (dict(decoder_reads="all"), "decoder_reads='all' is unknown"),
         (dict(encoder_sizes=(0,)), "encoder_sizes=0 must be at least 1"),
     ],
 )

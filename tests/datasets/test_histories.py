@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from jaxmeta import datasets, references, rollouts, tasks
+from jaxmeta.algorithms import maml
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +49,14 @@ def test_record_is_the_lifetime_round_by_round():
             np.testing.assert_array_equal(
                 got.data.reward[2, stream, piece], lived.reward[k, stream]
             )
+
+
+def test_a_learner_of_another_family_is_refused(family, drawn):
+    other = maml.maml(tasks.make("navigation", horizon=3), maml.Config(hidden_sizes=(4,)))
+    meta = jax.eval_shape(other.init, jax.random.key(0)).meta
+    setup = rollouts.Setup(other.learner, family.env, num_streams=1, num_steps=4)
+    with pytest.raises(ValueError, match="learner does not fit"):
+        datasets.record(jax.random.key(3), meta, drawn, setup=setup, num_updates=0)
 
 
 def test_a_restart_hides_no_reward(family, drawn):
