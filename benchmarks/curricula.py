@@ -50,10 +50,12 @@ class Mazes(Levels):
 
     size: int = 7  # Cells along a side.
     horizon: int = 30  # Steps of an episode.
+    unsolvable: Annotated[float, study.within(0, 1)] = 0.0
+    """Share of the training mazes whose goal cannot be reached; held-out mazes are all solvable."""
 
     def agent(self) -> tuple[TaskFamily, MetaAlgorithm]:
         """The mazes and RL² on them."""
-        return maze_agent(self)
+        return maze_agent(self, self.unsolvable)
 
 
 class XLand(Levels):
@@ -101,9 +103,9 @@ class Overhead(study.Study):
     repeats: int = 7  # Calls of each program.
 
 
-def maze_agent(told: Any) -> tuple[TaskFamily, MetaAlgorithm]:
+def maze_agent(told: Any, unsolvable: float = 0.0) -> tuple[TaskFamily, MetaAlgorithm]:
     """The mazes and RL² on them."""
-    family = tasks.make("maze", size=told.size, horizon=told.horizon)
+    family = tasks.make("maze", size=told.size, horizon=told.horizon, unsolvable=unsolvable)
     config = Config(num_episodes=told.num_episodes, num_minibatches=4)
     hyper = Hyper(learning_rate=1e-3, discount=0.97)
     return family, rl2(family, config, hyper, memory=gru(told.memory_size))

@@ -7,7 +7,7 @@ the task too.
 """
 
 import dataclasses
-import functools
+from functools import partial
 from typing import Any, Literal
 
 import jax
@@ -161,6 +161,7 @@ def maze(
     horizon: int = 100,
     observation: Literal["view", "position"] = "view",
     radius: int = 1,
+    unsolvable: float = 0.0,
 ) -> TaskFamily:
     """Mazes without loops, the goal in any free cell, for train and test.
 
@@ -174,6 +175,8 @@ def maze(
         horizon: Time limit of an episode, in steps.
         observation: ``"view"``, the walls around the agent, or ``"position"``, the agent's cell.
         radius: Cells that the agent sees in each direction.
+        unsolvable: Share of the training mazes in which walls surround the goal, so that nothing can be earned. The other
+            splits have no such mazes. It is for the study of curricula, which can leave these mazes out.
 
     Raises:
         ValueError: ``size`` is even, or a number is out of range.
@@ -182,6 +185,7 @@ def maze(
     checks.at_least("horizon", horizon, 1)
     checks.at_least("radius", radius, 1)
     checks.choice("observation", observation, OBSERVATIONS)
+    checks.between("unsolvable", unsolvable, 0.0, 1.0)
     if size % 2 == 0:
         raise ValueError(f"size={size} must be odd: every second cell is a room")
 
@@ -194,17 +198,31 @@ def maze(
 
         return sample
 
+    def some_unsolvable(key: jax.Array) -> MazeParams:
+        key, coin_key = jax.random.split(key)
+        task = sampler("train")(key)
+        return jax.tree.map(
+            partial(jnp.where, jax.random.bernoulli(coin_key, unsolvable)), _walled_in(task), task
+        )
+
     return TaskFamily(
         name="maze",
         env=Maze(size, horizon, observation, radius),
         horizon=horizon,
-        train=sampler("train"),
+        train=some_unsolvable if unsolvable else sampler("train"),
         test=sampler("test"),
         out_of_distribution=sampler("out_of_distribution"),
         optimal_action=optimal_action if observation == "position" else None,
-        optimal_return=functools.partial(optimal_return, horizon=horizon),
+        optimal_return=partial(optimal_return, horizon=horizon),
         mutate=mutate,
     )
+
+
+def _walled_in(task: MazeParams) -> MazeParams:
+    """The task with walls in all cells around the goal."""
+    around = jnp.sum(jax.nn.one_hot(_successors(task)[task.goal], task.walls.size), axis=0) > 0
+    around = around & (jnp.arange(task.walls.size) != task.goal)
+    return task.replace(walls=task.walls | around.reshape(task.walls.shape))
 
 
 def mutate(key: jax.Array, task: MazeParams) -> MazeParams:

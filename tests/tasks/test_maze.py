@@ -64,6 +64,21 @@ def test_layouts_are_trees_out_of_distribution_with_loops_and_all_rooms_connecte
         assert len(seen["train"] | seen["test"]) == 4
 
 
+def test_some_training_mazes_may_be_unsolvable():
+    family, train, test = drawn_tasks("train", "test", count=60, size=5, unsolvable=0.7)
+    reached = {}
+    for split, drawn in (("train", train), ("test", test)):
+        both = zip(np.asarray(drawn.walls), np.asarray(drawn.goal), strict=True)
+        reached[split] = np.array([len(searched(walls, int(goal))) for walls, goal in both])
+    unsolvable = reached["train"] == 1  # the goal alone
+    assert 30 <= unsolvable.sum() <= 52
+    assert np.all(reached["train"][~unsolvable] == 17)  # nine rooms and eight passages
+    assert np.all(reached["test"] == 17)
+    optimal = jax.jit(jax.vmap(family.optimal_return))(train)
+    np.testing.assert_array_equal(optimal == 0, unsolvable)
+    assert np.all(~train.walls.reshape(60, -1)[np.arange(60), train.goal])
+
+
 def test_optimum_is_the_search_s():
     family, *each = drawn_tasks("test", "out_of_distribution", count=6, horizon=30)
     drawn = jax.tree.map(lambda *x: np.concatenate(x), *each)
@@ -141,6 +156,8 @@ def test_bad_settings_are_named():
         tasks.make("maze", size=6)
     with pytest.raises(ValueError, match="observation='map' is unknown"):
         tasks.make("maze", observation="map")
+    with pytest.raises(ValueError, match="unsolvable=1.5 must"):
+        tasks.make("maze", unsolvable=1.5)
     with pytest.raises(ValueError, match="radius=0 must be at least 1"):
         tasks.make("maze", radius=0)
 
