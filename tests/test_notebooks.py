@@ -7,6 +7,8 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
+from tests.conftest import IN_EARNEST
+
 NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
 
 
@@ -18,13 +20,17 @@ SHORT = (
     (r"\b[12]0_000\b", "1000"),
 )
 """Numbers in the notebooks that say how long something learns or how many samples are drawn, and smaller ones."""
+LONG = ("01_quickstart", "11_your_own_network", "12_take_it_home")
+"""Notebooks whose programs run for longer than they compile."""
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 @pytest.mark.filterwarnings("ignore")  # Jupyter's own
-def test_notebook_runs_in_small(path):
+def test_notebook_runs_in_small(path, monkeypatch):
     """Every line runs. The committed outputs show that the whole notebook runs."""
+    if path.stem in LONG:
+        monkeypatch.setenv("XLA_FLAGS", IN_EARNEST)
     notebook = nbformat.read(path, as_version=4)
     for cell in notebook.cells:
         if cell.cell_type == "code":
