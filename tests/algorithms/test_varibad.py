@@ -162,6 +162,7 @@ def test_apart_each_optimiser_holds_the_state_of_its_own_part():
     assert size(state.auxiliary_optimizer) == 2 * (size(params) - acting) + 1
 
 
+@pytest.mark.slow
 def test_a_run_with_a_belief_apart_resumes_bit_for_bit(tmp_path):
     """Three meta-updates are one, a checkpoint and two: parameters, both optimisers, buffer and metrics."""
     pytest.importorskip("flashbax")
