@@ -1114,6 +1114,7 @@ SMALL_EXPLORATIONS = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", SMALL_EXPLORATIONS)
+@pytest.mark.usefixtures("in_earnest")
 def test_exploration(kind, tmp_path):
     result = run("exploration.py", kind, *SMALL_EXPLORATIONS[kind].split(), cwd=tmp_path)
     assert result.returncode == 0, result.stderr

@@ -372,13 +372,15 @@ def clue_family():
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("in_earnest")
 def test_it_learns_to_look_for_the_sake_of_the_next_episode():
-    """The best return of the second episode is 1, of a guess 1/2. Some seeds stay at a guess; no guess is better."""
+    """The best return of the second episode is 1, of a guess 1/2. Three of eight seeds stay at a guess; no guess is better."""
     from jaxmeta.runs import training
 
     family, num_seeds = clue_family(), 4
-    config = Config(memory_size=32, encoder_sizes=(32,), bottleneck_scale=1.6)
-    hyper = Hyper(learning_rate=3e-3, anneal_updates=300, exploration_entropy=1.0)
+    sizes = dict(memory_size=32, encoder_sizes=(32,), bottleneck_scale=1.6)
+    config = Config(**sizes, decoder_reads="trial")
+    hyper = Hyper(learning_rate=3e-3, anneal_updates=300, entropy_cost=0.2, exploration_entropy=0.3)
     algorithm = dream(family, config, hyper)
     plan = training.Config(meta_updates=300, num_tasks=64)
     run = training.train_population(algorithm, family, plan, num_seeds=num_seeds)

@@ -79,6 +79,7 @@ def test_each_episode_follows_its_policy():
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("in_earnest")
 @pytest.mark.parametrize(("num_episodes", "published"), [(10, 138.1), (25, 408.8)])
 def test_published_figures_of_psrl(num_episodes, published):
     family = tasks.make("tabular")
