@@ -112,6 +112,8 @@ MUTANTS = (
     Mutant("meta_updates/outer_loop.py", "applied &= jnp.any(good & learns)", "applied &= jnp.any(good)", "curricula/test_meta_update.py"),
     Mutant("runs/training.py", "return Run(key, state, run.num_updates + 1, taught), metrics", "return Run(key, state, run.num_updates + 1, run.curriculum), metrics"),
     Mutant("runs/interrupts.py", "return noted[0] if noted else None", "return None"),
+    Mutant("tasks/maze.py", "jax.random.bernoulli(coin_key, unsolvable)", "jax.random.bernoulli(key, unsolvable)", "test_key_reuse.py"),
+    Mutant("tasks/maze.py", "around & (jnp.arange(task.walls.size) != task.goal)", "around"),
     Mutant("tasks/maze.py", "kept = whole & ~_is_test_maze(changed.walls)", "kept = whole"),
     Mutant("tasks/xland_edits.py", "jnp.where(is_new, new, old), after, parts)", "new, after, parts)"),
     Mutant("tasks/xland_edits.py", "(jnp.arange(len(same)) != HOLD) | (first[1] != GOAL_TILE)", "(jnp.arange(len(same)) >= 0)"),

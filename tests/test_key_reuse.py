@@ -99,6 +99,11 @@ def test_tasks_and_episodes_use_each_key_once(name):
     key_reuse.check_key_reuse(episode, jax.random.key(0))
 
 
+def test_unsolvable_mazes_use_each_key_once():
+    sample = tasks.make("maze", size=3, unsolvable=0.5).train
+    key_reuse.check_key_reuse(sample, jax.random.key(0))
+
+
 def test_evaluation_uses_each_key_once(family):
     algorithm = small_algorithm(family, "maml")
 

@@ -16,8 +16,8 @@ whose sum is the gain of the whole exploration less its cost. The family's own r
 them. τ_:t ends with the observation of step t; of the episode's last step its reward and action are read, and not where it led to.
 
 Both policies learn by PPO from the newest trials, as `rl2` does; an episode's return ends with it. The paper has recurrent double
-deep Q-networks with replay instead. The decoder learns by its own loss alone. While explorations are alike, it learns to read nothing
-else, and another exploration is not paid; ``Config(decoder_reads="trial")`` shows it more.
+deep Q-networks with replay instead. The decoder learns by its own loss alone. While all explorations are alike, the decoder learns to
+read no others, and the explorer is not paid for others. ``Config(decoder_reads="trial")`` shows the decoder more.
 
 Use it where to explore does not pay within an episode, and tasks can be told from each other in training. A task is told as its
 `TaskFamily.task_vector`.
@@ -103,9 +103,10 @@ class Config(learners.recurrent.EpochConfig):
     bottleneck_sizes: tuple[int, ...] = (64,)
     """Widths of the bottleneck's tanh layers."""
     decoder_reads: Literal["exploration", "trial"] = "exploration"
-    """What the decoder learns from: explorations, as published; or whole trials, but for those whose exploiter is told the task. In the
-    other trials the exploiter tries what the exploration left open. From these tries the decoder learns to read what the explorer does
-    not do yet, so that the explorer is paid as soon as it does."""
+    """The steps at which the decoder learns: the exploration's alone, as published, or the whole trial's. An exploiter that is not told
+    the task tries what the exploration left open. With ``"trial"`` the decoder learns from these tries, too. It can then read an
+    exploration that the explorer has hardly ever made, and the explorer is paid for it. Trials with a told exploiter are read as
+    before."""
     bottleneck_scale: float = 1.0
     """Factor of the initial weights of the bottleneck's last layer. The less it is, the nearer codes begin to each other: the exploiter
     then draws those apart that it has a use for, and the explorer is paid later."""
@@ -479,7 +480,7 @@ def cut(
         nothing = jnp.zeros_like(data.reward)
         return trial_gradients.Batch(data, inputs, nothing, nothing, counted)
 
-    # An exploiter that is told the task gives it away by what it does.
+    # A told exploiter acts by the task: the decoder would read the task from its actions.
     tries = of.exploits & ~shown.told[:, None]
     decoder, read = inputs, of.explores | of.read | tries
     if config.decoder_reads == "exploration":
