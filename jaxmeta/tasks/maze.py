@@ -222,7 +222,7 @@ def _walled_in(task: MazeParams) -> MazeParams:
     """The task with walls in all cells around the goal."""
     around = jnp.sum(jax.nn.one_hot(_successors(task)[task.goal], task.walls.size), axis=0) > 0
     around = around & (jnp.arange(task.walls.size) != task.goal)
-    return task.replace(walls=task.walls | around.reshape(task.walls.shape))
+    return MazeParams(walls=task.walls | around.reshape(task.walls.shape), goal=task.goal)
 
 
 def mutate(key: jax.Array, task: MazeParams) -> MazeParams:
