@@ -18,8 +18,9 @@ SHORT = (
     (r"\bmeta_train\((\"\w+\"), \d+", r"meta_train(\1, 5"),
     (r"\bUPDATES, SEEDS = 1200, 4", "UPDATES, SEEDS = 120, 1"),
     (r"\b[12]0_000\b", "1000"),
+    (r'= ("--xla_force_host_platform_device_count=8")', r'+= " " \1'),  # beside the tests' own
 )
-"""Numbers in the notebooks that say how long something learns or how many samples are drawn, and smaller ones."""
+"""Numbers in the notebooks that say how long something learns or how many samples are drawn, and smaller ones; flags of the compiler."""
 LONG = ("01_quickstart", "11_your_own_network", "12_take_it_home")
 """Notebooks whose programs run for longer than they compile."""
 
