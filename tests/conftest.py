@@ -33,12 +33,14 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
     """A process runs whole files, unless ``--dist`` says otherwise: the tests of a file share fixtures and traced functions. Slow tests are
-    few and long, and share little."""
-    if config.option.dist != "load" or config.option.markexpr != "not slow":
+    few and long: a process that is done takes over a part of another's."""
+    if config.option.dist != "load":
         return None
-    from xdist.scheduler import LoadFileScheduling
+    from xdist.scheduler import LoadFileScheduling, WorkStealingScheduling
 
-    return LoadFileScheduling(config, log)
+    schedulings = {"not slow": LoadFileScheduling, "slow": WorkStealingScheduling}
+    scheduling = schedulings.get(config.option.markexpr)
+    return scheduling and scheduling(config, log)
 
 
 # How long an example takes says what else the machine does, and whether it compiled.

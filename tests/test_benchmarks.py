@@ -1133,6 +1133,7 @@ def test_exploration(kind, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("in_earnest")
 def test_xland(tmp_path, refusal):
     pytest.importorskip("xminigrid")
     small = "--size=5 --num-rulesets=16 --num-episodes=1 --num-tasks=8 --meta-updates=2 --memory-size=4 --looks=2 --eval-tasks=4"

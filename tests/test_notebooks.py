@@ -21,7 +21,14 @@ SHORT = (
     (r'= ("--xla_force_host_platform_device_count=8")', r'+= " " \1'),  # beside the tests' own
 )
 """Numbers in the notebooks that say how long something learns or how many samples are drawn, and smaller ones; flags of the compiler."""
-LONG = ("01_quickstart", "11_your_own_network", "12_take_it_home")
+LONG = (
+    "01_quickstart",
+    "04_memory",
+    "05_meta_values",
+    "07_games_robots_language",
+    "11_your_own_network",
+    "12_take_it_home",
+)
 """Notebooks whose programs run for longer than they compile."""
 
 

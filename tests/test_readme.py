@@ -31,8 +31,6 @@ EXAMPLES = {  # on the pages of the reference
 }
 SHORT = r"(meta[_-]updates[ =])\d+", r"\g<1>5"
 """What says how many meta-updates are made, and so many that all lines run: learning is checked elsewhere."""
-MOSTLY_RUN = ("algorithm_distillation", "decision_pretrained", "recurrent_q")
-"""Algorithms whose examples run for longer than they compile."""
 COMMANDS = [text for kind, text in BLOCKS if kind in ("bash", "sh")]
 DOCUMENTS = [ROOT / "README.md", ROOT / "benchmarks" / "RESULTS.md"]
 
@@ -65,6 +63,7 @@ def test_code_runs(number, monkeypatch, tmp_path):
 @pytest.mark.parametrize("number", range(2, len(COMMANDS)))
 def test_commands_run(number, monkeypatch, tmp_path):
     """Those beside the main job and the tests, which CI runs."""
+    monkeypatch.setenv("XLA_FLAGS", IN_EARNEST)
     command = re.sub(*SHORT, COMMANDS[number])
     assert command != COMMANDS[number]
     command = command.replace("python benchmarks", f"{sys.executable} {ROOT}/benchmarks")
@@ -82,9 +81,7 @@ def test_every_algorithm_has_an_example_and_says_when_to_use_it():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", EXAMPLES)
-def test_examples_of_the_reference_run(name, request):
-    if name in MOSTLY_RUN:
-        request.getfixturevalue("in_earnest")
+def test_examples_of_the_reference_run(name):
     exec(compile(re.sub(*SHORT, EXAMPLES[name]), name, "exec"), {})
 
 

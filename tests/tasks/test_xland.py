@@ -91,6 +91,7 @@ def compared(env, package, params, key, task):
 @pytest.mark.parametrize(
     "layout", ["R4", *(pytest.param(x, marks=pytest.mark.slow) for x in SIZES if x != "R4")]
 )
+@pytest.mark.usefixtures("in_earnest")
 def test_ten_thousand_steps_are_the_package_s(layout):
     """Of random actions in the published environments of that name: the same rooms, views, rewards, ends and states."""
     size = SIZES[layout]

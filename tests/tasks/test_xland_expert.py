@@ -116,6 +116,7 @@ def test_the_expert_finds_what_need_not_be_put_anywhere(goal, law):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("split", "least"), [("test", 0.5), ("out_of_distribution", 0.35)])
+@pytest.mark.usefixtures("in_earnest")
 def test_the_expert_is_far_better_than_random(split, least):
     """Random agents earn about 0.06."""
     made = tasks.make("xland")
