@@ -71,7 +71,7 @@ class Adaptation:
     """Widths of the hidden layers."""
     rematerialize: bool = True
     """Compute an inner step's intermediate values again in the backward pass rather than keep them:
-    at K = 3 about a quarter of the memory. `benchmarks/second_order.py` measures it."""
+    at K = 3 about a third of the memory. `benchmarks/second_order.py` measures it."""
     tasks_per_chunk: int | None = None
     """Tasks processed at a time, to bound memory; None is all of them on an accelerator and at most 5 on a single
     CPU (`meta_updates.tasks_at_once`). Changes results by rounding only. On several devices it must be a multiple
