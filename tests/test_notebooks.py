@@ -20,7 +20,7 @@ SHORT = (
     (r"\b[12]0_000\b", "1000"),
     (r'= ("--xla_force_host_platform_device_count=8")', r'+= " " \1'),  # beside the tests' own
 )
-"""Numbers in the notebooks that say how long something learns or how many samples are drawn, and smaller ones; flags of the compiler."""
+"""Numbers in the notebooks that say how long something learns or how many samples are drawn, and smaller ones. The last keeps the tests' flags of the compiler."""
 LONG = (
     "01_quickstart",
     "04_memory",

@@ -30,7 +30,8 @@ EXAMPLES = {  # on the pages of the reference
     if fence.type == "fence"
 }
 SHORT = r"(meta[_-]updates[ =])\d+", r"\g<1>5"
-"""What says how many meta-updates are made, and so many that all lines run: learning is checked elsewhere."""
+"""The number of meta-updates in a text, and a smaller one that runs every line. Other tests check learning."""
+PROGRAMS = [*PYTHON, *EXAMPLES.values()]
 COMMANDS = [text for kind, text in BLOCKS if kind in ("bash", "sh")]
 DOCUMENTS = [ROOT / "README.md", ROOT / "benchmarks" / "RESULTS.md"]
 
@@ -85,9 +86,9 @@ def test_examples_of_the_reference_run(name):
     exec(compile(re.sub(*SHORT, EXAMPLES[name]), name, "exec"), {})
 
 
-@pytest.mark.parametrize("number", range(len(PYTHON)))
+@pytest.mark.parametrize("number", range(len(PROGRAMS)))
 def test_code_imports_what_there_is(number):
-    for node in ast.walk(ast.parse(PYTHON[number])):
+    for node in ast.walk(ast.parse(PROGRAMS[number])):
         if isinstance(node, ast.Import | ast.ImportFrom):
             exec(ast.unparse(node), {})
 
